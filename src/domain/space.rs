@@ -1,0 +1,198 @@
+//! Vector spaces: which vectors may be compared.
+//!
+//! A [`Manifest`] lists everything that decides where a text lands. Its SHA-256 is the [`Fingerprint`], whose first 16
+//! hex digits name the space. What only changes rounding (provider, runtime version, precision of the arithmetic) is
+//! left out on purpose, so that two machines share a space.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use sha2::{Digest, Sha256};
+
+use super::model::{Pooling, Prompts, TruncationSide};
+
+const SPACE_ID_DIGITS: usize = 16;
+
+/// The SHA-256 of a space's canonical manifest, as 64 lower-case hex digits.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(transparent)]
+pub struct Fingerprint(String);
+
+impl Fingerprint {
+    /// The space this fingerprint names.
+    #[must_use]
+    pub fn space(&self) -> SpaceId {
+        SpaceId(self.0[..SPACE_ID_DIGITS].to_owned())
+    }
+
+    /// The 64 hex digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+/// The short name of a space: the first 16 hex digits of its fingerprint.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SpaceId(String);
+
+/// A string that is not a space id.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a space: a space is 16 hexadecimal digits, as `x-space` and `GET /models/{{name}}` give them")]
+pub struct SpaceIdError(String);
+
+impl SpaceId {
+    /// Reads 16 hex digits; upper case is accepted and lowered.
+    ///
+    /// # Errors
+    /// When the text is anything else.
+    pub fn parse(text: &str) -> Result<Self, SpaceIdError> {
+        if text.len() == SPACE_ID_DIGITS && text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            Ok(Self(text.to_ascii_lowercase()))
+        } else {
+            Err(SpaceIdError(text.chars().take(64).collect()))
+        }
+    }
+
+    /// The 16 hex digits.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for SpaceId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl Serialize for SpaceId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&self.0)
+    }
+}
+
+impl<'de> Deserialize<'de> for SpaceId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        Self::parse(&text).map_err(serde::de::Error::custom)
+    }
+}
+
+/// Everything that decides where a text lands in a space, in the order it is hashed.
+///
+/// The canonical form is this struct as compact JSON. Fields are never reordered, renamed or given a default that is
+/// skipped: each would rename every space in every database. What a later version must add goes in behind
+/// `skip_serializing_if`, absent for the models that do not have it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Manifest {
+    /// SHA-256 of each weight file (external data too) and its name within the model, sorted by name.
+    pub weights: Vec<HashedFile>,
+    /// SHA-256 of `tokenizer.json`.
+    pub tokenizer: String,
+    /// The name of the graph output that is read.
+    pub output: String,
+    /// How token vectors become one; `None` when the graph has pooled already.
+    pub pooling: Option<Pooling>,
+    /// Whether vectors are scaled to length 1.
+    pub normalize: bool,
+    /// The length of the vectors returned.
+    pub dimensions: u32,
+    /// Prompts the model puts before texts. Queries and documents share one space.
+    pub prompts: Prompts,
+    /// The most tokens a text keeps, special tokens included.
+    pub max_tokens: u32,
+    /// The end that is cut off a longer text.
+    pub truncation_side: TruncationSide,
+}
+
+/// A file of a model and the hash of its bytes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct HashedFile {
+    /// What the file is within the model: `model` for the graph, the location the graph names for external data.
+    pub role: String,
+    /// Lower-case hex.
+    pub sha256: String,
+}
+
+impl Manifest {
+    /// The manifest's identity.
+    ///
+    /// # Panics
+    /// Never: the manifest holds nothing that JSON cannot.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        let canonical = serde_json::to_vec(self).expect("a manifest of strings and numbers is always JSON");
+        Fingerprint(hex_digits(&Sha256::digest(canonical)))
+    }
+}
+
+/// Bytes as lower-case hex.
+#[must_use]
+pub fn hex_digits(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn manifest() -> Manifest {
+        Manifest {
+            weights: vec![HashedFile { role: "model".into(), sha256: "ab".repeat(32) }],
+            tokenizer: "cd".repeat(32),
+            output: "last_hidden_state".into(),
+            pooling: Some(Pooling::Mean),
+            normalize: true,
+            dimensions: 384,
+            prompts: Prompts::default(),
+            max_tokens: 256,
+            truncation_side: TruncationSide::Right,
+        }
+    }
+
+    #[test]
+    fn the_canonical_form_is_frozen() {
+        // Stored vectors are labelled with this value: if it moves, every user's database loses its models.
+        assert_eq!(
+            serde_json::to_string(&manifest()).expect("JSON"),
+            format!(
+                r#"{{"weights":[{{"role":"model","sha256":"{}"}}],"tokenizer":"{}","output":"last_hidden_state","#,
+                "ab".repeat(32),
+                "cd".repeat(32)
+            ) + r#""pooling":"mean","normalize":true,"dimensions":384,"prompts":{},"max_tokens":256,"truncation_side":"right"}"#
+        );
+    }
+
+    #[test]
+    fn every_field_moves_the_space() {
+        let base = manifest().fingerprint().space();
+        let changes: [fn(&mut Manifest); 9] = [
+            |m| m.weights[0].sha256.replace_range(0..1, "0"),
+            |m| m.tokenizer.replace_range(0..1, "0"),
+            |m| m.output = "token_embeddings".into(),
+            |m| m.pooling = Some(Pooling::Cls),
+            |m| m.normalize = false,
+            |m| m.dimensions = 256,
+            |m| m.prompts.query = Some("query: ".into()),
+            |m| m.max_tokens = 128,
+            |m| m.truncation_side = TruncationSide::Left,
+        ];
+        for change in changes {
+            let mut changed = manifest();
+            change(&mut changed);
+            assert_ne!(changed.fingerprint().space(), base, "{changed:?}");
+        }
+        assert_eq!(manifest().fingerprint().space(), base);
+    }
+
+    #[test]
+    fn space_ids_are_sixteen_hex_digits() {
+        let id = manifest().fingerprint().space();
+        assert_eq!(SpaceId::parse(&id.as_str().to_ascii_uppercase()), Ok(id));
+        for bad in ["", "abc", "0123456789abcdeg", "0123456789abcdef0"] {
+            assert!(SpaceId::parse(bad).is_err(), "{bad:?}");
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! Granary: text embeddings from several models in one process, and a store that knows what made each vector.
+pub mod domain;
+pub mod models;

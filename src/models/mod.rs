@@ -1,0 +1,2 @@
+//! Which model, in what state.
+pub mod ledger;
