@@ -1,0 +1,71 @@
+//! `[engine]`: what executes models and how texts are batched.
+
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::spelling::{self, Problem, outside};
+
+const WORKERS: RangeInclusive<usize> = 0..=256;
+const MAX_BATCH_TOKENS: RangeInclusive<usize> = 16..=1_048_576;
+const MAX_BATCH_TEXTS: RangeInclusive<usize> = 1..=4096;
+const MAX_QUEUE_TOKENS: usize = 1 << 32;
+
+/// `[engine]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EngineConfig {
+    /// What executes models.
+    #[serde(deserialize_with = "spelling::word")]
+    pub provider: ProviderSetting,
+    /// The ONNX Runtime library. `None`: `ORT_DYLIB_PATH`, then the one in the data directory.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub runtime_library: Option<PathBuf>,
+    /// Sessions of one thread each, for each model; 0 is one for each core.
+    pub workers: usize,
+    /// Padded tokens in one batch.
+    pub max_batch_tokens: usize,
+    /// Texts in one batch.
+    pub max_batch_texts: usize,
+    /// Tokens that may wait for one model.
+    pub max_queue_tokens: usize,
+    /// Whether texts longer than the model takes are cut rather than refused, where a request does not say.
+    pub auto_truncate: bool,
+}
+
+/// The provider the operator asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProviderSetting {
+    /// The fastest the machine has.
+    Auto,
+    /// ONNX Runtime in fp32.
+    Cpu,
+    /// `OpenVINO` in bf16.
+    Openvino,
+}
+
+impl EngineConfig {
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let number = |n: &usize| n.to_string();
+        let library = self.runtime_library.as_deref().filter(|path| *path == Path::new("")).map(|_| {
+            Problem::new("engine.runtime_library", "found an empty path, expected the path of an ONNX Runtime library")
+        });
+        // A batch that the queue cannot hold would never form.
+        let queue = self.max_batch_tokens..=MAX_QUEUE_TOKENS;
+        [
+            library,
+            outside("engine.workers", &self.workers, &WORKERS, number),
+            outside("engine.max_batch_tokens", &self.max_batch_tokens, &MAX_BATCH_TOKENS, number),
+            outside("engine.max_batch_texts", &self.max_batch_texts, &MAX_BATCH_TEXTS, number),
+            outside("engine.max_queue_tokens", &self.max_queue_tokens, &queue, |n| {
+                let is_batch = *n == self.max_batch_tokens;
+                if is_batch { format!("{n} (`engine.max_batch_tokens`)") } else { n.to_string() }
+            }),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
+}

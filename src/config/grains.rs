@@ -1,0 +1,126 @@
+//! `[grains]`: the database.
+
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// `[grains]`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GrainsConfig {
+    /// Whether a database is opened.
+    pub enabled: bool,
+    /// Where the database is. `None`: `granary.db` in the data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub database_url: Option<DatabaseUrl>,
+}
+
+/// A URL of the form `sqlite:///absolute/path.db` or `sqlite:relative.db`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct DatabaseUrl(PathBuf);
+
+/// A URL that names no database of this version. None of the messages repeats the URL, which may hold a password.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DatabaseUrlError {
+    /// PostgreSQL.
+    #[error("found a PostgreSQL URL, which this version does not support; expected `sqlite:///absolute/path.db`")]
+    Postgres,
+    /// A database that would be gone with the process.
+    #[error(
+        "found an in-memory database, which a restart would lose; expected a file, or `grains.enabled = false` to keep \
+         no database"
+    )]
+    InMemory,
+    /// Options behind the path.
+    #[error("found options behind a `?`, which the server sets itself; expected `sqlite:///absolute/path.db`")]
+    Options,
+    /// Anything else.
+    #[error("expected `sqlite:///absolute/path.db`, or `sqlite:path.db` relative to the working directory")]
+    Malformed,
+}
+
+impl DatabaseUrl {
+    /// The database file; a relative path starts at the working directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl FromStr for DatabaseUrl {
+    type Err = DatabaseUrlError;
+
+    fn from_str(text: &str) -> Result<Self, DatabaseUrlError> {
+        let (scheme, rest) = text.split_once(':').ok_or(DatabaseUrlError::Malformed)?;
+        match scheme.to_ascii_lowercase().as_str() {
+            "sqlite" => {}
+            "postgres" | "postgresql" => return Err(DatabaseUrlError::Postgres),
+            _ => return Err(DatabaseUrlError::Malformed),
+        }
+        let path = rest.strip_prefix("//").unwrap_or(rest);
+        if path.starts_with(":memory:") {
+            Err(DatabaseUrlError::InMemory)
+        } else if path.contains('?') {
+            Err(DatabaseUrlError::Options)
+        } else if path.is_empty() || path.ends_with('/') {
+            Err(DatabaseUrlError::Malformed)
+        } else {
+            Ok(Self(PathBuf::from(path)))
+        }
+    }
+}
+
+impl TryFrom<String> for DatabaseUrl {
+    type Error = DatabaseUrlError;
+
+    fn try_from(text: String) -> Result<Self, DatabaseUrlError> {
+        text.parse()
+    }
+}
+
+impl From<DatabaseUrl> for String {
+    fn from(url: DatabaseUrl) -> Self {
+        let slashes = if url.0.is_absolute() { "//" } else { "" };
+        format!("sqlite:{slashes}{}", url.0.display())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn absolute_and_relative_files_are_read_and_written_back() {
+        for (text, path) in [
+            ("sqlite:///var/lib/g.db", "/var/lib/g.db"),
+            ("sqlite:g.db", "g.db"),
+            ("sqlite:data/g.db", "data/g.db"),
+            ("sqlite:/var/g.db", "/var/g.db"),
+            ("SQLite://g.db", "g.db"),
+        ] {
+            let url: DatabaseUrl = text.parse().expect(text);
+            assert_eq!(url.path(), Path::new(path));
+            assert_eq!(String::from(url.clone()).parse(), Ok(url));
+        }
+    }
+
+    #[test]
+    fn other_databases_are_refused_without_repeating_the_url() {
+        for (text, error) in [
+            ("postgres://u:secret@db/x", DatabaseUrlError::Postgres),
+            ("postgresql://u:secret@db/x", DatabaseUrlError::Postgres),
+            ("mysql://u:secret@db/x", DatabaseUrlError::Malformed),
+            ("sqlite::memory:", DatabaseUrlError::InMemory),
+            ("sqlite://:memory:", DatabaseUrlError::InMemory),
+            ("sqlite:g.db?mode=ro", DatabaseUrlError::Options),
+            ("sqlite:", DatabaseUrlError::Malformed),
+            ("sqlite:///", DatabaseUrlError::Malformed),
+            ("/var/g.db", DatabaseUrlError::Malformed),
+        ] {
+            assert_eq!(text.parse::<DatabaseUrl>(), Err(error), "{text}");
+            assert!(!error.to_string().contains("secret"));
+        }
+    }
+}

@@ -1,0 +1,263 @@
+//! The configuration: embedded default, then `granary.toml`, then `GRANARY_<SECTION>__<KEY>`, then flags.
+//!
+//! Owns every setting, its default (`default.toml`, embedded), its type and its limits. It refuses what it does not
+//! understand, unknown keys included, and says in which file, variable or flag it stood and what was expected: past
+//! [`Config::load`] nothing is validated twice. It reads no environment by itself except in
+//! [`ConfigSources::from_process`]. Start at [`Config`], then the section you need.
+
+mod ai;
+mod auth;
+mod engine;
+mod error;
+mod grains;
+mod layers;
+mod models;
+mod server;
+mod spelling;
+mod telemetry;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use figment::Figment;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+pub use ai::{AdditionalModel, AiConfig};
+pub use auth::AuthConfig;
+pub use engine::{EngineConfig, ProviderSetting};
+pub use error::{ConfigError, Refusal};
+pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
+pub use models::ModelsConfig;
+pub use server::{AllowedHost, BindHost, HostError, ServerConfig};
+pub use telemetry::{LogFilter, LogFilterError, LogFormat, TelemetryConfig};
+
+use layers::{Layer, Layers};
+use spelling::Problem;
+
+const SECTIONS: [&str; 7] = ["server", "ai", "models", "engine", "grains", "auth", "telemetry"];
+
+/// Every setting, understood and within its limits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Config {
+    /// Where the server listens and what a request may cost.
+    pub server: ServerConfig,
+    /// Which models there are.
+    pub ai: AiConfig,
+    /// Where models live.
+    pub models: ModelsConfig,
+    /// What executes models.
+    pub engine: EngineConfig,
+    /// The database.
+    pub grains: GrainsConfig,
+    /// Who may use the server.
+    pub auth: AuthConfig,
+    /// What is logged.
+    pub telemetry: TelemetryConfig,
+    #[serde(skip)]
+    origins: Origins,
+}
+
+/// Where a configuration comes from. The default reads nothing but the embedded default.
+#[derive(Clone, Debug, Default)]
+pub struct ConfigSources {
+    /// A file named by the operator: it must exist, and `granary.toml` is not looked for.
+    pub file: Option<PathBuf>,
+    /// Where `granary.toml` is looked for; it may be missing. The empty path is the working directory.
+    pub directory: Option<PathBuf>,
+    /// Environment variables, ours and others.
+    pub env: Vec<(OsString, OsString)>,
+    /// What the command line says.
+    pub overrides: Overrides,
+}
+
+/// Settings of the command line, which win over everything. They are checked like any other.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overrides {
+    /// `--host`, `server.host`.
+    pub host: Option<String>,
+    /// `--port`, `server.port`.
+    pub port: Option<u16>,
+    /// `--model`, `ai.model_name`.
+    pub model: Option<String>,
+    /// `--data-dir`, `models.data_dir`.
+    pub data_dir: Option<PathBuf>,
+    /// `--log-format`, `telemetry.log_format`.
+    pub log_format: Option<String>,
+}
+
+impl ConfigSources {
+    /// The sources of this process: its environment, and `file` or the `granary.toml` of its working directory.
+    #[must_use]
+    pub fn from_process(file: Option<PathBuf>, overrides: Overrides) -> Self {
+        Self { file, directory: Some(PathBuf::new()), env: std::env::vars_os().collect(), overrides }
+    }
+}
+
+impl Config {
+    /// Reads and checks a configuration.
+    ///
+    /// # Errors
+    /// When the file cannot be read or is not TOML, or with every key that is not acceptable.
+    ///
+    /// # Panics
+    /// Never: the embedded default is TOML, as a test holds.
+    pub fn load(sources: &ConfigSources) -> Result<Self, ConfigError> {
+        let Layers { merged, added_models, mut refusals } = layers::gather(sources)?;
+        let mut origins = Origins::of(&merged);
+        let figment = merged.iter().fold(Figment::new(), Figment::merge);
+        let mut reader = SectionReader { figment: &figment, origins: &origins, refusals: &mut refusals };
+
+        let sections = (
+            reader.read::<ServerConfig>("server"),
+            reader.read_ai(added_models.as_ref()),
+            reader.read::<ModelsConfig>("models"),
+            reader.read::<EngineConfig>("engine"),
+            reader.read::<GrainsConfig>("grains"),
+            reader.read::<AuthConfig>("auth"),
+            reader.read::<TelemetryConfig>("telemetry"),
+        );
+        if let Some(layer) = &added_models {
+            origins.add("ai.additional_models", &layer.origin);
+        }
+        let (Some(server), Some(ai), Some(models), Some(engine), Some(grains), Some(auth), Some(telemetry)) = sections
+        else {
+            return Err(ConfigError::Refused(refusals));
+        };
+        let config = Self { server, ai, models, engine, grains, auth, telemetry, origins };
+        refusals.extend(config.problems().into_iter().map(|problem| Refusal {
+            origin: config.origins.of_key(&problem.key),
+            key: problem.key,
+            sentence: problem.sentence,
+        }));
+        if refusals.is_empty() { Ok(config) } else { Err(ConfigError::Refused(refusals)) }
+    }
+
+    /// The commented default configuration.
+    #[must_use]
+    pub fn default_toml() -> &'static str {
+        layers::DEFAULT_TOML
+    }
+
+    /// This configuration as TOML; loading it as the only file gives the same one again. Holds no secrets, because no
+    /// setting is one yet.
+    ///
+    /// # Panics
+    /// Never: every setting came from TOML.
+    #[must_use]
+    pub fn effective_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("every setting came from TOML")
+    }
+
+    /// The file, variable or flag that set a key (`ai.embedding_dim`), for errors that only show later: a model whose
+    /// files are missing, say.
+    #[must_use]
+    pub fn origin(&self, key: &str) -> String {
+        self.origins.of_key(key)
+    }
+
+    /// The database file: `grains.database_url`, or `granary.db` in the data directory.
+    #[must_use]
+    pub fn database_path(&self) -> PathBuf {
+        match &self.grains.database_url {
+            Some(url) => url.path().to_owned(),
+            None => self.models.data_dir.join("granary.db"),
+        }
+    }
+
+    fn problems(&self) -> Vec<Problem> {
+        [
+            self.server.problems(),
+            self.ai.problems(),
+            self.models.problems(),
+            self.engine.problems(),
+            self.auth.problems(&self.server),
+        ]
+        .concat()
+    }
+}
+
+impl Default for Config {
+    /// The embedded default, without file, environment or flags.
+    ///
+    /// # Panics
+    /// Never: a test loads it.
+    fn default() -> Self {
+        Self::load(&ConfigSources::default()).expect("a test loads the embedded default")
+    }
+}
+
+/// Reads sections one by one, so that one start names every bad section and not only the first.
+struct SectionReader<'a> {
+    figment: &'a Figment,
+    origins: &'a Origins,
+    refusals: &'a mut Vec<Refusal>,
+}
+
+impl SectionReader<'_> {
+    fn read<T: DeserializeOwned>(&mut self, section: &str) -> Option<T> {
+        self.read_from(self.figment, section)
+    }
+
+    fn read_from<T: DeserializeOwned>(&mut self, figment: &Figment, section: &str) -> Option<T> {
+        match figment.focus(section).extract() {
+            Ok(value) => Some(value),
+            Err(error) => {
+                let origin = |key: &str| self.origins.of_key(key);
+                self.refusals.push(Refusal::from_figment(section, &error, origin));
+                None
+            }
+        }
+    }
+
+    fn read_ai(&mut self, added: Option<&Layer>) -> Option<AiConfig> {
+        #[derive(Deserialize)]
+        struct Added {
+            additional_models: Vec<AdditionalModel>,
+        }
+
+        let configured: Option<AiConfig> = self.read("ai");
+        let entries = match added {
+            Some(layer) => self.read_from::<Added>(&Figment::from(layer), "ai")?.additional_models,
+            None => Vec::new(),
+        };
+        let mut configured = configured?;
+        // Adding by name would hide a name that the variable has twice; one that the file has twice stays visible.
+        if let (Some(layer), Some(name)) = (added, ai::repeated_name(&entries)) {
+            let sentence = format!("found two entries named \"{name}\", expected one (case is ignored)");
+            let (origin, key) = (layer.origin.clone(), "ai.additional_models".to_owned());
+            self.refusals.push(Refusal { origin, key, sentence });
+        }
+        ai::add_by_name(&mut configured.additional_models, entries);
+        Some(configured)
+    }
+}
+
+/// Which file, variable or flag set each `section.key`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Origins(BTreeMap<String, String>);
+
+impl Origins {
+    fn of(layers: &[Layer]) -> Self {
+        let origin_of_keys = layers.iter().flat_map(|layer| layer.keys().map(|key| (key, layer.origin.clone())));
+        Self(origin_of_keys.collect())
+    }
+
+    /// Names a second origin of a key whose values add up.
+    fn add(&mut self, key: &str, origin: &str) {
+        let also = |first: &String| format!("{first} and {origin}");
+        let both = self.0.get(key).map_or_else(|| origin.to_owned(), also);
+        self.0.insert(key.to_owned(), both);
+    }
+
+    /// The origin of a key or of what contains it: `ai.additional_models[0].path` has that of `ai.additional_models`.
+    fn of_key(&self, key: &str) -> String {
+        let contains =
+            |known: &str| key.strip_prefix(known).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
+        let known = self.0.iter().find(|(known, _)| contains(known));
+        known.map_or_else(|| layers::DEFAULT_ORIGIN.to_owned(), |(_, origin)| origin.clone())
+    }
+}

@@ -1,0 +1,374 @@
+use std::path::Path;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::domain::{ModelSize, ModelSource};
+
+/// A configuration from one file's text, environment variables and flags, without touching the process.
+struct Given {
+    directory: tempfile::TempDir,
+    sources: ConfigSources,
+}
+
+impl Given {
+    fn file(text: &str) -> Self {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        fs_err::write(directory.path().join("granary.toml"), text).expect("a writable directory");
+        let sources = ConfigSources { directory: Some(directory.path().to_owned()), ..ConfigSources::default() };
+        Self { directory, sources }
+    }
+
+    fn env(mut self, name: &str, value: &str) -> Self {
+        self.sources.env.push((name.into(), value.into()));
+        self
+    }
+
+    fn load(&self) -> Result<Config, ConfigError> {
+        Config::load(&self.sources)
+    }
+
+    /// The refusal's text, with the temporary directory taken out.
+    fn refusal(&self) -> String {
+        let error = self.load().expect_err("a refusal");
+        let mut text = error.to_string();
+        let mut source = std::error::Error::source(&error);
+        while let Some(cause) = source {
+            text = format!("{text}: {cause}");
+            source = cause.source();
+        }
+        text.replace(&format!("{}/", self.directory.path().display()), "")
+    }
+}
+
+fn env(name: &str, value: &str) -> Given {
+    Given::file("").env(name, value)
+}
+
+/// Refused with a message that holds every one of `parts`.
+fn refused(given: &Given, parts: &[&str]) {
+    let text = given.refusal();
+    assert!(!text.contains("invalid type"), "serde's words are not an operator's: {text}");
+    for part in parts {
+        assert!(text.contains(part), "{part:?} is not in: {text}");
+    }
+}
+
+#[test]
+fn the_default_is_the_embedded_file() {
+    insta::assert_snapshot!(Config::default().effective_toml());
+}
+
+#[test]
+fn the_settings_commented_out_in_the_default_are_valid() {
+    let setting = |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.is_empty() && !rest.starts_with(' '));
+    let uncommented: Vec<&str> = Config::default_toml().lines().map(|line| setting(line).unwrap_or(line)).collect();
+    let config = Given::file(&uncommented.join("\n")).load().expect("every example is valid");
+    assert_eq!(config.ai.additional_models.len(), 1);
+    assert_eq!(config.ai.aliases.len(), 1);
+    assert!(config.engine.runtime_library.is_some() && config.grains.database_url.is_some());
+    insta::assert_snapshot!(config.effective_toml());
+}
+
+#[test]
+fn the_configuration_of_the_design_loads_word_for_word() {
+    let config = Given::file(
+        r#"
+[ai]
+model_name = "all-MiniLM-L6-v2"
+embedding_dim = 384
+multi_model_enabled = true
+
+[[ai.additional_models]]
+name = "bert-base-uncased"
+path = "bert-base-uncased.onnx"
+size = "medium"
+auto_load = false
+"#,
+    )
+    .load()
+    .expect("the design's example");
+    let model = &config.ai.additional_models[0];
+    assert_eq!(
+        (model.name.as_str(), model.size, model.auto_load),
+        ("bert-base-uncased", Some(ModelSize::Medium), false)
+    );
+    let onnx = Path::new(".granary/models/bert-base-uncased.onnx").to_owned();
+    assert_eq!(model.source(&config.models.models_dir()), Some(ModelSource::File { onnx, tokenizer: None }));
+    assert_eq!(config.ai.embedding_dim.map(std::num::NonZeroU32::get), Some(384));
+}
+
+#[test]
+fn each_layer_wins_over_the_one_before() {
+    let file = "[server]\nport = 1\nhost = 'localhost'\nmax_inputs = 5\n[telemetry]\nlog_format = 'json'";
+    let mut given = Given::file(file).env("GRANARY_SERVER__PORT", "2").env("GRANARY_SERVER__MAX_BODY", "1048576");
+    given.sources.overrides = Overrides { port: Some(3), model: Some("m".into()), ..Overrides::default() };
+    let config = given.load().expect("a configuration");
+    assert_eq!(config.server.port, 3);
+    assert_eq!(config.server.host.as_str(), "localhost");
+    assert_eq!(config.server.max_body, bytesize::ByteSize::mib(1));
+    assert_eq!(config.telemetry.log_format, LogFormat::Json);
+    assert_eq!(config.ai.model_name.as_str(), "m");
+
+    let origin = |key| config.origin(key).replace(&format!("{}/", given.directory.path().display()), "");
+    assert_eq!(origin("server.port"), "--port");
+    assert_eq!(origin("server.max_body"), "GRANARY_SERVER__MAX_BODY");
+    assert_eq!(origin("server.max_inputs"), "granary.toml");
+    assert_eq!(origin("server.request_timeout"), "the built-in default");
+    assert_eq!(origin("ai.embedding_dim"), "the built-in default");
+}
+
+#[test]
+fn a_named_file_must_exist_and_the_implicit_one_need_not() {
+    let empty = tempfile::tempdir().expect("a temporary directory");
+    let implicit = ConfigSources { directory: Some(empty.path().to_owned()), ..ConfigSources::default() };
+    let config = Config::load(&implicit).expect("defaults");
+    assert_eq!(config.effective_toml(), Config::default().effective_toml());
+
+    let named = ConfigSources { file: Some(empty.path().join("other.toml")), ..ConfigSources::default() };
+    let error = Config::load(&named).expect_err("a missing file");
+    assert!(matches!(&error, ConfigError::Unreadable { path, .. } if path.ends_with("other.toml")), "{error}");
+}
+
+#[test]
+fn a_named_file_is_read_instead_of_the_implicit_one() {
+    let mut given = Given::file("[server]\nport = 'never read'");
+    let other = given.directory.path().join("other.toml");
+    fs_err::write(&other, "[server]\nport = 9").expect("a writable directory");
+    given.sources.file = Some(other);
+    assert_eq!(given.load().expect("a configuration").server.port, 9);
+}
+
+#[test]
+fn variables_of_others_are_ignored() {
+    let config = env("GRANARY_PORT", "tcp://10.0.0.1:80")
+        .env("GRANARY_PORT_8080_TCP_ADDR", "10.0.0.1")
+        .env("GRANARY_SERVICE_HOST", "10.0.0.1")
+        .env("GRANARY_SERVER_PORT", "tcp://10.0.0.1:80")
+        .env("GRANARY_BLUE__PORT", "1")
+        .env("GRANARYX_SERVER__PORT", "1")
+        .load()
+        .expect("nothing of ours");
+    assert_eq!(config.effective_toml(), Config::default().effective_toml());
+}
+
+#[test]
+fn variables_are_toml_where_plain_strings_need_no_quotes() {
+    let config = env("GRANARY_AI__MODEL_NAME", "2024")
+        .env("GRANARY_TELEMETRY__LOG_FILTER", "[request]=debug")
+        .env("GRANARY_SERVER__ALLOWED_HOSTS", r#"["a.example", 'B.example']"#)
+        .env("GRANARY_SERVER__SHUTDOWN_TIMEOUT", "\"5s\"")
+        .env("GRANARY_GRAINS__ENABLED", "false")
+        .env("GRANARY_GRAINS__DATABASE_URL", "sqlite:///var/g.db")
+        .env("GRANARY_AI__ALIASES", r#"{ "text-embedding-3-small" = "x" }"#)
+        .load()
+        .expect("values");
+    assert_eq!(config.ai.model_name.as_str(), "2024");
+    assert_eq!(config.telemetry.log_filter.as_str(), "[request]=debug");
+    assert_eq!(config.server.allowed_hosts[1].as_str(), "b.example");
+    assert_eq!(config.server.shutdown_timeout.as_secs(), 5);
+    assert!(!config.grains.enabled);
+    assert_eq!(config.database_path(), Path::new("/var/g.db"));
+    assert_eq!(config.ai.aliases["text-embedding-3-small"].as_str(), "x");
+}
+
+#[test]
+fn models_of_the_environment_are_added_by_name() {
+    let file = "[[ai.additional_models]]\nname = 'One'\npath = 'file'\nsize = 'small'\n\
+                [[ai.additional_models]]\nname = 'two'\npath = 'file'";
+    let added = r#"[{ name = "three", path = "/env" }, { name = "one", path = "env.ONNX", tokenizer = "t.json" }]"#;
+    let config = Given::file(file).env("GRANARY_AI__ADDITIONAL_MODELS", added).load().expect("three models");
+    let models: Vec<_> =
+        config.ai.additional_models.iter().map(|m| (m.name.as_str(), m.source(Path::new("/models")))).collect();
+    let file = |path: &str| ModelSource::Folder(path.into());
+    let onnx = ModelSource::File { onnx: "/models/env.ONNX".into(), tokenizer: Some("/models/t.json".into()) };
+    assert_eq!(
+        models,
+        [("one", Some(onnx)), ("two", Some(file("/models/file"))), ("three", Some(file("/env")))],
+        "an entry of the same name replaces the file's whole"
+    );
+    assert_eq!(config.ai.additional_models[0].size, None);
+}
+
+#[test]
+fn refusals_of_the_file_name_file_key_and_expectation() {
+    let cases: &[(&str, &[&str])] = &[
+        ("[server]\nport = 'abc'", &["granary.toml: server.port:", "\"abc\"", "a whole number from 0 to 65535"]),
+        ("[server]\nport = 70000", &["server.port:", "70000", "0 to 65535"]),
+        ("[server]\nport = 80.0", &["server.port:", "80.0", "a whole number"]),
+        ("[server]\nport = -1", &["server.port:", "-1", "0 to 65535"]),
+        (
+            "[server]\nprot = 1",
+            &["granary.toml: server.prot:", "did you mean `port`?", "expected in server: host, port,"],
+        ),
+        ("[sever]\nport = 1", &["granary.toml: sever:", "did you mean `server`?", "telemetry"]),
+        ("port = 1", &["granary.toml: port:", "unknown key", "server, ai"]),
+        ("server = 5", &["granary.toml: server:", "found 5", "[server]"]),
+        ("[server]\nhost = '0.0.0.0'", &["granary.toml: server.host:", "0.0.0.0", "auth.disabled = true"]),
+        ("[server]\nhost = 'a:80'", &["server.host:", "\"a:80\"", "without a port"]),
+        (
+            "[server]\nallowed_hosts = ['http://a']",
+            &["granary.toml: server.allowed_hosts[0]:", "http://a", "host name"],
+        ),
+        ("[server]\nallowed_hosts = 'a'", &["server.allowed_hosts:", "a list such as"]),
+        ("[server]\nmax_body = '64 monkeys'", &["server.max_body:", "64 monkeys", "\"64MiB\""]),
+        ("[server]\nmax_body = 0", &["server.max_body:", "\"0B\"", "\"1KiB\" to \"2GiB\""]),
+        ("[server]\nmax_body = -5", &["server.max_body:", "-5", "\"64MiB\""]),
+        ("[server]\nmax_inputs = 0", &["granary.toml: server.max_inputs:", "found 0", "1 to 1000000"]),
+        ("[server]\nrequest_timeout = 30", &["granary.toml: server.request_timeout:", "30", "\"30s\""]),
+        ("[server]\nrequest_timeout = '30'", &["server.request_timeout:", "\"30\"", "\"30s\""]),
+        ("[server]\nrequest_timeout = '0s'", &["server.request_timeout:", "\"0s\"", "\"100ms\" to \"1day\""]),
+        ("[ai]\nmodel_name = 'auto'", &["granary.toml: ai.model_name:", "auto", "later version"]),
+        ("[ai]\nmodel_name = 'a/b'", &["granary.toml: ai.model_name:", "a/b", "1 to 64"]),
+        ("[ai]\nembedding_dim = 0", &["ai.embedding_dim:", "0", "at least 1"]),
+        ("[ai]\nembedding_dim = 99999999", &["granary.toml: ai.embedding_dim:", "99999999", "1 to 65536"]),
+        ("[ai]\nmulti_model_enabled = 'yes'", &["ai.multi_model_enabled:", "\"yes\"", "true or false"]),
+        ("[[ai.additional_models]]\npath = 'x'", &["granary.toml: ai.additional_models[0].name:", "nothing"]),
+        ("[[ai.additional_models]]\nname = 'x'\nsize = 1", &["ai.additional_models[0].size:", "number 1", "string"]),
+        ("[[ai.additional_models]]\nname = 'x'\nsize = 'big'", &["\"big\"", "\"small\" or \"medium\" or \"large\""]),
+        ("[[ai.additional_models]]\nname = 'x'\npooling = 'avg'", &["[0].pooling:", "\"avg\"", "\"last_token\""]),
+        (
+            "[[ai.additional_models]]\nname = 'x'\npth = 'a'",
+            &["[0].pth:", "did you mean `path`?", "in ai.additional_models[0]: name"],
+        ),
+        ("[[ai.additional_models]]\nname = 'x'\nprompts = { qery = '' }", &["prompts.qery", "`query`"]),
+        ("[[ai.additional_models]]\nname = 'x'\nmax_tokens = 0", &["[0].max_tokens:", "at least 1"]),
+        (
+            "[[ai.additional_models]]\nname = 'x'\nmax_tokens = 9999999",
+            &["ai.additional_models.x.max_tokens:", "1048576"],
+        ),
+        (
+            "[[ai.additional_models]]\nname = 'x'\ndimensions = 64\nmatryoshka_dims = [128]",
+            &["granary.toml: ai.additional_models.x.matryoshka_dims:", "128", "1 to 64"],
+        ),
+        ("[[ai.additional_models]]\nname = 'x'\npath = 'dir'\ntokenizer = 't'", &["x.tokenizer:", "`.onnx`"]),
+        ("[[ai.additional_models]]\nname = 'x'\npath = ''", &["ai.additional_models.x.path:", "empty"]),
+        (
+            "[[ai.additional_models]]\nname = 'x'\n[[ai.additional_models]]\nname = 'X'",
+            &["ai.additional_models:", "\"X\""],
+        ),
+        ("[[ai.additional_models]]\nname = 'x'\naliases = ['A', 'a']", &["ai.additional_models:", "\"a\" twice"]),
+        ("[ai.aliases]\nauto = 'x'", &["granary.toml: ai.aliases.\"auto\":", "reserved"]),
+        ("[ai.aliases]\n'a b' = 'x'", &["ai.aliases.\"a b\":", "without spaces"]),
+        ("[ai.aliases]\na = 'x/y'", &["granary.toml: ai.aliases.a:", "`x/y`", "1 to 64"]),
+        ("[models]\ndata_dir = ''", &["granary.toml: models.data_dir:", "empty"]),
+        ("[models]\nload_timeout = '0s'", &["models.load_timeout:", "\"0s\"", "\"1ms\" to \"1h\""]),
+        ("[models]\nmemory_budget = '1GiB'", &["models.memory_budget:", "unknown key"]),
+        ("[engine]\nprovider = 'cuda'", &["granary.toml: engine.provider:", "\"cuda\"", "\"openvino\""]),
+        ("[engine]\nprovider = 1", &["engine.provider:", "the number 1"]),
+        ("[engine]\nworkers = 1000", &["engine.workers:", "1000", "0 to 256"]),
+        ("[engine]\nmax_batch_texts = 0", &["engine.max_batch_texts:", "found 0", "1 to 4096"]),
+        (
+            "[engine]\nmax_queue_tokens = 5",
+            &["engine.max_queue_tokens:", "found 5", "1024 (`engine.max_batch_tokens`)"],
+        ),
+        ("[engine]\nauto_truncate = 1", &["engine.auto_truncate:", "true or false"]),
+        ("[grains]\ndatabase_url = 'postgres://u:secret@h/d'", &["grains.database_url:", "not support", "sqlite:///"]),
+        ("[grains]\ndatabase_url = 'g.db'", &["granary.toml: grains.database_url:", "sqlite:///absolute/path.db"]),
+        ("[auth]\ndisabled = 'true'", &["granary.toml: auth.disabled:", "\"true\"", "true or false"]),
+        ("[telemetry]\nlog_format = 'xml'", &["telemetry.log_format:", "\"xml\"", "\"text\" or \"json\""]),
+        ("[telemetry]\nlog_filter = 'verbose'", &["telemetry.log_filter:", "\"verbose\"", "`info`"]),
+        ("[server\nport = 1", &["granary.toml is not TOML", "line 1"]),
+        ("[server]\nport = 1\nport = 2", &["granary.toml is not TOML", "line 3", "duplicate key"]),
+    ];
+    for (file, parts) in cases {
+        refused(&Given::file(file), parts);
+    }
+}
+
+#[test]
+fn refusals_of_the_environment_name_the_variable() {
+    let cases: &[(&str, &str, &[&str])] = &[
+        ("GRANARY_SERVER__PORT", "abc", &["GRANARY_SERVER__PORT: server.port:", "\"abc\"", "0 to 65535"]),
+        ("GRANARY_SERVER__PROT", "1", &["GRANARY_SERVER__PROT: server.prot:", "`port`"]),
+        ("GRANARY_SERVER__", "1", &["GRANARY_SERVER__: server.:", "unknown key"]),
+        ("GRANARY_SERVER__HOST", "", &["GRANARY_SERVER__HOST: server.host:", "empty", "unset"]),
+        ("GRANARY_SERVER__HOST", "0.0.0.0", &["GRANARY_SERVER__HOST: server.host:", "GRANARY_AUTH__DISABLED=true"]),
+        ("GRANARY_SERVER__ALLOWED_HOSTS", "a,b", &["GRANARY_SERVER__ALLOWED_HOSTS: server.allowed_hosts:", "list"]),
+        ("GRANARY_SERVER__ALLOWED_HOSTS", "[a", &["GRANARY_SERVER__ALLOWED_HOSTS:", "\"[a\"", "TOML"]),
+        ("GRANARY_SERVER__MAX_INPUTS", "0", &["GRANARY_SERVER__MAX_INPUTS: server.max_inputs:", "1 to 1000000"]),
+        ("GRANARY_AI__ALIASES__X", "y", &["GRANARY_AI__ALIASES__X:", "GRANARY_AI__ALIASES='"]),
+        ("GRANARY_AI__ALIASES", "{ a = 1 }", &["GRANARY_AI__ALIASES: ai.aliases.a:", "number 1"]),
+        (
+            "GRANARY_AI__ADDITIONAL_MODELS",
+            "x",
+            &["GRANARY_AI__ADDITIONAL_MODELS: ai.additional_models:", "list of tables"],
+        ),
+        (
+            "GRANARY_AI__ADDITIONAL_MODELS",
+            "[{ name = 'x', pooling = 'avg' }]",
+            &["GRANARY_AI__ADDITIONAL_MODELS: ai.additional_models[0].pooling:", "\"avg\"", "\"mean\""],
+        ),
+        (
+            "GRANARY_AI__ADDITIONAL_MODELS",
+            "[{ name = 'x' }, { name = 'x' }]",
+            &["GRANARY_AI__ADDITIONAL_MODELS: ai.additional_models:", "two entries"],
+        ),
+    ];
+    for (name, value, parts) in cases {
+        refused(&env(name, value), parts);
+    }
+}
+
+#[test]
+fn bytes_that_are_no_text_are_refused_only_where_they_are_ours() {
+    use std::os::unix::ffi::OsStringExt;
+    let bytes = || OsString::from_vec(vec![0xff]);
+    let mut given = Given::file("");
+    given.sources.env = vec![("OTHER".into(), bytes()), (bytes(), "x".into()), ("GRANARY_PORT".into(), bytes())];
+    assert!(given.load().is_ok());
+    given.sources.env.push(("GRANARY_SERVER__HOST".into(), bytes()));
+    refused(&given, &["GRANARY_SERVER__HOST: server.host:", "not UTF-8"]);
+}
+
+#[test]
+fn refusals_of_flags_name_the_flag_and_nothing_leaks() {
+    let mut given = Given::file("");
+    given.sources.overrides = Overrides { model: Some("auto".into()), ..Overrides::default() };
+    refused(&given, &["--model: ai.model_name:", "auto"]);
+    given.sources.overrides = Overrides { host: Some("::".into()), ..Overrides::default() };
+    refused(&given, &["--host: server.host:", "\"::\"", "auth.disabled"]);
+    let secret = env("GRANARY_GRAINS__DATABASE_URL", "postgres://u:secret@h/d").refusal();
+    assert!(!secret.contains("secret"), "{secret}");
+}
+
+#[test]
+fn one_start_names_every_bad_section() {
+    let text = Given::file("[server]\nport = 'x'\n[engine]\nworkers = 'x'\n[bogus]").refusal();
+    for key in ["server.port", "engine.workers", "bogus"] {
+        assert!(text.contains(key), "{text}");
+    }
+}
+
+#[test]
+fn an_open_port_is_accepted_when_it_is_meant() {
+    let config = Given::file("[server]\nhost = '0.0.0.0'\n[auth]\ndisabled = true").load().expect("meant");
+    assert!(!config.server.host.is_loopback());
+}
+
+proptest! {
+    #[test]
+    fn the_effective_configuration_loads_as_itself(
+        port in any::<u16>(),
+        max_body in 1024u64..=2 << 30,
+        timeout_ms in 100u64..=3_600_000,
+        name in "[A-Za-z0-9][A-Za-z0-9._-]{0,10}x",
+        prompt in ".{0,20}",
+        auto_load in any::<bool>(),
+    ) {
+        let mut config = Config::default();
+        config.server.port = port;
+        config.server.max_body = bytesize::ByteSize::b(max_body);
+        config.server.shutdown_timeout = std::time::Duration::from_millis(timeout_ms);
+        let entry = format!("name = {name:?}\nauto_load = {auto_load}");
+        let mut model: AdditionalModel = toml::from_str(&entry).expect("an entry");
+        model.prompts = Some(crate::domain::Prompts { query: Some(prompt), document: None });
+        config.ai.additional_models.push(model);
+
+        let text = config.effective_toml();
+        let again = Given::file(&text).load().expect("what was printed");
+        prop_assert_eq!(again.effective_toml(), text);
+        prop_assert_eq!(again.server, config.server);
+        prop_assert_eq!(again.ai, config.ai);
+    }
+}
