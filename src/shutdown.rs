@@ -1,0 +1,257 @@
+//! Stopping in order: who must stop, who is still running, and when waiting ends.
+//!
+//! Owns two cancellation tokens and the tasks of the process. *Soft* means: take no new work, finish what was begun.
+//! *Hard* means: give up now; it implies soft. Every task of the process is spawned here under a name, so that a
+//! shutdown that does not end can say what it waits for. It refuses to decide the exit code; `main` does.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tracing::Instrument;
+
+/// The tasks of the process and the tokens that end them. Clones share both.
+#[derive(Clone, Debug)]
+pub struct Shutdown {
+    soft: CancellationToken,
+    hard: CancellationToken,
+    tasks: TaskTracker,
+    /// Owns what must outlive the tasks it ends, such as the listener for signals: nobody waits for it.
+    watchers: TaskTracker,
+    running: RunningNames,
+}
+
+/// How [`Shutdown::drain`] ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Drained {
+    /// Every task ended by itself.
+    Completely,
+    /// The time was over; the hard token is cancelled now. Names of tasks that were still running.
+    TooLate(Vec<&'static str>),
+    /// Somebody gave up first: a second signal. Names of tasks that were still running.
+    GivenUp(Vec<&'static str>),
+}
+
+impl Shutdown {
+    /// A process that runs.
+    #[must_use]
+    pub fn new() -> Self {
+        let hard = CancellationToken::new();
+        Self {
+            soft: hard.child_token(),
+            hard,
+            tasks: TaskTracker::new(),
+            watchers: TaskTracker::new(),
+            running: RunningNames::default(),
+        }
+    }
+
+    /// Cancelled when no new work is taken.
+    #[must_use]
+    pub fn soft(&self) -> &CancellationToken {
+        &self.soft
+    }
+
+    /// Cancelled when what runs is given up.
+    #[must_use]
+    pub fn hard(&self) -> &CancellationToken {
+        &self.hard
+    }
+
+    /// Takes no new work from here on.
+    pub fn begin(&self) {
+        self.soft.cancel();
+    }
+
+    /// Gives up what runs.
+    pub fn give_up(&self) {
+        self.hard.cancel();
+    }
+
+    /// Runs a future as a task in a span of its name. The task must end soon after one of the tokens; which one is its
+    /// own choice.
+    pub fn spawn<F>(&self, name: &'static str, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        let named = self.running.enter(name);
+        let task = async move {
+            let _named = named;
+            future.await
+        };
+        self.tasks.spawn(task.instrument(tracing::info_span!("task", name)))
+    }
+
+    /// Runs blocking work off the async threads, inside the span of its caller.
+    pub fn spawn_blocking<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> JoinHandle<T> {
+        let named = self.running.enter(name);
+        let span = tracing::Span::current();
+        self.tasks.spawn_blocking(move || {
+            let _named = named;
+            span.in_scope(work)
+        })
+    }
+
+    /// Listens for SIGTERM and SIGINT from here on: the first begins the shutdown, the second gives up.
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn on_signals(&self) -> std::io::Result<()> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        let shutdown = self.clone();
+        self.watchers.spawn(
+            async move { shutdown.follow_signals(terminate, interrupt).await }
+                .instrument(tracing::info_span!("task", name = "signals")),
+        );
+        Ok(())
+    }
+
+    async fn follow_signals(self, mut terminate: Signal, mut interrupt: Signal) {
+        loop {
+            let name = tokio::select! {
+                _ = terminate.recv() => "SIGTERM",
+                _ = interrupt.recv() => "SIGINT",
+            };
+            if self.soft.is_cancelled() {
+                tracing::warn!(signal = name, "second signal: giving up what is running");
+                return self.give_up();
+            }
+            tracing::info!(signal = name, "stopping: finishing what is running; a second signal gives it up");
+            self.begin();
+        }
+    }
+
+    /// Begins the shutdown if nobody has, and waits for the tasks: until all have ended, `deadline` has passed (then
+    /// gives up), or somebody gives up.
+    pub async fn drain(&self, deadline: Duration) -> Drained {
+        self.begin();
+        self.tasks.close();
+        tokio::select! {
+            // What has ended has ended, whatever else is true at the same moment.
+            biased;
+            () = self.tasks.wait() => Drained::Completely,
+            () = self.hard.cancelled() => Drained::GivenUp(self.running.names()),
+            () = tokio::time::sleep(deadline) => {
+                let late = self.running.names();
+                self.give_up();
+                Drained::TooLate(late)
+            }
+        }
+    }
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// How many tasks of each name run.
+#[derive(Clone, Debug, Default)]
+struct RunningNames(Arc<Mutex<BTreeMap<&'static str, usize>>>);
+
+/// Counts its name until it is dropped, with a task that was cancelled or panicked too.
+struct Named {
+    name: &'static str,
+    running: RunningNames,
+}
+
+impl RunningNames {
+    fn enter(&self, name: &'static str) -> Named {
+        *self.0.lock().entry(name).or_default() += 1;
+        Named { name, running: self.clone() }
+    }
+
+    fn names(&self) -> Vec<&'static str> {
+        self.0.lock().keys().copied().collect()
+    }
+}
+
+impl Drop for Named {
+    fn drop(&mut self) {
+        let mut running = self.running.0.lock();
+        if let Some(n_tasks) = running.get_mut(self.name) {
+            *n_tasks -= 1;
+            if *n_tasks == 0 {
+                running.remove(self.name);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    const LONG: Duration = Duration::from_mins(1);
+
+    #[tokio::test]
+    async fn tasks_that_follow_the_soft_token_drain_completely() {
+        let shutdown = Shutdown::new();
+        let soft = shutdown.soft().clone();
+        let task = shutdown.spawn("worker", async move {
+            soft.cancelled().await;
+            7
+        });
+        assert_eq!(shutdown.drain(LONG).await, Drained::Completely);
+        assert_eq!(task.await.expect("no panic"), 7);
+        assert!(!shutdown.hard().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn the_deadline_gives_up_and_names_who_was_late() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn("stuck", pending::<()>());
+        shutdown.spawn("quick", async {}).await.expect("no panic");
+        assert_eq!(shutdown.drain(Duration::from_millis(10)).await, Drained::TooLate(vec!["stuck"]));
+        assert!(shutdown.hard().is_cancelled());
+    }
+
+    #[tokio::test]
+    async fn giving_up_ends_the_wait_and_implies_soft() {
+        let shutdown = Shutdown::new();
+        shutdown.spawn("stuck", pending::<()>());
+        shutdown.give_up();
+        assert!(shutdown.soft().is_cancelled());
+        assert_eq!(shutdown.drain(LONG).await, Drained::GivenUp(vec!["stuck"]));
+    }
+
+    #[tokio::test]
+    async fn a_panicking_task_does_not_hold_the_shutdown() {
+        let shutdown = Shutdown::new();
+        let task = shutdown.spawn("broken", async { panic!("on purpose") });
+        assert_eq!(shutdown.drain(LONG).await, Drained::Completely);
+        assert!(task.await.expect_err("a panic").is_panic());
+        assert_eq!(shutdown.running.names(), Vec::<&str>::new());
+    }
+
+    #[tokio::test]
+    async fn the_first_signal_is_soft_and_the_second_hard() {
+        let shutdown = Shutdown::new();
+        shutdown.on_signals().expect("handlers");
+        shutdown.spawn("stuck", pending::<()>());
+        let raise = || rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
+        raise().expect("a signal");
+        tokio::time::timeout(LONG, shutdown.soft().cancelled()).await.expect("soft");
+        assert!(!shutdown.hard().is_cancelled());
+        raise().expect("a signal");
+        tokio::time::timeout(LONG, shutdown.hard().cancelled()).await.expect("hard");
+        assert_eq!(shutdown.drain(LONG).await, Drained::GivenUp(vec!["stuck"]));
+    }
+}
