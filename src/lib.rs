@@ -1,4 +1,5 @@
 //! Granary: text embeddings from several models in one process, and a store that knows what made each vector.
+pub mod cli;
 pub mod config;
 pub mod domain;
 pub mod models;

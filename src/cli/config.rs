@@ -1,0 +1,55 @@
+//! `granary config`: print the configuration the server would start with, or the commented default.
+
+use std::io::{ErrorKind, Write};
+
+use super::ConfigArgs;
+use crate::config::{Config, ConfigError, ConfigSources, Overrides};
+
+/// `granary config` did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigCommandError {
+    /// The server would not start with this configuration either.
+    #[error(transparent)]
+    Refused(#[from] ConfigError),
+    /// Nobody takes the output.
+    #[error("the configuration cannot be printed")]
+    Print(#[source] std::io::Error),
+}
+
+/// Prints to `out` what `args` ask for, from this process's environment and working directory.
+///
+/// # Errors
+/// When the configuration is refused, or `out` fails. A reader that leaves early (`granary config | head`) is no error.
+pub fn run(args: ConfigArgs, out: &mut impl Write) -> Result<(), ConfigCommandError> {
+    if args.default {
+        return print(Config::default_toml(), out);
+    }
+    let config = Config::load(&ConfigSources::from_process(args.config, Overrides::default()))?;
+    print(&config.effective_toml(), out)
+}
+
+fn print(text: &str, out: &mut impl Write) -> Result<(), ConfigCommandError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(ConfigCommandError::Print(error)),
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_printed_with_its_comments() {
+        let mut out = Vec::new();
+        run(ConfigArgs { default: true, config: None }, &mut out).expect("printed");
+        assert_eq!(out, Config::default_toml().as_bytes());
+    }
+
+    #[test]
+    fn a_missing_file_is_refused() {
+        let args = ConfigArgs { default: false, config: Some("no/such/file.toml".into()) };
+        let error = run(args, &mut Vec::new()).expect_err("no such file");
+        assert!(error.to_string().contains("no/such/file.toml"), "{error}");
+    }
+}

@@ -1,0 +1,119 @@
+//! The command line: what it accepts, and the verbs that need no server.
+//!
+//! Owns the flags. It refuses to judge values that the configuration can judge, so that a flag and a file give the same
+//! message. Start at [`Command`].
+
+pub mod config;
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::config::{ConfigSources, Overrides};
+
+/// The arguments of the process.
+#[derive(Debug, Parser)]
+#[command(name = "granary", version, about, arg_required_else_help = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the process does.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Serve embeddings over HTTP
+    Serve(ServeArgs),
+    /// Print the effective configuration as TOML, or check it
+    Config(ConfigArgs),
+    /// Print the OpenAPI document as JSON
+    Openapi,
+}
+
+/// The flags of `granary serve`: each wins over the environment and the file.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ServeArgs {
+    /// Read this configuration file [default: granary.toml, if there is one]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Listen on this address or host name (`server.host`)
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Listen on this port, 0 for a free one (`server.port`)
+    #[arg(long)]
+    pub port: Option<u16>,
+    /// Begin with this model if none was made active before (`ai.model_name`)
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Keep models and the database in this directory (`models.data_dir`)
+    #[arg(long, value_name = "PATH")]
+    pub data_dir: Option<PathBuf>,
+    /// Write logs as `text` or `json` (`telemetry.log_format`)
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+}
+
+impl ServeArgs {
+    /// Where the server's configuration comes from: these flags over the process's environment over the file.
+    #[must_use]
+    pub fn into_sources(self) -> ConfigSources {
+        let overrides = Overrides {
+            host: self.host,
+            port: self.port,
+            model: self.model,
+            data_dir: self.data_dir,
+            log_format: self.log_format,
+        };
+        ConfigSources::from_process(self.config, overrides)
+    }
+}
+
+/// The flags of `granary config`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ConfigArgs {
+    /// Print the commented default instead
+    #[arg(long, conflicts_with = "config")]
+    pub default: bool,
+    /// Read this configuration file [default: granary.toml, if there is one]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_of_serve_become_overrides() {
+        let line = "granary serve --config c.toml --host h --port 0 --model m --data-dir d --log-format json";
+        let Command::Serve(serve) = Cli::try_parse_from(line.split(' ')).expect("valid flags").command else {
+            panic!("not `serve`");
+        };
+        let sources = serve.into_sources();
+        assert_eq!(sources.file, Some("c.toml".into()));
+        assert_eq!(
+            sources.overrides,
+            Overrides {
+                host: Some("h".into()),
+                port: Some(0),
+                model: Some("m".into()),
+                data_dir: Some("d".into()),
+                log_format: Some("json".into()),
+            }
+        );
+    }
+
+    #[test]
+    fn no_verb_prints_help() {
+        let error = Cli::try_parse_from(["granary"]).expect_err("help");
+        assert!(error.to_string().contains("Usage: granary <COMMAND>"), "{error}");
+    }
+}
