@@ -1,7 +1,28 @@
 //! Granary: text embeddings from several models in one process, and a store that knows what made each vector.
+//!
+//! Modules depend on each other in one direction, which a test holds (`tests/it/arrows.rs`):
+//!
+//! ```text
+//! api ► change ► grains ► models ► engine ► domain        an arrow allows everything to its right
+//! ```
+//!
+//! | module | owns |
+//! |---|---|
+//! | [`domain`] | the words: models, spaces |
+//! | [`engine`] | text in, vectors out: tokenizer, queue, ONNX Runtime, pooling |
+//! | [`models`] | which model, in what state; the fingerprint of its space |
+//! | [`grains`] | the database: schema, recognition of old files, the ledger |
+//! | [`api`] | HTTP: routes, errors, the OpenAPI document |
+//! | [`app`] | builds everything from a configuration and runs it; nothing imports it |
+//! | [`config`], [`telemetry`], [`shutdown`], [`cli`] | leaves: settings, logs and metrics, stopping, the command line |
+
+pub mod api;
+pub mod app;
 pub mod cli;
 pub mod config;
 pub mod domain;
+pub mod engine;
+pub mod grains;
 pub mod models;
 pub mod shutdown;
 pub mod telemetry;

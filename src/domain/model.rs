@@ -372,11 +372,8 @@ mod tests {
     #[test]
     fn configured_settings_win_and_built_in_ones_fill_in() {
         let configured = EncoderSettings { pooling: Some(Pooling::Cls), ..EncoderSettings::default() };
-        let built_in = EncoderSettings {
-            pooling: Some(Pooling::Mean),
-            normalize: Some(true),
-            ..EncoderSettings::default()
-        };
+        let built_in =
+            EncoderSettings { pooling: Some(Pooling::Mean), normalize: Some(true), ..EncoderSettings::default() };
         let merged = configured.or(&built_in);
         assert_eq!((merged.pooling, merged.normalize), (Some(Pooling::Cls), Some(true)));
     }

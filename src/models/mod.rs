@@ -1,2 +1,25 @@
 //! Which model, in what state.
+//!
+//! Owns the catalog, the life of each model, and the proof of what made a vector ([`fingerprint`]). It knows no HTTP
+//! and no SQL: what must survive a restart goes through [`ledger::Ledger`]. Start at [`manager`].
+
+pub mod catalog;
+mod entry;
+pub mod error;
+pub mod fingerprint;
+pub mod folder;
 pub mod ledger;
+pub mod lifecycle;
+pub mod loaded;
+pub mod loader;
+pub mod manager;
+mod memory;
+pub mod onnx_file;
+
+pub use catalog::{Catalog, CatalogError};
+pub use entry::ModelStatus;
+pub use error::{LoadError, ModelError};
+pub use ledger::{Ledger, LedgerError, VolatileLedger};
+pub use loaded::{EmbedRequest, Embedded, Lease, LoadedFacts};
+pub use loader::Loader;
+pub use manager::{ManagerParts, MultiModelManager, Switch, Timing};

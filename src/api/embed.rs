@@ -1,0 +1,202 @@
+//! `POST /embed`, `POST /` and the same below `/models/{name}`: TEI's embedding routes.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::error::ApiError;
+use super::extract::{Json, ModelWord, expected_space};
+use super::inputs::{Inputs, RootInputs};
+use super::measured;
+use super::responses::{TeiBodyErrors, TeiErrors};
+use super::similarity;
+use super::state::{AppState, Limits};
+use super::vectors;
+use crate::domain::TruncationSide;
+use crate::engine::OverLong;
+use crate::models::EmbedRequest;
+
+/// How the inputs of a TEI request are to be embedded: the fields of [`EmbedBody`] besides its inputs, and the
+/// `parameters` of `/similarity`.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct EmbedOptions {
+    /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
+    pub truncate: Option<bool>,
+    /// The end that is cut off.
+    pub truncation_direction: Option<Direction>,
+    /// Whether to scale vectors to length 1; true when absent.
+    pub normalize: Option<bool>,
+    /// The model's prompt to put before each text: `query` or `document`.
+    #[schema(example = json!(null))]
+    pub prompt_name: Option<String>,
+    /// The length of the vectors: the model's own, or one it was trained to be cut to.
+    #[schema(example = 384)]
+    pub dimensions: Option<u64>,
+    /// A model's name or alias; the active model when absent.
+    #[schema(example = "all-MiniLM-L6-v2")]
+    pub model: Option<String>,
+    /// The space the vectors must be in: 412 if they would be in another.
+    #[schema(example = json!(null))]
+    pub expect_space: Option<String>,
+}
+
+/// The body of `/embed`; of `POST /` too, where `inputs` may also be sentences to compare.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct EmbedBody<I: ToSchema> {
+    inputs: I,
+    /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
+    truncate: Option<bool>,
+    /// The end that is cut off.
+    truncation_direction: Option<Direction>,
+    /// Whether to scale vectors to length 1; true when absent.
+    normalize: Option<bool>,
+    /// The model's prompt to put before each text: `query` or `document`.
+    #[schema(example = json!(null))]
+    prompt_name: Option<String>,
+    /// The length of the vectors: the model's own, or one it was trained to be cut to.
+    #[schema(example = 384)]
+    dimensions: Option<u64>,
+    /// A model's name or alias; the active model when absent.
+    #[schema(example = "all-MiniLM-L6-v2")]
+    model: Option<String>,
+    /// The space the vectors must be in: 412 if they would be in another.
+    #[schema(example = json!(null))]
+    expect_space: Option<String>,
+}
+
+impl<I: ToSchema> EmbedBody<I> {
+    fn into_parts(self) -> (I, EmbedOptions) {
+        let options = EmbedOptions {
+            truncate: self.truncate,
+            truncation_direction: self.truncation_direction,
+            normalize: self.normalize,
+            prompt_name: self.prompt_name,
+            dimensions: self.dimensions,
+            model: self.model,
+            expect_space: self.expect_space,
+        };
+        (self.inputs, options)
+    }
+}
+
+/// The end of an over-long text that is cut off.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+pub enum Direction {
+    /// The beginning is cut off.
+    #[serde(alias = "left")]
+    Left,
+    /// The end is cut off.
+    #[serde(alias = "right")]
+    Right,
+}
+
+impl EmbedOptions {
+    /// What to do with texts that are too long.
+    #[must_use]
+    pub fn over_long(&self, limits: &Limits) -> OverLong {
+        if !self.truncate.unwrap_or(limits.auto_truncate) {
+            return OverLong::Refuse;
+        }
+        OverLong::Cut(match self.truncation_direction {
+            Some(Direction::Left) => TruncationSide::Left,
+            Some(Direction::Right) | None => TruncationSide::Right,
+        })
+    }
+
+    /// The service call for these inputs.
+    ///
+    /// # Errors
+    /// When an input is empty, there are too many, or a field is malformed.
+    pub fn request(&self, inputs: Inputs, limits: &Limits) -> Result<EmbedRequest, ApiError> {
+        Ok(EmbedRequest {
+            inputs: inputs.checked("inputs", limits.max_inputs)?,
+            prompt_name: self.prompt_name.clone(),
+            over_long: self.over_long(limits),
+            dimensions: self.dimensions,
+            normalize: Some(self.normalize.unwrap_or(true)),
+            expect_space: expected_space(self.expect_space.as_deref())?,
+        })
+    }
+}
+
+/// Embeds texts with the active model, or with the one that `model` names.
+///
+/// The answer holds one vector per input, in their order. Its headers name the model (`x-model`), the vectors' space
+/// (`x-space`), their length (`x-dimensions`) and the inputs that were cut (`x-truncated`).
+#[utoipa::path(
+    post, path = "/embed", tag = "tei", operation_id = "embed", request_body = EmbedBody<Inputs>,
+    responses((status = 200, description = "One vector per input", body = Vec<Vec<f32>>, headers(
+        ("x-model" = String, description = "The model that made the vectors"),
+        ("x-space" = String, description = "The space the vectors are in"),
+        ("x-dimensions" = u64, description = "The length of each vector"),
+        ("x-truncated" = String, description = "How many inputs were cut, then which"),
+    )), TeiErrors, TeiBodyErrors)
+)]
+pub async fn embed(State(state): State<AppState>, Json(body): Json<EmbedBody<Inputs>>) -> Result<Response, ApiError> {
+    let (inputs, options) = body.into_parts();
+    answer(&state, inputs, &options).await
+}
+
+/// Embeds texts with the model in the path.
+#[utoipa::path(
+    post, path = "/models/{name}/embed", tag = "tei", operation_id = "embed_with_model", request_body = EmbedBody<Inputs>,
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "One vector per input", body = Vec<Vec<f32>>), TeiErrors, TeiBodyErrors)
+)]
+pub async fn embed_with_model(
+    State(state): State<AppState>,
+    ModelWord(model): ModelWord,
+    Json(body): Json<EmbedBody<Inputs>>,
+) -> Result<Response, ApiError> {
+    let (inputs, options) = body.into_parts();
+    answer(&state, inputs, &EmbedOptions { model: Some(model), ..options }).await
+}
+
+/// What `InferenceClient` posts to when it is given this server's URL: texts to embed, or sentences to compare.
+#[utoipa::path(
+    post, path = "/", tag = "tei", operation_id = "infer", request_body = EmbedBody<RootInputs>,
+    responses(
+        (status = 200, description = "One vector per input, or one similarity per sentence", body = Vec<Vec<f32>>),
+        TeiErrors, TeiBodyErrors
+    )
+)]
+pub async fn infer(
+    State(state): State<AppState>,
+    Json(body): Json<EmbedBody<RootInputs>>,
+) -> Result<Response, ApiError> {
+    let (inputs, options) = body.into_parts();
+    answer_root(&state, inputs, &options).await
+}
+
+/// What `InferenceClient` posts to when it is given a model's URL.
+#[utoipa::path(
+    post, path = "/models/{name}", tag = "tei", operation_id = "infer_with_model", request_body = EmbedBody<RootInputs>,
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses(
+        (status = 200, description = "One vector per input, or one similarity per sentence", body = Vec<Vec<f32>>),
+        TeiErrors, TeiBodyErrors
+    )
+)]
+pub async fn infer_with_model(
+    State(state): State<AppState>,
+    ModelWord(model): ModelWord,
+    Json(body): Json<EmbedBody<RootInputs>>,
+) -> Result<Response, ApiError> {
+    let (inputs, options) = body.into_parts();
+    answer_root(&state, inputs, &EmbedOptions { model: Some(model), ..options }).await
+}
+
+async fn answer_root(state: &AppState, inputs: RootInputs, options: &EmbedOptions) -> Result<Response, ApiError> {
+    match inputs {
+        RootInputs::Embed(inputs) => answer(state, inputs, options).await,
+        RootInputs::Compare(pair) => similarity::answer(state, pair, options).await,
+    }
+}
+
+async fn answer(state: &AppState, inputs: Inputs, options: &EmbedOptions) -> Result<Response, ApiError> {
+    let shape = inputs.shape();
+    let request = options.request(inputs, &state.limits)?;
+    let answer = measured::embed(state, options.model.as_deref(), request, shape).await?;
+    Ok(vectors::response(vectors::nested(&answer.embedded.encoded), answer.headers))
+}

@@ -1,0 +1,119 @@
+//! Reading requests: JSON bodies, models in paths, and spaces, each refused with a sentence that helps.
+
+use axum::body::Bytes;
+use axum::extract::rejection::BytesRejection;
+use axum::extract::{FromRequest, FromRequestParts, Path, Request};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use serde::de::DeserializeOwned;
+
+use super::error::{ApiError, Code};
+use super::state::AppState;
+use crate::domain::SpaceId;
+
+/// A JSON body. Unknown fields are ignored; `null` means absent in every optional field.
+pub struct Json<T>(pub T);
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        if !content_type.is_some_and(is_json) {
+            let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(found)));
+            return Err(ApiError::new(
+                Code::ContentType,
+                format!("the content type is {found}; send `content-type: application/json`"),
+            ));
+        }
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| body_error(&error, state))?;
+        parse(&bytes).map(Self)
+    }
+}
+
+/// The caller's word for a model in the path: a name or an alias.
+pub struct ModelWord(pub String);
+
+impl FromRequestParts<AppState> for ModelWord {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let word = Path::<String>::from_request_parts(parts, state).await;
+        word.map(|Path(word)| Self(word))
+            .map_err(|_| ApiError::new(Code::ModelNotFound, "the model's name in the path is not UTF-8"))
+    }
+}
+
+fn is_json(content_type: &str) -> bool {
+    let essence = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
+    essence == "application/json" || (essence.starts_with("application/") && essence.ends_with("+json"))
+}
+
+fn body_error(error: &BytesRejection, state: &AppState) -> ApiError {
+    if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
+        let limit = state.limits.max_body;
+        return ApiError::new(
+            Code::BodyTooLarge,
+            format!("the body is over {limit}; send fewer inputs a request, or raise `server.max_body`"),
+        );
+    }
+    ApiError::new(Code::MalformedJson, "the body could not be read to its end")
+}
+
+pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let mut deserializer = serde_json::Deserializer::from_slice(bytes);
+    let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
+        let path = error.path().to_string();
+        json_error(error.inner(), &path)
+    })?;
+    deserializer.end().map_err(|error| json_error(&error, "."))?;
+    Ok(parsed)
+}
+
+fn json_error(error: &serde_json::Error, path: &str) -> ApiError {
+    // The place in the text helps with syntax; for fields their path does.
+    if !error.is_data() {
+        return ApiError::new(Code::MalformedJson, format!("the body is not JSON: {error}"));
+    }
+    let sentence = error.to_string();
+    let sentence = sentence.rsplit_once(" at line ").map_or(sentence.as_str(), |(sentence, _)| sentence);
+    let field = path.split(['.', '[']).next().filter(|field| !field.is_empty());
+    match field {
+        Some(field) => ApiError::new(Code::InvalidRequest, format!("`{}`: {}", shortened(path), shortened(sentence)))
+            .with_param(shortened(field)),
+        None => ApiError::new(Code::InvalidRequest, shortened(sentence)),
+    }
+}
+
+/// A caller's text in an error: its beginning.
+fn shortened(text: &str) -> String {
+    const MAX_CHARS: usize = 200;
+    if text.chars().count() <= MAX_CHARS {
+        text.to_owned()
+    } else {
+        text.chars().take(MAX_CHARS).chain(['…']).collect()
+    }
+}
+
+/// The space a request expects its vectors in.
+///
+/// # Errors
+/// When it is not a space id.
+pub fn expected_space(text: Option<&str>) -> Result<Option<SpaceId>, ApiError> {
+    text.map(SpaceId::parse)
+        .transpose()
+        .map_err(|error| ApiError::new(Code::InvalidRequest, error.to_string()).with_param("expect_space"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn json_is_json_whatever_its_parameters() {
+        assert!(
+            is_json("application/json") && is_json("Application/JSON; charset=utf-8") && is_json("application/x+json")
+        );
+        assert!(!is_json("text/plain") && !is_json("") && !is_json("text/json+json"));
+    }
+}

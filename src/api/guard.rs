@@ -1,0 +1,122 @@
+//! Who may ask a server that has no keys: only this machine's own names, and no foreign page.
+//!
+//! A page on the web can make its visitor's browser call `http://127.0.0.1:8080`, directly or through a name that
+//! resolves there (DNS rebinding). The browser tells on it: `Host` is the page's own name, `Origin` is the page.
+
+use axum::extract::{Request, State};
+use axum::http::{HeaderMap, Uri, header};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+
+use super::error::{ApiError, Code};
+use super::state::AppState;
+use crate::config::AllowedHost;
+
+/// The names of this machine that are always served.
+const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+
+/// The hosts that are served.
+#[derive(Debug)]
+pub struct HostGuard {
+    allowed: Vec<AllowedHost>,
+}
+
+impl HostGuard {
+    /// Serves this machine's own names and the configured ones.
+    #[must_use]
+    pub fn new(allowed: Vec<AllowedHost>) -> Self {
+        Self { allowed }
+    }
+
+    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+        // HTTP/2 has the authority in the request line.
+        let header = headers.get(header::HOST).map(|value| value.to_str().unwrap_or_default());
+        let authority = uri.authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();
+        let host = without_port(authority);
+        if !self.serves(host) {
+            return Err(ApiError::new(
+                Code::Misdirected,
+                format!(
+                    "this server is not `{}`: it answers as localhost, 127.0.0.1 and [::1], and as the names in \
+                     `server.allowed_hosts`",
+                    host.chars().take(100).collect::<String>()
+                ),
+            ));
+        }
+        match headers.get(header::ORIGIN) {
+            Some(origin) if !is_same_origin(origin.to_str().unwrap_or_default(), authority) => Err(ApiError::new(
+                Code::Forbidden,
+                "a page of another origin may not use this server: call it from the page's own server, or serve the \
+                 page from here",
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    fn serves(&self, host: &str) -> bool {
+        LOCAL_HOSTS.iter().any(|local| local.eq_ignore_ascii_case(host))
+            || self.allowed.iter().any(|allowed| allowed.matches(host))
+    }
+}
+
+/// A page served by this server itself, `/docs`: its host and port are those of the request. The scheme is not
+/// compared, for a proxy may have taken TLS off.
+fn is_same_origin(origin: &str, authority: &str) -> bool {
+    origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(authority))
+}
+
+fn without_port(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => host,
+        _ => authority,
+    }
+}
+
+/// Refuses foreign hosts (421) and foreign pages (403).
+pub async fn refuse_foreign(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    match state.guard.check(request.uri(), request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(host: Option<&str>, origin: Option<&str>) -> Result<(), Code> {
+        let guard = HostGuard::new(vec![AllowedHost::try_from("granary.example.org".to_owned()).expect("a host")]);
+        let mut headers = HeaderMap::new();
+        for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
+            if let Some(value) = value {
+                headers.insert(name, value.parse().expect("a header"));
+            }
+        }
+        guard.check(&Uri::from_static("/embed"), &headers).map_err(|error| error.code())
+    }
+
+    #[test]
+    fn own_names_are_served_with_any_port() {
+        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "granary.example.org:443"] {
+            assert_eq!(check(Some(host), None), Ok(()), "{host}");
+        }
+    }
+
+    #[test]
+    fn foreign_names_are_not() {
+        for host in
+            ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8080", "", "::1", "a:b@localhost"]
+        {
+            assert_eq!(check(Some(host), None), Err(Code::Misdirected), "{host}");
+        }
+        assert_eq!(check(None, None), Err(Code::Misdirected));
+    }
+
+    #[test]
+    fn only_pages_of_this_server_may_call() {
+        assert_eq!(check(Some("localhost:8080"), Some("http://localhost:8080")), Ok(()));
+        for origin in ["http://evil.example", "null", "http://localhost:3000", "http://localhost", ""] {
+            assert_eq!(check(Some("localhost:8080"), Some(origin)), Err(Code::Forbidden), "{origin}");
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Embedding for a route: the service call between the metrics and headers that TEI's users know.
+
+use std::time::{Duration, Instant};
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue};
+use metrics::{counter, histogram};
+
+use super::error::ApiError;
+use super::inputs::Shape;
+use super::state::AppState;
+use super::vectors::provenance_headers;
+use crate::engine::Input;
+use crate::models::{EmbedRequest, Embedded};
+use crate::telemetry::{self, method};
+
+/// Vectors, and the headers that say what made them and how long it took.
+pub struct Answer {
+    /// The vectors.
+    pub embedded: Embedded,
+    /// `x-model`, `x-space`, … and TEI's `x-compute-*` and `x-*-time`.
+    pub headers: HeaderMap,
+}
+
+/// Embeds with the model that `model` means, the active one when it is `None`.
+///
+/// # Errors
+/// What the model or the engine refuses.
+pub async fn embed(
+    state: &AppState,
+    model: Option<&str>,
+    request: EmbedRequest,
+    shape: Shape,
+) -> Result<Answer, ApiError> {
+    let started = Instant::now();
+    let method = match shape {
+        Shape::Single => method::SINGLE,
+        Shape::List => method::BATCH,
+    };
+    let n_texts = request.inputs.len() as u64;
+    let n_characters = request.inputs.iter().map(n_characters).sum::<usize>();
+    counter!(telemetry::TE_REQUEST_COUNT, "method" => method).increment(1);
+    counter!(telemetry::TE_EMBED_COUNT).increment(n_texts);
+
+    let name = state.models.resolve(model)?;
+    let embedded = state.models.embed_with_model(request, &name).await?;
+
+    counter!(telemetry::TE_REQUEST_SUCCESS, "method" => method).increment(1);
+    counter!(telemetry::TE_EMBED_SUCCESS).increment(n_texts);
+    record(&embedded, started.elapsed());
+    let headers = headers(&embedded, n_characters, started.elapsed());
+    Ok(Answer { embedded, headers })
+}
+
+fn n_characters(input: &Input) -> usize {
+    match input {
+        Input::Text(text) => text.chars().count(),
+        Input::Tokens(ids) => ids.len(),
+    }
+}
+
+fn record(embedded: &Embedded, total: Duration) {
+    let encoded = &embedded.encoded;
+    let label = embedded.model.to_string();
+    let n_texts = encoded.n_tokens.len();
+    counter!(telemetry::TEXTS, "model" => label.clone()).increment(n_texts as u64);
+    counter!(telemetry::TOKENS, "model" => label.clone()).increment(encoded.n_tokens.iter().sum::<usize>() as u64);
+    counter!(telemetry::TRUNCATED_TEXTS, "model" => label.clone()).increment(encoded.truncated.len() as u64);
+    histogram!(telemetry::EMBED_DURATION, "model" => label).record(total.as_secs_f64());
+    for n_tokens in &encoded.n_tokens {
+        histogram!(telemetry::TE_REQUEST_INPUT_LENGTH).record(*n_tokens as f64);
+    }
+    // TEI records the mean over a request's texts.
+    let mean = |duration: Duration| duration.as_secs_f64() / n_texts.max(1) as f64;
+    histogram!(telemetry::TE_REQUEST_DURATION).record(total.as_secs_f64());
+    histogram!(telemetry::TE_REQUEST_TOKENIZATION_DURATION).record(mean(encoded.tokenization_time));
+    histogram!(telemetry::TE_REQUEST_QUEUE_DURATION).record(encoded.queue_time.as_secs_f64());
+    histogram!(telemetry::TE_REQUEST_INFERENCE_DURATION).record(mean(encoded.inference_time));
+}
+
+fn headers(embedded: &Embedded, n_characters: usize, total: Duration) -> HeaderMap {
+    let encoded = &embedded.encoded;
+    let mut headers = provenance_headers(embedded);
+    headers.insert(HeaderName::from_static("x-compute-type"), HeaderValue::from_static("cpu"));
+    let mut put = |name, value: u128| {
+        headers.insert(HeaderName::from_static(name), HeaderValue::from(u64::try_from(value).unwrap_or(u64::MAX)));
+    };
+    put("x-compute-time", total.as_millis());
+    put("x-compute-characters", n_characters as u128);
+    put("x-compute-tokens", encoded.n_tokens.iter().sum::<usize>() as u128);
+    put("x-total-time", total.as_millis());
+    put("x-tokenization-time", encoded.tokenization_time.as_millis());
+    put("x-queue-time", encoded.queue_time.as_millis());
+    put("x-inference-time", encoded.inference_time.as_millis());
+    headers
+}

@@ -1,0 +1,88 @@
+//! HTTP: the only place that knows it.
+//!
+//! Owns the routes, how requests are read and errors written, and the OpenAPI document. Handlers hold no logic: they
+//! extract, parse, call one service method and convert. Start at [`routes`], which reads as a table of contents.
+
+pub mod active;
+pub mod embed;
+pub mod error;
+pub mod extract;
+pub mod guard;
+pub mod info;
+pub mod inputs;
+mod measured;
+pub mod models;
+pub mod openai;
+pub mod openapi;
+pub mod operations;
+pub mod requests;
+pub mod responses;
+pub mod similarity;
+pub mod state;
+pub mod tokens;
+mod vectors;
+
+use axum::Router;
+use axum::extract::DefaultBodyLimit;
+use axum::middleware::{from_fn, from_fn_with_state};
+use tower_http::catch_panic::CatchPanicLayer;
+use utoipa::OpenApi;
+use utoipa_axum::router::OpenApiRouter;
+use utoipa_axum::routes;
+use utoipa_swagger_ui::SwaggerUi;
+
+use self::error::{ApiError, Code};
+use self::state::AppState;
+
+/// Every route of the server.
+pub fn routes() -> OpenApiRouter<AppState> {
+    OpenApiRouter::with_openapi(openapi::Document::openapi())
+        // Models
+        .routes(routes!(models::list))
+        .routes(routes!(active::get, active::put))
+        .routes(routes!(models::get, embed::infer_with_model))
+        .routes(routes!(models::load))
+        .routes(routes!(models::unload))
+        // text-embeddings-inference
+        .routes(routes!(embed::infer))
+        .routes(routes!(embed::embed))
+        .routes(routes!(similarity::similarity))
+        .routes(routes!(tokens::tokenize))
+        .routes(routes!(tokens::decode))
+        .routes(routes!(info::info))
+        .routes(routes!(info::health))
+        // … and for one model
+        .routes(routes!(embed::embed_with_model))
+        .routes(routes!(similarity::similarity_with_model))
+        .routes(routes!(tokens::tokenize_with_model))
+        .routes(routes!(tokens::decode_with_model))
+        .routes(routes!(info::info_of_model))
+        .routes(routes!(info::health_of_model))
+        // OpenAI
+        .routes(routes!(openai::embeddings))
+        .routes(routes!(openai::models))
+        .routes(routes!(openai::model))
+        // Operations
+        .routes(routes!(operations::live))
+        .routes(routes!(operations::ready))
+        .routes(routes!(operations::metrics))
+}
+
+/// The routes with everything that stands around them.
+pub fn router(state: AppState) -> Router {
+    let (router, document) = routes().split_for_parts();
+    let max_body = usize::try_from(state.limits.max_body.as_u64()).unwrap_or(usize::MAX);
+    router
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .fallback(|| async { ApiError::new(Code::NotFound, "there is nothing here; `/docs` lists what there is") })
+        .method_not_allowed_fallback(|| async {
+            ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")
+        })
+        .layer(DefaultBodyLimit::max(max_body))
+        .layer(from_fn_with_state(state.clone(), requests::limit_time))
+        .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))
+        .layer(CatchPanicLayer::custom(requests::answer_panic))
+        .layer(from_fn(error::render))
+        .layer(from_fn(requests::observe))
+        .with_state(state)
+}

@@ -1,0 +1,197 @@
+//! `/models`: what there is, and what is loaded.
+
+use axum::extract::State;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::error::ApiError;
+use super::extract::ModelWord;
+use super::responses::{NativeErrors, UnknownModel};
+use super::state::AppState;
+use crate::domain::{EncoderSettings, ModelName};
+use crate::models::{LoadedFacts, ModelStatus};
+
+/// A model and its state.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Model {
+    #[schema(example = "all-MiniLM-L6-v2")]
+    name: String,
+    /// Other names that requests may use.
+    aliases: Vec<String>,
+    /// `small`, `medium` or `large`: the class of machine it is meant for.
+    size: String,
+    /// `unloaded`, `downloading`, `loading`, `ready`, `draining` or `failed`.
+    #[schema(example = "ready")]
+    state: String,
+    /// Whether requests that name no model use this one.
+    active: bool,
+    /// The length of its vectors; before the first load, what is expected.
+    dimensions: Option<u32>,
+    /// Shorter lengths it was trained to be cut to.
+    matryoshka_dims: Vec<u32>,
+    /// Tokens a text keeps, special tokens included.
+    max_tokens: Option<u32>,
+    /// `mean`, `cls`, `last_token`, `max`, or null when its graph pools by itself or it is not known yet.
+    pooling: Option<String>,
+    /// Whether its own vectors have length 1.
+    normalize: Option<bool>,
+    prompts: ModelPrompts,
+    /// The space of its vectors as it is configured; null until it is loaded.
+    space: Option<String>,
+    /// The SHA-256 of everything that makes this space; null until it is loaded.
+    fingerprint: Option<String>,
+    /// What executes it; null until it is loaded.
+    provider: Option<ModelProvider>,
+    /// The size of its weight files in bytes; before the first load, what is expected.
+    size_bytes: Option<u64>,
+    /// How long its load took.
+    load_ms: Option<u64>,
+    /// Why its last load failed.
+    failure: Option<ModelFailure>,
+}
+
+/// Texts that a model puts before others.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ModelPrompts {
+    query: Option<String>,
+    document: Option<String>,
+}
+
+/// What executes a model, and why.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ModelProvider {
+    /// `cpu` or `openvino`.
+    name: String,
+    /// `float32` or `bfloat16`.
+    precision: String,
+    reason: String,
+}
+
+/// A failed load.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ModelFailure {
+    reason: String,
+    /// Seconds until a request tries again; `…/load` tries at once.
+    retry_after_s: f64,
+    /// Whether trying again is pointless until somebody changes a file or a setting.
+    permanent: bool,
+}
+
+/// All models.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Models {
+    /// The name of the active one.
+    active: String,
+    models: Vec<Model>,
+}
+
+impl Model {
+    /// A model as the routes show it.
+    #[must_use]
+    pub fn of(status: &ModelStatus, active: &ModelName) -> Self {
+        let known = Known::of(status);
+        let loaded = status.loaded.as_deref();
+        let number = |n: std::num::NonZeroU32| n.get();
+        let settings = known.settings;
+        let prompts = settings.prompts.unwrap_or_default();
+        Self {
+            name: status.info.name.to_string(),
+            aliases: status.info.aliases.clone(),
+            size: status.info.size.as_str().to_owned(),
+            state: status.phase.to_string(),
+            active: status.info.name == *active,
+            dimensions: settings.dimensions.map(number),
+            matryoshka_dims: settings.matryoshka_dims.unwrap_or_default().into_iter().map(number).collect(),
+            max_tokens: settings.max_tokens.map(number),
+            pooling: settings.pooling.map(|pooling| pooling.as_str().to_owned()),
+            normalize: settings.normalize,
+            prompts: ModelPrompts { query: prompts.query, document: prompts.document },
+            space: loaded.map(|facts| facts.fingerprint.space().to_string()),
+            fingerprint: loaded.map(|facts| facts.fingerprint.as_str().to_owned()),
+            provider: loaded.map(|facts| ModelProvider {
+                name: facts.provider.provider.to_string(),
+                precision: facts.precision.to_owned(),
+                reason: facts.provider.reason.to_owned(),
+            }),
+            size_bytes: known.size_bytes,
+            load_ms: loaded.map(|facts| u64::try_from(facts.load_time.as_millis()).unwrap_or(u64::MAX)),
+            failure: status.failure.as_ref().map(|failure| ModelFailure {
+                reason: failure.reason.clone(),
+                retry_after_s: failure.retry_after(std::time::Instant::now()).as_secs_f64(),
+                permanent: failure.permanent,
+            }),
+        }
+    }
+}
+
+/// The facts of a loaded model, the expectations of another.
+struct Known {
+    settings: EncoderSettings,
+    size_bytes: Option<u64>,
+}
+
+impl Known {
+    fn of(status: &ModelStatus) -> Self {
+        match status.loaded.as_deref() {
+            Some(facts) => Self { settings: settings_of(facts), size_bytes: Some(facts.weights_bytes) },
+            None => Self { settings: status.info.expected(), size_bytes: status.info.approximate_size_bytes },
+        }
+    }
+}
+
+fn settings_of(facts: &LoadedFacts) -> EncoderSettings {
+    EncoderSettings {
+        dimensions: Some(facts.dimensions.native),
+        matryoshka_dims: Some(facts.dimensions.matryoshka.clone()),
+        max_tokens: std::num::NonZeroU32::new(facts.max_tokens),
+        pooling: facts.pooling,
+        normalize: Some(facts.normalize),
+        prompts: Some(facts.prompts.clone()),
+    }
+}
+
+/// Lists every model the server knows, loaded or not.
+#[utoipa::path(
+    get, path = "/models", tag = "models", operation_id = "list_models",
+    responses((status = 200, description = "All models", body = Models), NativeErrors)
+)]
+pub async fn list(State(state): State<AppState>) -> axum::Json<Models> {
+    let active = state.models.active();
+    let models = state.models.list().iter().map(|status| Model::of(status, &active)).collect();
+    axum::Json(Models { active: active.to_string(), models })
+}
+
+/// Shows one model.
+#[utoipa::path(
+    get, path = "/models/{name}", tag = "models", operation_id = "get_model",
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "The model", body = Model), NativeErrors, UnknownModel)
+)]
+pub async fn get(State(state): State<AppState>, ModelWord(word): ModelWord) -> Result<axum::Json<Model>, ApiError> {
+    let name = state.models.resolve(Some(&word))?;
+    Ok(axum::Json(Model::of(&state.models.status(&name)?, &state.models.active())))
+}
+
+/// Loads a model, or joins a load that is under way. A model that is ready stays as it is.
+#[utoipa::path(
+    post, path = "/models/{name}/load", tag = "models", operation_id = "load_model",
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "The loaded model", body = Model), NativeErrors, UnknownModel)
+)]
+pub async fn load(State(state): State<AppState>, ModelWord(word): ModelWord) -> Result<axum::Json<Model>, ApiError> {
+    let name = state.models.resolve(Some(&word))?;
+    let status = state.models.load_model(&name).await?;
+    Ok(axum::Json(Model::of(&status, &state.models.active())))
+}
+
+/// Unloads a model when the requests that use it have ended. The next request for it loads it again.
+#[utoipa::path(
+    post, path = "/models/{name}/unload", tag = "models", operation_id = "unload_model",
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "The model", body = Model), NativeErrors, UnknownModel)
+)]
+pub async fn unload(State(state): State<AppState>, ModelWord(word): ModelWord) -> Result<axum::Json<Model>, ApiError> {
+    let name = state.models.resolve(Some(&word))?;
+    let status = state.models.unload_model(&name).await?;
+    Ok(axum::Json(Model::of(&status, &state.models.active())))
+}

@@ -1,0 +1,212 @@
+//! `/v1`: OpenAI's embeddings and models routes.
+
+use axum::extract::{Path, State};
+use axum::response::Response;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::{ApiError, Code};
+use super::extract::{Json, expected_space};
+use super::inputs::Inputs;
+use super::measured::{self, Answer};
+use super::responses::{OpenAiBodyErrors, OpenAiErrors};
+use super::state::AppState;
+use super::vectors;
+use crate::domain::TruncationSide;
+use crate::engine::OverLong;
+use crate::models::{EmbedRequest, ModelStatus};
+
+/// Who a model is said to be owned by, when it comes from no hub.
+const LOCAL_OWNER: &str = "granary";
+
+/// The body of `/v1/embeddings`. Other fields, `user` among them, are ignored.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct EmbeddingsBody {
+    /// A model's name or alias; the active model when absent.
+    #[schema(example = "all-MiniLM-L6-v2")]
+    model: Option<String>,
+    #[schema(example = "hello world")]
+    input: Inputs,
+    /// How vectors are written: `float` when absent.
+    encoding_format: Option<EncodingFormat>,
+    /// The length of the vectors: the model's own, or one it was trained to be cut to.
+    #[schema(example = 384)]
+    dimensions: Option<u64>,
+    /// The space the vectors must be in: 412 if they would be in another.
+    #[schema(example = json!(null))]
+    expect_space: Option<String>,
+    /// The model's prompt to put before each text: `query` or `document`.
+    #[schema(example = json!(null))]
+    prompt_name: Option<String>,
+    /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
+    truncate: Option<bool>,
+}
+
+/// How vectors are written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum EncodingFormat {
+    /// A list of numbers.
+    #[default]
+    Float,
+    /// Little-endian 32-bit floats in base64.
+    Base64,
+}
+
+/// The answer of `/v1/embeddings`. It is written straight from the vectors; this is its shape for the document.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "utoipa reads the fields")]
+pub struct EmbeddingList {
+    /// Always `list`.
+    object: String,
+    data: Vec<EmbeddingObject>,
+    /// The model that made the vectors.
+    model: String,
+    usage: Usage,
+}
+
+/// One vector of an answer.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "utoipa reads the fields")]
+pub struct EmbeddingObject {
+    /// Always `embedding`.
+    object: String,
+    /// The input's place in the request.
+    index: usize,
+    embedding: EmbeddingValue,
+}
+
+/// A vector, as `encoding_format` asks.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum EmbeddingValue {
+    /// `float`.
+    Numbers(Vec<f32>),
+    /// `base64`.
+    Text(String),
+}
+
+/// What was embedded.
+#[derive(Serialize, ToSchema)]
+pub struct Usage {
+    /// Tokens embedded, special tokens included.
+    prompt_tokens: usize,
+    /// The same: embedding makes no tokens.
+    total_tokens: usize,
+}
+
+/// Embeds texts.
+#[utoipa::path(
+    post, path = "/v1/embeddings", tag = "openai", operation_id = "create_embedding", request_body = EmbeddingsBody,
+    responses((status = 200, description = "One vector per input", body = EmbeddingList, headers(
+        ("x-model" = String, description = "The model that made the vectors"),
+        ("x-space" = String, description = "The space the vectors are in"),
+        ("x-dimensions" = u64, description = "The length of each vector"),
+        ("x-truncated" = String, description = "How many inputs were cut, then which"),
+    )), OpenAiErrors, OpenAiBodyErrors)
+)]
+pub async fn embeddings(State(state): State<AppState>, Json(body): Json<EmbeddingsBody>) -> Result<Response, ApiError> {
+    if body.input.has_token_ids() {
+        return Err(ApiError::new(
+            Code::TokenIds,
+            "`input` holds token ids, which are cl100k's in OpenAI's clients and mean nothing to other models. Send \
+             text; with LangChain, set `OpenAIEmbeddings(check_embedding_ctx_length=False)`",
+        )
+        .with_param("input"));
+    }
+    let shape = body.input.shape();
+    let cuts = body.truncate.unwrap_or(state.limits.auto_truncate);
+    let request = EmbedRequest {
+        inputs: body.input.checked("input", state.limits.max_inputs)?,
+        prompt_name: body.prompt_name,
+        over_long: if cuts { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse },
+        dimensions: body.dimensions,
+        // OpenAI's vectors have length 1, and its clients compare them by their product alone.
+        normalize: Some(true),
+        expect_space: expected_space(body.expect_space.as_deref())?,
+    };
+    let answer = measured::embed(&state, body.model.as_deref(), request, shape).await?;
+    Ok(list(answer, body.encoding_format.unwrap_or_default()))
+}
+
+fn list(answer: Answer, format: EncodingFormat) -> Response {
+    let Answer { embedded, headers } = answer;
+    let encoded = &embedded.encoded;
+    let mut out = br#"{"object":"list","data":["#.to_vec();
+    for (index, vector) in encoded.vectors.chunks_exact(encoded.dimensions).enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        out.extend_from_slice(format!(r#"{{"object":"embedding","index":{index},"embedding":"#).as_bytes());
+        match format {
+            EncodingFormat::Float => vectors::write_array(vector, &mut out),
+            EncodingFormat::Base64 => vectors::write_base64(vector, &mut out),
+        }
+        out.push(b'}');
+    }
+    let n_tokens = encoded.n_tokens.iter().sum::<usize>();
+    // A model's name is a slug: it needs no escaping.
+    let tail =
+        format!(r#"],"model":"{}","usage":{{"prompt_tokens":{n_tokens},"total_tokens":{n_tokens}}}}}"#, embedded.model);
+    out.extend_from_slice(tail.as_bytes());
+    vectors::response(out, headers)
+}
+
+/// The models of the server.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ModelList {
+    /// Always `list`.
+    object: String,
+    data: Vec<OpenAiModel>,
+}
+
+/// A model, in OpenAI's words.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct OpenAiModel {
+    /// The name to use in requests.
+    id: String,
+    /// Always `model`.
+    object: String,
+    /// When this server started, in Unix seconds.
+    created: u64,
+    /// The owner of its hub repository.
+    owned_by: String,
+}
+
+impl OpenAiModel {
+    fn of(status: &ModelStatus, started_at: u64) -> Self {
+        let repository = status.info.hub_repository.as_deref();
+        let owner = repository.and_then(|id| id.split('/').next()).unwrap_or(LOCAL_OWNER);
+        Self {
+            id: status.info.name.to_string(),
+            object: "model".to_owned(),
+            created: started_at,
+            owned_by: owner.to_owned(),
+        }
+    }
+}
+
+/// Lists the models, in OpenAI's words.
+#[utoipa::path(
+    get, path = "/v1/models", tag = "openai", operation_id = "list_openai_models",
+    responses((status = 200, description = "All models", body = ModelList), OpenAiErrors)
+)]
+pub async fn models(State(state): State<AppState>) -> axum::Json<ModelList> {
+    let data = state.models.list().iter().map(|status| OpenAiModel::of(status, state.started_at)).collect();
+    axum::Json(ModelList { object: "list".to_owned(), data })
+}
+
+/// Shows one model, in OpenAI's words. A hub id, slash included, names it too.
+#[utoipa::path(
+    get, path = "/v1/models/{*name}", tag = "openai", operation_id = "get_openai_model",
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "The model", body = OpenAiModel), OpenAiErrors)
+)]
+pub async fn model(
+    State(state): State<AppState>,
+    Path(word): Path<String>,
+) -> Result<axum::Json<OpenAiModel>, ApiError> {
+    let name = state.models.resolve(Some(&word))?;
+    Ok(axum::Json(OpenAiModel::of(&state.models.status(&name)?, state.started_at)))
+}

@@ -1,0 +1,75 @@
+//! Health and metrics, for whoever runs the server.
+
+use axum::extract::State;
+use axum::http::header;
+use axum::response::IntoResponse;
+use serde::Serialize;
+use utoipa::ToSchema;
+
+use super::error::{ApiError, Code};
+use super::responses::NativeErrors;
+use super::state::AppState;
+
+/// The content type of the Prometheus text format.
+const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// A sign of life.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Live {
+    /// Always `live`.
+    status: String,
+    version: String,
+}
+
+/// What readiness rests on.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Ready {
+    /// Always `ready`.
+    status: String,
+    /// The active model.
+    model: String,
+    /// Its state: a model that is unloaded or loading is ready to be used.
+    model_state: String,
+}
+
+/// Answers as long as the process can.
+#[utoipa::path(
+    get, path = "/health/live", tag = "operations", operation_id = "live",
+    responses((status = 200, description = "The process answers", body = Live), NativeErrors)
+)]
+pub async fn live() -> axum::Json<Live> {
+    axum::Json(Live { status: "live".to_owned(), version: env!("CARGO_PKG_VERSION").to_owned() })
+}
+
+/// Answers 200 when the database answers and the active model is loaded or can be.
+#[utoipa::path(
+    get, path = "/health/ready", tag = "operations", operation_id = "ready",
+    responses((status = 200, description = "Requests can be answered", body = Ready), NativeErrors)
+)]
+pub async fn ready(State(state): State<AppState>) -> Result<axum::Json<Ready>, ApiError> {
+    check_ready(&state).await.map(axum::Json)
+}
+
+/// What readiness rests on, or why the server is not ready.
+///
+/// # Errors
+/// When the database does not answer, or the active model's last load failed.
+pub(super) async fn check_ready(state: &AppState) -> Result<Ready, ApiError> {
+    state.ledger.check().await?;
+    let active = state.models.active();
+    let status = state.models.status(&active)?;
+    if let Some(failure) = status.failure {
+        let sentence = format!("the active model `{active}` cannot be loaded: {}", failure.reason);
+        return Err(ApiError::new(Code::ModelFailed, sentence));
+    }
+    Ok(Ready { status: "ready".to_owned(), model: active.to_string(), model_state: status.phase.to_string() })
+}
+
+/// The metrics of the process in Prometheus's text format: TEI's `te_*` and our own `granary_*`.
+#[utoipa::path(
+    get, path = "/metrics", tag = "operations", operation_id = "metrics",
+    responses((status = 200, description = "All metrics", body = String, content_type = "text/plain"), NativeErrors)
+)]
+pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], state.metrics.render())
+}

@@ -1,0 +1,91 @@
+//! Around every request: an id, one line in the log, one count, a deadline.
+
+use std::time::{Duration, Instant};
+
+use axum::extract::{MatchedPath, Request, State};
+use axum::http::{HeaderName, HeaderValue};
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use metrics::counter;
+use tracing::Instrument;
+use uuid::Uuid;
+
+use super::error::{ApiError, Code};
+use super::state::AppState;
+use crate::telemetry;
+
+const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The longest request id taken over from a caller.
+const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// Gives the request its id, the caller's when it is fit to be logged, and logs how it ended.
+pub async fn observe(request: Request, next: Next) -> Response {
+    let started = Instant::now();
+    let id = request.headers().get(&REQUEST_ID).filter(|id| is_fit(id)).cloned().unwrap_or_else(new_id);
+    let method = request.method().clone();
+    let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    // The path goes into the log with its control characters escaped.
+    let span = tracing::info_span!(
+        "request",
+        id = id.to_str().unwrap_or_default(),
+        %method,
+        path = ?request.uri().path()
+    );
+    async move {
+        let mut response = next.run(request).await;
+        let status = response.status();
+        let elapsed_ms = started.elapsed().as_secs_f64() * 1e3;
+        counter!(
+            telemetry::HTTP_REQUESTS,
+            "route" => route.clone(), "method" => known_method(method.as_str()), "status" => status.as_str().to_owned()
+        )
+        .increment(1);
+        // Probes and scrapes come every few seconds and say nothing when they succeed.
+        let is_routine = status.is_success() && (route.starts_with("/health") || route == "/metrics");
+        if is_routine {
+            tracing::debug!(status = status.as_u16(), elapsed_ms, "answered");
+        } else {
+            tracing::info!(status = status.as_u16(), elapsed_ms, "answered");
+        }
+        response.headers_mut().insert(REQUEST_ID, id);
+        response
+    }
+    .instrument(span)
+    .await
+}
+
+/// Gives up on a request after the configured time.
+pub async fn limit_time(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    let limit = state.limits.request_timeout;
+    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
+        let message = format!(
+            "the request took longer than {} s and was given up; send fewer inputs, or raise `server.request_timeout`",
+            limit.as_secs_f64()
+        );
+        ApiError::new(Code::Timeout, message).with_retry_after(Duration::from_secs(5)).into_response()
+    })
+}
+
+/// Makes a panic a 500 in the route's own format.
+#[must_use]
+pub fn answer_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
+    let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
+    tracing::error!("a bug: a handler panicked: {}", message.unwrap_or("no message"));
+    ApiError::internal().into_response()
+}
+
+fn is_fit(id: &HeaderValue) -> bool {
+    let bytes = id.as_bytes();
+    (1..=MAX_REQUEST_ID_BYTES).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+}
+
+fn new_id() -> HeaderValue {
+    HeaderValue::from_str(&Uuid::now_v7().to_string()).expect("a UUID is ASCII")
+}
+
+/// Methods as a bounded label: a caller may invent its own.
+fn known_method(method: &str) -> &'static str {
+    const KNOWN: [&str; 7] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
+    KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")
+}

@@ -1,0 +1,150 @@
+//! The error answers of each family, for the OpenAPI document.
+
+use utoipa::IntoResponses;
+
+use super::error::{OpenAiError, ProblemBody, TeiError};
+
+/// What any of our own routes can answer besides its success.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum NativeErrors {
+    /// A page of another origin sent the request.
+    #[response(status = 403, content_type = "application/problem+json")]
+    Forbidden(#[to_schema] ProblemBody),
+    /// The path has other methods.
+    #[response(status = 405, content_type = "application/problem+json")]
+    MethodNotAllowed(#[to_schema] ProblemBody),
+    /// The `Host` header names another server.
+    #[response(status = 421, content_type = "application/problem+json")]
+    Misdirected(#[to_schema] ProblemBody),
+    /// A bug.
+    #[response(status = 500, content_type = "application/problem+json")]
+    Internal(#[to_schema] ProblemBody),
+    /// The request took too long, the database does not answer, or a model is not to be had.
+    #[response(status = 503, content_type = "application/problem+json", headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+    ))]
+    Unavailable(#[to_schema] ProblemBody),
+}
+
+/// A model named in the path does not exist.
+#[derive(IntoResponses)]
+#[response(status = 404, description = "No model has this name", content_type = "application/problem+json")]
+#[allow(dead_code, reason = "utoipa reads the field")]
+pub struct UnknownModel(#[to_schema] ProblemBody);
+
+/// What a body can get wrong on our own routes.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum NativeBodyErrors {
+    /// The body is not JSON.
+    #[response(status = 400, content_type = "application/problem+json")]
+    Malformed(#[to_schema] ProblemBody),
+    /// The body is over the limit.
+    #[response(status = 413, content_type = "application/problem+json")]
+    TooLarge(#[to_schema] ProblemBody),
+    /// The body is not declared as JSON.
+    #[response(status = 415, content_type = "application/problem+json")]
+    ContentType(#[to_schema] ProblemBody),
+    /// A field is missing, of the wrong type, or out of its range.
+    #[response(status = 422, content_type = "application/problem+json")]
+    Invalid(#[to_schema] ProblemBody),
+}
+
+/// What a TEI route without a body can answer besides its success.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum TeiErrors {
+    /// A page of another origin sent the request.
+    #[response(status = 403)]
+    Forbidden(#[to_schema] TeiError),
+    /// No model has this name.
+    #[response(status = 404)]
+    UnknownModel(#[to_schema] TeiError),
+    /// The path has other methods.
+    #[response(status = 405)]
+    MethodNotAllowed(#[to_schema] TeiError),
+    /// The `Host` header names another server.
+    #[response(status = 421)]
+    Misdirected(#[to_schema] TeiError),
+    /// A bug.
+    #[response(status = 500)]
+    Internal(#[to_schema] TeiError),
+    /// The model is loading or cannot be loaded, or the request took too long.
+    #[response(status = 503, headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+    ))]
+    Unavailable(#[to_schema] TeiError),
+}
+
+/// What a body can get wrong on TEI's routes.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum TeiBodyErrors {
+    /// The body is not JSON, an input is empty, or token ids are not this model's.
+    #[response(status = 400)]
+    Malformed(#[to_schema] TeiError),
+    /// The vectors would be in another space than `expect_space`.
+    #[response(status = 412)]
+    SpaceMismatch(#[to_schema] TeiError),
+    /// The body is over the limit.
+    #[response(status = 413)]
+    TooLarge(#[to_schema] TeiError),
+    /// The body is not declared as JSON.
+    #[response(status = 415)]
+    ContentType(#[to_schema] TeiError),
+    /// A field is missing or wrong, there are too many inputs, or one is too long and may not be cut.
+    #[response(status = 422)]
+    Invalid(#[to_schema] TeiError),
+    /// The model's queue is full.
+    #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
+    Overloaded(#[to_schema] TeiError),
+}
+
+/// What an OpenAI route without a body can answer besides its success.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum OpenAiErrors {
+    /// A page of another origin sent the request.
+    #[response(status = 403)]
+    Forbidden(#[to_schema] OpenAiError),
+    /// No model has this name or alias.
+    #[response(status = 404)]
+    UnknownModel(#[to_schema] OpenAiError),
+    /// The path has other methods.
+    #[response(status = 405)]
+    MethodNotAllowed(#[to_schema] OpenAiError),
+    /// The `Host` header names another server.
+    #[response(status = 421)]
+    Misdirected(#[to_schema] OpenAiError),
+    /// A bug.
+    #[response(status = 500)]
+    Internal(#[to_schema] OpenAiError),
+    /// The model is loading or cannot be loaded (`x-should-retry: false`), or the request took too long.
+    #[response(status = 503, headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+    ))]
+    Unavailable(#[to_schema] OpenAiError),
+}
+
+/// What a body can get wrong on OpenAI's routes.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum OpenAiBodyErrors {
+    /// Any fault of the request: the `code` says which.
+    #[response(status = 400)]
+    Invalid(#[to_schema] OpenAiError),
+    /// The vectors would be in another space than `expect_space`.
+    #[response(status = 412)]
+    SpaceMismatch(#[to_schema] OpenAiError),
+    /// The body is over the limit.
+    #[response(status = 413)]
+    TooLarge(#[to_schema] OpenAiError),
+    /// The body is not declared as JSON.
+    #[response(status = 415)]
+    ContentType(#[to_schema] OpenAiError),
+    /// The model's queue is full.
+    #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
+    Overloaded(#[to_schema] OpenAiError),
+}

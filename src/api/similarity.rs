@@ -1,0 +1,69 @@
+//! `POST /similarity`: how like a sentence others are.
+
+use axum::extract::State;
+use axum::response::Response;
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::embed::EmbedOptions;
+use super::error::{ApiError, Code};
+use super::extract::{Json, ModelWord};
+use super::inputs::{Inputs, SentencePair};
+use super::measured;
+use super::responses::{TeiBodyErrors, TeiErrors};
+use super::state::AppState;
+use super::vectors;
+use crate::engine::pooling::cosine;
+
+/// The body of `/similarity`.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct SimilarityBody {
+    inputs: SentencePair,
+    /// How the sentences are to be embedded.
+    parameters: Option<EmbedOptions>,
+}
+
+/// Compares a sentence with others: one cosine similarity per sentence, in their order.
+#[utoipa::path(
+    post, path = "/similarity", tag = "tei", operation_id = "similarity", request_body = SimilarityBody,
+    responses((status = 200, description = "One cosine similarity per sentence", body = Vec<f32>), TeiErrors, TeiBodyErrors)
+)]
+pub async fn similarity(State(state): State<AppState>, Json(body): Json<SimilarityBody>) -> Result<Response, ApiError> {
+    answer(&state, body.inputs, &body.parameters.unwrap_or_default()).await
+}
+
+/// Compares sentences with the model in the path.
+#[utoipa::path(
+    post, path = "/models/{name}/similarity", tag = "tei", operation_id = "similarity_with_model",
+    request_body = SimilarityBody, params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "One cosine similarity per sentence", body = Vec<f32>), TeiErrors, TeiBodyErrors)
+)]
+pub async fn similarity_with_model(
+    State(state): State<AppState>,
+    ModelWord(model): ModelWord,
+    Json(body): Json<SimilarityBody>,
+) -> Result<Response, ApiError> {
+    let options = EmbedOptions { model: Some(model), ..body.parameters.unwrap_or_default() };
+    answer(&state, body.inputs, &options).await
+}
+
+/// Embeds the sentences and answers their cosines to the first.
+///
+/// # Errors
+/// When a sentence is empty, there are too many, or embedding fails.
+pub(super) async fn answer(state: &AppState, pair: SentencePair, options: &EmbedOptions) -> Result<Response, ApiError> {
+    if pair.sentences.is_empty() {
+        return Err(ApiError::new(Code::EmptyInput, "`inputs.sentences` is empty: send at least one sentence"));
+    }
+    let texts = Inputs::list(std::iter::once(pair.source_sentence).chain(pair.sentences).collect());
+    let shape = texts.shape();
+    let request = options.request(texts, &state.limits)?;
+    let answer = measured::embed(state, options.model.as_deref(), request, shape).await?;
+    let encoded = &answer.embedded.encoded;
+    let mut rows = encoded.vectors.chunks_exact(encoded.dimensions);
+    let source = rows.next().unwrap_or_default();
+    let similarities: Vec<f32> = rows.map(|sentence| cosine(source, sentence)).collect();
+    let mut body = Vec::new();
+    vectors::write_array(&similarities, &mut body);
+    Ok(vectors::response(body, answer.headers))
+}

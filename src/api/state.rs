@@ -1,0 +1,55 @@
+//! What every handler can reach.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use super::guard::HostGuard;
+use crate::models::{Ledger, MultiModelManager};
+
+/// Shared by all handlers; cheap to clone.
+#[derive(Clone)]
+pub struct AppState {
+    /// The models.
+    pub models: MultiModelManager,
+    /// Whether the database answers, for readiness.
+    pub ledger: Arc<dyn Ledger>,
+    /// What a request may cost.
+    pub limits: Limits,
+    /// What `/info` says of the engine.
+    pub engine: EngineFacts,
+    /// Which hosts and pages may be served.
+    pub guard: Arc<HostGuard>,
+    /// The metrics of the process.
+    pub metrics: PrometheusHandle,
+    /// When the process started, in Unix seconds.
+    pub started_at: u64,
+}
+
+/// What a request may cost.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of a body.
+    pub max_body: ByteSize,
+    /// Inputs of a request.
+    pub max_inputs: usize,
+    /// Time until it is given up.
+    pub request_timeout: Duration,
+    /// Whether over-long texts are cut when a request does not say.
+    pub auto_truncate: bool,
+}
+
+/// Settings of the engine that TEI's clients ask for.
+#[derive(Clone, Copy, Debug)]
+pub struct EngineFacts {
+    /// Padded tokens in a batch.
+    pub max_batch_tokens: usize,
+    /// Texts in a batch.
+    pub max_batch_texts: usize,
+    /// Tokens waiting for one model.
+    pub max_queue_tokens: usize,
+    /// Cores this process may use.
+    pub cores: usize,
+}

@@ -1,0 +1,199 @@
+//! `POST /tokenize` and `POST /decode`: a model's view of a text, and back.
+
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::{ApiError, Code};
+use super::extract::{Json, ModelWord};
+use super::inputs::TokenId;
+use super::responses::{TeiBodyErrors, TeiErrors};
+use super::state::AppState;
+use crate::engine::TokenDetail;
+
+/// One text or several.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a text or a list of texts")]
+pub enum Texts {
+    /// One text.
+    One(String),
+    /// Several texts.
+    Many(Vec<String>),
+}
+
+/// The token ids of one text or of several.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(untagged, expecting = "expected a list of token ids or a list of such lists")]
+pub enum TokenIds {
+    /// Of one text.
+    One(Vec<TokenId>),
+    /// Of several texts.
+    Many(Vec<Vec<TokenId>>),
+}
+
+/// The body of `/tokenize`.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct TokenizeBody {
+    inputs: Texts,
+    /// Whether to show the tokens that are put around each text; true when absent.
+    add_special_tokens: Option<bool>,
+    /// The model's prompt to put before each text.
+    #[schema(example = json!(null))]
+    prompt_name: Option<String>,
+    /// A model's name or alias; the active model when absent.
+    #[schema(example = "all-MiniLM-L6-v2")]
+    model: Option<String>,
+}
+
+/// The body of `/decode`.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct DecodeBody {
+    #[schema(example = json!([[101, 7592, 2088, 102]]))]
+    ids: TokenIds,
+    /// Whether to leave out the tokens that are put around each text; true when absent.
+    skip_special_tokens: Option<bool>,
+    /// A model's name or alias; the active model when absent.
+    #[schema(example = "all-MiniLM-L6-v2")]
+    model: Option<String>,
+}
+
+/// One token of a text.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct Token {
+    id: u32,
+    text: String,
+    special: bool,
+    /// Where it starts in the text, in characters.
+    start: Option<usize>,
+    /// Where it ends in the text, in characters.
+    stop: Option<usize>,
+}
+
+impl From<TokenDetail> for Token {
+    fn from(detail: TokenDetail) -> Self {
+        let TokenDetail { id, text, special, start, stop } = detail;
+        Self { id, text, special, start, stop }
+    }
+}
+
+/// Shows the tokens of texts, uncut, with their places.
+#[utoipa::path(
+    post, path = "/tokenize", tag = "tei", operation_id = "tokenize", request_body = TokenizeBody,
+    responses((status = 200, description = "The tokens of each text", body = Vec<Vec<Token>>), TeiErrors, TeiBodyErrors)
+)]
+pub async fn tokenize(
+    State(state): State<AppState>,
+    Json(body): Json<TokenizeBody>,
+) -> Result<axum::Json<Vec<Vec<Token>>>, ApiError> {
+    tokens_of(state, body).await
+}
+
+/// Shows the tokens of texts for the model in the path.
+#[utoipa::path(
+    post, path = "/models/{name}/tokenize", tag = "tei", operation_id = "tokenize_with_model",
+    request_body = TokenizeBody, params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "The tokens of each text", body = Vec<Vec<Token>>), TeiErrors, TeiBodyErrors)
+)]
+pub async fn tokenize_with_model(
+    State(state): State<AppState>,
+    ModelWord(model): ModelWord,
+    Json(body): Json<TokenizeBody>,
+) -> Result<axum::Json<Vec<Vec<Token>>>, ApiError> {
+    tokens_of(state, TokenizeBody { model: Some(model), ..body }).await
+}
+
+async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec<Vec<Token>>>, ApiError> {
+    let texts = match body.inputs {
+        Texts::One(text) => vec![text],
+        Texts::Many(texts) => texts,
+    };
+    check_count("inputs", texts.len(), state.limits.max_inputs)?;
+    if let Some(index) = texts.iter().position(String::is_empty) {
+        return Err(ApiError::new(Code::EmptyInput, format!("`inputs[{index}]` is empty")));
+    }
+    let name = state.models.resolve(body.model.as_deref())?;
+    let lease = state.models.lease(&name).await?;
+    let prompt = body.prompt_name.map(|name| lease.prompt(&name)).transpose()?.unwrap_or_default();
+    let with_special = body.add_special_tokens.unwrap_or(true);
+    off_the_async_threads(move || {
+        let tokenizer = lease.encoder().tokenizer();
+        let tokens_of = |(index, text): (usize, &String)| {
+            let details = tokenizer.details(index, &format!("{prompt}{text}"), with_special)?;
+            Ok(details.into_iter().map(Token::from).collect())
+        };
+        texts.iter().enumerate().map(tokens_of).collect()
+    })
+    .await
+    .map(axum::Json)
+}
+
+/// Turns token ids back into text.
+#[utoipa::path(
+    post, path = "/decode", tag = "tei", operation_id = "decode", request_body = DecodeBody,
+    responses((status = 200, description = "The text of each list of ids", body = Vec<String>), TeiErrors, TeiBodyErrors)
+)]
+pub async fn decode(
+    State(state): State<AppState>,
+    Json(body): Json<DecodeBody>,
+) -> Result<axum::Json<Vec<String>>, ApiError> {
+    texts_of(state, body).await
+}
+
+/// Turns token ids of the model in the path back into text.
+#[utoipa::path(
+    post, path = "/models/{name}/decode", tag = "tei", operation_id = "decode_with_model", request_body = DecodeBody,
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "The text of each list of ids", body = Vec<String>), TeiErrors, TeiBodyErrors)
+)]
+pub async fn decode_with_model(
+    State(state): State<AppState>,
+    ModelWord(model): ModelWord,
+    Json(body): Json<DecodeBody>,
+) -> Result<axum::Json<Vec<String>>, ApiError> {
+    texts_of(state, DecodeBody { model: Some(model), ..body }).await
+}
+
+async fn texts_of(state: AppState, body: DecodeBody) -> Result<axum::Json<Vec<String>>, ApiError> {
+    let lists = match body.ids {
+        TokenIds::One(ids) => vec![ids],
+        TokenIds::Many(lists) => lists,
+    };
+    check_count("ids", lists.len(), state.limits.max_inputs)?;
+    let name = state.models.resolve(body.model.as_deref())?;
+    let lease = state.models.lease(&name).await?;
+    let skip_special = body.skip_special_tokens.unwrap_or(true);
+    off_the_async_threads(move || {
+        let tokenizer = lease.encoder().tokenizer();
+        let text_of = |(index, ids): (usize, &Vec<TokenId>)| {
+            let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
+            Ok(tokenizer.decode(index, &ids, skip_special)?)
+        };
+        lists.iter().enumerate().map(text_of).collect()
+    })
+    .await
+    .map(axum::Json)
+}
+
+fn check_count(field: &str, n: usize, max_inputs: usize) -> Result<(), ApiError> {
+    match n {
+        0 => Err(ApiError::new(Code::EmptyInput, format!("`{field}` is empty"))),
+        n if n > max_inputs => Err(ApiError::new(
+            Code::TooManyInputs,
+            format!(
+                "`{field}` has {n} elements; a request takes {max_inputs}. Send fewer, or raise `server.max_inputs`"
+            ),
+        )),
+        _ => Ok(()),
+    }
+}
+
+async fn off_the_async_threads<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let span = tracing::Span::current();
+    let task = tokio::task::spawn_blocking(move || span.in_scope(work));
+    task.await.unwrap_or_else(|panic| {
+        tracing::error!("a bug: tokenizing panicked: {panic}");
+        Err(ApiError::internal())
+    })
+}

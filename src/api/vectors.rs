@@ -1,0 +1,124 @@
+//! Vectors on the wire: numbers are written straight from the engine's buffer, without a JSON tree.
+
+use std::fmt::Write;
+
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
+use axum::response::{IntoResponse, Response};
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use crate::engine::Encoded;
+use crate::models::Embedded;
+
+/// Bytes of an f32 in JSON, generously: sign, nine digits, point, exponent, comma.
+const BYTES_PER_NUMBER: usize = 14;
+
+/// The most bytes of `x-truncated`.
+const MAX_TRUNCATED_BYTES: usize = 512;
+
+/// Writes `[x, y, …]`.
+pub fn write_array(vector: &[f32], out: &mut Vec<u8>) {
+    out.push(b'[');
+    let mut buffer = zmij::Buffer::new();
+    for (index, value) in vector.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        // The engine hands over finite numbers only.
+        out.extend_from_slice(buffer.format_finite(*value).as_bytes());
+    }
+    out.push(b']');
+}
+
+/// Writes the vector's little-endian bytes as a base64 string, quotes included.
+pub fn write_base64(vector: &[f32], out: &mut Vec<u8>) {
+    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+    out.push(b'"');
+    out.extend_from_slice(BASE64_STANDARD.encode(bytes).as_bytes());
+    out.push(b'"');
+}
+
+/// `[[…], […]]`: the answer of `/embed`.
+#[must_use]
+pub fn nested(encoded: &Encoded) -> Vec<u8> {
+    let mut out = Vec::with_capacity(encoded.vectors.len() * BYTES_PER_NUMBER + 2);
+    out.push(b'[');
+    for (index, vector) in encoded.vectors.chunks_exact(encoded.dimensions).enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        write_array(vector, &mut out);
+    }
+    out.push(b']');
+    out
+}
+
+/// A JSON body with the headers that say what made the vectors.
+#[must_use]
+pub fn response(body: Vec<u8>, headers: HeaderMap) -> Response {
+    let content_type = HeaderValue::from_static("application/json");
+    (headers, [(header::CONTENT_TYPE, content_type)], body).into_response()
+}
+
+/// `x-model`, `x-space`, `x-dimensions` and `x-truncated`.
+#[must_use]
+pub fn provenance_headers(embedded: &Embedded) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    let mut put = |name: &'static str, value: &str| {
+        // Model names, hex digits and numbers are all visible ASCII.
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    put("x-model", embedded.model.as_str());
+    put("x-space", embedded.space.as_str());
+    put("x-dimensions", &embedded.encoded.dimensions.to_string());
+    put("x-truncated", &truncated_header(&embedded.encoded.truncated));
+    headers
+}
+
+/// How many inputs were cut, then which: `0`, or `2; 3,17`. Places that do not fit are left out.
+fn truncated_header(truncated: &[usize]) -> String {
+    let mut value = truncated.len().to_string();
+    for (position, index) in truncated.iter().enumerate() {
+        let before = value.len();
+        let separator = if position == 0 { "; " } else { "," };
+        // Writing to a string cannot fail.
+        let _ = write!(value, "{separator}{index}");
+        if value.len() > MAX_TRUNCATED_BYTES {
+            value.truncate(before);
+            break;
+        }
+    }
+    value
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn numbers_read_back_as_they_were(vector in prop::collection::vec(prop::num::f32::NORMAL | prop::num::f32::ZERO, 1..40)) {
+            let mut json = Vec::new();
+            write_array(&vector, &mut json);
+            prop_assert_eq!(serde_json::from_slice::<Vec<f32>>(&json).expect("JSON"), vector.clone());
+            let mut base64 = Vec::new();
+            write_base64(&vector, &mut base64);
+            let bytes = BASE64_STANDARD.decode(serde_json::from_slice::<String>(&base64).expect("JSON")).expect("base64");
+            let read: Vec<f32> = bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect();
+            prop_assert_eq!(read, vector);
+        }
+    }
+
+    #[test]
+    fn truncated_places_are_counted_in_full_and_listed_as_far_as_they_fit() {
+        assert_eq!(truncated_header(&[]), "0");
+        assert_eq!(truncated_header(&[3, 17]), "2; 3,17");
+        let many: Vec<usize> = (0..2048).collect();
+        let header = truncated_header(&many);
+        assert!(header.starts_with("2048; 0,1,2") && header.len() <= MAX_TRUNCATED_BYTES && !header.ends_with(','));
+    }
+}

@@ -1,0 +1,218 @@
+//! The composition root: builds everything from a configuration, and runs it.
+//!
+//! Nothing imports this module but `main` and the tests, which call [`App::build`] and [`App::run`] as `main` does.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use axum::Router;
+use axum::serve::ListenerExt;
+use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::net::TcpListener;
+
+use crate::api;
+use crate::api::guard::HostGuard;
+use crate::api::state::{AppState, EngineFacts, Limits};
+use crate::config::Config;
+use crate::engine::CpuFeatures;
+use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
+use crate::models::{
+    Catalog, CatalogError, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager, Timing,
+    VolatileLedger,
+};
+use crate::shutdown::{Drained, Shutdown};
+use crate::telemetry::{self, MetricsError};
+
+/// How often histograms are folded: between two folds the recorder keeps every observation.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// A server that is ready to run.
+pub struct App {
+    state: AppState,
+    store: Option<Arc<SqliteStore>>,
+    shutdown: Shutdown,
+    shutdown_timeout: Duration,
+}
+
+/// Why a server cannot be built or run.
+#[derive(Debug, thiserror::Error)]
+pub enum AppError {
+    /// The configured models make no catalog.
+    #[error("the configuration of models is wrong")]
+    Catalog(#[from] CatalogError),
+    /// The database.
+    #[error("the database cannot be used")]
+    Store(#[from] StoreError),
+    /// The record of what survives a restart.
+    #[error("the active model of the last run cannot be known")]
+    Ledger(#[from] LedgerError),
+    /// A model with `auto_load`.
+    #[error("a model with `auto_load = true` does not load")]
+    AutoLoad(#[source] ModelError),
+    /// The metrics recorder.
+    #[error("metrics cannot be recorded")]
+    Metrics(#[from] MetricsError),
+    /// The listening socket.
+    #[error("cannot listen on {host}:{port}, which `server.host` and `server.port` say")]
+    Bind {
+        /// The host.
+        host: String,
+        /// The port.
+        port: u16,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// The server ended by itself.
+    #[error("the server stopped")]
+    Serve(#[source] std::io::Error),
+    /// The time to stop was over.
+    #[error("stopped, but not in order: {} still running", .0.join(", "))]
+    Unfinished(Vec<&'static str>),
+}
+
+impl App {
+    /// Opens the database, knows the models, loads those with `auto_load` and begins to load the active one.
+    ///
+    /// # Errors
+    /// [`AppError`], with the setting at fault.
+    pub async fn build(config: Config, shutdown: Shutdown) -> Result<Self, AppError> {
+        let metrics = telemetry::install_metrics()?;
+        let models_dir = config.models.models_dir();
+        let catalog = Catalog::from_config(&config.ai, &models_dir)?;
+        let store = match config.grains.enabled {
+            true => Some(Arc::new(SqliteStore::open(OpenOptions::at(config.database_path())).await?)),
+            false => None,
+        };
+        let ledger: Arc<dyn Ledger> = match &store {
+            Some(store) => Arc::clone(store) as _,
+            None => Arc::new(VolatileLedger::default()),
+        };
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+        let models = MultiModelManager::start(ManagerParts {
+            catalog,
+            first_active: config.ai.model_name.clone(),
+            loader: Loader {
+                runtime_library: runtime_library(&config),
+                engine: config.engine.clone(),
+                features: CpuFeatures::probe(),
+                cores,
+            },
+            ledger: Arc::clone(&ledger),
+            shutdown: shutdown.clone(),
+            timing: Timing {
+                load_timeout: config.models.load_timeout,
+                failed_load_cooldown: config.models.failed_load_cooldown,
+            },
+        })
+        .await?;
+        for entry in config.ai.additional_models.iter().filter(|entry| entry.auto_load) {
+            // With `multi_model_enabled = false` the catalog has left the others out.
+            if models.status(&entry.name).is_ok() {
+                models.load_model(&entry.name).await.map_err(AppError::AutoLoad)?;
+            }
+        }
+        preload_active(&shutdown, models.clone());
+        keep_metrics(&shutdown, metrics.clone());
+        let state = AppState {
+            models,
+            ledger,
+            limits: Limits {
+                max_body: config.server.max_body,
+                max_inputs: config.server.max_inputs,
+                request_timeout: config.server.request_timeout,
+                auto_truncate: config.engine.auto_truncate,
+            },
+            engine: EngineFacts {
+                max_batch_tokens: config.engine.max_batch_tokens,
+                max_batch_texts: config.engine.max_batch_texts,
+                max_queue_tokens: config.engine.max_queue_tokens,
+                cores,
+            },
+            guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone())),
+            metrics,
+            started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
+        };
+        Ok(Self { state, store, shutdown, shutdown_timeout: config.server.shutdown_timeout })
+    }
+
+    /// All routes, with everything that stands around them.
+    #[must_use]
+    pub fn router(&self) -> Router {
+        api::router(self.state.clone())
+    }
+
+    /// Serves until the shutdown begins, then finishes what was begun, unloads the models and closes the database.
+    ///
+    /// # Errors
+    /// [`AppError::Serve`], or [`AppError::Unfinished`] when the time to stop was over or a second signal came.
+    pub async fn run(self, listener: TcpListener) -> Result<(), AppError> {
+        let router = self.router();
+        // Small answers must not wait for the acknowledgement of the last ones.
+        let listener = listener.tap_io(|connection| {
+            if let Err(error) = connection.set_nodelay(true) {
+                tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+            }
+        });
+        let soft = self.shutdown.soft().clone();
+        let server = self.shutdown.spawn("http", async move {
+            axum::serve(listener, router).with_graceful_shutdown(soft.cancelled_owned()).await
+        });
+        self.shutdown.soft().cancelled().await;
+        match self.shutdown.drain(self.shutdown_timeout).await {
+            Drained::Completely => {}
+            Drained::TooLate(names) | Drained::GivenUp(names) => return Err(AppError::Unfinished(names)),
+        }
+        server.await.map_or_else(
+            |join| Err(AppError::Serve(std::io::Error::other(join))),
+            |served| served.map_err(AppError::Serve),
+        )?;
+        self.state.models.unload_all().await;
+        if let Some(store) = &self.store {
+            store.close().await;
+        }
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+/// Opens the socket that the configuration names.
+///
+/// # Errors
+/// [`AppError::Bind`].
+pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
+    let (host, port) = (config.server.host.as_str(), config.server.port);
+    let refused = |source| AppError::Bind { host: host.to_owned(), port, source };
+    let listener = TcpListener::bind((host, port)).await.map_err(refused)?;
+    let address = listener.local_addr().map_err(refused)?;
+    Ok((listener, address))
+}
+
+/// The ONNX Runtime library: the configured one, that of `ORT_DYLIB_PATH`, or the one `make setup` installed.
+fn runtime_library(config: &Config) -> PathBuf {
+    let configured = config.engine.runtime_library.clone();
+    let of_environment = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
+    configured.or_else(of_environment).unwrap_or_else(|| config.models.data_dir.join("runtime/libonnxruntime.so"))
+}
+
+/// Loads the active model in the background: the port opens at once, and the first request waits for the load.
+fn preload_active(shutdown: &Shutdown, models: MultiModelManager) {
+    shutdown.spawn("preload", async move {
+        // Requests get the reason of a failure, and the log has it already.
+        let _ = models.load_model(&models.active()).await;
+    });
+}
+
+fn keep_metrics(shutdown: &Shutdown, metrics: PrometheusHandle) {
+    let soft = shutdown.soft().clone();
+    shutdown.spawn("metrics", async move {
+        let mut every = tokio::time::interval(METRICS_UPKEEP);
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return,
+                _ = every.tick() => metrics.run_upkeep(),
+            }
+        }
+    });
+}

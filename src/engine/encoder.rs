@@ -1,0 +1,379 @@
+//! A loaded model: tokenizer, sessions and the queue between them.
+//!
+//! Start at [`Encoder::open`] and [`Encoder::encode`]. Tokenizing runs on tokio's blocking threads; each session has a
+//! thread of its own, which takes micro-batches from the queue until the encoder is closed.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use metrics::{gauge, histogram};
+use tracing::Span;
+
+use super::batcher::{BatchItem, BatchLimits, Batcher, Finish, MicroBatch};
+use super::error::{Cause, EngineError};
+use super::pooling::{normalize, pool};
+use super::session::{
+    EncoderSession, GraphOutput, OutputKind, PaddedBatch, RunOutput, Runtime, SessionOptions, WantedOutput,
+};
+use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
+use crate::domain::Pooling;
+use crate::telemetry;
+
+/// Inputs that one blocking task tokenizes: more are spread over several.
+const INPUTS_PER_TOKENIZE_TASK: usize = 64;
+
+/// Everything needed to open a model.
+#[derive(Clone, Debug)]
+pub struct EncoderSpec {
+    /// The model's name, as the `model` label of metrics and in thread names.
+    pub label: String,
+    /// The `.onnx` file.
+    pub onnx: PathBuf,
+    /// `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// How to pool, when known.
+    pub pooling: Option<Pooling>,
+    /// The hidden size, when known.
+    pub hidden_size: Option<u32>,
+    /// Rows of the embedding table, when known.
+    pub vocabulary_size: Option<u32>,
+    /// The most tokens a text keeps.
+    pub max_tokens: usize,
+    /// Whether a text's vector depends on its neighbours in a batch (dynamic quantisation): then it has none.
+    pub runs_alone: bool,
+}
+
+/// How a model is to be run on this machine.
+#[derive(Clone, Copy, Debug)]
+pub struct EncoderOptions {
+    /// Provider, threads and precision of each session.
+    pub session: SessionOptions,
+    /// Sessions, each with a thread of its own.
+    pub workers: usize,
+    /// How texts are gathered.
+    pub batch: BatchLimits,
+}
+
+/// A request to embed.
+#[derive(Clone, Debug)]
+pub struct EncodeRequest {
+    /// At least one.
+    pub inputs: Vec<Input>,
+    /// Put before each text.
+    pub prompt: Option<String>,
+    /// What to do with texts that are too long.
+    pub over_long: OverLong,
+    /// What to do with each vector.
+    pub finish: Finish,
+}
+
+/// The vectors of a request and what is to be told about them.
+#[derive(Clone, Debug)]
+pub struct Encoded {
+    /// `[n_inputs][dimensions]`, in the request's order.
+    pub vectors: Vec<f32>,
+    /// The length of each vector.
+    pub dimensions: usize,
+    /// Tokens each input was embedded with, special tokens included.
+    pub n_tokens: Vec<usize>,
+    /// Places of the inputs that were cut, ascending.
+    pub truncated: Vec<usize>,
+    /// Time to tokenize.
+    pub tokenization_time: Duration,
+    /// Time until its first batch was taken.
+    pub queue_time: Duration,
+    /// Its share of the time in the runtime.
+    pub inference_time: Duration,
+}
+
+/// A loaded model. Dropping it ends its threads once their batch is done.
+pub struct Encoder {
+    tokenizer: Arc<TextTokenizer>,
+    batcher: Arc<Batcher>,
+    workers: Vec<JoinHandle<()>>,
+    output: GraphOutput,
+    pooling: Option<Pooling>,
+    dimensions: usize,
+    label: String,
+}
+
+impl Encoder {
+    /// Opens the model's files, checks that they fit each other by running them, and starts the workers.
+    ///
+    /// Blocks for as long as the runtime takes to read the weights.
+    ///
+    /// # Errors
+    /// Each way in which the files do not make a text encoder.
+    pub fn open(runtime: &Runtime, spec: &EncoderSpec, options: EncoderOptions) -> Result<Self, EngineError> {
+        let tokenizer = TextTokenizer::open(&spec.tokenizer, spec.max_tokens)?;
+        let mismatch = |model_limit| EngineError::TokenizerMismatch {
+            path: tokenizer.path().to_owned(),
+            highest_id: tokenizer.highest_id(),
+            model_limit,
+        };
+        if let Some(rows) = spec.vocabulary_size
+            && tokenizer.highest_id() >= rows
+        {
+            return Err(mismatch(format!("has {rows} rows")));
+        }
+        let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size: spec.hidden_size };
+        let mut first = EncoderSession::open(runtime, &spec.onnx, options.session, wanted)?;
+        let output = first.output().clone();
+        let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.onnx.clone(), reason };
+        let pooling = match output.kind {
+            OutputKind::Texts => None,
+            OutputKind::Tokens => Some(spec.pooling.ok_or_else(|| {
+                unsupported(format!(
+                    "its output `{}` has one vector per token, and nothing says how to pool them: set the model's \
+                     `pooling` to \"mean\", \"cls\", \"last_token\" or \"max\", or put its 1_Pooling/config.json in place",
+                    output.name
+                ))
+            })?),
+        };
+        let trial = |session: &mut EncoderSession, ids: &[u32]| {
+            let mut batch = PaddedBatch::default();
+            batch.fill(std::iter::once(ids), ids.len().next_multiple_of(options.batch.width_step));
+            session.run(&batch, |output| output.dimensions)
+        };
+        let highest_id = tokenizer.highest_id();
+        // The lowest id first: when that runs and the highest does not, the tokenizer is the one to blame.
+        let dimensions = trial(&mut first, &[0, 0])
+            .map_err(|source| unsupported(format!("a trial run of two tokens failed: {source}")))?;
+        trial(&mut first, &[0, highest_id])
+            .map_err(|source| mismatch(format!("fails on the last of them ({source})")))?;
+        if let Some(hidden_size) = spec.hidden_size
+            && dimensions != hidden_size as usize
+        {
+            return Err(unsupported(format!(
+                "its output `{}` has vectors of {dimensions} numbers, and its hidden size is {hidden_size}: those are \
+                 not embeddings",
+                output.name
+            )));
+        }
+        let mut sessions = vec![first];
+        for _ in 1..options.workers.max(1) {
+            sessions.push(EncoderSession::open(runtime, &spec.onnx, options.session, wanted)?);
+        }
+        let limits = if spec.runs_alone {
+            BatchLimits { max_batch_texts: 1, width_step: 1, ..options.batch }
+        } else {
+            options.batch
+        };
+        let mut encoder = Self {
+            tokenizer: Arc::new(tokenizer),
+            batcher: Arc::new(Batcher::new(limits)),
+            workers: Vec::new(),
+            output,
+            pooling,
+            dimensions,
+            label: spec.label.clone(),
+        };
+        let n_workers = sessions.len();
+        for (index, session) in sessions.into_iter().enumerate() {
+            let worker = Worker {
+                session,
+                batcher: Arc::clone(&encoder.batcher),
+                pooling,
+                n_workers,
+                label: spec.label.clone(),
+                padded: PaddedBatch::default(),
+            };
+            let thread = std::thread::Builder::new()
+                .name(format!("infer-{index}"))
+                .spawn(move || worker.run())
+                .map_err(|source| EngineError::Start { what: "an inference thread", source })?;
+            encoder.workers.push(thread);
+        }
+        Ok(encoder)
+    }
+
+    /// The graph output that is read.
+    #[must_use]
+    pub fn output(&self) -> &GraphOutput {
+        &self.output
+    }
+
+    /// How token vectors are pooled; `None` when the graph has done it.
+    #[must_use]
+    pub fn pooling(&self) -> Option<Pooling> {
+        self.pooling
+    }
+
+    /// The length of an uncut vector.
+    #[must_use]
+    pub fn dimensions(&self) -> usize {
+        self.dimensions
+    }
+
+    /// The model's tokenizer.
+    #[must_use]
+    pub fn tokenizer(&self) -> &Arc<TextTokenizer> {
+        &self.tokenizer
+    }
+
+    /// Embeds the request's inputs. Dropping the future gives its place in the queue back.
+    ///
+    /// # Errors
+    /// Of the inputs, of the queue, or of the runtime: see [`EngineError`].
+    pub async fn encode(&self, request: EncodeRequest) -> Result<Encoded, EngineError> {
+        let started = Instant::now();
+        let finish = request.finish;
+        let texts = self.tokenize(request).await?;
+        let tokenization_time = started.elapsed();
+        let n_tokens: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
+        let truncated = (0..texts.len()).filter(|index| texts[*index].truncated).collect();
+        let job = self.batcher.submit(texts, finish)?;
+        gauge!(telemetry::QUEUE_TOKENS, "model" => self.label.clone()).set(self.batcher.queued_tokens() as f64);
+        let result = job.wait().await?;
+        Ok(Encoded {
+            vectors: result.vectors,
+            dimensions: finish.dimensions,
+            n_tokens,
+            truncated,
+            tokenization_time,
+            queue_time: result.queue_time,
+            inference_time: result.inference_time,
+        })
+    }
+
+    async fn tokenize(&self, request: EncodeRequest) -> Result<Vec<Tokens>, EngineError> {
+        let n_inputs = request.inputs.len();
+        let prompt = request.prompt.map(Arc::<str>::from);
+        let over_long = request.over_long;
+        let mut rest = request.inputs;
+        let mut tasks = Vec::new();
+        let mut first_index = 0;
+        while !rest.is_empty() {
+            let chunk: Vec<Input> = rest.drain(..rest.len().min(INPUTS_PER_TOKENIZE_TASK)).collect();
+            let (tokenizer, prompt, span) = (Arc::clone(&self.tokenizer), prompt.clone(), Span::current());
+            let offset = first_index;
+            first_index += chunk.len();
+            tasks.push(tokio::task::spawn_blocking(move || {
+                let _entered = span.enter();
+                let tokens_of =
+                    |(i, input): (usize, &Input)| tokenizer.tokens(offset + i, input, prompt.as_deref(), over_long);
+                chunk.iter().enumerate().map(tokens_of).collect::<Result<Vec<_>, _>>()
+            }));
+        }
+        let mut texts = Vec::with_capacity(n_inputs);
+        for task in tasks {
+            let chunk =
+                task.await.map_err(|source| EngineError::Tokenize { index: texts.len(), source: source.into() });
+            texts.extend(chunk??);
+        }
+        Ok(texts)
+    }
+}
+
+impl Drop for Encoder {
+    fn drop(&mut self) {
+        self.batcher.close();
+        for worker in self.workers.drain(..) {
+            // A worker catches its panics; one that dies all the same has nothing left to hand over.
+            let _ = worker.join();
+        }
+    }
+}
+
+/// A session and the thread that runs it.
+struct Worker {
+    session: EncoderSession,
+    batcher: Arc<Batcher>,
+    pooling: Option<Pooling>,
+    n_workers: usize,
+    label: String,
+    padded: PaddedBatch,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let batcher = Arc::clone(&self.batcher);
+        while let Some(batch) = batcher.next_batch() {
+            histogram!(telemetry::TE_BATCH_NEXT_SIZE).record(batch.items.len() as f64);
+            histogram!(telemetry::TE_BATCH_NEXT_TOKENS)
+                .record(batch.items.iter().map(|item| item.ids().len()).sum::<usize>() as f64);
+            gauge!(telemetry::QUEUE_TOKENS, "model" => self.label.clone()).set(batcher.queued_tokens() as f64);
+            self.run_batch(&batch);
+        }
+    }
+
+    /// Runs a batch; where it fails, runs its texts one by one, so that one caller's text cannot fail another's.
+    fn run_batch(&mut self, batch: &MicroBatch) {
+        let Err(error) = self.try_items(&batch.items, batch.width) else { return };
+        if let [item] = batch.items.as_slice() {
+            item.job.fail(error);
+            return;
+        }
+        tracing::warn!(%error, n_texts = batch.items.len(), "a batch failed; its texts are tried one by one");
+        for item in &batch.items {
+            if item.job.is_abandoned() {
+                continue;
+            }
+            if let Err(error) = self.try_items(std::slice::from_ref(item), batch.width) {
+                item.job.fail(error);
+            }
+        }
+    }
+
+    fn try_items(&mut self, items: &[BatchItem], width: usize) -> Result<(), EngineError> {
+        let failed = |source| EngineError::Inference { index: items[0].index, source };
+        let (session, padded, pooling) = (&mut self.session, &mut self.padded, self.pooling);
+        padded.fill(items.iter().map(BatchItem::ids), width);
+        let started = Instant::now();
+        // The runtime is foreign code: what it throws must end one batch and not the worker.
+        let run = catch_unwind(AssertUnwindSafe(|| {
+            session.run(padded, |output| {
+                let elapsed = started.elapsed();
+                finish_batch(items, &output, width, pooling, elapsed)
+            })
+        }));
+        let n_tokens = items.iter().map(|item| item.ids().len()).sum();
+        self.batcher.record_speed(n_tokens, started.elapsed(), self.n_workers);
+        match run {
+            Ok(Ok(finished)) => finished,
+            Ok(Err(source)) => Err(failed(source)),
+            Err(_panic) => Err(failed(Cause::from("the runtime panicked"))),
+        }
+    }
+}
+
+/// Pools, checks and hands over each text's vector.
+fn finish_batch(
+    items: &[BatchItem],
+    output: &RunOutput<'_>,
+    width: usize,
+    pooling: Option<Pooling>,
+    elapsed: Duration,
+) -> Result<(), EngineError> {
+    let dimensions = output.dimensions;
+    // All are checked before any is handed over: a batch that is tried again must not complete a text twice.
+    let row = |position: usize| match pooling {
+        Some(_) => &output.values[position * width * dimensions..(position + 1) * width * dimensions],
+        None => &output.values[position * dimensions..(position + 1) * dimensions],
+    };
+    let mut vectors = Vec::with_capacity(items.len());
+    for (position, item) in items.iter().enumerate() {
+        let mut vector = vec![0.0; item.job.finish.dimensions.min(dimensions)];
+        match pooling {
+            Some(pooling) => pool(row(position), dimensions, item.ids().len(), pooling, &mut vector),
+            None => {
+                let n_kept = vector.len();
+                vector.copy_from_slice(&row(position)[..n_kept]);
+            }
+        }
+        if let Some(found) = vector.iter().copied().find(|value| !value.is_finite()) {
+            return Err(EngineError::NotANumber { index: item.index, found });
+        }
+        if item.job.finish.normalize {
+            normalize(&mut vector);
+        }
+        vectors.push(vector);
+    }
+    for (item, vector) in items.iter().zip(vectors) {
+        item.job.complete(item.index, elapsed / items.len() as u32, |slot| slot.copy_from_slice(&vector));
+    }
+    Ok(())
+}

@@ -1,0 +1,147 @@
+//! What can go wrong between a text and its vector.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// An error of a library, kept for its message and its chain.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// Why a model could not be opened or a text could not be embedded.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No ONNX Runtime library where one was looked for.
+    #[error(
+        "no ONNX Runtime library at `{}`: run `make setup`, or name one with `engine.runtime_library` or ORT_DYLIB_PATH",
+        path.display()
+    )]
+    RuntimeMissing {
+        /// Where it was looked for.
+        path: PathBuf,
+    },
+    /// The library is there and does not work.
+    #[error("the ONNX Runtime library `{}` cannot be used", path.display())]
+    LoadRuntime {
+        /// The library.
+        path: PathBuf,
+        /// What the loader said.
+        source: Cause,
+    },
+    /// The library was built without the provider.
+    #[error("the ONNX Runtime library `{}` has no `{provider}` provider", library.display())]
+    ProviderMissing {
+        /// The provider asked for.
+        provider: &'static str,
+        /// The library in use.
+        library: PathBuf,
+    },
+    /// The runtime refuses the model file.
+    #[error("`{}` cannot be opened as an ONNX model", path.display())]
+    OpenSession {
+        /// The `.onnx` file.
+        path: PathBuf,
+        /// What the runtime said.
+        source: Cause,
+    },
+    /// The graph is not a text encoder that can be fed or read.
+    #[error("`{}` is not a text encoder Granary can run: {reason}", path.display())]
+    UnsupportedGraph {
+        /// The `.onnx` file.
+        path: PathBuf,
+        /// Which input or output is missing or strange, and the setting that helps.
+        reason: String,
+    },
+    /// The tokenizer's file cannot be read.
+    #[error("`{}` is not a tokenizer Granary can read", path.display())]
+    LoadTokenizer {
+        /// `tokenizer.json`.
+        path: PathBuf,
+        /// What the tokenizer library said.
+        source: Cause,
+    },
+    /// The tokenizer makes token ids the model has no row for.
+    #[error(
+        "`{}` does not belong to this model: it has token ids up to {highest_id}, and the model {model_limit}",
+        path.display()
+    )]
+    TokenizerMismatch {
+        /// `tokenizer.json`.
+        path: PathBuf,
+        /// The tokenizer's greatest id.
+        highest_id: u32,
+        /// What the model said of it.
+        model_limit: String,
+    },
+    /// The tokenizer failed on a text.
+    #[error("`inputs[{index}]` cannot be tokenized")]
+    Tokenize {
+        /// The input's place in the request.
+        index: usize,
+        /// What the tokenizer library said.
+        source: Cause,
+    },
+    /// A text is longer than the model takes and the request refuses to have it cut.
+    #[error(
+        "`inputs[{index}]` has {n_tokens} tokens; this model takes {max_tokens}. Send `truncate: true` or shorten it"
+    )]
+    InputTooLong {
+        /// The input's place in the request.
+        index: usize,
+        /// Its tokens, special tokens included.
+        n_tokens: usize,
+        /// The most the model takes.
+        max_tokens: usize,
+    },
+    /// A token id that is not the model's.
+    #[error(
+        "`inputs[{index}]` holds token id {id}, but this model's vocabulary ends at {highest_id}: the ids come from \
+         another tokenizer. Send text (LangChain: `check_embedding_ctx_length=False`)"
+    )]
+    TokenOutOfVocabulary {
+        /// The input's place in the request.
+        index: usize,
+        /// The id.
+        id: u32,
+        /// The tokenizer's greatest id.
+        highest_id: u32,
+    },
+    /// The model's queue is full.
+    #[error(
+        "the queue of this model holds {queued_tokens} tokens and takes {max_queue_tokens}: try again in \
+         {retry_after:?}, or raise `engine.max_queue_tokens`"
+    )]
+    Overloaded {
+        /// Tokens waiting now.
+        queued_tokens: usize,
+        /// The bound.
+        max_queue_tokens: usize,
+        /// When half of what waits should be done, at the speed measured lately.
+        retry_after: Duration,
+    },
+    /// The model is being unloaded.
+    #[error("the model was unloaded while the request waited")]
+    Closed,
+    /// The runtime failed on a batch.
+    #[error("the model failed on `inputs[{index}]`")]
+    Inference {
+        /// The input's place in the request.
+        index: usize,
+        /// What the runtime said.
+        source: Cause,
+    },
+    /// The model gave something that is not a vector.
+    #[error("the model's vector of `inputs[{index}]` holds {found}, which is no number to compare by")]
+    NotANumber {
+        /// The input's place in the request.
+        index: usize,
+        /// `NaN` or `inf`.
+        found: f32,
+    },
+    /// A thread or an operating system resource could not be had.
+    #[error("cannot start {what}")]
+    Start {
+        /// What was being started.
+        what: &'static str,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+}

@@ -1,0 +1,19 @@
+//! Text in, vectors out: tokenizer, queue, micro-batches, ONNX Runtime, pooling.
+//!
+//! Owns what happens to a text between a request and its vector. It never sees HTTP or SQL, and does not know which
+//! models there are. Start at [`encoder`].
+
+pub mod batcher;
+pub mod encoder;
+pub mod error;
+pub mod pooling;
+pub mod provider;
+pub mod session;
+pub mod tokenize;
+
+pub use batcher::{BatchLimits, Finish};
+pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec};
+pub use error::EngineError;
+pub use provider::{CpuFeatures, Provider, ProviderChoice};
+pub use session::{OutputKind, Runtime, SessionOptions};
+pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};

@@ -1,0 +1,121 @@
+//! From token vectors to text vectors: pure functions over slices.
+//!
+//! The formulas are those of sentence-transformers (`models/Pooling.py`): padding never takes part, since each text's
+//! real length is passed beside its padded row.
+
+use crate::domain::Pooling;
+
+/// Pools one text's token vectors into `out`.
+///
+/// `tokens` is `[width][dimensions]`, of which the first `n_tokens` rows are real; `out` is `[dimensions]` with
+/// `dimensions <= ` the model's own, so that a shortened vector costs no more than its length.
+pub fn pool(tokens: &[f32], row_dimensions: usize, n_tokens: usize, pooling: Pooling, out: &mut [f32]) {
+    debug_assert!(n_tokens > 0 && tokens.len() >= n_tokens * row_dimensions && out.len() <= row_dimensions);
+    let kept = out.len();
+    let row = |index: usize| &tokens[index * row_dimensions..index * row_dimensions + kept];
+    match pooling {
+        Pooling::Cls => out.copy_from_slice(row(0)),
+        Pooling::LastToken => out.copy_from_slice(row(n_tokens - 1)),
+        Pooling::Mean => {
+            out.copy_from_slice(row(0));
+            for index in 1..n_tokens {
+                for (sum, value) in out.iter_mut().zip(row(index)) {
+                    *sum += value;
+                }
+            }
+            let scale = 1.0 / n_tokens as f32;
+            for value in out.iter_mut() {
+                *value *= scale;
+            }
+        }
+        Pooling::Max => {
+            out.copy_from_slice(row(0));
+            for index in 1..n_tokens {
+                for (max, value) in out.iter_mut().zip(row(index)) {
+                    *max = max.max(*value);
+                }
+            }
+        }
+    }
+}
+
+/// Scales a vector to length 1. The zero vector stays as it is: it has no direction to keep.
+pub fn normalize(vector: &mut [f32]) {
+    let length = norm(vector);
+    if length > 0.0 {
+        for value in vector {
+            *value = (f64::from(*value) / length) as f32;
+        }
+    }
+}
+
+/// The Euclidean length, summed in f64 so that long vectors do not lose digits.
+fn norm(vector: &[f32]) -> f64 {
+    vector.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
+}
+
+/// The cosine of the angle between two vectors of one length; 0 when either is zero.
+#[must_use]
+pub fn cosine(left: &[f32], right: &[f32]) -> f32 {
+    let dot: f64 = left.iter().zip(right).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    let lengths = norm(left) * norm(right);
+    if lengths > 0.0 { (dot / lengths) as f32 } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Three tokens of two dimensions and one row of padding that must not count.
+    const TOKENS: [f32; 8] = [1.0, 2.0, 3.0, -4.0, 5.0, 8.0, 900.0, 900.0];
+
+    fn pooled(pooling: Pooling, dimensions: usize) -> Vec<f32> {
+        let mut out = vec![0.0; dimensions];
+        pool(&TOKENS, 2, 3, pooling, &mut out);
+        out
+    }
+
+    #[test]
+    fn each_pooling_reads_its_tokens_and_no_padding() {
+        assert_eq!(pooled(Pooling::Mean, 2), [3.0, 2.0]);
+        assert_eq!(pooled(Pooling::Cls, 2), [1.0, 2.0]);
+        assert_eq!(pooled(Pooling::LastToken, 2), [5.0, 8.0]);
+        assert_eq!(pooled(Pooling::Max, 2), [5.0, 8.0]);
+        assert_eq!(pooled(Pooling::Mean, 1), [3.0]);
+    }
+
+    #[test]
+    fn the_zero_vector_is_not_divided() {
+        let mut zero = [0.0, 0.0];
+        normalize(&mut zero);
+        assert_eq!(zero, [0.0, 0.0]);
+    }
+
+    proptest! {
+        #[test]
+        fn normalized_vectors_have_length_one(mut vector in prop::collection::vec(-1e3_f32..1e3, 1..800)) {
+            prop_assume!(norm(&vector) > 1e-3);
+            let original = vector.clone();
+            normalize(&mut vector);
+            prop_assert!((norm(&vector) - 1.0).abs() < 1e-5);
+            prop_assert!(cosine(&original, &vector) > 0.99999);
+        }
+
+        #[test]
+        fn padding_changes_nothing(
+            rows in prop::collection::vec(prop::collection::vec(-10.0_f32..10.0, 3), 1..20),
+            padding in prop::collection::vec(-1e6_f32..1e6, 0..60),
+        ) {
+            let real: Vec<f32> = rows.concat();
+            let padded = [real.clone(), padding].concat();
+            for pooling in [Pooling::Mean, Pooling::Cls, Pooling::LastToken, Pooling::Max] {
+                let (mut alone, mut beside) = ([0.0; 3], [0.0; 3]);
+                pool(&real, 3, rows.len(), pooling, &mut alone);
+                pool(&padded, 3, rows.len(), pooling, &mut beside);
+                prop_assert_eq!(alone, beside);
+            }
+        }
+    }
+}

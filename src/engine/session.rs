@@ -1,0 +1,335 @@
+//! ONNX Runtime: the only file that names `ort`.
+//!
+//! Owns the process's one runtime library, the options of each provider, and what a graph takes and gives. Everything
+//! it returns is in this crate's own words.
+
+use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
+
+use ort::environment::Environment;
+use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch};
+use ort::logging::LogLevel;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
+use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
+
+use super::error::{Cause, EngineError};
+use super::provider::Provider;
+
+/// Names under which encoders give one vector per token, most usual first.
+const TOKEN_OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
+
+/// The name under which encoders give one vector per text.
+const TEXT_OUTPUT: &str = "sentence_embedding";
+
+/// A loaded ONNX Runtime library. The process has one: a second library beside it is refused.
+#[derive(Clone)]
+pub struct Runtime {
+    environment: Environment,
+    library: PathBuf,
+}
+
+impl Runtime {
+    /// Loads the library at `path`, once in the process: later calls for the same file share it.
+    ///
+    /// # Errors
+    /// [`EngineError::RuntimeMissing`] or [`EngineError::LoadRuntime`], also when another library is loaded already.
+    pub fn load(path: &Path) -> Result<Self, EngineError> {
+        static LOADED: OnceLock<Runtime> = OnceLock::new();
+        // The library's own dependencies lie beside the real file, found through its $ORIGIN: a link must be followed.
+        let library = fs_err::canonicalize(path).map_err(|_| EngineError::RuntimeMissing { path: path.to_owned() })?;
+        let refused = |source: Cause| EngineError::LoadRuntime { path: library.clone(), source };
+        if let Some(loaded) = LOADED.get() {
+            return if loaded.library == library {
+                Ok(loaded.clone())
+            } else {
+                Err(refused(format!("`{}` is loaded already", loaded.library.display()).into()))
+            };
+        }
+        let environment = ort::init_from(&library)
+            .map_err(|error| refused(error.to_string().into()))?
+            .with_name("granary")
+            .with_telemetry(false)
+            .build()
+            .map_err(|error| refused(cause(error)))?;
+        // Below warnings it tells of every graph rewrite of every session.
+        environment.set_log_level(LogLevel::Warning);
+        Ok(LOADED.get_or_init(|| Self { environment, library }).clone())
+    }
+
+    /// The library's real path.
+    #[must_use]
+    pub fn library(&self) -> &Path {
+        &self.library
+    }
+
+    /// Whether the library was built with the provider.
+    #[must_use]
+    pub fn has(&self, provider: Provider) -> bool {
+        match provider {
+            Provider::Cpu => true,
+            Provider::OpenVino => ep::OpenVINO::is_available().unwrap_or(false),
+        }
+    }
+}
+
+/// How a session is to run.
+#[derive(Clone, Copy, Debug)]
+pub struct SessionOptions {
+    /// What executes it.
+    pub provider: Provider,
+    /// Threads within one run.
+    pub threads: usize,
+    /// Whether products may be rounded to bf16 (OpenVINO on a CPU with AMX).
+    pub bf16: bool,
+}
+
+/// What is known of the wanted output before the graph is seen.
+#[derive(Clone, Copy, Debug)]
+pub struct WantedOutput {
+    /// Whether the model's pooling is known: without it a graph that pools by itself is preferred.
+    pub pooling_is_known: bool,
+    /// The model's hidden size, which an output taken by shape must have.
+    pub hidden_size: Option<u32>,
+}
+
+/// What a graph's output holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OutputKind {
+    /// `[texts][tokens][dimensions]`: still to be pooled.
+    Tokens,
+    /// `[texts][dimensions]`: pooled by the graph.
+    Texts,
+}
+
+/// The output that is read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GraphOutput {
+    /// Its name in the graph.
+    pub name: String,
+    /// What it holds.
+    pub kind: OutputKind,
+}
+
+/// Texts of one run, padded to one width. Token type ids are all zero, as for single texts everywhere.
+#[derive(Debug, Default)]
+pub struct PaddedBatch {
+    /// `[n_texts][width]` token ids, 0 behind each text's end.
+    pub ids: Vec<i64>,
+    /// `[n_texts][width]`: 1 for a token, 0 for padding.
+    pub mask: Vec<i64>,
+    /// Texts in the batch.
+    pub n_texts: usize,
+    /// Tokens in each row.
+    pub width: usize,
+    token_types: Vec<i64>,
+}
+
+impl PaddedBatch {
+    /// Lays texts out at `width`, which is at least the longest one's length. Buffers are reused.
+    pub fn fill<'a>(&mut self, texts: impl Iterator<Item = &'a [u32]>, width: usize) {
+        self.ids.clear();
+        self.mask.clear();
+        self.n_texts = 0;
+        self.width = width;
+        for text in texts {
+            self.n_texts += 1;
+            self.ids.extend(text.iter().map(|id| i64::from(*id)));
+            self.ids.resize(self.n_texts * width, 0);
+            self.mask.resize((self.n_texts - 1) * width + text.len(), 1);
+            self.mask.resize(self.n_texts * width, 0);
+        }
+        self.token_types.clear();
+        self.token_types.resize(self.n_texts * width, 0);
+    }
+}
+
+/// What a run gave, borrowed from the runtime.
+pub struct RunOutput<'a> {
+    /// `[n_texts][width][dimensions]` or `[n_texts][dimensions]`, as the session's [`OutputKind`] says.
+    pub values: &'a [f32],
+    /// The length of one vector.
+    pub dimensions: usize,
+}
+
+/// An open model file on one provider.
+pub struct EncoderSession {
+    session: Session,
+    run_options: RunOptions<HasSelectedOutputs>,
+    takes_token_types: bool,
+    output: GraphOutput,
+}
+
+impl EncoderSession {
+    /// Opens a model file.
+    ///
+    /// # Errors
+    /// [`EngineError::ProviderMissing`], [`EngineError::OpenSession`] or [`EngineError::UnsupportedGraph`].
+    pub fn open(
+        runtime: &Runtime,
+        path: &Path,
+        options: SessionOptions,
+        wanted: WantedOutput,
+    ) -> Result<Self, EngineError> {
+        if !runtime.has(options.provider) {
+            return Err(EngineError::ProviderMissing {
+                provider: options.provider.as_str(),
+                library: runtime.library.clone(),
+            });
+        }
+        let refused = |source| EngineError::OpenSession { path: path.to_owned(), source };
+        let session = build_session(runtime, path, options).map_err(refused)?;
+        let unsupported = |reason| EngineError::UnsupportedGraph { path: path.to_owned(), reason };
+        let takes_token_types = check_inputs(session.inputs()).map_err(unsupported)?;
+        let output = choose_output(session.outputs(), wanted).map_err(unsupported)?;
+        let run_options = RunOptions::new()
+            .map_err(|error| refused(cause(error)))?
+            .with_outputs(OutputSelector::no_default().with(&output.name));
+        Ok(Self { session, run_options, takes_token_types, output })
+    }
+
+    /// The output that is read.
+    #[must_use]
+    pub fn output(&self) -> &GraphOutput {
+        &self.output
+    }
+
+    /// Runs a batch and hands its output to `read`, without a copy.
+    ///
+    /// # Errors
+    /// What the runtime said, or how the output's shape differs from what was announced.
+    pub fn run<T>(&mut self, batch: &PaddedBatch, read: impl FnOnce(RunOutput<'_>) -> T) -> Result<T, Cause> {
+        let shape = [batch.n_texts, batch.width];
+        let ids = TensorRef::from_array_view((shape, batch.ids.as_slice())).map_err(cause)?;
+        let mask = TensorRef::from_array_view((shape, batch.mask.as_slice())).map_err(cause)?;
+        let outputs = if self.takes_token_types {
+            let types = TensorRef::from_array_view((shape, batch.token_types.as_slice())).map_err(cause)?;
+            let inputs = ort::inputs!["input_ids" => ids, "attention_mask" => mask, "token_type_ids" => types];
+            self.session.run_with_options(inputs, &self.run_options)
+        } else {
+            let inputs = ort::inputs!["input_ids" => ids, "attention_mask" => mask];
+            self.session.run_with_options(inputs, &self.run_options)
+        }
+        .map_err(cause)?;
+        let (shape, values) = outputs[self.output.name.as_str()].try_extract_tensor::<f32>().map_err(cause)?;
+        let sizes: Vec<usize> = shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
+        let dimensions = match (self.output.kind, sizes.as_slice()) {
+            (OutputKind::Tokens, &[texts, width, dimensions])
+                if texts == batch.n_texts && width == batch.width && dimensions > 0 =>
+            {
+                dimensions
+            }
+            (OutputKind::Texts, &[texts, dimensions]) if texts == batch.n_texts && dimensions > 0 => dimensions,
+            _ => {
+                return Err(format!(
+                    "`{}` has shape {sizes:?} for {} texts of {} tokens",
+                    self.output.name, batch.n_texts, batch.width
+                )
+                .into());
+            }
+        };
+        Ok(read(RunOutput { values, dimensions }))
+    }
+}
+
+fn build_session(runtime: &Runtime, path: &Path, options: SessionOptions) -> Result<Session, Cause> {
+    Session::builder(&runtime.environment)
+        .map_err(cause)?
+        .with_optimization_level(GraphOptimizationLevel::All)
+        .map_err(cause)?
+        .with_intra_threads(options.threads)
+        .map_err(cause)?
+        // Workers share the cores: a thread that spins while it waits takes them from another worker's product.
+        .with_intra_op_spinning(false)
+        .map_err(cause)?
+        // The pattern cache keeps one block per shape seen, and shapes change with every batch.
+        .with_memory_pattern(false)
+        .map_err(cause)?
+        .with_execution_providers(providers(options))
+        .map_err(cause)?
+        .commit_from_file(path)
+        .map_err(cause)
+}
+
+fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
+    match options.provider {
+        Provider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
+        Provider::OpenVino => {
+            let precision = if options.bf16 { "bf16" } else { "f32" };
+            // Pinning puts the one thread of every session on the same core, and halves the speed of two.
+            let config = format!(r#"{{"CPU":{{"INFERENCE_PRECISION_HINT":"{precision}","ENABLE_CPU_PINNING":"NO"}}}}"#);
+            vec![
+                ep::OpenVINO::default()
+                    .with_device_type("CPU")
+                    .with_num_threads(options.threads)
+                    .with_num_streams(1)
+                    .with_arbitrary_config("load_config", config)
+                    .build()
+                    .error_on_failure(),
+            ]
+        }
+    }
+}
+
+/// Checks that the graph can be fed; says whether it takes token types.
+fn check_inputs(inputs: &[Outlet]) -> Result<bool, String> {
+    for input in inputs {
+        if !matches!(input.name(), "input_ids" | "attention_mask" | "token_type_ids") {
+            return Err(format!(
+                "it takes an input `{}`, and Granary feeds `input_ids`, `attention_mask` and `token_type_ids`",
+                input.name()
+            ));
+        }
+        if !matches!(input.dtype(), ValueType::Tensor { ty: TensorElementType::Int64, .. }) {
+            return Err(format!("its input `{}` is {:?}, not a tensor of int64", input.name(), input.dtype()));
+        }
+    }
+    let takes = |name| inputs.iter().any(|input| input.name() == name);
+    for name in ["input_ids", "attention_mask"] {
+        if !takes(name) {
+            return Err(format!("it takes no input `{name}`"));
+        }
+    }
+    Ok(takes("token_type_ids"))
+}
+
+/// The output to read: by its usual name, else the one whose last dimension is the hidden size.
+fn choose_output(outputs: &[Outlet], wanted: WantedOutput) -> Result<GraphOutput, String> {
+    let found = |name: &str, kind| {
+        outputs.iter().any(|output| output.name() == name).then(|| GraphOutput { name: name.to_owned(), kind })
+    };
+    let of_tokens = TOKEN_OUTPUTS.iter().find_map(|name| found(name, OutputKind::Tokens));
+    let of_texts = found(TEXT_OUTPUT, OutputKind::Texts);
+    let named = if wanted.pooling_is_known { of_tokens.or(of_texts) } else { of_texts.or(of_tokens) };
+    if let Some(output) = named {
+        return Ok(output);
+    }
+    let listed: Vec<String> = outputs.iter().map(|o| format!("`{}`", o.name())).collect();
+    let hidden_size = wanted.hidden_size.ok_or_else(|| {
+        format!(
+            "its outputs are {}, none of them `{}`, `{}` or `{TEXT_OUTPUT}`; to take one by its shape, set the \
+             model's `dimensions` or put its config.json beside it",
+            listed.join(", "),
+            TOKEN_OUTPUTS[0],
+            TOKEN_OUTPUTS[1]
+        )
+    })?;
+    outputs.iter().find_map(|output| by_shape(output, hidden_size)).ok_or_else(|| {
+        format!("its outputs are {}, and none has vectors of the hidden size {hidden_size}", listed.join(", "))
+    })
+}
+
+fn by_shape(output: &Outlet, hidden_size: u32) -> Option<GraphOutput> {
+    let ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } = output.dtype() else { return None };
+    let kind = match shape.len() {
+        3 => OutputKind::Tokens,
+        2 => OutputKind::Texts,
+        _ => return None,
+    };
+    (shape.last() == Some(&i64::from(hidden_size))).then(|| GraphOutput { name: output.name().to_owned(), kind })
+}
+
+/// The error of `ort` without what it carries for recovery.
+fn cause<R>(error: ort::Error<R>) -> Cause {
+    error.to_string().into()
+}

@@ -1,0 +1,181 @@
+//! What can go wrong between Granary and its database.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// SQLite's primary result codes that mean something of their own here: <https://www.sqlite.org/rescode.html>.
+mod result_code {
+    pub(super) const BUSY: i32 = 5;
+    pub(super) const LOCKED: i32 = 6;
+    pub(super) const CORRUPT: i32 = 11;
+    pub(super) const FULL: i32 = 13;
+    pub(super) const NOT_A_DATABASE: i32 = 26;
+}
+
+/// The database could not be opened, read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The configured address does not name a file.
+    #[error(
+        "`{url}` is not a database address: {problem}. \
+         Expected `sqlite:` and the path of a file, such as `sqlite:/var/lib/granary/granary.db`"
+    )]
+    Address {
+        /// The address as configured.
+        url: String,
+        /// What is wrong with it.
+        problem: &'static str,
+    },
+    /// Another process works on the database.
+    #[error(
+        "`{path}` is in use by {holder}, which holds `{lock}`: stop that process, or set another `grains.database_url`"
+    )]
+    InUse {
+        /// The database.
+        path: PathBuf,
+        /// The lock file beside it.
+        lock: PathBuf,
+        /// Who holds the lock, as far as the lock file tells.
+        holder: String,
+    },
+    /// The file is not Granary's.
+    #[error(
+        "`{path}` was left untouched because it is not a Granary database: it is {found}. Expected no file, an empty \
+         one, or one that Granary 0.3 or later wrote; set another `grains.database_url`, or move the file away"
+    )]
+    Foreign {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead, in words.
+        found: String,
+    },
+    /// The file has schema migrations this build does not know.
+    #[error(
+        "`{path}` was left untouched because a newer Granary wrote it: its schema version is {version}, and this build \
+         knows versions up to {known}. Start that newer Granary, or restore the copy it made before its upgrade"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// The schema version the file has.
+        version: i64,
+        /// The newest schema version this build knows.
+        known: i64,
+    },
+    /// SQLite found pages that contradict each other, or some are missing.
+    #[error("`{path}` is damaged, so it was not possible to {doing}: restore it from a copy or a snapshot")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What SQLite said.
+        source: sqlx::Error,
+    },
+    /// A program that does not respect the lock, such as Granary 0.3 or the `sqlite3` shell, works on the file.
+    #[error("another program is working on `{path}`, so it was not possible to {doing}: stop that program")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What SQLite said; `None` when the file was seen changing.
+        source: Option<sqlx::Error>,
+    },
+    /// There is no room, or the quota is spent.
+    #[error("the disk of `{path}` is full, so it was not possible to {doing}: make room, and it goes on")]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+    /// The file system has no shared memory, as many network shares.
+    #[error(
+        "`{path}` cannot use a write-ahead log (SQLite kept the journal mode `{mode}`): \
+         put the database on a local disk"
+    )]
+    NoWriteAheadLog {
+        /// The file.
+        path: PathBuf,
+        /// The journal mode SQLite stayed in.
+        mode: String,
+    },
+    /// The file system refused.
+    #[error("it was not possible to {doing} for `{path}`: check that this user may read and write its folder")]
+    Files {
+        /// The database.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// SQLite refused, for a reason that has no variant of its own.
+    #[error("it was not possible to {doing} in `{path}`: `granary doctor` checks the file")]
+    Sql {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What SQLite said.
+        source: sqlx::Error,
+    },
+    /// A stored value is not one that Granary writes.
+    #[error("`{path}` holds {what} that Granary does not write: correct or delete it by hand")]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// Which value, in words.
+        what: &'static str,
+        /// Why it is not one.
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl StoreError {
+    /// Sorts an error of SQLite: what the caller can act on gets a variant of its own.
+    pub(super) fn sql(doing: &'static str, path: &Path, source: sqlx::Error) -> Self {
+        let path = path.to_owned();
+        match primary_code(&source) {
+            Some(result_code::BUSY | result_code::LOCKED) => Self::Busy { path, doing, source: Some(source) },
+            Some(result_code::CORRUPT | result_code::NOT_A_DATABASE) => Self::Damaged { path, doing, source },
+            Some(result_code::FULL) => Self::DiskFull { path, doing, source: source.into() },
+            _ => Self::Sql { path, doing, source },
+        }
+    }
+
+    /// The same for a file that nothing was known of yet.
+    pub(super) fn sql_of_unknown_file(doing: &'static str, path: &Path, source: sqlx::Error) -> Self {
+        if primary_code(&source) == Some(result_code::NOT_A_DATABASE) {
+            Self::not_a_database(path)
+        } else {
+            Self::sql(doing, path, source)
+        }
+    }
+
+    /// The file does not begin as an SQLite file does.
+    pub(super) fn not_a_database(path: &Path) -> Self {
+        Self::Foreign { path: path.to_owned(), found: "not an SQLite database, or an encrypted one".to_owned() }
+    }
+
+    /// Sorts an error of the file system.
+    pub(super) fn files(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { path, doing, source: source.into() }
+            }
+            _ => Self::Files { path, doing, source },
+        }
+    }
+}
+
+/// The primary result code; the extended one carries it in its lowest byte.
+fn primary_code(error: &sqlx::Error) -> Option<i32> {
+    let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;
+    Some(extended & 0xff)
+}

@@ -1,0 +1,95 @@
+//! The copy that is kept before a file is upgraded.
+
+use std::io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+
+use fs_err::os::unix::fs::OpenOptionsExt;
+use sqlx::SqliteConnection;
+
+use super::super::StoreError;
+use super::beside;
+use super::open::sync_folder_of;
+use super::view::JOURNAL;
+
+const DOING: &str = "keep a copy of the database before upgrading it";
+
+/// Writes a copy of the database beside it and returns its path: `granary.db.before-v3` for an upgrade to version 3.
+///
+/// A copy has its name only once it is whole and on disk, and is never overwritten. When the name is taken by a copy of
+/// another state (the database was restored, used and upgraded again), the new one is numbered; when it is taken by a
+/// copy of this very state, left by an upgrade that was cut off, that one serves.
+pub(super) async fn keep_copy(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    target_version: i64,
+) -> Result<PathBuf, StoreError> {
+    let finished = beside(path, &format!(".before-v{target_version}"));
+    let partial = beside(&finished, ".partial");
+    let refused = |source| StoreError::files(DOING, path, source);
+
+    discard(&partial).map_err(refused)?;
+    let written = write_copy(connection, path, &partial).await;
+    if let Err(error) = written {
+        // The error that matters is the first one.
+        let _ = discard(&partial);
+        return Err(error);
+    }
+    let numbered = |n: u32| if n == 1 { finished.clone() } else { beside(&finished, &format!(".{n}")) };
+    for candidate in (1..).map(numbered) {
+        if !fs_err::exists(&candidate).map_err(refused)? {
+            fs_err::rename(&partial, &candidate).and_then(|()| sync_folder_of(&candidate)).map_err(refused)?;
+            return Ok(candidate);
+        }
+        if is_same(&candidate, &partial).map_err(refused)? {
+            discard(&partial).map_err(refused)?;
+            return Ok(candidate);
+        }
+    }
+    unreachable!("the numbers do not run out before the disk does")
+}
+
+async fn write_copy(connection: &mut SqliteConnection, path: &Path, partial: &Path) -> Result<(), StoreError> {
+    let refused = |source| StoreError::files(DOING, path, source);
+    // SQLite takes an empty file as its target, and this one nobody else may read.
+    fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial).map_err(refused)?;
+    // The path was given to SQLite as UTF-8 when the database was opened.
+    sqlx::query("VACUUM INTO ?")
+        .bind(partial.to_string_lossy())
+        .execute(connection)
+        .await
+        .map_err(|source| StoreError::sql(DOING, path, source))?;
+    fs_err::File::open(partial).and_then(|copy| copy.sync_all()).map_err(refused)
+}
+
+/// Removes what an interrupted copy left.
+fn discard(partial: &Path) -> std::io::Result<()> {
+    for leftover in [partial.to_owned(), beside(partial, JOURNAL)] {
+        match fs_err::remove_file(&leftover) {
+            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Whether two copies are of the same state: `VACUUM` writes the same bytes for the same content. Only in the header it
+/// counts how often the database was vacuumed, and a copy that was restored has been once more.
+fn is_same(one: &Path, other: &Path) -> std::io::Result<bool> {
+    const HEADER_BYTES: u64 = 100;
+    let (mut one, mut other) = (fs_err::File::open(one)?, fs_err::File::open(other)?);
+    one.seek(SeekFrom::Start(HEADER_BYTES))?;
+    other.seek(SeekFrom::Start(HEADER_BYTES))?;
+    if one.metadata()?.len() != other.metadata()?.len() {
+        return Ok(false);
+    }
+    let (mut one, mut other) = (BufReader::new(one), BufReader::new(other));
+    loop {
+        let (left, right) = (one.fill_buf()?, other.fill_buf()?);
+        let n = left.len().min(right.len());
+        if n == 0 || left[..n] != right[..n] {
+            return Ok(left.len() == right.len() && n == 0);
+        }
+        one.consume(n);
+        other.consume(n);
+    }
+}

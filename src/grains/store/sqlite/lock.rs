@@ -1,0 +1,116 @@
+//! One Granary per database: an exclusive lock on a file beside it.
+//!
+//! SQLite's own locks would let a second process in between two statements; this one is held for as long as the store
+//! is. The kernel drops it with the process, so a crash leaves nothing to clean up: the file stays, the lock does not.
+
+use std::fs::TryLockError;
+use std::io::{ErrorKind, Read, Seek, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::super::StoreError;
+use super::beside;
+
+/// The lock, held until it is dropped.
+#[derive(Debug)]
+pub(super) struct StoreLock {
+    file: fs_err::File,
+    path: PathBuf,
+    origin: Origin,
+}
+
+/// Whether the lock file was there before.
+#[derive(Clone, Copy, Debug)]
+enum Origin {
+    Created,
+    Found,
+}
+
+impl StoreLock {
+    /// Takes the lock of that database, without waiting for it.
+    pub(super) fn acquire(database: &Path) -> Result<Self, StoreError> {
+        let path = beside(database, ".lock");
+        let refused = |source| StoreError::files("lock the database", database, source);
+        loop {
+            let (mut file, origin) = open_or_create(&path).map_err(refused)?;
+            match file.try_lock() {
+                Ok(()) => {}
+                Err(TryLockError::WouldBlock) => {
+                    let holder = holder(&mut file);
+                    return Err(StoreError::InUse { path: database.to_owned(), lock: path, holder });
+                }
+                Err(TryLockError::Error(source)) => return Err(refused(source)),
+            }
+            // A process that withdrew may have unlinked this very file between the two calls above: a lock on a file
+            // without a name would keep nobody out.
+            if is_still_at(&file, &path) {
+                sign(&mut file);
+                return Ok(Self { file, path, origin });
+            }
+        }
+    }
+
+    /// Gives the lock back and leaves no trace beside a file that turned out not to be ours.
+    pub(super) fn withdraw(self) {
+        if matches!(self.origin, Origin::Created) {
+            // A lock file that stays behind is litter, not an error.
+            let _ = fs_err::remove_file(&self.path);
+        }
+    }
+}
+
+impl Drop for StoreLock {
+    fn drop(&mut self) {
+        // Closing the file is not enough while a child process, forked a moment ago, still shares it. Should this fail,
+        // the lock goes with the last of them.
+        let _ = self.file.unlock();
+    }
+}
+
+fn open_or_create(path: &Path) -> std::io::Result<(fs_err::File, Origin)> {
+    let mut options = fs_err::OpenOptions::new();
+    options.read(true).write(true);
+    loop {
+        match options.clone().create_new(true).open(path) {
+            Ok(file) => return Ok((file, Origin::Created)),
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error),
+        }
+        match options.open(path) {
+            Ok(file) => return Ok((file, Origin::Found)),
+            // Unlinked since: its owner withdrew.
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn is_still_at(file: &fs_err::File, path: &Path) -> bool {
+    match (file.metadata(), fs_err::metadata(path)) {
+        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
+        _ => false,
+    }
+}
+
+/// Writes down who holds the lock, for the one who finds it taken. The lock holds without it: a full disk may not keep
+/// a server from starting to read.
+fn sign(file: &mut fs_err::File) {
+    let host = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("this machine");
+    let since = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+    let signature = format!("process {} on {host}, since {since}\n", std::process::id());
+    let _ = file.set_len(0).and_then(|()| file.write_all(signature.as_bytes()));
+}
+
+fn holder(file: &mut fs_err::File) -> String {
+    const LONGEST_SIGNATURE_BYTES: u64 = 400;
+    let mut signature = String::new();
+    let read = file.rewind().and_then(|()| file.take(LONGEST_SIGNATURE_BYTES).read_to_string(&mut signature));
+    match (read, signature.trim()) {
+        (Ok(_), known) if !known.is_empty() => known.to_owned(),
+        _ => "another process".to_owned(),
+    }
+}

@@ -1,0 +1,92 @@
+//! The embedded default: one SQLite file in WAL mode, with `synchronous=FULL`, owned by one process.
+//!
+//! Opening a file goes through these steps, one module each:
+//!
+//! 1. `open` finds or creates the file; `lock` makes this process its only Granary.
+//! 2. `recognise` decides what the file is, through a `view` that cannot change a byte of it. What is not ours stops
+//!    here, untouched.
+//! 3. `upgrade` takes a copy (`copy`) of a file of an older schema version, then runs the missing schema migrations,
+//!    each in a transaction of its own.
+//!
+//! The migrations are in `migrations/sqlite`, forward only, frozen once landed. `ledger` is what the models remember.
+
+mod copy;
+mod ledger;
+mod lock;
+mod open;
+mod recognise;
+mod upgrade;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::path::{Path, PathBuf};
+
+use parking_lot::Mutex;
+use sqlx::SqlitePool;
+use sqlx::migrate::Migrator;
+
+use self::lock::StoreLock;
+use super::StoreError;
+
+pub use self::open::OpenOptions;
+
+/// Every schema migration, oldest first.
+static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");
+
+/// Where sqlx records the migrations a file has.
+const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
+
+/// An open database file. It is this process's alone until [`close`](Self::close), or until it is dropped.
+///
+/// Readers and the writer have connections of their own: WAL lets them work at the same time, and with one writer
+/// nobody is ever told that the database is locked.
+#[derive(Debug)]
+pub struct SqliteStore {
+    path: PathBuf,
+    readers: SqlitePool,
+    writer: SqlitePool,
+    lock: Mutex<Option<StoreLock>>,
+}
+
+impl SqliteStore {
+    /// The database file, absolute and without symbolic links.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Answers when the database can be read, for readiness.
+    pub async fn check(&self) -> Result<(), StoreError> {
+        // A constant would be answered without the file.
+        sqlx::query_scalar::<_, i64>("SELECT max(version) FROM schema_version")
+            .fetch_one(&self.readers)
+            .await
+            .map(drop)
+            .map_err(|source| StoreError::sql("read the schema version", &self.path, source))
+    }
+
+    /// Waits for work in progress, empties the write-ahead log into the file and gives the lock back.
+    ///
+    /// A store that is dropped instead loses nothing, and leaves the log to the next start.
+    pub async fn close(&self) {
+        self.readers.close().await;
+        // Last, because the last connection to close is the one that empties the log.
+        self.writer.close().await;
+        self.lock.lock().take();
+    }
+}
+
+/// The newest schema version this build knows.
+fn latest_version() -> i64 {
+    MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
+}
+
+/// The path of a file beside the database: its name with `suffix` appended, as SQLite itself does for `-wal`.
+fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut name = OsString::from(database);
+    name.push(suffix);
+    name.into()
+}

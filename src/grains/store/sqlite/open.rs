@@ -1,0 +1,165 @@
+//! From a path to a [`SqliteStore`]: the file, the steps in their order, the connections.
+
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::time::Duration;
+
+use fs_err::os::unix::fs::OpenOptionsExt;
+use parking_lot::Mutex;
+use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
+
+use super::super::StoreError;
+use super::SqliteStore;
+use super::lock::StoreLock;
+use super::recognise::recognise;
+use super::upgrade::upgrade;
+
+/// How long a statement waits for a program outside Granary, a backup tool say, to let go of the file.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a caller waits for a free connection before the database counts as away.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The write-ahead log is cut back to this size once its content is in the file.
+const LOG_SIZE_LIMIT_BYTES: u32 = 64 << 20;
+
+/// Which file to open, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenOptions {
+    /// The database file; it and its folder are created when missing.
+    pub path: PathBuf,
+    /// How many reads run at the same time.
+    pub readers: NonZeroU32,
+}
+
+impl OpenOptions {
+    /// The file at that path, with the usual number of readers.
+    #[must_use]
+    pub fn at(path: impl Into<PathBuf>) -> Self {
+        const READERS: NonZeroU32 = NonZeroU32::new(4).expect("four is not zero");
+        Self { path: path.into(), readers: READERS }
+    }
+
+    /// The file that a `database_url` names: `sqlite:PATH`, `sqlite://PATH`, with `?mode=rwc` or nothing after it.
+    /// A path that does not start with `/` is relative to the current folder; `%20` stands for a space.
+    ///
+    /// # Errors
+    /// [`StoreError::Address`] when the address names no file.
+    pub fn from_url(url: &str) -> Result<Self, StoreError> {
+        let problem = |problem| StoreError::Address { url: url.to_owned(), problem };
+        let Some(address) = url.strip_prefix("sqlite:") else {
+            return Err(problem("SQLite is the only database so far"));
+        };
+        let (file, parameters) = address.split_once('?').unwrap_or((address, ""));
+        if file.trim_start_matches('/') == ":memory:" || parameters.contains("mode=memory") {
+            return Err(problem(
+                "memory keeps nothing over a restart; `grains.enabled = false` does without a database",
+            ));
+        }
+        if !matches!(parameters, "" | "mode=rwc") {
+            return Err(problem("it has parameters, and Granary itself decides how the file is opened"));
+        }
+        let parsed = SqliteConnectOptions::from_str(&format!("sqlite:{file}"))
+            .map_err(|_| problem("its path is not UTF-8 once its `%` escapes are read"))?;
+        let path = parsed.get_filename();
+        if path.as_os_str().is_empty() {
+            return Err(problem("it names no file"));
+        }
+        Ok(Self::at(path))
+    }
+}
+
+impl SqliteStore {
+    /// Opens the database, creating it when there is none and upgrading it when an older Granary wrote it.
+    ///
+    /// A file that is not Granary's, or is from a newer one, is refused with not one byte of it changed. Before the
+    /// first upgrade a copy is kept beside the file: `granary.db.before-v3`, say.
+    ///
+    /// # Errors
+    /// Every variant of [`StoreError`] that a path can lead to. A failed upgrade leaves some whole schema version, and
+    /// the next call goes on from there.
+    pub async fn open(options: OpenOptions) -> Result<Self, StoreError> {
+        let path = find_or_create(&options.path)?;
+        let lock = StoreLock::acquire(&path)?;
+        let found = match recognise(&path).await {
+            Ok(found) => found,
+            Err(refusal) => {
+                lock.withdraw();
+                return Err(refusal);
+            }
+        };
+
+        let mut connection = connect(&path).await?;
+        let upgraded = upgrade(&mut connection, &path, found).await;
+        // Waited for even after a failure, so that nothing writes once the lock is gone.
+        let closed = connection.close().await;
+        upgraded?;
+        closed.map_err(|source| StoreError::sql("finish the upgrade", &path, source))?;
+
+        // Should a statement of a reader ever try to write, it fails instead of fighting the writer for the lock.
+        let readers = pool(&path, options.readers.get(), connect_options(&path).pragma("query_only", "ON")).await?;
+        let writer = pool(&path, 1, connect_options(&path)).await?;
+        Ok(Self { path, readers, writer, lock: Mutex::new(Some(lock)) })
+    }
+}
+
+/// The file's absolute path without symbolic links, so that one file has one lock whatever it is called by.
+fn find_or_create(path: &Path) -> Result<PathBuf, StoreError> {
+    let refused = |doing| move |source| StoreError::files(doing, path, source);
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        fs_err::create_dir_all(folder).map_err(refused("create the folder"))?;
+    }
+    match fs_err::metadata(path) {
+        Ok(metadata) if metadata.is_file() => {}
+        Ok(metadata) => {
+            let kind = if metadata.is_dir() { "a folder" } else { "not a regular file" };
+            return Err(StoreError::Foreign { path: path.to_owned(), found: kind.to_owned() });
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            // SQLite gives its log and journal the mode of the database, so this one decides for all of them.
+            let created = fs_err::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+            created.and_then(|_| sync_folder_of(path)).map_err(refused("create the database"))?;
+        }
+        Err(error) => return Err(refused("look for the database")(error)),
+    }
+    fs_err::canonicalize(path).map_err(refused("find the database"))
+}
+
+/// What every connection has in common. The journal mode is a property of the file: `upgrade` sees to it once.
+pub(super) fn connect_options(path: &Path) -> SqliteConnectOptions {
+    SqliteConnectOptions::new()
+        .filename(path)
+        .foreign_keys(true)
+        .synchronous(SqliteSynchronous::Full)
+        .busy_timeout(BUSY_TIMEOUT)
+        .pragma("journal_size_limit", LOG_SIZE_LIMIT_BYTES.to_string())
+        .thread_name(|id| format!("sqlite-{id}"))
+}
+
+/// The connection that upgrades. It recovers what a crashed process left in the log or the journal.
+pub(super) async fn connect(path: &Path) -> Result<SqliteConnection, StoreError> {
+    // A copy of a large file is slow by nature and logged by name; sqlx need not warn of it.
+    let options = connect_options(path).disable_statement_logging();
+    options.connect().await.map_err(|source| StoreError::sql("open the database", path, source))
+}
+
+/// Connections that stay: without these settings sqlx closes them after ten idle minutes.
+async fn pool(path: &Path, connections: u32, options: SqliteConnectOptions) -> Result<SqlitePool, StoreError> {
+    SqlitePoolOptions::new()
+        .min_connections(1)
+        .max_connections(connections)
+        .acquire_timeout(ACQUIRE_TIMEOUT)
+        .idle_timeout(None)
+        .max_lifetime(None)
+        .connect_with(options)
+        .await
+        .map_err(|source| StoreError::sql("open the database", path, source))
+}
+
+/// Makes a created or renamed file's name durable, which syncing the file alone does not.
+pub(super) fn sync_folder_of(path: &Path) -> std::io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs_err::File::open(folder)?.sync_all()
+}

@@ -1,0 +1,176 @@
+//! Upgrades that are cut off: a process is really killed, at every statement and at moments in between.
+//!
+//! The process is this test program again, told by the environment to run [`child`] only.
+
+use std::io::{BufRead, BufReader, Read};
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Signal, getpid, kill_process};
+
+use super::super::latest_version;
+use super::super::lock::StoreLock;
+use super::super::open::connect;
+use super::super::recognise::{Recognised, recognise};
+use super::super::upgrade::upgrade;
+use super::*;
+
+const CHILD: &str = "grains::store::sqlite::tests::interrupted::child";
+const PATH: &str = "GRANARY_TEST_STORE_PATH";
+const DIE_AT: &str = "GRANARY_TEST_STORE_DIE_AT";
+
+/// What the child does: opens the store, or upgrades it and kills itself at the step that `DIE_AT` numbers.
+#[test]
+fn child() {
+    let Ok(path) = std::env::var(PATH) else { return };
+    let path = PathBuf::from(path);
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    println!("\nopening");
+    runtime.block_on(async {
+        let Ok(die_at) = std::env::var(DIE_AT) else {
+            return open(&path).await.map(drop).expect("opened");
+        };
+        let mut steps_left: u32 = die_at.parse().expect("a number");
+        let step = move || {
+            steps_left -= 1;
+            if steps_left == 0 {
+                let _ = kill_process(getpid(), Signal::KILL);
+            }
+            true
+        };
+        let steps = std::sync::Arc::new(parking_lot::Mutex::new(step));
+        let _lock = StoreLock::acquire(&path).expect("locked");
+        let found = recognise(&path).await.expect("ours");
+        let mut connection = connect(&path).await.expect("connected");
+        {
+            let mut handle = connection.lock_handle().await.expect("idle");
+            let (statement, commit) = (steps.clone(), steps);
+            // Called at least once in each statement, and often in long ones.
+            handle.set_progress_handler(1, move || statement.lock()());
+            handle.set_commit_hook(move || commit.lock()());
+        }
+        upgrade(&mut connection, &path, found).await.expect("upgraded");
+        connection.close().await.expect("closed");
+    });
+}
+
+fn command(path: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().expect("this program"));
+    command.args(["--exact", CHILD, "--nocapture", "--test-threads=1"]).env(PATH, path);
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// After a death: some whole version, then the newest one, with every grain as it was, and a whole copy.
+async fn assert_goes_on(path: &Path, grains: &[OldGrain], when: &str) -> Recognised {
+    let found = recognise(path).await.unwrap_or_else(|error| panic!("{when}: {}", chain(&error)));
+    open(path).await.unwrap_or_else(|error| panic!("{when}, at {found:?}: {}", chain(&error))).close().await;
+    assert!(read_grains(path).await == grains, "{when}");
+    assert_eq!(scalar(path, "SELECT max(version) FROM schema_version").await, latest_version(), "{when}");
+    assert_eq!(scalar(path, "SELECT count(*) FROM schema_version").await, latest_version() - 1, "{when}");
+    let copy = path.with_file_name(format!("granary.db.before-v{}", latest_version()));
+    if !grains.is_empty() {
+        assert!(read_grains(&copy).await == grains, "{when}");
+    }
+    let names = names_in(path.parent().expect("a folder"));
+    assert!(!names.iter().any(|name| name.contains("partial") || name.contains("view")), "{when}: {names:?}");
+    found
+}
+
+#[tokio::test]
+async fn killed_at_every_statement() {
+    // Few, because every row that is copied is a step, too.
+    let grains = &old_grains()[..4];
+    let (_elsewhere, original) = folder();
+    write_v1(&original, grains).await;
+    let mut left = Vec::new();
+    for step in 1.. {
+        let (_folder, path) = folder();
+        fs_err::copy(&original, &path).expect("copied");
+        let status = command(&path).env(DIE_AT, step.to_string()).stdout(Stdio::null()).status().expect("run");
+        if status.success() {
+            break;
+        }
+        let found = assert_goes_on(&path, grains, &format!("killed at step {step}")).await;
+        if !left.contains(&found) {
+            left.push(found);
+        }
+    }
+    use Recognised::{Recorded, Unrecorded};
+    assert_eq!(
+        left,
+        [Unrecorded(1), Recorded(1), Recorded(2), Recorded(3)],
+        "every version was left, and nothing else"
+    );
+}
+
+/// Kills between statements and inside system calls, which no hook reaches: the whole open, swept in time.
+async fn killed_in_time(original: Option<&Path>, grains: &[OldGrain]) {
+    const DEATHS: u32 = 25;
+    let prepared = || {
+        let (folder, path) = folder();
+        if let Some(original) = original {
+            fs_err::copy(original, &path).expect("copied");
+        }
+        (folder, path)
+    };
+    let (_folder, path) = prepared();
+    let mut whole = command(&path).spawn().expect("run");
+    let (opening, _output) = wait_for_opening(&mut whole);
+    assert!(whole.wait().expect("run").success());
+    let duration = opening.elapsed();
+    for n in 0..DEATHS {
+        let (_folder, path) = prepared();
+        let mut child = command(&path).spawn().expect("run");
+        let _output = wait_for_opening(&mut child);
+        let delay = duration * n / DEATHS;
+        std::thread::sleep(delay);
+        child.kill().expect("killed");
+        child.wait().expect("dead");
+        assert_goes_on(&path, grains, &format!("killed after {delay:?}")).await;
+    }
+}
+
+/// The moment the child begins, and its output, which must stay open for as long as it lives.
+fn wait_for_opening(child: &mut Child) -> (Instant, BufReader<ChildStdout>) {
+    let mut output = BufReader::new(child.stdout.take().expect("piped"));
+    output.by_ref().lines().map_while(Result::ok).find(|line| line == "opening").expect("the child opens");
+    (Instant::now(), output)
+}
+
+#[tokio::test]
+async fn killed_at_any_time_while_upgrading() {
+    let (_elsewhere, original) = folder();
+    write_v1(&original, &old_grains()).await;
+    killed_in_time(Some(&original), &old_grains()).await;
+}
+
+#[tokio::test]
+async fn killed_at_any_time_while_creating() {
+    killed_in_time(None, &[]).await;
+}
+
+/// The kernel refuses to write past a limit, as it would on a full disk: the copy fails, the file is as it was.
+#[tokio::test]
+async fn without_room_for_the_copy_nothing_is_upgraded() {
+    let (folder, path) = folder();
+    write_v1(&path, &old_grains()).await;
+    let before = fs_err::read(&path).expect("a file");
+    let limited = Command::new("sh")
+        // Half a megabyte; the ignored signal makes the write fail instead of the process.
+        .args(["-c", "trap '' XFSZ; ulimit -f 1024; exec \"$0\" \"$@\""])
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--exact", CHILD, "--nocapture", "--test-threads=1"])
+        .env(PATH, &path)
+        .output()
+        .expect("run");
+    assert!(!limited.status.success());
+    let output = String::from_utf8_lossy(&limited.stderr).into_owned() + &String::from_utf8_lossy(&limited.stdout);
+    assert!(output.contains("keep a copy of the database before upgrading it"), "{output}");
+    assert!(fs_err::read(&path).expect("a file") == before);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.lock"]);
+
+    let waited = Instant::now();
+    open(&path).await.expect("upgraded once there is room").close().await;
+    assert!(waited.elapsed() < Duration::from_secs(30));
+}

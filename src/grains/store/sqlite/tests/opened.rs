@@ -1,0 +1,182 @@
+//! A file that is new, or ours and up to date.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::super::{MIGRATOR, latest_version};
+use super::*;
+use crate::domain::ModelName;
+use crate::models::ledger::Ledger;
+
+#[tokio::test]
+async fn a_missing_file_and_its_folder_are_created_for_this_user_only() {
+    let (folder, _) = folder();
+    let path = folder.path().join("data/deeper/granary.db");
+    let store = open(&path).await.expect("created");
+    store.check().await.expect("readable");
+    for name in ["granary.db", "granary.db-wal", "granary.db-shm"] {
+        let mode = fs_err::metadata(path.with_file_name(name)).expect("a file").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    store.close().await;
+    assert_eq!(names_in(path.parent().expect("a folder")), ["granary.db", "granary.db.lock"], "no copy of nothing");
+    assert_eq!(scalar(&path, "SELECT max(version) FROM schema_version").await, latest_version());
+}
+
+#[tokio::test]
+async fn opening_an_up_to_date_file_changes_nothing() {
+    let (_folder, path) = folder();
+    open(&path).await.expect("created").close().await;
+    let before = fs_err::read(&path).expect("a file");
+    open(&path).await.expect("opened").close().await;
+    assert_eq!(fs_err::read(&path).expect("a file"), before);
+}
+
+#[tokio::test]
+async fn an_empty_file_and_a_database_without_tables_are_filled() {
+    let (folder, path) = folder();
+    fs_err::write(&path, "").expect("written");
+    open(&path).await.expect("filled").close().await;
+
+    let path = folder.path().join("no-tables.db");
+    write_file(&path, "CREATE TABLE gone (a); DROP TABLE gone;").await;
+    open(&path).await.expect("filled").close().await;
+    assert_eq!(read_grains(&path).await, []);
+}
+
+#[tokio::test]
+async fn the_file_is_locked_until_the_store_is_closed() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let link = path.with_file_name("another-name.db");
+    std::os::unix::fs::symlink(&path, &link).expect("linked");
+    for name in [&path, &link] {
+        let refused = open(name).await.expect_err("locked");
+        assert!(matches!(refused, StoreError::InUse { .. }), "{refused:?}");
+        let sentence = refused.to_string();
+        assert!(sentence.contains(&format!("process {}", std::process::id())), "{sentence}");
+        assert!(sentence.contains("granary.db.lock"), "{sentence}");
+    }
+    store.close().await;
+    open(&path).await.expect("free again").close().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_dropped_can_be_opened_again_at_once() {
+    let (_folder, path) = folder();
+    for round in 0..20 {
+        let store = open(&path).await.expect("opened");
+        let name = ModelName::parse(&format!("model-{round}")).expect("a name");
+        store.record_active_model(&name).await.expect("recorded");
+        drop(store);
+    }
+    let store = open(&path).await.expect("opened");
+    let active = store.active_model().await.expect("readable").expect("recorded");
+    assert_eq!(active.as_str(), "model-19");
+}
+
+#[tokio::test]
+async fn the_active_model_survives_a_restart() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    assert_eq!(store.active_model().await.expect("readable"), None);
+    for name in ["all-MiniLM-L6-v2", "BERT-base-uncased"] {
+        store.record_active_model(&ModelName::parse(name).expect("a name")).await.expect("recorded");
+    }
+    store.close().await;
+
+    let store = open(&path).await.expect("opened");
+    Ledger::check(&store).await.expect("readable");
+    let active = store.active_model().await.expect("readable").expect("recorded");
+    assert_eq!(active.as_str(), "BERT-base-uncased", "the case is kept");
+    store.close().await;
+    let closed = store.active_model().await.expect_err("closed");
+    assert_eq!(closed.action, "read");
+}
+
+#[tokio::test]
+async fn a_name_that_was_written_by_hand_is_reported() {
+    let (_folder, path) = folder();
+    open(&path).await.expect("created").close().await;
+    write_file(&path, "INSERT INTO active_model VALUES (1, 'no slug', '2026-01-01T00:00:00Z')").await;
+    let store = open(&path).await.expect("opened");
+    let error = store.active_model().await.expect_err("not a name");
+    let chain = chain(&error);
+    assert!(chain.contains("`no slug` is not a model name"), "{chain}");
+}
+
+#[tokio::test]
+async fn readers_work_beside_a_writer_and_cannot_write() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let transaction = store.writer.begin_with("BEGIN IMMEDIATE").await.expect("begun");
+    store.check().await.expect("readers do not wait");
+    transaction.rollback().await.expect("rolled back");
+
+    let write = "INSERT INTO active_model VALUES (1, 'm', 'now')";
+    let refused = sqlx::query(write).execute(&store.readers).await.expect_err("readers only read");
+    assert!(refused.to_string().contains("readonly"), "{refused}");
+    for (pragma, value) in [("PRAGMA synchronous", 2), ("PRAGMA foreign_keys", 1)] {
+        let set: i64 = sqlx::query_scalar(pragma).fetch_one(&store.writer).await.expect("readable");
+        assert_eq!(set, value, "{pragma}");
+    }
+    let mode: String = sqlx::query_scalar("PRAGMA journal_mode").fetch_one(&store.writer).await.expect("readable");
+    assert_eq!(mode, "wal");
+}
+
+#[tokio::test]
+async fn a_full_disk_is_told_apart() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let mut writer = store.writer.acquire().await.expect("free");
+    sqlx::query("PRAGMA max_page_count = 1").execute(&mut *writer).await.expect("set");
+    let full =
+        sqlx::query("INSERT INTO grains (id, text, created_at, updated_at) VALUES ('a', zeroblob(100000), '', '')")
+            .execute(&mut *writer)
+            .await
+            .expect_err("full");
+    let full = StoreError::sql("write a grain", &path, full);
+    assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
+    let full = StoreError::files("write", &path, std::io::Error::from(std::io::ErrorKind::StorageFull));
+    assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
+}
+
+#[test]
+fn addresses_are_read_as_sqlx_reads_them() {
+    for (url, path) in [
+        ("sqlite:granary.db", "granary.db"),
+        ("sqlite://granary.db", "granary.db"),
+        ("sqlite:///var/lib/granary/granary.db?mode=rwc", "/var/lib/granary/granary.db"),
+        ("sqlite:/data/with%20space%3F.db", "/data/with space?.db"),
+    ] {
+        assert_eq!(OpenOptions::from_url(url).expect(url), OpenOptions::at(path), "{url}");
+    }
+    for url in [
+        "",
+        "granary.db",
+        "postgres://localhost/granary",
+        "sqlite:",
+        "sqlite://",
+        "sqlite::memory:",
+        "sqlite://:memory:",
+        "sqlite://?mode=memory",
+        "sqlite:a.db?mode=ro",
+        "sqlite:%ff",
+    ] {
+        let refused = OpenOptions::from_url(url).expect_err(url);
+        assert!(matches!(refused, StoreError::Address { .. }), "{url}: {refused:?}");
+    }
+}
+
+/// A migration that has landed is in somebody's file: its checksum is recorded there. Add a new one instead.
+#[test]
+fn landed_migrations_are_frozen() {
+    let landed: Vec<(i64, &[u8])> =
+        MIGRATOR.iter().map(|migration| (migration.version, &migration.checksum[..4])).collect();
+    assert_eq!(format!("{landed:x?}"), "X");
+}
+
+#[test]
+fn opening_can_be_awaited_by_any_task() {
+    fn assert_send<T: Send>(_: T) {}
+    assert_send(SqliteStore::open(OpenOptions::at("unused")));
+}

@@ -1,0 +1,170 @@
+//! A file that an older version wrote.
+
+use std::os::unix::fs::PermissionsExt;
+
+use super::super::recognise::{Recognised, recognise};
+use super::super::{MIGRATOR, latest_version};
+use super::*;
+
+fn copy_of(path: &Path) -> PathBuf {
+    super::super::beside(path, &format!(".before-v{}", latest_version()))
+}
+
+async fn assert_upgraded(path: &Path, grains: &[OldGrain]) {
+    assert_eq!(recognise(path).await.expect("ours"), Recognised::Recorded(latest_version()));
+    assert!(read_grains(path).await == *grains, "every byte of every grain is as it was");
+    let labelled = "SELECT count(*) FROM grains WHERE embedding_model IS NOT NULL OR embedding_dimensions IS NOT NULL";
+    assert_eq!(scalar(path, labelled).await, 0, "nobody knows which model made an old vector");
+    assert_eq!(scalar(path, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check <> 'ok'").await, 0);
+}
+
+#[tokio::test]
+async fn a_v1_file_is_copied_and_upgraded_once() {
+    let (folder, path) = folder();
+    let grains = old_grains();
+    write_v1(&path, &grains).await;
+    assert_eq!(recognise(&path).await.expect("ours"), Recognised::Unrecorded(1));
+
+    open(&path).await.expect("upgraded").close().await;
+    assert_upgraded(&path, &grains).await;
+    let copy = copy_of(&path);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v3", "granary.db.lock"]);
+    assert_eq!(fs_err::metadata(&copy).expect("a copy").permissions().mode() & 0o777, 0o600);
+    assert_eq!(recognise(&copy).await.expect("ours"), Recognised::Unrecorded(1));
+    assert!(read_grains(&copy).await == grains);
+
+    let mut before = files_in(folder.path());
+    open(&path).await.expect("opened").close().await;
+    let mut after = files_in(folder.path());
+    // It says since when the file is in use.
+    before.remove("granary.db.lock");
+    after.remove("granary.db.lock");
+    assert!(before == after, "the second start does nothing");
+}
+
+#[tokio::test]
+async fn a_v2_file_is_upgraded_with_the_labels_it_has() {
+    let (_folder, path) = folder();
+    let grains = old_grains();
+    write_v2(&path, &grains).await;
+    write_file(&path, "UPDATE grains SET embedding_model = 'm', embedding_dimensions = 384 WHERE rowid = 2").await;
+    assert_eq!(recognise(&path).await.expect("ours"), Recognised::Unrecorded(2));
+    open(&path).await.expect("upgraded").close().await;
+    assert!(read_grains(&path).await == grains);
+    let labelled = "SELECT count(*) FROM grains WHERE embedding_model = 'm' AND embedding_dimensions = 384";
+    assert_eq!(scalar(&path, labelled).await, 1);
+    assert_eq!(recognise(&path).await.expect("ours"), Recognised::Recorded(latest_version()));
+}
+
+#[tokio::test]
+async fn a_recorded_older_version_is_copied_and_upgraded() {
+    let (_folder, path) = folder();
+    let mut connection = connect_to(&path).await;
+    MIGRATOR.run_to(2, &mut connection).await.expect("migrated");
+    insert(&mut connection, &old_grains()).await;
+    connection.close().await.expect("closed");
+    assert_eq!(recognise(&path).await.expect("ours"), Recognised::Recorded(2));
+
+    open(&path).await.expect("upgraded").close().await;
+    assert_upgraded(&path, &old_grains()).await;
+    assert_eq!(recognise(&copy_of(&path)).await.expect("ours"), Recognised::Recorded(2));
+}
+
+#[tokio::test]
+async fn indexes_and_statistics_do_not_make_a_file_foreign() {
+    let (_folder, path) = folder();
+    write_v1(&path, &old_grains()).await;
+    write_file(&path, "CREATE INDEX grains_by_time ON grains (created_at); ANALYZE;").await;
+    open(&path).await.expect("upgraded").close().await;
+    assert_upgraded(&path, &old_grains()).await;
+}
+
+#[tokio::test]
+async fn what_only_the_write_ahead_log_holds_is_kept() {
+    let (folder, path) = folder();
+    let grains = old_grains();
+    write_v1_with_hot_log(&path, &grains).await;
+    let before = files_in(folder.path());
+    assert_eq!(recognise(&path).await.expect("ours"), Recognised::Unrecorded(1));
+    assert!(files_in(folder.path()) == before, "looking changes nothing and leaves nothing");
+
+    open(&path).await.expect("upgraded").close().await;
+    assert_upgraded(&path, &grains).await;
+    assert!(read_grains(&copy_of(&path)).await == grains, "the copy has them too");
+}
+
+#[tokio::test]
+async fn a_transaction_that_was_cut_off_is_rolled_back() {
+    let (folder, path) = folder();
+    let grains = old_grains();
+    let prepare = async |connection: &mut SqliteConnection| {
+        run(connection, V1).await;
+        insert(connection, &old_grains()).await;
+    };
+    write_with_hot_journal(&path, "UPDATE grains SET text = 'lost', vector = zeroblob(5000)", prepare).await;
+    let before = files_in(folder.path());
+    assert_eq!(recognise(&path).await.expect("ours"), Recognised::Unrecorded(1));
+    assert!(files_in(folder.path()) == before, "looking changes nothing and leaves nothing");
+
+    open(&path).await.expect("upgraded").close().await;
+    assert_upgraded(&path, &grains).await;
+}
+
+#[tokio::test]
+async fn a_finished_copy_is_never_overwritten() {
+    let (folder, path) = folder();
+    write_v1(&path, &old_grains()).await;
+    open(&path).await.expect("upgraded").close().await;
+    let first = fs_err::read(copy_of(&path)).expect("a copy");
+
+    // Restored, upgraded again: the same copy serves.
+    fs_err::copy(copy_of(&path), &path).expect("restored");
+    open(&path).await.expect("upgraded").close().await;
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v3", "granary.db.lock"]);
+
+    // Restored, used by version 0.3, upgraded again: both states are kept.
+    fs_err::copy(copy_of(&path), &path).expect("restored");
+    write_file(&path, "DELETE FROM grains WHERE rowid > 40").await;
+    let used = read_grains(&path).await;
+    open(&path).await.expect("upgraded").close().await;
+    assert!(fs_err::read(copy_of(&path)).expect("a copy") == first);
+    assert!(read_grains(&folder.path().join("granary.db.before-v3.2")).await == used);
+}
+
+#[tokio::test]
+async fn an_interrupted_copy_is_made_again() {
+    let (folder, path) = folder();
+    write_v1(&path, &old_grains()).await;
+    for leftover in ["granary.db.before-v3.partial", "granary.db.before-v3.partial-journal"] {
+        fs_err::write(folder.path().join(leftover), "half a copy").expect("written");
+    }
+    fs_err::create_dir(folder.path().join("granary.db.view")).expect("created");
+    fs_err::write(folder.path().join("granary.db.view/db"), "half a view").expect("written");
+    write_file(&path, "PRAGMA journal_mode = WAL").await;
+    open(&path).await.expect("upgraded").close().await;
+    assert!(read_grains(&copy_of(&path)).await == old_grains());
+    assert_eq!(
+        fs_err::read_dir(folder.path())
+            .expect("a folder")
+            .filter(|entry| {
+                let name = entry.as_ref().expect("an entry").file_name();
+                name.to_string_lossy().contains("partial")
+            })
+            .count(),
+        0
+    );
+}
+
+#[tokio::test]
+async fn a_damaged_file_is_not_upgraded() {
+    let (folder, path) = folder();
+    write_v1(&path, &old_grains()).await;
+    let mut bytes = fs_err::read(&path).expect("a file");
+    // The first page declares the table, and the pages of its rows are gone.
+    bytes[4096..40_960].fill(0xa5);
+    fs_err::write(&path, &bytes).expect("written");
+    let refused = open(&path).await.expect_err("damaged");
+    assert!(matches!(refused, StoreError::Damaged { .. }), "{refused:?}");
+    assert!(fs_err::read(&path).expect("a file") == bytes);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.lock"], "no copy of a damaged file");
+}

@@ -1,0 +1,252 @@
+//! Every model the server knows: built in, and configured.
+
+use std::num::NonZeroU32;
+use std::path::Path;
+
+use crate::config::{AdditionalModel, AiConfig};
+use crate::domain::{EncoderSettings, ModelInfo, ModelName, ModelSize, ModelSource, Pooling, Prompts};
+
+/// The models of the server, in the order they are listed. Names and aliases are unique, case ignored.
+#[derive(Clone, Debug)]
+pub struct Catalog {
+    models: Vec<ModelInfo>,
+}
+
+/// Why a configuration does not make a catalog.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum CatalogError {
+    /// A new model without files.
+    #[error("ai.additional_models: `{0}` is no built-in model, so its entry needs a `path`")]
+    NoPath(ModelName),
+    /// A model that does not exist is meant.
+    #[error("{key}: no model is called `{name}`; there are {known}")]
+    Unknown {
+        /// The setting.
+        key: String,
+        /// What it says.
+        name: String,
+        /// What it could say.
+        known: String,
+    },
+    /// One word would mean two models.
+    #[error("`{alias}` is an alias of `{model}`, but it already means `{taken_by}`")]
+    Ambiguous {
+        /// The word.
+        alias: String,
+        /// The model it was to mean.
+        model: ModelName,
+        /// The model it means.
+        taken_by: ModelName,
+    },
+}
+
+impl Catalog {
+    /// The built-in models and the configured ones; model folders are looked for in `models_dir`.
+    ///
+    /// # Errors
+    /// When an entry has no files, or a word means two models or none.
+    pub fn from_config(config: &AiConfig, models_dir: &Path) -> Result<Self, CatalogError> {
+        let mut catalog = Self { models: built_in(models_dir) };
+        for entry in &config.additional_models {
+            catalog.add(entry, models_dir)?;
+        }
+        if let Some(length) = config.embedding_dim {
+            let model = catalog.named("ai.model_name", &config.model_name)?;
+            model.configured.dimensions.get_or_insert(length);
+        }
+        catalog.named("ai.model_name", &config.model_name)?;
+        if !config.multi_model_enabled {
+            catalog.models.retain(|model| model.name == config.model_name);
+        }
+        for (alias, name) in &config.aliases {
+            match catalog.named(&format!("ai.aliases.{alias:?}"), name) {
+                Ok(model) => model.aliases.push(alias.clone()),
+                // A word for a model that may not be loaded means nothing, and the operator has said so.
+                Err(_) if !config.multi_model_enabled => {}
+                Err(error) => return Err(error),
+            }
+        }
+        catalog.check_words()?;
+        Ok(catalog)
+    }
+
+    /// The models in the order they are listed.
+    pub fn into_models(self) -> impl Iterator<Item = ModelInfo> {
+        self.models.into_iter()
+    }
+
+    fn add(&mut self, entry: &AdditionalModel, models_dir: &Path) -> Result<(), CatalogError> {
+        let source = entry.source(models_dir);
+        if let Some(known) = self.models.iter_mut().find(|model| model.name == entry.name) {
+            known.source = source.unwrap_or_else(|| known.source.clone());
+            known.size = entry.size.unwrap_or(known.size);
+            known.configured = entry.encoder_settings();
+            known.aliases.extend(entry.aliases.iter().cloned());
+            return Ok(());
+        }
+        self.models.push(ModelInfo {
+            name: entry.name.clone(),
+            size: entry.size.unwrap_or(ModelSize::Medium),
+            aliases: entry.aliases.clone(),
+            source: source.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?,
+            hub_repository: None,
+            approximate_size_bytes: None,
+            configured: entry.encoder_settings(),
+            built_in: EncoderSettings::default(),
+        });
+        Ok(())
+    }
+
+    fn named(&mut self, key: &str, name: &ModelName) -> Result<&mut ModelInfo, CatalogError> {
+        let known = self.models.iter().map(|model| format!("`{}`", model.name)).collect::<Vec<_>>().join(", ");
+        self.models.iter_mut().find(|model| model.name == *name).ok_or_else(|| CatalogError::Unknown {
+            key: key.to_owned(),
+            name: name.to_string(),
+            known,
+        })
+    }
+
+    fn check_words(&self) -> Result<(), CatalogError> {
+        for model in &self.models {
+            for alias in &model.aliases {
+                let other = self.models.iter().find(|other| other.name != model.name && other.answers_to(alias));
+                if let Some(other) = other {
+                    return Err(CatalogError::Ambiguous {
+                        alias: alias.clone(),
+                        model: model.name.clone(),
+                        taken_by: other.name.clone(),
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What is built in of a model besides its name.
+struct BuiltIn {
+    name: &'static str,
+    size: ModelSize,
+    repository: &'static str,
+    size_bytes: u64,
+    dimensions: u32,
+    matryoshka_dims: &'static [u32],
+    max_tokens: u32,
+    normalize: bool,
+    prompts: Option<(&'static str, &'static str)>,
+}
+
+/// The product card's models, all of them pooled by the mean. Sizes are those of the fp32 files.
+const BUILT_IN: [BuiltIn; 3] = [
+    BuiltIn {
+        name: "all-MiniLM-L6-v2",
+        size: ModelSize::Small,
+        repository: "sentence-transformers/all-MiniLM-L6-v2",
+        size_bytes: 90_900_000,
+        dimensions: 384,
+        matryoshka_dims: &[],
+        max_tokens: 256,
+        normalize: true,
+        prompts: None,
+    },
+    BuiltIn {
+        name: "bert-base-uncased",
+        size: ModelSize::Medium,
+        repository: "google-bert/bert-base-uncased",
+        size_bytes: 438_000_000,
+        dimensions: 768,
+        matryoshka_dims: &[],
+        max_tokens: 512,
+        normalize: false,
+        prompts: None,
+    },
+    BuiltIn {
+        name: "nomic-embed-text-v1.5",
+        size: ModelSize::Large,
+        repository: "nomic-ai/nomic-embed-text-v1.5",
+        size_bytes: 547_000_000,
+        dimensions: 768,
+        matryoshka_dims: &[512, 256, 128, 64],
+        max_tokens: 8192,
+        normalize: true,
+        prompts: Some(("search_query: ", "search_document: ")),
+    },
+];
+
+fn built_in(models_dir: &Path) -> Vec<ModelInfo> {
+    BUILT_IN.iter().map(|model| model.info(models_dir)).collect()
+}
+
+impl BuiltIn {
+    fn info(&self, models_dir: &Path) -> ModelInfo {
+        let prompts = self.prompts.map_or_else(Prompts::default, |(query, document)| Prompts {
+            query: Some(query.to_owned()),
+            document: Some(document.to_owned()),
+        });
+        ModelInfo {
+            name: ModelName::parse(self.name).expect("built-in names are slugs"),
+            size: self.size,
+            aliases: vec![self.repository.to_owned()],
+            source: ModelSource::Folder(models_dir.join(self.name)),
+            hub_repository: Some(self.repository.to_owned()),
+            approximate_size_bytes: Some(self.size_bytes),
+            configured: EncoderSettings::default(),
+            built_in: EncoderSettings {
+                dimensions: NonZeroU32::new(self.dimensions),
+                matryoshka_dims: Some(self.matryoshka_dims.iter().copied().filter_map(NonZeroU32::new).collect()),
+                max_tokens: NonZeroU32::new(self.max_tokens),
+                pooling: Some(Pooling::Mean),
+                normalize: Some(self.normalize),
+                prompts: Some(prompts),
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Config, ConfigSources};
+
+    fn catalog(toml: &str) -> Result<Vec<ModelInfo>, CatalogError> {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        fs_err::write(file.path(), toml).expect("written");
+        let sources = ConfigSources { path: Some(file.path().to_owned()), ..ConfigSources::default() };
+        let config = Config::load(sources).expect("a good file");
+        Catalog::from_config(&config.ai, Path::new("/models")).map(|catalog| catalog.into_models().collect())
+    }
+
+    #[test]
+    fn an_entry_of_a_built_in_name_inherits_what_it_leaves_out() {
+        let models =
+            catalog("[[ai.additional_models]]\nname = \"BERT-base-uncased\"\npath = \"b.onnx\"\nmax_tokens = 128")
+                .expect("a catalog");
+        let bert = models.iter().find(|model| model.answers_to("bert-base-uncased")).expect("listed");
+        let settings = bert.expected();
+        assert_eq!(models.len(), 3);
+        assert_eq!(bert.source, ModelSource::File { onnx: "/models/b.onnx".into(), tokenizer: None });
+        assert_eq!((settings.pooling, settings.max_tokens), (Some(Pooling::Mean), NonZeroU32::new(128)));
+        assert!(bert.answers_to("google-bert/bert-base-uncased"));
+    }
+
+    #[test]
+    fn a_new_model_needs_files() {
+        let refused = catalog("[[ai.additional_models]]\nname = \"mine\"").expect_err("no path");
+        assert_eq!(refused, CatalogError::NoPath(ModelName::parse("mine").expect("a name")));
+    }
+
+    #[test]
+    fn a_word_means_one_model_that_exists() {
+        let unknown = catalog("[ai.aliases]\n\"text-embedding-3-small\" = \"nothing\"").expect_err("unknown");
+        assert!(unknown.to_string().contains("all-MiniLM-L6-v2"), "{unknown}");
+        let taken = catalog("[ai.aliases]\n\"nomic-embed-text-v1.5\" = \"all-MiniLM-L6-v2\"").expect_err("taken");
+        assert!(matches!(taken, CatalogError::Ambiguous { .. }), "{taken}");
+        assert!(catalog("[ai]\nmodel_name = \"nothing\"").is_err());
+    }
+
+    #[test]
+    fn one_model_alone_is_known_when_several_are_not_wanted() {
+        let models = catalog("[ai]\nmulti_model_enabled = false").expect("a catalog");
+        assert_eq!(models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["all-MiniLM-L6-v2"]);
+    }
+}

@@ -1,0 +1,261 @@
+//! One model of the catalog and its state, changed only along the transition table.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio::sync::watch;
+
+use super::lifecycle::{Failure, IllegalMove, Phase};
+use super::loaded::{Lease, LoadedFacts, LoadedModel};
+use crate::domain::ModelInfo;
+use crate::telemetry;
+
+/// A model that the server knows.
+pub(super) struct Entry {
+    pub(super) info: Arc<ModelInfo>,
+    state: watch::Sender<State>,
+}
+
+enum State {
+    Unloaded,
+    Loading,
+    Ready(Arc<LoadedModel>),
+    Draining,
+    Failed(Failure),
+}
+
+/// What a caller who wants the model is to do next.
+pub(super) enum Next {
+    /// Use it.
+    Use(Lease),
+    /// Load it: the caller has claimed the load, and must end it with [`Entry::finish_load`].
+    Load,
+    /// Wait for its state to change.
+    Wait,
+    /// Give up: the last load failed not long ago.
+    GiveUp(Failure),
+}
+
+/// What a caller who wants the model gone is to do next.
+pub(super) enum NextUnload {
+    /// Drain it: the caller has claimed that, and must end it with [`Entry::finish_drain`].
+    Drain(Arc<LoadedModel>),
+    /// Wait for its state to change.
+    Wait,
+    /// Nothing: it is not in memory.
+    Done,
+}
+
+/// How eager a caller is to have the model.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Eagerness {
+    /// A request: a failed load cools down first.
+    Request,
+    /// An operator's word: tried at once.
+    ByHand,
+}
+
+/// A model's state at one moment.
+#[derive(Clone, Debug)]
+pub struct ModelStatus {
+    /// What the catalog says.
+    pub info: Arc<ModelInfo>,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Why its last load failed.
+    pub failure: Option<Failure>,
+    /// What is known since it was loaded.
+    pub loaded: Option<Arc<LoadedFacts>>,
+}
+
+impl Entry {
+    pub(super) fn new(info: ModelInfo) -> Self {
+        Self { info: Arc::new(info), state: watch::Sender::new(State::Unloaded) }
+    }
+
+    pub(super) fn status(&self) -> ModelStatus {
+        let state = self.state.borrow();
+        let (failure, loaded) = match &*state {
+            State::Failed(failure) => (Some(failure.clone()), None),
+            State::Ready(model) => (None, Some(Arc::clone(&model.facts))),
+            State::Unloaded | State::Loading | State::Draining => (None, None),
+        };
+        ModelStatus { info: Arc::clone(&self.info), phase: state.phase(), failure, loaded }
+    }
+
+    /// Notes the state as seen: the next change wakes the receiver.
+    pub(super) fn watch(&self) -> Changes {
+        Changes(self.state.subscribe())
+    }
+
+    /// Leases the model, or says what must come first. A claimed load is the caller's alone.
+    pub(super) fn lease_or_claim_load(&self, eagerness: Eagerness, now: Instant) -> Next {
+        let mut next = Next::Wait;
+        self.state.send_if_modified(|state| {
+            next = match state {
+                State::Ready(model) => Next::Use(Lease::of(model)),
+                State::Loading | State::Draining => Next::Wait,
+                State::Failed(failure) if eagerness == Eagerness::Request && failure.retry_at > now => {
+                    Next::GiveUp(failure.clone())
+                }
+                State::Unloaded | State::Failed(_) => Next::Load,
+            };
+            let claimed = matches!(next, Next::Load);
+            if claimed {
+                *state = State::Loading;
+            }
+            claimed
+        });
+        if matches!(next, Next::Load) {
+            self.record();
+        }
+        next
+    }
+
+    /// Ends a claimed load.
+    ///
+    /// # Errors
+    /// When no load was under way.
+    pub(super) fn finish_load(&self, result: Result<LoadedModel, Failure>) -> Result<(), IllegalMove> {
+        self.move_to(match result {
+            Ok(model) => State::Ready(Arc::new(model)),
+            Err(failure) => State::Failed(failure),
+        })
+    }
+
+    /// Takes the model out of use, or says what must come first.
+    pub(super) fn claim_drain(&self) -> NextUnload {
+        let mut next = NextUnload::Wait;
+        self.state.send_if_modified(|state| {
+            next = match state {
+                State::Ready(model) => NextUnload::Drain(Arc::clone(model)),
+                State::Loading | State::Draining => NextUnload::Wait,
+                State::Unloaded | State::Failed(_) => NextUnload::Done,
+            };
+            match (&next, &state) {
+                (NextUnload::Drain(_), _) => *state = State::Draining,
+                (_, State::Failed(_)) => *state = State::Unloaded,
+                _ => return false,
+            }
+            true
+        });
+        self.record();
+        next
+    }
+
+    /// Ends a claimed drain.
+    ///
+    /// # Errors
+    /// When none was under way.
+    pub(super) fn finish_drain(&self) -> Result<(), IllegalMove> {
+        self.move_to(State::Unloaded)
+    }
+
+    /// Shows the state in the metrics.
+    fn record(&self) {
+        let current = self.state.borrow().phase();
+        for phase in Phase::ALL {
+            let label = self.info.name.to_string();
+            let is_current = f64::from(u8::from(phase == current));
+            metrics::gauge!(telemetry::MODEL_STATE, "model" => label, "state" => phase.as_str()).set(is_current);
+        }
+    }
+
+    fn move_to(&self, to: State) -> Result<(), IllegalMove> {
+        let mut moved = Ok(());
+        self.state.send_if_modified(|state| {
+            moved = state.phase().check_move(to.phase());
+            if moved.is_ok() {
+                *state = to;
+            }
+            moved.is_ok()
+        });
+        self.record();
+        moved
+    }
+}
+
+/// Wakes when a model's state changes.
+pub(super) struct Changes(watch::Receiver<State>);
+
+impl Changes {
+    /// Waits for the next change.
+    pub(super) async fn next(&mut self) {
+        // The sender lives in the entry that the waiter holds.
+        let _ = self.0.changed().await;
+    }
+}
+
+impl State {
+    fn phase(&self) -> Phase {
+        match self {
+            Self::Unloaded => Phase::Unloaded,
+            Self::Loading => Phase::Loading,
+            Self::Ready(_) => Phase::Ready,
+            Self::Draining => Phase::Draining,
+            Self::Failed(_) => Phase::Failed,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::domain::{EncoderSettings, ModelName, ModelSize, ModelSource};
+
+    fn entry() -> Entry {
+        Entry::new(ModelInfo {
+            name: ModelName::parse("m").expect("a name"),
+            size: ModelSize::Small,
+            aliases: Vec::new(),
+            source: ModelSource::Folder("m".into()),
+            hub_repository: None,
+            approximate_size_bytes: None,
+            configured: EncoderSettings::default(),
+            built_in: EncoderSettings::default(),
+        })
+    }
+
+    fn failure(retry_at: Instant) -> Failure {
+        Failure { reason: "no".into(), retry_at, permanent: true }
+    }
+
+    #[test]
+    fn one_caller_loads_and_the_others_wait() {
+        let entry = entry();
+        let now = Instant::now();
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::Load));
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now), Next::Wait));
+        assert!(matches!(entry.claim_drain(), NextUnload::Wait));
+    }
+
+    #[test]
+    fn a_failed_load_cools_down_for_requests_and_not_for_operators() {
+        let entry = entry();
+        let now = Instant::now();
+        let retry_at = now + Duration::from_secs(30);
+        let fail = |eagerness, at| {
+            assert!(matches!(entry.lease_or_claim_load(eagerness, at), Next::Load));
+            entry.finish_load(Err(failure(retry_at))).expect("it was loading");
+        };
+        fail(Eagerness::Request, now);
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::GiveUp(_)));
+        fail(Eagerness::ByHand, now);
+        fail(Eagerness::Request, retry_at);
+    }
+
+    #[test]
+    fn unloading_forgets_a_failure_and_is_idempotent() {
+        let entry = entry();
+        let now = Instant::now();
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::Load));
+        entry.finish_load(Err(failure(now + Duration::from_secs(30)))).expect("it was loading");
+        for _ in 0..2 {
+            assert!(matches!(entry.claim_drain(), NextUnload::Done));
+            assert_eq!(entry.status().phase, Phase::Unloaded);
+        }
+        assert_eq!(entry.finish_drain(), Err(IllegalMove { from: Phase::Unloaded, to: Phase::Unloaded }));
+    }
+}

@@ -1,0 +1,112 @@
+//! Why a model cannot answer.
+
+use std::time::Duration;
+
+use super::folder::FolderError;
+use super::ledger::LedgerError;
+use crate::domain::{ModelName, OutputDimensionsError, SpaceId};
+use crate::engine::EngineError;
+
+/// Why a request to a model, or a change of models, was not carried out.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelError {
+    /// No model answers to the word.
+    #[error("no model is called `{word}`; this server knows {known}")]
+    NotFound {
+        /// What the caller wrote.
+        word: String,
+        /// The names it could have written.
+        known: String,
+    },
+    /// The model was still loading at the deadline.
+    #[error("`{name}` is still loading after {}: it goes on loading, try again", seconds(.waited))]
+    Loading {
+        /// The model.
+        name: ModelName,
+        /// How long the request waited.
+        waited: Duration,
+    },
+    /// The model cannot be loaded.
+    #[error("`{name}` cannot be loaded: {reason}")]
+    Failed {
+        /// The model.
+        name: ModelName,
+        /// The sentence of the failed load, with its causes.
+        reason: String,
+        /// When a request will try again.
+        retry_after: Duration,
+        /// Whether trying again is pointless until somebody changes a file or a setting.
+        permanent: bool,
+    },
+    /// The request's vectors would be in another space than the one it expects.
+    #[error("`expect_space` is {expected}, but `{name}` answers this request in space {actual}")]
+    SpaceMismatch {
+        /// The model.
+        name: ModelName,
+        /// The space asked for.
+        expected: SpaceId,
+        /// The space the vectors would have.
+        actual: SpaceId,
+    },
+    /// A vector length that the model does not offer.
+    #[error(transparent)]
+    Dimensions(#[from] OutputDimensionsError),
+    /// A prompt that the model does not have.
+    #[error("`{name}` has no prompt `{prompt}`; {offered}")]
+    UnknownPrompt {
+        /// The model.
+        name: ModelName,
+        /// The name asked for.
+        prompt: String,
+        /// What it has, as the end of the sentence.
+        offered: String,
+    },
+    /// The engine refused or failed.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// What must survive a restart could not be read or recorded.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+}
+
+/// Why a load failed.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The model's files.
+    #[error(transparent)]
+    Files(#[from] FolderError),
+    /// The engine.
+    #[error(transparent)]
+    Engine(#[from] EngineError),
+    /// A setting that the model's files contradict.
+    #[error("{0}")]
+    Setting(String),
+    /// The load ended without a result.
+    #[error("the load was cut short by a bug: {0}")]
+    Panicked(String),
+}
+
+impl LoadError {
+    /// Whether trying again is pointless until somebody changes a file or a setting.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        !matches!(self, Self::Files(FolderError::Read(_)) | Self::Engine(EngineError::Start { .. }) | Self::Panicked(_))
+    }
+}
+
+/// An error and its causes as one sentence.
+#[must_use]
+pub fn with_causes(error: &dyn std::error::Error) -> String {
+    let mut sentence = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        sentence.push_str(": ");
+        sentence.push_str(&error.to_string());
+        cause = error.source();
+    }
+    sentence
+}
+
+fn seconds(duration: &Duration) -> String {
+    format!("{:.1} s", duration.as_secs_f64())
+}

@@ -1,0 +1,424 @@
+//! A model's files: where they are and what they say.
+//!
+//! A folder in the ordinary Hugging Face layout decides pooling, normalisation and maximum length by its own files.
+//! A bare `.onnx` file says nothing of itself: the configuration must, or the built-in entry of its name.
+
+use std::num::NonZeroU32;
+use std::path::{Component, Path, PathBuf};
+
+use serde::Deserialize;
+
+use super::onnx_file::{self, OnnxFacts};
+use crate::domain::{EncoderSettings, ModelSource, Pooling, Prompts};
+
+/// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
+const UNLIMITED_TOKENS: f64 = 1e6;
+
+/// Architectures whose position table starts behind the padding index, so that two of its rows are never used.
+const OFFSET_POSITIONS: [&str; 4] = ["roberta", "xlm-roberta", "camembert", "mpnet"];
+
+/// A model's files and what they say of it.
+#[derive(Clone, Debug)]
+pub struct ModelFiles {
+    /// The `.onnx` file.
+    pub onnx: PathBuf,
+    /// Weights outside it: the graph's name for each, and where it is.
+    pub external_data: Vec<(String, PathBuf)>,
+    /// `tokenizer.json`.
+    pub tokenizer: PathBuf,
+    /// What the files decide.
+    pub settings: EncoderSettings,
+    /// The length of token vectors, from `config.json`.
+    pub hidden_size: Option<u32>,
+    /// Rows of the embedding table, from `config.json`.
+    pub vocabulary_size: Option<u32>,
+    /// Rows of the position table, from `config.json`: no text can be longer.
+    pub max_positions: Option<u32>,
+    /// Whether a text's vector depends on its neighbours in a batch.
+    pub quantizes_per_batch: bool,
+}
+
+/// Why a model's files cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum FolderError {
+    /// A needed file is not there.
+    #[error("{what} is missing: looked for {}", list(.looked_for))]
+    Missing {
+        /// What the file is.
+        what: &'static str,
+        /// Where it was looked for.
+        looked_for: Vec<PathBuf>,
+    },
+    /// A file cannot be read.
+    #[error("a file of the model cannot be read")]
+    Read(#[source] std::io::Error),
+    /// A JSON file is not what its name promises.
+    #[error("`{}` cannot be understood", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// The `.onnx` file is no ONNX file.
+    #[error("`{}` is not a whole ONNX file", path.display())]
+    NotOnnx {
+        /// The file.
+        path: PathBuf,
+        /// Where the walk over it stopped.
+        source: std::io::Error,
+    },
+    /// The graph names a weight file outside its own folder.
+    #[error("`{}` keeps weights in `{location}`, which is outside its folder", onnx.display())]
+    OutsideFolder {
+        /// The `.onnx` file.
+        onnx: PathBuf,
+        /// The location in the graph.
+        location: String,
+    },
+    /// A module or a pooling that Granary does not have.
+    #[error("`{}` asks for {what}, which Granary does not have", path.display())]
+    Unsupported {
+        /// The file.
+        path: PathBuf,
+        /// The module or pooling.
+        what: String,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths.iter().map(|path| format!("`{}`", path.display())).collect::<Vec<_>>().join(" and ")
+}
+
+/// Finds a model's files and reads what they say.
+///
+/// # Errors
+/// [`FolderError`], naming the file.
+pub fn read(source: &ModelSource) -> Result<ModelFiles, FolderError> {
+    match source {
+        ModelSource::Folder(folder) => read_folder(folder),
+        ModelSource::File { onnx, tokenizer } => read_bare_file(onnx, tokenizer.as_deref()),
+    }
+}
+
+fn read_folder(folder: &Path) -> Result<ModelFiles, FolderError> {
+    let onnx = first_existing("the ONNX file", vec![folder.join("onnx/model.onnx"), folder.join("model.onnx")])?;
+    let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
+    let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
+    let sentence: SentenceConfig = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+    let tokens: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    let prompts: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
+    let modules = read_modules(folder)?;
+    let max_positions = architecture.max_positions();
+    let max_tokens = sentence.max_seq_length.or_else(|| tokens.limit()).or(max_positions);
+    let settings = EncoderSettings {
+        dimensions: None,
+        matryoshka_dims: None,
+        max_tokens: max_tokens.and_then(NonZeroU32::new),
+        pooling: modules.pooling,
+        normalize: modules.normalize,
+        prompts: prompts.prompts.map(PromptTexts::known),
+    };
+    files(
+        onnx,
+        tokenizer,
+        ModelFiles {
+            settings,
+            hidden_size: architecture.hidden_size,
+            vocabulary_size: architecture.vocab_size,
+            max_positions,
+            ..ModelFiles::bare()
+        },
+    )
+}
+
+fn read_bare_file(onnx: &Path, tokenizer: Option<&Path>) -> Result<ModelFiles, FolderError> {
+    let found = first_existing("the ONNX file", vec![onnx.to_owned()])?;
+    let candidates = match tokenizer {
+        Some(named) => vec![named.to_owned()],
+        None => vec![onnx.with_extension("tokenizer.json"), onnx.with_file_name("tokenizer.json")],
+    };
+    files(found, first_existing("the tokenizer", candidates)?, ModelFiles::bare())
+}
+
+impl ModelFiles {
+    fn bare() -> Self {
+        Self {
+            onnx: PathBuf::new(),
+            external_data: Vec::new(),
+            tokenizer: PathBuf::new(),
+            settings: EncoderSettings::default(),
+            hidden_size: None,
+            vocabulary_size: None,
+            max_positions: None,
+            quantizes_per_batch: false,
+        }
+    }
+}
+
+/// Adds what the `.onnx` file itself says.
+fn files(onnx: PathBuf, tokenizer: PathBuf, said: ModelFiles) -> Result<ModelFiles, FolderError> {
+    let OnnxFacts { external_data, quantizes_per_batch } =
+        onnx_file::scan(&onnx).map_err(|source| FolderError::NotOnnx { path: onnx.clone(), source })?;
+    let external_data = external_data
+        .into_iter()
+        .map(|location| {
+            let inside = Path::new(&location).components().all(|part| matches!(part, Component::Normal(_)));
+            if !inside {
+                return Err(FolderError::OutsideFolder { onnx: onnx.clone(), location });
+            }
+            let path = first_existing("a file of external weights", vec![onnx.with_file_name(&location)])?;
+            Ok((location, path))
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(ModelFiles { onnx, external_data, tokenizer, quantizes_per_batch, ..said })
+}
+
+fn first_existing(what: &'static str, looked_for: Vec<PathBuf>) -> Result<PathBuf, FolderError> {
+    match looked_for.iter().find(|path| path.is_file()) {
+        Some(found) => Ok(found.clone()),
+        None => Err(FolderError::Missing { what, looked_for }),
+    }
+}
+
+/// A JSON file's content; `None` when there is no such file.
+fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, FolderError> {
+    let bytes = match fs_err::read(path) {
+        Ok(bytes) => bytes,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(FolderError::Read(error)),
+    };
+    serde_json::from_slice(&bytes).map(Some).map_err(|source| FolderError::Malformed { path: path.to_owned(), source })
+}
+
+#[derive(Deserialize, Default)]
+struct Architecture {
+    model_type: Option<String>,
+    #[serde(alias = "n_embd", alias = "d_model", alias = "dim")]
+    hidden_size: Option<u32>,
+    vocab_size: Option<u32>,
+    #[serde(alias = "n_positions")]
+    max_position_embeddings: Option<u32>,
+}
+
+impl Architecture {
+    fn max_positions(&self) -> Option<u32> {
+        let unused = match &self.model_type {
+            Some(kind) if OFFSET_POSITIONS.contains(&kind.as_str()) => 2,
+            _ => 0,
+        };
+        self.max_position_embeddings.map(|rows| rows.saturating_sub(unused))
+    }
+}
+
+#[derive(Deserialize, Default)]
+struct SentenceConfig {
+    max_seq_length: Option<u32>,
+}
+
+#[derive(Deserialize, Default)]
+struct TokenizerConfig {
+    model_max_length: Option<f64>,
+}
+
+impl TokenizerConfig {
+    fn limit(&self) -> Option<u32> {
+        self.model_max_length.filter(|limit| *limit >= 1.0 && *limit < UNLIMITED_TOKENS).map(|limit| limit as u32)
+    }
+}
+
+#[derive(Deserialize, Default)]
+struct PromptConfig {
+    prompts: Option<PromptTexts>,
+}
+
+#[derive(Deserialize, Default)]
+struct PromptTexts {
+    query: Option<String>,
+    #[serde(alias = "passage")]
+    document: Option<String>,
+}
+
+impl PromptTexts {
+    /// Empty prompts are written by default and mean none.
+    fn known(self) -> Prompts {
+        let present = |text: Option<String>| text.filter(|text| !text.is_empty());
+        Prompts { query: present(self.query), document: present(self.document) }
+    }
+}
+
+#[derive(Default)]
+struct Modules {
+    pooling: Option<Pooling>,
+    normalize: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct Module {
+    path: String,
+    #[serde(rename = "type")]
+    kind: String,
+}
+
+/// What `modules.json` and the pooling's own file decide. Without the first, the usual place of the second is read.
+fn read_modules(folder: &Path) -> Result<Modules, FolderError> {
+    let list_path = folder.join("modules.json");
+    let Some(modules) = read_json::<Vec<Module>>(&list_path)? else {
+        return Ok(Modules { pooling: read_pooling(&folder.join("1_Pooling/config.json"))?, normalize: None });
+    };
+    let mut decided = Modules { pooling: None, normalize: Some(false) };
+    for module in modules {
+        // The class moved between packages from release to release; its own name did not.
+        match module.kind.rsplit('.').next().unwrap_or_default() {
+            "Transformer" => {}
+            "Pooling" => decided.pooling = read_pooling(&folder.join(&module.path).join("config.json"))?,
+            "Normalize" => decided.normalize = Some(true),
+            other => {
+                let what = format!("the module `{}` ({other})", module.path);
+                return Err(FolderError::Unsupported { path: list_path, what });
+            }
+        }
+    }
+    Ok(decided)
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+#[allow(clippy::struct_excessive_bools, reason = "the file has one flag for each pooling")]
+struct PoolingConfig {
+    pooling_mode: Option<String>,
+    pooling_mode_cls_token: bool,
+    pooling_mode_mean_tokens: bool,
+    pooling_mode_max_tokens: bool,
+    pooling_mode_lasttoken: bool,
+    pooling_mode_mean_sqrt_len_tokens: bool,
+    pooling_mode_weightedmean_tokens: bool,
+}
+
+fn read_pooling(path: &Path) -> Result<Option<Pooling>, FolderError> {
+    let Some(config) = read_json::<PoolingConfig>(path)? else { return Ok(None) };
+    let by_flag = [
+        (config.pooling_mode_mean_tokens, "mean"),
+        (config.pooling_mode_cls_token, "cls"),
+        (config.pooling_mode_max_tokens, "max"),
+        (config.pooling_mode_lasttoken, "lasttoken"),
+        (config.pooling_mode_mean_sqrt_len_tokens, "mean_sqrt_len_tokens"),
+        (config.pooling_mode_weightedmean_tokens, "weightedmean"),
+    ];
+    let flagged: Vec<&str> = by_flag.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
+    let mode = match config.pooling_mode {
+        Some(mode) => mode,
+        None => flagged.join(" + "),
+    };
+    match mode.as_str() {
+        "mean" => Ok(Some(Pooling::Mean)),
+        "cls" => Ok(Some(Pooling::Cls)),
+        "max" => Ok(Some(Pooling::Max)),
+        "lasttoken" => Ok(Some(Pooling::LastToken)),
+        "" => Ok(None),
+        other => Err(FolderError::Unsupported { path: path.to_owned(), what: format!("the pooling `{other}`") }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// An ONNX file with an empty graph is enough for the walk.
+    const EMPTY_GRAPH: [u8; 4] = [0x08, 10, 0x3a, 0];
+
+    fn folder(files: &[(&str, &str)]) -> TempDir {
+        let folder = TempDir::new().expect("a folder");
+        let write = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            fs_err::create_dir_all(path.parent().expect("a parent")).expect("made");
+            fs_err::write(path, content).expect("written");
+        };
+        write("onnx/model.onnx", &EMPTY_GRAPH);
+        write("tokenizer.json", b"{}");
+        for (name, content) in files {
+            write(name, content.as_bytes());
+        }
+        folder
+    }
+
+    fn read_from(files: &[(&str, &str)]) -> Result<ModelFiles, FolderError> {
+        read(&ModelSource::Folder(folder(files).path().to_owned()))
+    }
+
+    const MODULES: &str = r#"[
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"}]"#;
+
+    #[test]
+    fn the_files_decide() {
+        let found = read_from(&[
+            ("modules.json", MODULES),
+            ("1_Pooling/config.json", r#"{"word_embedding_dimension": 384, "pooling_mode_cls_token": true}"#),
+            ("sentence_bert_config.json", r#"{"max_seq_length": 256, "do_lower_case": false}"#),
+            (
+                "config.json",
+                r#"{"model_type": "bert", "hidden_size": 384, "vocab_size": 30522, "max_position_embeddings": 512}"#,
+            ),
+            ("config_sentence_transformers.json", r#"{"prompts": {"query": "query: ", "document": ""}}"#),
+        ])
+        .expect("well formed");
+        assert_eq!(found.settings.pooling, Some(Pooling::Cls));
+        assert_eq!(found.settings.normalize, Some(true));
+        assert_eq!(found.settings.max_tokens, NonZeroU32::new(256));
+        assert_eq!(found.settings.prompts, Some(Prompts { query: Some("query: ".into()), document: None }));
+        assert_eq!(
+            (found.hidden_size, found.vocabulary_size, found.max_positions),
+            (Some(384), Some(30522), Some(512))
+        );
+    }
+
+    #[test]
+    fn silence_stays_silence() {
+        let found = read_from(&[]).expect("well formed");
+        assert_eq!(found.settings, EncoderSettings::default());
+        let modules_only = read_from(&[("modules.json", "[]")]).expect("well formed");
+        assert_eq!(modules_only.settings.normalize, Some(false));
+    }
+
+    #[test]
+    fn position_tables_with_an_offset_are_shortened_and_huge_limits_ignored() {
+        let found = read_from(&[
+            ("config.json", r#"{"model_type": "xlm-roberta", "max_position_embeddings": 514}"#),
+            ("tokenizer_config.json", r#"{"model_max_length": 1000000000000000019884624838656}"#),
+        ])
+        .expect("well formed");
+        assert_eq!(found.settings.max_tokens, NonZeroU32::new(512));
+    }
+
+    #[test]
+    fn what_granary_does_not_have_is_refused_by_name() {
+        let dense = MODULES.replace("2_Normalize", "2_Dense").replace("Normalize", "Dense");
+        let refusal = |files: &[(&str, &str)]| read_from(files).expect_err("refused").to_string();
+        assert!(refusal(&[("modules.json", &dense)]).contains("`2_Dense` (Dense)"));
+        let weighted = r#"{"pooling_mode_weightedmean_tokens": true}"#;
+        assert!(refusal(&[("1_Pooling/config.json", weighted)]).contains("weightedmean"));
+        let two = r#"{"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}"#;
+        assert!(refusal(&[("1_Pooling/config.json", two)]).contains("mean + max"));
+        assert!(refusal(&[("config.json", "{")]).contains("config.json"));
+    }
+
+    #[test]
+    fn a_bare_file_finds_its_tokenizer_beside_it() {
+        let folder = TempDir::new().expect("a folder");
+        let onnx = folder.path().join("bert.onnx");
+        fs_err::write(&onnx, EMPTY_GRAPH).expect("written");
+        let source = ModelSource::File { onnx: onnx.clone(), tokenizer: None };
+        let missing = read(&source).expect_err("no tokenizer").to_string();
+        assert!(missing.contains("bert.tokenizer.json") && missing.contains("/tokenizer.json"), "{missing}");
+        for name in ["tokenizer.json", "bert.tokenizer.json"] {
+            fs_err::write(folder.path().join(name), "{}").expect("written");
+            assert_eq!(read(&source).expect("found").tokenizer, folder.path().join(name));
+        }
+        let gone = ModelSource::File { onnx: folder.path().join("no.onnx"), tokenizer: None };
+        assert!(read(&gone).expect_err("no file").to_string().contains("no.onnx"));
+    }
+}

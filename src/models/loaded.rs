@@ -1,0 +1,157 @@
+//! A model in memory, and a request's hold on it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
+
+use super::error::ModelError;
+use super::fingerprint::{ModelIdentity, SpaceChoice};
+use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, Prompts, SpaceId, TruncationSide};
+use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, Input, OverLong, ProviderChoice};
+
+/// What is known of a model once it is loaded.
+#[derive(Clone, Debug)]
+pub struct LoadedFacts {
+    /// The model's own space and its full fingerprint.
+    pub fingerprint: Fingerprint,
+    /// The lengths of vector it offers.
+    pub dimensions: Dimensions,
+    /// The most tokens a text keeps.
+    pub max_tokens: u32,
+    /// How token vectors are pooled; `None` when the graph does it.
+    pub pooling: Option<Pooling>,
+    /// Whether its own vectors have length 1.
+    pub normalize: bool,
+    /// Its prompts.
+    pub prompts: Prompts,
+    /// What executes it and why.
+    pub provider: ProviderChoice,
+    /// `float32` or `bfloat16`.
+    pub precision: &'static str,
+    /// The size of its weight files, in bytes.
+    pub weights_bytes: u64,
+    /// How long the load took.
+    pub load_time: Duration,
+}
+
+/// A request to embed, as a service call.
+#[derive(Clone, Debug)]
+pub struct EmbedRequest {
+    /// At least one.
+    pub inputs: Vec<Input>,
+    /// One of the model's prompts, to put before each text.
+    pub prompt_name: Option<String>,
+    /// What to do with texts that are too long.
+    pub over_long: OverLong,
+    /// A length of vector the model offers; its native one when `None`.
+    pub dimensions: Option<u64>,
+    /// Whether to scale vectors to length 1; as the model is configured when `None`.
+    pub normalize: Option<bool>,
+    /// The space that the vectors must be in.
+    pub expect_space: Option<SpaceId>,
+}
+
+/// Vectors and what made them.
+#[derive(Clone, Debug)]
+pub struct Embedded {
+    /// The model.
+    pub model: ModelName,
+    /// The space of these vectors.
+    pub space: SpaceId,
+    /// The vectors.
+    pub encoded: Encoded,
+}
+
+/// A model in memory.
+pub struct LoadedModel {
+    pub(super) name: ModelName,
+    pub(super) encoder: Encoder,
+    pub(super) identity: ModelIdentity,
+    pub(super) facts: Arc<LoadedFacts>,
+    /// Counts the requests that hold the model.
+    pub(super) leases: TaskTracker,
+}
+
+/// A request's hold on a loaded model: it is not unloaded before the lease is dropped.
+pub struct Lease {
+    // Dropped before the token, so that the drain that waits for tokens ends with the last reference.
+    model: Arc<LoadedModel>,
+    _token: TaskTrackerToken,
+}
+
+impl Lease {
+    pub(super) fn of(model: &Arc<LoadedModel>) -> Self {
+        Self { model: Arc::clone(model), _token: model.leases.token() }
+    }
+
+    /// The model's name.
+    #[must_use]
+    pub fn name(&self) -> &ModelName {
+        &self.model.name
+    }
+
+    /// What is known of the model.
+    #[must_use]
+    pub fn facts(&self) -> &LoadedFacts {
+        &self.model.facts
+    }
+
+    /// The model's engine, for what is not embedding: tokens and their text.
+    #[must_use]
+    pub fn encoder(&self) -> &Encoder {
+        &self.model.encoder
+    }
+
+    /// Embeds the request's inputs.
+    ///
+    /// # Errors
+    /// What the request asks and the model does not offer, a space other than the expected one, or the engine's.
+    pub async fn embed(&self, request: EmbedRequest) -> Result<Embedded, ModelError> {
+        let facts = self.facts();
+        let dimensions = facts.dimensions.choose(request.dimensions)?.get();
+        let normalize = request.normalize.unwrap_or(facts.normalize);
+        let truncation_side = match request.over_long {
+            OverLong::Cut(side) => side,
+            // What is refused when too long is whole, as it would be in the model's own space.
+            OverLong::Refuse => TruncationSide::Right,
+        };
+        let space = self.model.identity.chosen(SpaceChoice { dimensions, normalize, truncation_side }).space();
+        if let Some(expected) = request.expect_space.filter(|expected| *expected != space) {
+            return Err(ModelError::SpaceMismatch { name: self.name().clone(), expected, actual: space });
+        }
+        let prompt = request.prompt_name.as_deref().map(|name| self.prompt(name)).transpose()?;
+        let encoded = self
+            .model
+            .encoder
+            .encode(EncodeRequest {
+                inputs: request.inputs,
+                prompt,
+                over_long: request.over_long,
+                finish: Finish { dimensions: dimensions as usize, normalize },
+            })
+            .await?;
+        Ok(Embedded { model: self.name().clone(), space, encoded })
+    }
+
+    /// The text of one of the model's prompts.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownPrompt`] with the names it has.
+    pub fn prompt(&self, name: &str) -> Result<String, ModelError> {
+        let prompts = &self.facts().prompts;
+        prompts.named(name).map(str::to_owned).ok_or_else(|| {
+            let names = prompts.names();
+            ModelError::UnknownPrompt {
+                name: self.name().clone(),
+                prompt: name.chars().take(64).collect(),
+                offered: if names.is_empty() {
+                    "it has none, leave `prompt_name` out".to_owned()
+                } else {
+                    format!("it has {}", names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" and "))
+                },
+            }
+        })
+    }
+}

@@ -1,0 +1,184 @@
+//! From a catalog entry to a model in memory.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tokio_util::task::TaskTracker;
+
+use super::error::LoadError;
+use super::fingerprint::{ModelIdentity, SpaceChoice};
+use super::folder::{self, ModelFiles};
+use super::loaded::{LoadedFacts, LoadedModel};
+use crate::config::{EngineConfig, ProviderSetting};
+use crate::domain::{Dimensions, EncoderSettings, ModelInfo, TruncationSide};
+use crate::engine::provider::choose_automatically;
+use crate::engine::{
+    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, OutputKind, Provider, ProviderChoice, Runtime,
+    SessionOptions,
+};
+
+/// Sessions that one model gets unless the configuration says otherwise: each holds its own copy of packed weights.
+const MAX_DEFAULT_WORKERS: usize = 4;
+
+/// Widths of `openvino` batches are multiples of this: a shape that was not seen before costs half a millisecond.
+const OPENVINO_WIDTH_STEP: usize = 16;
+
+/// What every load on this machine shares.
+#[derive(Clone, Debug)]
+pub struct Loader {
+    /// The ONNX Runtime library.
+    pub runtime_library: PathBuf,
+    /// `[engine]`.
+    pub engine: EngineConfig,
+    /// What the CPU can do.
+    pub features: CpuFeatures,
+    /// Cores this process may use.
+    pub cores: usize,
+}
+
+impl Loader {
+    /// Loads a model: reads its files, hashes them, opens sessions and runs a trial. Blocks.
+    ///
+    /// # Errors
+    /// [`LoadError`], naming the file or the setting.
+    pub fn load(&self, info: &ModelInfo) -> Result<LoadedModel, LoadError> {
+        let started = Instant::now();
+        let files = folder::read(&info.source)?;
+        let settings = info.configured.or(&files.settings).or(&info.built_in);
+        let max_tokens = max_tokens(&settings, &files)?;
+        let runtime = Runtime::load(&self.runtime_library)?;
+        let choice = self.choose_provider(&runtime);
+        let bf16 = choice.provider == Provider::OpenVino && self.features.amx_bf16;
+        let encoder =
+            Encoder::open(&runtime, &self.spec(info, &files, &settings, max_tokens), self.options(choice, bf16))?;
+        let dimensions = dimensions(&settings, &encoder)?;
+        let normalize = normalize(&settings, &encoder)?;
+        let prompts = settings.prompts.unwrap_or_default();
+        let native =
+            SpaceChoice { dimensions: dimensions.native.get(), normalize, truncation_side: TruncationSide::Right };
+        let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone())?;
+        let facts = LoadedFacts {
+            fingerprint: identity.native(),
+            dimensions,
+            max_tokens: max_tokens.get(),
+            pooling: encoder.pooling(),
+            normalize,
+            prompts,
+            provider: choice,
+            precision: if bf16 { "bfloat16" } else { "float32" },
+            weights_bytes: weights_bytes(&files),
+            load_time: started.elapsed(),
+        };
+        Ok(LoadedModel {
+            name: info.name.clone(),
+            encoder,
+            identity,
+            facts: Arc::new(facts),
+            leases: TaskTracker::new(),
+        })
+    }
+
+    fn choose_provider(&self, runtime: &Runtime) -> ProviderChoice {
+        let configured = "`engine.provider` says so";
+        match self.engine.provider {
+            ProviderSetting::Auto => choose_automatically(self.features, runtime.has(Provider::OpenVino)),
+            ProviderSetting::Cpu => ProviderChoice { provider: Provider::Cpu, reason: configured },
+            ProviderSetting::Openvino => ProviderChoice { provider: Provider::OpenVino, reason: configured },
+        }
+    }
+
+    fn spec(
+        &self,
+        info: &ModelInfo,
+        files: &ModelFiles,
+        settings: &EncoderSettings,
+        max_tokens: NonZeroU32,
+    ) -> EncoderSpec {
+        EncoderSpec {
+            label: info.name.to_string(),
+            onnx: files.onnx.clone(),
+            tokenizer: files.tokenizer.clone(),
+            pooling: settings.pooling,
+            hidden_size: files.hidden_size.or(settings.dimensions.map(NonZeroU32::get)),
+            vocabulary_size: files.vocabulary_size,
+            max_tokens: max_tokens.get() as usize,
+            runs_alone: files.quantizes_per_batch,
+        }
+    }
+
+    fn options(&self, choice: ProviderChoice, bf16: bool) -> EncoderOptions {
+        let workers = match self.engine.workers {
+            0 => self.cores.clamp(1, MAX_DEFAULT_WORKERS),
+            workers => workers,
+        };
+        EncoderOptions {
+            session: SessionOptions { provider: choice.provider, threads: (self.cores / workers).max(1), bf16 },
+            workers,
+            batch: BatchLimits {
+                max_batch_tokens: self.engine.max_batch_tokens,
+                max_batch_texts: self.engine.max_batch_texts,
+                max_queue_tokens: self.engine.max_queue_tokens,
+                width_step: match choice.provider {
+                    Provider::Cpu => 1,
+                    Provider::OpenVino => OPENVINO_WIDTH_STEP,
+                },
+            },
+        }
+    }
+}
+
+fn max_tokens(settings: &EncoderSettings, files: &ModelFiles) -> Result<NonZeroU32, LoadError> {
+    let limit = settings.max_tokens.or_else(|| files.max_positions.and_then(NonZeroU32::new)).ok_or_else(|| {
+        LoadError::Setting(
+            "nothing says how many tokens the model takes: set its `max_tokens`, or put its sentence_bert_config.json, \
+             tokenizer_config.json or config.json in place"
+                .to_owned(),
+        )
+    })?;
+    match files.max_positions {
+        Some(positions) if limit.get() > positions => Err(LoadError::Setting(format!(
+            "`max_tokens` is {limit}, but by its config.json the model has positions for {positions} tokens"
+        ))),
+        _ => Ok(limit),
+    }
+}
+
+fn dimensions(settings: &EncoderSettings, encoder: &Encoder) -> Result<Dimensions, LoadError> {
+    let native = u32::try_from(encoder.dimensions()).ok().and_then(NonZeroU32::new);
+    let native = native.ok_or_else(|| LoadError::Setting("the model's vectors have no length".to_owned()))?;
+    if let Some(expected) = settings.dimensions
+        && expected != native
+    {
+        return Err(LoadError::Setting(format!(
+            "the configuration expects vectors of {expected} numbers (`ai.embedding_dim` or the model's `dimensions`), \
+             but the model makes {native}"
+        )));
+    }
+    let mut matryoshka = settings.matryoshka_dims.clone().unwrap_or_default();
+    matryoshka.retain(|length| *length < native);
+    matryoshka.sort_unstable_by(|left, right| right.cmp(left));
+    Ok(Dimensions { native, matryoshka })
+}
+
+/// Whether the model's own vectors are normalised. A graph that pools has normalised or not, and nobody can tell from
+/// outside: scaling to length 1 keeps every direction, so it is the default there.
+fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, LoadError> {
+    let by_graph = encoder.output().kind == OutputKind::Texts;
+    settings.normalize.or(by_graph.then_some(true)).ok_or_else(|| {
+        LoadError::Setting(
+            "nothing says whether the model's vectors have length 1: set its `normalize` to true or false, or put its \
+             modules.json in place"
+                .to_owned(),
+        )
+    })
+}
+
+fn weights_bytes(files: &ModelFiles) -> u64 {
+    std::iter::once(&files.onnx)
+        .chain(files.external_data.iter().map(|(_, path)| path))
+        .filter_map(|path| fs_err::metadata(path).ok())
+        .map(|metadata| metadata.len())
+        .sum()
+}

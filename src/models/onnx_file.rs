@@ -1,0 +1,244 @@
+//! What must be known of an `.onnx` file before the runtime opens it: which other files hold its weights, and whether
+//! it quantises activations per batch.
+//!
+//! Walks the protobuf structure (field numbers from `onnx/onnx.proto`, IR version 10) and skips all weights, so that a
+//! file of gigabytes takes a few reads. It does not validate the model: that is the runtime's work.
+
+use std::collections::BTreeSet;
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::path::Path;
+
+/// Nested graphs (`If`, `Loop`) deeper than this are refused.
+const MAX_DEPTH: usize = 32;
+
+/// The longest operator name or external location that is read; others are refused.
+const MAX_STRING_BYTES: u64 = 4096;
+
+/// Operators that quantise activations with a scale taken over the whole batch, so that a text's vector depends on its
+/// neighbours.
+const DYNAMIC_QUANTISATION: [&str; 2] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul"];
+
+mod field {
+    pub const MODEL_GRAPH: u64 = 7;
+    pub const GRAPH_NODE: u64 = 1;
+    pub const GRAPH_INITIALIZER: u64 = 5;
+    pub const NODE_OP_TYPE: u64 = 4;
+    pub const NODE_ATTRIBUTE: u64 = 5;
+    pub const ATTRIBUTE_TENSOR: u64 = 5;
+    pub const ATTRIBUTE_GRAPH: u64 = 6;
+    pub const ATTRIBUTE_TENSORS: u64 = 10;
+    pub const ATTRIBUTE_GRAPHS: u64 = 11;
+    pub const TENSOR_EXTERNAL_DATA: u64 = 13;
+    pub const ENTRY_KEY: u64 = 1;
+    pub const ENTRY_VALUE: u64 = 2;
+}
+
+/// What the walk found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OnnxFacts {
+    /// Files with weights, as the graph names them: relative to the `.onnx` file's folder.
+    pub external_data: BTreeSet<String>,
+    /// Whether a text's vector depends on what else is in its batch.
+    pub quantizes_per_batch: bool,
+}
+
+/// Reads the facts of the file at `path`.
+///
+/// # Errors
+/// `InvalidData` with a sentence when the file is not a whole protobuf message, else the error of reading it.
+pub fn scan(path: &Path) -> io::Result<OnnxFacts> {
+    let file = fs_err::File::open(path)?;
+    let n_bytes = file.metadata()?.len();
+    scan_reader(BufReader::new(file), n_bytes)
+}
+
+fn scan_reader(reader: impl Read + Seek, n_bytes: u64) -> io::Result<OnnxFacts> {
+    let mut walk = Walk { reader, position: 0, facts: OnnxFacts::default() };
+    let mut has_graph = false;
+    walk.message(n_bytes, |walk, number, end| {
+        if number == field::MODEL_GRAPH {
+            has_graph = true;
+            return walk.graph(end, 0);
+        }
+        walk.skip_to(end)
+    })?;
+    if has_graph { Ok(walk.facts) } else { Err(malformed("it holds no graph")) }
+}
+
+struct Walk<R> {
+    reader: R,
+    position: u64,
+    facts: OnnxFacts,
+}
+
+impl<R: Read + Seek> Walk<R> {
+    /// Calls `each` with the number and the end of every length-delimited field up to `end`; other fields are skipped.
+    /// `each` must leave the position at the field's end.
+    fn message(&mut self, end: u64, mut each: impl FnMut(&mut Self, u64, u64) -> io::Result<()>) -> io::Result<()> {
+        while self.position < end {
+            let tag = self.varint()?;
+            match tag & 7 {
+                0 => {
+                    self.varint()?;
+                }
+                1 => self.skip_to(self.position + 8)?,
+                5 => self.skip_to(self.position + 4)?,
+                2 => {
+                    let n_bytes = self.varint()?;
+                    let field_end = self.position.checked_add(n_bytes).filter(|field_end| *field_end <= end);
+                    let field_end =
+                        field_end.ok_or_else(|| malformed("a field is longer than the file: is it cut?"))?;
+                    each(self, tag >> 3, field_end)?;
+                }
+                _ => return Err(malformed("it is not an ONNX file")),
+            }
+        }
+        if self.position == end { Ok(()) } else { Err(malformed("a field overruns its message")) }
+    }
+
+    fn graph(&mut self, end: u64, depth: usize) -> io::Result<()> {
+        if depth > MAX_DEPTH {
+            return Err(malformed("its graphs are nested too deep"));
+        }
+        self.message(end, |walk, number, end| match number {
+            field::GRAPH_NODE => walk.node(end, depth),
+            field::GRAPH_INITIALIZER => walk.tensor(end),
+            _ => walk.skip_to(end),
+        })
+    }
+
+    fn node(&mut self, end: u64, depth: usize) -> io::Result<()> {
+        self.message(end, |walk, number, end| match number {
+            field::NODE_OP_TYPE => {
+                let operator = walk.string(end)?;
+                walk.facts.quantizes_per_batch |= DYNAMIC_QUANTISATION.contains(&operator.as_str());
+                Ok(())
+            }
+            field::NODE_ATTRIBUTE => walk.message(end, |walk, number, end| match number {
+                field::ATTRIBUTE_TENSOR | field::ATTRIBUTE_TENSORS => walk.tensor(end),
+                field::ATTRIBUTE_GRAPH | field::ATTRIBUTE_GRAPHS => walk.graph(end, depth + 1),
+                _ => walk.skip_to(end),
+            }),
+            _ => walk.skip_to(end),
+        })
+    }
+
+    fn tensor(&mut self, end: u64) -> io::Result<()> {
+        self.message(end, |walk, number, end| {
+            if number != field::TENSOR_EXTERNAL_DATA {
+                return walk.skip_to(end);
+            }
+            let (mut key, mut value) = (String::new(), String::new());
+            walk.message(end, |walk, number, end| match number {
+                field::ENTRY_KEY => walk.string(end).map(|text| key = text),
+                field::ENTRY_VALUE => walk.string(end).map(|text| value = text),
+                _ => walk.skip_to(end),
+            })?;
+            if key == "location" {
+                walk.facts.external_data.insert(value);
+            }
+            Ok(())
+        })
+    }
+
+    fn varint(&mut self) -> io::Result<u64> {
+        let mut value = 0_u64;
+        for shift in (0..64).step_by(7) {
+            let mut byte = [0];
+            self.reader.read_exact(&mut byte).map_err(|_| malformed("it ends in the middle of a field"))?;
+            self.position += 1;
+            value |= u64::from(byte[0] & 0x7f) << shift;
+            if byte[0] & 0x80 == 0 {
+                return Ok(value);
+            }
+        }
+        Err(malformed("it is not an ONNX file"))
+    }
+
+    fn string(&mut self, end: u64) -> io::Result<String> {
+        let n_bytes = end - self.position;
+        if n_bytes > MAX_STRING_BYTES {
+            return Err(malformed("a name in it is too long"));
+        }
+        let mut bytes = vec![0; usize::try_from(n_bytes).unwrap_or_default()];
+        self.reader.read_exact(&mut bytes).map_err(|_| malformed("it ends in the middle of a name"))?;
+        self.position = end;
+        String::from_utf8(bytes).map_err(|_| malformed("a name in it is not UTF-8"))
+    }
+
+    fn skip_to(&mut self, end: u64) -> io::Result<()> {
+        let forward = i64::try_from(end - self.position).map_err(|_| malformed("a field is too long"))?;
+        // `seek_relative` would keep the buffer, but only `BufReader` has it: weights are larger than its buffer anyway.
+        self.reader.seek(SeekFrom::Current(forward))?;
+        self.position = end;
+        Ok(())
+    }
+}
+
+fn malformed(why: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn field(number: u64, content: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for mut value in [number << 3 | 2, content.len() as u64] {
+            while value >= 0x80 {
+                bytes.push((value & 0x7f) as u8 | 0x80);
+                value >>= 7;
+            }
+            bytes.push(value as u8);
+        }
+        bytes.extend_from_slice(content);
+        bytes
+    }
+
+    fn tensor_at(location: &str) -> Vec<u8> {
+        let entry = |key: &str, value: &str| {
+            field(field::TENSOR_EXTERNAL_DATA, &[field(1, key.as_bytes()), field(2, value.as_bytes())].concat())
+        };
+        // A name (field 8) and a data type (field 2, a varint) stand around the entries, as they do in real files.
+        [vec![0x10, 1], field(8, b"weight"), entry("location", location), entry("offset", "0")].concat()
+    }
+
+    fn scanned(bytes: &[u8]) -> io::Result<OnnxFacts> {
+        scan_reader(Cursor::new(bytes), bytes.len() as u64)
+    }
+
+    fn model() -> Vec<u8> {
+        let constant = field(field::NODE_ATTRIBUTE, &field(field::ATTRIBUTE_TENSOR, &tensor_at("constants.bin")));
+        let node = [field(field::NODE_OP_TYPE, b"DynamicQuantizeLinear"), constant].concat();
+        let graph =
+            [field(field::GRAPH_NODE, &node), field(field::GRAPH_INITIALIZER, &tensor_at("model.onnx_data"))].concat();
+        [vec![0x08, 10], field(field::MODEL_GRAPH, &graph)].concat()
+    }
+
+    #[test]
+    fn external_files_and_quantisation_are_found_wherever_they_stand() {
+        let facts = scanned(&model()).expect("well formed");
+        assert_eq!(facts.external_data, BTreeSet::from(["constants.bin".into(), "model.onnx_data".into()]));
+        assert!(facts.quantizes_per_batch);
+    }
+
+    #[test]
+    fn a_cut_file_is_refused_wherever_it_is_cut() {
+        let whole = model();
+        for n_bytes in 0..whole.len() {
+            assert!(scanned(&whole[..n_bytes]).is_err(), "cut after {n_bytes} bytes");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic_or_hang(bytes in prop::collection::vec(any::<u8>(), 0..600)) {
+            let _ = scanned(&bytes);
+        }
+    }
+}
