@@ -81,9 +81,10 @@ impl App {
         let metrics = telemetry::install_metrics()?;
         let models_dir = config.models.models_dir();
         let catalog = Catalog::from_config(&config.ai, &models_dir)?;
-        let store = match config.grains.enabled {
-            true => Some(Arc::new(SqliteStore::open(OpenOptions::at(config.database_path())).await?)),
-            false => None,
+        let store = if config.grains.enabled {
+            Some(Arc::new(SqliteStore::open(OpenOptions::at(config.database_path())).await?))
+        } else {
+            None
         };
         let ledger: Arc<dyn Ledger> = match &store {
             Some(store) => Arc::clone(store) as _,
@@ -138,7 +139,6 @@ impl App {
     }
 
     /// All routes, with everything that stands around them.
-    #[must_use]
     pub fn router(&self) -> Router {
         api::router(self.state.clone())
     }

@@ -6,12 +6,13 @@
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
 use utoipa::ToSchema;
 
+pub use super::code::{Code, Family};
 use crate::engine::EngineError;
 use crate::models::error::with_causes;
 use crate::models::{LedgerError, ModelError};
@@ -19,166 +20,6 @@ use crate::telemetry;
 
 /// Tells OpenAI's clients whether to try again, whatever the status says.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
-
-/// The routes that share a way to write errors.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// RFC 9457 problem documents: our own routes, operations, unknown paths.
-    Native,
-    /// text-embeddings-inference's `{"error", "error_type"}`.
-    Tei,
-    /// OpenAI's `{"error": {…}}`.
-    OpenAi,
-}
-
-/// The routes that speak TEI's language, at the root and below `/models/{name}`.
-const TEI_ROUTES: [&str; 6] = ["embed", "similarity", "tokenize", "decode", "info", "health"];
-
-impl Family {
-    /// The family of a request.
-    #[must_use]
-    pub fn of(method: &Method, path: &str) -> Self {
-        let segments: Vec<&str> = path.split('/').skip(1).collect();
-        match segments.as_slice() {
-            ["v1", ..] => Self::OpenAi,
-            [""] => Self::Tei,
-            [route] | ["models", _, route] if TEI_ROUTES.contains(route) => Self::Tei,
-            // The URL that InferenceClient posts to when it is given a model's page.
-            ["models", _] if method == Method::POST => Self::Tei,
-            _ => Self::Native,
-        }
-    }
-}
-
-/// What kind of error it is. The name is stable: clients match on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
-    /// The body is not JSON.
-    MalformedJson,
-    /// There is nothing to embed.
-    EmptyInput,
-    /// A field is missing, of the wrong type, or out of its range.
-    InvalidRequest,
-    /// More inputs than a request may have.
-    TooManyInputs,
-    /// A text is longer than the model takes and may not be cut.
-    InputTooLong,
-    /// Token ids where text is needed, or ids of another vocabulary.
-    TokenIds,
-    /// A vector length that the model does not offer.
-    Dimensions,
-    /// The page that sent the request has no business here.
-    Forbidden,
-    /// No such model.
-    ModelNotFound,
-    /// No such path.
-    NotFound,
-    /// The `Host` is not this server's.
-    Misdirected,
-    /// The path has other methods.
-    MethodNotAllowed,
-    /// The vectors would be in another space than the expected one.
-    SpaceMismatch,
-    /// The body is over the limit.
-    BodyTooLarge,
-    /// The body is not declared as JSON.
-    ContentType,
-    /// The queue is full.
-    Overloaded,
-    /// The model is still loading.
-    ModelLoading,
-    /// The model cannot be loaded.
-    ModelFailed,
-    /// The database does not answer.
-    StoreUnavailable,
-    /// The request took longer than the server allows.
-    Timeout,
-    /// A bug.
-    Internal,
-}
-
-impl Code {
-    /// The word on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::MalformedJson => "malformed_json",
-            Self::EmptyInput => "empty_input",
-            Self::InvalidRequest => "invalid_request",
-            Self::TooManyInputs => "too_many_inputs",
-            Self::InputTooLong => "input_too_long",
-            Self::TokenIds => "token_ids",
-            Self::Dimensions => "dimensions",
-            Self::Forbidden => "forbidden",
-            Self::ModelNotFound => "model_not_found",
-            Self::NotFound => "not_found",
-            Self::Misdirected => "misdirected",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::SpaceMismatch => "space_mismatch",
-            Self::BodyTooLarge => "body_too_large",
-            Self::ContentType => "content_type",
-            Self::Overloaded => "overloaded",
-            Self::ModelLoading => "model_loading",
-            Self::ModelFailed => "model_failed",
-            Self::StoreUnavailable => "store_unavailable",
-            Self::Timeout => "timeout",
-            Self::Internal => "internal",
-        }
-    }
-
-    fn status(self, family: Family) -> StatusCode {
-        match self {
-            Self::MalformedJson | Self::EmptyInput | Self::TokenIds => StatusCode::BAD_REQUEST,
-            // OpenAI's clients know no 422.
-            Self::InvalidRequest | Self::TooManyInputs | Self::InputTooLong | Self::Dimensions => match family {
-                Family::OpenAi => StatusCode::BAD_REQUEST,
-                Family::Native | Family::Tei => StatusCode::UNPROCESSABLE_ENTITY,
-            },
-            Self::Forbidden => StatusCode::FORBIDDEN,
-            Self::ModelNotFound | Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::SpaceMismatch => StatusCode::PRECONDITION_FAILED,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::ModelLoading | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
-        }
-    }
-
-    fn tei_type(self) -> &'static str {
-        match self {
-            Self::EmptyInput => "Empty",
-            Self::TokenIds => "Tokenizer",
-            Self::Forbidden | Self::Misdirected => "Forbidden",
-            Self::ModelNotFound | Self::NotFound => "NotFound",
-            Self::Overloaded => "Overloaded",
-            Self::ModelLoading | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => "Unhealthy",
-            Self::Internal => "Backend",
-            Self::MalformedJson
-            | Self::InvalidRequest
-            | Self::TooManyInputs
-            | Self::InputTooLong
-            | Self::Dimensions
-            | Self::MethodNotAllowed
-            | Self::SpaceMismatch
-            | Self::BodyTooLarge
-            | Self::ContentType => "Validation",
-        }
-    }
-
-    fn openai_type(self) -> &'static str {
-        match self.status(Family::OpenAi) {
-            StatusCode::NOT_FOUND => "not_found_error",
-            StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
-            status if status.is_server_error() => "server_error",
-            _ => "invalid_request_error",
-        }
-    }
-}
 
 /// An error on its way to the caller.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,7 +105,9 @@ impl ApiError {
         };
         let headers = response.headers_mut();
         if let Some(wait) = self.retry_after {
-            headers.insert(header::RETRY_AFTER, HeaderValue::from(wait.as_secs_f64().ceil().max(1.0) as u64));
+            // Rounded up: the header counts whole seconds.
+            let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
         if self.never_retry {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
@@ -405,23 +248,4 @@ pub struct OpenAiErrorBody {
     param: Option<String>,
     /// A stable word to match on.
     code: Option<String>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn each_route_has_its_family() {
-        let family = |method, path| Family::of(&method, path);
-        for path in ["/", "/embed", "/similarity", "/info", "/health", "/models/m/embed", "/models/m/info"] {
-            assert_eq!(family(Method::POST, path), Family::Tei, "{path}");
-        }
-        assert_eq!(family(Method::POST, "/models/m"), Family::Tei);
-        for path in ["/models", "/models/m", "/models/m/load", "/models/active", "/health/ready", "/nope", "/a/b/embed"]
-        {
-            assert_eq!(family(Method::GET, path), Family::Native, "{path}");
-        }
-        assert_eq!(family(Method::GET, "/v1/nope"), Family::OpenAi);
-    }
 }

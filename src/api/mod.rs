@@ -4,6 +4,7 @@
 //! extract, parse, call one service method and convert. Start at [`routes`], which reads as a table of contents.
 
 pub mod active;
+pub mod code;
 pub mod embed;
 pub mod error;
 pub mod extract;

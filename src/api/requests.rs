@@ -69,6 +69,7 @@ pub async fn limit_time(State(state): State<AppState>, request: Request, next: N
 
 /// Makes a panic a 500 in the route's own format.
 #[must_use]
+#[allow(clippy::needless_pass_by_value, reason = "the layer hands the panic over")]
 pub fn answer_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
     let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!("a bug: a handler panicked: {}", message.unwrap_or("no message"));

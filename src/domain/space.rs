@@ -131,7 +131,8 @@ impl Manifest {
 /// Bytes as lower-case hex.
 #[must_use]
 pub fn hex_digits(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 
 #[cfg(test)]
@@ -180,9 +181,9 @@ mod tests {
             |m| m.truncation_side = TruncationSide::Left,
         ];
         for change in changes {
-            let mut changed = manifest();
-            change(&mut changed);
-            assert_ne!(changed.fingerprint().space(), base, "{changed:?}");
+            let mut other = manifest();
+            change(&mut other);
+            assert_ne!(other.fingerprint().space(), base, "{other:?}");
         }
         assert_eq!(manifest().fingerprint().space(), base);
     }

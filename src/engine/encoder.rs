@@ -357,12 +357,11 @@ fn finish_batch(
     let mut vectors = Vec::with_capacity(items.len());
     for (position, item) in items.iter().enumerate() {
         let mut vector = vec![0.0; item.job.finish.dimensions.min(dimensions)];
-        match pooling {
-            Some(pooling) => pool(row(position), dimensions, item.ids().len(), pooling, &mut vector),
-            None => {
-                let n_kept = vector.len();
-                vector.copy_from_slice(&row(position)[..n_kept]);
-            }
+        if let Some(pooling) = pooling {
+            pool(row(position), dimensions, item.ids().len(), pooling, &mut vector);
+        } else {
+            let n_kept = vector.len();
+            vector.copy_from_slice(&row(position)[..n_kept]);
         }
         if let Some(found) = vector.iter().copied().find(|value| !value.is_finite()) {
             return Err(EngineError::NotANumber { index: item.index, found });
@@ -372,8 +371,9 @@ fn finish_batch(
         }
         vectors.push(vector);
     }
+    let share = elapsed.div_f64(items.len() as f64);
     for (item, vector) in items.iter().zip(vectors) {
-        item.job.complete(item.index, elapsed / items.len() as u32, |slot| slot.copy_from_slice(&vector));
+        item.job.complete(item.index, share, |slot| slot.copy_from_slice(&vector));
     }
     Ok(())
 }

@@ -40,6 +40,7 @@ pub fn pool(tokens: &[f32], row_dimensions: usize, n_tokens: usize, pooling: Poo
 }
 
 /// Scales a vector to length 1. The zero vector stays as it is: it has no direction to keep.
+#[allow(clippy::cast_possible_truncation, reason = "a component of a unit vector fits any float")]
 pub fn normalize(vector: &mut [f32]) {
     let length = norm(vector);
     if length > 0.0 {
@@ -56,6 +57,7 @@ fn norm(vector: &[f32]) -> f64 {
 
 /// The cosine of the angle between two vectors of one length; 0 when either is zero.
 #[must_use]
+#[allow(clippy::cast_possible_truncation, reason = "a cosine fits any float")]
 pub fn cosine(left: &[f32], right: &[f32]) -> f32 {
     let dot: f64 = left.iter().zip(right).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
     let lengths = norm(left) * norm(right);
@@ -63,6 +65,7 @@ pub fn cosine(left: &[f32], right: &[f32]) -> f32 {
 }
 
 #[cfg(test)]
+#[allow(clippy::float_cmp, reason = "equal inputs in an equal order give equal bits")]
 mod tests {
     use proptest::prelude::*;
 

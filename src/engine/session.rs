@@ -330,6 +330,7 @@ fn by_shape(output: &Outlet, hidden_size: u32) -> Option<GraphOutput> {
 }
 
 /// The error of `ort` without what it carries for recovery.
+#[allow(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]
 fn cause<R>(error: ort::Error<R>) -> Cause {
     error.to_string().into()
 }

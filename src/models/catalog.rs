@@ -211,8 +211,8 @@ mod tests {
     fn catalog(toml: &str) -> Result<Vec<ModelInfo>, CatalogError> {
         let file = tempfile::NamedTempFile::new().expect("a file");
         fs_err::write(file.path(), toml).expect("written");
-        let sources = ConfigSources { path: Some(file.path().to_owned()), ..ConfigSources::default() };
-        let config = Config::load(sources).expect("a good file");
+        let sources = ConfigSources { file: Some(file.path().to_owned()), ..ConfigSources::default() };
+        let config = Config::load(&sources).expect("a good file");
         Catalog::from_config(&config.ai, Path::new("/models")).map(|catalog| catalog.into_models().collect())
     }
 

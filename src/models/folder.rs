@@ -3,6 +3,7 @@
 //! A folder in the ordinary Hugging Face layout decides pooling, normalisation and maximum length by its own files.
 //! A bare `.onnx` file says nothing of itself: the configuration must, or the built-in entry of its name.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
 
@@ -12,7 +13,7 @@ use super::onnx_file::{self, OnnxFacts};
 use crate::domain::{EncoderSettings, ModelSource, Pooling, Prompts};
 
 /// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
-const UNLIMITED_TOKENS: f64 = 1e6;
+const UNLIMITED_TOKENS: u32 = 1_000_000;
 
 /// Architectures whose position table starts behind the padding index, so that two of its rows are never used.
 const OFFSET_POSITIONS: [&str; 4] = ["roberta", "xlm-roberta", "camembert", "mpnet"];
@@ -218,12 +219,16 @@ struct SentenceConfig {
 
 #[derive(Deserialize, Default)]
 struct TokenizerConfig {
-    model_max_length: Option<f64>,
+    model_max_length: Option<serde_json::Value>,
 }
 
 impl TokenizerConfig {
     fn limit(&self) -> Option<u32> {
-        self.model_max_length.filter(|limit| *limit >= 1.0 && *limit < UNLIMITED_TOKENS).map(|limit| limit as u32)
+        // Written as a float of 1e30 where there is no limit, which reads as no integer.
+        self.model_max_length
+            .as_ref()
+            .and_then(serde_json::Value::as_u64)
+            .and_then(|limit| u32::try_from(limit).ok().filter(|limit| (1..UNLIMITED_TOKENS).contains(limit)))
     }
 }
 
@@ -284,32 +289,29 @@ fn read_modules(folder: &Path) -> Result<Modules, FolderError> {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-#[allow(clippy::struct_excessive_bools, reason = "the file has one flag for each pooling")]
 struct PoolingConfig {
+    /// What newer releases write.
     pooling_mode: Option<String>,
-    pooling_mode_cls_token: bool,
-    pooling_mode_mean_tokens: bool,
-    pooling_mode_max_tokens: bool,
-    pooling_mode_lasttoken: bool,
-    pooling_mode_mean_sqrt_len_tokens: bool,
-    pooling_mode_weightedmean_tokens: bool,
+    /// What older ones write: one flag for each pooling.
+    #[serde(flatten)]
+    flags: BTreeMap<String, serde_json::Value>,
 }
+
+/// The flags of poolings, and the word each stands for.
+const POOLING_FLAGS: [(&str, &str); 6] = [
+    ("pooling_mode_mean_tokens", "mean"),
+    ("pooling_mode_cls_token", "cls"),
+    ("pooling_mode_max_tokens", "max"),
+    ("pooling_mode_lasttoken", "lasttoken"),
+    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+    ("pooling_mode_weightedmean_tokens", "weightedmean"),
+];
 
 fn read_pooling(path: &Path) -> Result<Option<Pooling>, FolderError> {
     let Some(config) = read_json::<PoolingConfig>(path)? else { return Ok(None) };
-    let by_flag = [
-        (config.pooling_mode_mean_tokens, "mean"),
-        (config.pooling_mode_cls_token, "cls"),
-        (config.pooling_mode_max_tokens, "max"),
-        (config.pooling_mode_lasttoken, "lasttoken"),
-        (config.pooling_mode_mean_sqrt_len_tokens, "mean_sqrt_len_tokens"),
-        (config.pooling_mode_weightedmean_tokens, "weightedmean"),
-    ];
-    let flagged: Vec<&str> = by_flag.iter().filter(|(set, _)| *set).map(|(_, name)| *name).collect();
-    let mode = match config.pooling_mode {
-        Some(mode) => mode,
-        None => flagged.join(" + "),
-    };
+    let is_set = |flag: &str| config.flags.get(flag) == Some(&serde_json::Value::Bool(true));
+    let flagged: Vec<&str> = POOLING_FLAGS.iter().filter(|(flag, _)| is_set(flag)).map(|(_, word)| *word).collect();
+    let mode = config.pooling_mode.unwrap_or_else(|| flagged.join(" + "));
     match mode.as_str() {
         "mean" => Ok(Some(Pooling::Mean)),
         "cls" => Ok(Some(Pooling::Cls)),

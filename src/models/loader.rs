@@ -51,8 +51,17 @@ impl Loader {
         let runtime = Runtime::load(&self.runtime_library)?;
         let choice = self.choose_provider(&runtime);
         let bf16 = choice.provider == Provider::OpenVino && self.features.amx_bf16;
-        let encoder =
-            Encoder::open(&runtime, &self.spec(info, &files, &settings, max_tokens), self.options(choice, bf16))?;
+        let spec = EncoderSpec {
+            label: info.name.to_string(),
+            onnx: files.onnx.clone(),
+            tokenizer: files.tokenizer.clone(),
+            pooling: settings.pooling,
+            hidden_size: files.hidden_size.or(settings.dimensions.map(NonZeroU32::get)),
+            vocabulary_size: files.vocabulary_size,
+            max_tokens: max_tokens.get() as usize,
+            runs_alone: files.quantizes_per_batch,
+        };
+        let encoder = Encoder::open(&runtime, &spec, self.options(choice, bf16))?;
         let dimensions = dimensions(&settings, &encoder)?;
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
@@ -86,25 +95,6 @@ impl Loader {
             ProviderSetting::Auto => choose_automatically(self.features, runtime.has(Provider::OpenVino)),
             ProviderSetting::Cpu => ProviderChoice { provider: Provider::Cpu, reason: configured },
             ProviderSetting::Openvino => ProviderChoice { provider: Provider::OpenVino, reason: configured },
-        }
-    }
-
-    fn spec(
-        &self,
-        info: &ModelInfo,
-        files: &ModelFiles,
-        settings: &EncoderSettings,
-        max_tokens: NonZeroU32,
-    ) -> EncoderSpec {
-        EncoderSpec {
-            label: info.name.to_string(),
-            onnx: files.onnx.clone(),
-            tokenizer: files.tokenizer.clone(),
-            pooling: settings.pooling,
-            hidden_size: files.hidden_size.or(settings.dimensions.map(NonZeroU32::get)),
-            vocabulary_size: files.vocabulary_size,
-            max_tokens: max_tokens.get() as usize,
-            runs_alone: files.quantizes_per_batch,
         }
     }
 

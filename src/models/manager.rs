@@ -193,6 +193,9 @@ impl MultiModelManager {
     ///
     /// # Errors
     /// As [`Self::load_model`], or [`ModelError::Ledger`]; the active model stays what it was.
+    ///
+    /// # Panics
+    /// Never: nobody closes the semaphore.
     pub async fn set_active(&self, name: &ModelName) -> Result<Switch, ModelError> {
         let entry = self.entry(name)?;
         let _turn = self.switch_turn.acquire().await.expect("the semaphore is never closed");
@@ -291,7 +294,7 @@ impl MultiModelManager {
         }
         let outcome = if result.is_ok() { "loaded" } else { "failed" };
         counter!(telemetry::MODEL_LOADS, "model" => label, "outcome" => outcome).increment(1);
-        let moved = entry.finish_load(result.map(|model| self.announce(model)).map_err(|error| {
+        let moved = entry.finish_load(result.map(announce).map_err(|error| {
             let reason = with_causes(&error);
             tracing::error!(model = %name, "the model cannot be loaded: {reason}");
             let retry_at = Instant::now() + self.timing.failed_load_cooldown;
@@ -301,21 +304,21 @@ impl MultiModelManager {
         // What the load needed and the model does not, its file's pages and the graph before it was optimised.
         memory::give_back();
     }
+}
 
-    fn announce(&self, model: LoadedModel) -> LoadedModel {
-        let facts = &model.facts;
-        tracing::info!(
-            model = %model.name,
-            space = %facts.fingerprint.space(),
-            provider = %facts.provider.provider,
-            reason = facts.provider.reason,
-            dimensions = facts.dimensions.native,
-            max_tokens = facts.max_tokens,
-            load_ms = facts.load_time.as_millis() as u64,
-            "the model is ready"
-        );
-        model
-    }
+fn announce(model: LoadedModel) -> LoadedModel {
+    let facts = &model.facts;
+    tracing::info!(
+        model = %model.name,
+        space = %facts.fingerprint.space(),
+        provider = %facts.provider.provider,
+        reason = facts.provider.reason,
+        dimensions = facts.dimensions.native,
+        max_tokens = facts.max_tokens,
+        load_ms = facts.load_time.as_secs_f64() * 1e3,
+        "the model is ready"
+    );
+    model
 }
 
 /// Waits for the leases of a claimed drain to end, then frees the model.

@@ -191,10 +191,10 @@ mod tests {
         let mut bytes = Vec::new();
         for mut value in [number << 3 | 2, content.len() as u64] {
             while value >= 0x80 {
-                bytes.push((value & 0x7f) as u8 | 0x80);
+                bytes.push(value.to_le_bytes()[0] | 0x80);
                 value >>= 7;
             }
-            bytes.push(value as u8);
+            bytes.push(value.to_le_bytes()[0]);
         }
         bytes.extend_from_slice(content);
         bytes

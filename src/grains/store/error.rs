@@ -6,10 +6,13 @@ use std::path::{Path, PathBuf};
 
 /// SQLite's primary result codes that mean something of their own here: <https://www.sqlite.org/rescode.html>.
 mod result_code {
+    pub(super) const NOT_PERMITTED: i32 = 3;
     pub(super) const BUSY: i32 = 5;
     pub(super) const LOCKED: i32 = 6;
+    pub(super) const READ_ONLY: i32 = 8;
     pub(super) const CORRUPT: i32 = 11;
     pub(super) const FULL: i32 = 13;
+    pub(super) const CANNOT_OPEN: i32 = 14;
     pub(super) const NOT_A_DATABASE: i32 = 26;
 }
 
@@ -144,6 +147,9 @@ impl StoreError {
             Some(result_code::BUSY | result_code::LOCKED) => Self::Busy { path, doing, source: Some(source) },
             Some(result_code::CORRUPT | result_code::NOT_A_DATABASE) => Self::Damaged { path, doing, source },
             Some(result_code::FULL) => Self::DiskFull { path, doing, source: source.into() },
+            Some(result_code::NOT_PERMITTED | result_code::READ_ONLY | result_code::CANNOT_OPEN) => {
+                Self::Files { path, doing, source: io::Error::other(source) }
+            }
             _ => Self::Sql { path, doing, source },
         }
     }

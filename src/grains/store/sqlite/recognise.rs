@@ -123,10 +123,9 @@ async fn inspect(connection: &mut SqliteConnection) -> Result<Finding, sqlx::Err
             return unrecorded_v2(&schema, connection).await;
         }
     }
-    let expected_columns: Vec<_> = V1_COLUMNS.into();
     match schema.names().as_slice() {
         [] => Ok(blank(connection).await?),
-        ["grains"] => Ok(match difference(connection, &expected_columns).await? {
+        ["grains"] => Ok(match difference(connection, &V1_COLUMNS).await? {
             None => Finding::Ours(Recognised::Unrecorded(1)),
             Some(difference) => Finding::Foreign(difference),
         }),
@@ -153,8 +152,9 @@ fn recorded(applied: &[AppliedMigration]) -> Option<Finding> {
 }
 
 async fn unrecorded_v2(schema: &Schema, connection: &mut SqliteConnection) -> Result<Finding, sqlx::Error> {
-    let version: Option<i64> =
-        sqlx::query_scalar("SELECT max(version) FROM schema_version").fetch_one(&mut *connection).await?;
+    let version: Option<i64> = sqlx::query_scalar("SELECT max(CAST(version AS INTEGER)) FROM schema_version")
+        .fetch_one(&mut *connection)
+        .await?;
     let names = schema.names();
     Ok(match version {
         Some(newer) if newer > 2 && names.contains(&"grains") => Finding::Newer(newer),
@@ -274,10 +274,10 @@ pub(super) fn sql_error(error: sqlx::migrate::MigrateError) -> sqlx::Error {
 
 /// Size and time of the last change of the three files that make up a database.
 #[derive(PartialEq, Eq)]
-struct Stamps([Option<(u64, SystemTime)>; 3]);
+pub(super) struct Stamps([Option<(u64, SystemTime)>; 3]);
 
 impl Stamps {
-    fn of(path: &Path) -> std::io::Result<Self> {
+    pub(super) fn of(path: &Path) -> std::io::Result<Self> {
         let stamp = |suffix| match fs_err::metadata(beside(path, suffix)) {
             Ok(metadata) => Ok(Some((metadata.len(), metadata.modified()?))),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),

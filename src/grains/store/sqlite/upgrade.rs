@@ -26,7 +26,7 @@ pub(super) async fn upgrade(
         let copy = keep_copy(connection, path, latest).await?;
         tracing::info!(copy = %copy.display(), "the copy of the database is whole");
     }
-    // After the copy: until then the old file is only read.
+    // After the copy: until then the old file is read, and recovered if its last process crashed, but not changed.
     use_write_ahead_log(connection, path).await?;
     if let Recognised::Unrecorded(version) = found {
         record(connection, version)

