@@ -40,10 +40,6 @@ metric_names! {
     describe_histogram TE_REQUEST_TOKENIZATION_DURATION = "te_request_tokenization_duration": "Seconds of tokenization, the mean over a request's texts.";
     describe_histogram TE_REQUEST_QUEUE_DURATION = "te_request_queue_duration": "Seconds in the queue, the mean over a request's texts.";
     describe_histogram TE_REQUEST_INFERENCE_DURATION = "te_request_inference_duration": "Seconds of inference, the mean over a request's texts.";
-    describe_histogram TE_EMBED_DURATION = "te_embed_duration": "Seconds a text took from tokenization to vector.";
-    describe_histogram TE_EMBED_TOKENIZATION_DURATION = "te_embed_tokenization_duration": "Seconds of tokenization of a text.";
-    describe_histogram TE_EMBED_QUEUE_DURATION = "te_embed_queue_duration": "Seconds a text waited in the queue.";
-    describe_histogram TE_EMBED_INFERENCE_DURATION = "te_embed_inference_duration": "Seconds of inference of the batch a text was in.";
     describe_histogram TE_REQUEST_INPUT_LENGTH = "te_request_input_length": "Tokens of a text, after truncation.";
     describe_histogram TE_BATCH_NEXT_SIZE = "te_batch_next_size": "Texts in a batch when it was formed.";
     describe_histogram TE_BATCH_NEXT_TOKENS = "te_batch_next_tokens": "Tokens in a batch when it was formed, without padding.";
@@ -70,22 +66,19 @@ pub mod method {
     pub const BATCH: &str = "batch";
 }
 
-/// Values of the label `err` of [`TE_REQUEST_FAILURE`], as text-embeddings-inference uses them.
+/// Values of the label `err` of [`TE_REQUEST_FAILURE`], as text-embeddings-inference uses them. Each failed request
+/// counts once.
 pub mod failure {
     /// The request makes no sense: an empty list, dimensions that are not offered.
     pub const VALIDATION: &str = "validation";
     /// Too many inputs.
     pub const BATCH_SIZE: &str = "batch_size";
-    /// A text could not be tokenized, or was too long. Counted once for each text.
+    /// A text could not be tokenized, or was too long.
     pub const TOKENIZATION: &str = "tokenization";
     /// There was no room for the request.
     pub const OVERLOADED: &str = "overloaded";
-    /// The model failed. Counted once for each text.
+    /// The model failed, or could not be loaded.
     pub const INFERENCE: &str = "inference";
-    /// The caller went away while its text waited. Counted once for each text.
-    pub const DROPPED: &str = "dropped";
-    /// The model cannot do what was asked.
-    pub const MODEL_TYPE: &str = "model_type";
 }
 
 /// The recorder of the process; a process has one, however many servers its tests start.
@@ -219,7 +212,7 @@ mod tests {
             let start = format!("{name}_bucket{{le=\"");
             text.lines().filter_map(|line| line.strip_prefix(&start)?.split('"').next()).collect()
         };
-        for duration in [TE_REQUEST_DURATION, TE_REQUEST_QUEUE_DURATION, TE_EMBED_INFERENCE_DURATION] {
+        for duration in [TE_REQUEST_DURATION, TE_REQUEST_QUEUE_DURATION, TE_REQUEST_INFERENCE_DURATION] {
             let bounds = bounds(duration);
             assert_eq!(bounds.len(), 36, "{bounds:?}");
             assert_eq!(bounds[..2], ["0.000015000000000000002", "0.000022500000000000005"]);

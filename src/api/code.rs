@@ -2,6 +2,8 @@
 
 use axum::http::{Method, StatusCode};
 
+use crate::telemetry::failure;
+
 /// The routes that share a way to write errors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
@@ -153,6 +155,31 @@ impl Code {
             | Self::SpaceMismatch
             | Self::BodyTooLarge
             | Self::ContentType => "Validation",
+        }
+    }
+
+    /// The label `err` of TEI's counter of failures.
+    #[must_use]
+    pub fn failure_label(self) -> &'static str {
+        match self {
+            Self::TooManyInputs => failure::BATCH_SIZE,
+            Self::InputTooLong | Self::TokenIds => failure::TOKENIZATION,
+            Self::Overloaded => failure::OVERLOADED,
+            Self::ModelLoading | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout | Self::Internal => {
+                failure::INFERENCE
+            }
+            Self::MalformedJson
+            | Self::EmptyInput
+            | Self::InvalidRequest
+            | Self::Dimensions
+            | Self::Forbidden
+            | Self::ModelNotFound
+            | Self::NotFound
+            | Self::Misdirected
+            | Self::MethodNotAllowed
+            | Self::SpaceMismatch
+            | Self::BodyTooLarge
+            | Self::ContentType => failure::VALIDATION,
         }
     }
 

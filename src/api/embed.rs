@@ -2,7 +2,7 @@
 
 use axum::extract::State;
 use axum::response::Response;
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::ApiError;
@@ -78,6 +78,17 @@ impl<I: ToSchema> EmbedBody<I> {
         };
         (self.inputs, options)
     }
+}
+
+/// The answer of `POST /`. It is written straight from the vectors; this is its shape for the document.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum RootAnswer {
+    /// One vector per input.
+    Vectors(Vec<Vec<f32>>),
+    /// One cosine similarity per sentence.
+    Similarities(Vec<f32>),
 }
 
 /// The end of an over-long text that is cut off.
@@ -157,7 +168,7 @@ pub async fn embed_with_model(
 #[utoipa::path(
     post, path = "/", tag = "tei", operation_id = "infer", request_body = EmbedBody<RootInputs>,
     responses(
-        (status = 200, description = "One vector per input, or one similarity per sentence", body = Vec<Vec<f32>>),
+        (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
         TeiErrors, TeiBodyErrors
     )
 )]
@@ -174,7 +185,7 @@ pub async fn infer(
     post, path = "/models/{name}", tag = "tei", operation_id = "infer_with_model", request_body = EmbedBody<RootInputs>,
     params(("name" = String, Path, description = "A model's name or alias")),
     responses(
-        (status = 200, description = "One vector per input, or one similarity per sentence", body = Vec<Vec<f32>>),
+        (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
         TeiErrors, TeiBodyErrors
     )
 )]

@@ -133,9 +133,8 @@ pub async fn render(request: Request, next: Next) -> Response {
     let family = Family::of(request.method(), request.uri().path());
     let mut response = next.run(request).await;
     let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
-    if family == Family::Tei {
-        metrics::counter!(telemetry::TE_REQUEST_FAILURE, "err" => error.code.tei_type().to_ascii_lowercase())
-            .increment(1);
+    if family != Family::Native {
+        metrics::counter!(telemetry::TE_REQUEST_FAILURE, "err" => error.code.failure_label()).increment(1);
     }
     let mut rendered = error.into_rendered(family);
     // A refused method says which would do.

@@ -37,7 +37,7 @@ use self::state::AppState;
 
 /// Every route of the server.
 pub fn routes() -> OpenApiRouter<AppState> {
-    OpenApiRouter::with_openapi(openapi::Document::openapi())
+    OpenApiRouter::with_openapi(openapi::Head::openapi())
         // Models
         .routes(routes!(models::list))
         .routes(routes!(active::get, active::put))
@@ -74,7 +74,7 @@ pub fn router(state: AppState) -> Router {
     let (router, document) = routes().split_for_parts();
     let max_body = usize::try_from(state.limits.max_body.as_u64()).unwrap_or(usize::MAX);
     router
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", document))
+        .merge(SwaggerUi::new("/docs").url("/openapi.json", openapi::complete(document)))
         .fallback(|| async { ApiError::new(Code::NotFound, "there is nothing here; `/docs` lists what there is") })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")

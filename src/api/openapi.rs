@@ -2,6 +2,8 @@
 
 use utoipa::OpenApi;
 
+use super::error::{OpenAiError, ProblemBody, TeiError};
+
 /// The document without its routes.
 #[derive(OpenApi)]
 #[openapi(
@@ -17,9 +19,18 @@ use utoipa::OpenApi;
         (name = "openai", description = "The routes of OpenAI's embeddings API"),
         (name = "operations", description = "Health and metrics"),
     ),
+    components(schemas(ProblemBody, TeiError, OpenAiError)),
     servers((url = "/"))
 )]
-pub struct Document;
+pub struct Head;
+
+/// Completes what `routes!` gathered: OpenAPI's paths have no wildcards.
+#[must_use]
+pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
+    let gathered = std::mem::take(&mut document.paths.paths);
+    document.paths.paths = gathered.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
+    document
+}
 
 /// The whole document as it is committed: pretty JSON with a last newline.
 ///
@@ -27,7 +38,7 @@ pub struct Document;
 /// Never: the document is built from this crate's own types.
 #[must_use]
 pub fn json() -> String {
-    let document = super::routes().into_openapi();
+    let document = complete(super::routes().into_openapi());
     let mut text = document.to_pretty_json().expect("the document is plain data");
     text.push('\n');
     text

@@ -6,7 +6,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use metrics::counter;
+use metrics::{counter, histogram};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -35,12 +35,14 @@ pub async fn observe(request: Request, next: Next) -> Response {
     async move {
         let mut response = next.run(request).await;
         let status = response.status();
-        let elapsed_ms = started.elapsed().as_secs_f64() * 1e3;
-        counter!(
-            telemetry::HTTP_REQUESTS,
-            "route" => route.clone(), "method" => known_method(method.as_str()), "status" => status.as_str().to_owned()
-        )
-        .increment(1);
+        let elapsed = started.elapsed();
+        let method = known_method(method.as_str());
+        let status_label = status.as_str().to_owned();
+        counter!(telemetry::HTTP_REQUESTS, "route" => route.clone(), "method" => method, "status" => status_label)
+            .increment(1);
+        histogram!(telemetry::HTTP_REQUEST_DURATION, "route" => route.clone(), "method" => method)
+            .record(elapsed.as_secs_f64());
+        let elapsed_ms = elapsed.as_secs_f64() * 1e3;
         // Probes and scrapes come every few seconds and say nothing when they succeed.
         let is_routine = status.is_success() && (route.starts_with("/health") || route == "/metrics");
         if is_routine {

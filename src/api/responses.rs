@@ -10,28 +10,28 @@ use super::error::{OpenAiError, ProblemBody, TeiError};
 pub enum NativeErrors {
     /// A page of another origin sent the request.
     #[response(status = 403, content_type = "application/problem+json")]
-    Forbidden(#[to_schema] ProblemBody),
+    Forbidden(ProblemBody),
     /// The path has other methods.
     #[response(status = 405, content_type = "application/problem+json")]
-    MethodNotAllowed(#[to_schema] ProblemBody),
+    MethodNotAllowed(ProblemBody),
     /// The `Host` header names another server.
     #[response(status = 421, content_type = "application/problem+json")]
-    Misdirected(#[to_schema] ProblemBody),
+    Misdirected(ProblemBody),
     /// A bug.
     #[response(status = 500, content_type = "application/problem+json")]
-    Internal(#[to_schema] ProblemBody),
+    Internal(ProblemBody),
     /// The request took too long, the database does not answer, or a model is not to be had.
     #[response(status = 503, content_type = "application/problem+json", headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
     ))]
-    Unavailable(#[to_schema] ProblemBody),
+    Unavailable(ProblemBody),
 }
 
 /// A model named in the path does not exist.
 #[derive(IntoResponses)]
 #[response(status = 404, description = "No model has this name", content_type = "application/problem+json")]
 #[allow(dead_code, reason = "utoipa reads the field")]
-pub struct UnknownModel(#[to_schema] ProblemBody);
+pub struct UnknownModel(ProblemBody);
 
 /// What a body can get wrong on our own routes.
 #[derive(IntoResponses)]
@@ -39,16 +39,16 @@ pub struct UnknownModel(#[to_schema] ProblemBody);
 pub enum NativeBodyErrors {
     /// The body is not JSON.
     #[response(status = 400, content_type = "application/problem+json")]
-    Malformed(#[to_schema] ProblemBody),
+    Malformed(ProblemBody),
     /// The body is over the limit.
     #[response(status = 413, content_type = "application/problem+json")]
-    TooLarge(#[to_schema] ProblemBody),
+    TooLarge(ProblemBody),
     /// The body is not declared as JSON.
     #[response(status = 415, content_type = "application/problem+json")]
-    ContentType(#[to_schema] ProblemBody),
+    ContentType(ProblemBody),
     /// A field is missing, of the wrong type, or out of its range.
     #[response(status = 422, content_type = "application/problem+json")]
-    Invalid(#[to_schema] ProblemBody),
+    Invalid(ProblemBody),
 }
 
 /// What a TEI route without a body can answer besides its success.
@@ -57,24 +57,24 @@ pub enum NativeBodyErrors {
 pub enum TeiErrors {
     /// A page of another origin sent the request.
     #[response(status = 403)]
-    Forbidden(#[to_schema] TeiError),
+    Forbidden(TeiError),
     /// No model has this name.
     #[response(status = 404)]
-    UnknownModel(#[to_schema] TeiError),
+    UnknownModel(TeiError),
     /// The path has other methods.
     #[response(status = 405)]
-    MethodNotAllowed(#[to_schema] TeiError),
+    MethodNotAllowed(TeiError),
     /// The `Host` header names another server.
     #[response(status = 421)]
-    Misdirected(#[to_schema] TeiError),
+    Misdirected(TeiError),
     /// A bug.
     #[response(status = 500)]
-    Internal(#[to_schema] TeiError),
+    Internal(TeiError),
     /// The model is loading or cannot be loaded, or the request took too long.
     #[response(status = 503, headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
     ))]
-    Unavailable(#[to_schema] TeiError),
+    Unavailable(TeiError),
 }
 
 /// What a body can get wrong on TEI's routes.
@@ -83,22 +83,22 @@ pub enum TeiErrors {
 pub enum TeiBodyErrors {
     /// The body is not JSON, an input is empty, or token ids are not this model's.
     #[response(status = 400)]
-    Malformed(#[to_schema] TeiError),
+    Malformed(TeiError),
     /// The vectors would be in another space than `expect_space`.
     #[response(status = 412)]
-    SpaceMismatch(#[to_schema] TeiError),
+    SpaceMismatch(TeiError),
     /// The body is over the limit.
     #[response(status = 413)]
-    TooLarge(#[to_schema] TeiError),
+    TooLarge(TeiError),
     /// The body is not declared as JSON.
     #[response(status = 415)]
-    ContentType(#[to_schema] TeiError),
+    ContentType(TeiError),
     /// A field is missing or wrong, there are too many inputs, or one is too long and may not be cut.
     #[response(status = 422)]
-    Invalid(#[to_schema] TeiError),
+    Invalid(TeiError),
     /// The model's queue is full.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
-    Overloaded(#[to_schema] TeiError),
+    Overloaded(TeiError),
 }
 
 /// What an OpenAI route without a body can answer besides its success.
@@ -107,25 +107,25 @@ pub enum TeiBodyErrors {
 pub enum OpenAiErrors {
     /// A page of another origin sent the request.
     #[response(status = 403)]
-    Forbidden(#[to_schema] OpenAiError),
+    Forbidden(OpenAiError),
     /// No model has this name or alias.
     #[response(status = 404)]
-    UnknownModel(#[to_schema] OpenAiError),
+    UnknownModel(OpenAiError),
     /// The path has other methods.
     #[response(status = 405)]
-    MethodNotAllowed(#[to_schema] OpenAiError),
+    MethodNotAllowed(OpenAiError),
     /// The `Host` header names another server.
     #[response(status = 421)]
-    Misdirected(#[to_schema] OpenAiError),
+    Misdirected(OpenAiError),
     /// A bug.
     #[response(status = 500)]
-    Internal(#[to_schema] OpenAiError),
+    Internal(OpenAiError),
     /// The model is loading or cannot be loaded (`x-should-retry: false`), or the request took too long.
     #[response(status = 503, headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
         ("x-should-retry" = String, description = "`false` when trying again is pointless"),
     ))]
-    Unavailable(#[to_schema] OpenAiError),
+    Unavailable(OpenAiError),
 }
 
 /// What a body can get wrong on OpenAI's routes.
@@ -134,17 +134,17 @@ pub enum OpenAiErrors {
 pub enum OpenAiBodyErrors {
     /// Any fault of the request: the `code` says which.
     #[response(status = 400)]
-    Invalid(#[to_schema] OpenAiError),
+    Invalid(OpenAiError),
     /// The vectors would be in another space than `expect_space`.
     #[response(status = 412)]
-    SpaceMismatch(#[to_schema] OpenAiError),
+    SpaceMismatch(OpenAiError),
     /// The body is over the limit.
     #[response(status = 413)]
-    TooLarge(#[to_schema] OpenAiError),
+    TooLarge(OpenAiError),
     /// The body is not declared as JSON.
     #[response(status = 415)]
-    ContentType(#[to_schema] OpenAiError),
+    ContentType(OpenAiError),
     /// The model's queue is full.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
-    Overloaded(#[to_schema] OpenAiError),
+    Overloaded(OpenAiError),
 }
