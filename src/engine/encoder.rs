@@ -1,7 +1,7 @@
 //! A loaded model: tokenizer, sessions and the queue between them.
 //!
-//! Start at [`Encoder::open`] and [`Encoder::encode`]. Tokenizing runs on tokio's blocking threads; each session has a
-//! thread of its own, which takes micro-batches from the queue until the encoder is closed.
+//! Start at [`Encoder::open`] and [`Encoder::encode`]. Tokenizing runs on tokio's blocking threads; a few threads share
+//! the model's session: each takes micro-batches from the queue until the encoder is closed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -51,7 +51,7 @@ pub struct EncoderSpec {
 pub struct EncoderOptions {
     /// Provider, threads and precision of each session.
     pub session: SessionOptions,
-    /// Sessions, each with a thread of its own.
+    /// Threads that run the session.
     pub workers: usize,
     /// How texts are gathered.
     pub batch: BatchLimits,
@@ -120,8 +120,8 @@ impl Encoder {
             return Err(mismatch(format!("has {rows} rows")));
         }
         let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size: spec.hidden_size };
-        let mut first = EncoderSession::open(runtime, &spec.onnx, options.session, wanted)?;
-        let output = first.output().clone();
+        let session = EncoderSession::open(runtime, &spec.onnx, options.session, wanted)?;
+        let output = session.output().clone();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.onnx.clone(), reason };
         let pooling = match output.kind {
             OutputKind::Texts => None,
@@ -133,17 +133,16 @@ impl Encoder {
                 ))
             })?),
         };
-        let trial = |session: &mut EncoderSession, ids: &[u32]| {
+        let trial = |ids: &[u32]| {
             let mut batch = PaddedBatch::default();
             batch.fill(std::iter::once(ids), ids.len().next_multiple_of(options.batch.width_step));
             session.run(&batch, |output| output.dimensions)
         };
         let highest_id = tokenizer.highest_id();
         // The lowest id first: when that runs and the highest does not, the tokenizer is the one to blame.
-        let dimensions = trial(&mut first, &[0, 0])
-            .map_err(|source| unsupported(format!("a trial run of two tokens failed: {source}")))?;
-        trial(&mut first, &[0, highest_id])
-            .map_err(|source| mismatch(format!("fails on the last of them ({source})")))?;
+        let dimensions =
+            trial(&[0, 0]).map_err(|source| unsupported(format!("a trial run of two tokens failed: {source}")))?;
+        trial(&[0, highest_id]).map_err(|source| mismatch(format!("fails on the last of them ({source})")))?;
         if let Some(hidden_size) = spec.hidden_size
             && dimensions != hidden_size as usize
         {
@@ -152,10 +151,6 @@ impl Encoder {
                  not embeddings",
                 output.name
             )));
-        }
-        let mut sessions = vec![first];
-        for _ in 1..options.workers.max(1) {
-            sessions.push(EncoderSession::open(runtime, &spec.onnx, options.session, wanted)?);
         }
         let limits = if spec.runs_alone {
             BatchLimits { max_batch_texts: 1, width_step: 1, ..options.batch }
@@ -171,10 +166,11 @@ impl Encoder {
             dimensions,
             label: spec.label.clone(),
         };
-        let n_workers = sessions.len();
-        for (index, session) in sessions.into_iter().enumerate() {
+        let session = Arc::new(session);
+        let n_workers = options.workers.max(1);
+        for index in 0..n_workers {
             let worker = Worker {
-                session,
+                session: Arc::clone(&session),
                 batcher: Arc::clone(&encoder.batcher),
                 pooling,
                 n_workers,
@@ -278,9 +274,9 @@ impl Drop for Encoder {
     }
 }
 
-/// A session and the thread that runs it.
+/// A thread that runs the model's session, beside others.
 struct Worker {
-    session: EncoderSession,
+    session: Arc<EncoderSession>,
     batcher: Arc<Batcher>,
     pooling: Option<Pooling>,
     n_workers: usize,
@@ -320,7 +316,7 @@ impl Worker {
 
     fn try_items(&mut self, items: &[BatchItem], width: usize) -> Result<(), EngineError> {
         let failed = |source| EngineError::Inference { index: items[0].index, source };
-        let (session, padded, pooling) = (&mut self.session, &mut self.padded, self.pooling);
+        let (session, padded, pooling) = (&self.session, &mut self.padded, self.pooling);
         padded.fill(items.iter().map(BatchItem::ids), width);
         let started = Instant::now();
         // The runtime is foreign code: what it throws must end one batch and not the worker.

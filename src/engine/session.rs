@@ -3,15 +3,18 @@
 //! Owns the process's one runtime library, the options of each provider, and what a graph takes and gives. Everything
 //! it returns is in this crate's own words.
 
+use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
+use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
+use ort::AsPointer;
 use ort::environment::Environment;
 use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch};
 use ort::logging::LogLevel;
+use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
-use ort::session::{HasSelectedOutputs, OutputSelector, RunOptions, Session};
-use ort::value::{Outlet, TensorElementType, TensorRef, ValueType};
+use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::error::{Cause, EngineError};
 use super::provider::Provider;
@@ -78,8 +81,10 @@ impl Runtime {
 pub struct SessionOptions {
     /// What executes it.
     pub provider: Provider,
-    /// Threads within one run.
+    /// Threads that the session's runs share.
     pub threads: usize,
+    /// Runs that may go on at once without waiting for each other.
+    pub streams: usize,
     /// Whether products may be rounded to bf16 (OpenVINO on a CPU with AMX).
     pub bf16: bool,
 }
@@ -152,12 +157,12 @@ pub struct RunOutput<'a> {
     pub dimensions: usize,
 }
 
-/// An open model file on one provider.
+/// An open model file on one provider. Several threads may run it at once, on one copy of the weights.
 pub struct EncoderSession {
     session: Session,
-    run_options: RunOptions<HasSelectedOutputs>,
     takes_token_types: bool,
     output: GraphOutput,
+    output_name: CString,
 }
 
 impl EncoderSession {
@@ -182,10 +187,8 @@ impl EncoderSession {
         let unsupported = |reason| EngineError::UnsupportedGraph { path: path.to_owned(), reason };
         let takes_token_types = check_inputs(session.inputs()).map_err(unsupported)?;
         let output = choose_output(session.outputs(), wanted).map_err(unsupported)?;
-        let run_options = RunOptions::new()
-            .map_err(|error| refused(cause(error)))?
-            .with_outputs(OutputSelector::no_default().with(&output.name));
-        Ok(Self { session, run_options, takes_token_types, output })
+        let output_name = CString::new(output.name.as_str()).map_err(|error| refused(error.into()))?;
+        Ok(Self { session, takes_token_types, output, output_name })
     }
 
     /// The output that is read.
@@ -198,20 +201,16 @@ impl EncoderSession {
     ///
     /// # Errors
     /// What the runtime said, or how the output's shape differs from what was announced.
-    pub fn run<T>(&mut self, batch: &PaddedBatch, read: impl FnOnce(RunOutput<'_>) -> T) -> Result<T, Cause> {
+    pub fn run<T>(&self, batch: &PaddedBatch, read: impl FnOnce(RunOutput<'_>) -> T) -> Result<T, Cause> {
         let shape = [batch.n_texts, batch.width];
         let ids = TensorRef::from_array_view((shape, batch.ids.as_slice())).map_err(cause)?;
         let mask = TensorRef::from_array_view((shape, batch.mask.as_slice())).map_err(cause)?;
-        let outputs = if self.takes_token_types {
-            let types = TensorRef::from_array_view((shape, batch.token_types.as_slice())).map_err(cause)?;
-            let inputs = ort::inputs!["input_ids" => ids, "attention_mask" => mask, "token_type_ids" => types];
-            self.session.run_with_options(inputs, &self.run_options)
-        } else {
-            let inputs = ort::inputs!["input_ids" => ids, "attention_mask" => mask];
-            self.session.run_with_options(inputs, &self.run_options)
-        }
-        .map_err(cause)?;
-        let (shape, values) = outputs[self.output.name.as_str()].try_extract_tensor::<f32>().map_err(cause)?;
+        let types = TensorRef::from_array_view((shape, batch.token_types.as_slice())).map_err(cause)?;
+        let names = [c"input_ids", c"attention_mask", c"token_type_ids"].map(CStr::as_ptr);
+        let values = [ids.ptr(), mask.ptr(), types.ptr()];
+        let n_inputs = if self.takes_token_types { 3 } else { 2 };
+        let output = self.run_shared(&names[..n_inputs], &values[..n_inputs])?;
+        let (shape, values) = output.try_extract_tensor::<f32>().map_err(cause)?;
         let sizes: Vec<usize> = shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
         let dimensions = match (self.output.kind, sizes.as_slice()) {
             (OutputKind::Tokens, &[texts, width, dimensions])
@@ -229,6 +228,38 @@ impl EncoderSession {
             }
         };
         Ok(read(RunOutput { values, dimensions }))
+    }
+
+    /// Runs the session without the exclusive borrow that `ort` asks for.
+    ///
+    /// `ort` takes `&mut self` because it does not trust every provider's `Run` from several threads. The contract of
+    /// ONNX Runtime's C API is that `Run` may be called so, and both providers here keep to it: MLAS holds no state
+    /// between calls, and the OpenVINO provider takes an idle inference request for each call. What it saves is one
+    /// copy of the weights per worker.
+    #[allow(unsafe_code, reason = "the C API is the only way to run one session from several threads")]
+    fn run_shared(&self, names: &[*const c_char], values: &[*const ort::sys::OrtValue]) -> Result<DynValue, Cause> {
+        let output_names = [self.output_name.as_ptr()];
+        let mut outputs = [ptr::null_mut()];
+        let session = self.session.inner();
+        // SAFETY: the session is open as long as `session` lives; names and values come in pairs, are alive until the
+        // call returns and are only read; one output name goes with one null pointer, which the call fills on success.
+        let status = unsafe {
+            (ort::api().Run)(
+                session.ptr().cast_mut(),
+                ptr::null(),
+                names.as_ptr(),
+                values.as_ptr(),
+                names.len(),
+                output_names.as_ptr(),
+                output_names.len(),
+                outputs.as_mut_ptr(),
+            )
+        };
+        // SAFETY: the status comes from the call above and is given to nobody else.
+        unsafe { ort::Error::result_from_status(status) }.map_err(cause)?;
+        let output = NonNull::new(outputs[0]).ok_or("the runtime gave no output")?;
+        // SAFETY: the call succeeded, so this is an OrtValue made with the session's allocator, and it is ours to free.
+        Ok(unsafe { DynValue::from_ptr(output, Some(self.session.allocator())) })
     }
 }
 
@@ -262,7 +293,7 @@ fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
                 ep::OpenVINO::default()
                     .with_device_type("CPU")
                     .with_num_threads(options.threads)
-                    .with_num_streams(1)
+                    .with_num_streams(u8::try_from(options.streams).unwrap_or(u8::MAX))
                     .with_arbitrary_config("load_config", config)
                     .build()
                     .error_on_failure(),

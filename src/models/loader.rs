@@ -19,7 +19,7 @@ use crate::engine::{
     SessionOptions,
 };
 
-/// Sessions that one model gets unless the configuration says otherwise: each holds its own copy of packed weights.
+/// Batches that one model runs at once unless the configuration says otherwise.
 const MAX_DEFAULT_WORKERS: usize = 4;
 
 /// Widths of `openvino` batches are multiples of this: a shape that was not seen before costs half a millisecond.
@@ -104,7 +104,7 @@ impl Loader {
             workers => workers,
         };
         EncoderOptions {
-            session: SessionOptions { provider: choice.provider, threads: (self.cores / workers).max(1), bf16 },
+            session: SessionOptions { provider: choice.provider, threads: self.cores, streams: workers, bf16 },
             workers,
             batch: BatchLimits {
                 max_batch_tokens: self.engine.max_batch_tokens,

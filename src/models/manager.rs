@@ -190,17 +190,25 @@ impl MultiModelManager {
     }
 
     /// Makes a model the one used by requests that name none. It is loaded first and recorded before the pointer moves.
+    /// Goes on when the caller leaves, so that the record and the pointer cannot part.
     ///
     /// # Errors
     /// As [`Self::load_model`], or [`ModelError::Ledger`]; the active model stays what it was.
-    ///
-    /// # Panics
-    /// Never: nobody closes the semaphore.
     pub async fn set_active(&self, name: &ModelName) -> Result<Switch, ModelError> {
         let entry = self.entry(name)?;
+        let manager = self.clone();
+        let switch = self.shutdown.spawn("switch", async move { manager.switch_to(&entry).await });
+        match switch.await {
+            Ok(switched) => switched,
+            // The runtime ends the task only when the process ends; a panic in it is passed on.
+            Err(ended) => std::panic::resume_unwind(ended.into_panic()),
+        }
+    }
+
+    async fn switch_to(&self, entry: &Arc<Entry>) -> Result<Switch, ModelError> {
         let _turn = self.switch_turn.acquire().await.expect("the semaphore is never closed");
         // Held until the pointer has moved: an unload in between would send the first request back to loading.
-        let lease = self.lease_entry(&entry, Eagerness::ByHand).await?;
+        let lease = self.lease_entry(entry, Eagerness::ByHand).await?;
         self.ledger.record_active_model(&entry.info.name).await?;
         let previous = std::mem::replace(&mut *self.active.write(), entry.info.name.clone());
         tracing::info!(%previous, active = %entry.info.name, "the active model was set");
