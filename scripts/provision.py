@@ -48,10 +48,10 @@ def megabytes(*paths):
 
 
 class DataFolder:
-    """`.granary/` at the repository root, or the folder that GRANARY_DATA names."""
+    """`.granary/` at the repository root, or the folder that GRANARY_MODELS__DATA_DIR names."""
 
     def __init__(self):
-        self.root = Path(os.environ.get("GRANARY_DATA") or REPOSITORY / ".granary").absolute()
+        self.root = Path(os.environ.get("GRANARY_MODELS__DATA_DIR") or REPOSITORY / ".granary").absolute()
 
     def __truediv__(self, path):
         return self.root / path
@@ -63,7 +63,7 @@ class DataFolder:
             self.root.mkdir(parents=True, exist_ok=True)
             lock = open(self.root / ".lock", "w")
         except OSError as error:
-            raise Failure(f"{self.root} cannot be written ({error.strerror}); GRANARY_DATA names another folder.") from error
+            raise Failure(f"{self.root} cannot be written ({error.strerror}); GRANARY_MODELS__DATA_DIR names another folder.") from error
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

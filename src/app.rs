@@ -18,6 +18,7 @@ use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::config::Config;
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
+use crate::models::lifecycle::Phase;
 use crate::models::{
     Catalog, CatalogError, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager, Timing,
     VolatileLedger,
@@ -27,6 +28,9 @@ use crate::telemetry::{self, MetricsError};
 
 /// How often histograms are folded: between two folds the recorder keeps every observation.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often a failed load of the active model is looked at.
+const RETRY_ACTIVE: Duration = Duration::from_secs(1);
 
 /// A server that is ready to run.
 pub struct App {
@@ -114,7 +118,7 @@ impl App {
                 models.load_model(&entry.name).await.map_err(AppError::AutoLoad)?;
             }
         }
-        preload_active(&shutdown, models.clone());
+        keep_active_loadable(&shutdown, models.clone());
         keep_metrics(&shutdown, metrics.clone());
         let state = AppState {
             models,
@@ -196,11 +200,25 @@ fn runtime_library(config: &Config) -> PathBuf {
     configured.or_else(of_environment).unwrap_or_else(|| config.models.data_dir.join("runtime/libonnxruntime.so"))
 }
 
-/// Loads the active model in the background: the port opens at once, and the first request waits for the load.
-fn preload_active(shutdown: &Shutdown, models: MultiModelManager) {
+/// Loads the active model in the background: the port opens at once, and the first request waits for the load. A
+/// failed load is tried again when it has cooled down, since a server that is not ready gets no request that would.
+fn keep_active_loadable(shutdown: &Shutdown, models: MultiModelManager) {
+    let soft = shutdown.soft().clone();
     shutdown.spawn("preload", async move {
-        // Requests get the reason of a failure, and the log has it already.
-        let _ = models.load_model(&models.active()).await;
+        let mut every = tokio::time::interval(RETRY_ACTIVE);
+        let mut first = true;
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return,
+                _ = every.tick() => {}
+            }
+            let active = models.active();
+            let has_failed = models.status(&active).is_ok_and(|status| status.phase == Phase::Failed);
+            if std::mem::take(&mut first) || has_failed {
+                // Requests get the reason of a failure, and the log has it already.
+                let _ = models.lease(&active).await;
+            }
+        }
     });
 }
 

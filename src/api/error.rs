@@ -92,11 +92,16 @@ impl ApiError {
                 json(status, "application/json", serde_json::to_vec(&body))
             }
             Family::OpenAi => {
+                // The services say `inputs`, as TEI does; OpenAI's field is `input`.
+                let in_its_words = |text: &str| text.replace("`inputs", "`input");
                 let body = OpenAiError {
                     error: OpenAiErrorBody {
-                        message: self.message.clone(),
+                        message: in_its_words(&self.message),
                         kind: self.code.openai_type().to_owned(),
-                        param: self.param.clone(),
+                        param: self
+                            .param
+                            .as_deref()
+                            .map(|param| if param == "inputs" { "input" } else { param }.to_owned()),
                         code: Some(self.code.as_str().to_owned()),
                     },
                 };

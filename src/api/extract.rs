@@ -77,12 +77,12 @@ fn json_error(error: &serde_json::Error, path: &str) -> ApiError {
     }
     let sentence = error.to_string();
     let sentence = sentence.rsplit_once(" at line ").map_or(sentence.as_str(), |(sentence, _)| sentence);
-    let field = path.split(['.', '[']).next().filter(|field| !field.is_empty());
-    match field {
-        Some(field) => ApiError::new(Code::InvalidRequest, format!("`{}`: {}", shortened(path), shortened(sentence)))
-            .with_param(shortened(field)),
-        None => ApiError::new(Code::InvalidRequest, shortened(sentence)),
+    if path == "." {
+        return ApiError::new(Code::InvalidRequest, shortened(sentence));
     }
+    let field = path.split(['.', '[']).next().unwrap_or_default();
+    ApiError::new(Code::InvalidRequest, format!("`{}`: {}", shortened(path), shortened(sentence)))
+        .with_param(shortened(field))
 }
 
 /// A caller's text in an error: its beginning.

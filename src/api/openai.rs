@@ -1,12 +1,12 @@
 //! `/v1`: OpenAI's embeddings and models routes.
 
-use axum::extract::{Path, State};
+use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::{ApiError, Code};
-use super::extract::{Json, expected_space};
+use super::extract::{Json, ModelWord, expected_space};
 use super::inputs::Inputs;
 use super::measured::{self, Answer};
 use super::responses::{OpenAiBodyErrors, OpenAiErrors};
@@ -205,7 +205,7 @@ pub async fn models(State(state): State<AppState>) -> axum::Json<ModelList> {
 )]
 pub async fn model(
     State(state): State<AppState>,
-    Path(word): Path<String>,
+    ModelWord(word): ModelWord,
 ) -> Result<axum::Json<OpenAiModel>, ApiError> {
     let name = state.models.resolve(Some(&word))?;
     Ok(axum::Json(OpenAiModel::of(&state.models.status(&name)?, state.started_at)))

@@ -286,7 +286,7 @@ impl Queue {
         let width = longest.next_multiple_of(limits.width_step);
         let capacity = (limits.max_batch_tokens / width).clamp(1, limits.max_batch_texts);
         let mut items = Vec::with_capacity(capacity);
-        let fits = |n_tokens: usize| n_tokens <= width && (width <= SHORT_WIDTH || n_tokens * 4 >= width * 3);
+        let fits = |n_tokens: usize| n_tokens <= width && (width <= SHORT_WIDTH || n_tokens * 4 >= longest * 3);
         // A job's own texts come longest first, so the run stops at the first that would be mostly padding: it leads a
         // narrower batch of its own later.
         first.move_into(&mut items, capacity, fits);

@@ -122,8 +122,8 @@ impl Loader {
 fn max_tokens(settings: &EncoderSettings, files: &ModelFiles) -> Result<NonZeroU32, LoadError> {
     let limit = settings.max_tokens.or_else(|| files.max_positions.and_then(NonZeroU32::new)).ok_or_else(|| {
         LoadError::Setting(
-            "nothing says how many tokens the model takes: set its `max_tokens`, or put its sentence_bert_config.json, \
-             tokenizer_config.json or config.json in place"
+            "nothing says how many tokens the model takes: set its `max_tokens`, or use a model folder \
+             with its sentence_bert_config.json, tokenizer_config.json or config.json"
                 .to_owned(),
         )
     })?;
@@ -158,8 +158,8 @@ fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, Load
     let by_graph = encoder.output().kind == OutputKind::Texts;
     settings.normalize.or(by_graph.then_some(true)).ok_or_else(|| {
         LoadError::Setting(
-            "nothing says whether the model's vectors have length 1: set its `normalize` to true or false, or put its \
-             modules.json in place"
+            "nothing says whether the model's vectors have length 1: set its `normalize` to true or false, or use a \
+             model folder with its modules.json"
                 .to_owned(),
         )
     })

@@ -19,17 +19,6 @@ mod result_code {
 /// The database could not be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// The configured address does not name a file.
-    #[error(
-        "`{url}` is not a database address: {problem}. \
-         Expected `sqlite:` and the path of a file, such as `sqlite:/var/lib/granary/granary.db`"
-    )]
-    Address {
-        /// The address as configured.
-        url: String,
-        /// What is wrong with it.
-        problem: &'static str,
-    },
     /// Another process works on the database.
     #[error(
         "`{path}` is in use by {holder}, which holds `{lock}`: stop that process, or set another `grains.database_url`"
@@ -118,7 +107,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// SQLite refused, for a reason that has no variant of its own.
-    #[error("it was not possible to {doing} in `{path}`: `granary doctor` checks the file")]
+    #[error(
+        "it was not possible to {doing} in `{path}`: stop every Granary, then `sqlite3 FILE 'PRAGMA integrity_check'` tells whether the file is whole"
+    )]
     Sql {
         /// The file.
         path: PathBuf,

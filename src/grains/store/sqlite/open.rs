@@ -2,7 +2,6 @@
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::str::FromStr;
 use std::time::Duration;
 
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -40,34 +39,6 @@ impl OpenOptions {
     pub fn at(path: impl Into<PathBuf>) -> Self {
         const READERS: NonZeroU32 = NonZeroU32::new(4).expect("four is not zero");
         Self { path: path.into(), readers: READERS }
-    }
-
-    /// The file that a `database_url` names: `sqlite:PATH`, `sqlite://PATH`, with `?mode=rwc` or nothing after it.
-    /// A path that does not start with `/` is relative to the current folder; `%20` stands for a space.
-    ///
-    /// # Errors
-    /// [`StoreError::Address`] when the address names no file.
-    pub fn from_url(url: &str) -> Result<Self, StoreError> {
-        let problem = |problem| StoreError::Address { url: url.to_owned(), problem };
-        let Some(address) = url.strip_prefix("sqlite:") else {
-            return Err(problem("SQLite is the only database so far"));
-        };
-        let (file, parameters) = address.split_once('?').unwrap_or((address, ""));
-        if file.trim_start_matches('/') == ":memory:" || parameters.contains("mode=memory") {
-            return Err(problem(
-                "memory keeps nothing over a restart; `grains.enabled = false` does without a database",
-            ));
-        }
-        if !matches!(parameters, "" | "mode=rwc") {
-            return Err(problem("it has parameters, and Granary itself decides how the file is opened"));
-        }
-        let parsed = SqliteConnectOptions::from_str(&format!("sqlite:{file}"))
-            .map_err(|_| problem("its path is not UTF-8 once its `%` escapes are read"))?;
-        let path = parsed.get_filename();
-        if path.as_os_str().is_empty() {
-            return Err(problem("it names no file"));
-        }
-        Ok(Self::at(path))
     }
 }
 

@@ -167,33 +167,6 @@ async fn a_full_disk_is_told_apart() {
     assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
 }
 
-#[test]
-fn addresses_are_read_as_sqlx_reads_them() {
-    for (url, path) in [
-        ("sqlite:granary.db", "granary.db"),
-        ("sqlite://granary.db", "granary.db"),
-        ("sqlite:///var/lib/granary/granary.db?mode=rwc", "/var/lib/granary/granary.db"),
-        ("sqlite:/data/with%20space%3F.db", "/data/with space?.db"),
-    ] {
-        assert_eq!(OpenOptions::from_url(url).expect(url), OpenOptions::at(path), "{url}");
-    }
-    for url in [
-        "",
-        "granary.db",
-        "postgres://localhost/granary",
-        "sqlite:",
-        "sqlite://",
-        "sqlite::memory:",
-        "sqlite://:memory:",
-        "sqlite://?mode=memory",
-        "sqlite:a.db?mode=ro",
-        "sqlite:%ff",
-    ] {
-        let refused = OpenOptions::from_url(url).expect_err(url);
-        assert!(matches!(refused, StoreError::Address { .. }), "{url}: {refused:?}");
-    }
-}
-
 /// A migration that has landed is in somebody's file: its checksum is recorded there. Add a new one instead.
 #[test]
 fn landed_migrations_are_frozen() {
