@@ -320,7 +320,7 @@ mod tests {
             ("[[-1]]", Code::InvalidRequest, "-1"),
             ("{}", Code::InvalidRequest, "a text"),
             (r#"["a""#, Code::MalformedJson, "EOF"),
-            (r#""\ud800""#, Code::MalformedJson, "surrogate"),
+            (r#""\ud800""#, Code::MalformedJson, "hex escape"),
             (r#""a" x"#, Code::MalformedJson, "trailing"),
         ] {
             let (found, sentence) = refusal(json);
