@@ -1,0 +1,56 @@
+# `make serve` and `make test` need nothing but what README.md lists: their set-up installs the rest, without root.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help serve setup setup-test test test-schema lint fmt openapi docs audit clean
+
+# The binary that the checks of a running server use. Tests build it anyway.
+DEV_BINARY := target/debug/granary
+TOOLS := .granary/tools
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+serve: setup ## install what is missing, build in release mode, serve on 127.0.0.1:8080
+	cargo build --release --locked
+	exec target/release/granary serve
+
+setup: ## the runtime library and the default model, into .granary/; nothing if they are there
+	@scripts/setup
+
+setup-test: setup # what tests need beyond that: nextest and cargo-deny, models with random weights, Python clients
+	@scripts/setup-tools
+	@scripts/setup-test
+
+test: setup-test ## every test, the README's requests, the real Python clients, a few hundred generated requests
+	$(TOOLS)/cargo-nextest nextest run --locked
+	scripts/check-clients $(DEV_BINARY)
+	scripts/check-schema $(DEV_BINARY) --requests 400
+
+test-schema: setup-test ## 10,000 requests generated from the OpenAPI document, against the release build
+	cargo build --release --locked
+	scripts/check-schema target/release/granary --requests 10000
+
+lint: ## formatting, clippy with warnings denied, documentation, and the dependencies' licences, sources and bans
+	@scripts/setup-tools
+	cargo fmt --check
+	cargo clippy --all-targets --locked -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
+	$(TOOLS)/cargo-deny --locked check bans licenses sources
+
+fmt: ## format the code
+	cargo fmt
+
+openapi: ## write openapi/openapi.json anew
+	cargo run --locked --quiet -- openapi > openapi/openapi.json.new
+	mv openapi/openapi.json.new openapi/openapi.json
+
+docs: ## the code's documentation, in target/doc/granary/
+	cargo doc --locked --no-deps --document-private-items
+
+audit: ## known vulnerabilities of the dependencies; fetches the advisory database
+	@scripts/setup-tools
+	$(TOOLS)/cargo-deny --locked check advisories
+
+clean: ## remove what was built; .granary/ stays
+	cargo clean
