@@ -8,7 +8,7 @@ use granary::app::{self, App};
 use granary::cli::{Cli, Command, ServeArgs};
 use granary::config::{Config, LogFormat};
 use granary::models::error::with_causes;
-use granary::shutdown::Shutdown;
+use granary::shutdown::{self, Shutdown};
 use granary::{api, cli, telemetry};
 
 type Failure = Box<dyn std::error::Error>;
@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     ended.map_or_else(
         |error| {
             eprintln!("granary: {}", with_causes(error.as_ref()));
-            ExitCode::FAILURE
+            shutdown::exit_at_once(1)
         },
         |()| ExitCode::SUCCESS,
     )

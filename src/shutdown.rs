@@ -2,7 +2,8 @@
 //!
 //! Owns two cancellation tokens and the tasks of the process. *Soft* means: take no new work, finish what was begun.
 //! *Hard* means: give up now; it implies soft. Every task of the process is spawned here under a name, so that a
-//! shutdown that does not end can say what it waits for. It refuses to decide the exit code; `main` does.
+//! shutdown that does not end can say what it waits for. It refuses to decide the exit code; `main` does, and leaves
+//! through [`exit_at_once`] when something may still run.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -158,6 +159,14 @@ impl Default for Shutdown {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// Ends the process without the exit handlers of libraries: a load or an inference that was given up is still inside
+/// the runtime library, and would crash when its globals are torn down around it.
+#[allow(unsafe_code, reason = "the standard library's exit runs those handlers")]
+pub fn exit_at_once(code: i32) -> ! {
+    // SAFETY: _exit takes no pointer, may be called from any thread, and does not return.
+    unsafe { libc::_exit(code) }
 }
 
 /// How many tasks of each name run.
