@@ -44,8 +44,13 @@ pub struct App {
 #[derive(Debug, thiserror::Error)]
 pub enum AppError {
     /// The configured models make no catalog.
-    #[error("the configuration of models is wrong")]
-    Catalog(#[from] CatalogError),
+    #[error("the configuration is refused:\n  {origin}")]
+    Catalog {
+        /// The file, variable or flag that says so.
+        origin: String,
+        /// The setting, and what is wrong with it.
+        source: CatalogError,
+    },
     /// The database.
     #[error("the database cannot be used")]
     Store(#[from] StoreError),
@@ -84,7 +89,8 @@ impl App {
     pub async fn build(config: Config, shutdown: Shutdown) -> Result<Self, AppError> {
         let metrics = telemetry::install_metrics()?;
         let models_dir = config.models.models_dir();
-        let catalog = Catalog::from_config(&config.ai, &models_dir)?;
+        let catalog = Catalog::from_config(&config.ai, &models_dir)
+            .map_err(|source| AppError::Catalog { origin: config.origin(source.key()), source })?;
         let store = if config.grains.enabled {
             Some(Arc::new(SqliteStore::open(OpenOptions::at(config.database_path())).await?))
         } else {

@@ -41,8 +41,8 @@ pub struct ServeArgs {
     #[arg(long)]
     pub host: Option<String>,
     /// Listen on this port, 0 for a free one (`server.port`)
-    #[arg(long)]
-    pub port: Option<u16>,
+    #[arg(long, allow_negative_numbers = true)]
+    pub port: Option<String>,
     /// Begin with this model if none was made active before (`ai.model_name`)
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
@@ -103,7 +103,7 @@ mod tests {
             sources.overrides,
             Overrides {
                 host: Some("h".into()),
-                port: Some(0),
+                port: Some("0".into()),
                 model: Some("m".into()),
                 data_dir: Some("d".into()),
                 log_format: Some("json".into()),

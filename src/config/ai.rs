@@ -148,7 +148,17 @@ impl AiConfig {
         }
         problems.extend(self.aliases.keys().filter_map(|alias| unusable_alias(alias, format!("ai.aliases.{alias:?}"))));
         problems.extend(self.ambiguous_words());
+        problems.extend(self.contradicted_length());
         problems
+    }
+
+    /// What the active model's own entry says of its vectors wins, so it may not silence `embedding_dim`.
+    fn contradicted_length(&self) -> Option<Problem> {
+        let expected = self.embedding_dim?;
+        let entry = self.additional_models.iter().find(|model| model.name == self.model_name)?;
+        let said = entry.dimensions.filter(|said| *said != expected)?;
+        let sentence = format!("found {expected}, expected {said}, which the entry of `{}` has", entry.name);
+        Some(Problem::new("ai.embedding_dim", sentence))
     }
 
     /// A word that callers say must mean one model.

@@ -148,7 +148,7 @@ impl Layers {
         let text = |value: &Option<String>| value.clone().map(Value::from);
         let flags = [
             ("--host", "server", "host", text(&overrides.host)),
-            ("--port", "server", "port", overrides.port.map(Value::from)),
+            ("--port", "server", "port", overrides.port.as_deref().map(number_or_text)),
             ("--model", "ai", "model_name", text(&overrides.model)),
             ("--log-format", "telemetry", "log_format", text(&overrides.log_format)),
             ("--data-dir", "models", "data_dir", overrides.data_dir.as_deref().and_then(Path::to_str).map(Value::from)),
@@ -160,6 +160,11 @@ impl Layers {
             self.refuse("--data-dir", "models.data_dir", "found bytes that are not UTF-8, expected a path in UTF-8");
         }
     }
+}
+
+/// What is no number is left to the setting to refuse, in the words of the file.
+fn number_or_text(text: &str) -> Value {
+    text.parse::<i64>().map_or_else(|_| Value::from(text), Value::from)
 }
 
 fn our_variable(name: &str) -> Option<(&str, String, String)> {

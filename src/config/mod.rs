@@ -80,7 +80,7 @@ pub struct Overrides {
     /// `--host`, `server.host`.
     pub host: Option<String>,
     /// `--port`, `server.port`.
-    pub port: Option<u16>,
+    pub port: Option<String>,
     /// `--model`, `ai.model_name`.
     pub model: Option<String>,
     /// `--data-dir`, `models.data_dir`.

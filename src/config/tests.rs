@@ -102,7 +102,7 @@ auto_load = false
 fn each_layer_wins_over_the_one_before() {
     let file = "[server]\nport = 1\nhost = 'localhost'\nmax_inputs = 5\n[telemetry]\nlog_format = 'json'";
     let mut given = Given::file(file).env("GRANARY_SERVER__PORT", "2").env("GRANARY_SERVER__MAX_BODY", "1048576");
-    given.sources.overrides = Overrides { port: Some(3), model: Some("m".into()), ..Overrides::default() };
+    given.sources.overrides = Overrides { port: Some("3".into()), model: Some("m".into()), ..Overrides::default() };
     let config = given.load().expect("a configuration");
     assert_eq!(config.server.port, 3);
     assert_eq!(config.server.host.as_str(), "localhost");
@@ -222,6 +222,10 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[ai]\nmodel_name = 'a/b'", &["granary.toml: ai.model_name:", "a/b", "1 to 64"]),
         ("[ai]\nembedding_dim = 0", &["ai.embedding_dim:", "0", "at least 1"]),
         ("[ai]\nembedding_dim = 99999999", &["granary.toml: ai.embedding_dim:", "99999999", "1 to 65536"]),
+        (
+            "[ai]\nmodel_name = 'x'\nembedding_dim = 31\n[[ai.additional_models]]\nname = 'X'\ndimensions = 32",
+            &["granary.toml: ai.embedding_dim:", "found 31, expected 32", "`X`"],
+        ),
         ("[ai]\nmulti_model_enabled = 'yes'", &["ai.multi_model_enabled:", "\"yes\"", "true or false"]),
         ("[[ai.additional_models]]\npath = 'x'", &["granary.toml: ai.additional_models[0].name:", "nothing"]),
         ("[[ai.additional_models]]\nname = 'x'\nsize = 1", &["ai.additional_models[0].size:", "number 1", "string"]),
@@ -328,6 +332,10 @@ fn refusals_of_flags_name_the_flag_and_nothing_leaks() {
     refused(&given, &["--model: ai.model_name:", "auto"]);
     given.sources.overrides = Overrides { host: Some("::".into()), ..Overrides::default() };
     refused(&given, &["--host: server.host:", "\"::\"", "auth.disabled"]);
+    given.sources.overrides = Overrides { port: Some("http".into()), ..Overrides::default() };
+    refused(&given, &["--port: server.port:", "\"http\"", "a whole number from 0 to 65535"]);
+    given.sources.overrides = Overrides { port: Some("-1".into()), ..Overrides::default() };
+    refused(&given, &["--port: server.port:", "the number -1", "a whole number from 0 to 65535"]);
     let secret = env("GRANARY_GRAINS__DATABASE_URL", "postgres://u:secret@h/d").refusal();
     assert!(!secret.contains("secret"), "{secret}");
 }

@@ -6,6 +6,8 @@ use std::path::Path;
 use crate::config::{AdditionalModel, AiConfig};
 use crate::domain::{EncoderSettings, ModelInfo, ModelName, ModelSize, ModelSource, Pooling, Prompts};
 
+const MODELS_KEY: &str = "ai.additional_models";
+
 /// The models of the server, in the order they are listed. Names and aliases are unique, case ignored.
 #[derive(Clone, Debug)]
 pub struct Catalog {
@@ -16,7 +18,7 @@ pub struct Catalog {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// A new model without files.
-    #[error("ai.additional_models: `{0}` is no built-in model, so its entry needs a `path`")]
+    #[error("{MODELS_KEY}: `{0}` is no built-in model, so its entry needs a `path`")]
     NoPath(ModelName),
     /// A model that does not exist is meant.
     #[error("{key}: no model is called `{name}`; there are {known}")]
@@ -29,8 +31,10 @@ pub enum CatalogError {
         known: String,
     },
     /// One word would mean two models.
-    #[error("`{alias}` is an alias of `{model}`, but it already means `{taken_by}`")]
+    #[error("{key}: `{alias}` is an alias of `{model}`, but it already means `{taken_by}`")]
     Ambiguous {
+        /// The setting.
+        key: &'static str,
         /// The word.
         alias: String,
         /// The model it was to mean.
@@ -38,6 +42,18 @@ pub enum CatalogError {
         /// The model it means.
         taken_by: ModelName,
     },
+}
+
+impl CatalogError {
+    /// The setting at fault, for whoever knows which file, variable or flag it stood in.
+    #[must_use]
+    pub fn key(&self) -> &str {
+        match self {
+            Self::NoPath(_) => MODELS_KEY,
+            Self::Unknown { key, .. } => key,
+            Self::Ambiguous { key, .. } => key,
+        }
+    }
 }
 
 impl Catalog {
@@ -66,7 +82,7 @@ impl Catalog {
                 Err(error) => return Err(error),
             }
         }
-        catalog.check_words()?;
+        catalog.check_words(config)?;
         Ok(catalog)
     }
 
@@ -106,12 +122,13 @@ impl Catalog {
         })
     }
 
-    fn check_words(&self) -> Result<(), CatalogError> {
+    fn check_words(&self, config: &AiConfig) -> Result<(), CatalogError> {
         for model in &self.models {
             for alias in &model.aliases {
                 let other = self.models.iter().find(|other| other.name != model.name && other.answers_to(alias));
                 if let Some(other) = other {
                     return Err(CatalogError::Ambiguous {
+                        key: if config.aliases.contains_key(alias) { "ai.aliases" } else { MODELS_KEY },
                         alias: alias.clone(),
                         model: model.name.clone(),
                         taken_by: other.name.clone(),
