@@ -28,6 +28,7 @@ fn main() {
         tokenizer: folder.join("tokenizer.json"),
         pooling: Some(Pooling::Mean),
         hidden_size: Some(384),
+        expected_dimensions: None,
         vocabulary_size: Some(30522),
         max_tokens: 256,
         runs_alone: false,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use metrics::gauge;
+use metrics::{Gauge, gauge};
 use parking_lot::{Condvar, Mutex};
 use tokio::sync::oneshot;
 
@@ -186,13 +186,15 @@ pub struct Batcher {
     queue: Mutex<Queue>,
     work_arrived: Condvar,
     limits: BatchLimits,
+    tokens_shown: Gauge,
 }
 
 impl Batcher {
-    /// An empty queue.
+    /// An empty queue; `label` is the model's, for its metric.
     #[must_use]
-    pub fn new(limits: BatchLimits) -> Self {
-        Self { queue: Mutex::default(), work_arrived: Condvar::new(), limits }
+    pub fn new(limits: BatchLimits, label: &str) -> Self {
+        let tokens_shown = gauge!(telemetry::QUEUE_TOKENS, "model" => label.to_owned());
+        Self { queue: Mutex::default(), work_arrived: Condvar::new(), limits, tokens_shown }
     }
 
     /// Queues a job of at least one text.
@@ -223,6 +225,7 @@ impl Batcher {
             return Err(EngineError::Closed);
         }
         queue.drop_abandoned();
+        self.show(&queue);
         if queue.n_tokens > 0 && queue.n_tokens + n_tokens > self.limits.max_queue_tokens {
             return Err(EngineError::Overloaded {
                 queued_tokens: queue.n_tokens,
@@ -233,6 +236,7 @@ impl Batcher {
         queue.n_tokens += n_tokens;
         gauge!(telemetry::TE_QUEUE_SIZE).increment(n_texts as f64);
         queue.waiting.push_back(Waiting { job: Arc::clone(&job), by_length, n_tokens });
+        self.show(&queue);
         drop(queue);
         if n_texts > 1 {
             self.work_arrived.notify_all();
@@ -247,8 +251,10 @@ impl Batcher {
     pub fn next_batch(&self) -> Option<MicroBatch> {
         let mut queue = self.queue.lock();
         loop {
-            if let Some(batch) = queue.take_batch(&self.limits) {
-                return Some(batch);
+            let batch = queue.take_batch(&self.limits);
+            self.show(&queue);
+            if batch.is_some() {
+                return batch;
             }
             if queue.closed {
                 return None;
@@ -257,18 +263,17 @@ impl Batcher {
         }
     }
 
+    /// Shows the queue in the metrics. Called under its lock, so that an older number cannot replace a newer one.
+    fn show(&self, queue: &Queue) {
+        self.tokens_shown.set(queue.n_tokens as f64);
+    }
+
     /// Tells how fast a batch of real tokens ran, for `Retry-After`.
     pub fn record_speed(&self, n_tokens: usize, elapsed: Duration, n_workers: usize) {
         let speed = n_tokens as f64 * n_workers as f64 / elapsed.as_secs_f64().max(1e-6);
         let mut queue = self.queue.lock();
         queue.tokens_per_second =
             if queue.tokens_per_second > 0.0 { 0.9 * queue.tokens_per_second + 0.1 * speed } else { speed };
-    }
-
-    /// Tokens waiting now.
-    #[must_use]
-    pub fn queued_tokens(&self) -> usize {
-        self.queue.lock().n_tokens
     }
 
     /// Takes no more jobs; workers end when those queued are done.
@@ -364,17 +369,17 @@ mod tests {
 
     #[test]
     fn callers_with_short_texts_share_a_batch() {
-        let batcher = Batcher::new(LIMITS);
+        let batcher = Batcher::new(LIMITS, "m");
         let handles: Vec<_> = (5..10).map(|n| batcher.submit(texts(&[n]), FINISH).expect("room")).collect();
         let batch = take(&batcher);
         assert_eq!((batch.items.len(), batch.width), (5, 16));
-        assert_eq!(batcher.queued_tokens(), 0);
+        assert_eq!(batcher.queue.lock().n_tokens, 0);
         drop(handles);
     }
 
     #[test]
     fn a_lone_text_waits_for_one_batch_of_a_large_job() {
-        let batcher = Batcher::new(LIMITS);
+        let batcher = Batcher::new(LIMITS, "m");
         let _large = batcher.submit(texts(&[100; 15]), FINISH).expect("room");
         let _lone = batcher.submit(texts(&[10]), FINISH).expect("room");
         assert!(take(&batcher).items.iter().all(|item| item.ids().len() == 100));
@@ -383,7 +388,7 @@ mod tests {
 
     #[test]
     fn a_text_over_the_budget_runs_alone() {
-        let batcher = Batcher::new(LIMITS);
+        let batcher = Batcher::new(LIMITS, "m");
         let _job = batcher.submit(texts(&[1_000, 900]), FINISH).expect("an empty queue takes any job");
         assert_eq!(take(&batcher).items.len(), 1);
         assert_eq!(take(&batcher).items.len(), 1);
@@ -391,32 +396,32 @@ mod tests {
 
     #[test]
     fn a_full_queue_refuses_with_a_time_and_takes_again_when_callers_leave() {
-        let batcher = Batcher::new(LIMITS);
+        let batcher = Batcher::new(LIMITS, "m");
         let first = batcher.submit(texts(&[100; 19]), FINISH).expect("room");
         let refused = batcher.submit(texts(&[200]), FINISH).err().expect("no room");
         assert!(matches!(refused, EngineError::Overloaded { queued_tokens: 1_900, .. }), "{refused}");
         drop(first);
         assert!(batcher.submit(texts(&[200]), FINISH).is_ok());
-        assert_eq!(batcher.queued_tokens(), 200);
+        assert_eq!(batcher.queue.lock().n_tokens, 200);
     }
 
     #[test]
     fn a_failed_job_answers_once_and_leaves_the_queue() {
-        let batcher = Batcher::new(LIMITS);
+        let batcher = Batcher::new(LIMITS, "m");
         let mut handle = batcher.submit(texts(&[100; 10]), FINISH).expect("room");
         let batch = take(&batcher);
         batch.items[0].job.fail(EngineError::Closed);
         batch.items[1].job.complete(batch.items[1].index, Duration::ZERO, |_| unreachable!("the job has failed"));
         assert!(matches!(handle.reply.try_recv(), Ok(Err(EngineError::Closed))));
         assert!(batcher.queue.lock().take_batch(&LIMITS).is_none());
-        assert_eq!(batcher.queued_tokens(), 0);
+        assert_eq!(batcher.queue.lock().n_tokens, 0);
     }
 
     proptest! {
         #[test]
         fn every_text_runs_once_within_the_budget(jobs in prop::collection::vec(
             prop::collection::vec(1_usize..400, 1..30), 1..8)) {
-            let batcher = Batcher::new(BatchLimits { max_queue_tokens: usize::MAX, ..LIMITS });
+            let batcher = Batcher::new(BatchLimits { max_queue_tokens: usize::MAX, ..LIMITS }, "m");
             let handles: Vec<_> =
                 jobs.iter().map(|lengths| batcher.submit(texts(lengths), FINISH).expect("room")).collect();
             while let Some(batch) = batcher.queue.lock().take_batch(&LIMITS) {
@@ -428,7 +433,7 @@ mod tests {
                     item.job.complete(item.index, Duration::ZERO, |slot| slot[0] += length as f32);
                 }
             }
-            prop_assert_eq!(batcher.queued_tokens(), 0);
+            prop_assert_eq!(batcher.queue.lock().n_tokens, 0);
             for (mut handle, lengths) in handles.into_iter().zip(jobs) {
                 let vectors = handle.reply.try_recv().expect("answered").expect("well").vectors;
                 let expected: Vec<f32> = lengths.iter().map(|n| *n as f32).collect();

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use metrics::{gauge, histogram};
+use metrics::histogram;
 use tracing::Span;
 
 use super::batcher::{BatchItem, BatchLimits, Batcher, Finish, MicroBatch};
@@ -28,7 +28,7 @@ const INPUTS_PER_TOKENIZE_TASK: usize = 64;
 /// Everything needed to open a model.
 #[derive(Clone, Debug)]
 pub struct EncoderSpec {
-    /// The model's name, as the `model` label of metrics and in thread names.
+    /// The model's name, as the `model` label of metrics.
     pub label: String,
     /// The `.onnx` file.
     pub onnx: PathBuf,
@@ -36,8 +36,11 @@ pub struct EncoderSpec {
     pub tokenizer: PathBuf,
     /// How to pool, when known.
     pub pooling: Option<Pooling>,
-    /// The hidden size, when known.
+    /// The hidden size, when the model's files say it.
     pub hidden_size: Option<u32>,
+    /// The length of vector that the settings expect, to tell outputs without a known name apart where the files say
+    /// nothing. Whether it is right is the caller's to judge.
+    pub expected_dimensions: Option<u32>,
     /// Rows of the embedding table, when known.
     pub vocabulary_size: Option<u32>,
     /// The most tokens a text keeps.
@@ -97,7 +100,6 @@ pub struct Encoder {
     output: GraphOutput,
     pooling: Option<Pooling>,
     dimensions: usize,
-    label: String,
 }
 
 impl Encoder {
@@ -119,7 +121,10 @@ impl Encoder {
         {
             return Err(mismatch(format!("has {rows} rows")));
         }
-        let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size: spec.hidden_size };
+        let wanted = WantedOutput {
+            pooling_is_known: spec.pooling.is_some(),
+            hidden_size: spec.hidden_size.or(spec.expected_dimensions),
+        };
         let session = EncoderSession::open(runtime, &spec.onnx, options.session, wanted)?;
         let output = session.output().clone();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.onnx.clone(), reason };
@@ -159,12 +164,11 @@ impl Encoder {
         };
         let mut encoder = Self {
             tokenizer: Arc::new(tokenizer),
-            batcher: Arc::new(Batcher::new(limits)),
+            batcher: Arc::new(Batcher::new(limits, &spec.label)),
             workers: Vec::new(),
             output,
             pooling,
             dimensions,
-            label: spec.label.clone(),
         };
         let session = Arc::new(session);
         let n_workers = options.workers.max(1);
@@ -174,7 +178,6 @@ impl Encoder {
                 batcher: Arc::clone(&encoder.batcher),
                 pooling,
                 n_workers,
-                label: spec.label.clone(),
                 padded: PaddedBatch::default(),
             };
             let thread = std::thread::Builder::new()
@@ -222,7 +225,6 @@ impl Encoder {
         let n_tokens: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
         let truncated = (0..texts.len()).filter(|index| texts[*index].truncated).collect();
         let job = self.batcher.submit(texts, finish)?;
-        gauge!(telemetry::QUEUE_TOKENS, "model" => self.label.clone()).set(self.batcher.queued_tokens() as f64);
         let result = job.wait().await?;
         Ok(Encoded {
             vectors: result.vectors,
@@ -280,7 +282,6 @@ struct Worker {
     batcher: Arc<Batcher>,
     pooling: Option<Pooling>,
     n_workers: usize,
-    label: String,
     padded: PaddedBatch,
 }
 
@@ -291,7 +292,6 @@ impl Worker {
             histogram!(telemetry::TE_BATCH_NEXT_SIZE).record(batch.items.len() as f64);
             histogram!(telemetry::TE_BATCH_NEXT_TOKENS)
                 .record(batch.items.iter().map(|item| item.ids().len()).sum::<usize>() as f64);
-            gauge!(telemetry::QUEUE_TOKENS, "model" => self.label.clone()).set(batcher.queued_tokens() as f64);
             self.run_batch(&batch);
         }
     }

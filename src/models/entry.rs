@@ -70,7 +70,9 @@ pub struct ModelStatus {
 
 impl Entry {
     pub(super) fn new(info: ModelInfo) -> Self {
-        Self { info: Arc::new(info), state: watch::Sender::new(State::Unloaded) }
+        let entry = Self { info: Arc::new(info), state: watch::Sender::new(State::Unloaded) };
+        entry.record(Phase::Unloaded);
+        entry
     }
 
     pub(super) fn status(&self) -> ModelStatus {
@@ -102,13 +104,10 @@ impl Entry {
             };
             let claimed = matches!(next, Next::Load);
             if claimed {
-                *state = State::Loading;
+                self.enter(state, State::Loading);
             }
             claimed
         });
-        if matches!(next, Next::Load) {
-            self.record();
-        }
         next
     }
 
@@ -133,13 +132,12 @@ impl Entry {
                 State::Unloaded | State::Failed(_) => NextUnload::Done,
             };
             match (&next, &state) {
-                (NextUnload::Drain(_), _) => *state = State::Draining,
-                (_, State::Failed(_)) => *state = State::Unloaded,
+                (NextUnload::Drain(_), _) => self.enter(state, State::Draining),
+                (_, State::Failed(_)) => self.enter(state, State::Unloaded),
                 _ => return false,
             }
             true
         });
-        self.record();
         next
     }
 
@@ -151,9 +149,14 @@ impl Entry {
         self.move_to(State::Unloaded)
     }
 
-    /// Shows the state in the metrics.
-    fn record(&self) {
-        let current = self.state.borrow().phase();
+    /// Changes the state and shows it in the metrics, both under the state's lock: nobody who waits for the change is
+    /// ahead of the metrics, and two changes are shown in their order.
+    fn enter(&self, state: &mut State, to: State) {
+        *state = to;
+        self.record(state.phase());
+    }
+
+    fn record(&self, current: Phase) {
         for phase in Phase::ALL {
             let label = self.info.name.to_string();
             let is_current = f64::from(u8::from(phase == current));
@@ -166,11 +169,10 @@ impl Entry {
         self.state.send_if_modified(|state| {
             moved = state.phase().check_move(to.phase());
             if moved.is_ok() {
-                *state = to;
+                self.enter(state, to);
             }
             moved.is_ok()
         });
-        self.record();
         moved
     }
 }
