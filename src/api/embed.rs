@@ -31,13 +31,13 @@ pub struct EmbedOptions {
     #[schema(example = json!(null))]
     pub prompt_name: Option<String>,
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
-    #[schema(example = 384)]
+    #[schema(example = 384, minimum = 1)]
     pub dimensions: Option<u64>,
     /// A model's name or alias; the active model when absent.
     #[schema(example = "all-MiniLM-L6-v2")]
     pub model: Option<String>,
     /// The space the vectors must be in: 412 if they would be in another.
-    #[schema(example = json!(null))]
+    #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
     pub expect_space: Option<String>,
 }
 
@@ -55,13 +55,13 @@ pub struct EmbedBody<I: ToSchema> {
     #[schema(example = json!(null))]
     prompt_name: Option<String>,
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
-    #[schema(example = 384)]
+    #[schema(example = 384, minimum = 1)]
     dimensions: Option<u64>,
     /// A model's name or alias; the active model when absent.
     #[schema(example = "all-MiniLM-L6-v2")]
     model: Option<String>,
     /// The space the vectors must be in: 412 if they would be in another.
-    #[schema(example = json!(null))]
+    #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
     expect_space: Option<String>,
 }
 

@@ -100,9 +100,9 @@ fn shortened(text: &str) -> String {
 /// # Errors
 /// When it is not a space id.
 pub fn expected_space(text: Option<&str>) -> Result<Option<SpaceId>, ApiError> {
-    text.map(SpaceId::parse)
-        .transpose()
-        .map_err(|error| ApiError::new(Code::InvalidRequest, error.to_string()).with_param("expect_space"))
+    text.map(SpaceId::parse).transpose().map_err(|error| {
+        ApiError::new(Code::InvalidRequest, format!("`expect_space`: {error}")).with_param("expect_space")
+    })
 }
 
 #[cfg(test)]

@@ -199,10 +199,10 @@ pub enum RootInputs {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SentencePair {
     /// The sentence.
-    #[schema(example = "How do I reset my password?")]
+    #[schema(example = "How do I reset my password?", min_length = 1)]
     pub source_sentence: String,
     /// What it is compared with; at least one.
-    #[schema(example = json!(["Password recovery", "Shipping costs"]))]
+    #[schema(example = json!(["Password recovery", "Shipping costs"]), min_items = 1)]
     pub sentences: Vec<String>,
 }
 
@@ -238,20 +238,22 @@ impl<'de> Deserialize<'de> for RootInputs {
     }
 }
 
-fn text_schema() -> ObjectBuilder {
+pub(super) fn text_schema() -> ObjectBuilder {
     ObjectBuilder::new().schema_type(Type::String).min_length(Some(1))
 }
 
-fn ids_schema() -> ArrayBuilder {
+pub(super) fn ids_schema() -> ArrayBuilder {
     ArrayBuilder::new().items(TokenId::schema()).min_items(Some(1))
 }
 
+/// One of these, or a list of at least one.
+pub(super) fn one_or_many(item: impl Into<RefOr<Schema>>) -> OneOfBuilder {
+    let item = item.into();
+    OneOfBuilder::new().item(item.clone()).item(ArrayBuilder::new().items(item).min_items(Some(1)))
+}
+
 fn inputs_schema() -> OneOfBuilder {
-    OneOfBuilder::new()
-        .item(text_schema())
-        .item(ArrayBuilder::new().items(text_schema()).min_items(Some(1)))
-        .item(ids_schema())
-        .item(ArrayBuilder::new().items(ids_schema()).min_items(Some(1)))
+    one_or_many(text_schema()).item(ids_schema()).item(ArrayBuilder::new().items(ids_schema()).min_items(Some(1)))
 }
 
 impl PartialSchema for Inputs {

@@ -25,12 +25,14 @@ mod vectors;
 
 use axum::Router;
 use axum::extract::DefaultBodyLimit;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::http::StatusCode;
+use axum::middleware::{from_fn, from_fn_with_state, map_response};
+use axum::response::{IntoResponse, Response};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
 use utoipa_axum::routes;
-use utoipa_swagger_ui::SwaggerUi;
+use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::error::{ApiError, Code};
 use self::state::AppState;
@@ -74,8 +76,8 @@ pub fn router(state: AppState) -> Router {
     let (router, document) = routes().split_for_parts();
     let max_body = usize::try_from(state.limits.max_body.as_u64()).unwrap_or(usize::MAX);
     router
-        .merge(SwaggerUi::new("/docs").url("/openapi.json", openapi::complete(document)))
-        .fallback(|| async { ApiError::new(Code::NotFound, "there is nothing here; `/docs` lists what there is") })
+        .merge(docs(openapi::complete(document)))
+        .fallback(|| async { nothing_here() })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")
         })
@@ -86,4 +88,18 @@ pub fn router(state: AppState) -> Router {
         .layer(from_fn(error::render))
         .layer(from_fn(requests::observe))
         .with_state(state)
+}
+
+/// The document, and a page that shows it. The page's own answer to an unknown file is an empty one.
+fn docs(document: utoipa::openapi::OpenApi) -> Router<AppState> {
+    // By default the page sends the document's address to a validator on the web.
+    let page = SwaggerUi::new("/docs").config(Config::default().validator_url("none")).url("/openapi.json", document);
+    Router::from(page).layer(map_response(async |response: Response| match response.status() {
+        StatusCode::NOT_FOUND => nothing_here().into_response(),
+        _ => response,
+    }))
+}
+
+fn nothing_here() -> ApiError {
+    ApiError::new(Code::NotFound, "there is nothing here; `/docs` lists what there is")
 }

@@ -30,10 +30,10 @@ pub struct EmbeddingsBody {
     /// How vectors are written: `float` when absent.
     encoding_format: Option<EncodingFormat>,
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
-    #[schema(example = 384)]
+    #[schema(example = 384, minimum = 1)]
     dimensions: Option<u64>,
     /// The space the vectors must be in: 412 if they would be in another.
-    #[schema(example = json!(null))]
+    #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
     expect_space: Option<String>,
     /// The model's prompt to put before each text: `query` or `document`.
     #[schema(example = json!(null))]

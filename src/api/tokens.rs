@@ -2,17 +2,19 @@
 
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
-use utoipa::ToSchema;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::Schema;
+use utoipa::{PartialSchema, ToSchema};
 
 use super::error::{ApiError, Code};
 use super::extract::{Json, ModelWord};
-use super::inputs::TokenId;
+use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
 use crate::engine::TokenDetail;
 
 /// One text or several.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a text or a list of texts")]
 pub enum Texts {
     /// One text.
@@ -21,8 +23,16 @@ pub enum Texts {
     Many(Vec<String>),
 }
 
+impl PartialSchema for Texts {
+    fn schema() -> RefOr<Schema> {
+        one_or_many(text_schema()).description(Some("One text or several.")).into()
+    }
+}
+
+impl ToSchema for Texts {}
+
 /// The token ids of one text or of several.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a list of token ids or a list of such lists")]
 pub enum TokenIds {
     /// Of one text.
@@ -30,6 +40,14 @@ pub enum TokenIds {
     /// Of several texts.
     Many(Vec<Vec<TokenId>>),
 }
+
+impl PartialSchema for TokenIds {
+    fn schema() -> RefOr<Schema> {
+        one_or_many(ids_schema()).description(Some("The token ids of one text or of several.")).into()
+    }
+}
+
+impl ToSchema for TokenIds {}
 
 /// The body of `/tokenize`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
