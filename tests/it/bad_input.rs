@@ -1,0 +1,261 @@
+//! What is wrong with a request is named, in the words of the route's family, and harms nobody else.
+
+use reqwest::Method;
+use reqwest::header::CONTENT_TYPE;
+use serde_json::{Value, json};
+
+use crate::helpers::{Answer, MINILM, TestApp, send, test_model, vectors_of, with_tiny};
+
+/// Status, code or type, and a word of the sentence.
+type Refusal = (u16, &'static str, &'static str);
+
+/// An error in whatever family the route is of: status, code or type, sentence.
+fn refusal(path: &str, answer: &Answer) -> (u16, String, String) {
+    if path.starts_with("/v1") {
+        answer.openai_error()
+    } else if path.ends_with("/embed") || path == "/" {
+        answer.tei_error()
+    } else {
+        answer.problem()
+    }
+}
+
+async fn assert_serves(app: &TestApp) {
+    assert_eq!(vectors_of(&app.post("/embed", json!({"inputs": "hello"})).await.ok()).len(), 1);
+}
+
+#[tokio::test]
+async fn inputs_that_cannot_be_embedded_are_refused_by_every_family() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let many: Vec<&str> = vec!["a"; 2049];
+    // Input, then status, code and a word of the sentence: as TEI's clients and as OpenAI's read them.
+    let cases: [(Value, Refusal, Refusal); 11] = [
+        (json!(""), (400, "Empty", "inputs[0]"), (400, "empty_input", "input[0]")),
+        (json!([]), (400, "Empty", "at least one"), (400, "empty_input", "at least one")),
+        (json!([""]), (400, "Empty", "inputs[0]"), (400, "empty_input", "input[0]")),
+        (json!(["a", ""]), (400, "Empty", "inputs[1]"), (400, "empty_input", "input[1]")),
+        (json!(5), (422, "Validation", "a text"), (400, "invalid_request", "a text")),
+        (json!(null), (422, "Validation", "a text"), (400, "invalid_request", "a text")),
+        (json!({"a": 1}), (422, "Validation", "a text"), (400, "invalid_request", "a text")),
+        (json!(["a", 5]), (422, "Validation", "token ids"), (400, "invalid_request", "token ids")),
+        (json!(many), (422, "Validation", "2049"), (400, "too_many_inputs", "2048")),
+        (
+            json!([[99_999]]),
+            (400, "Tokenizer", "check_embedding_ctx_length=False"),
+            (400, "token_ids", "check_embedding_ctx_length=False"),
+        ),
+        (json!([4_294_967_296_u64]), (400, "Tokenizer", "vocabulary"), (400, "token_ids", "text")),
+    ];
+    for (input, tei, openai) in cases {
+        for path in ["/embed", "/", "/models/tiny/embed"] {
+            if path == "/" && input.is_object() {
+                continue; // an object is a sentence pair there
+            }
+            let (status, kind, sentence) = app.post(path, json!({"inputs": input})).await.tei_error();
+            assert_eq!((status, kind.as_str()), (tei.0, tei.1), "{path}: {sentence}");
+            let said = if path == "/" && tei.2 == "a text" { "texts" } else { tei.2 };
+            assert!(sentence.contains(said), "{path}: {sentence}");
+        }
+        let (status, code, sentence) = app.post("/v1/embeddings", json!({"input": input})).await.openai_error();
+        assert_eq!((status, code.as_str()), (openai.0, openai.1), "{sentence}");
+        assert!(sentence.contains(openai.2) && !sentence.contains("`inputs"), "{sentence}");
+    }
+    // Any token ids are foreign to OpenAI's route, whatever the vocabulary.
+    assert_eq!(app.post("/v1/embeddings", json!({"input": [1, 2]})).await.openai_error().1, "token_ids");
+    assert_serves(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn bodies_that_are_not_json_are_refused_by_every_family() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    for path in ["/embed", "/", "/models/tiny/embed", "/v1/embeddings", "/models/active"] {
+        let request = |body: &str| {
+            let method = if path == "/models/active" { Method::PUT } else { Method::POST };
+            app.request(method, path).body(body.to_owned())
+        };
+        let typed = |body: &str| request(body).header(CONTENT_TYPE, "application/json");
+        let malformed = [
+            "",
+            "{",
+            "{\"inputs\": \"a\"",
+            "\u{feff}{}",
+            "{\"inputs\": \"\\ud800\", \"input\": \"\\ud800\", \"name\": \"\\ud800\"}",
+        ];
+        for body in malformed {
+            let (status, code, sentence) = refusal(path, &send(typed(body)).await);
+            let expected = if code == "Validation" { "Validation" } else { "malformed_json" };
+            assert_eq!((status, code.as_str()), (400, expected), "{path} {body:?}: {sentence}");
+        }
+        let deep = format!("{{\"inputs\": {0}, \"input\": {0}, \"name\": {0}}}", "[".repeat(100_000));
+        let (status, _, sentence) = refusal(path, &send(typed(&deep)).await);
+        assert!((400..=422).contains(&status), "{path}: {status} {sentence}");
+        let (status, _, sentence) = refusal(path, &send(request("{}")).await);
+        assert_eq!(status, 415, "{path}: {sentence}");
+        assert!(sentence.contains("application/json"), "{sentence}");
+        let as_form = request("a=b").header(CONTENT_TYPE, "application/x-www-form-urlencoded");
+        assert_eq!(refusal(path, &send(as_form).await).0, 415, "{path}");
+        let (status, _, sentence) = refusal(path, &send(typed("{}")).await);
+        let missing = if path.starts_with("/v1") {
+            (400, "`input`")
+        } else if path == "/models/active" {
+            (422, "`name`")
+        } else {
+            (422, "`inputs`")
+        };
+        assert_eq!(status, missing.0, "{path}: {sentence}");
+        assert!(sentence.contains(missing.1), "{path}: {sentence}");
+    }
+    assert_serves(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_over_the_limit_is_refused_and_the_limit_named() {
+    let app = TestApp::start_with(&format!("[server]\nmax_body = \"1MiB\"\n{}", with_tiny(&[]))).await;
+    let large = "x".repeat(4 << 20);
+    for (path, field) in [("/embed", "inputs"), ("/v1/embeddings", "input"), ("/models/tiny/embed", "inputs")] {
+        let (status, _, sentence) = refusal(path, &app.post(path, json!({field: large})).await);
+        assert_eq!(status, 413, "{path}: {sentence}");
+        assert!(sentence.contains("1.0 MiB") && sentence.contains("server.max_body"), "{sentence}");
+    }
+    assert_serves(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn three_megabytes_in_one_text_are_cut_and_said_so() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let answer = app.post("/embed", json!({"inputs": "word ".repeat(600_000)})).await;
+    answer.ok();
+    assert_eq!((answer.header("x-truncated"), answer.header("x-compute-tokens")), ("1; 0", "128"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn fields_of_the_wrong_kind_are_named() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let cases = [
+        ("truncate", json!("yes")),
+        ("normalize", json!(1)),
+        ("truncation_direction", json!("up")),
+        ("dimensions", json!(-1)),
+        ("dimensions", json!("32")),
+        ("dimensions", json!(1.5)),
+        ("model", json!(7)),
+        ("prompt_name", json!([])),
+        ("prompt_name", json!("query")),
+        ("expect_space", json!("short")),
+        ("expect_space", json!("zzzzzzzzzzzzzzzz")),
+    ];
+    for (field, value) in cases {
+        let (status, kind, sentence) = app.post("/embed", json!({"inputs": "a", field: value})).await.tei_error();
+        assert_eq!((status, kind.as_str()), (422, "Validation"), "{field}: {sentence}");
+        assert!(sentence.contains(field), "{field}: {sentence}");
+        if field == "normalize" || field == "truncation_direction" {
+            continue; // not OpenAI's
+        }
+        let answer = app.post("/v1/embeddings", json!({"input": "a", field: value})).await;
+        let (status, _, sentence) = answer.openai_error();
+        assert_eq!(status, 400, "{field}: {sentence}");
+        assert_eq!(answer.json()["error"]["param"], field, "{sentence}");
+    }
+    let format = app.post("/v1/embeddings", json!({"input": "a", "encoding_format": "int8"})).await;
+    assert_eq!((format.openai_error().0, &format.json()["error"]["param"]), (400, &json!("encoding_format")));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn dimensions_that_a_model_does_not_offer_are_refused_and_its_own_always_legal() {
+    let shortened = format!(
+        "[[ai.additional_models]]\nname = \"short\"\npath = \"{}\"\nmatryoshka_dims = [16, 8]\n",
+        test_model("tiny").display()
+    );
+    let app = TestApp::start_with(&format!("{}{shortened}", with_tiny(&[]))).await;
+    for (model, dimensions, offered) in
+        [("tiny", 0, "32"), ("tiny", 16, "32"), ("tiny", 9999, "32"), ("short", 9, "16, 8"), ("short", 33, "32 and 16")]
+    {
+        let tei =
+            app.post("/embed", json!({"inputs": "a", "model": model, "dimensions": dimensions})).await.tei_error();
+        assert_eq!((tei.0, tei.1.as_str()), (422, "Validation"), "{}", tei.2);
+        assert!(tei.2.contains(offered) && tei.2.contains(&dimensions.to_string()), "{}", tei.2);
+        let body = json!({"input": "a", "model": model, "dimensions": dimensions});
+        let openai = app.post("/v1/embeddings", body).await.openai_error();
+        assert_eq!((openai.0, openai.1.as_str()), (400, "dimensions"), "{}", openai.2);
+    }
+    for (model, dimensions) in [("tiny", 32), ("short", 32), ("short", 16), ("short", 8)] {
+        let answer = app.post("/embed", json!({"inputs": "a", "model": model, "dimensions": dimensions})).await;
+        assert_eq!(vectors_of(&answer.ok())[0].len(), dimensions);
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn models_that_are_not_known_are_not_found_by_any_family() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let long = "m".repeat(10_000);
+    for name in ["gpt-4", "auto", "active2", "../tiny", "tiny/..", "", " ", "\u{0}", "tiny\n", "%2e%2e", long.as_str()]
+    {
+        let tei = app.post("/embed", json!({"inputs": "a", "model": name})).await.tei_error();
+        assert_eq!((tei.0, tei.1.as_str()), (404, "NotFound"), "{name:?}: {}", tei.2);
+        assert!(tei.2.contains("`tiny`") && tei.2.len() < 1_000, "{}", tei.2);
+        let openai = app.post("/v1/embeddings", json!({"input": "a", "model": name})).await.openai_error();
+        assert_eq!((openai.0, openai.1.as_str()), (404, "model_not_found"), "{name:?}");
+        let native = app.put("/models/active", json!({"name": name})).await.problem();
+        assert_eq!((native.0, native.1.as_str()), (404, "model_not_found"), "{name:?}");
+    }
+    for path in ["/models/gpt-4", "/models/..%2f..%2fetc", "/models/%00", "/models/%ff"] {
+        assert_eq!(app.get(path).await.problem().0, 404, "{path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn unknown_paths_and_methods_are_answered_in_json() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    for path in ["/nothing", "/models/tiny/nothing", "/docs2", "/grains/x"] {
+        let (status, code, _) = app.get(path).await.problem();
+        assert_eq!((status, code.as_str()), (404, "not_found"), "{path}");
+    }
+    assert_eq!(app.get("/v1/nothing").await.openai_error().0, 404);
+    let (status, code, _) = send(app.request(Method::DELETE, "/models")).await.problem();
+    assert_eq!((status, code.as_str()), (405, "method_not_allowed"));
+    assert_eq!(app.get("/v1/embeddings").await.openai_error().0, 405);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_refuses_with_a_time_and_no_accepted_request_is_lost() {
+    let toml = format!("[engine]\nmax_batch_tokens = 64\nmax_queue_tokens = 256\nworkers = 1\n{}", with_tiny(&[]));
+    let app = TestApp::start_with(&toml).await;
+    let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "words ".repeat(100))).collect();
+    let answers = futures::future::join_all((0..32).map(|_| app.post("/embed", json!({"inputs": texts})))).await;
+    let (accepted, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status.is_success());
+    assert!(!accepted.is_empty() && !refused.is_empty(), "{} accepted, {} refused", accepted.len(), refused.len());
+    for answer in refused {
+        let (status, kind, sentence) = answer.tei_error();
+        assert_eq!((status, kind.as_str()), (429, "Overloaded"), "{sentence}");
+        assert!(sentence.contains("256") && sentence.contains("engine.max_queue_tokens"), "{sentence}");
+        assert!(answer.header("retry-after").parse::<u64>().is_ok_and(|seconds| seconds >= 1));
+    }
+    assert!(accepted.iter().all(|answer| vectors_of(&answer.ok()).len() == 64));
+    assert_serves(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn one_callers_bad_tokens_do_not_fail_the_requests_beside_it() {
+    let app = TestApp::start().await;
+    let bad = (0..8).map(|_| app.post("/embed", json!({"inputs": [[7592], [30_521], [30_522]]})));
+    let good = (0..8).map(|n| app.post("/embed", json!({"inputs": format!("good {n}"), "model": MINILM})));
+    let (bad, good) = tokio::join!(futures::future::join_all(bad), futures::future::join_all(good));
+    for answer in bad {
+        let (status, kind, sentence) = answer.tei_error();
+        assert_eq!((status, kind.as_str()), (400, "Tokenizer"));
+        assert!(sentence.contains("inputs[2]") && sentence.contains("30522"), "{sentence}");
+    }
+    for answer in good {
+        answer.ok();
+    }
+    app.stop().await;
+}

@@ -1,0 +1,156 @@
+//! A model that cannot be loaded says why, and the others go on.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::helpers::{TINY, TestApp, test_model, vectors_of, with_tiny};
+
+/// A copy of `tiny` to be broken.
+fn copied() -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    copy_folder(&test_model(TINY), folder.path());
+    folder
+}
+
+fn copy_folder(from: &Path, to: &Path) {
+    for entry in fs_err::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let target = to.join(entry.file_name());
+        if entry.path().is_dir() {
+            fs_err::create_dir_all(&target).expect("a folder");
+            copy_folder(&entry.path(), &target);
+        } else {
+            fs_err::copy(entry.path(), target).expect("copied");
+        }
+    }
+}
+
+fn entry(path: &Path, settings: &str) -> String {
+    format!("[[ai.additional_models]]\nname = \"broken\"\npath = \"{}\"\n{settings}", path.display())
+}
+
+/// Loads `broken` beside a model that works, and returns the sentence of the refusal.
+async fn refused(broken: &str) -> String {
+    let app = TestApp::start_with(&format!("{}{broken}", with_tiny(&[]))).await;
+    let answer = app.post("/embed", json!({"inputs": "hello", "model": "broken"})).await;
+    let (status, kind, sentence) = answer.tei_error();
+    assert_eq!((status, kind.as_str()), (503, "Unhealthy"), "{sentence}");
+    assert_eq!(answer.header("x-should-retry"), "false", "only a changed file or setting helps: {sentence}");
+    let (_, code, again) = app.post("/models/broken/load", json!(null)).await.problem();
+    assert_eq!((code.as_str(), &again), ("model_failed", &sentence));
+    let model = app.get("/models/broken").await.ok();
+    assert_eq!((&model["state"], &model["failure"]["permanent"]), (&json!("failed"), &json!(true)));
+    assert!(sentence.contains(model["failure"]["reason"].as_str().expect("a reason")), "{sentence}");
+    assert_eq!(vectors_of(&app.post("/embed", json!({"inputs": "hello"})).await.ok()).len(), 1);
+    app.stop().await;
+    sentence
+}
+
+#[tokio::test]
+async fn a_model_without_files_says_where_it_looked() {
+    let folder = TempDir::new().expect("a folder");
+    let sentence = refused(&entry(folder.path(), "")).await;
+    assert!(sentence.contains("the ONNX file is missing") && sentence.contains("onnx/model.onnx"), "{sentence}");
+    let sentence = refused(&entry(&folder.path().join("bare.onnx"), "pooling = \"mean\"\n")).await;
+    assert!(sentence.contains("bare.onnx"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_model_without_a_tokenizer_says_so() {
+    let folder = copied();
+    fs_err::remove_file(folder.path().join("tokenizer.json")).expect("removed");
+    let sentence = refused(&entry(folder.path(), "")).await;
+    assert!(sentence.contains("the tokenizer is missing") && sentence.contains("tokenizer.json"), "{sentence}");
+}
+
+#[tokio::test]
+async fn a_truncated_or_foreign_onnx_file_is_no_model() {
+    let folder = copied();
+    let onnx: PathBuf = folder.path().join("onnx/model.onnx");
+    let whole = fs_err::read(&onnx).expect("read");
+    for bytes in [&whole[..whole.len() / 2], &whole[..7], b"".as_slice(), b"this is no model".as_slice()] {
+        fs_err::write(&onnx, bytes).expect("written");
+        let sentence = refused(&entry(folder.path(), "")).await;
+        assert!(sentence.contains("onnx/model.onnx"), "{sentence}");
+    }
+}
+
+#[tokio::test]
+async fn a_malformed_file_is_named() {
+    for file in ["tokenizer.json", "config.json", "modules.json"] {
+        let folder = copied();
+        fs_err::write(folder.path().join(file), "{\"oops\"").expect("written");
+        let sentence = refused(&entry(folder.path(), "")).await;
+        assert!(sentence.contains(file), "{sentence}");
+    }
+}
+
+#[tokio::test]
+async fn a_tokenizer_of_another_vocabulary_is_refused() {
+    let sentence = refused(&entry(&test_model("tiny-bad-vocab"), "")).await;
+    assert!(sentence.contains("tokenizer.json") && sentence.contains("does not belong to this model"), "{sentence}");
+}
+
+#[tokio::test]
+async fn vocabulary_logits_are_no_embeddings() {
+    let sentence = refused(&entry(&test_model("tiny-logits"), "")).await;
+    assert!(sentence.contains("hidden size"), "{sentence}");
+}
+
+#[tokio::test]
+async fn an_unknown_pooling_names_the_setting() {
+    let sentence = refused(&entry(&test_model("tiny-no-pooling"), "")).await;
+    assert!(sentence.contains("`pooling`"), "{sentence}");
+    let app = TestApp::start_with(&format!(
+        "{}{}",
+        with_tiny(&[]),
+        entry(&test_model("tiny-no-pooling"), "pooling = \"mean\"\nnormalize = true\n")
+    ))
+    .await;
+    app.post("/models/broken/embed", json!({"inputs": "hello"})).await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn settings_that_the_files_contradict_are_refused_with_both_numbers() {
+    let sentence = refused(&entry(&test_model(TINY), "dimensions = 31\n")).await;
+    assert!(sentence.contains("31") && sentence.contains("32"), "{sentence}");
+    let sentence = refused(&entry(&test_model(TINY), "max_tokens = 100000\n")).await;
+    assert!(sentence.contains("100000") && sentence.contains("config.json"), "{sentence}");
+}
+
+#[tokio::test]
+async fn without_a_runtime_library_the_server_runs_and_says_what_to_do() {
+    let app =
+        TestApp::start_with(&format!("[engine]\nruntime_library = \"/nowhere/lib.so\"\n{}", with_tiny(&[]))).await;
+    let (status, kind, sentence) = app.post("/embed", json!({"inputs": "hello"})).await.tei_error();
+    assert_eq!((status, kind.as_str()), (503, "Unhealthy"));
+    assert!(sentence.contains("/nowhere/lib.so") && sentence.contains("make setup"), "{sentence}");
+    assert_eq!(app.get("/health/live").await.status, 200);
+    assert_eq!(app.get("/health/ready").await.status, 503);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_repaired_model_loads_by_hand_at_once() {
+    let folder = copied();
+    let onnx = folder.path().join("onnx/model.onnx");
+    let whole = fs_err::read(&onnx).expect("read");
+    fs_err::write(&onnx, &whole[..100]).expect("written");
+    let app = TestApp::start_with(&format!("{}{}", with_tiny(&[]), entry(folder.path(), ""))).await;
+    assert_eq!(app.post("/models/broken/load", json!(null)).await.problem().0, 503);
+    fs_err::write(&onnx, &whole).expect("written");
+    assert_eq!(app.post("/models/broken/load", json!(null)).await.ok()["state"], "ready");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_that_must_load_at_the_start_refuses_it() {
+    let folder = TempDir::new().expect("a folder");
+    let toml = format!("{}{}", with_tiny(&[]), entry(folder.path(), "auto_load = true\n"));
+    let error = TestApp::try_start_with(&toml).await.err().expect("no start");
+    let sentence = granary::models::error::with_causes(&error);
+    assert!(sentence.contains("broken") && sentence.contains("the ONNX file is missing"), "{sentence}");
+}

@@ -1,0 +1,82 @@
+//! The default model's vectors are those of sentence-transformers: `tests/golden` holds its answers.
+
+use base64::Engine as _;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::helpers::{Answer, MINILM, TestApp, cosine, norm, repository, vectors_of};
+
+/// A line of the golden file.
+#[derive(Deserialize)]
+struct Golden {
+    text: String,
+    tokens: usize,
+    truncated: bool,
+    vector: String,
+}
+
+impl Golden {
+    fn all() -> Vec<Self> {
+        let file = repository().join("tests/golden/all-MiniLM-L6-v2.ndjson");
+        let lines = fs_err::read_to_string(file).expect("golden vectors");
+        let golden: Vec<Self> = lines.lines().map(|line| serde_json::from_str(line).expect("a golden line")).collect();
+        assert!(golden.len() >= 64, "only {} texts", golden.len());
+        golden
+    }
+
+    fn vector(&self) -> Vec<f32> {
+        let bytes = base64::engine::general_purpose::STANDARD.decode(&self.vector).expect("base64");
+        bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+    }
+}
+
+#[tokio::test]
+async fn cpu_makes_the_vectors_of_sentence_transformers() {
+    check("cpu", 0.99999).await;
+}
+
+#[cfg(target_arch = "x86_64")]
+#[tokio::test]
+async fn openvino_makes_the_vectors_of_sentence_transformers() {
+    check("openvino", 0.9999).await;
+}
+
+async fn check(provider: &str, least_cosine: f64) {
+    let app = TestApp::start_with(&format!("[engine]\nprovider = \"{provider}\"\n")).await;
+    let golden = Golden::all();
+
+    let mut alone = Vec::new();
+    for line in &golden {
+        let answer = embed(&app, &[line]).await;
+        assert_eq!(answer.header("x-compute-tokens"), line.tokens.to_string(), "{:?}", line.text);
+        assert_eq!(answer.header("x-truncated"), if line.truncated { "1; 0" } else { "0" }, "{:?}", line.text);
+        alone.extend(vectors_of(&answer.ok()));
+    }
+    compare("one by one", &golden.iter().collect::<Vec<_>>(), &alone, least_cosine);
+
+    let in_order: Vec<&Golden> = golden.iter().collect();
+    compare("one batch", &in_order, &vectors_of(&embed(&app, &in_order).await.ok()), least_cosine);
+
+    // 37 has no factor in common with any count below 37 × 37 that it does not divide: every text once, neighbours apart.
+    assert!(!golden.len().is_multiple_of(37));
+    let shuffled: Vec<&Golden> = (0..golden.len()).map(|index| &golden[index * 37 % golden.len()]).collect();
+    compare("shuffled", &shuffled, &vectors_of(&embed(&app, &shuffled).await.ok()), least_cosine);
+
+    let model = app.get(&format!("/models/{MINILM}")).await.ok();
+    assert_eq!(model["provider"]["name"], provider);
+    app.stop().await;
+}
+
+async fn embed(app: &TestApp, lines: &[&Golden]) -> Answer {
+    let texts: Vec<&str> = lines.iter().map(|line| line.text.as_str()).collect();
+    app.post("/embed", json!({"inputs": texts})).await
+}
+
+fn compare(how: &str, lines: &[&Golden], vectors: &[Vec<f32>], least_cosine: f64) {
+    assert_eq!(lines.len(), vectors.len(), "{how}");
+    for (line, vector) in lines.iter().zip(vectors) {
+        let cosine = cosine(vector, &line.vector());
+        assert!(cosine >= least_cosine, "{how}: cosine {cosine} for {:?}", line.text);
+        assert!((norm(vector) - 1.0).abs() < 1e-5, "{how}: norm {} for {:?}", norm(vector), line.text);
+    }
+}

@@ -1,0 +1,67 @@
+//! Starting servers, in this process or as one of their own, and asking them.
+
+mod process;
+mod server;
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+pub use process::Process;
+pub use server::{Answer, TestApp, client, send};
+
+/// The default model.
+pub const MINILM: &str = "all-MiniLM-L6-v2";
+
+/// A model of 32 dimensions and 128 tokens whose vectors mean nothing: where any model does, it loads in no time.
+pub const TINY: &str = "tiny";
+
+/// The repository.
+pub fn repository() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Where set-up puts the runtime library and models.
+pub fn data_dir() -> PathBuf {
+    std::env::var_os("GRANARY_MODELS__DATA_DIR").map_or_else(|| repository().join(".granary"), PathBuf::from)
+}
+
+/// A model folder with random weights.
+pub fn test_model(name: &str) -> PathBuf {
+    let folder = data_dir().join("test/models").join(name);
+    assert!(folder.is_dir(), "{} is missing: run `make setup-test` first", folder.display());
+    folder
+}
+
+/// An `[[ai.additional_models]]` entry for one of the models with random weights.
+pub fn entry_of(name: &str) -> String {
+    format!("[[ai.additional_models]]\nname = \"{name}\"\npath = \"{}\"\n", test_model(name).display())
+}
+
+/// A configuration in which `tiny` is the active model and these are known besides.
+pub fn with_tiny(others: &[&str]) -> String {
+    let entries: String = [TINY].iter().chain(others).map(|name| entry_of(name)).collect();
+    format!("[ai]\nmodel_name = \"{TINY}\"\n{entries}")
+}
+
+/// The numbers of one vector.
+pub fn vector_of(value: &Value) -> Vec<f32> {
+    serde_json::from_value(value.clone()).unwrap_or_else(|_| panic!("not a vector: {value}"))
+}
+
+/// The vectors of an `/embed` answer.
+pub fn vectors_of(value: &Value) -> Vec<Vec<f32>> {
+    value.as_array().unwrap_or_else(|| panic!("not a list: {value}")).iter().map(vector_of).collect()
+}
+
+/// The cosine of the angle between two vectors, in double precision.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    assert_eq!(a.len(), b.len(), "vectors of two lengths");
+    let product = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
+    product(a, b) / (product(a, a) * product(b, b)).sqrt()
+}
+
+/// The length of a vector.
+pub fn norm(vector: &[f32]) -> f64 {
+    vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt()
+}

@@ -1,0 +1,85 @@
+//! The binary as a process of its own, for what only a process shows: exit codes, signals, standard error.
+
+use std::path::Path;
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A process that was started, with its standard error kept in a file.
+pub struct Process {
+    child: Child,
+    log: tempfile::NamedTempFile,
+}
+
+impl Process {
+    /// Starts `granary` in this directory with these arguments and nothing but these variables.
+    pub fn start(directory: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        let log = tempfile::NamedTempFile::new().expect("a temporary file");
+        let child = Command::new(env!("CARGO_BIN_EXE_granary"))
+            .current_dir(directory)
+            .args(arguments)
+            .env_clear()
+            .envs(variables.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log.reopen().expect("the same file"))
+            .spawn()
+            .expect("the binary starts");
+        Self { child, log }
+    }
+
+    /// What it has written to standard error so far.
+    pub fn log(&self) -> String {
+        fs_err::read_to_string(self.log.path()).expect("the log")
+    }
+
+    /// Waits until standard error holds this text, and returns it all.
+    pub fn wait_for(&mut self, text: &str) -> String {
+        let started = Instant::now();
+        loop {
+            let log = self.log();
+            if log.contains(text) {
+                return log;
+            }
+            let ended = self.child.try_wait().expect("a child");
+            assert!(ended.is_none(), "it ended without saying `{text}`: {ended:?}\n{log}");
+            assert!(started.elapsed() < PATIENCE, "it did not say `{text}`:\n{log}");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until it serves, and returns its address.
+    pub fn wait_until_serving(&mut self) -> String {
+        let log = self.wait_for("serving on http://");
+        let address = log.split("serving on http://").nth(1).and_then(|rest| rest.split_whitespace().next());
+        format!("http://{}", address.expect("an address"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("a signal");
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("a child") {
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "it does not end:\n{}", self.log());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // A test that failed half-way must leave nothing behind.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

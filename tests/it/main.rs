@@ -1,0 +1,22 @@
+//! The behaviour of Granary as its users see it: HTTP to a real server with real models and a real database.
+//!
+//! `make setup-test` (which `make test` calls) puts the models into `.granary/`. One file per behaviour; `helpers` starts
+//! servers.
+
+mod helpers;
+
+mod arrows;
+mod bad_input;
+mod broken_models;
+mod config_refusals;
+mod golden;
+mod guard;
+mod metrics;
+mod models;
+mod openai;
+mod openapi;
+mod poolings;
+mod restart;
+mod shutdown;
+mod tei;
+mod under_fire;

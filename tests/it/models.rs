@@ -1,0 +1,114 @@
+//! Models are listed, loaded, switched and unloaded over HTTP.
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::helpers::{TINY, TestApp, send, vectors_of, with_tiny};
+
+async fn state(app: &TestApp, name: &str) -> String {
+    let model = app.get(&format!("/models/{name}")).await.ok();
+    model["state"].as_str().expect("a state").to_owned()
+}
+
+/// Posts nothing.
+async fn order(app: &TestApp, path: &str) -> crate::helpers::Answer {
+    send(app.request(Method::POST, path)).await
+}
+
+#[tokio::test]
+async fn the_catalog_is_listed_with_what_is_known_of_each_model() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    order(&app, "/models/tiny/load").await.ok();
+    let list = app.get("/models").await.ok();
+    assert_eq!(list["active"], TINY);
+    let names: Vec<&str> =
+        list["models"].as_array().expect("models").iter().filter_map(|model| model["name"].as_str()).collect();
+    assert_eq!(names, ["all-MiniLM-L6-v2", "bert-base-uncased", "nomic-embed-text-v1.5", TINY]);
+    let nomic = &list["models"][2];
+    assert_eq!((&nomic["size"], &nomic["state"], &nomic["space"]), (&json!("large"), &json!("unloaded"), &json!(null)));
+    assert_eq!(nomic["matryoshka_dims"], json!([512, 256, 128, 64]));
+    assert_eq!(nomic["prompts"], json!({"query": "search_query: ", "document": "search_document: "}));
+    let tiny = app.get("/models/tiny").await.ok();
+    assert_eq!((&tiny["state"], &tiny["active"]), (&json!("ready"), &json!(true)));
+    assert_eq!(tiny["space"].as_str().map(str::len), Some(16));
+    assert_eq!(tiny["fingerprint"].as_str().map(str::len), Some(64));
+    assert!(tiny["provider"]["reason"].as_str().is_some_and(|reason| !reason.is_empty()));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn load_and_unload_answer_with_the_model_however_often_they_are_asked() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    for _ in 0..2 {
+        let model = order(&app, "/models/tiny-cls/load").await.ok();
+        assert_eq!((&model["name"], &model["state"]), (&json!("tiny-cls"), &json!("ready")));
+    }
+    for _ in 0..2 {
+        let model = order(&app, "/models/tiny-cls/unload").await.ok();
+        assert_eq!((&model["name"], &model["state"]), (&json!("tiny-cls"), &json!("unloaded")));
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_next_request_loads_an_unloaded_model_the_active_one_too() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    assert_eq!(state(&app, "tiny-cls").await, "unloaded");
+    let first = app.post("/models/tiny-cls/embed", json!({"inputs": "hello"})).await;
+    assert_eq!(state(&app, "tiny-cls").await, "ready");
+    order(&app, "/models/tiny-cls/unload").await.ok();
+    let second = app.post("/models/tiny-cls/embed", json!({"inputs": "hello"})).await;
+    assert_eq!(first.ok(), second.ok());
+
+    order(&app, "/models/tiny/unload").await.ok();
+    assert_eq!(app.get("/models/active").await.ok()["state"], "unloaded");
+    assert!(app.get("/health/ready").await.status.is_success(), "what can be loaded is ready");
+    app.post("/embed", json!({"inputs": "hello"})).await.ok();
+    assert_eq!(state(&app, TINY).await, "ready");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_switch_answers_with_both_models_and_moves_requests_that_name_none() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let before = app.post("/embed", json!({"inputs": "hello"})).await;
+    assert_eq!(before.header("x-model"), TINY);
+    let switch = app.put("/models/active", json!({"name": "TINY-cls"})).await.ok();
+    assert_eq!((&switch["name"], &switch["previous"]), (&json!("tiny-cls"), &json!(TINY)));
+    let after = app.post("/embed", json!({"inputs": "hello"})).await;
+    assert_eq!(
+        (after.header("x-model"), switch["space"].as_str()),
+        ("tiny-cls", app.get("/models/active").await.ok()["space"].as_str())
+    );
+    assert_ne!(after.ok(), before.ok());
+    assert_eq!(state(&app, TINY).await, "ready", "the previous model stays");
+    let unknown = app.put("/models/active", json!({"name": "nothing"})).await.problem();
+    assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"));
+    assert_eq!(app.get("/models").await.ok()["active"], "tiny-cls");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn callers_of_a_model_that_loads_share_one_load() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-max"])).await;
+    let requests = (0..16).map(|_| app.post("/models/tiny-max/embed", json!({"inputs": "hello"})));
+    let answers = futures::future::join_all(requests).await;
+    assert!(answers.iter().all(|answer| answer.ok() == answers[0].ok()));
+    let metrics = app.get("/metrics").await.text;
+    let loads = "granary_model_loads_total{model=\"tiny-max\",outcome=\"loaded\"} 1";
+    assert!(metrics.lines().any(|line| line == loads), "{metrics}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn with_one_model_the_others_are_not_there() {
+    let toml = with_tiny(&["tiny-cls"]).replace("[ai]\n", "[ai]\nmulti_model_enabled = false\n");
+    let app = TestApp::start_with(&toml).await;
+    let list = app.get("/models").await.ok();
+    assert_eq!(list["models"].as_array().map(Vec::len), Some(1));
+    let refused = app.post("/embed", json!({"inputs": "hello", "model": "tiny-cls"})).await.tei_error();
+    assert_eq!((refused.0, refused.1.as_str()), (404, "NotFound"));
+    assert!(refused.2.contains("`tiny`"), "{}", refused.2);
+    assert_eq!(vectors_of(&app.post("/embed", json!({"inputs": "hello"})).await.ok()).len(), 1);
+    app.stop().await;
+}

@@ -1,0 +1,77 @@
+//! The routes that OpenAI's clients use.
+
+use base64::Engine as _;
+use serde_json::{Value, json};
+
+use crate::helpers::{MINILM, TestApp, cosine, vector_of, vectors_of, with_tiny};
+
+fn decoded(value: &Value) -> Vec<f32> {
+    let bytes = base64::engine::general_purpose::STANDARD.decode(value.as_str().expect("a text")).expect("base64");
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
+#[tokio::test]
+async fn numbers_and_base64_hold_the_same_vectors() {
+    let app = TestApp::start().await;
+    let body =
+        |format: Value| json!({"model": MINILM, "input": ["hello world", "good morning"], "encoding_format": format});
+    let numbers = app.post("/v1/embeddings", body(json!("float"))).await;
+    let text = app.post("/v1/embeddings", body(json!("base64"))).await.ok();
+    let list = numbers.ok();
+    for index in 0..2 {
+        assert_eq!(vector_of(&list["data"][index]["embedding"]), decoded(&text["data"][index]["embedding"]));
+        assert_eq!(list["data"][index]["index"], index);
+        assert_eq!(list["data"][index]["object"], "embedding");
+    }
+    assert_eq!((&list["object"], &list["model"]), (&json!("list"), &json!(MINILM)));
+    // Special tokens count, as in OpenAI's own bills.
+    assert_eq!(list["usage"], json!({"prompt_tokens": 8, "total_tokens": 8}));
+    assert_eq!(app.post("/v1/embeddings", body(json!(null))).await.ok(), list, "`null` means absent");
+    let embedded = vectors_of(&app.post("/embed", json!({"inputs": "hello world"})).await.ok());
+    assert!(cosine(&embedded[0], &vector_of(&list["data"][0]["embedding"])) > 0.99999);
+    for name in ["x-model", "x-space", "x-dimensions", "x-truncated"] {
+        assert!(!numbers.header(name).is_empty(), "{name}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_clients_send_besides_is_taken_or_ignored() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let body =
+        json!({"input": "hello", "model": null, "user": "u-1", "dimensions": null, "prefix": "x", "truncate": null});
+    let answer = app.post("/v1/embeddings", body).await;
+    assert_eq!(answer.ok()["model"], "tiny");
+    let space = answer.header("x-space").to_owned();
+    app.post("/v1/embeddings", json!({"input": "hello", "expect_space": space})).await.ok();
+    let other = app.post("/v1/embeddings", json!({"input": "hello", "expect_space": "0123456789abcdef"})).await;
+    assert_eq!(other.openai_error().0, 412);
+    assert_eq!(other.openai_error().1, "space_mismatch");
+    // Open WebUI sends an empty key when it has none.
+    let request = app.request(reqwest::Method::POST, "/v1/embeddings").header("authorization", "Bearer ");
+    assert!(request.json(&json!({"input": ["hello"]})).send().await.expect("an answer").status().is_success());
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn models_answer_to_their_names_hub_ids_and_aliases() {
+    let toml = with_tiny(&[]).replace("[[ai", "aliases = { text-embedding-3-small = \"tiny\" }\n[[ai");
+    let app = TestApp::start_with(&toml).await;
+    let by_alias = app.post("/v1/embeddings", json!({"input": "hello", "model": "text-embedding-3-small"})).await;
+    assert_eq!(by_alias.header("x-model"), "tiny");
+    let by_case = app.post("/v1/embeddings", json!({"input": "hello", "model": "TINY"})).await;
+    assert_eq!(by_case.ok()["model"], "tiny", "names are compared without case and answered as they are written");
+
+    let listed = app.get("/v1/models").await.ok();
+    assert_eq!(listed["object"], "list");
+    let ids: Vec<&str> = listed["data"].as_array().expect("models").iter().filter_map(|m| m["id"].as_str()).collect();
+    assert!(ids.contains(&"tiny") && ids.contains(&MINILM), "{ids:?}");
+    let by_hub_id = app.get("/v1/models/sentence-transformers/all-MiniLM-L6-v2").await.ok();
+    assert_eq!((&by_hub_id["id"], &by_hub_id["owned_by"]), (&json!(MINILM), &json!("sentence-transformers")));
+    let unknown = app.get("/v1/models/gpt-4").await.openai_error();
+    assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"));
+    let unknown = app.post("/v1/embeddings", json!({"input": "hello", "model": "gpt-4"})).await;
+    assert_eq!(unknown.json()["error"]["type"], "not_found_error");
+    assert_eq!(unknown.json()["error"]["param"], "model");
+    app.stop().await;
+}

@@ -1,0 +1,253 @@
+//! The OpenAPI document is committed, whole and true.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::process::Command;
+
+use granary::api::code::Family;
+use granary::app::App;
+use granary::config::{Config, ConfigSources};
+use granary::shutdown::Shutdown;
+use reqwest::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
+use reqwest::{Method, RequestBuilder};
+use serde_json::{Value, json};
+
+use crate::helpers::{Answer, TINY, TestApp, repository, send, with_tiny};
+
+/// Served beside the document's own paths: the document and the page that shows it.
+const DOCS: [&str; 4] = ["/openapi.json", "/docs", "/docs/", "/docs/{*rest}"];
+
+/// The operations that put texts into a model's queue.
+const EMBEDDING: [&str; 7] =
+    ["embed", "embed_with_model", "infer", "infer_with_model", "similarity", "similarity_with_model", "embeddings"];
+
+struct Operation {
+    method: Method,
+    path: String,
+    id: String,
+    has_body: bool,
+    responses: BTreeMap<u16, Value>,
+}
+
+impl Operation {
+    fn all() -> Vec<Self> {
+        let document = committed();
+        let paths = document["paths"].as_object().expect("paths");
+        let items =
+            paths.iter().flat_map(|(path, item)| item.as_object().expect("an item").iter().map(move |it| (path, it)));
+        let operations: Vec<Self> = items
+            .map(|(path, (method, operation))| Self {
+                method: method.to_uppercase().parse().expect("a method"),
+                path: path.clone(),
+                id: operation["operationId"].as_str().expect("an id").to_owned(),
+                has_body: operation.get("requestBody").is_some(),
+                responses: serde_json::from_value(operation["responses"].clone()).expect("responses by status"),
+            })
+            .collect();
+        assert!(operations.len() > 25, "only {} operations", operations.len());
+        operations
+    }
+
+    /// The path for a model of this name.
+    fn path_of(&self, model: &str) -> String {
+        self.path.replace("{name}", model)
+    }
+
+    fn family(&self) -> Family {
+        Family::of(&self.method, &self.path_of("m"))
+    }
+
+    /// A body that it takes.
+    fn body(&self) -> Value {
+        match self.id.trim_end_matches("_with_model") {
+            "set_active_model" => json!({"name": TINY}),
+            "similarity" => json!({"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
+            "decode" => json!({"ids": [7]}),
+            "embeddings" => json!({"input": "a"}),
+            _ => json!({"inputs": "a"}),
+        }
+    }
+
+    fn must_document(&self) -> Vec<u16> {
+        let mut statuses = vec![200, 403, 405, 421, 500, 503];
+        if self.has_body {
+            statuses.extend([400, 413, 415]);
+            statuses.extend((self.family() != Family::OpenAi).then_some(422));
+        }
+        if self.has_body || self.path.contains("{name}") {
+            statuses.push(404);
+        }
+        if EMBEDDING.contains(&self.id.as_str()) {
+            statuses.extend([412, 429]);
+        }
+        statuses
+    }
+}
+
+/// The document in the repository.
+fn committed() -> Value {
+    serde_json::from_str(&committed_text()).expect("JSON")
+}
+
+fn committed_text() -> String {
+    fs_err::read_to_string(repository().join("openapi/openapi.json")).expect("the committed document")
+}
+
+#[test]
+fn the_committed_document_is_what_the_code_makes() {
+    let printed = Command::new(env!("CARGO_BIN_EXE_granary")).arg("openapi").env_clear().output().expect("it runs");
+    assert!(printed.status.success());
+    let is_same = committed_text() == String::from_utf8(printed.stdout).expect("UTF-8");
+    assert!(is_same, "openapi/openapi.json is out of date: run `make openapi` and look at what changed");
+}
+
+#[test]
+fn every_operation_documents_every_status_in_its_familys_words() {
+    for operation in Operation::all() {
+        let name = format!("{} {}", operation.method, operation.path);
+        let (content_type, schema) = match operation.family() {
+            Family::Native => ("application/problem+json", "Problem"),
+            Family::Tei => ("application/json", "TeiError"),
+            Family::OpenAi => ("application/json", "OpenAiError"),
+        };
+        for status in operation.must_document() {
+            assert!(operation.responses.contains_key(&status), "{name} does not document {status}");
+        }
+        for (status, response) in operation.responses.range(400..) {
+            let body = json!({content_type: {"schema": {"$ref": format!("#/components/schemas/{schema}")}}});
+            assert_eq!(response["content"], body, "{name}: {status}");
+            if [429, 503].contains(status) {
+                assert!(response["headers"]["retry-after"].is_object(), "{name}: {status} says no `retry-after`");
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_server_answers_what_the_document_says() {
+    let app = TestApp::start_with(&format!("[server]\nmax_body = \"1KiB\"\n{}", with_tiny(&[]))).await;
+    let mut seen = BTreeSet::new();
+    for operation in Operation::all() {
+        for (what, request) in requests(&app, &operation) {
+            let answer = send(request).await;
+            let status = answer.status.as_u16();
+            let name = format!("{} {} with {what}: {status} {}", operation.method, operation.path, answer.text);
+            let documented = operation.responses.get(&status).unwrap_or_else(|| panic!("{name} is not documented"));
+            match documented["content"].as_object() {
+                Some(content) => assert!(content.contains_key(essence(&answer)), "{name}: {}", answer.content_type()),
+                None => assert_eq!(answer.text, "", "{name}"),
+            }
+            if status >= 400 {
+                assert_error(&answer, operation.family());
+            }
+            seen.insert(status);
+        }
+    }
+    assert_eq!(seen, BTreeSet::from([200, 400, 403, 404, 405, 412, 413, 415, 421, 422]));
+    app.stop().await;
+}
+
+/// An operation's requests: one that succeeds, and one for each fault it can have.
+fn requests(app: &TestApp, operation: &Operation) -> Vec<(&'static str, RequestBuilder)> {
+    let bare = |model| app.request(operation.method.clone(), &operation.path_of(model));
+    let with = |model, body: Value| if operation.has_body { bare(model).json(&body) } else { bare(model) };
+    let good = |model| with(model, operation.body());
+    let raw = |body: String| bare(TINY).header(CONTENT_TYPE, "application/json").body(body);
+    let mut requests = vec![
+        ("no fault", good(TINY)),
+        ("a foreign host", good(TINY).header(HOST, "evil.example")),
+        ("a foreign origin", good(TINY).header(ORIGIN, "http://evil.example")),
+    ];
+    if Family::of(&Method::TRACE, &operation.path_of(TINY)) == operation.family() {
+        requests.push(("another method", app.request(Method::TRACE, &operation.path_of(TINY))));
+    }
+    if operation.path.contains("{name}") {
+        requests.push(("an unknown model", good("nope")));
+    }
+    if operation.has_body {
+        let mut body = operation.body();
+        body["model"] = json!("nope");
+        body["parameters"] = json!({"model": "nope"});
+        requests.extend([
+            ("an unknown model in the body", with(TINY, body)),
+            ("what is no JSON", raw("{".to_owned())),
+            ("what is no object", raw("7".to_owned())),
+            ("no content type", bare(TINY).body(operation.body().to_string())),
+            ("too large a body", raw(format!("\"{}\"", "x".repeat(2000)))),
+        ]);
+    }
+    if EMBEDDING.contains(&operation.id.as_str()) {
+        let mut body = operation.body();
+        body["expect_space"] = json!("0123456789abcdef");
+        body["parameters"] = json!({"expect_space": "0123456789abcdef"});
+        requests.push(("another space", with(TINY, body)));
+    }
+    requests
+}
+
+fn essence(answer: &Answer) -> &str {
+    answer.content_type().split(';').next().unwrap_or_default()
+}
+
+fn assert_error(answer: &Answer, family: Family) {
+    match family {
+        Family::Native => drop(answer.problem()),
+        Family::Tei => drop(answer.tei_error()),
+        Family::OpenAi => drop(answer.openai_error()),
+    }
+}
+
+#[tokio::test]
+async fn nothing_is_served_that_is_not_documented() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let mut documented: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for operation in Operation::all() {
+        let methods = documented.entry(operation.path).or_default();
+        methods.extend((operation.method == Method::GET).then(|| "HEAD".to_owned()));
+        methods.insert(operation.method.to_string());
+    }
+    for (path, methods) in &documented {
+        let refused = send(app.request(Method::TRACE, &path.replace("{name}", TINY))).await;
+        let allowed = refused.header(ALLOW.as_str()).split(',').map(|method| method.trim().to_owned()).collect();
+        assert_eq!(*methods, allowed, "{path}");
+    }
+    app.stop().await;
+
+    let documented: BTreeSet<String> = documented.into_keys().chain(DOCS.map(str::to_owned)).collect();
+    assert_eq!(served_paths().await, documented);
+}
+
+/// The paths of the router. Axum shows them nowhere but in its debug output.
+async fn served_paths() -> BTreeSet<String> {
+    let nowhere = tempfile::tempdir().expect("a folder");
+    let settings =
+        [("GRANARY_MODELS__DATA_DIR", nowhere.path().as_os_str()), ("GRANARY_GRAINS__ENABLED", "false".as_ref())];
+    let env = settings.into_iter().map(|(key, value)| (key.into(), value.into())).collect();
+    let config = Config::load(&ConfigSources { env, ..ConfigSources::default() }).expect("a configuration");
+    let shutdown = Shutdown::new();
+    let app = App::build(config, shutdown.clone()).await.expect("an app");
+    shutdown.begin();
+    let router = format!("{:?}", app.router());
+    let quoted = router.split('"').skip(1).step_by(2).filter(|text| text.starts_with('/'));
+    quoted.filter(|path| !path.contains("private__axum")).map(|path| path.replace("{*name", "{name")).collect()
+}
+
+#[tokio::test]
+async fn the_document_and_its_page_come_from_the_server_alone() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    assert!(app.get("/openapi.json").await.ok() == committed(), "another document than the committed one");
+    let page = app.get("/docs").await;
+    assert_eq!((page.status.as_u16(), essence(&page)), (200, "text/html"));
+    let after = |attribute| page.text.split(attribute).skip(1).filter_map(|rest| rest.split_once('"'));
+    let links: Vec<&str> = ["src=\"", "href=\""].into_iter().flat_map(after).map(|(link, _)| link).collect();
+    assert!(links.len() > 5, "{links:?}");
+    for link in links {
+        assert!(!link.contains("//"), "{link}");
+        let file = app.get(&format!("/docs/{link}")).await;
+        assert!(file.status.is_success() && !file.text.is_empty(), "{link}: {}", file.status);
+    }
+    let start = app.get("/docs/swagger-initializer.js").await.text;
+    assert!(!page.text.contains("http") && !start.contains("http"), "{start}");
+    assert!(start.contains("\"url\": \"/openapi.json\"") && start.contains("\"validatorUrl\": \"none\""), "{start}");
+    assert_eq!(app.get("/docs/no-such-file.js").await.problem().1, "not_found");
+    app.stop().await;
+}

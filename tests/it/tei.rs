@@ -1,0 +1,179 @@
+//! The routes that text-embeddings-inference's clients use.
+
+use reqwest::{Method, StatusCode};
+use serde_json::json;
+
+use crate::helpers::{MINILM, TINY, TestApp, cosine, norm, vector_of, vectors_of, with_tiny};
+
+#[tokio::test]
+async fn one_text_gives_one_nested_vector_of_length_one() {
+    let app = TestApp::start().await;
+    let answer = app.post("/embed", json!({"inputs": "hello world"})).await;
+    let vectors = vectors_of(&answer.ok());
+    assert_eq!((vectors.len(), vectors[0].len()), (1, 384));
+    assert!((norm(&vectors[0]) - 1.0).abs() < 1e-6);
+    assert_eq!(answer.header("x-model"), MINILM);
+    assert_eq!(answer.header("x-dimensions"), "384");
+    assert_eq!(answer.header("x-truncated"), "0");
+    assert_eq!(answer.header("x-compute-tokens"), "4");
+    assert_eq!(answer.header("x-compute-characters"), "11");
+    for name in ["x-compute-type", "x-compute-time", "x-total-time", "x-tokenization-time", "x-queue-time"] {
+        assert!(!answer.header(name).is_empty(), "{name}");
+    }
+    assert!(!answer.header("x-inference-time").is_empty() && !answer.header("x-request-id").is_empty());
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn texts_and_token_ids_come_in_every_shape_and_mean_the_same() {
+    let app = TestApp::start().await;
+    // What `hello world` is to this tokenizer. Ids are taken as they are, so the special tokens are the caller's to send.
+    let ids = [101, 7592, 2088, 102];
+    let text = vectors_of(&app.post("/embed", json!({"inputs": "hello world"})).await.ok());
+    for inputs in [json!(["hello world"]), json!(ids), json!([ids])] {
+        let vectors = vectors_of(&app.post("/embed", json!({"inputs": inputs})).await.ok());
+        assert!(vectors.len() == 1 && cosine(&vectors[0], &text[0]) > 0.99999, "{inputs}");
+    }
+    let many = vectors_of(&app.post("/embed", json!({"inputs": ["a", "hello world", "b"]})).await.ok());
+    assert!(many.len() == 3 && cosine(&many[1], &text[0]) > 0.99999);
+    let mixed = vectors_of(&app.post("/embed", json!({"inputs": [[101, 1037, 102], ids]})).await.ok());
+    assert!(mixed.len() == 2 && cosine(&mixed[1], &text[0]) > 0.99999);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn null_means_absent_and_unknown_fields_are_ignored() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let plain = app.post("/embed", json!({"inputs": "hello"})).await;
+    let nulls = json!({
+        "inputs": "hello", "truncate": null, "truncation_direction": null, "prompt_name": null, "normalize": null,
+        "dimensions": null, "model": null, "expect_space": null, "something_new": {"a": [1, null]}
+    });
+    let answer = app.post("/embed", nulls).await;
+    assert_eq!(answer.ok(), plain.ok());
+    assert_eq!(answer.header("x-space"), plain.header("x-space"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn long_texts_are_cut_at_the_asked_end_and_the_answer_says_which() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let long = format!("first {} last", "middle ".repeat(500));
+    let texts = json!(["short", long, "short", long]);
+    let right = app.post("/embed", json!({"inputs": texts})).await;
+    assert_eq!(right.header("x-truncated"), "2; 1,3");
+    let left = app.post("/embed", json!({"inputs": texts, "truncation_direction": "left"})).await;
+    let capital = app.post("/embed", json!({"inputs": texts, "truncation_direction": "Left"})).await;
+    assert_eq!(left.ok(), capital.ok());
+    let (right_vectors, left_vectors) = (vectors_of(&right.ok()), vectors_of(&left.ok()));
+    assert!(cosine(&right_vectors[0], &left_vectors[0]) > 0.9999, "a whole text does not depend on the side");
+    assert!(cosine(&right_vectors[1], &left_vectors[1]) < 0.9999, "a cut text does");
+    assert_ne!(right.header("x-space"), left.header("x-space"), "vectors of two truncation sides are in two spaces");
+
+    let refused = app.post("/embed", json!({"inputs": texts, "truncate": false})).await.tei_error();
+    assert_eq!((refused.0, refused.1.as_str()), (422, "Validation"));
+    assert!(refused.2.contains("`inputs[1]` has ") && refused.2.contains("takes 128"), "{}", refused.2);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn vectors_need_not_be_normalised() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let body = |normalize: bool| json!({"inputs": "hello", "model": "tiny-cls", "normalize": normalize});
+    let raw = vectors_of(&app.post("/embed", body(false)).await.ok());
+    let scaled = vectors_of(&app.post("/embed", body(true)).await.ok());
+    assert!((norm(&raw[0]) - 1.0).abs() > 0.01 && (norm(&scaled[0]) - 1.0).abs() < 1e-5);
+    assert!(cosine(&raw[0], &scaled[0]) > 0.99999);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_space_can_be_insisted_on() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let space = app.post("/embed", json!({"inputs": "hello"})).await.header("x-space").to_owned();
+    assert_eq!(space.len(), 16, "{space}");
+    assert_eq!(app.get("/models/tiny").await.ok()["space"], space);
+    app.post("/embed", json!({"inputs": "hello", "expect_space": space})).await.ok();
+    let other = app.post("/embed", json!({"inputs": "hello", "expect_space": "0123456789abcdef"})).await.tei_error();
+    assert_eq!((other.0, other.1.as_str()), (412, "Validation"));
+    assert!(other.2.contains(&space), "{}", other.2);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_root_takes_texts_and_sentences_as_inference_client_sends_them() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let embedded = app.post("/embed", json!({"inputs": "hello"})).await.ok();
+    assert_eq!(app.post("/", json!({"inputs": "hello"})).await.ok(), embedded);
+    let named = app.post("/models/tiny-cls", json!({"inputs": "hello"})).await;
+    assert_eq!(named.header("x-model"), "tiny-cls");
+    assert_eq!(named.ok(), app.post("/models/tiny-cls/embed", json!({"inputs": "hello"})).await.ok());
+
+    let pair = json!({"inputs": {"source_sentence": "a", "sentences": ["a", "b"]}});
+    for path in ["/", "/similarity", "/models/tiny", "/models/tiny/similarity"] {
+        let similarities = vector_of(&app.post(path, pair.clone()).await.ok());
+        assert!(similarities.len() == 2 && (similarities[0] - 1.0).abs() < 1e-5 && similarities[1] < 1.0, "{path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_are_shown_with_their_places_and_read_back() {
+    let app = TestApp::start().await;
+    let tokens = app.post("/tokenize", json!({"inputs": "Hello Wörld"})).await.ok();
+    let ids: Vec<u64> =
+        tokens[0].as_array().expect("tokens").iter().map(|t| t["id"].as_u64().expect("an id")).collect();
+    assert_eq!(ids, [101, 7592, 2088, 102]);
+    assert_eq!(tokens[0][2], json!({"id": 2088, "text": "Wörld", "special": false, "start": 6, "stop": 11}));
+    assert_eq!(tokens[0][0]["special"], true);
+    let bare = app.post("/tokenize", json!({"inputs": ["hello world"], "add_special_tokens": false})).await.ok();
+    assert_eq!(bare[0].as_array().map(Vec::len), Some(2));
+    assert_eq!(app.post("/decode", json!({"ids": ids})).await.ok(), json!(["hello world"]));
+    let with_special = app.post("/decode", json!({"ids": [ids], "skip_special_tokens": false})).await.ok();
+    assert_eq!(with_special, json!(["[CLS] hello world [SEP]"]));
+    let refused = app.post("/decode", json!({"ids": [30_522]})).await.tei_error();
+    assert_eq!((refused.0, refused.1.as_str()), (400, "Tokenizer"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn info_has_the_fields_of_tei() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    app.post("/models/tiny-cls/load", json!(null)).await.ok();
+    let info = app.get("/models/tiny-cls/info").await.ok();
+    assert_eq!(info["model_id"], "tiny-cls");
+    assert_eq!(info["model_type"], json!({"embedding": {"pooling": "cls"}}));
+    assert_eq!(info["max_input_length"], 128);
+    assert_eq!(info["version"], env!("CARGO_PKG_VERSION"));
+    let fields = [
+        "model_sha",
+        "model_dtype",
+        "served_model_name",
+        "max_concurrent_requests",
+        "max_batch_tokens",
+        "max_batch_requests",
+        "max_client_batch_size",
+        "auto_truncate",
+        "tokenization_workers",
+        "sha",
+        "docker_label",
+    ];
+    for field in fields {
+        assert!(info.get(field).is_some(), "{field}");
+    }
+    assert_eq!(app.get("/info").await.ok()["model_id"], TINY);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn health_answers_and_unknown_methods_say_which_would_do() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    assert_eq!(app.get("/health").await.status, StatusCode::OK);
+    let refused = app.request(Method::PUT, "/embed").send().await.expect("an answer");
+    assert_eq!(
+        (refused.status(), refused.headers()["allow"].to_str().expect("ASCII")),
+        (StatusCode::METHOD_NOT_ALLOWED, "POST")
+    );
+    assert_eq!(app.get("/embed").await.tei_error().0, 405);
+    app.stop().await;
+}

@@ -1,0 +1,104 @@
+//! No request fails because models come and go.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use reqwest::Method;
+use serde_json::json;
+
+use crate::helpers::{MINILM, TINY, TestApp, entry_of, send, vectors_of, with_tiny};
+
+/// Embeds over and over until told to stop; returns how many requests each model answered.
+async fn embed_until(app: &TestApp, done: &AtomicBool, model: Option<&str>, least: usize) -> Vec<(String, usize)> {
+    let mut answered: Vec<(String, usize)> = Vec::new();
+    let mut n_requests = 0;
+    while !done.load(Ordering::Relaxed) || n_requests < least {
+        let body = json!({"inputs": [format!("request {n_requests}"), "hello world"], "model": model});
+        let answer = app.post("/embed", body).await;
+        let vectors = vectors_of(&answer.ok());
+        assert_eq!(vectors.len(), 2);
+        assert_eq!(vectors[0].len().to_string(), answer.header("x-dimensions"));
+        let name = answer.header("x-model").to_owned();
+        if let Some(wanted) = model {
+            assert_eq!(name, wanted);
+        }
+        match answered.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, n)) => *n += 1,
+            None => answered.push((name, 1)),
+        }
+        n_requests += 1;
+    }
+    answered
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_second_model_is_loaded_made_active_and_unloaded_without_a_failed_request() {
+    let app = Arc::new(TestApp::start_with(&entry_of("bert-base-uncased")).await);
+    let done = AtomicBool::new(false);
+    let steps = async {
+        for (method, path, body) in [
+            (Method::POST, "/models/bert-base-uncased/load", None),
+            (Method::PUT, "/models/active", Some(json!({"name": "bert-base-uncased"}))),
+            (Method::POST, "/models/all-MiniLM-L6-v2/unload", None),
+            (Method::PUT, "/models/active", Some(json!({"name": MINILM}))),
+            (Method::POST, "/models/bert-base-uncased/unload", None),
+            (Method::POST, "/models/all-MiniLM-L6-v2/unload", None),
+        ] {
+            let request = app.request(method, path);
+            let request = if let Some(body) = body { request.json(&body) } else { request };
+            send(request).await.ok();
+            // Some requests of the loop fall between any two steps.
+            for _ in 0..3 {
+                app.post("/embed", json!({"inputs": "between"})).await.ok();
+            }
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    let (answered, ()) = tokio::join!(embed_until(&app, &done, None, 10), steps);
+    let models: Vec<&str> = answered.iter().map(|(name, _)| name.as_str()).collect();
+    assert!(models.contains(&MINILM) && models.contains(&"bert-base-uncased"), "{answered:?}");
+    Arc::into_inner(app).expect("nobody else holds it").stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_model_that_is_unloaded_again_and_again_answers_every_request() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls", "tiny-max"])).await;
+    let done = AtomicBool::new(false);
+    let steps = async {
+        let models = [TINY, "tiny-cls", "tiny-max"];
+        for round in 0..30 {
+            for name in models {
+                send(app.request(Method::POST, &format!("/models/{name}/unload"))).await.ok();
+            }
+            app.put("/models/active", json!({"name": models[round % 3]})).await.ok();
+        }
+        done.store(true, Ordering::Relaxed);
+    };
+    let callers = futures::future::join_all([
+        embed_until(&app, &done, None, 20),
+        embed_until(&app, &done, Some(TINY), 20),
+        embed_until(&app, &done, Some("tiny-cls"), 20),
+        embed_until(&app, &done, Some("tiny-max"), 20),
+    ]);
+    tokio::join!(callers, steps);
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_caller_that_leaves_does_not_take_others_along() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let texts: Vec<String> = (0..2000).map(|n| format!("text {n} {}", "of some length ".repeat(20))).collect();
+    let n_left = AtomicUsize::new(0);
+    let leavers = (0..8).map(async |_| {
+        let request = app.request(Method::POST, "/models/tiny-cls/embed").json(&json!({"inputs": texts}));
+        let left = request.timeout(std::time::Duration::from_millis(5)).send().await.is_err();
+        n_left.fetch_add(usize::from(left), Ordering::Relaxed);
+    });
+    let stayers = (0..8).map(|n| app.post("/models/tiny-cls/embed", json!({"inputs": format!("stay {n}")})));
+    let (_, answers) = tokio::join!(futures::future::join_all(leavers), futures::future::join_all(stayers));
+    assert!(n_left.load(Ordering::Relaxed) > 0, "nobody left in time");
+    for answer in answers {
+        answer.ok();
+    }
+    app.stop().await;
+}
