@@ -2,14 +2,16 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test test test-schema lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-bench test test-schema bench bench-engine bench-overload lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
 TOOLS := .granary/tools
+# What `make bench` writes; the chart goes beside it.
+RESULTS := benches/results/serving.json
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 serve: setup ## install what is missing, build in release mode, serve on 127.0.0.1:8080
 	cargo build --release --locked
@@ -30,6 +32,19 @@ test: setup-test ## every test, the README's requests, the real Python clients, 
 test-schema: setup-test ## 10,000 requests generated from the OpenAPI document, against the release build
 	cargo build --release --locked
 	scripts/check-schema target/release/granary --requests 10000
+
+setup-bench: setup # what the benchmarks need beyond that: fastembed behind FastAPI, and texts
+	@scripts/setup-bench
+
+bench: setup-bench ## Granary beside its peers over HTTP, some minutes on a quiet machine; ARGS="--only query" and the like
+	cargo bench --locked --bench serving -- --output $(RESULTS) $(ARGS)
+	python3 benches/chart.py $(RESULTS)
+
+bench-engine: setup-bench ## the engine alone: tokens per second by length and batch, and how far from the machine's matrix peak
+	cargo bench --locked --bench engine -- $(ARGS)
+
+bench-overload: setup-bench ## Granary at twice the load it can serve
+	cargo bench --locked --bench overload -- $(ARGS)
 
 lint: ## formatting, clippy with warnings denied, documentation, and the dependencies' licences, sources and bans
 	@scripts/setup-tools

@@ -20,8 +20,8 @@ use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
 use crate::models::lifecycle::Phase;
 use crate::models::{
-    Catalog, CatalogError, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager, Timing,
-    VolatileLedger,
+    Catalog, CatalogError, EmbeddingCache, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager,
+    Timing, VolatileLedger,
 };
 use crate::shutdown::{Drained, Shutdown};
 use crate::telemetry::{self, MetricsError};
@@ -109,6 +109,7 @@ impl App {
                 engine: config.engine.clone(),
                 features: CpuFeatures::probe(),
                 cores,
+                cache: EmbeddingCache::with_capacity(config.models.embedding_cache.as_u64()),
             },
             ledger: Arc::clone(&ledger),
             shutdown: shutdown.clone(),

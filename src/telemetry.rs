@@ -50,6 +50,9 @@ metric_names! {
     describe_counter TRUNCATED_TEXTS = "granary_truncated_texts_total": "Texts that were cut to what the model takes, by `model`.";
     describe_histogram EMBED_DURATION = "granary_embed_duration_seconds": "Seconds from the engine's call to its vectors, by `model`.";
     describe_gauge QUEUE_TOKENS = "granary_queue_tokens": "Tokens that wait for a model, by `model`.";
+    describe_counter CACHE_HITS = "granary_embedding_cache_hits_total": "Texts whose vector was in the embedding cache, by `model`.";
+    describe_counter CACHE_MISSES = "granary_embedding_cache_misses_total": "Texts whose vector was not in the embedding cache, by `model`.";
+    describe_gauge CACHE_BYTES = "granary_embedding_cache_bytes": "Bytes in the embedding cache.";
     describe_counter MODEL_LOADS = "granary_model_loads_total": "Loads that ended, by `model` and `outcome`: `loaded` or `failed`.";
     describe_histogram MODEL_LOAD_DURATION = "granary_model_load_duration_seconds": "Seconds a successful load took, by `model`.";
     describe_gauge MODEL_STATE = "granary_model_state": "1 for the `state` a `model` is in, 0 for the others.";

@@ -14,7 +14,7 @@ use super::similarity;
 use super::state::{AppState, Limits};
 use super::vectors;
 use crate::domain::TruncationSide;
-use crate::engine::OverLong;
+use crate::engine::{OverLong, Priority};
 use crate::models::EmbedRequest;
 
 /// How the inputs of a TEI request are to be embedded: the fields of [`EmbedBody`] besides its inputs, and the
@@ -39,6 +39,8 @@ pub struct EmbedOptions {
     /// The space the vectors must be in: 412 if they would be in another.
     #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
     pub expect_space: Option<String>,
+    /// Whether somebody waits for the answer: `interactive` when absent.
+    pub priority: Option<PriorityWord>,
 }
 
 /// The body of `/embed`; of `POST /` too, where `inputs` may also be sentences to compare.
@@ -63,6 +65,8 @@ pub struct EmbedBody<I: ToSchema> {
     /// The space the vectors must be in: 412 if they would be in another.
     #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
     expect_space: Option<String>,
+    /// Whether somebody waits for the answer: `interactive` when absent.
+    priority: Option<PriorityWord>,
 }
 
 impl<I: ToSchema> EmbedBody<I> {
@@ -75,6 +79,7 @@ impl<I: ToSchema> EmbedBody<I> {
             dimensions: self.dimensions,
             model: self.model,
             expect_space: self.expect_space,
+            priority: self.priority,
         };
         (self.inputs, options)
     }
@@ -102,6 +107,26 @@ pub enum Direction {
     Right,
 }
 
+/// Whether somebody waits for an answer.
+#[derive(Clone, Copy, Debug, Default, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum PriorityWord {
+    /// Somebody does.
+    #[default]
+    Interactive,
+    /// Nobody does: it goes on beside what is interactive, in a small share of the machine.
+    Background,
+}
+
+impl From<PriorityWord> for Priority {
+    fn from(word: PriorityWord) -> Self {
+        match word {
+            PriorityWord::Interactive => Self::Interactive,
+            PriorityWord::Background => Self::Background,
+        }
+    }
+}
+
 impl EmbedOptions {
     /// What to do with texts that are too long.
     #[must_use]
@@ -127,6 +152,7 @@ impl EmbedOptions {
             dimensions: self.dimensions,
             normalize: Some(self.normalize.unwrap_or(true)),
             expect_space: expected_space(self.expect_space.as_deref())?,
+            priority: self.priority.unwrap_or_default().into(),
         })
     }
 }

@@ -5,6 +5,7 @@ use axum::response::Response;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::embed::PriorityWord;
 use super::error::{ApiError, Code};
 use super::extract::{Json, ModelWord, expected_space};
 use super::inputs::Inputs;
@@ -40,6 +41,8 @@ pub struct EmbeddingsBody {
     prompt_name: Option<String>,
     /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
     truncate: Option<bool>,
+    /// Whether somebody waits for the answer: `interactive` when absent.
+    priority: Option<PriorityWord>,
 }
 
 /// How vectors are written.
@@ -125,6 +128,7 @@ pub async fn embeddings(State(state): State<AppState>, Json(body): Json<Embeddin
         // OpenAI's vectors have length 1, and its clients compare them by their product alone.
         normalize: Some(true),
         expect_space: expected_space(body.expect_space.as_deref())?,
+        priority: body.priority.unwrap_or_default().into(),
     };
     let answer = measured::embed(&state, body.model.as_deref(), request, shape).await?;
     Ok(list(answer, body.encoding_format.unwrap_or_default()))

@@ -30,11 +30,15 @@ pub fn write_array(vector: &[f32], out: &mut Vec<u8>) {
     out.push(b']');
 }
 
-/// Writes the vector's little-endian bytes as a base64 string, quotes included.
+/// Writes the vector's little-endian bytes as a base64 string, quotes included, straight from the vector's memory.
 pub fn write_base64(vector: &[f32], out: &mut Vec<u8>) {
-    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+    const { assert!(cfg!(target_endian = "little"), "a vector's bytes in memory are those on the wire") };
+    let bytes: &[u8] = bytemuck::cast_slice(vector);
     out.push(b'"');
-    out.extend_from_slice(BASE64_STANDARD.encode(bytes).as_bytes());
+    let start = out.len();
+    out.resize(start + bytes.len().div_ceil(3) * 4, 0);
+    // The room is that of the padded text, so nothing is left out.
+    let _ = BASE64_STANDARD.encode_slice(bytes, &mut out[start..]);
     out.push(b'"');
 }
 

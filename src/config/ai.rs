@@ -1,12 +1,13 @@
 //! `[ai]`: which models there are and what they are called.
 
 use std::collections::{BTreeMap, HashSet};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 
+use super::engine::WORKERS;
 use super::spelling::{self, Problem, outside};
 use crate::domain::{EncoderSettings, ModelName, ModelSize, ModelSource, Pooling, Prompts};
 
@@ -53,6 +54,9 @@ pub struct AdditionalModel {
     /// The tokenizer of a `.onnx` file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
+    /// Batches of it that run at once; `engine.workers` when `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub workers: Option<NonZeroUsize>,
     /// The vector's length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<NonZeroU32>,
@@ -117,6 +121,10 @@ impl AdditionalModel {
         .flatten()
         .collect();
 
+        problems.extend(
+            self.workers
+                .and_then(|workers| outside(&key("workers"), &workers.get(), &(1..=*WORKERS.end()), usize::to_string)),
+        );
         let native = self.dimensions.map_or(MAX_DIMENSIONS, NonZeroU32::get);
         for length in self.matryoshka_dims.iter().flatten() {
             problems.extend(outside(&key("matryoshka_dims"), &length.get(), &(1..=native), number));

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::spelling::{self, Problem, outside};
 
-const WORKERS: RangeInclusive<usize> = 0..=256;
+pub(super) const WORKERS: RangeInclusive<usize> = 0..=256;
 const MAX_BATCH_TOKENS: RangeInclusive<usize> = 16..=1_048_576;
 const MAX_BATCH_TEXTS: RangeInclusive<usize> = 1..=4096;
 const MAX_QUEUE_TOKENS: usize = 1 << 32;
@@ -22,8 +22,11 @@ pub struct EngineConfig {
     /// The ONNX Runtime library. `None`: `ORT_DYLIB_PATH`, then the one in the data directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_library: Option<PathBuf>,
-    /// Sessions of one thread each, for each model; 0 is one for each core.
+    /// Batches of one model that run at once; 0 is one for each core, at most 4.
     pub workers: usize,
+    /// Whether a model has a session of its own for lone queries.
+    #[serde(deserialize_with = "spelling::word")]
+    pub query_lane: QueryLaneSetting,
     /// Padded tokens in one batch.
     pub max_batch_tokens: usize,
     /// Texts in one batch.
@@ -44,6 +47,18 @@ pub enum ProviderSetting {
     Cpu,
     /// `OpenVINO` in bf16.
     Openvino,
+}
+
+/// Whether a model has a session of its own for lone queries, at the price of a second copy of its weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QueryLaneSetting {
+    /// Where the weights are small.
+    Auto,
+    /// Always.
+    On,
+    /// Never.
+    Off,
 }
 
 impl EngineConfig {

@@ -4,6 +4,7 @@ use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::spelling::{self, Problem, outside};
@@ -23,6 +24,9 @@ pub struct ModelsConfig {
     /// How long a model that could not be loaded is left alone.
     #[serde(with = "spelling::duration")]
     pub failed_load_cooldown: Duration,
+    /// Bytes of vectors to keep of texts that were embedded before; none: no cache.
+    #[serde(with = "spelling::size")]
+    pub embedding_cache: ByteSize,
 }
 
 impl ModelsConfig {

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::hash::{Hash, Hasher};
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 
@@ -271,6 +271,8 @@ pub struct ModelInfo {
     pub hub_repository: Option<String>,
     /// What the weights are expected to take on disk, in bytes, before the files have been seen.
     pub approximate_size_bytes: Option<u64>,
+    /// Batches of it that run at once, where the operator has said so for this model.
+    pub workers: Option<NonZeroUsize>,
     /// What the operator set: wins over the model's files.
     pub configured: EncoderSettings,
     /// What is known of a built-in model: used where the files are silent.

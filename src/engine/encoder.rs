@@ -1,7 +1,7 @@
 //! A loaded model: tokenizer, sessions and the queue between them.
 //!
-//! Start at [`Encoder::open`] and [`Encoder::encode`]. Tokenizing runs on tokio's blocking threads; a few threads share
-//! the model's session: each takes micro-batches from the queue until the encoder is closed.
+//! Start at [`Encoder::open`] and [`Encoder::encode`]. Long inputs are tokenized on tokio's blocking threads; a few
+//! threads run the model's sessions: each takes micro-batches from the queue until the encoder is closed.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
@@ -12,9 +12,11 @@ use std::time::{Duration, Instant};
 use metrics::histogram;
 use tracing::Span;
 
-use super::batcher::{BatchItem, BatchLimits, Batcher, Finish, MicroBatch};
+use super::batcher::{Batcher, Lane};
 use super::error::{Cause, EngineError};
+use super::job::{Finish, Priority};
 use super::pooling::{normalize, pool};
+use super::queue::{BatchItem, BatchLimits, MicroBatch};
 use super::session::{
     EncoderSession, GraphOutput, OutputKind, PaddedBatch, RunOutput, Runtime, SessionOptions, WantedOutput,
 };
@@ -24,6 +26,10 @@ use crate::telemetry;
 
 /// Inputs that one blocking task tokenizes: more are spread over several.
 const INPUTS_PER_TOKENIZE_TASK: usize = 64;
+
+/// A request of so many bytes of text is tokenized where it is, in some tens of microseconds: less than it costs to wake
+/// another thread and be woken by it, and short enough for an async thread.
+const TOKENIZED_IN_PLACE_BYTES: usize = 512;
 
 /// Everything needed to open a model.
 #[derive(Clone, Debug)]
@@ -52,10 +58,10 @@ pub struct EncoderSpec {
 /// How a model is to be run on this machine.
 #[derive(Clone, Copy, Debug)]
 pub struct EncoderOptions {
-    /// Provider, threads and precision of each session.
-    pub session: SessionOptions,
-    /// Threads that run the session.
-    pub workers: usize,
+    /// The session of the bulk workers, one for each of its streams.
+    pub bulk: SessionOptions,
+    /// The session of the query lane, if the model is to have one: it costs a second copy of the weights.
+    pub queries: Option<SessionOptions>,
     /// How texts are gathered.
     pub batch: BatchLimits,
 }
@@ -71,6 +77,8 @@ pub struct EncodeRequest {
     pub over_long: OverLong,
     /// What to do with each vector.
     pub finish: Finish,
+    /// Whether somebody waits for them.
+    pub priority: Priority,
 }
 
 /// The vectors of a request and what is to be told about them.
@@ -125,7 +133,7 @@ impl Encoder {
             pooling_is_known: spec.pooling.is_some(),
             hidden_size: spec.hidden_size.or(spec.expected_dimensions),
         };
-        let session = EncoderSession::open(runtime, &spec.onnx, options.session, wanted)?;
+        let session = EncoderSession::open(runtime, &spec.onnx, options.bulk, wanted)?;
         let output = session.output().clone();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.onnx.clone(), reason };
         let pooling = match output.kind {
@@ -162,22 +170,29 @@ impl Encoder {
         } else {
             options.batch
         };
+        let session = Arc::new(session);
+        let mut runners = vec![(Lane::Bulk, session); options.bulk.streams.max(1)];
+        if let Some(options) = options.queries {
+            let session = EncoderSession::open(runtime, &spec.onnx, options, wanted)?;
+            runners.push((Lane::Queries, Arc::new(session)));
+        }
+        let lanes: Vec<Lane> = runners.iter().map(|(lane, _)| *lane).collect();
         let mut encoder = Self {
             tokenizer: Arc::new(tokenizer),
-            batcher: Arc::new(Batcher::new(limits, &spec.label)),
+            batcher: Arc::new(Batcher::new(limits, &lanes, &spec.label)),
             workers: Vec::new(),
             output,
             pooling,
             dimensions,
         };
-        let session = Arc::new(session);
-        let n_workers = options.workers.max(1);
-        for index in 0..n_workers {
+        let n_bulk = options.bulk.streams.max(1);
+        for (index, (lane, session)) in runners.into_iter().enumerate() {
             let worker = Worker {
-                session: Arc::clone(&session),
+                lane,
+                session,
                 batcher: Arc::clone(&encoder.batcher),
                 pooling,
-                n_workers,
+                n_bulk,
                 padded: PaddedBatch::default(),
             };
             let thread = std::thread::Builder::new()
@@ -219,12 +234,12 @@ impl Encoder {
     /// Of the inputs, of the queue, or of the runtime: see [`EngineError`].
     pub async fn encode(&self, request: EncodeRequest) -> Result<Encoded, EngineError> {
         let started = Instant::now();
-        let finish = request.finish;
+        let (finish, priority) = (request.finish, request.priority);
         let texts = self.tokenize(request).await?;
         let tokenization_time = started.elapsed();
         let n_tokens: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
         let truncated = (0..texts.len()).filter(|index| texts[*index].truncated).collect();
-        let job = self.batcher.submit(texts, finish)?;
+        let job = self.batcher.submit(texts, finish, priority)?;
         let result = job.wait().await?;
         Ok(Encoded {
             vectors: result.vectors,
@@ -239,8 +254,13 @@ impl Encoder {
 
     async fn tokenize(&self, request: EncodeRequest) -> Result<Vec<Tokens>, EngineError> {
         let n_inputs = request.inputs.len();
-        let prompt = request.prompt.map(Arc::<str>::from);
         let over_long = request.over_long;
+        let n_bytes: usize = request.inputs.iter().map(n_bytes).sum();
+        if n_bytes <= TOKENIZED_IN_PLACE_BYTES {
+            let tokens_of = |(i, input)| self.tokenizer.tokens(i, input, request.prompt.as_deref(), over_long);
+            return request.inputs.iter().enumerate().map(tokens_of).collect();
+        }
+        let prompt = request.prompt.map(Arc::<str>::from);
         let mut rest = request.inputs;
         let mut tasks = Vec::new();
         let mut first_index = 0;
@@ -266,6 +286,13 @@ impl Encoder {
     }
 }
 
+fn n_bytes(input: &Input) -> usize {
+    match input {
+        Input::Text(text) => text.len(),
+        Input::Tokens(ids) => size_of_val(ids.as_slice()),
+    }
+}
+
 impl Drop for Encoder {
     fn drop(&mut self) {
         self.batcher.close();
@@ -276,23 +303,27 @@ impl Drop for Encoder {
     }
 }
 
-/// A thread that runs the model's session, beside others.
+/// A thread that runs one of the model's sessions, beside others.
 struct Worker {
+    lane: Lane,
     session: Arc<EncoderSession>,
     batcher: Arc<Batcher>,
     pooling: Option<Pooling>,
-    n_workers: usize,
+    n_bulk: usize,
     padded: PaddedBatch,
 }
 
 impl Worker {
     fn run(mut self) {
         let batcher = Arc::clone(&self.batcher);
-        while let Some(batch) = batcher.next_batch() {
+        while let Some(batch) = batcher.next_batch(self.lane) {
+            let n_tokens = batch.items.iter().map(|item| item.ids().len()).sum::<usize>() as f64;
             histogram!(telemetry::TE_BATCH_NEXT_SIZE).record(batch.items.len() as f64);
-            histogram!(telemetry::TE_BATCH_NEXT_TOKENS)
-                .record(batch.items.iter().map(|item| item.ids().len()).sum::<usize>() as f64);
+            histogram!(telemetry::TE_BATCH_NEXT_TOKENS).record(n_tokens);
+            let started = Instant::now();
             self.run_batch(&batch);
+            let speed = n_tokens * self.n_bulk as f64 / started.elapsed().as_secs_f64().max(1e-6);
+            batcher.finish(self.lane, &batch, speed);
         }
     }
 
@@ -326,8 +357,6 @@ impl Worker {
                 finish_batch(items, &output, width, pooling, elapsed)
             })
         }));
-        let n_tokens = items.iter().map(|item| item.ids().len()).sum();
-        self.batcher.record_speed(n_tokens, started.elapsed(), self.n_workers);
         match run {
             Ok(Ok(finished)) => finished,
             Ok(Err(source)) => Err(failed(source)),

@@ -145,3 +145,19 @@ pub enum EngineError {
         source: std::io::Error,
     },
 }
+
+impl EngineError {
+    /// The same error with the input it names at another place, for a request of which the engine saw a part.
+    #[must_use]
+    pub fn with_index(mut self, place_of: impl FnOnce(usize) -> usize) -> Self {
+        if let Self::Tokenize { index, .. }
+        | Self::InputTooLong { index, .. }
+        | Self::TokenOutOfVocabulary { index, .. }
+        | Self::Inference { index, .. }
+        | Self::NotANumber { index, .. } = &mut self
+        {
+            *index = place_of(*index);
+        }
+        self
+    }
+}

@@ -6,14 +6,17 @@
 pub mod batcher;
 pub mod encoder;
 pub mod error;
+pub mod job;
 pub mod pooling;
 pub mod provider;
+pub mod queue;
 pub mod session;
 pub mod tokenize;
 
-pub use batcher::{BatchLimits, Finish};
 pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec};
 pub use error::EngineError;
+pub use job::{Finish, Priority};
 pub use provider::{CpuFeatures, Provider, ProviderChoice};
+pub use queue::BatchLimits;
 pub use session::{OutputKind, Runtime, SessionOptions};
 pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};

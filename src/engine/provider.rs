@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub enum Provider {
     /// ONNX Runtime's own kernels (MLAS), fp32.
     Cpu,
-    /// OpenVINO through ONNX Runtime: bf16 where the CPU multiplies matrices in it (AMX), fp32 elsewhere.
+    /// OpenVINO through ONNX Runtime: bf16 where the CPU has instructions for it, fp32 elsewhere.
     OpenVino,
 }
 
@@ -36,6 +36,8 @@ impl fmt::Display for Provider {
 pub struct CpuFeatures {
     /// AMX tiles with bf16 products.
     pub amx_bf16: bool,
+    /// AVX-512 with bf16 products (`VDPBF16PS`).
+    pub avx512_bf16: bool,
 }
 
 impl CpuFeatures {
@@ -46,9 +48,16 @@ impl CpuFeatures {
         Self::from_cpuinfo(&cpuinfo)
     }
 
+    /// Whether the CPU multiplies matrices in bf16 faster than in fp32.
+    #[must_use]
+    pub fn multiplies_bf16(self) -> bool {
+        self.amx_bf16 || self.avx512_bf16
+    }
+
     fn from_cpuinfo(cpuinfo: &str) -> Self {
         let flags = cpuinfo.lines().find(|line| line.starts_with("flags")).unwrap_or_default();
-        Self { amx_bf16: flags.split_ascii_whitespace().any(|flag| flag == "amx_bf16") }
+        let has = |wanted| flags.split_ascii_whitespace().any(|flag| flag == wanted);
+        Self { amx_bf16: has("amx_bf16"), avx512_bf16: has("avx512_bf16") }
     }
 }
 
@@ -63,13 +72,21 @@ pub struct ProviderChoice {
 
 /// Chooses for `auto`: OpenVINO where it pays, the plain CPU kernels elsewhere.
 ///
-/// Without AMX both run in fp32 at about the same speed, and the plain kernels take less memory and start faster.
+/// OpenVINO pays where the CPU has instructions for bf16 products. Elsewhere both run in fp32 at about the same speed,
+/// and the plain kernels take less memory and start faster.
 #[must_use]
 pub fn choose_automatically(features: CpuFeatures, has_openvino: bool) -> ProviderChoice {
-    let (provider, reason) = match (features.amx_bf16, has_openvino) {
-        (true, true) => (Provider::OpenVino, "this CPU has AMX-bf16 and the runtime library has OpenVINO"),
-        (true, false) => (Provider::Cpu, "this CPU has AMX-bf16, but the runtime library has no OpenVINO to use it"),
-        (false, _) => (Provider::Cpu, "this CPU has no AMX-bf16, so OpenVINO would only cost memory"),
+    let (provider, reason) = match (features, has_openvino) {
+        (CpuFeatures { amx_bf16: true, .. }, true) => {
+            (Provider::OpenVino, "this CPU has AMX-bf16 and the runtime library has OpenVINO")
+        }
+        (CpuFeatures { avx512_bf16: true, .. }, true) => {
+            (Provider::OpenVino, "this CPU has AVX-512-bf16 and the runtime library has OpenVINO")
+        }
+        (features, false) if features.multiplies_bf16() => {
+            (Provider::Cpu, "this CPU multiplies in bf16, but the runtime library has no OpenVINO to use it")
+        }
+        _ => (Provider::Cpu, "this CPU does not multiply in bf16, so OpenVINO would only cost memory"),
     };
     ProviderChoice { provider, reason }
 }
@@ -81,9 +98,12 @@ mod tests {
     #[test]
     fn openvino_is_chosen_only_where_it_pays() {
         let amx = CpuFeatures::from_cpuinfo("processor\t: 0\nflags\t\t: fpu avx512f amx_bf16 amx_tile\n");
+        let avx512 = CpuFeatures::from_cpuinfo("processor\t: 0\nflags\t\t: fpu avx512f avx512_bf16\n");
         let plain = CpuFeatures::from_cpuinfo("processor\t: 0\nflags\t\t: fpu avx2\n");
-        assert_eq!(choose_automatically(amx, true).provider, Provider::OpenVino);
-        assert_eq!(choose_automatically(amx, false).provider, Provider::Cpu);
+        for features in [amx, avx512] {
+            assert_eq!(choose_automatically(features, true).provider, Provider::OpenVino);
+            assert_eq!(choose_automatically(features, false).provider, Provider::Cpu);
+        }
         assert_eq!(choose_automatically(plain, true).provider, Provider::Cpu);
         assert_eq!(CpuFeatures::from_cpuinfo(""), CpuFeatures::default());
     }

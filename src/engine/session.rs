@@ -85,7 +85,7 @@ pub struct SessionOptions {
     pub threads: usize,
     /// Runs that may go on at once without waiting for each other.
     pub streams: usize,
-    /// Whether products may be rounded to bf16 (OpenVINO on a CPU with AMX).
+    /// Whether products may be rounded to bf16 (OpenVINO on a CPU with instructions for it).
     pub bf16: bool,
 }
 

@@ -96,6 +96,7 @@ impl Catalog {
         if let Some(known) = self.models.iter_mut().find(|model| model.name == entry.name) {
             known.source = source.unwrap_or_else(|| known.source.clone());
             known.size = entry.size.unwrap_or(known.size);
+            known.workers = entry.workers;
             known.configured = entry.encoder_settings();
             known.aliases.extend(entry.aliases.iter().cloned());
             return Ok(());
@@ -107,6 +108,7 @@ impl Catalog {
             source: source.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?,
             hub_repository: None,
             approximate_size_bytes: None,
+            workers: entry.workers,
             configured: entry.encoder_settings(),
             built_in: EncoderSettings::default(),
         });
@@ -207,6 +209,7 @@ impl BuiltIn {
             source: ModelSource::Folder(models_dir.join(self.name)),
             hub_repository: Some(self.repository.to_owned()),
             approximate_size_bytes: Some(self.size_bytes),
+            workers: None,
             configured: EncoderSettings::default(),
             built_in: EncoderSettings {
                 dimensions: NonZeroU32::new(self.dimensions),

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
+use super::cache::EmbeddingCache;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, Prompts, SpaceId, TruncationSide};
-use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, Input, OverLong, ProviderChoice};
+use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, Input, OverLong, Priority, ProviderChoice};
 
 /// What is known of a model once it is loaded.
 #[derive(Clone, Debug)]
@@ -51,6 +52,8 @@ pub struct EmbedRequest {
     pub normalize: Option<bool>,
     /// The space that the vectors must be in.
     pub expect_space: Option<SpaceId>,
+    /// Whether somebody waits for the answer.
+    pub priority: Priority,
 }
 
 /// Vectors and what made them.
@@ -68,6 +71,7 @@ pub struct Embedded {
 pub struct LoadedModel {
     pub(super) name: ModelName,
     pub(super) encoder: Encoder,
+    pub(super) cache: Option<Arc<EmbeddingCache>>,
     pub(super) identity: ModelIdentity,
     pub(super) facts: Arc<LoadedFacts>,
     /// Counts the requests that hold the model.
@@ -122,16 +126,17 @@ impl Lease {
             return Err(ModelError::SpaceMismatch { name: self.name().clone(), expected, actual: space });
         }
         let prompt = request.prompt_name.as_deref().map(|name| self.prompt(name)).transpose()?;
-        let encoded = self
-            .model
-            .encoder
-            .encode(EncodeRequest {
-                inputs: request.inputs,
-                prompt,
-                over_long: request.over_long,
-                finish: Finish { dimensions: dimensions as usize, normalize },
-            })
-            .await?;
+        let request = EncodeRequest {
+            inputs: request.inputs,
+            prompt,
+            over_long: request.over_long,
+            finish: Finish { dimensions: dimensions as usize, normalize },
+            priority: request.priority,
+        };
+        let encoded = match &self.model.cache {
+            Some(cache) => cache.encode(self.encoder(), self.name(), &space, request).await?,
+            None => self.encoder().encode(request).await?,
+        };
         Ok(Embedded { model: self.name().clone(), space, encoded })
     }
 

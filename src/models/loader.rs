@@ -7,11 +7,12 @@ use std::time::Instant;
 
 use tokio_util::task::TaskTracker;
 
+use super::cache::EmbeddingCache;
 use super::error::LoadError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::{self, ModelFiles};
 use super::loaded::{LoadedFacts, LoadedModel};
-use crate::config::{EngineConfig, ProviderSetting};
+use crate::config::{EngineConfig, ProviderSetting, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, TruncationSide};
 use crate::engine::provider::choose_automatically;
 use crate::engine::{
@@ -22,11 +23,17 @@ use crate::engine::{
 /// Batches that one model runs at once unless the configuration says otherwise.
 const MAX_DEFAULT_WORKERS: usize = 4;
 
+/// Threads that work on one query together: more wait for each other longer than they help.
+const MAX_QUERY_THREADS: usize = 4;
+
+/// The largest weights of which `engine.query_lane = "auto"` keeps a second copy.
+const MAX_QUERY_LANE_WEIGHTS_BYTES: u64 = 256 << 20;
+
 /// Widths of `openvino` batches are multiples of this: a shape that was not seen before costs half a millisecond.
 const OPENVINO_WIDTH_STEP: usize = 16;
 
 /// What every load on this machine shares.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Loader {
     /// The ONNX Runtime library.
     pub runtime_library: PathBuf,
@@ -36,6 +43,8 @@ pub struct Loader {
     pub features: CpuFeatures,
     /// Cores this process may use.
     pub cores: usize,
+    /// Vectors of texts that were embedded before.
+    pub cache: Option<Arc<EmbeddingCache>>,
 }
 
 impl Loader {
@@ -50,7 +59,6 @@ impl Loader {
         let max_tokens = max_tokens(&settings, &files)?;
         let runtime = Runtime::load(&self.runtime_library)?;
         let choice = self.choose_provider(&runtime);
-        let bf16 = choice.provider == Provider::OpenVino && self.features.amx_bf16;
         let spec = EncoderSpec {
             label: info.name.to_string(),
             onnx: files.onnx.clone(),
@@ -62,7 +70,8 @@ impl Loader {
             max_tokens: max_tokens.get() as usize,
             runs_alone: files.quantizes_per_batch,
         };
-        let encoder = Encoder::open(&runtime, &spec, self.options(choice, bf16))?;
+        let weights_bytes = weights_bytes(&files);
+        let encoder = Encoder::open(&runtime, &spec, self.options(info, choice, weights_bytes))?;
         let dimensions = dimensions(&settings, &encoder)?;
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
@@ -77,13 +86,14 @@ impl Loader {
             normalize,
             prompts,
             provider: choice,
-            precision: if bf16 { "bfloat16" } else { "float32" },
-            weights_bytes: weights_bytes(&files),
+            precision: if self.rounds_to_bf16(choice.provider) { "bfloat16" } else { "float32" },
+            weights_bytes,
             load_time: started.elapsed(),
         };
         Ok(LoadedModel {
             name: info.name.clone(),
             encoder,
+            cache: self.cache.clone(),
             identity,
             facts: Arc::new(facts),
             leases: TaskTracker::new(),
@@ -99,19 +109,41 @@ impl Loader {
         }
     }
 
-    fn options(&self, choice: ProviderChoice, bf16: bool) -> EncoderOptions {
-        let workers = match self.engine.workers {
-            0 => self.cores.clamp(1, MAX_DEFAULT_WORKERS),
-            workers => workers,
+    fn rounds_to_bf16(&self, provider: Provider) -> bool {
+        provider == Provider::OpenVino && self.features.multiplies_bf16()
+    }
+
+    fn options(&self, info: &ModelInfo, choice: ProviderChoice, weights_bytes: u64) -> EncoderOptions {
+        let provider = choice.provider;
+        let bf16 = self.rounds_to_bf16(provider);
+        let workers = match (info.workers, self.engine.workers) {
+            (Some(workers), _) => workers.get(),
+            (None, 0) => self.cores.clamp(1, MAX_DEFAULT_WORKERS),
+            (None, workers) => workers,
+        };
+        let threads = match provider {
+            // The threads that run batches work too: the session's own ones fill up the cores they leave.
+            Provider::Cpu => self.cores.saturating_sub(workers) + 1,
+            Provider::OpenVino => self.cores.max(workers),
+        };
+        let has_query_lane = match self.engine.query_lane {
+            QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && self.cores > 1,
+            QueryLaneSetting::On => true,
+            QueryLaneSetting::Off => false,
         };
         EncoderOptions {
-            session: SessionOptions { provider: choice.provider, threads: self.cores, streams: workers, bf16 },
-            workers,
+            bulk: SessionOptions { provider, threads, streams: workers, bf16 },
+            queries: has_query_lane.then_some(SessionOptions {
+                provider,
+                threads: self.cores.clamp(1, MAX_QUERY_THREADS),
+                streams: 1,
+                bf16,
+            }),
             batch: BatchLimits {
                 max_batch_tokens: self.engine.max_batch_tokens,
                 max_batch_texts: self.engine.max_batch_texts,
                 max_queue_tokens: self.engine.max_queue_tokens,
-                width_step: match choice.provider {
+                width_step: match provider {
                     Provider::Cpu => 1,
                     Provider::OpenVino => OPENVINO_WIDTH_STEP,
                 },

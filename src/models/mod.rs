@@ -3,6 +3,7 @@
 //! Owns the catalog, the life of each model, and the proof of what made a vector ([`fingerprint`]). It knows no HTTP
 //! and no SQL: what must survive a restart goes through [`ledger::Ledger`]. Start at [`manager`].
 
+pub mod cache;
 pub mod catalog;
 mod entry;
 pub mod error;
@@ -16,6 +17,7 @@ pub mod manager;
 mod memory;
 pub mod onnx_file;
 
+pub use cache::EmbeddingCache;
 pub use catalog::{Catalog, CatalogError};
 pub use entry::ModelStatus;
 pub use error::{LoadError, ModelError};

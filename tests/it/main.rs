@@ -7,6 +7,7 @@ mod helpers;
 
 mod arrows;
 mod bad_input;
+mod batching;
 mod broken_models;
 mod config_refusals;
 mod golden;

@@ -1,0 +1,58 @@
+//! Chance that is the same in every run: a seeded generator, a shuffle, and draws by Zipf's law.
+
+/// `SplitMix64` (Steele, Lea and Flood, 2014): 64 bits of state are plenty to order texts with.
+pub struct Random(u64);
+
+impl Random {
+    /// The same seed gives the same numbers.
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number in 0..1.
+    fn unit(&mut self) -> f64 {
+        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+    }
+
+    /// Brings `items` into an order that only the seed decides.
+    pub fn shuffle<T>(&mut self, items: &mut [T]) {
+        for last in (1..items.len()).rev() {
+            let other = self.next() % (last as u64 + 1);
+            items.swap(last, usize::try_from(other).expect("an index of the slice"));
+        }
+    }
+}
+
+/// Draws ranks 0..n, rank k with a probability proportional to 1 / (k + 1)^s.
+pub struct Zipf {
+    /// For each rank, the weight of it and of all before it.
+    cumulative: Vec<f64>,
+    random: Random,
+}
+
+impl Zipf {
+    /// `n` ranks and the exponent `s`.
+    pub fn new(n: usize, s: f64, seed: u64) -> Self {
+        let mut sum = 0.0;
+        let mut add = |rank: usize| {
+            sum += (rank as f64 + 1.0).powf(-s);
+            sum
+        };
+        Self { cumulative: (0..n).map(&mut add).collect(), random: Random::new(seed) }
+    }
+
+    /// The next rank.
+    pub fn draw(&mut self) -> usize {
+        let total = self.cumulative.last().copied().unwrap_or_default();
+        let point = self.random.unit() * total;
+        self.cumulative.partition_point(|&weight| weight <= point)
+    }
+}
