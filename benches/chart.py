@@ -106,14 +106,13 @@ def lines(longest, scale, bottom):
 
 def caption(results, y):
     machine = results["machine"]
-    amx = "AMX-bf16" if machine["amx_bf16"] else "no AMX-bf16"
     versions = {facts["server"]: facts["versions"] for facts in results["servers"]}
     peer = versions[BASELINE]
     provider = versions.get("granary", {}).get("provider")
     rows = [
         f"Texts per second, fastembed {peer['fastembed']} (ONNX Runtime {peer['onnxruntime']}) = 1; "
         f"medians of {results['rounds']} rounds" + (f"; granary took provider {provider}" if provider else ""),
-        f"{machine['cpu']}, {machine['cores']} cores, {amx}; commit {results['commit']}, {results['date'][:10]}",
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['bf16']}; commit {results['commit']}, {results['date'][:10]}",
     ]
     return [text(20, y + 18 * row, words, font_size=12) for row, words in enumerate(rows)]
 

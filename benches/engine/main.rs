@@ -37,6 +37,23 @@ enum ProviderName {
     Openvino,
 }
 
+impl ProviderName {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Openvino => "openvino",
+        }
+    }
+
+    /// The provider, and whether it rounds to bf16 here.
+    fn of_this_machine(self) -> (Provider, bool) {
+        match self {
+            Self::Cpu => (Provider::Cpu, false),
+            Self::Openvino => (Provider::OpenVino, CpuFeatures::probe().multiplies_bf16()),
+        }
+    }
+}
+
 /// Measure the engine without HTTP
 #[derive(Debug, Parser)]
 struct Options {
@@ -64,6 +81,9 @@ struct Options {
     /// Leave the grid of lengths and batches out
     #[arg(long)]
     no_grid: bool,
+    /// Measure the matrix peak and nothing else
+    #[arg(long, hide = true)]
+    peak: bool,
     /// What cargo passes to every benchmark
     #[arg(long, hide = true)]
     bench: bool,
@@ -71,22 +91,23 @@ struct Options {
 
 fn main() -> Result<(), Failure> {
     let options = Options::parse();
+    if options.peak {
+        let (provider, bf16) = options.provider.of_this_machine();
+        println!("{}", peak::gflops(provider, bf16)?);
+        return Ok(());
+    }
     println!("{}", Origin::here().line());
     support::run(measure(&options))
 }
 
 async fn measure(options: &Options) -> Result<(), Failure> {
-    let bf16 = CpuFeatures::probe().multiplies_bf16();
-    let (provider, bf16) = match options.provider {
-        ProviderName::Cpu => (Provider::Cpu, false),
-        ProviderName::Openvino => (Provider::OpenVino, bf16),
-    };
+    let (provider, bf16) = options.provider.of_this_machine();
     let threads = options.threads.unwrap_or(match provider {
         Provider::Cpu => 1,
         Provider::OpenVino => options.workers,
     });
     let session = |threads, streams| SessionOptions { provider, threads, streams, bf16 };
-    let peak = peak::gflops(provider, bf16)?;
+    let peak = peak::gflops_in_its_own_process(options.provider.word())?;
     let runtime = Runtime::load(&data_folder().join("runtime/libonnxruntime.so"))?;
     let started = Instant::now();
     let encoder = Encoder::open(

@@ -1,5 +1,6 @@
 //! What this machine's cores reach in a matrix product, through the runtime that runs the models.
 
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use granary::engine::Provider;
@@ -13,6 +14,13 @@ use crate::support::{Failure, data_folder};
 /// Rows and columns of both matrices.
 const N: usize = 1024;
 const N_PRODUCTS: usize = 30;
+
+/// As [`gflops`]: the runtime allows a process one environment, and here the engine has it.
+pub fn gflops_in_its_own_process(provider: &str) -> Result<f64, Failure> {
+    let program = std::env::current_exe()?;
+    let output = Command::new(program).args(["--peak", "--provider", provider]).stderr(Stdio::inherit()).output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().parse().map_err(|_| "the matrix peak could not be measured")?)
+}
 
 /// Billions of multiplications and additions a second, all cores together: the median of some products.
 pub fn gflops(provider: Provider, bf16: bool) -> Result<f64, Failure> {

@@ -14,8 +14,8 @@ use super::process::kib;
 pub struct Machine {
     cpu: String,
     cores: usize,
-    /// Whether the CPU multiplies bf16 matrices in tiles, which decides what `provider = "auto"` takes.
-    amx_bf16: bool,
+    /// Its instructions for products in bf16, which decide what `provider = "auto"` takes.
+    bf16: &'static str,
     memory_bytes: u64,
     kernel: String,
 }
@@ -47,11 +47,10 @@ impl Origin {
 
     /// One line for the head of a report.
     pub fn line(&self) -> String {
-        let Machine { cpu, cores, memory_bytes, amx_bf16, kernel } = &self.machine;
-        let amx = if *amx_bf16 { "AMX-bf16" } else { "no AMX-bf16" };
+        let Machine { cpu, cores, memory_bytes, bf16, kernel } = &self.machine;
         let memory_gib = *memory_bytes as f64 / f64::from(1 << 30);
         format!(
-            "{cpu}, {cores} cores, {amx}, {memory_gib:.0} GiB, Linux {kernel}; commit {}; {}; load before {:.2}",
+            "{cpu}, {cores} cores, {bf16}, {memory_gib:.0} GiB, Linux {kernel}; commit {}; {}; load before {:.2}",
             self.commit, self.date, self.load_before
         )
     }
@@ -67,7 +66,11 @@ impl Machine {
         Self {
             cpu: name.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
-            amx_bf16: CpuFeatures::probe().amx_bf16,
+            bf16: match CpuFeatures::probe() {
+                CpuFeatures { amx_bf16: true, .. } => "AMX-bf16",
+                CpuFeatures { avx512_bf16: true, .. } => "AVX-512-bf16",
+                _ => "no bf16",
+            },
             memory_bytes: kib(&meminfo, "MemTotal:") * 1024,
             kernel: kernel.trim().to_owned(),
         }
