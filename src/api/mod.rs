@@ -1,7 +1,7 @@
 //! HTTP: the only place that knows it.
 //!
 //! Owns the routes, how requests are read and errors written, and the OpenAPI document. Handlers hold no logic: they
-//! extract, parse, call one service method and convert. Start at [`routes`], which reads as a table of contents.
+//! extract, parse, call one service method and convert. Start at [`routes()`], which reads as a table of contents.
 
 pub mod active;
 pub mod code;

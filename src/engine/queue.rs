@@ -18,10 +18,10 @@ use super::job::Job;
 const SHORT_WIDTH: usize = 32;
 
 /// A job of this many tokens or fewer is a query: a search, or a passage.
-pub(super) const QUERY_TOKENS: usize = 512;
+pub const QUERY_TOKENS: usize = 512;
 
 /// Background work leads one batch in so many while interactive work waits.
-const BACKGROUND_TURN: usize = 8;
+pub const BACKGROUND_TURN: usize = 8;
 
 /// How batches are made.
 #[derive(Clone, Copy, Debug)]

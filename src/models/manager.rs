@@ -2,7 +2,7 @@
 //!
 //! Requests take a [`Lease`] on a model and keep it to the end, so that neither a switch nor an unload can take it from
 //! under them. No lock is held across an `.await` or an inference: states change in short critical sections
-//! ([`super::entry`]), and whoever must wait watches for the next change.
+//! (`entry.rs`), and whoever must wait watches for the next change.
 
 use std::collections::HashMap;
 use std::sync::Arc;
