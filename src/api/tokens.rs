@@ -125,10 +125,7 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
         Texts::One(text) => vec![text],
         Texts::Many(texts) => texts,
     };
-    check_count("inputs", texts.len(), state.limits.max_inputs)?;
-    if let Some(index) = texts.iter().position(String::is_empty) {
-        return Err(ApiError::new(Code::EmptyInput, format!("`inputs[{index}]` is empty")));
-    }
+    check("inputs", &texts, String::is_empty, state.limits.max_inputs)?;
     let name = state.models.resolve(body.model.as_deref())?;
     let lease = state.models.lease(&name).await?;
     let prompt = body.prompt_name.map(|name| lease.prompt(&name)).transpose()?.unwrap_or_default();
@@ -176,7 +173,7 @@ async fn texts_of(state: AppState, body: DecodeBody) -> Result<axum::Json<Vec<St
         TokenIds::One(ids) => vec![ids],
         TokenIds::Many(lists) => lists,
     };
-    check_count("ids", lists.len(), state.limits.max_inputs)?;
+    check("ids", &lists, Vec::is_empty, state.limits.max_inputs)?;
     let name = state.models.resolve(body.model.as_deref())?;
     let lease = state.models.lease(&name).await?;
     let skip_special = body.skip_special_tokens.unwrap_or(true);
@@ -192,8 +189,12 @@ async fn texts_of(state: AppState, body: DecodeBody) -> Result<axum::Json<Vec<St
     .map(axum::Json)
 }
 
-fn check_count(field: &str, n: usize, max_inputs: usize) -> Result<(), ApiError> {
-    match n {
+/// Refuses an empty list, an empty element, and more elements than a request may have.
+fn check<T>(field: &str, elements: &[T], is_empty: fn(&T) -> bool, max_inputs: usize) -> Result<(), ApiError> {
+    if let Some(index) = elements.iter().position(is_empty) {
+        return Err(ApiError::new(Code::EmptyInput, format!("`{field}[{index}]` is empty")));
+    }
+    match elements.len() {
         0 => Err(ApiError::new(Code::EmptyInput, format!("`{field}` is empty"))),
         n if n > max_inputs => Err(ApiError::new(
             Code::TooManyInputs,

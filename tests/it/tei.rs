@@ -131,6 +131,10 @@ async fn tokens_are_shown_with_their_places_and_read_back() {
     assert_eq!(app.post("/decode", json!({"ids": ids})).await.ok(), json!(["hello world"]));
     let with_special = app.post("/decode", json!({"ids": [ids], "skip_special_tokens": false})).await.ok();
     assert_eq!(with_special, json!(["[CLS] hello world [SEP]"]));
+    for empty in [json!([]), json!([[]]), json!([[101], []])] {
+        let refused = app.post("/decode", json!({"ids": empty})).await.tei_error();
+        assert_eq!((refused.0, refused.1.as_str()), (400, "Empty"), "{}", refused.2);
+    }
     let refused = app.post("/decode", json!({"ids": [30_522]})).await.tei_error();
     assert_eq!((refused.0, refused.1.as_str()), (400, "Tokenizer"));
     app.stop().await;
