@@ -262,10 +262,7 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[engine]\nprovider = 1", &["engine.provider:", "the number 1"]),
         ("[engine]\nworkers = 1000", &["engine.workers:", "1000", "0 to 256"]),
         ("[engine]\nmax_batch_texts = 0", &["engine.max_batch_texts:", "found 0", "1 to 4096"]),
-        (
-            "[engine]\nmax_queue_tokens = 5",
-            &["engine.max_queue_tokens:", "found 5", "512 (`engine.max_batch_tokens`)"],
-        ),
+        ("[engine]\nmax_queue_tokens = 5", &["engine.max_queue_tokens:", "found 5", "512 (`engine.max_batch_tokens`)"]),
         ("[engine]\nauto_truncate = 1", &["engine.auto_truncate:", "true or false"]),
         ("[grains]\ndatabase_url = 'postgres://u:secret@h/d'", &["grains.database_url:", "not support", "sqlite:///"]),
         ("[grains]\ndatabase_url = 'g.db'", &["granary.toml: grains.database_url:", "sqlite:///absolute/path.db"]),
