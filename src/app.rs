@@ -15,7 +15,7 @@ use tokio::net::TcpListener;
 use crate::api;
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
-use crate::config::Config;
+use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
 use crate::models::lifecycle::Phase;
@@ -103,6 +103,9 @@ impl App {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let models = MultiModelManager::start(ManagerParts {
             catalog,
+            models_dir,
+            takes_registrations: config.ai.multi_model_enabled,
+            memory_budget: memory_budget(&config),
             first_active: config.ai.model_name.clone(),
             loader: Loader {
                 runtime_library: runtime_library(&config),
@@ -116,6 +119,7 @@ impl App {
             timing: Timing {
                 load_timeout: config.models.load_timeout,
                 failed_load_cooldown: config.models.failed_load_cooldown,
+                idle_unload: config.models.idle_unload,
             },
         })
         .await?;
@@ -198,6 +202,13 @@ pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), AppError
     let listener = TcpListener::bind((host, port)).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     Ok((listener, address))
+}
+
+fn memory_budget(config: &Config) -> Option<u64> {
+    match config.models.memory_budget {
+        MemoryBudget::Auto => None,
+        MemoryBudget::Bytes(bytes) => Some(bytes.as_u64()),
+    }
 }
 
 /// The ONNX Runtime library: the configured one, that of `ORT_DYLIB_PATH`, or the one `make setup` installed.

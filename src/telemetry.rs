@@ -55,6 +55,10 @@ metric_names! {
     describe_gauge CACHE_BYTES = "granary_embedding_cache_bytes": "Bytes in the embedding cache.";
     describe_counter MODEL_LOADS = "granary_model_loads_total": "Loads that ended, by `model` and `outcome`: `loaded` or `failed`.";
     describe_histogram MODEL_LOAD_DURATION = "granary_model_load_duration_seconds": "Seconds a successful load took, by `model`.";
+    describe_counter MODEL_EVICTIONS = "granary_model_evictions_total": "Models unloaded although nobody asked for it, by `model` and `reason`: `budget` or `idle`.";
+    describe_gauge MODEL_MEMORY = "granary_model_memory_bytes": "Bytes a `model` took when it was last loaded.";
+    describe_gauge MEMORY_USED = "granary_models_memory_used_bytes": "Resident bytes of the process over those it has without models.";
+    describe_gauge MEMORY_BUDGET = "granary_models_memory_budget_bytes": "What models may take together (`models.memory_budget`).";
     describe_gauge MODEL_STATE = "granary_model_state": "1 for the `state` a `model` is in, 0 for the others.";
     describe_counter HTTP_REQUESTS = "granary_http_requests_total": "Answers by `route` (the pattern), `method` and `status`.";
     describe_histogram HTTP_REQUEST_DURATION = "granary_http_request_duration_seconds": "Seconds to an answer's head, by `route` and `method`.";
@@ -82,6 +86,14 @@ pub mod failure {
     pub const OVERLOADED: &str = "overloaded";
     /// The model failed, or could not be loaded.
     pub const INFERENCE: &str = "inference";
+}
+
+/// Values of the label `reason` of [`MODEL_EVICTIONS`].
+pub mod eviction {
+    /// Another model needed its memory.
+    pub const BUDGET: &str = "budget";
+    /// Nobody used it for `models.idle_unload`.
+    pub const IDLE: &str = "idle";
 }
 
 /// The recorder of the process; a process has one, however many servers its tests start.

@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 use super::error::ApiError;
 use super::extract::Json;
 use super::models::Model;
-use super::responses::{NativeBodyErrors, NativeErrors, UnknownModel};
+use super::responses::{NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 
 /// The body of `PUT /models/active`.
@@ -44,7 +44,7 @@ pub async fn get(State(state): State<AppState>) -> Result<axum::Json<Model>, Api
     put, path = "/models/active", tag = "models", operation_id = "set_active_model", request_body = ActiveBody,
     responses(
         (status = 200, description = "The active model was set", body = SwitchAnswer),
-        NativeErrors, NativeBodyErrors, UnknownModel
+        NativeErrors, NativeBodyErrors, UnknownModel, NoRoom
     )
 )]
 pub async fn put(

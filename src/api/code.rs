@@ -53,6 +53,8 @@ pub enum Code {
     Dimensions,
     /// The page that sent the request has no business here.
     Forbidden,
+    /// What is asked contradicts what there is.
+    Conflict,
     /// No such model.
     ModelNotFound,
     /// No such path.
@@ -71,8 +73,12 @@ pub enum Code {
     Overloaded,
     /// The model is still loading.
     ModelLoading,
+    /// The operator has disabled the model.
+    ModelDisabled,
     /// The model cannot be loaded.
     ModelFailed,
+    /// The model does not fit beside the others.
+    MemoryBudget,
     /// The database does not answer.
     StoreUnavailable,
     /// The request took longer than the server allows.
@@ -94,6 +100,7 @@ impl Code {
             Self::TokenIds => "token_ids",
             Self::Dimensions => "dimensions",
             Self::Forbidden => "forbidden",
+            Self::Conflict => "conflict",
             Self::ModelNotFound => "model_not_found",
             Self::NotFound => "not_found",
             Self::Misdirected => "misdirected",
@@ -103,7 +110,9 @@ impl Code {
             Self::ContentType => "content_type",
             Self::Overloaded => "overloaded",
             Self::ModelLoading => "model_loading",
+            Self::ModelDisabled => "model_disabled",
             Self::ModelFailed => "model_failed",
+            Self::MemoryBudget => "memory_budget",
             Self::StoreUnavailable => "store_unavailable",
             Self::Timeout => "timeout",
             Self::Internal => "internal",
@@ -124,13 +133,15 @@ impl Code {
             Self::ModelNotFound | Self::NotFound => StatusCode::NOT_FOUND,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::Conflict => StatusCode::CONFLICT,
             Self::SpaceMismatch => StatusCode::PRECONDITION_FAILED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::ModelLoading | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
+            Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
+            Self::MemoryBudget => StatusCode::INSUFFICIENT_STORAGE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -144,13 +155,16 @@ impl Code {
             Self::Forbidden | Self::Misdirected => "Forbidden",
             Self::ModelNotFound | Self::NotFound => "NotFound",
             Self::Overloaded => "Overloaded",
-            Self::ModelLoading | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => "Unhealthy",
-            Self::Internal => "Backend",
+            Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
+                "Unhealthy"
+            }
+            Self::MemoryBudget | Self::Internal => "Backend",
             Self::MalformedJson
             | Self::InvalidRequest
             | Self::TooManyInputs
             | Self::InputTooLong
             | Self::Dimensions
+            | Self::Conflict
             | Self::MethodNotAllowed
             | Self::SpaceMismatch
             | Self::BodyTooLarge
@@ -165,14 +179,19 @@ impl Code {
             Self::TooManyInputs => failure::BATCH_SIZE,
             Self::InputTooLong | Self::TokenIds => failure::TOKENIZATION,
             Self::Overloaded => failure::OVERLOADED,
-            Self::ModelLoading | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout | Self::Internal => {
-                failure::INFERENCE
-            }
+            Self::ModelLoading
+            | Self::ModelDisabled
+            | Self::ModelFailed
+            | Self::MemoryBudget
+            | Self::StoreUnavailable
+            | Self::Timeout
+            | Self::Internal => failure::INFERENCE,
             Self::MalformedJson
             | Self::EmptyInput
             | Self::InvalidRequest
             | Self::Dimensions
             | Self::Forbidden
+            | Self::Conflict
             | Self::ModelNotFound
             | Self::NotFound
             | Self::Misdirected

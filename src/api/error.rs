@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 pub use super::code::{Code, Family};
 use crate::engine::EngineError;
 use crate::models::error::with_causes;
+use crate::models::lifecycle::FailureKind;
 use crate::models::{LedgerError, ModelError};
 use crate::telemetry;
 
@@ -157,16 +158,29 @@ impl From<ModelError> for ApiError {
             ModelError::Loading { .. } => {
                 Self::new(Code::ModelLoading, message).with_retry_after(Duration::from_secs(5))
             }
-            ModelError::Failed { permanent: true, .. } => Self::new(Code::ModelFailed, message).never_retry(),
-            ModelError::Failed { retry_after, .. } => {
-                Self::new(Code::ModelFailed, message).with_retry_after(retry_after)
+            ModelError::Failed { permanent, retry_after, kind, .. } => {
+                let error = Self::new(code_of(kind), message);
+                if permanent { error.never_retry() } else { error.with_retry_after(retry_after) }
             }
+            ModelError::Disabled { .. } => {
+                Self::new(Code::ModelDisabled, message).with_retry_after(Duration::from_mins(1))
+            }
+            ModelError::GrainWrites { .. } | ModelError::Conflict(_) => Self::new(Code::Conflict, message),
+            ModelError::Invalid(_) => Self::new(Code::InvalidRequest, message),
             ModelError::SpaceMismatch { .. } => Self::new(Code::SpaceMismatch, message).with_param("expect_space"),
             ModelError::Dimensions(_) => Self::new(Code::Dimensions, message).with_param("dimensions"),
             ModelError::UnknownPrompt { .. } => Self::new(Code::InvalidRequest, message).with_param("prompt_name"),
             ModelError::Engine(error) => error.into(),
             ModelError::Ledger(error) => error.into(),
         }
+    }
+}
+
+/// The code of a failed load.
+pub(super) fn code_of(kind: FailureKind) -> Code {
+    match kind {
+        FailureKind::Model => Code::ModelFailed,
+        FailureKind::Memory => Code::MemoryBudget,
     }
 }
 

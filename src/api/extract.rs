@@ -31,6 +31,24 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     }
 }
 
+/// A JSON body that may be left out: an empty one, or `null`, counts as `{}`.
+pub struct OptionalJson<T>(pub T);
+
+impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJson<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let (parts, body) = request.into_parts();
+        let request = Request::from_parts(parts.clone(), body);
+        let bytes = Bytes::from_request(request, state).await.map_err(|error| body_error(&error, state))?;
+        if bytes.is_empty() {
+            return Ok(Self(T::default()));
+        }
+        let Json(body) = Json::<Option<T>>::from_request(Request::from_parts(parts, bytes.into()), state).await?;
+        Ok(Self(body.unwrap_or_default()))
+    }
+}
+
 /// The caller's word for a model in the path: a name or an alias.
 pub struct ModelWord(pub String);
 
@@ -100,9 +118,16 @@ fn shortened(text: &str) -> String {
 /// # Errors
 /// When it is not a space id.
 pub fn expected_space(text: Option<&str>) -> Result<Option<SpaceId>, ApiError> {
-    text.map(SpaceId::parse).transpose().map_err(|error| {
-        ApiError::new(Code::InvalidRequest, format!("`expect_space`: {error}")).with_param("expect_space")
-    })
+    space_in("expect_space", text)
+}
+
+/// The space that a field names.
+///
+/// # Errors
+/// When it is not a space id.
+pub fn space_in(field: &str, text: Option<&str>) -> Result<Option<SpaceId>, ApiError> {
+    let parsed = text.map(SpaceId::parse).transpose();
+    parsed.map_err(|error| ApiError::new(Code::InvalidRequest, format!("`{field}`: {error}")).with_param(field))
 }
 
 #[cfg(test)]

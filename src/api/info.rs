@@ -5,13 +5,12 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Code};
+use super::error::ApiError;
 use super::extract::ModelWord;
-use super::operations::check_ready;
+use super::operations::{check_loadable, check_ready};
 use super::responses::TeiErrors;
 use super::state::AppState;
 use crate::domain::Pooling;
-use crate::models::lifecycle::Phase;
 
 /// A model and the limits of the server, in TEI's words.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -123,10 +122,5 @@ pub async fn health_of_model(
 ) -> Result<StatusCode, ApiError> {
     let name = state.models.resolve(Some(&model))?;
     let status = state.models.status(&name)?;
-    match status.failure {
-        Some(failure) if status.phase == Phase::Failed => {
-            Err(ApiError::new(Code::ModelFailed, format!("`{name}` cannot be loaded: {}", failure.reason)))
-        }
-        _ => Ok(StatusCode::OK),
-    }
+    check_loadable(&status).map(|()| StatusCode::OK)
 }

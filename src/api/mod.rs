@@ -16,9 +16,11 @@ pub mod models;
 pub mod openai;
 pub mod openapi;
 pub mod operations;
+pub mod registration;
 pub mod requests;
 pub mod responses;
 pub mod similarity;
+pub mod spaces;
 pub mod state;
 pub mod tokens;
 mod vectors;
@@ -41,11 +43,13 @@ use self::state::AppState;
 pub fn routes() -> OpenApiRouter<AppState> {
     OpenApiRouter::with_openapi(openapi::Head::openapi())
         // Models
-        .routes(routes!(models::list))
+        .routes(routes!(models::list, registration::register))
         .routes(routes!(active::get, active::put))
-        .routes(routes!(models::get, embed::infer_with_model))
+        .routes(routes!(models::get, embed::infer_with_model, registration::delete))
         .routes(routes!(models::load))
         .routes(routes!(models::unload))
+        .routes(routes!(spaces::accept))
+        .routes(routes!(spaces::list))
         // text-embeddings-inference
         .routes(routes!(embed::infer))
         .routes(routes!(embed::embed))

@@ -1,12 +1,12 @@
 //! `/models`: what there is, and what is loaded.
 
 use axum::extract::State;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::ModelWord;
-use super::responses::{NativeErrors, UnknownModel};
+use super::extract::{ModelWord, OptionalJson};
+use super::responses::{NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::domain::{EncoderSettings, ModelName};
 use crate::models::{LoadedFacts, ModelStatus};
@@ -23,8 +23,14 @@ pub struct Model {
     /// `unloaded`, `downloading`, `loading`, `ready`, `draining` or `failed`.
     #[schema(example = "ready")]
     state: String,
+    /// `built_in`, `configured` or `registered`: how the server came to know it.
+    origin: String,
     /// Whether requests that name no model use this one.
     active: bool,
+    /// Whether it stays loaded, however little it is used.
+    pinned: bool,
+    /// Whether requests may not load it; `…/load` enables it.
+    disabled: bool,
     /// The length of its vectors; before the first load, what is expected.
     dimensions: Option<u32>,
     /// Shorter lengths it was trained to be cut to.
@@ -40,10 +46,14 @@ pub struct Model {
     space: Option<String>,
     /// The SHA-256 of everything that makes this space; null until it is loaded.
     fingerprint: Option<String>,
+    /// Whether grains may be written with it; null until it is loaded.
+    grain_writes: Option<GrainWrites>,
     /// What executes it; null until it is loaded.
     provider: Option<ModelProvider>,
     /// The size of its weight files in bytes; before the first load, what is expected.
     size_bytes: Option<u64>,
+    /// Bytes it took in memory when it was last loaded in this run.
+    memory_bytes: Option<u64>,
     /// How long its load took.
     load_ms: Option<u64>,
     /// Why its last load failed.
@@ -65,6 +75,22 @@ pub struct ModelProvider {
     /// `float32` or `bfloat16`.
     precision: String,
     reason: String,
+}
+
+/// Whether grains may be written with a model.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct GrainWrites {
+    allowed: bool,
+    /// What stands against it, and the way out.
+    reason: Option<String>,
+}
+
+impl GrainWrites {
+    /// What is known of a loaded model.
+    pub(super) fn of(status: &ModelStatus) -> Option<Self> {
+        let reason = status.standing.as_ref()?.refusal(&status.info.name);
+        Some(Self { allowed: reason.is_none(), reason })
+    }
 }
 
 /// A failed load.
@@ -99,7 +125,10 @@ impl Model {
             aliases: status.info.aliases.clone(),
             size: status.info.size.as_str().to_owned(),
             state: status.phase.to_string(),
+            origin: status.info.origin.as_str().to_owned(),
             active: status.info.name == *active,
+            pinned: status.info.pinned,
+            disabled: status.disabled,
             dimensions: settings.dimensions.map(number),
             matryoshka_dims: settings.matryoshka_dims.unwrap_or_default().into_iter().map(number).collect(),
             max_tokens: settings.max_tokens.map(number),
@@ -108,12 +137,14 @@ impl Model {
             prompts: ModelPrompts { query: prompts.query, document: prompts.document },
             space: loaded.map(|facts| facts.fingerprint.space().to_string()),
             fingerprint: loaded.map(|facts| facts.fingerprint.as_str().to_owned()),
+            grain_writes: GrainWrites::of(status),
             provider: loaded.map(|facts| ModelProvider {
                 name: facts.provider.provider.to_string(),
                 precision: facts.precision.to_owned(),
                 reason: facts.provider.reason.to_owned(),
             }),
             size_bytes: known.size_bytes,
+            memory_bytes: loaded.map(|facts| facts.memory_bytes),
             load_ms: loaded.map(|facts| u64::try_from(facts.load_time.as_millis()).unwrap_or(u64::MAX)),
             failure: status.failure.as_ref().map(|failure| ModelFailure {
                 reason: failure.reason.clone(),
@@ -176,7 +207,7 @@ pub async fn get(State(state): State<AppState>, ModelWord(word): ModelWord) -> R
 #[utoipa::path(
     post, path = "/models/{name}/load", tag = "models", operation_id = "load_model",
     params(("name" = String, Path, description = "A model's name or alias")),
-    responses((status = 200, description = "The loaded model", body = Model), NativeErrors, UnknownModel)
+    responses((status = 200, description = "The loaded model", body = Model), NativeErrors, UnknownModel, NoRoom)
 )]
 pub async fn load(State(state): State<AppState>, ModelWord(word): ModelWord) -> Result<axum::Json<Model>, ApiError> {
     let name = state.models.resolve(Some(&word))?;
@@ -184,14 +215,32 @@ pub async fn load(State(state): State<AppState>, ModelWord(word): ModelWord) -> 
     Ok(axum::Json(Model::of(&status, &state.models.active())))
 }
 
-/// Unloads a model when the requests that use it have ended. The next request for it loads it again.
+/// The body of `…/unload`, which needs none.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct UnloadBody {
+    /// true: requests may not load it again, in later runs too, until `…/load` does.
+    #[schema(example = false)]
+    disable: Option<bool>,
+}
+
+/// Unloads a model when the requests that use it have ended. The next request for it loads it again, unless the body
+/// disables it.
 #[utoipa::path(
     post, path = "/models/{name}/unload", tag = "models", operation_id = "unload_model",
+    request_body = Option<UnloadBody>,
     params(("name" = String, Path, description = "A model's name or alias")),
-    responses((status = 200, description = "The model", body = Model), NativeErrors, UnknownModel)
+    responses((status = 200, description = "The model", body = Model), NativeErrors, NativeBodyErrors, UnknownModel)
 )]
-pub async fn unload(State(state): State<AppState>, ModelWord(word): ModelWord) -> Result<axum::Json<Model>, ApiError> {
+pub async fn unload(
+    State(state): State<AppState>,
+    ModelWord(word): ModelWord,
+    OptionalJson(body): OptionalJson<UnloadBody>,
+) -> Result<axum::Json<Model>, ApiError> {
     let name = state.models.resolve(Some(&word))?;
-    let status = state.models.unload_model(&name).await?;
+    let status = if body.disable.unwrap_or_default() {
+        state.models.disable_model(&name).await?
+    } else {
+        state.models.unload_model(&name).await?
+    };
     Ok(axum::Json(Model::of(&status, &state.models.active())))
 }

@@ -6,9 +6,11 @@ use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Code};
+use super::error::{ApiError, code_of};
+use super::models::GrainWrites;
 use super::responses::NativeErrors;
 use super::state::AppState;
+use crate::models::{ModelError, ModelStatus};
 
 /// The content type of the Prometheus text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -30,6 +32,8 @@ pub struct Ready {
     model: String,
     /// Its state: a model that is unloaded or loading is ready to be used.
     model_state: String,
+    /// Whether grains may be written with it; null until it is loaded.
+    grain_writes: Option<GrainWrites>,
 }
 
 /// Answers as long as the process can.
@@ -58,11 +62,28 @@ pub(super) async fn check_ready(state: &AppState) -> Result<Ready, ApiError> {
     state.ledger.check().await?;
     let active = state.models.active();
     let status = state.models.status(&active)?;
-    if let Some(failure) = status.failure {
-        let sentence = format!("the active model `{active}` cannot be loaded: {}", failure.reason);
-        return Err(ApiError::new(Code::ModelFailed, sentence));
+    check_loadable(&status)?;
+    Ok(Ready {
+        status: "ready".to_owned(),
+        model: active.to_string(),
+        model_state: status.phase.to_string(),
+        grain_writes: GrainWrites::of(&status),
+    })
+}
+
+/// Whether the next request to a model would be answered, as far as its last load tells.
+///
+/// # Errors
+/// When the load failed, or the model is disabled.
+pub(super) fn check_loadable(status: &ModelStatus) -> Result<(), ApiError> {
+    let name = &status.info.name;
+    if let Some(failure) = &status.failure {
+        return Err(ApiError::new(code_of(failure.kind), format!("`{name}` cannot be loaded: {}", failure.reason)));
     }
-    Ok(Ready { status: "ready".to_owned(), model: active.to_string(), model_state: status.phase.to_string() })
+    if status.disabled {
+        return Err(ModelError::Disabled { name: name.clone() }.into());
+    }
+    Ok(())
 }
 
 /// The metrics of the process in Prometheus's text format: TEI's `te_*` and our own `granary_*`.

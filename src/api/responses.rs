@@ -33,6 +33,18 @@ pub enum NativeErrors {
 #[allow(dead_code, reason = "utoipa reads the field")]
 pub struct UnknownModel(ProblemBody);
 
+/// What is asked contradicts what there is.
+#[derive(IntoResponses)]
+#[response(status = 409, description = "It contradicts what there is", content_type = "application/problem+json")]
+#[allow(dead_code, reason = "utoipa reads the field")]
+pub struct Conflict(ProblemBody);
+
+/// A model does not fit beside those that cannot be unloaded.
+#[derive(IntoResponses)]
+#[response(status = 507, description = "There is no room for the model", content_type = "application/problem+json")]
+#[allow(dead_code, reason = "utoipa reads the field")]
+pub struct NoRoom(ProblemBody);
+
 /// What a body can get wrong on our own routes.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "utoipa reads the variants")]
@@ -70,11 +82,15 @@ pub enum TeiErrors {
     /// A bug.
     #[response(status = 500)]
     Internal(TeiError),
-    /// The model is loading or cannot be loaded, or the request took too long.
+    /// The model is loading, disabled or cannot be loaded, or the request took too long.
     #[response(status = 503, headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
     ))]
     Unavailable(TeiError),
+    /// There is no room for the model.
+    #[response(status = 507)]
+    NoRoom(TeiError),
 }
 
 /// What a body can get wrong on TEI's routes.
@@ -120,12 +136,15 @@ pub enum OpenAiErrors {
     /// A bug.
     #[response(status = 500)]
     Internal(OpenAiError),
-    /// The model is loading or cannot be loaded (`x-should-retry: false`), or the request took too long.
+    /// The model is loading, disabled or cannot be loaded (`x-should-retry: false`), or the request took too long.
     #[response(status = 503, headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
         ("x-should-retry" = String, description = "`false` when trying again is pointless"),
     ))]
     Unavailable(OpenAiError),
+    /// There is no room for the model.
+    #[response(status = 507)]
+    NoRoom(OpenAiError),
 }
 
 /// What a body can get wrong on OpenAI's routes.

@@ -51,6 +51,9 @@ pub struct AdditionalModel {
     /// Whether it is loaded at the start, which fails if the model does.
     #[serde(default)]
     pub auto_load: bool,
+    /// Whether it stays loaded, however little it is used.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub pinned: bool,
     /// The tokenizer of a `.onnx` file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tokenizer: Option<PathBuf>,
@@ -105,6 +108,13 @@ impl AdditionalModel {
             normalize: self.normalize,
             prompts: self.prompts.clone(),
         }
+    }
+
+    /// What is wrong with this entry as one sentence, for an entry that comes from elsewhere than the configuration.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        let sentences = self.problems("").into_iter().map(|p| format!("`{}`: {}", &p.key[1..], p.sentence));
+        sentences.reduce(|all, sentence| format!("{all}; {sentence}"))
     }
 
     fn problems(&self, place: &str) -> Vec<Problem> {
@@ -203,6 +213,11 @@ pub(super) fn add_by_name(models: &mut Vec<AdditionalModel>, entries: Vec<Additi
 pub(super) fn repeated_name(entries: &[AdditionalModel]) -> Option<&ModelName> {
     let mut seen = HashSet::new();
     entries.iter().map(|entry| &entry.name).find(|name| !seen.insert(*name))
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
+fn is_false(value: &bool) -> bool {
+    !value
 }
 
 fn is_onnx_file(path: &Path) -> bool {

@@ -31,7 +31,7 @@ pub use auth::AuthConfig;
 pub use engine::{EngineConfig, ProviderSetting, QueryLaneSetting};
 pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
-pub use models::ModelsConfig;
+pub use models::{MemoryBudget, ModelsConfig};
 pub use server::{AllowedHost, BindHost, HostError, ServerConfig};
 pub use telemetry::{LogFilter, LogFilterError, LogFormat, TelemetryConfig};
 

@@ -7,7 +7,7 @@ pub mod model;
 pub mod space;
 
 pub use model::{
-    Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelSize, ModelSource, OutputDimensionsError,
-    Pooling, Prompts, TruncationSide,
+    Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,
+    OutputDimensionsError, Pooling, Prompts, TruncationSide,
 };
 pub use space::{Fingerprint, Manifest, SpaceId, SpaceIdError};

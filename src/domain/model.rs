@@ -256,11 +256,36 @@ pub enum ModelSource {
     },
 }
 
+/// How the server came to know a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ModelOrigin {
+    /// It is part of the product.
+    BuiltIn,
+    /// The configuration has an entry for it.
+    Configured,
+    /// It was registered while the server ran, and can be deleted.
+    Registered,
+}
+
+impl ModelOrigin {
+    /// The word used on the wire.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BuiltIn => "built_in",
+            Self::Configured => "configured",
+            Self::Registered => "registered",
+        }
+    }
+}
+
 /// A model the server knows, whether or not it is loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelInfo {
     /// The model's name.
     pub name: ModelName,
+    /// How the server came to know it.
+    pub origin: ModelOrigin,
     /// The class of machine it is meant for.
     pub size: ModelSize,
     /// Other names callers may use, the hub id among them.
@@ -273,6 +298,8 @@ pub struct ModelInfo {
     pub approximate_size_bytes: Option<u64>,
     /// Batches of it that run at once, where the operator has said so for this model.
     pub workers: Option<NonZeroUsize>,
+    /// Whether it stays loaded, however little it is used.
+    pub pinned: bool,
     /// What the operator set: wins over the model's files.
     pub configured: EncoderSettings,
     /// What is known of a built-in model: used where the files are silent.

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::model::{Pooling, Prompts, TruncationSide};
 
 const SPACE_ID_DIGITS: usize = 16;
+const FINGERPRINT_DIGITS: usize = 64;
 
 /// The SHA-256 of a space's canonical manifest, as 64 lower-case hex digits.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -23,6 +24,13 @@ impl Fingerprint {
     #[must_use]
     pub fn space(&self) -> SpaceId {
         SpaceId(self.0[..SPACE_ID_DIGITS].to_owned())
+    }
+
+    /// Reads what a fingerprint was written as.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
+        (text.len() == FINGERPRINT_DIGITS && text.bytes().all(is_digit)).then(|| Self(text.to_owned()))
     }
 
     /// The 64 hex digits.
@@ -117,14 +125,19 @@ pub struct HashedFile {
 }
 
 impl Manifest {
-    /// The manifest's identity.
+    /// What is hashed: the manifest as compact JSON.
     ///
     /// # Panics
     /// Never: the manifest holds nothing that JSON cannot.
     #[must_use]
+    pub fn canonical(&self) -> String {
+        serde_json::to_string(self).expect("a manifest of strings and numbers is always JSON")
+    }
+
+    /// The manifest's identity.
+    #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        let canonical = serde_json::to_vec(self).expect("a manifest of strings and numbers is always JSON");
-        Fingerprint(hex_digits(&Sha256::digest(canonical)))
+        Fingerprint(hex_digits(&Sha256::digest(self.canonical())))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Owns the process's one runtime library, the options of each provider, and what a graph takes and gives. Everything
 //! it returns is in this crate's own words.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, OsStr, c_char};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
@@ -64,6 +64,16 @@ impl Runtime {
     #[must_use]
     pub fn library(&self) -> &Path {
         &self.library
+    }
+
+    /// The library's version: `1.24.1`. Its file name has it; where that was changed, what the build says of itself.
+    #[must_use]
+    pub fn version(&self) -> &str {
+        let name = self.library.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        match name.split_once(".so.") {
+            Some((_, version)) => version,
+            None => ort::info(),
+        }
     }
 
     /// Whether the library was built with the provider.

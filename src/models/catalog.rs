@@ -4,7 +4,7 @@ use std::num::NonZeroU32;
 use std::path::Path;
 
 use crate::config::{AdditionalModel, AiConfig};
-use crate::domain::{EncoderSettings, ModelInfo, ModelName, ModelSize, ModelSource, Pooling, Prompts};
+use crate::domain::{EncoderSettings, ModelInfo, ModelName, ModelOrigin, ModelSize, ModelSource, Pooling, Prompts};
 
 const MODELS_KEY: &str = "ai.additional_models";
 
@@ -94,6 +94,8 @@ impl Catalog {
     fn add(&mut self, entry: &AdditionalModel, models_dir: &Path) -> Result<(), CatalogError> {
         let source = entry.source(models_dir);
         if let Some(known) = self.models.iter_mut().find(|model| model.name == entry.name) {
+            known.origin = ModelOrigin::Configured;
+            known.pinned = entry.pinned;
             known.source = source.unwrap_or_else(|| known.source.clone());
             known.size = entry.size.unwrap_or(known.size);
             known.workers = entry.workers;
@@ -101,17 +103,25 @@ impl Catalog {
             known.aliases.extend(entry.aliases.iter().cloned());
             return Ok(());
         }
-        self.models.push(ModelInfo {
-            name: entry.name.clone(),
-            size: entry.size.unwrap_or(ModelSize::Medium),
-            aliases: entry.aliases.clone(),
-            source: source.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?,
-            hub_repository: None,
-            approximate_size_bytes: None,
-            workers: entry.workers,
-            configured: entry.encoder_settings(),
-            built_in: EncoderSettings::default(),
-        });
+        self.models.push(new_model(entry, models_dir, ModelOrigin::Configured)?);
+        Ok(())
+    }
+
+    /// Adds a model that was registered in an earlier run; what the configuration says by now wins.
+    pub fn add_registered(&mut self, entry: &AdditionalModel, models_dir: &Path) -> Result<(), CatalogError> {
+        let model = new_model(entry, models_dir, ModelOrigin::Registered)?;
+        let words = std::iter::once(model.name.as_str()).chain(model.aliases.iter().map(String::as_str));
+        for word in words {
+            if let Some(other) = self.models.iter().find(|other| other.answers_to(word)) {
+                return Err(CatalogError::Ambiguous {
+                    key: MODELS_KEY,
+                    alias: word.to_owned(),
+                    model: model.name.clone(),
+                    taken_by: other.name.clone(),
+                });
+            }
+        }
+        self.models.push(model);
         Ok(())
     }
 
@@ -140,6 +150,27 @@ impl Catalog {
         }
         Ok(())
     }
+}
+
+/// A model that is neither built in nor known yet.
+pub(super) fn new_model(
+    entry: &AdditionalModel,
+    models_dir: &Path,
+    origin: ModelOrigin,
+) -> Result<ModelInfo, CatalogError> {
+    Ok(ModelInfo {
+        name: entry.name.clone(),
+        origin,
+        size: entry.size.unwrap_or(ModelSize::Medium),
+        aliases: entry.aliases.clone(),
+        source: entry.source(models_dir).ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?,
+        hub_repository: None,
+        approximate_size_bytes: None,
+        workers: entry.workers,
+        pinned: entry.pinned,
+        configured: entry.encoder_settings(),
+        built_in: EncoderSettings::default(),
+    })
 }
 
 /// What is built in of a model besides its name.
@@ -204,12 +235,14 @@ impl BuiltIn {
         });
         ModelInfo {
             name: ModelName::parse(self.name).expect("built-in names are slugs"),
+            origin: ModelOrigin::BuiltIn,
             size: self.size,
             aliases: vec![self.repository.to_owned()],
             source: ModelSource::Folder(models_dir.join(self.name)),
             hub_repository: Some(self.repository.to_owned()),
             approximate_size_bytes: Some(self.size_bytes),
             workers: None,
+            pinned: false,
             configured: EncoderSettings::default(),
             built_in: EncoderSettings {
                 dimensions: NonZeroU32::new(self.dimensions),

@@ -1,10 +1,13 @@
 //! One model of the catalog and its state, changed only along the transition table.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
+use super::canary::Standing;
 use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::{Lease, LoadedFacts, LoadedModel};
 use crate::domain::ModelInfo;
@@ -14,6 +17,14 @@ use crate::telemetry;
 pub(super) struct Entry {
     pub(super) info: Arc<ModelInfo>,
     state: watch::Sender<State>,
+    /// Whether requests may not load it.
+    is_disabled: AtomicBool,
+    /// Whether it has left the catalog: who still holds the entry must not load it.
+    is_deleted: AtomicBool,
+    /// Requests that wait for it.
+    n_waiting: AtomicUsize,
+    /// When a request last took it.
+    last_used: Mutex<Instant>,
 }
 
 enum State {
@@ -34,6 +45,10 @@ pub(super) enum Next {
     Wait,
     /// Give up: the last load failed not long ago.
     GiveUp(Failure),
+    /// Give up: the operator has disabled it.
+    Disabled,
+    /// Give up: it was deleted.
+    Deleted,
 }
 
 /// What a caller who wants the model gone is to do next.
@@ -66,23 +81,75 @@ pub struct ModelStatus {
     pub failure: Option<Failure>,
     /// What is known since it was loaded.
     pub loaded: Option<Arc<LoadedFacts>>,
+    /// How its vectors stand to what is recorded of its space; `None` until it is loaded.
+    pub standing: Option<Standing>,
+    /// Whether only an operator can load it.
+    pub disabled: bool,
 }
 
 impl Entry {
     pub(super) fn new(info: ModelInfo) -> Self {
-        let entry = Self { info: Arc::new(info), state: watch::Sender::new(State::Unloaded) };
+        let entry = Self {
+            info: Arc::new(info),
+            state: watch::Sender::new(State::Unloaded),
+            is_disabled: AtomicBool::new(false),
+            is_deleted: AtomicBool::new(false),
+            n_waiting: AtomicUsize::new(0),
+            last_used: Mutex::new(Instant::now()),
+        };
         entry.record(Phase::Unloaded);
         entry
     }
 
+    /// Says whether requests may load it; who waits for it learns of the change.
+    pub(super) fn set_disabled(&self, is_disabled: bool) {
+        self.state.send_modify(|_| self.is_disabled.store(is_disabled, Ordering::SeqCst));
+    }
+
+    /// Takes it out of reach for good; who waits for it learns of that.
+    pub(super) fn delete(&self) {
+        self.state.send_modify(|_| self.is_deleted.store(true, Ordering::SeqCst));
+    }
+
+    /// Counts the caller among those who wait for the model, until the guard is dropped.
+    pub(super) fn wait(&self) -> Waiting<'_> {
+        self.n_waiting.fetch_add(1, Ordering::SeqCst);
+        Waiting(&self.n_waiting)
+    }
+
+    /// Whether requests wait for it.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.n_waiting.load(Ordering::SeqCst) > 0
+    }
+
+    /// When a request last took it.
+    pub(super) fn last_used(&self) -> Instant {
+        *self.last_used.lock()
+    }
+
+    /// The loaded model, for whoever is no request and does not count as use.
+    pub(super) fn loaded(&self) -> Option<Arc<LoadedModel>> {
+        match &*self.state.borrow() {
+            State::Ready(model) => Some(Arc::clone(model)),
+            State::Unloaded | State::Loading | State::Draining | State::Failed(_) => None,
+        }
+    }
+
     pub(super) fn status(&self) -> ModelStatus {
         let state = self.state.borrow();
-        let (failure, loaded) = match &*state {
+        let (failure, model) = match &*state {
             State::Failed(failure) => (Some(failure.clone()), None),
-            State::Ready(model) => (None, Some(Arc::clone(&model.facts))),
+            State::Ready(model) => (None, Some(model)),
             State::Unloaded | State::Loading | State::Draining => (None, None),
         };
-        ModelStatus { info: Arc::clone(&self.info), phase: state.phase(), failure, loaded }
+        ModelStatus {
+            info: Arc::clone(&self.info),
+            phase: state.phase(),
+            failure,
+            loaded: model.map(|model| Arc::clone(&model.facts)),
+            standing: model.map(|model| model.standing.read().clone()),
+            disabled: self.is_disabled.load(Ordering::SeqCst),
+        }
     }
 
     /// Notes the state as seen: the next change wakes the receiver.
@@ -94,12 +161,16 @@ impl Entry {
     pub(super) fn lease_or_claim_load(&self, eagerness: Eagerness, now: Instant) -> Next {
         let mut next = Next::Wait;
         self.state.send_if_modified(|state| {
+            let is_request = eagerness == Eagerness::Request;
             next = match state {
-                State::Ready(model) => Next::Use(Lease::of(model)),
-                State::Loading | State::Draining => Next::Wait,
-                State::Failed(failure) if eagerness == Eagerness::Request && failure.retry_at > now => {
-                    Next::GiveUp(failure.clone())
+                _ if self.is_deleted.load(Ordering::SeqCst) => Next::Deleted,
+                _ if is_request && self.is_disabled.load(Ordering::SeqCst) => Next::Disabled,
+                State::Ready(model) => {
+                    *self.last_used.lock() = now;
+                    Next::Use(Lease::of(model))
                 }
+                State::Loading | State::Draining => Next::Wait,
+                State::Failed(failure) if is_request && failure.retry_at > now => Next::GiveUp(failure.clone()),
                 State::Unloaded | State::Failed(_) => Next::Load,
             };
             let claimed = matches!(next, Next::Load);
@@ -177,6 +248,15 @@ impl Entry {
     }
 }
 
+/// A caller who waits for a model.
+pub(super) struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
 /// Wakes when a model's state changes.
 pub(super) struct Changes(watch::Receiver<State>);
 
@@ -204,25 +284,28 @@ impl State {
 mod tests {
     use std::time::Duration;
 
+    use super::super::lifecycle::FailureKind;
     use super::*;
-    use crate::domain::{EncoderSettings, ModelName, ModelSize, ModelSource};
+    use crate::domain::{EncoderSettings, ModelName, ModelOrigin, ModelSize, ModelSource};
 
     fn entry() -> Entry {
         Entry::new(ModelInfo {
             name: ModelName::parse("m").expect("a name"),
+            origin: ModelOrigin::Configured,
             size: ModelSize::Small,
             aliases: Vec::new(),
             source: ModelSource::Folder("m".into()),
             hub_repository: None,
             approximate_size_bytes: None,
             workers: None,
+            pinned: false,
             configured: EncoderSettings::default(),
             built_in: EncoderSettings::default(),
         })
     }
 
     fn failure(retry_at: Instant) -> Failure {
-        Failure { reason: "no".into(), retry_at, permanent: true }
+        Failure { reason: "no".into(), kind: FailureKind::Model, retry_at, permanent: true }
     }
 
     #[test]
@@ -247,6 +330,25 @@ mod tests {
         assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::GiveUp(_)));
         fail(Eagerness::ByHand, now);
         fail(Eagerness::Request, retry_at);
+    }
+
+    #[test]
+    fn a_disabled_model_is_the_operators_and_a_deleted_one_nobodys() {
+        let entry = entry();
+        let now = Instant::now();
+        entry.set_disabled(true);
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::Disabled));
+        entry.delete();
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now), Next::Deleted));
+    }
+
+    #[test]
+    fn who_waits_is_counted_until_it_leaves() {
+        let entry = entry();
+        let waiting = entry.wait();
+        assert!(entry.is_waited_for());
+        drop(waiting);
+        assert!(!entry.is_waited_for());
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use super::folder::FolderError;
 use super::ledger::LedgerError;
+use super::lifecycle::FailureKind;
+use super::memory::DoesNotFit;
 use crate::domain::{ModelName, OutputDimensionsError, SpaceId};
 use crate::engine::EngineError;
 
@@ -37,7 +39,29 @@ pub enum ModelError {
         retry_after: Duration,
         /// Whether trying again is pointless until somebody changes a file or a setting.
         permanent: bool,
+        /// What the load failed on.
+        kind: FailureKind,
     },
+    /// The operator has disabled the model.
+    #[error("`{name}` is disabled: `POST /models/{name}/load` enables it")]
+    Disabled {
+        /// The model.
+        name: ModelName,
+    },
+    /// Grains may not be written with the model.
+    #[error("grains cannot be written with `{name}`: {reason}")]
+    GrainWrites {
+        /// The model.
+        name: ModelName,
+        /// What stands against it, and the way out.
+        reason: String,
+    },
+    /// A change of models that does not fit what there is.
+    #[error("{0}")]
+    Conflict(String),
+    /// A registration that makes no model.
+    #[error("{0}")]
+    Invalid(String),
     /// The request's vectors would be in another space than the one it expects.
     #[error("`expect_space` is {expected}, but `{name}` answers this request in space {actual}")]
     SpaceMismatch {
@@ -78,6 +102,9 @@ pub enum LoadError {
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
+    /// Other models take the memory it needs.
+    #[error(transparent)]
+    Memory(#[from] DoesNotFit),
     /// A setting that the model's files contradict.
     #[error("{0}")]
     Setting(String),
@@ -90,7 +117,20 @@ impl LoadError {
     /// Whether trying again is pointless until somebody changes a file or a setting.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
-        !matches!(self, Self::Files(FolderError::Read(_)) | Self::Engine(EngineError::Start { .. }) | Self::Panicked(_))
+        match self {
+            Self::Files(FolderError::Read(_)) | Self::Engine(EngineError::Start { .. }) | Self::Panicked(_) => false,
+            Self::Memory(refusal) => refusal.is_permanent(),
+            Self::Files(_) | Self::Engine(_) | Self::Setting(_) => true,
+        }
+    }
+
+    /// What it failed on.
+    #[must_use]
+    pub fn kind(&self) -> FailureKind {
+        match self {
+            Self::Memory(_) => FailureKind::Memory,
+            Self::Files(_) | Self::Engine(_) | Self::Setting(_) | Self::Panicked(_) => FailureKind::Model,
+        }
     }
 }
 

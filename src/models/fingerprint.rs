@@ -59,6 +59,12 @@ impl ModelIdentity {
         Ok(Self { manifest })
     }
 
+    /// The manifest of the model as it is configured.
+    #[must_use]
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// The fingerprint of the model as it is configured.
     #[must_use]
     pub fn native(&self) -> Fingerprint {

@@ -1,21 +1,78 @@
 //! What must survive a restart, as the models see it. The database implements it; tests and a server without a
 //! database use [`VolatileLedger`].
 
+use std::collections::{HashMap, HashSet};
+
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
-use crate::domain::ModelName;
+use crate::config::AdditionalModel;
+use crate::domain::{Fingerprint, ModelName, SpaceId};
 
-/// The record of decisions that outlive the process.
+/// The record of decisions that outlive the process. What is recorded is durable when the future resolves.
 pub trait Ledger: Send + Sync {
     /// The model that was active when the last process stopped; `None` on a first start.
-    fn active_model(&self) -> BoxFuture<'_, Result<Option<ModelName>, LedgerError>>;
+    fn active_model(&self) -> Recall<'_, Option<ModelName>>;
 
-    /// Makes `name` the model the next start begins with. It is durable when the future resolves.
-    fn record_active_model<'a>(&'a self, name: &'a ModelName) -> BoxFuture<'a, Result<(), LedgerError>>;
+    /// Makes `name` the model the next start begins with.
+    fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
+
+    /// The models registered while the server ran, oldest first.
+    fn registered_models(&self) -> Recall<'_, Vec<AdditionalModel>>;
+
+    /// Adds a model that later starts know too.
+    fn record_registration<'a>(&'a self, entry: &'a AdditionalModel) -> Recall<'a, ()>;
+
+    /// Forgets a registered model, and that it was disabled and which space it had.
+    fn forget_registration<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
+
+    /// The models that no request may load.
+    fn disabled_models(&self) -> Recall<'_, Vec<ModelName>>;
+
+    /// Keeps requests from loading a model.
+    fn record_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
+
+    /// Lets requests load a model again.
+    fn forget_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
+
+    /// Every recorded space, oldest first.
+    fn spaces(&self) -> Recall<'_, Vec<SpaceRecord>>;
+
+    /// One recorded space.
+    fn space<'a>(&'a self, id: &'a SpaceId) -> Recall<'a, Option<SpaceRecord>>;
+
+    /// Records a space, in place of an older record of it.
+    fn record_space<'a>(&'a self, record: &'a SpaceRecord) -> Recall<'a, ()>;
+
+    /// The space that grains of this model are written to; `None` before its first load.
+    fn accepted_space<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<SpaceId>>;
+
+    /// Makes a recorded space the one that grains of this model are written to.
+    fn accept_space<'a>(&'a self, model: &'a ModelName, space: &'a SpaceId) -> Recall<'a, ()>;
+
+    /// How many grains have a vector of each model, by the model's name.
+    fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>>;
 
     /// Answers when the ledger can be read, for readiness.
-    fn check(&self) -> BoxFuture<'_, Result<(), LedgerError>>;
+    fn check(&self) -> Recall<'_, ()>;
+}
+
+/// What the ledger answers, when it has.
+pub type Recall<'a, T> = BoxFuture<'a, Result<T, LedgerError>>;
+
+/// A space, and the vectors by which a later load shows that it still makes it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SpaceRecord {
+    /// The space's full name.
+    pub fingerprint: Fingerprint,
+    /// The manifest as canonical JSON.
+    pub manifest: String,
+    /// The length of its vectors.
+    pub dimensions: u32,
+    /// What computed the canaries: provider, precision and runtime, which the fingerprint leaves out.
+    pub numeric_class: String,
+    /// `[n_texts][dimensions]`: vectors of the canary texts.
+    pub canaries: Vec<f32>,
 }
 
 /// The ledger could not be read or written.
@@ -30,22 +87,95 @@ pub struct LedgerError {
 
 /// Remembers until the process ends: for a server that keeps no database (`grains.enabled = false`).
 #[derive(Debug, Default)]
-pub struct VolatileLedger {
-    active_model: Mutex<Option<ModelName>>,
+pub struct VolatileLedger(Mutex<Remembered>);
+
+#[derive(Debug, Default)]
+struct Remembered {
+    active_model: Option<ModelName>,
+    registered: Vec<AdditionalModel>,
+    disabled: HashSet<ModelName>,
+    spaces: Vec<SpaceRecord>,
+    accepted: HashMap<ModelName, SpaceId>,
+}
+
+impl VolatileLedger {
+    fn now<T: Send + 'static>(&self, work: impl FnOnce(&mut Remembered) -> T) -> Recall<'static, T> {
+        let done = work(&mut self.0.lock());
+        Box::pin(async move { Ok(done) })
+    }
 }
 
 impl Ledger for VolatileLedger {
-    fn active_model(&self) -> BoxFuture<'_, Result<Option<ModelName>, LedgerError>> {
-        let name = self.active_model.lock().clone();
-        Box::pin(async move { Ok(name) })
+    fn active_model(&self) -> Recall<'_, Option<ModelName>> {
+        self.now(|all| all.active_model.clone())
     }
 
-    fn record_active_model<'a>(&'a self, name: &'a ModelName) -> BoxFuture<'a, Result<(), LedgerError>> {
-        *self.active_model.lock() = Some(name.clone());
-        Box::pin(async { Ok(()) })
+    fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
+        self.now(|all| all.active_model = Some(name.clone()))
     }
 
-    fn check(&self) -> BoxFuture<'_, Result<(), LedgerError>> {
-        Box::pin(async { Ok(()) })
+    fn registered_models(&self) -> Recall<'_, Vec<AdditionalModel>> {
+        self.now(|all| all.registered.clone())
+    }
+
+    fn record_registration<'a>(&'a self, entry: &'a AdditionalModel) -> Recall<'a, ()> {
+        self.now(|all| all.registered.push(entry.clone()))
+    }
+
+    fn forget_registration<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
+        self.now(|all| {
+            all.registered.retain(|entry| entry.name != *name);
+            all.disabled.remove(name);
+            all.accepted.remove(name);
+        })
+    }
+
+    fn disabled_models(&self) -> Recall<'_, Vec<ModelName>> {
+        self.now(|all| all.disabled.iter().cloned().collect())
+    }
+
+    fn record_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
+        self.now(|all| {
+            all.disabled.insert(name.clone());
+        })
+    }
+
+    fn forget_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
+        self.now(|all| {
+            all.disabled.remove(name);
+        })
+    }
+
+    fn spaces(&self) -> Recall<'_, Vec<SpaceRecord>> {
+        self.now(|all| all.spaces.clone())
+    }
+
+    fn space<'a>(&'a self, id: &'a SpaceId) -> Recall<'a, Option<SpaceRecord>> {
+        self.now(|all| all.spaces.iter().find(|record| record.fingerprint.space() == *id).cloned())
+    }
+
+    fn record_space<'a>(&'a self, record: &'a SpaceRecord) -> Recall<'a, ()> {
+        self.now(|all| match all.spaces.iter_mut().find(|known| known.fingerprint == record.fingerprint) {
+            Some(known) => *known = record.clone(),
+            None => all.spaces.push(record.clone()),
+        })
+    }
+
+    fn accepted_space<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<SpaceId>> {
+        self.now(|all| all.accepted.get(model).cloned())
+    }
+
+    fn accept_space<'a>(&'a self, model: &'a ModelName, space: &'a SpaceId) -> Recall<'a, ()> {
+        self.now(|all| {
+            all.accepted.insert(model.clone(), space.clone());
+        })
+    }
+
+    fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>> {
+        self.now(|_| Vec::new())
+    }
+
+    fn check(&self) -> Recall<'_, ()> {
+        self.now(|_| ())
     }
 }

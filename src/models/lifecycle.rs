@@ -85,11 +85,22 @@ impl fmt::Display for Phase {
     }
 }
 
+/// What a load failed on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FailureKind {
+    /// The model's files, its settings, or the runtime.
+    Model,
+    /// Other models take the memory it needs.
+    Memory,
+}
+
 /// Why a load failed and when the next request may try again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
     /// A sentence for the operator, with the chain of causes.
     pub reason: String,
+    /// What it failed on.
+    pub kind: FailureKind,
     /// Until then requests are answered with the reason; a load by hand is tried at once.
     pub retry_at: Instant,
     /// Whether trying again is pointless until somebody changes a file or a setting.

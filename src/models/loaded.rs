@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::cache::EmbeddingCache;
+use super::canary::Standing;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, Prompts, SpaceId, TruncationSide};
@@ -31,8 +33,12 @@ pub struct LoadedFacts {
     pub provider: ProviderChoice,
     /// `float32` or `bfloat16`.
     pub precision: &'static str,
+    /// What computes its numbers besides the model itself: provider, precision and runtime library.
+    pub numeric_class: String,
     /// The size of its weight files, in bytes.
     pub weights_bytes: u64,
+    /// What the process's resident set grew by when it was loaded and warmed up, in bytes.
+    pub memory_bytes: u64,
     /// How long the load took.
     pub load_time: Duration,
 }
@@ -74,6 +80,7 @@ pub struct LoadedModel {
     pub(super) cache: Option<Arc<EmbeddingCache>>,
     pub(super) identity: ModelIdentity,
     pub(super) facts: Arc<LoadedFacts>,
+    pub(super) standing: RwLock<Standing>,
     /// Counts the requests that hold the model.
     pub(super) leases: TaskTracker,
 }
@@ -90,6 +97,14 @@ impl Lease {
         Self { model: Arc::clone(model), _token: model.leases.token() }
     }
 
+    pub(super) fn model(&self) -> &LoadedModel {
+        &self.model
+    }
+
+    pub(super) fn standing(&self) -> &RwLock<Standing> {
+        &self.model.standing
+    }
+
     /// The model's name.
     #[must_use]
     pub fn name(&self) -> &ModelName {
@@ -100,6 +115,17 @@ impl Lease {
     #[must_use]
     pub fn facts(&self) -> &LoadedFacts {
         &self.model.facts
+    }
+
+    /// Whether grains may be written with this model.
+    ///
+    /// # Errors
+    /// [`ModelError::GrainWrites`] with what stands against it and the way out.
+    pub fn check_grain_writes(&self) -> Result<(), ModelError> {
+        match self.model.standing.read().refusal(self.name()) {
+            Some(reason) => Err(ModelError::GrainWrites { name: self.name().clone(), reason }),
+            None => Ok(()),
+        }
     }
 
     /// The model's engine, for what is not embedding: tokens and their text.

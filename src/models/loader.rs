@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
+use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
@@ -12,6 +13,7 @@ use super::error::LoadError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::{self, ModelFiles};
 use super::loaded::{LoadedFacts, LoadedModel};
+use super::memory::WeightsInMemory;
 use crate::config::{EngineConfig, ProviderSetting, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, TruncationSide};
 use crate::engine::provider::choose_automatically;
@@ -78,6 +80,7 @@ impl Loader {
         let native =
             SpaceChoice { dimensions: dimensions.native.get(), normalize, truncation_side: TruncationSide::Right };
         let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone())?;
+        let precision = if self.rounds_to_bf16(choice.provider) { "bfloat16" } else { "float32" };
         let facts = LoadedFacts {
             fingerprint: identity.native(),
             dimensions,
@@ -86,8 +89,10 @@ impl Loader {
             normalize,
             prompts,
             provider: choice,
-            precision: if self.rounds_to_bf16(choice.provider) { "bfloat16" } else { "float32" },
+            precision,
+            numeric_class: format!("{}, {precision}, ONNX Runtime {}", choice.provider, runtime.version()),
             weights_bytes,
+            memory_bytes: 0,
             load_time: started.elapsed(),
         };
         Ok(LoadedModel {
@@ -96,8 +101,35 @@ impl Loader {
             cache: self.cache.clone(),
             identity,
             facts: Arc::new(facts),
+            standing: RwLock::default(),
             leases: TaskTracker::new(),
         })
+    }
+
+    /// Loads the runtime library, so that its memory is not counted as a model's. Blocks.
+    ///
+    /// # Errors
+    /// When it is missing or cannot be used.
+    pub fn load_runtime(&self) -> Result<(), LoadError> {
+        Runtime::load(&self.runtime_library)?;
+        Ok(())
+    }
+
+    /// What a model's weights will take, from its files alone. Blocks for some milliseconds.
+    ///
+    /// # Errors
+    /// When a file is missing or malformed.
+    pub(super) fn weights_of(&self, info: &ModelInfo) -> Result<WeightsInMemory, LoadError> {
+        let file_bytes = weights_bytes(&folder::read(&info.source)?);
+        Ok(WeightsInMemory { file_bytes, n_sessions: 1 + u64::from(self.has_query_lane(file_bytes)) })
+    }
+
+    fn has_query_lane(&self, weights_bytes: u64) -> bool {
+        match self.engine.query_lane {
+            QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && self.cores > 1,
+            QueryLaneSetting::On => true,
+            QueryLaneSetting::Off => false,
+        }
     }
 
     fn choose_provider(&self, runtime: &Runtime) -> ProviderChoice {
@@ -126,14 +158,9 @@ impl Loader {
             Provider::Cpu => self.cores.saturating_sub(workers) + 1,
             Provider::OpenVino => self.cores.max(workers),
         };
-        let has_query_lane = match self.engine.query_lane {
-            QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && self.cores > 1,
-            QueryLaneSetting::On => true,
-            QueryLaneSetting::Off => false,
-        };
         EncoderOptions {
             bulk: SessionOptions { provider, threads, streams: workers, bf16 },
-            queries: has_query_lane.then_some(SessionOptions {
+            queries: self.has_query_lane(weights_bytes).then_some(SessionOptions {
                 provider,
                 threads: self.cores.clamp(1, MAX_QUERY_THREADS),
                 streams: 1,

@@ -2,27 +2,27 @@
 //!
 //! Requests take a [`Lease`] on a model and keep it to the end, so that neither a switch nor an unload can take it from
 //! under them. No lock is held across an `.await` or an inference: states change in short critical sections
-//! (`entry.rs`), and whoever must wait watches for the next change.
+//! (`entry.rs`), and whoever must wait watches for the next change. How a load and an unload go is in `loading.rs`, a
+//! change of the active model in `switching.rs`, of the catalog in `registration.rs`, of a model's space in `spaces.rs`.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use metrics::{counter, histogram};
 use parking_lot::RwLock;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::catalog::Catalog;
 use super::entry::{Eagerness, Entry, ModelStatus, Next, NextUnload};
-use super::error::{LoadError, ModelError, with_causes};
+use super::error::ModelError;
 use super::ledger::{Ledger, LedgerError};
-use super::lifecycle::{Failure, IllegalMove, Phase};
-use super::loaded::{EmbedRequest, Embedded, Lease, LoadedModel};
+use super::lifecycle::Phase;
+use super::loaded::{EmbedRequest, Embedded, Lease};
 use super::loader::Loader;
-use super::memory;
-use crate::domain::{ModelInfo, ModelName, SpaceId};
+use super::memory::Memory;
+use crate::domain::{ModelInfo, ModelName};
 use crate::shutdown::Shutdown;
-use crate::telemetry;
 
 /// What the manager is told of time.
 #[derive(Clone, Copy, Debug)]
@@ -31,12 +31,20 @@ pub struct Timing {
     pub load_timeout: Duration,
     /// How long requests are answered with the reason of a failed load.
     pub failed_load_cooldown: Duration,
+    /// After how long without a request a model is unloaded; never when zero.
+    pub idle_unload: Duration,
 }
 
 /// What [`MultiModelManager::start`] needs.
 pub struct ManagerParts {
     /// The models.
     pub catalog: Catalog,
+    /// Where relative paths of registered models start; none may lead out of it.
+    pub models_dir: PathBuf,
+    /// Whether models can be registered.
+    pub takes_registrations: bool,
+    /// What models may take of memory together, in bytes; `None` without a limit.
+    pub memory_budget: Option<u64>,
     /// The active model of a first start.
     pub first_active: ModelName,
     /// How models are loaded.
@@ -49,70 +57,73 @@ pub struct ManagerParts {
     pub timing: Timing,
 }
 
-/// What a change of the active model did.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Switch {
-    /// The model that was active before; the same one when nothing changed.
-    pub previous: ModelName,
-    /// The space of the model that is active now.
-    pub space: SpaceId,
-}
-
 /// The models of the process. Clones share them.
 #[derive(Clone)]
 pub struct MultiModelManager {
-    entries: Arc<RwLock<HashMap<ModelName, Arc<Entry>>>>,
+    pub(super) entries: Arc<RwLock<HashMap<ModelName, Arc<Entry>>>>,
     /// Names in the order of the catalog.
-    order: Arc<RwLock<Vec<ModelName>>>,
-    active: Arc<RwLock<ModelName>>,
-    loader: Arc<Loader>,
-    ledger: Arc<dyn Ledger>,
-    shutdown: Shutdown,
-    timing: Timing,
+    pub(super) order: Arc<RwLock<Vec<ModelName>>>,
+    pub(super) active: Arc<RwLock<ModelName>>,
+    pub(super) loader: Arc<Loader>,
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) memory: Arc<Memory>,
+    pub(super) shutdown: Shutdown,
+    pub(super) timing: Timing,
+    pub(super) models_dir: Arc<Path>,
+    pub(super) takes_registrations: bool,
     /// One load at a time: two that each fit in memory need not fit together.
-    load_turn: Arc<Semaphore>,
-    /// One switch at a time, so that the ledger and the pointer cannot end on different models. No request waits here.
-    switch_turn: Arc<Semaphore>,
+    pub(super) load_turn: Arc<Semaphore>,
+    /// One change of the active model or of the catalog at a time, so that the ledger and what is in memory cannot end
+    /// on different models. No request waits here.
+    pub(super) change_turn: Arc<Semaphore>,
+    /// Models that grains have vectors of: they are the last to go when memory is short.
+    pub(super) holders: Arc<RwLock<HashSet<ModelName>>>,
 }
 
 impl MultiModelManager {
-    /// Knows the catalog's models and which is active; loads nothing.
+    /// Knows the catalog's models, those registered in earlier runs, and which is active; loads nothing.
     ///
     /// # Errors
     /// When the ledger cannot be read.
     pub async fn start(parts: ManagerParts) -> Result<Self, LedgerError> {
-        let infos: Vec<ModelInfo> = parts.catalog.into_models().collect();
+        let mut catalog = parts.catalog;
+        if parts.takes_registrations {
+            for entry in parts.ledger.registered_models().await? {
+                if let Err(error) = catalog.add_registered(&entry, &parts.models_dir) {
+                    tracing::warn!(model = %entry.name, "a model registered earlier is left out: {error}");
+                }
+            }
+        }
+        let infos: Vec<ModelInfo> = catalog.into_models().collect();
         let order = infos.iter().map(|info| info.name.clone()).collect();
         let entries: HashMap<_, _> =
             infos.into_iter().map(|info| (info.name.clone(), Arc::new(Entry::new(info)))).collect();
-        let active = match parts.ledger.active_model().await? {
-            Some(stored) if !entries.contains_key(&stored) => {
-                tracing::warn!(
-                    stored = %stored, active = %parts.first_active,
-                    "the model that was active before is not known any more; `ai.model_name` is active instead"
-                );
-                parts.first_active
+        for name in parts.ledger.disabled_models().await? {
+            if let Some(entry) = entries.get(&name) {
+                tracing::info!(model = %name, "the model is disabled, as it was before");
+                entry.set_disabled(true);
             }
-            Some(stored) if stored != parts.first_active => {
-                tracing::info!(
-                    active = %stored, configured = %parts.first_active,
-                    "the model that was active before stays active; `ai.model_name` counts at the first start only"
-                );
-                stored
-            }
-            _ => parts.first_active,
-        };
-        Ok(Self {
+        }
+        let stored = parts.ledger.active_model().await?;
+        let active = starting_model(stored, parts.first_active, |name| entries.contains_key(name));
+        let manager = Self {
             entries: Arc::new(RwLock::new(entries)),
             order: Arc::new(RwLock::new(order)),
             active: Arc::new(RwLock::new(active)),
             loader: Arc::new(parts.loader),
             ledger: parts.ledger,
+            memory: Arc::new(Memory::new(parts.memory_budget)),
             shutdown: parts.shutdown,
             timing: parts.timing,
+            models_dir: parts.models_dir.into(),
+            takes_registrations: parts.takes_registrations,
             load_turn: Arc::new(Semaphore::new(1)),
-            switch_turn: Arc::new(Semaphore::new(1)),
-        })
+            change_turn: Arc::new(Semaphore::new(1)),
+            holders: Arc::default(),
+        };
+        manager.count_grains().await?;
+        manager.watch_memory();
+        Ok(manager)
     }
 
     /// The active model's name.
@@ -154,8 +165,31 @@ impl MultiModelManager {
     /// [`ModelError::Failed`] with the reason, or [`ModelError::Loading`] when it takes longer than a request waits.
     pub async fn load_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
+        self.enable(&entry).await?;
         drop(self.lease_entry(&entry, Eagerness::ByHand).await?);
         Ok(entry.status())
+    }
+
+    /// Unloads a model and keeps requests from loading it again, in later runs too, until it is loaded by hand.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFound`], or [`ModelError::Ledger`]: then nothing has changed.
+    pub async fn disable_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
+        let entry = self.entry(name)?;
+        self.ledger.record_disabled(&entry.info.name).await?;
+        entry.set_disabled(true);
+        tracing::info!(model = %entry.info.name, "the model was disabled");
+        self.unload_model(name).await
+    }
+
+    /// Lets requests load a model again that was disabled.
+    pub(super) async fn enable(&self, entry: &Entry) -> Result<(), ModelError> {
+        if entry.status().disabled {
+            self.ledger.forget_disabled(&entry.info.name).await?;
+            entry.set_disabled(false);
+            tracing::info!(model = %entry.info.name, "the model was enabled");
+        }
+        Ok(())
     }
 
     /// Unloads a model when the requests that hold it have ended; the next request for it loads it again. Goes on when
@@ -165,17 +199,17 @@ impl MultiModelManager {
     /// [`ModelError::NotFound`].
     pub async fn unload_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
+        self.unload_entry(&entry).await;
+        Ok(entry.status())
+    }
+
+    pub(super) async fn unload_entry(&self, entry: &Arc<Entry>) {
         loop {
             let mut changes = entry.watch();
             match entry.claim_drain() {
-                NextUnload::Done => return Ok(entry.status()),
+                NextUnload::Done => return,
                 NextUnload::Wait => changes.next().await,
-                NextUnload::Drain(model) => {
-                    let drain = self.shutdown.spawn("unload", drain(Arc::clone(&entry), model));
-                    // The task is owned by the shutdown tracker and does not panic; what counts is that it has ended.
-                    let _ = drain.await;
-                    return Ok(entry.status());
-                }
+                NextUnload::Drain(model) => return self.drain(entry, model).await,
             }
         }
     }
@@ -187,32 +221,6 @@ impl MultiModelManager {
                 tracing::error!("{error}");
             }
         }
-    }
-
-    /// Makes a model the one used by requests that name none. It is loaded first and recorded before the pointer moves.
-    /// Goes on when the caller leaves, so that the record and the pointer cannot part.
-    ///
-    /// # Errors
-    /// As [`Self::load_model`], or [`ModelError::Ledger`]; the active model stays what it was.
-    pub async fn set_active(&self, name: &ModelName) -> Result<Switch, ModelError> {
-        let entry = self.entry(name)?;
-        let manager = self.clone();
-        let switch = self.shutdown.spawn("switch", async move { manager.switch_to(&entry).await });
-        match switch.await {
-            Ok(switched) => switched,
-            // The runtime ends the task only when the process ends; a panic in it is passed on.
-            Err(ended) => std::panic::resume_unwind(ended.into_panic()),
-        }
-    }
-
-    async fn switch_to(&self, entry: &Arc<Entry>) -> Result<Switch, ModelError> {
-        let _turn = self.switch_turn.acquire().await.expect("the semaphore is never closed");
-        // Held until the pointer has moved: an unload in between would send the first request back to loading.
-        let lease = self.lease_entry(entry, Eagerness::ByHand).await?;
-        self.ledger.record_active_model(&entry.info.name).await?;
-        let previous = std::mem::replace(&mut *self.active.write(), entry.info.name.clone());
-        tracing::info!(%previous, active = %entry.info.name, "the active model was set");
-        Ok(Switch { previous, space: lease.facts().fingerprint.space() })
     }
 
     /// Holds a model for a request, loading it when needed.
@@ -240,12 +248,17 @@ impl MultiModelManager {
         self.embed_with_model(request, &self.active()).await
     }
 
-    fn entry(&self, name: &ModelName) -> Result<Arc<Entry>, ModelError> {
+    /// Waits for the caller's turn to change the active model or the catalog.
+    pub(super) async fn turn_to_change(&self) -> SemaphorePermit<'_> {
+        self.change_turn.acquire().await.expect("the semaphore is never closed")
+    }
+
+    pub(super) fn entry(&self, name: &ModelName) -> Result<Arc<Entry>, ModelError> {
         let known = self.entries.read().get(name).cloned();
         known.ok_or_else(|| self.not_found(name.as_str()))
     }
 
-    fn not_found(&self, word: &str) -> ModelError {
+    pub(super) fn not_found(&self, word: &str) -> ModelError {
         ModelError::NotFound {
             // A caller's megabyte must not come back in the error and the log.
             word: word.chars().take(64).collect(),
@@ -253,8 +266,9 @@ impl MultiModelManager {
         }
     }
 
-    async fn lease_entry(&self, entry: &Arc<Entry>, eagerness: Eagerness) -> Result<Lease, ModelError> {
+    pub(super) async fn lease_entry(&self, entry: &Arc<Entry>, eagerness: Eagerness) -> Result<Lease, ModelError> {
         let name = &entry.info.name;
+        let _waiting = entry.wait();
         let deadline = tokio::time::Instant::now() + self.timing.load_timeout;
         let mut eagerness = eagerness;
         loop {
@@ -267,8 +281,11 @@ impl MultiModelManager {
                         reason: failure.reason.clone(),
                         retry_after: failure.retry_after(Instant::now()),
                         permanent: failure.permanent,
+                        kind: failure.kind,
                     });
                 }
+                Next::Disabled => return Err(ModelError::Disabled { name: name.clone() }),
+                Next::Deleted => return Err(self.not_found(name.as_str())),
                 Next::Load => {
                     // Owned by the tracker and not by this request: others wait for it when this one has gone.
                     let manager = self.clone();
@@ -284,71 +301,26 @@ impl MultiModelManager {
             }
         }
     }
+}
 
-    /// Carries out a claimed load and logs how it ended.
-    async fn load(&self, entry: &Entry) {
-        let _turn = self.load_turn.acquire().await.expect("the semaphore is never closed");
-        let name = &entry.info.name;
-        tracing::info!(model = %name, "loading a model");
-        let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
-        let started = Instant::now();
-        let result = tokio::task::spawn_blocking(move || loader.load(&info))
-            .await
-            .unwrap_or_else(|panic| Err(LoadError::Panicked(panic.to_string())));
-        let label = name.to_string();
-        if result.is_ok() {
-            histogram!(telemetry::MODEL_LOAD_DURATION, "model" => label.clone())
-                .record(started.elapsed().as_secs_f64());
+/// The active model of this run: the stored one, unless it is not known any more.
+fn starting_model(stored: Option<ModelName>, first: ModelName, is_known: impl Fn(&ModelName) -> bool) -> ModelName {
+    match stored {
+        Some(stored) if !is_known(&stored) => {
+            tracing::warn!(
+                %stored, active = %first,
+                "the model that was active before is not known any more; `ai.model_name` is active instead"
+            );
+            first
         }
-        let outcome = if result.is_ok() { "loaded" } else { "failed" };
-        counter!(telemetry::MODEL_LOADS, "model" => label, "outcome" => outcome).increment(1);
-        let moved = entry.finish_load(result.map(announce).map_err(|error| {
-            let reason = with_causes(&error);
-            tracing::error!(model = %name, "the model cannot be loaded: {reason}");
-            let retry_at = Instant::now() + self.timing.failed_load_cooldown;
-            Failure { reason, retry_at, permanent: error.is_permanent() }
-        }));
-        report(moved, name);
-        // What the load needed and the model does not, its file's pages and the graph before it was optimised.
-        memory::give_back();
-    }
-}
-
-fn announce(model: LoadedModel) -> LoadedModel {
-    let facts = &model.facts;
-    tracing::info!(
-        model = %model.name,
-        space = %facts.fingerprint.space(),
-        provider = %facts.provider.provider,
-        reason = facts.provider.reason,
-        dimensions = facts.dimensions.native,
-        max_tokens = facts.max_tokens,
-        load_ms = facts.load_time.as_secs_f64() * 1e3,
-        "the model is ready"
-    );
-    model
-}
-
-/// Waits for the leases of a claimed drain to end, then frees the model.
-async fn drain(entry: Arc<Entry>, model: Arc<LoadedModel>) {
-    model.leases.close();
-    model.leases.wait().await;
-    // Joining its threads and freeing its weights takes a moment.
-    let freed = tokio::task::spawn_blocking(move || {
-        drop(model);
-        memory::give_back();
-    })
-    .await;
-    if let Err(error) = freed {
-        tracing::error!(model = %entry.info.name, %error, "freeing the model failed");
-    }
-    report(entry.finish_drain(), &entry.info.name);
-    tracing::info!(model = %entry.info.name, "the model was unloaded");
-}
-
-fn report(moved: Result<(), IllegalMove>, name: &ModelName) {
-    if let Err(error) = moved {
-        tracing::error!(model = %name, %error, "a bug: a model's state changed in a way it cannot");
+        Some(stored) if stored != first => {
+            tracing::info!(
+                active = %stored, configured = %first,
+                "the model that was active before stays active; `ai.model_name` counts at the first start only"
+            );
+            stored
+        }
+        _ => first,
     }
 }
 

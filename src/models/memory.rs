@@ -1,9 +1,169 @@
-//! Memory that unloaded models leave behind.
+//! How much memory models take, which of them must go when another needs it, and how it is given back.
+//!
+//! Memory is counted as the process's resident set over its value with no model loaded, because that is what kills a
+//! container. What a model takes is measured when it is loaded: its weights, and the activations of the largest batch
+//! the engine makes.
+
+use std::collections::HashMap;
+use std::time::Instant;
+
+use bytesize::ByteSize;
+use metrics::gauge;
+use parking_lot::Mutex;
+
+use crate::domain::ModelName;
+use crate::telemetry;
+
+/// Of a model that was never loaded, bytes in memory for each byte of its weight files, for one session.
+const ESTIMATED_BYTES_PER_WEIGHT_BYTE: f64 = 1.25;
+
+/// Of a model that was never loaded, what it takes besides its weights: tokenizer, threads, activations.
+const ESTIMATED_EXTRA_BYTES: u64 = 64 << 20;
+
+/// What models may take of memory, and what each took when it was last loaded.
+#[derive(Debug)]
+pub(super) struct Memory {
+    budget_bytes: Option<u64>,
+    /// The resident set of the process before the first load.
+    empty_bytes: u64,
+    measured: Mutex<HashMap<ModelName, u64>>,
+}
+
+/// Why a model does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it takes {}{}, and of the {} that `models.memory_budget` allows, {} are in use and cannot be freed. {}",
+    size(*.needed_bytes), if *.is_estimate { " by estimate" } else { "" }, size(*.budget_bytes), size(*.used_bytes),
+    if .needed_bytes > .budget_bytes {
+        "Raise the budget, or choose a smaller model"
+    } else {
+        "Unload or unpin another model, or raise the budget"
+    }
+)]
+pub struct DoesNotFit {
+    /// What the model takes.
+    pub needed_bytes: u64,
+    /// Whether that is a guess from the size of its files.
+    pub is_estimate: bool,
+    /// What is in use after every model that could go has gone.
+    pub used_bytes: u64,
+    /// What models may take together.
+    pub budget_bytes: u64,
+}
+
+impl DoesNotFit {
+    /// Whether it would not fit into an empty process either.
+    #[must_use]
+    pub fn is_permanent(&self) -> bool {
+        self.needed_bytes > self.budget_bytes
+    }
+}
+
+fn size(bytes: u64) -> String {
+    ByteSize::b(bytes).display().iec().to_string()
+}
+
+impl Memory {
+    /// Measures the empty process.
+    pub(super) fn new(budget_bytes: Option<u64>) -> Self {
+        give_back();
+        if let Some(bytes) = budget_bytes {
+            gauge!(telemetry::MEMORY_BUDGET).set(bytes as f64);
+        }
+        Self { budget_bytes, empty_bytes: resident_bytes(), measured: Mutex::default() }
+    }
+
+    /// What models take now.
+    pub(super) fn used_bytes(&self) -> u64 {
+        let used = resident_bytes().saturating_sub(self.empty_bytes);
+        gauge!(telemetry::MEMORY_USED).set(used as f64);
+        used
+    }
+
+    /// What models may take together; `None` without a limit.
+    pub(super) fn budget_bytes(&self) -> Option<u64> {
+        self.budget_bytes
+    }
+
+    /// What the model took when it was last loaded.
+    pub(super) fn measured_bytes(&self, name: &ModelName) -> Option<u64> {
+        self.measured.lock().get(name).copied()
+    }
+
+    pub(super) fn record(&self, name: &ModelName, bytes: u64) {
+        gauge!(telemetry::MODEL_MEMORY, "model" => name.to_string()).set(bytes as f64);
+        self.measured.lock().insert(name.clone(), bytes);
+    }
+
+    /// Whether a model fits beside what is in use; `weights` are its files and how many sessions read them.
+    pub(super) fn check(&self, name: &ModelName, weights: WeightsInMemory) -> Result<(), DoesNotFit> {
+        let Some(budget_bytes) = self.budget_bytes else { return Ok(()) };
+        let measured = self.measured_bytes(name);
+        let needed_bytes = measured.unwrap_or_else(|| weights.estimated_bytes());
+        let used_bytes = self.used_bytes();
+        if used_bytes + needed_bytes <= budget_bytes {
+            return Ok(());
+        }
+        Err(DoesNotFit { needed_bytes, is_estimate: measured.is_none(), used_bytes, budget_bytes })
+    }
+
+    /// By how much models take more than they may.
+    pub(super) fn excess_bytes(&self) -> u64 {
+        self.budget_bytes.map_or(0, |budget| self.used_bytes().saturating_sub(budget))
+    }
+}
+
+/// The weights of a model that is to be loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct WeightsInMemory {
+    /// The size of its weight files.
+    pub(super) file_bytes: u64,
+    /// Sessions that each keep a copy.
+    pub(super) n_sessions: u64,
+}
+
+impl WeightsInMemory {
+    fn estimated_bytes(self) -> u64 {
+        // Sizes of files are far below the 2^52 bytes from which on f64 is inexact.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a product of positive sizes")]
+        let weights = (self.file_bytes as f64 * ESTIMATED_BYTES_PER_WEIGHT_BYTE) as u64;
+        weights * self.n_sessions + ESTIMATED_EXTRA_BYTES
+    }
+}
+
+/// A loaded model that could be unloaded to make room.
+#[derive(Clone, Debug)]
+pub(super) struct Candidate<T> {
+    pub(super) model: T,
+    /// Whether requests hold it or wait for it: it goes when they have ended.
+    pub(super) is_busy: bool,
+    /// Whether requests that name no model use it.
+    pub(super) is_active: bool,
+    /// Whether grains have vectors of it.
+    pub(super) holds_grains: bool,
+    /// When a request last took it.
+    pub(super) last_used: Instant,
+}
+
+/// Which model goes first: an idle one before a busy one, then one that no grain and no unnamed request needs, then the
+/// one that was not used for longest.
+pub(super) fn first_to_go<T>(candidates: Vec<Candidate<T>>) -> Option<T> {
+    let order = |c: &Candidate<T>| (c.is_busy, c.holds_grains, c.is_active, c.last_used);
+    candidates.into_iter().min_by_key(order).map(|candidate| candidate.model)
+}
+
+/// The resident set of this process; 0 where the system does not say.
+pub(super) fn resident_bytes() -> u64 {
+    let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
+    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap_or_default();
+    kibibytes << 10
+}
 
 /// Gives freed memory back to the system: the C allocator keeps a model's pages for reuse otherwise.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "malloc_trim has no safe wrapper")]
-pub fn give_back() {
+pub(super) fn give_back() {
     // SAFETY: malloc_trim takes no pointer, may be called at any time from any thread, and only returns free pages.
     unsafe {
         libc::malloc_trim(0);
@@ -12,4 +172,57 @@ pub fn give_back() {
 
 /// Other allocators give memory back by themselves.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub fn give_back() {}
+pub(super) fn give_back() {}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn candidate(model: &'static str, seconds_ago: u64) -> Candidate<&'static str> {
+        Candidate {
+            model,
+            is_busy: false,
+            is_active: false,
+            holds_grains: false,
+            last_used: Instant::now().checked_sub(Duration::from_secs(seconds_ago)).expect("the clock has run as long"),
+        }
+    }
+
+    #[test]
+    fn the_idle_model_that_was_not_used_for_longest_goes_first() {
+        let busy = Candidate { is_busy: true, ..candidate("busy", 9) };
+        let active = Candidate { is_active: true, ..candidate("active", 8) };
+        let needed = Candidate { holds_grains: true, ..candidate("needed", 7) };
+        let mut all = vec![busy, active, needed, candidate("recent", 1), candidate("old", 5)];
+        for expected in ["old", "recent", "active", "needed", "busy"] {
+            assert_eq!(first_to_go(all.clone()), Some(expected));
+            all.retain(|candidate| candidate.model != expected);
+        }
+        assert_eq!(first_to_go(all), None);
+    }
+
+    #[test]
+    fn what_cannot_fit_is_refused_with_the_numbers() {
+        let memory = Memory { budget_bytes: Some(300 << 20), empty_bytes: u64::MAX, measured: Mutex::default() };
+        let name = ModelName::parse("m").expect("a name");
+        let weights = WeightsInMemory { file_bytes: 400 << 20, n_sessions: 1 };
+        let refused = memory.check(&name, weights).expect_err("too large");
+        assert!(refused.is_permanent() && refused.is_estimate);
+        let sentence = refused.to_string();
+        for part in ["564.0 MiB by estimate", "300.0 MiB", "Raise the budget"] {
+            assert!(sentence.contains(part), "{sentence}");
+        }
+        memory.record(&name, 250 << 20);
+        assert_eq!(memory.check(&name, weights), Ok(()), "what was measured counts");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn the_resident_set_grows_with_what_is_touched() {
+        let before = resident_bytes();
+        let touched = vec![1_u8; 64 << 20];
+        assert!(resident_bytes() >= before + (48 << 20), "{} bytes", touched.len());
+    }
+}

@@ -4,6 +4,7 @@
 //! and no SQL: what must survive a restart goes through [`ledger::Ledger`]. Start at [`manager`].
 
 pub mod cache;
+pub mod canary;
 pub mod catalog;
 mod entry;
 pub mod error;
@@ -13,15 +14,23 @@ pub mod ledger;
 pub mod lifecycle;
 pub mod loaded;
 pub mod loader;
+mod loading;
 pub mod manager;
 mod memory;
 pub mod onnx_file;
+pub mod registration;
+pub mod spaces;
+pub mod switching;
 
 pub use cache::EmbeddingCache;
+pub use canary::Standing;
 pub use catalog::{Catalog, CatalogError};
 pub use entry::ModelStatus;
 pub use error::{LoadError, ModelError};
 pub use ledger::{Ledger, LedgerError, VolatileLedger};
 pub use loaded::{EmbedRequest, Embedded, Lease, LoadedFacts};
 pub use loader::Loader;
-pub use manager::{ManagerParts, MultiModelManager, Switch, Timing};
+pub use manager::{ManagerParts, MultiModelManager, Timing};
+pub use registration::NeededGrains;
+pub use spaces::{Acceptance, Space};
+pub use switching::Switch;

@@ -149,7 +149,7 @@ async fn a_file_of_version_0_3_opens_at_the_start_and_a_copy_is_kept() {
         stop(process);
         assert_eq!(rows(&database, columns).await, before, "{start}");
     }
-    let copy = folder.path().join("granary.db.before-v3");
+    let copy = folder.path().join("granary.db.before-v4");
     assert_eq!(rows(&copy, "*").await, before, "the copy has the columns it had");
     assert_eq!(rows(&database, "*").await[0].len(), before[0].len() + 2);
     let copies = fs_err::read_dir(folder.path()).expect("a folder").filter(|entry| {

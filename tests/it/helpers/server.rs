@@ -95,8 +95,19 @@ impl TestApp {
 
     /// Stops, and serves another `granary.toml` over the same database.
     pub async fn restart_with(self, toml: &str) -> Self {
+        let folder = self.stop_and_keep().await;
+        Self::start_in(folder, toml).await
+    }
+
+    /// Stops, and hands over the folder with `granary.db`.
+    pub async fn stop_and_keep(self) -> TempDir {
         let Self { shutdown, served, folder, .. } = self;
         end(shutdown, served).await;
+        folder
+    }
+
+    /// Serves a `granary.toml` over the database in a folder.
+    pub async fn start_in(folder: TempDir, toml: &str) -> Self {
         Self::serve(toml, folder).await.unwrap_or_else(|error| panic!("the server does not start again: {error:?}"))
     }
 

@@ -1,52 +1,233 @@
 //! What the models must find again after a restart.
 
-use futures::future::BoxFuture;
+use sqlx::FromRow;
 
 use super::super::StoreError;
 use super::SqliteStore;
-use crate::domain::ModelName;
-use crate::models::ledger::{Ledger, LedgerError};
+use crate::config::AdditionalModel;
+use crate::domain::{Fingerprint, ModelName, SpaceId};
+use crate::models::ledger::{Ledger, LedgerError, Recall, SpaceRecord};
 
 impl Ledger for SqliteStore {
-    fn active_model(&self) -> BoxFuture<'_, Result<Option<ModelName>, LedgerError>> {
+    fn active_model(&self) -> Recall<'_, Option<ModelName>> {
         Box::pin(async { self.read_active_model().await.map_err(unreadable) })
     }
 
-    fn record_active_model<'a>(&'a self, name: &'a ModelName) -> BoxFuture<'a, Result<(), LedgerError>> {
-        Box::pin(async { self.write_active_model(name).await.map_err(unwritable) })
+    fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
+        // Recording the same model again writes nothing.
+        let statement = sqlx::query(
+            "INSERT INTO active_model (only, name, changed_at) \
+             VALUES (1, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) \
+             ON CONFLICT (only) DO UPDATE SET name = excluded.name, changed_at = excluded.changed_at \
+             WHERE name <> excluded.name",
+        );
+        self.write("record the active model", statement.bind(name.as_str()))
     }
 
-    fn check(&self) -> BoxFuture<'_, Result<(), LedgerError>> {
+    fn registered_models(&self) -> Recall<'_, Vec<AdditionalModel>> {
+        Box::pin(async { self.read_registered_models().await.map_err(unreadable) })
+    }
+
+    fn record_registration<'a>(&'a self, entry: &'a AdditionalModel) -> Recall<'a, ()> {
+        let statement = sqlx::query(
+            "INSERT INTO registered_models (name, entry, registered_at) \
+             VALUES (?, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
+        );
+        Box::pin(async move {
+            let json = serde_json::to_string(entry)
+                .map_err(|source| LedgerError { action: "written", source: source.into() })?;
+            self.write("register a model", statement.bind(entry.name.as_str()).bind(json)).await
+        })
+    }
+
+    fn forget_registration<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
+        Box::pin(async move { self.delete_registration(name).await.map_err(unwritable) })
+    }
+
+    fn disabled_models(&self) -> Recall<'_, Vec<ModelName>> {
+        Box::pin(async {
+            let names: Result<Vec<String>, _> =
+                sqlx::query_scalar("SELECT name FROM disabled_models").fetch_all(&self.readers).await;
+            let names = names.map_err(|source| StoreError::sql("read the disabled models", &self.path, source));
+            let parsed = |name: String| self.parse_name(&name, "a name of a disabled model (table `disabled_models`)");
+            names.map_err(unreadable)?.into_iter().map(parsed).collect::<Result<_, _>>().map_err(unreadable)
+        })
+    }
+
+    fn record_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
+        let statement = sqlx::query(
+            "INSERT INTO disabled_models (name, disabled_at) VALUES (?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) \
+             ON CONFLICT (name) DO NOTHING",
+        );
+        self.write("record that a model is disabled", statement.bind(name.as_str()))
+    }
+
+    fn forget_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
+        let statement = sqlx::query("DELETE FROM disabled_models WHERE name = ?");
+        self.write("record that a model is enabled", statement.bind(name.as_str()))
+    }
+
+    fn spaces(&self) -> Recall<'_, Vec<SpaceRecord>> {
+        Box::pin(async { self.read_spaces().await.map_err(unreadable) })
+    }
+
+    fn space<'a>(&'a self, id: &'a SpaceId) -> Recall<'a, Option<SpaceRecord>> {
+        Box::pin(async move { self.read_space(id).await.map_err(unreadable) })
+    }
+
+    fn record_space<'a>(&'a self, record: &'a SpaceRecord) -> Recall<'a, ()> {
+        let statement = sqlx::query(
+            "INSERT INTO spaces (id, fingerprint, manifest, dimensions, numeric_class, canaries, recorded_at) \
+             VALUES (?, ?, ?, ?, ?, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) \
+             ON CONFLICT (id) DO UPDATE SET numeric_class = excluded.numeric_class, canaries = excluded.canaries, \
+             recorded_at = excluded.recorded_at",
+        );
+        let statement = statement
+            .bind(record.fingerprint.space().to_string())
+            .bind(record.fingerprint.as_str())
+            .bind(&record.manifest)
+            .bind(record.dimensions)
+            .bind(&record.numeric_class)
+            .bind(record.canaries.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+        self.write("record a space", statement)
+    }
+
+    fn accepted_space<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<SpaceId>> {
+        Box::pin(async move { self.read_accepted_space(model).await.map_err(unreadable) })
+    }
+
+    fn accept_space<'a>(&'a self, model: &'a ModelName, space: &'a SpaceId) -> Recall<'a, ()> {
+        let statement = sqlx::query(
+            "INSERT INTO accepted_spaces (model, space, accepted_at) \
+             VALUES (?, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) \
+             ON CONFLICT (model) DO UPDATE SET space = excluded.space, accepted_at = excluded.accepted_at \
+             WHERE space <> excluded.space",
+        );
+        self.write("accept a space", statement.bind(model.as_str()).bind(space.as_str()))
+    }
+
+    fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>> {
+        Box::pin(async {
+            let counted = sqlx::query_as(
+                "SELECT embedding_model, count(*) FROM grains WHERE embedding_model IS NOT NULL AND vector IS NOT NULL \
+                 GROUP BY embedding_model",
+            );
+            let counted: Result<Vec<(String, i64)>, _> = counted.fetch_all(&self.readers).await;
+            counted
+                .map(|rows| rows.into_iter().map(|(model, n)| (model, u64::try_from(n).unwrap_or_default())).collect())
+                .map_err(|source| unreadable(StoreError::sql("count the grains of each model", &self.path, source)))
+        })
+    }
+
+    fn check(&self) -> Recall<'_, ()> {
         Box::pin(async { self.check().await.map_err(unreadable) })
     }
 }
 
+type Statement<'a> = sqlx::query::Query<'a, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+
+/// A row of `spaces`.
+#[derive(FromRow)]
+struct SpaceRow {
+    fingerprint: String,
+    manifest: String,
+    dimensions: u32,
+    numeric_class: String,
+    canaries: Vec<u8>,
+}
+
 impl SqliteStore {
+    /// Runs one statement that changes the ledger. Committed, and with `synchronous=FULL` on disk, when it returns.
+    fn write<'a>(&'a self, doing: &'static str, statement: Statement<'a>) -> Recall<'a, ()> {
+        Box::pin(async move {
+            let done = statement.execute(&self.writer).await;
+            done.map(drop).map_err(|source| unwritable(StoreError::sql(doing, &self.path, source)))
+        })
+    }
+
     async fn read_active_model(&self) -> Result<Option<ModelName>, StoreError> {
         let name: Option<String> = sqlx::query_scalar("SELECT name FROM active_model")
             .fetch_optional(&self.readers)
             .await
             .map_err(|source| StoreError::sql("read the active model", &self.path, source))?;
-        name.map(|name| ModelName::parse(&name)).transpose().map_err(|source| StoreError::Value {
-            path: self.path.clone(),
-            what: "a name of the active model (table `active_model`)",
-            source: source.into(),
+        name.map(|name| self.parse_name(&name, "a name of the active model (table `active_model`)")).transpose()
+    }
+
+    async fn read_registered_models(&self) -> Result<Vec<AdditionalModel>, StoreError> {
+        let entries: Vec<String> =
+            sqlx::query_scalar("SELECT entry FROM registered_models ORDER BY registered_at, name")
+                .fetch_all(&self.readers)
+                .await
+                .map_err(|source| StoreError::sql("read the registered models", &self.path, source))?;
+        let parsed = entries.iter().map(|entry| serde_json::from_str(entry));
+        let what = "an entry of a registered model (table `registered_models`)";
+        parsed.collect::<Result<_, serde_json::Error>>().map_err(|source| self.malformed(what, source.into()))
+    }
+
+    async fn delete_registration(&self, name: &ModelName) -> Result<(), StoreError> {
+        let failed = |source| StoreError::sql("delete a registered model", &self.path, source);
+        let mut transaction = self.writer.begin().await.map_err(failed)?;
+        for statement in [
+            "DELETE FROM registered_models WHERE name = ?",
+            "DELETE FROM disabled_models WHERE name = ?",
+            "DELETE FROM accepted_spaces WHERE model = ?",
+        ] {
+            sqlx::query(statement).bind(name.as_str()).execute(&mut *transaction).await.map_err(failed)?;
+        }
+        transaction.commit().await.map_err(failed)
+    }
+
+    async fn read_spaces(&self) -> Result<Vec<SpaceRecord>, StoreError> {
+        let rows: Vec<SpaceRow> = sqlx::query_as(
+            "SELECT fingerprint, manifest, dimensions, numeric_class, canaries FROM spaces ORDER BY recorded_at, id",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| StoreError::sql("read the spaces", &self.path, source))?;
+        rows.into_iter().map(|row| self.record_of(row)).collect()
+    }
+
+    async fn read_space(&self, id: &SpaceId) -> Result<Option<SpaceRecord>, StoreError> {
+        let row: Option<SpaceRow> = sqlx::query_as(
+            "SELECT fingerprint, manifest, dimensions, numeric_class, canaries FROM spaces WHERE id = ?",
+        )
+        .bind(id.as_str())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(|source| StoreError::sql("read a space", &self.path, source))?;
+        row.map(|row| self.record_of(row)).transpose()
+    }
+
+    async fn read_accepted_space(&self, model: &ModelName) -> Result<Option<SpaceId>, StoreError> {
+        let id: Option<String> = sqlx::query_scalar("SELECT space FROM accepted_spaces WHERE model = ?")
+            .bind(model.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(|source| StoreError::sql("read the space of a model", &self.path, source))?;
+        let what = "a space of a model (table `accepted_spaces`)";
+        id.map(|id| SpaceId::parse(&id)).transpose().map_err(|source| self.malformed(what, source.into()))
+    }
+
+    fn record_of(&self, row: SpaceRow) -> Result<SpaceRecord, StoreError> {
+        let fingerprint = Fingerprint::parse(&row.fingerprint).ok_or_else(|| {
+            self.malformed("a fingerprint (table `spaces`)", "it is not 64 hexadecimal digits".into())
+        })?;
+        let canaries = row.canaries.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+        Ok(SpaceRecord {
+            fingerprint,
+            manifest: row.manifest,
+            dimensions: row.dimensions,
+            numeric_class: row.numeric_class,
+            canaries,
         })
     }
 
-    /// Committed, and with `synchronous=FULL` on disk, when it returns. Recording the same model again writes nothing.
-    async fn write_active_model(&self, name: &ModelName) -> Result<(), StoreError> {
-        sqlx::query(
-            "INSERT INTO active_model (only, name, changed_at) \
-             VALUES (1, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) \
-             ON CONFLICT (only) DO UPDATE SET name = excluded.name, changed_at = excluded.changed_at \
-             WHERE name <> excluded.name",
-        )
-        .bind(name.as_str())
-        .execute(&self.writer)
-        .await
-        .map(drop)
-        .map_err(|source| StoreError::sql("record the active model", &self.path, source))
+    fn parse_name(&self, name: &str, what: &'static str) -> Result<ModelName, StoreError> {
+        ModelName::parse(name).map_err(|source| self.malformed(what, source.into()))
+    }
+
+    fn malformed(&self, what: &'static str, source: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
+        StoreError::Value { path: self.path.clone(), what, source }
     }
 }
 

@@ -97,7 +97,13 @@ async fn killed_at_every_statement() {
     }
     assert_eq!(
         left,
-        [Recognised::Unrecorded(1), Recognised::Recorded(1), Recognised::Recorded(2), Recognised::Recorded(3)],
+        [
+            Recognised::Unrecorded(1),
+            Recognised::Recorded(1),
+            Recognised::Recorded(2),
+            Recognised::Recorded(3),
+            Recognised::Recorded(4)
+        ],
         "every version was left, and nothing else"
     );
 }

@@ -1,0 +1,121 @@
+//! `POST /models` and `DELETE /models/{name}`: models that come and go while the server runs.
+
+use std::collections::BTreeMap;
+
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::Deserialize;
+use utoipa::ToSchema;
+
+use super::error::{ApiError, Code};
+use super::extract::{Json, ModelWord};
+use super::models::Model;
+use super::responses::{Conflict, NativeBodyErrors, NativeErrors, UnknownModel};
+use super::state::AppState;
+use crate::config::AdditionalModel;
+use crate::models::NeededGrains;
+
+/// The body of `POST /models`: an entry as `[[ai.additional_models]]` of the configuration has it.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[allow(dead_code, reason = "utoipa reads the fields; the entry itself is read as the configuration's type")]
+pub struct RegistrationBody {
+    /// 1 to 64 letters, digits, `.`, `_` and `-`.
+    #[schema(example = "my-model")]
+    name: String,
+    /// A model folder or an `.onnx` file, relative to the models directory.
+    #[schema(example = "my-model")]
+    path: Option<String>,
+    /// The tokenizer of an `.onnx` file, relative to the models directory.
+    #[schema(example = json!(null))]
+    tokenizer: Option<String>,
+    /// `small`, `medium` or `large`: the class of machine it is meant for.
+    #[schema(example = "small")]
+    size: Option<String>,
+    /// Whether it stays loaded, however little it is used.
+    #[schema(example = false)]
+    pinned: Option<bool>,
+    /// Batches of it that run at once.
+    #[schema(example = json!(null), minimum = 1)]
+    workers: Option<u64>,
+    /// The length of its vectors, to be checked against the model.
+    #[schema(example = json!(null), minimum = 1)]
+    dimensions: Option<u32>,
+    /// Shorter lengths it was trained to be cut to.
+    #[schema(example = json!(null))]
+    matryoshka_dims: Option<Vec<u32>>,
+    /// The most tokens a text keeps.
+    #[schema(example = json!(null), minimum = 1)]
+    max_tokens: Option<u32>,
+    /// `mean`, `cls`, `last_token` or `max`; the model's files say it when absent.
+    #[schema(example = json!(null))]
+    pooling: Option<String>,
+    /// Whether its own vectors are scaled to length 1; the model's files say it when absent.
+    #[schema(example = json!(null))]
+    normalize: Option<bool>,
+    /// Texts put before queries and documents: `query` and `document`.
+    #[schema(example = json!(null))]
+    prompts: Option<BTreeMap<String, String>>,
+    /// Other names that requests may use.
+    #[schema(example = json!([]))]
+    aliases: Option<Vec<String>>,
+}
+
+/// Registers a model: a folder or a file inside the models directory. Later runs know it too. It is loaded by the first
+/// request that names it.
+#[utoipa::path(
+    post, path = "/models", tag = "models", operation_id = "register_model", request_body = RegistrationBody,
+    responses(
+        (status = 201, description = "The model", body = Model, headers(
+            ("location" = String, description = "Where the model is"),
+        )),
+        NativeErrors, NativeBodyErrors, Conflict
+    )
+)]
+pub async fn register(
+    State(state): State<AppState>,
+    Json(body): Json<serde_json::Map<String, serde_json::Value>>,
+) -> Result<Response, ApiError> {
+    // `null` means absent in every optional field.
+    let given = body.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    let entry: AdditionalModel = serde_json::from_value(serde_json::Value::Object(given))
+        .map_err(|error| ApiError::new(Code::InvalidRequest, error.to_string()))?;
+    let status = state.models.register(entry).await?;
+    let location = format!("/models/{}", status.info.name);
+    let model = Model::of(&status, &state.models.active());
+    Ok((StatusCode::CREATED, [(header::LOCATION, location)], axum::Json(model)).into_response())
+}
+
+/// The query of `DELETE /models/{name}`.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct DeleteQuery {
+    force: Option<bool>,
+}
+
+/// Deletes a registered model from the catalog, in this run and later ones. Its files stay.
+#[utoipa::path(
+    delete, path = "/models/{name}", tag = "models", operation_id = "delete_model",
+    params(
+        ("name" = String, Path, description = "A model's name or alias"),
+        ("force" = Option<bool>, Query, description = "Delete it even if grains need it"),
+    ),
+    responses(
+        (status = 204, description = "It is no longer known"),
+        (status = 422, description = "`force` is neither true nor false", content_type = "application/problem+json",
+         body = super::error::ProblemBody),
+        NativeErrors, UnknownModel, Conflict
+    )
+)]
+pub async fn delete(
+    State(state): State<AppState>,
+    ModelWord(word): ModelWord,
+    query: Result<Query<DeleteQuery>, axum::extract::rejection::QueryRejection>,
+) -> Result<StatusCode, ApiError> {
+    let Ok(Query(query)) = query else {
+        return Err(ApiError::new(Code::InvalidRequest, "`force` is `true` or `false`").with_param("force"));
+    };
+    let grains = if query.force.unwrap_or_default() { NeededGrains::Strand } else { NeededGrains::Protect };
+    let name = state.models.resolve(Some(&word))?;
+    state.models.delete(&name, grains).await?;
+    Ok(StatusCode::NO_CONTENT)
+}

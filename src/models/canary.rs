@@ -1,0 +1,143 @@
+//! Canaries: fixed texts whose vectors show that a model still makes its space.
+//!
+//! A fingerprint covers what a model *is*. What only rounds, the provider, the precision and the runtime library, is
+//! left out of it, so that two machines share a space; the canaries catch the case that it does more than round. They
+//! are embedded at each load and compared with those recorded when the space was first seen.
+
+use super::ledger::SpaceRecord;
+use super::loaded::LoadedModel;
+use crate::domain::{ModelName, SpaceId, TruncationSide};
+use crate::engine::{EncodeRequest, EngineError, Finish, Input, OverLong, Priority};
+
+/// The least cosine between a canary and its record: bf16 keeps 0.9999, a wrong kernel does not.
+pub const LEAST_COSINE: f64 = 0.999;
+
+/// Short and long, plain and strange. Never changed: recorded vectors are of these texts in this order.
+const TEXTS: [&str; 8] = [
+    "hello world",
+    "Where can I change the password of my account?",
+    "The granary stood at the edge of the village, and every autumn the grain of forty fields was carried up its \
+     wooden stairs, weighed, written down and stored, so that in spring each farmer could be given back what was his.",
+    "SELECT id, text FROM grains WHERE created_at > '2024-01-01' ORDER BY id LIMIT 10;",
+    "Die Würde des Menschen ist unantastbar. Всё течёт. 春眠不覚暁 🌾",
+    "a",
+    "0.30000000000000004 != 0.3; 2^53 + 1 = 9007199254740993",
+    "An encoder maps a text to a point in a space of a few hundred dimensions, so that texts of like meaning lie close \
+     to each other. Two encoders make two spaces, even where both have as many dimensions: a point of one means nothing \
+     in the other, and a distance between points of both is a number without a meaning. Whoever keeps vectors must \
+     therefore keep, with each of them, the name of the space it belongs to, and whoever compares two must first see \
+     that the names are equal. It sounds obvious. It is the mistake that is made most often.",
+];
+
+/// How a model's vectors stand to what was recorded of it. Grains are written only when nothing stands against it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Standing {
+    /// The space that the model's grains are in, when its files or settings have changed since: to be accepted.
+    pub accepted: Option<SpaceId>,
+    /// How far the canaries are from their record, when that is too far.
+    pub drift: Option<Drift>,
+    /// Why nothing is known: the ledger could not be read.
+    pub unknown: Option<String>,
+}
+
+/// A space whose vectors have moved under an unchanged fingerprint.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drift {
+    /// The least cosine between a canary and its record.
+    pub cosine: f64,
+    /// What computed the recorded ones.
+    pub recorded_by: String,
+    /// What computes them now.
+    pub computed_by: String,
+}
+
+impl Standing {
+    /// Why grains may not be written with this model, or nothing.
+    #[must_use]
+    pub fn refusal(&self, model: &ModelName) -> Option<String> {
+        if let Some(reason) = &self.unknown {
+            return Some(format!("it is not known whether the model still makes its space: {reason}"));
+        }
+        if let Some(Drift { cosine, recorded_by, computed_by }) = &self.drift {
+            return Some(format!(
+                "its vectors have moved: computed by {computed_by}, canary texts have a cosine of only {cosine:.4} to \
+                 those recorded for the same space by {recorded_by} (at least {LEAST_COSINE} is needed). Go back to \
+                 that provider or runtime library, or accept the new numbers: `POST /models/{model}/accept` with \
+                 `{{\"numerics\": true}}`"
+            ));
+        }
+        self.accepted.as_ref().map(|accepted| {
+            format!(
+                "its files or settings have changed, and with them its space; its grains are in space {accepted}. Put \
+                 the old files back, or accept the new space with `POST /models/{model}/accept`"
+            )
+        })
+    }
+}
+
+/// Embeds the canary texts: `[n_texts][dimensions]`.
+pub(super) async fn embed(model: &LoadedModel) -> Result<Vec<f32>, EngineError> {
+    let request = EncodeRequest {
+        inputs: TEXTS.iter().map(|text| Input::Text((*text).to_owned())).collect(),
+        prompt: None,
+        over_long: OverLong::Cut(TruncationSide::Right),
+        finish: Finish { dimensions: model.facts.dimensions.native.get() as usize, normalize: model.facts.normalize },
+        priority: Priority::Interactive,
+    };
+    Ok(model.encoder.encode(request).await?.vectors)
+}
+
+/// How far canaries have moved from their record; `None` when not too far.
+pub(super) fn compare(record: &SpaceRecord, canaries: &[f32], computed_by: &str) -> Option<Drift> {
+    let dimensions = record.dimensions as usize;
+    let cosine = if record.canaries.len() == canaries.len() && dimensions > 0 {
+        let pairs = record.canaries.chunks_exact(dimensions).zip(canaries.chunks_exact(dimensions));
+        pairs.map(|(old, new)| cosine(old, new)).fold(1.0, f64::min)
+    } else {
+        0.0
+    };
+    (cosine < LEAST_COSINE).then(|| Drift {
+        cosine,
+        recorded_by: record.numeric_class.clone(),
+        computed_by: computed_by.to_owned(),
+    })
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Fingerprint;
+
+    fn record(canaries: &[f32]) -> SpaceRecord {
+        SpaceRecord {
+            fingerprint: Fingerprint::parse(&"ab".repeat(32)).expect("64 digits"),
+            manifest: "{}".into(),
+            dimensions: 2,
+            numeric_class: "cpu, float32".into(),
+            canaries: canaries.to_vec(),
+        }
+    }
+
+    #[test]
+    fn rounding_is_no_drift_and_one_moved_vector_is() {
+        let recorded = record(&[1.0, 0.0, 0.0, 2.0]);
+        assert_eq!(compare(&recorded, &[1.01, 0.01, 0.01, 1.99], "x"), None);
+        let drift = compare(&recorded, &[1.0, 0.0, 1.0, 1.0], "openvino, bfloat16").expect("it moved");
+        assert!((drift.cosine - 0.5_f64.sqrt()).abs() < 1e-6, "{drift:?}");
+        let standing = Standing { drift: Some(drift), ..Standing::default() };
+        let refusal = standing.refusal(&ModelName::parse("m").expect("a name")).expect("refused");
+        assert!(refusal.contains("0.7071") && refusal.contains("cpu, float32"), "{refusal}");
+    }
+
+    #[test]
+    fn vectors_of_another_length_or_of_nothing_have_moved() {
+        assert!(compare(&record(&[1.0, 0.0]), &[1.0, 0.0, 0.0, 1.0], "x").is_some());
+        assert!(compare(&record(&[0.0, 0.0]), &[1.0, 0.0], "x").is_some());
+    }
+}

@@ -1,0 +1,266 @@
+//! How a claimed load and a claimed unload go, and who must leave when memory is short.
+//!
+//! Loads take turns. Before one starts, idle models make room for what it took last time; when it has ended, what it
+//! took now is measured and remembered.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use metrics::{counter, histogram};
+
+use super::canary;
+use super::entry::{Entry, NextUnload};
+use super::error::{LoadError, with_causes};
+use super::ledger::{LedgerError, SpaceRecord};
+use super::lifecycle::{Failure, IllegalMove, Phase};
+use super::loaded::LoadedModel;
+use super::manager::MultiModelManager;
+use super::memory::{self, Candidate, DoesNotFit, first_to_go};
+use crate::domain::ModelName;
+use crate::telemetry::{self, eviction};
+
+/// How often idle models and the memory in use are looked at.
+const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+/// How long a load waits for those who asked for the model to take it, before the next load may evict it again.
+const HAND_OVER: Duration = Duration::from_secs(1);
+
+impl MultiModelManager {
+    /// Carries out a claimed load and logs how it ended.
+    pub(super) async fn load(&self, entry: &Arc<Entry>) {
+        let _turn = self.load_turn.acquire().await.expect("the semaphore is never closed");
+        let name = &entry.info.name;
+        tracing::info!(model = %name, "loading a model");
+        let started = Instant::now();
+        let result = self.load_in_turn(entry).await;
+        let label = name.to_string();
+        if result.is_ok() {
+            histogram!(telemetry::MODEL_LOAD_DURATION, "model" => label.clone())
+                .record(started.elapsed().as_secs_f64());
+        }
+        let outcome = if result.is_ok() { "loaded" } else { "failed" };
+        counter!(telemetry::MODEL_LOADS, "model" => label, "outcome" => outcome).increment(1);
+        let moved = entry.finish_load(result.map(announce).map_err(|error| {
+            let reason = with_causes(&error);
+            tracing::error!(model = %name, "the model cannot be loaded: {reason}");
+            let retry_at = Instant::now() + self.timing.failed_load_cooldown;
+            Failure { reason, kind: error.kind(), retry_at, permanent: error.is_permanent() }
+        }));
+        report(moved, name);
+        hand_over(entry).await;
+    }
+
+    async fn load_in_turn(&self, entry: &Arc<Entry>) -> Result<LoadedModel, LoadError> {
+        let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
+        let weights = in_background(move || {
+            let weights = loader.weights_of(&info)?;
+            loader.load_runtime()?;
+            Ok(weights)
+        });
+        let weights = weights.await?;
+        while let Err(refusal) = self.memory.check(&entry.info.name, weights) {
+            // What does not fit into an empty process drives nobody out.
+            if refusal.is_permanent() || !self.evict_one(entry).await {
+                return Err(refusal.into());
+            }
+        }
+        let before = memory::resident_bytes();
+        let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
+        let mut model = in_background(move || loader.load(&info)).await?;
+        self.examine(&model).await?;
+        // What the load needed and the model does not: its file's pages and the graph before it was optimised.
+        memory::give_back();
+        let memory_bytes = memory::resident_bytes().saturating_sub(before);
+        Arc::make_mut(&mut model.facts).memory_bytes = memory_bytes;
+        self.memory.record(&entry.info.name, memory_bytes);
+        self.shrink(entry).await?;
+        Ok(model)
+    }
+
+    /// Embeds the canary texts, which warms the model up too, and compares them with what the ledger has of its space.
+    async fn examine(&self, model: &LoadedModel) -> Result<(), LoadError> {
+        let canaries = canary::embed(model).await?;
+        let standing = match self.compare(model, canaries).await {
+            Ok(standing) => standing,
+            Err(error) => canary::Standing { unknown: Some(with_causes(&error)), ..canary::Standing::default() },
+        };
+        if let Some(refusal) = standing.refusal(&model.name) {
+            tracing::warn!(model = %model.name, "no grains can be written with the model: {refusal}");
+        }
+        *model.standing.write() = standing;
+        Ok(())
+    }
+
+    async fn compare(&self, model: &LoadedModel, canaries: Vec<f32>) -> Result<canary::Standing, LedgerError> {
+        let space = model.facts.fingerprint.space();
+        let drift = if let Some(record) = self.ledger.space(&space).await? {
+            canary::compare(&record, &canaries, &model.facts.numeric_class)
+        } else {
+            self.ledger.record_space(&SpaceRecord::of(model, canaries)).await?;
+            None
+        };
+        let accepted = self.ledger.accepted_space(&model.name).await?;
+        if accepted.is_none() {
+            self.ledger.accept_space(&model.name, &space).await?;
+        }
+        Ok(canary::Standing { accepted: accepted.filter(|accepted| *accepted != space), drift, unknown: None })
+    }
+
+    /// Unloads models until what is loaded fits the budget again; `kept` stays.
+    async fn shrink(&self, kept: &Arc<Entry>) -> Result<(), DoesNotFit> {
+        while self.memory.excess_bytes() > 0 {
+            if !self.evict_one(kept).await {
+                // Alone in the process and still too large: the estimate was too low.
+                let needed_bytes = self.memory.measured_bytes(&kept.info.name).unwrap_or_default();
+                let budget_bytes = self.memory.budget_bytes().unwrap_or_default();
+                let used_bytes = self.memory.used_bytes();
+                if needed_bytes > budget_bytes {
+                    return Err(DoesNotFit { needed_bytes, is_estimate: false, used_bytes, budget_bytes });
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Unloads the model that is needed least, once its requests have ended. Says whether there was one.
+    async fn evict_one(&self, kept: &Arc<Entry>) -> bool {
+        let active = self.active();
+        let loaded =
+            self.entries.read().values().filter(|entry| !Arc::ptr_eq(entry, kept)).cloned().collect::<Vec<_>>();
+        let candidates = loaded.into_iter().filter(|entry| !entry.info.pinned).filter_map(|entry| {
+            let model = entry.loaded()?;
+            Some(Candidate {
+                is_busy: !model.leases.is_empty() || entry.is_waited_for(),
+                is_active: entry.info.name == active,
+                holds_grains: self.holders.read().contains(&entry.info.name),
+                last_used: entry.last_used(),
+                model: entry,
+            })
+        });
+        if let Some(entry) = first_to_go(candidates.collect()) {
+            self.evict(&entry, eviction::BUDGET).await;
+            return true;
+        }
+        self.wait_for_a_drain().await
+    }
+
+    /// Waits until one of the models that are being unloaded has gone. Says whether there was one.
+    async fn wait_for_a_drain(&self) -> bool {
+        let entries: Vec<_> = self.entries.read().values().cloned().collect();
+        for entry in entries {
+            let mut changes = entry.watch();
+            if entry.status().phase == Phase::Draining {
+                changes.next().await;
+                return true;
+            }
+        }
+        false
+    }
+
+    /// Unloads a model that nobody asked to unload, if it is still there.
+    async fn evict(&self, entry: &Arc<Entry>, reason: &'static str) {
+        let NextUnload::Drain(model) = entry.claim_drain() else { return };
+        tracing::info!(model = %entry.info.name, reason, "evicting a model");
+        counter!(telemetry::MODEL_EVICTIONS, "model" => entry.info.name.to_string(), "reason" => reason).increment(1);
+        self.drain(entry, model).await;
+    }
+
+    /// Carries out a claimed drain: waits for the model's requests and frees it. Goes on when the caller leaves.
+    pub(super) async fn drain(&self, entry: &Arc<Entry>, model: Arc<LoadedModel>) {
+        let drain = self.shutdown.spawn("unload", drain(Arc::clone(entry), model));
+        // The task is owned by the shutdown tracker and does not panic; what counts is that it has ended.
+        let _ = drain.await;
+    }
+
+    /// Unloads models that nobody used for `models.idle_unload`, and idle ones when memory has grown past the budget.
+    pub(super) fn watch_memory(&self) {
+        let manager = self.clone();
+        let soft = self.shutdown.soft().clone();
+        self.shutdown.spawn("memory", async move {
+            let mut every = tokio::time::interval(WATCH_EVERY);
+            loop {
+                tokio::select! {
+                    () = soft.cancelled() => return,
+                    _ = every.tick() => manager.unload_idle().await,
+                }
+            }
+        });
+    }
+
+    async fn unload_idle(&self) {
+        let entries: Vec<_> = self.entries.read().values().cloned().collect();
+        let is_idle = |entry: &Arc<Entry>| {
+            !entry.info.pinned && !entry.is_waited_for() && entry.loaded().is_some_and(|model| model.leases.is_empty())
+        };
+        let limit = self.timing.idle_unload;
+        for entry in entries.iter().filter(|entry| !limit.is_zero() && is_idle(entry)) {
+            if entry.last_used().elapsed() >= limit {
+                self.evict(entry, eviction::IDLE).await;
+            }
+        }
+        if self.memory.excess_bytes() > 0
+            && let Ok(_turn) = self.load_turn.try_acquire()
+        {
+            // The last one stays: without it there would be nothing to serve.
+            let mut idle: Vec<_> = entries.iter().filter(|entry| is_idle(entry)).collect();
+            let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some()).count();
+            idle.sort_by_key(|entry| entry.last_used());
+            if let Some(entry) = idle.first().filter(|_| n_loaded > 1) {
+                self.evict(entry, eviction::BUDGET).await;
+            }
+        }
+    }
+}
+
+/// Lets those who waited for a model take it, whatever came of the load.
+async fn hand_over(entry: &Entry) {
+    let deadline = Instant::now() + HAND_OVER;
+    while entry.is_waited_for() && entry.loaded().is_some() && Instant::now() < deadline {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
+async fn in_background<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
+) -> Result<T, LoadError> {
+    tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(LoadError::Panicked(panic.to_string())))
+}
+
+fn announce(model: LoadedModel) -> LoadedModel {
+    let facts = &model.facts;
+    tracing::info!(
+        model = %model.name,
+        space = %facts.fingerprint.space(),
+        provider = %facts.provider.provider,
+        reason = facts.provider.reason,
+        dimensions = facts.dimensions.native,
+        max_tokens = facts.max_tokens,
+        load_ms = facts.load_time.as_secs_f64() * 1e3,
+        "the model is ready"
+    );
+    model
+}
+
+/// Waits for the leases of a claimed drain to end, then frees the model.
+async fn drain(entry: Arc<Entry>, model: Arc<LoadedModel>) {
+    model.leases.close();
+    model.leases.wait().await;
+    // Joining its threads and freeing its weights takes a moment.
+    let freed = tokio::task::spawn_blocking(move || {
+        drop(model);
+        memory::give_back();
+    })
+    .await;
+    if let Err(error) = freed {
+        tracing::error!(model = %entry.info.name, %error, "freeing the model failed");
+    }
+    report(entry.finish_drain(), &entry.info.name);
+    tracing::info!(model = %entry.info.name, "the model was unloaded");
+}
+
+fn report(moved: Result<(), IllegalMove>, name: &ModelName) {
+    if let Err(error) = moved {
+        tracing::error!(model = %name, %error, "a bug: a model's state changed in a way it cannot");
+    }
+}

@@ -1,0 +1,145 @@
+//! Models that come and go while the server runs.
+
+use std::path::{Component, Path};
+use std::sync::Arc;
+
+use super::catalog::new_model;
+use super::entry::{Entry, ModelStatus};
+use super::error::{ModelError, with_causes};
+use super::folder;
+use super::manager::MultiModelManager;
+use crate::config::AdditionalModel;
+use crate::domain::{ModelName, ModelOrigin};
+
+/// What to do with grains that need a model which is to be deleted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NeededGrains {
+    /// Refuse to delete it.
+    Protect,
+    /// Delete it: they can be found by words only, until it is registered again.
+    Strand,
+}
+
+impl MultiModelManager {
+    /// Adds a model to the catalog, in this run and later ones. It is loaded by the first request that names it.
+    ///
+    /// # Errors
+    /// [`ModelError::Invalid`] for an entry that makes no model or leads out of the models directory,
+    /// [`ModelError::Conflict`] when a word of it already means a model.
+    pub async fn register(&self, entry: AdditionalModel) -> Result<ModelStatus, ModelError> {
+        if !self.takes_registrations {
+            return Err(ModelError::Conflict(
+                "`ai.multi_model_enabled` is false: this server knows its one model only".to_owned(),
+            ));
+        }
+        let manager = self.clone();
+        let registered = self.shutdown.spawn("register", async move { manager.register_in_turn(entry).await });
+        registered.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+    }
+
+    async fn register_in_turn(&self, entry: AdditionalModel) -> Result<ModelStatus, ModelError> {
+        let _turn = self.turn_to_change().await;
+        if let Some(sentence) = entry.refusal() {
+            return Err(ModelError::Invalid(sentence));
+        }
+        if entry.auto_load {
+            let sentence =
+                "`auto_load` is for the configuration, whose models may stop the start; load this one by hand";
+            return Err(ModelError::Invalid(sentence.to_owned()));
+        }
+        for (field, path) in [("path", &entry.path), ("tokenizer", &entry.tokenizer)] {
+            if let Some(path) = path {
+                self.check_inside(field, path)?;
+            }
+        }
+        let info = new_model(&entry, &self.models_dir, ModelOrigin::Registered)
+            .map_err(|error| ModelError::Invalid(error.to_string()))?;
+        for word in std::iter::once(info.name.as_str()).chain(info.aliases.iter().map(String::as_str)) {
+            if let Ok(taken_by) = self.resolve(Some(word)) {
+                return Err(ModelError::Conflict(format!("`{word}` already means the model `{taken_by}`")));
+            }
+        }
+        let source = info.source.clone();
+        let read = tokio::task::spawn_blocking(move || folder::read(&source)).await;
+        match read {
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => return Err(ModelError::Invalid(with_causes(&error))),
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+        self.ledger.record_registration(&entry).await?;
+        let entry = Arc::new(Entry::new(info));
+        let name = entry.info.name.clone();
+        self.entries.write().insert(name.clone(), Arc::clone(&entry));
+        self.order.write().push(name.clone());
+        tracing::info!(model = %name, "a model was registered");
+        Ok(entry.status())
+    }
+
+    /// A caller over HTTP may name files of the models directory, and no others.
+    fn check_inside(&self, field: &str, path: &Path) -> Result<(), ModelError> {
+        let escapes = || {
+            ModelError::Invalid(format!(
+                "`{field}` must stay inside the models directory: give a path relative to it, without `..` and without \
+                 links that lead out"
+            ))
+        };
+        if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Err(escapes());
+        }
+        let missing =
+            |_| ModelError::Invalid(format!("`{field}`: there is no `{}` in the models directory", path.display()));
+        let real = fs_err::canonicalize(self.models_dir.join(path)).map_err(missing)?;
+        let inside = fs_err::canonicalize(&self.models_dir).is_ok_and(|models_dir| real.starts_with(models_dir));
+        if inside { Ok(()) } else { Err(escapes()) }
+    }
+
+    /// Takes a registered model out of the catalog and of memory. Its files stay.
+    ///
+    /// # Errors
+    /// [`ModelError::Conflict`] when it was not registered over HTTP, is active, or grains need it.
+    pub async fn delete(&self, name: &ModelName, grains: NeededGrains) -> Result<(), ModelError> {
+        let entry = self.entry(name)?;
+        let manager = self.clone();
+        let deleted = self.shutdown.spawn("delete", async move { manager.delete_in_turn(&entry, grains).await });
+        deleted.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+    }
+
+    async fn delete_in_turn(&self, entry: &Arc<Entry>, grains: NeededGrains) -> Result<(), ModelError> {
+        let _turn = self.turn_to_change().await;
+        let name = &entry.info.name;
+        if entry.info.origin != ModelOrigin::Registered {
+            return Err(ModelError::Conflict(format!(
+                "`{name}` is built in or in the configuration; only models registered with `POST /models` can be deleted"
+            )));
+        }
+        if self.active() == *name {
+            return Err(ModelError::Conflict(format!(
+                "`{name}` is the active model: make another one active first, with `PUT /models/active`"
+            )));
+        }
+        let needed: u64 = self
+            .ledger
+            .grains_by_model()
+            .await?
+            .iter()
+            .filter(|(maker, _)| entry.info.answers_to(maker))
+            .map(|(_, n_grains)| n_grains)
+            .sum();
+        if needed > 0 && grains == NeededGrains::Protect {
+            return Err(ModelError::Conflict(format!(
+                "{needed} grains have vectors of `{name}` and could be found by words only: re-embed them first, or \
+                 delete it all the same with `?force=true`"
+            )));
+        }
+        self.ledger.forget_registration(name).await?;
+        self.entries.write().remove(name);
+        self.order.write().retain(|known| known != name);
+        entry.delete();
+        tracing::info!(model = %name, "a registered model was deleted");
+        // Nobody finds it any more: what is left of it ends with its last request.
+        let manager = self.clone();
+        let entry = Arc::clone(entry);
+        self.shutdown.spawn("unload", async move { manager.unload_entry(&entry).await });
+        Ok(())
+    }
+}

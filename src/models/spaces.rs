@@ -1,0 +1,103 @@
+//! The spaces this server has made, and whether a model may add grains to its own.
+
+use super::canary::{self, Standing};
+use super::entry::{Eagerness, ModelStatus};
+use super::error::ModelError;
+use super::ledger::{LedgerError, SpaceRecord};
+use super::loaded::LoadedModel;
+use super::manager::MultiModelManager;
+use crate::domain::{ModelName, SpaceId};
+
+/// What an operator accepts of a model.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Acceptance {
+    /// The space that is meant, so that a model which changed again is not accepted unseen.
+    pub space: Option<SpaceId>,
+    /// Whether vectors that have moved within their space are accepted too.
+    pub numerics: bool,
+}
+
+/// A recorded space and the models that make it now.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Space {
+    /// What is recorded.
+    pub record: SpaceRecord,
+    /// Loaded models whose own space it is.
+    pub models: Vec<ModelName>,
+}
+
+impl SpaceRecord {
+    /// What is to be recorded of a model's space.
+    pub(super) fn of(model: &LoadedModel, canaries: Vec<f32>) -> Self {
+        Self {
+            fingerprint: model.facts.fingerprint.clone(),
+            manifest: model.identity.manifest().canonical(),
+            dimensions: model.facts.dimensions.native.get(),
+            numeric_class: model.facts.numeric_class.clone(),
+            canaries,
+        }
+    }
+}
+
+impl MultiModelManager {
+    /// Every recorded space, oldest first.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn spaces(&self) -> Result<Vec<Space>, LedgerError> {
+        let records = self.ledger.spaces().await?;
+        let loaded = self.list();
+        let makers = |record: &SpaceRecord| {
+            let of_space = |status: &&ModelStatus| {
+                status.loaded.as_ref().is_some_and(|facts| facts.fingerprint == record.fingerprint)
+            };
+            loaded.iter().filter(of_space).map(|status| status.info.name.clone()).collect()
+        };
+        Ok(records.into_iter().map(|record| Space { models: makers(&record), record }).collect())
+    }
+
+    /// Makes the space a model has now the one its grains are written to. Loads the model if it is not loaded.
+    ///
+    /// # Errors
+    /// As [`Self::load_model`]; [`ModelError::SpaceMismatch`] when another space was meant; [`ModelError::GrainWrites`]
+    /// when its vectors have moved within the space and that was not accepted.
+    pub async fn accept(&self, name: &ModelName, acceptance: Acceptance) -> Result<ModelStatus, ModelError> {
+        let entry = self.entry(name)?;
+        let _turn = self.turn_to_change().await;
+        let lease = self.lease_entry(&entry, Eagerness::ByHand).await?;
+        let space = lease.facts().fingerprint.space();
+        if let Some(expected) = acceptance.space.filter(|expected| *expected != space) {
+            return Err(ModelError::SpaceMismatch { name: name.clone(), expected, actual: space });
+        }
+        let standing = lease.standing().read().clone();
+        if standing.drift.is_some() || standing.unknown.is_some() {
+            if !acceptance.numerics {
+                lease.check_grain_writes()?;
+            }
+            let canaries = canary::embed(lease.model()).await?;
+            self.ledger.record_space(&SpaceRecord::of(lease.model(), canaries)).await?;
+        }
+        self.ledger.accept_space(name, &space).await?;
+        *lease.standing().write() = Standing::default();
+        tracing::info!(model = %name, %space, "the model's space was accepted");
+        drop(lease);
+        Ok(entry.status())
+    }
+
+    /// Notes which models grains need, and warns of grains that no model of the catalog made.
+    pub(super) async fn count_grains(&self) -> Result<(), LedgerError> {
+        for (maker, n_grains) in self.ledger.grains_by_model().await? {
+            if let Ok(name) = self.resolve(Some(&maker)) {
+                self.holders.write().insert(name);
+            } else {
+                tracing::warn!(
+                    model = maker,
+                    n_grains,
+                    "grains have vectors of a model that this server does not know: they cannot be searched by meaning \
+                     until it is configured or registered again"
+                );
+            }
+        }
+        Ok(())
+    }
+}

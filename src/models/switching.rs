@@ -1,0 +1,42 @@
+//! Changing the active model: loaded first, recorded, then the pointer moves.
+
+use std::sync::Arc;
+
+use super::entry::{Eagerness, Entry};
+use super::error::ModelError;
+use super::manager::MultiModelManager;
+use crate::domain::{ModelName, SpaceId};
+
+/// What a change of the active model did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Switch {
+    /// The model that was active before; the same one when nothing changed.
+    pub previous: ModelName,
+    /// The space of the model that is active now.
+    pub space: SpaceId,
+}
+
+impl MultiModelManager {
+    /// Makes a model the one used by requests that name none. It is loaded first and recorded before the pointer moves.
+    /// Goes on when the caller leaves, so that the record and the pointer cannot part.
+    ///
+    /// # Errors
+    /// As [`Self::load_model`], or [`ModelError::Ledger`]; the active model stays what it was.
+    pub async fn set_active(&self, name: &ModelName) -> Result<Switch, ModelError> {
+        let entry = self.entry(name)?;
+        let manager = self.clone();
+        let switch = self.shutdown.spawn("switch", async move { manager.switch_to(&entry).await });
+        switch.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+    }
+
+    async fn switch_to(&self, entry: &Arc<Entry>) -> Result<Switch, ModelError> {
+        let _turn = self.turn_to_change().await;
+        self.enable(entry).await?;
+        // Held until the pointer has moved: an unload in between would send the first request back to loading.
+        let lease = self.lease_entry(entry, Eagerness::ByHand).await?;
+        self.ledger.record_active_model(&entry.info.name).await?;
+        let previous = std::mem::replace(&mut *self.active.write(), entry.info.name.clone());
+        tracing::info!(%previous, active = %entry.info.name, "the active model was set");
+        Ok(Switch { previous, space: lease.facts().fingerprint.space() })
+    }
+}

@@ -1,0 +1,178 @@
+//! Models that are disabled, registered, deleted and evicted.
+
+use std::path::Path;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::helpers::{Process, TINY, TestApp, client, data_dir, send, test_model, vectors_of, with_tiny};
+
+async fn order(app: &TestApp, path: &str) -> Value {
+    app.post(path, json!({})).await.ok()
+}
+
+/// Copies a model folder.
+fn copy_folder(from: &Path, to: &Path) {
+    fs_err::create_dir_all(to).expect("made");
+    for entry in fs_err::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let target = to.join(path.file_name().expect("a name"));
+        if path.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            fs_err::copy(&path, target).expect("copied");
+        }
+    }
+}
+
+/// A data directory of its own, with the runtime library and a model folder `mine` in it.
+fn own_data_dir() -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    let runtime = data_dir().canonicalize().expect("set up").join("runtime");
+    std::os::unix::fs::symlink(runtime, folder.path().join("runtime")).expect("linked");
+    copy_folder(&test_model("tiny-cls"), &folder.path().join("models/mine"));
+    copy_folder(&test_model(TINY), &folder.path().join("models/tiny"));
+    fs_err::write(
+        folder.path().join("granary.toml"),
+        "[ai]\nmodel_name = \"tiny\"\n[[ai.additional_models]]\nname = \"tiny\"\npath = \"tiny\"\n",
+    )
+    .expect("written");
+    folder
+}
+
+fn serve(folder: &Path) -> (Process, String) {
+    let mut process = Process::start(folder, &["serve", "--port", "0", "--data-dir", "."], &[]);
+    let url = process.wait_until_serving();
+    (process, url)
+}
+
+#[tokio::test]
+async fn a_disabled_model_is_the_operators_alone_in_later_runs_too() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    app.post("/models/tiny-cls/embed", json!({"inputs": "a"})).await.ok();
+    let model = app.post("/models/tiny-cls/unload", json!({"disable": true})).await.ok();
+    assert_eq!((&model["state"], &model["disabled"]), (&json!("unloaded"), &json!(true)));
+    let refused = app.post("/models/tiny-cls/embed", json!({"inputs": "a"})).await;
+    assert_eq!(refused.header("retry-after"), "60");
+    let refused = refused.tei_error();
+    assert_eq!((refused.0, refused.1.as_str()), (503, "Unhealthy"));
+    assert!(refused.2.contains("`POST /models/tiny-cls/load` enables it"), "{}", refused.2);
+    let refused = app.post("/v1/embeddings", json!({"input": "a", "model": "tiny-cls"})).await.openai_error();
+    assert_eq!((refused.0, refused.1.as_str()), (503, "model_disabled"));
+
+    let app = app.restart_with(&with_tiny(&["tiny-cls"])).await;
+    assert_eq!(app.get("/models/tiny-cls").await.ok()["disabled"], true);
+    let model = order(&app, "/models/tiny-cls/load").await;
+    assert_eq!((&model["state"], &model["disabled"]), (&json!("ready"), &json!(false)));
+    app.post("/models/tiny-cls/embed", json!({"inputs": "a"})).await.ok();
+
+    app.post("/models/tiny/unload", json!({"disable": true})).await.ok();
+    let unready = app.get("/health/ready").await.problem();
+    assert_eq!((unready.0, unready.1.as_str()), (503, "model_disabled"));
+    app.put("/models/active", json!({"name": "tiny"})).await.ok();
+    app.get("/health/ready").await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_is_registered_survives_a_kill_and_is_deleted() {
+    let folder = own_data_dir();
+    let (mut process, url) = serve(folder.path());
+    let post = |path: &str, body: Value| send(client().post(format!("{url}{path}")).json(&body));
+    let answer = post("/models", json!({"name": "Mine", "path": "mine", "aliases": ["also"], "pooling": null})).await;
+    assert_eq!((answer.status.as_u16(), answer.header("location")), (201, "/models/Mine"));
+    assert_eq!(answer.ok()["origin"], "registered");
+    let vectors = vectors_of(&post("/models/also/embed", json!({"inputs": "hello"})).await.ok());
+    let again = post("/models", json!({"name": "mine", "path": "mine"})).await.problem();
+    assert_eq!((again.0, again.1.as_str()), (409, "conflict"));
+    process.signal(Signal::KILL);
+    process.wait();
+
+    let (process, url) = serve(folder.path());
+    let embedded = send(client().post(format!("{url}/models/mine/embed")).json(&json!({"inputs": "hello"}))).await;
+    assert_eq!(vectors_of(&embedded.ok()), vectors);
+    let delete = |name: &str| send(client().delete(format!("{url}/models/{name}")));
+    let kept = delete("tiny").await.problem();
+    assert_eq!((kept.0, kept.1.as_str()), (409, "conflict"));
+    assert!(kept.2.contains("in the configuration"), "{}", kept.2);
+    send(client().put(format!("{url}/models/active")).json(&json!({"name": "mine"}))).await.ok();
+    assert!(delete("mine").await.problem().2.contains("is the active model"));
+    send(client().put(format!("{url}/models/active")).json(&json!({"name": "tiny"}))).await.ok();
+    assert_eq!(delete("mine").await.status, 204);
+    assert_eq!(delete("mine").await.problem().1, "model_not_found");
+    assert!(folder.path().join("models/mine/tokenizer.json").is_file(), "files stay");
+    drop(process);
+
+    let (_process, url) = serve(folder.path());
+    assert_eq!(send(client().get(format!("{url}/models/mine"))).await.status, 404);
+}
+
+#[tokio::test]
+async fn no_registration_leads_out_of_the_models_directory() {
+    let folder = own_data_dir();
+    std::os::unix::fs::symlink(test_model("tiny-max"), folder.path().join("models/link")).expect("linked");
+    let (_process, url) = serve(folder.path());
+    let absolute = test_model("tiny-max").display().to_string();
+    for path in ["../models/mine", "/etc", absolute.as_str(), "mine/../../x", "link", "nothing", ""] {
+        let body = json!({"name": "bad", "path": path});
+        let refused = send(client().post(format!("{url}/models")).json(&body)).await.problem();
+        assert_eq!((refused.0, refused.1.as_str()), (422, "invalid_request"), "{path}: {}", refused.2);
+    }
+    for (body, says) in [
+        (json!({"name": "bad name", "path": "mine"}), "is not a model name"),
+        (json!({"name": "bad"}), "needs"),
+        (json!({"name": "bad", "path": "mine", "max_tokens": 0}), "nonzero"),
+        (json!({"name": "bad", "path": "mine", "color": "red"}), "color"),
+        (json!({"name": "bad", "path": "mine", "auto_load": true}), "auto_load"),
+        (json!({"name": "bad", "path": "mine", "workers": 100_000}), "256"),
+    ] {
+        let refused = send(client().post(format!("{url}/models")).json(&body)).await.problem();
+        assert_eq!(refused.0, 422, "{body}");
+        assert!(refused.2.contains(says), "{body}: {}", refused.2);
+    }
+    let taken = json!({"name": "other", "path": "mine", "aliases": ["tiny"]});
+    assert_eq!(send(client().post(format!("{url}/models")).json(&taken)).await.problem().0, 409);
+}
+
+#[tokio::test]
+async fn with_one_model_none_is_registered() {
+    let toml = with_tiny(&[]).replace("[ai]\n", "[ai]\nmulti_model_enabled = false\n");
+    let app = TestApp::start_with(&toml).await;
+    let refused = app.post("/models", json!({"name": "mine", "path": "mine"})).await.problem();
+    assert_eq!((refused.0, refused.1.as_str()), (409, "conflict"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn idle_models_are_unloaded_and_pinned_ones_stay() {
+    let toml = format!("[models]\nidle_unload = \"300ms\"\n{}", with_tiny(&["tiny-cls"]));
+    let toml = toml.replacen("name = \"tiny-cls\"\n", "name = \"tiny-cls\"\npinned = true\n", 1);
+    let app = TestApp::start_with(&toml).await;
+    order(&app, "/models/tiny/load").await;
+    order(&app, "/models/tiny-cls/load").await;
+    let started = std::time::Instant::now();
+    while app.get("/models/tiny").await.ok()["state"] != "unloaded" {
+        assert!(started.elapsed().as_secs() < 20, "it is never unloaded");
+        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+    }
+    assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "ready");
+    let counted = "granary_model_evictions_total{model=\"tiny\",reason=\"idle\"}";
+    assert!(app.get("/metrics").await.text.contains(counted));
+    app.post("/embed", json!({"inputs": "a"})).await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_beyond_the_budget_is_refused_with_the_numbers() {
+    let toml = format!("[models]\nmemory_budget = \"100MiB\"\n{}", crate::helpers::entry_of("bert-base-uncased"));
+    let app = TestApp::start_with(&toml).await;
+    let answer = app.post("/models/bert-base-uncased/embed", json!({"inputs": "a"})).await;
+    assert_eq!(answer.header("x-should-retry"), "false");
+    let refused = answer.tei_error();
+    assert_eq!((refused.0, refused.1.as_str()), (507, "Backend"));
+    assert!(refused.2.contains("of the 100.0 MiB that `models.memory_budget` allows"), "{}", refused.2);
+    let model = app.get("/models/bert-base-uncased").await.ok();
+    assert_eq!((&model["state"], &model["failure"]["permanent"]), (&json!("failed"), &json!(true)));
+    app.stop().await;
+}

@@ -1,0 +1,151 @@
+//! Spaces are recorded, and a model that makes another one, or other numbers, writes no grains until that is accepted.
+
+use std::path::Path;
+
+use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
+use tempfile::TempDir;
+
+use crate::helpers::{TINY, TestApp, test_model, with_tiny};
+
+/// A copy of `tiny` whose files a test may change, and a configuration in which it is the active model.
+struct OwnModel(TempDir);
+
+impl OwnModel {
+    fn new() -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let tiny = test_model(TINY);
+        for file in ["onnx/model.onnx", "tokenizer.json", "config.json", "modules.json", "1_Pooling/config.json"] {
+            let target = folder.path().join(file);
+            fs_err::create_dir_all(target.parent().expect("a parent")).expect("made");
+            fs_err::copy(tiny.join(file), target).expect("copied");
+        }
+        Self(folder)
+    }
+
+    fn toml(&self, settings: &str) -> String {
+        let path = self.0.path().display();
+        format!("[ai]\nmodel_name = \"own\"\n[[ai.additional_models]]\nname = \"own\"\npath = \"{path}\"\n{settings}")
+    }
+
+    fn change(&self, file: &str, from: &str, to: &str) {
+        let path = self.0.path().join(file);
+        let text = fs_err::read_to_string(&path).expect("text");
+        assert!(text.contains(from), "{file} has no {from}");
+        fs_err::write(&path, text.replacen(from, to, 1)).expect("written");
+    }
+}
+
+async fn load(app: &TestApp) -> Value {
+    app.post("/models/own/load", json!({})).await.ok()
+}
+
+fn space(model: &Value) -> String {
+    model["space"].as_str().expect("a space").to_owned()
+}
+
+#[tokio::test]
+async fn spaces_are_listed_with_what_makes_them() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let first = app.post("/models/tiny/load", json!({})).await.ok();
+    app.post("/models/tiny-cls/load", json!({})).await.ok();
+    let all = app.get("/spaces").await.ok();
+    let spaces = all["spaces"].as_array().expect("spaces");
+    assert_eq!(spaces.len(), 2);
+    let of_tiny = spaces.iter().find(|space| space["models"] == json!(["tiny"])).expect("listed");
+    assert_eq!((&of_tiny["id"], &of_tiny["fingerprint"]), (&first["space"], &first["fingerprint"]));
+    assert_eq!((&of_tiny["dimensions"], &of_tiny["manifest"]["pooling"]), (&json!(32), &json!("mean")));
+    let class = of_tiny["numeric_class"].as_str().expect("a class");
+    assert!(class.contains("float") && class.contains("ONNX Runtime 1."), "{class}");
+    app.post("/models/tiny-cls/unload", json!({})).await.ok();
+    let all = app.get("/spaces").await.ok();
+    assert_eq!(all["spaces"].as_array().map(Vec::len), Some(2), "what was recorded stays");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn changed_files_make_a_new_space_that_waits_to_be_accepted() {
+    let own = OwnModel::new();
+    let app = TestApp::start_with(&own.toml("")).await;
+    let before = load(&app).await;
+    assert_eq!(before["grain_writes"], json!({"allowed": true, "reason": null}));
+
+    // One byte of the tokenizer: a word of the vocabulary that no test uses.
+    own.change("tokenizer.json", "\"granary\"", "\"granarx\"");
+    let app = app.restart_with(&own.toml("")).await;
+    let after = load(&app).await;
+    assert_ne!(space(&after), space(&before));
+    assert_eq!(after["grain_writes"]["allowed"], false);
+    let reason = after["grain_writes"]["reason"].as_str().expect("a reason");
+    assert!(reason.contains(&space(&before)) && reason.contains("`POST /models/own/accept`"), "{reason}");
+    let ready = app.get("/health/ready").await.ok();
+    assert_eq!(ready["grain_writes"], after["grain_writes"], "embedding goes on, and readiness says what does not");
+    app.post("/embed", json!({"inputs": "hello"})).await.ok();
+
+    let other = app.post("/models/own/accept", json!({"space": space(&before)})).await.problem();
+    assert_eq!((other.0, other.1.as_str()), (412, "space_mismatch"));
+    let accepted = app.post("/models/own/accept", json!({"space": space(&after)})).await.ok();
+    assert_eq!(accepted["grain_writes"]["allowed"], true);
+    let app = app.restart_with(&own.toml("")).await;
+    assert_eq!(load(&app).await["grain_writes"]["allowed"], true, "it is remembered");
+
+    own.change("tokenizer.json", "\"granarx\"", "\"granary\"");
+    let app = app.restart_with(&own.toml("")).await;
+    let back = load(&app).await;
+    assert_eq!((space(&back), &back["grain_writes"]["allowed"]), (space(&before), &json!(false)));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_prompt_and_a_setting_make_other_spaces_and_a_provider_does_not() {
+    let own = OwnModel::new();
+    let mut spaces = Vec::new();
+    for settings in ["", "max_tokens = 64\n", "prompts = { query = \"q: \" }\n", "prompts = { query = \"q; \" }\n"] {
+        let app = TestApp::start_with(&own.toml(settings)).await;
+        spaces.push(space(&load(&app).await));
+        app.stop().await;
+    }
+    let before = spaces.clone();
+    spaces.sort_unstable();
+    spaces.dedup();
+    assert_eq!(spaces.len(), 4, "{before:?}");
+    for provider in ["cpu", "auto"] {
+        let app = TestApp::start_with(&own.toml(&format!("[engine]\nprovider = \"{provider}\"\n"))).await;
+        assert_eq!(space(&load(&app).await), before[0], "{provider}");
+        app.stop().await;
+    }
+}
+
+/// Replaces the recorded canaries by those of another model, as if this one's numbers had moved.
+async fn move_canaries(database: &Path) {
+    let mut connection = SqliteConnectOptions::new().filename(database).connect().await.expect("open");
+    let changed = sqlx::query("UPDATE spaces SET canaries = randomblob(length(canaries)), numeric_class = 'another'");
+    assert_eq!(changed.execute(&mut connection).await.expect("written").rows_affected(), 1);
+    connection.close().await.expect("closed");
+}
+
+#[tokio::test]
+async fn numbers_that_moved_under_an_unchanged_fingerprint_are_caught() {
+    let own = OwnModel::new();
+    let app = TestApp::start_with(&own.toml("")).await;
+    let before = load(&app).await;
+    let folder = app.stop_and_keep().await;
+    move_canaries(&folder.path().join("granary.db")).await;
+
+    let app = TestApp::start_in(folder, &own.toml("")).await;
+    let after = load(&app).await;
+    assert_eq!(space(&after), space(&before));
+    let reason = after["grain_writes"]["reason"].as_str().expect("a reason");
+    assert!(reason.contains("its vectors have moved") && reason.contains("another"), "{reason}");
+    let ready = app.get("/health/ready").await.ok();
+    assert!(ready["grain_writes"]["reason"].as_str().is_some_and(|text| text.contains("have moved")), "{ready}");
+
+    let refused = app.post("/models/own/accept", json!(null)).await.problem();
+    assert_eq!((refused.0, refused.1.as_str()), (409, "conflict"));
+    let accepted = app.post("/models/own/accept", json!({"numerics": true})).await.ok();
+    assert_eq!(accepted["grain_writes"], json!({"allowed": true, "reason": null}));
+    let app = app.restart_with(&own.toml("")).await;
+    assert_eq!(load(&app).await["grain_writes"]["allowed"], true);
+    app.stop().await;
+}
