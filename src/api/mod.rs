@@ -7,6 +7,7 @@ pub mod active;
 pub mod code;
 pub mod embed;
 pub mod error;
+pub mod events;
 pub mod extract;
 pub mod guard;
 pub mod info;
@@ -48,6 +49,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(models::get, embed::infer_with_model, registration::delete))
         .routes(routes!(models::load))
         .routes(routes!(models::unload))
+        .routes(routes!(events::follow))
         .routes(routes!(spaces::accept))
         .routes(routes!(spaces::list))
         // text-embeddings-inference

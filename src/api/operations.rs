@@ -6,7 +6,7 @@ use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
-use super::error::{ApiError, code_of};
+use super::error::{ApiError, Code, code_of};
 use super::models::GrainWrites;
 use super::responses::NativeErrors;
 use super::state::AppState;
@@ -79,6 +79,9 @@ pub(super) fn check_loadable(status: &ModelStatus) -> Result<(), ApiError> {
     let name = &status.info.name;
     if let Some(failure) = &status.failure {
         return Err(ApiError::new(code_of(failure.kind), format!("`{name}` cannot be loaded: {}", failure.reason)));
+    }
+    if let Some(reason) = &status.ailment {
+        return Err(ApiError::new(Code::ModelFailed, format!("`{name}` is loaded and does not embed: {reason}")));
     }
     if status.disabled {
         return Err(ModelError::Disabled { name: name.clone() }.into());

@@ -83,6 +83,8 @@ pub struct ModelStatus {
     pub loaded: Option<Arc<LoadedFacts>>,
     /// How its vectors stand to what is recorded of its space; `None` until it is loaded.
     pub standing: Option<Standing>,
+    /// Why it does not embed although it is loaded, by the last look at it.
+    pub ailment: Option<String>,
     /// Whether only an operator can load it.
     pub disabled: bool,
 }
@@ -109,6 +111,11 @@ impl Entry {
     /// Takes it out of reach for good; who waits for it learns of that.
     pub(super) fn delete(&self) {
         self.state.send_modify(|_| self.is_deleted.store(true, Ordering::SeqCst));
+    }
+
+    /// Whether it has left the catalog.
+    pub(super) fn is_deleted(&self) -> bool {
+        self.is_deleted.load(Ordering::SeqCst)
     }
 
     /// Counts the caller among those who wait for the model, until the guard is dropped.
@@ -147,6 +154,7 @@ impl Entry {
             phase: state.phase(),
             failure,
             loaded: model.map(|model| Arc::clone(&model.facts)),
+            ailment: model.and_then(|model| model.ailment.read().clone()),
             standing: model.map(|model| model.standing.read().clone()),
             disabled: self.is_disabled.load(Ordering::SeqCst),
         }
@@ -163,7 +171,7 @@ impl Entry {
         self.state.send_if_modified(|state| {
             let is_request = eagerness == Eagerness::Request;
             next = match state {
-                _ if self.is_deleted.load(Ordering::SeqCst) => Next::Deleted,
+                _ if self.is_deleted() => Next::Deleted,
                 _ if is_request && self.is_disabled.load(Ordering::SeqCst) => Next::Disabled,
                 State::Ready(model) => {
                     *self.last_used.lock() = now;

@@ -81,6 +81,8 @@ pub struct LoadedModel {
     pub(super) identity: ModelIdentity,
     pub(super) facts: Arc<LoadedFacts>,
     pub(super) standing: RwLock<Standing>,
+    /// Why it does not embed, by the last look at it.
+    pub(super) ailment: RwLock<Option<String>>,
     /// Counts the requests that hold the model.
     pub(super) leases: TaskTracker,
 }

@@ -102,6 +102,7 @@ impl Loader {
             identity,
             facts: Arc::new(facts),
             standing: RwLock::default(),
+            ailment: RwLock::default(),
             leases: TaskTracker::new(),
         })
     }

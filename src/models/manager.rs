@@ -123,6 +123,7 @@ impl MultiModelManager {
         };
         manager.count_grains().await?;
         manager.watch_memory();
+        manager.probe_loaded();
         Ok(manager)
     }
 

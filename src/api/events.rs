@@ -1,0 +1,42 @@
+//! `GET /models/{name}/events`: a model's life as it happens.
+
+use std::convert::Infallible;
+
+use axum::extract::State;
+use axum::response::Sse;
+use axum::response::sse::{Event, KeepAlive};
+use futures::Stream;
+
+use super::error::ApiError;
+use super::extract::ModelWord;
+use super::models::Model;
+use super::responses::{NativeErrors, UnknownModel};
+use super::state::AppState;
+
+/// Follows a model: its state now, then at each change, and the progress of its download.
+///
+/// Server-sent events of the type `model`, each with the model as `GET /models/{name}` shows it. The stream ends when
+/// the model is deleted or the server stops.
+#[utoipa::path(
+    get, path = "/models/{name}/events", tag = "models", operation_id = "follow_model",
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses(
+        (status = 200, description = "Events of the type `model`", content_type = "text/event-stream", body = Model),
+        NativeErrors, UnknownModel
+    )
+)]
+pub async fn follow(
+    State(state): State<AppState>,
+    ModelWord(word): ModelWord,
+) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+    let name = state.models.resolve(Some(&word))?;
+    let changes = state.models.follow(&name)?;
+    let events = futures::stream::unfold((state, changes), async |(state, mut changes)| {
+        let status = changes.next().await?;
+        let model = Model::of(&status, &state.models.active());
+        // A model is plain data, which is always JSON.
+        let event = Event::default().event("model").json_data(model).unwrap_or_default();
+        Some((Ok(event), (state, changes)))
+    });
+    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+}

@@ -1,0 +1,55 @@
+//! A look at loaded models from time to time: does each still embed a batch of texts as requests have them?
+//!
+//! A probe of one short word stays green while every real request fails for want of memory. What is seen is kept, so
+//! that readiness answers at once.
+
+use std::time::Duration;
+
+use super::canary;
+use super::error::with_causes;
+use super::loaded::Lease;
+use super::manager::MultiModelManager;
+use crate::engine::EngineError;
+
+/// How often loaded models are looked at.
+const PROBE_EVERY: Duration = Duration::from_secs(30);
+
+impl MultiModelManager {
+    /// Probes every loaded model from time to time. Each was probed when it was loaded, by its canaries.
+    pub(super) fn probe_loaded(&self) {
+        let manager = self.clone();
+        let soft = self.shutdown.soft().clone();
+        self.shutdown.spawn("probe", async move {
+            let mut every = tokio::time::interval(PROBE_EVERY);
+            loop {
+                tokio::select! {
+                    () = soft.cancelled() => return,
+                    _ = every.tick() => {}
+                }
+                let entries: Vec<_> = manager.entries.read().values().cloned().collect();
+                // Not as a request: a probe is no use that would keep a model from being unloaded.
+                for lease in entries.iter().filter_map(|entry| Some(Lease::of(&entry.loaded()?))) {
+                    tokio::select! {
+                        () = soft.cancelled() => return,
+                        () = probe(&lease) => {}
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn probe(lease: &Lease) {
+    let seen = match canary::embed(lease.model()).await {
+        Ok(_) => None,
+        // Neither says anything of the model: it has much to do, or it is going.
+        Err(EngineError::Overloaded { .. } | EngineError::Closed) => return,
+        Err(error) => Some(with_causes(&error)),
+    };
+    let before = std::mem::replace(&mut *lease.model().ailment.write(), seen.clone());
+    match (before, seen) {
+        (None, Some(reason)) => tracing::error!(model = %lease.name(), "the model does not embed any more: {reason}"),
+        (Some(_), None) => tracing::info!(model = %lease.name(), "the model embeds again"),
+        _ => {}
+    }
+}
