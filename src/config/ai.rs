@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::engine::WORKERS;
 use super::spelling::{self, Problem, outside};
-use crate::domain::{EncoderSettings, ModelName, ModelSize, ModelSource, Pooling, Prompts};
+use crate::domain::{EncoderSettings, ModelName, ModelSize, ModelSource, Pooling, Prompts, ProviderSetting};
 
 /// The longest vector and the longest text that are believed to be meant.
 const MAX_DIMENSIONS: u32 = 65_536;
@@ -57,6 +57,9 @@ pub struct AdditionalModel {
     /// Batches of it that run at once; `engine.workers` when `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
+    /// What executes it; `engine.provider` when `None`.
+    #[serde(default, deserialize_with = "spelling::optional_word", skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderSetting>,
     /// The vector's length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<NonZeroU32>,

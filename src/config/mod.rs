@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ai::{AdditionalModel, AiConfig};
 pub use auth::AuthConfig;
-pub use engine::{EngineConfig, ProviderSetting, QueryLaneSetting};
+pub use engine::{EngineConfig, QueryLaneSetting};
 pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
 pub use models::ModelsConfig;

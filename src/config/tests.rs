@@ -258,7 +258,11 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[models]\ndata_dir = ''", &["granary.toml: models.data_dir:", "empty"]),
         ("[models]\nload_timeout = '0s'", &["models.load_timeout:", "\"0s\"", "\"1ms\" to \"1h\""]),
         ("[models]\nmemory_budget = '1GiB'", &["models.memory_budget:", "unknown key"]),
-        ("[engine]\nprovider = 'cuda'", &["granary.toml: engine.provider:", "\"cuda\"", "\"openvino\""]),
+        ("[engine]\nprovider = 'tensorrt'", &["granary.toml: engine.provider:", "\"tensorrt\"", "\"cuda\""]),
+        (
+            "[[ai.additional_models]]\nname = 'a'\nprovider = 'gpu'",
+            &["ai.additional_models[0].provider:", "\"gpu\"", "\"cuda\""],
+        ),
         ("[engine]\nprovider = 1", &["engine.provider:", "the number 1"]),
         ("[engine]\nworkers = 1000", &["engine.workers:", "1000", "0 to 256"]),
         ("[engine]\nmax_batch_texts = 0", &["engine.max_batch_texts:", "found 0", "1 to 4096"]),

@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::provider::ProviderSetting;
+
 /// The longest model name, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -273,6 +275,8 @@ pub struct ModelInfo {
     pub approximate_size_bytes: Option<u64>,
     /// Batches of it that run at once, where the operator has said so for this model.
     pub workers: Option<NonZeroUsize>,
+    /// What is to execute it, where the operator has said so for this model.
+    pub provider: Option<ProviderSetting>,
     /// What the operator set: wins over the model's files.
     pub configured: EncoderSettings,
     /// What is known of a built-in model: used where the files are silent.

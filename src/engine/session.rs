@@ -10,14 +10,16 @@ use std::sync::OnceLock;
 
 use ort::AsPointer;
 use ort::environment::Environment;
-use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch};
+use ort::ep::{
+    self, ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, ExecutionProvider, ExecutionProviderDispatch,
+};
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::error::{Cause, EngineError};
-use super::provider::Provider;
+use super::provider::GpuProvider;
 
 /// Names under which encoders give one vector per token, most usual first.
 const TOKEN_OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
@@ -68,11 +70,18 @@ impl Runtime {
 
     /// Whether the library was built with the provider.
     #[must_use]
-    pub fn has(&self, provider: Provider) -> bool {
+    pub fn has(&self, provider: GpuProvider) -> bool {
         match provider {
-            Provider::Cpu => true,
-            Provider::OpenVino => ep::OpenVINO::is_available().unwrap_or(false),
+            GpuProvider::Cpu => true,
+            GpuProvider::OpenVino => ep::OpenVINO::is_available().unwrap_or(false),
+            GpuProvider::Cuda => ep::CUDA::is_available().unwrap_or(false),
         }
+    }
+
+    /// What the library says of itself: version, commit and build flags.
+    #[must_use]
+    pub fn build_info(&self) -> &'static str {
+        ort::info()
     }
 }
 
@@ -80,7 +89,7 @@ impl Runtime {
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
     /// What executes it.
-    pub provider: Provider,
+    pub provider: GpuProvider,
     /// Threads that the session's runs share.
     pub threads: usize,
     /// Runs that may go on at once without waiting for each other.
@@ -233,9 +242,10 @@ impl EncoderSession {
     /// Runs the session without the exclusive borrow that `ort` asks for.
     ///
     /// `ort` takes `&mut self` because it does not trust every provider's `Run` from several threads. The contract of
-    /// ONNX Runtime's C API is that `Run` may be called so, and both providers here keep to it: MLAS holds no state
-    /// between calls, and the OpenVINO provider takes an idle inference request for each call. What it saves is one
-    /// copy of the weights per worker.
+    /// ONNX Runtime's C API is that `Run` may be called so, and the providers here keep to it: MLAS holds no state
+    /// between calls, the OpenVINO provider takes an idle inference request for each call, and the CUDA provider keeps
+    /// a context per thread (without CUDA graphs, which would share one). What it saves is one copy of the weights per
+    /// worker.
     #[allow(unsafe_code, reason = "the C API is the only way to run one session from several threads")]
     fn run_shared(&self, names: &[*const c_char], values: &[*const ort::sys::OrtValue]) -> Result<DynValue, Cause> {
         let output_names = [self.output_name.as_ptr()];
@@ -284,8 +294,8 @@ fn build_session(runtime: &Runtime, path: &Path, options: SessionOptions) -> Res
 
 fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
     match options.provider {
-        Provider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
-        Provider::OpenVino => {
+        GpuProvider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
+        GpuProvider::OpenVino => {
             let precision = if options.bf16 { "bf16" } else { "f32" };
             // Pinning puts the one thread of every session on the same core, and halves the speed of two.
             let config = format!(r#"{{"CPU":{{"INFERENCE_PRECISION_HINT":"{precision}","ENABLE_CPU_PINNING":"NO"}}}}"#);
@@ -299,6 +309,16 @@ fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
                     .error_on_failure(),
             ]
         }
+        GpuProvider::Cuda => vec![
+            ep::CUDA::default()
+                .with_device_id(0)
+                // Doubling would take up to twice what the model needs from whoever shares the GPU.
+                .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+                // Ten bits of mantissa where bf16 has seven. It changes rounding, so it is not part of a space.
+                .with_tf32(true)
+                .build()
+                .error_on_failure(),
+        ],
     }
 }
 

@@ -97,6 +97,7 @@ impl Catalog {
             known.source = source.unwrap_or_else(|| known.source.clone());
             known.size = entry.size.unwrap_or(known.size);
             known.workers = entry.workers;
+            known.provider = entry.provider;
             known.configured = entry.encoder_settings();
             known.aliases.extend(entry.aliases.iter().cloned());
             return Ok(());
@@ -109,6 +110,7 @@ impl Catalog {
             hub_repository: None,
             approximate_size_bytes: None,
             workers: entry.workers,
+            provider: entry.provider,
             configured: entry.encoder_settings(),
             built_in: EncoderSettings::default(),
         });
@@ -210,6 +212,7 @@ impl BuiltIn {
             hub_repository: Some(self.repository.to_owned()),
             approximate_size_bytes: Some(self.size_bytes),
             workers: None,
+            provider: None,
             configured: EncoderSettings::default(),
             built_in: EncoderSettings {
                 dimensions: NonZeroU32::new(self.dimensions),

@@ -216,6 +216,7 @@ mod tests {
             hub_repository: None,
             approximate_size_bytes: None,
             workers: None,
+            provider: None,
             configured: EncoderSettings::default(),
             built_in: EncoderSettings::default(),
         })

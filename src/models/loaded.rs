@@ -10,7 +10,7 @@ use super::cache::EmbeddingCache;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, Prompts, SpaceId, TruncationSide};
-use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, Input, OverLong, Priority, ProviderChoice};
+use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
 
 /// What is known of a model once it is loaded.
 #[derive(Clone, Debug)]
@@ -29,7 +29,7 @@ pub struct LoadedFacts {
     pub prompts: Prompts,
     /// What executes it and why.
     pub provider: ProviderChoice,
-    /// `float32` or `bfloat16`.
+    /// `float32`, `bfloat16` or `tensorfloat32`.
     pub precision: &'static str,
     /// The size of its weight files, in bytes.
     pub weights_bytes: u64,
@@ -63,6 +63,8 @@ pub struct Embedded {
     pub model: ModelName,
     /// The space of these vectors.
     pub space: SpaceId,
+    /// What executed it.
+    pub provider: GpuProvider,
     /// The vectors.
     pub encoded: Encoded,
 }
@@ -137,7 +139,7 @@ impl Lease {
             Some(cache) => cache.encode(self.encoder(), self.name(), &space, request).await?,
             None => self.encoder().encode(request).await?,
         };
-        Ok(Embedded { model: self.name().clone(), space, encoded })
+        Ok(Embedded { model: self.name().clone(), space, provider: facts.provider.provider, encoded })
     }
 
     /// The text of one of the model's prompts.

@@ -8,16 +8,17 @@ use std::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
-use super::error::LoadError;
+use super::error::{LoadError, with_causes};
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::{self, ModelFiles};
+use super::hardware;
 use super::loaded::{LoadedFacts, LoadedModel};
-use crate::config::{EngineConfig, ProviderSetting, QueryLaneSetting};
+use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, TruncationSide};
-use crate::engine::provider::choose_automatically;
+use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
-    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, OutputKind, Provider, ProviderChoice, Runtime,
-    SessionOptions,
+    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GpuProvider, OutputKind,
+    ProviderChoice, Runtime, SessionOptions,
 };
 
 /// Batches that one model runs at once unless the configuration says otherwise.
@@ -31,6 +32,10 @@ const MAX_QUERY_LANE_WEIGHTS_BYTES: u64 = 256 << 20;
 
 /// Widths of `openvino` batches are multiples of this: a shape that was not seen before costs half a millisecond.
 const OPENVINO_WIDTH_STEP: usize = 16;
+
+/// Widths of `cuda` batches are multiples of this, because tensor cores want sizes that are:
+/// <https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html#requirements-tc>.
+const CUDA_WIDTH_STEP: usize = 8;
 
 /// What every load on this machine shares.
 #[derive(Clone)]
@@ -58,7 +63,6 @@ impl Loader {
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let max_tokens = max_tokens(&settings, &files)?;
         let runtime = Runtime::load(&self.runtime_library)?;
-        let choice = self.choose_provider(&runtime);
         let spec = EncoderSpec {
             label: info.name.to_string(),
             onnx: files.onnx.clone(),
@@ -71,7 +75,7 @@ impl Loader {
             runs_alone: files.quantizes_per_batch,
         };
         let weights_bytes = weights_bytes(&files);
-        let encoder = Encoder::open(&runtime, &spec, self.options(info, choice, weights_bytes))?;
+        let (encoder, choice) = self.open(&runtime, info, &spec, weights_bytes)?;
         let dimensions = dimensions(&settings, &encoder)?;
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
@@ -85,8 +89,8 @@ impl Loader {
             pooling: encoder.pooling(),
             normalize,
             prompts,
+            precision: self.precision(choice.provider),
             provider: choice,
-            precision: if self.rounds_to_bf16(choice.provider) { "bfloat16" } else { "float32" },
             weights_bytes,
             load_time: started.elapsed(),
         };
@@ -100,37 +104,86 @@ impl Loader {
         })
     }
 
-    fn choose_provider(&self, runtime: &Runtime) -> ProviderChoice {
-        let configured = "`engine.provider` says so";
-        match self.engine.provider {
-            ProviderSetting::Auto => choose_automatically(self.features, runtime.has(Provider::OpenVino)),
-            ProviderSetting::Cpu => ProviderChoice { provider: Provider::Cpu, reason: configured },
-            ProviderSetting::Openvino => ProviderChoice { provider: Provider::OpenVino, reason: configured },
+    /// Opens the model on the provider that was asked for or that suits the machine; where it does not open, on the next
+    /// best, with one warning that says what was lost.
+    fn open(
+        &self,
+        runtime: &Runtime,
+        info: &ModelInfo,
+        spec: &EncoderSpec,
+        weights_bytes: u64,
+    ) -> Result<(Encoder, ProviderChoice), LoadError> {
+        let facts = self.provider_facts(runtime, weights_bytes);
+        let mut choice = provider::choose(self.wish(info), &facts);
+        loop {
+            let opened = Encoder::open(runtime, spec, self.options(info, choice.provider, weights_bytes));
+            let next = match &opened {
+                Err(error) if may_be_the_providers_fault(error) => {
+                    provider::choose_after(&choice, &with_causes(error), &facts)
+                }
+                _ => None,
+            };
+            match (opened, next) {
+                (_, Some(next)) => choice = next,
+                (opened, None) => {
+                    let encoder = opened?;
+                    if let Some(wanted) = choice.wanted {
+                        let (model, provider) = (&info.name, choice.provider);
+                        tracing::warn!(%model, %wanted, %provider, "the model runs on another provider: {}", choice.reason);
+                    }
+                    return Ok((encoder, choice));
+                }
+            }
         }
     }
 
-    fn rounds_to_bf16(&self, provider: Provider) -> bool {
-        provider == Provider::OpenVino && self.features.multiplies_bf16()
+    fn wish(&self, info: &ModelInfo) -> ProviderWish {
+        match info.provider {
+            Some(setting) => ProviderWish { setting, said_by: "the model's `provider`" },
+            None => ProviderWish { setting: self.engine.provider, said_by: "`engine.provider`" },
+        }
     }
 
-    fn options(&self, info: &ModelInfo, choice: ProviderChoice, weights_bytes: u64) -> EncoderOptions {
-        let provider = choice.provider;
+    fn provider_facts(&self, runtime: &Runtime, weights_bytes: u64) -> ProviderFacts {
+        let has_cuda = runtime.has(GpuProvider::Cuda);
+        ProviderFacts {
+            features: self.features,
+            has_openvino: runtime.has(GpuProvider::OpenVino),
+            has_cuda,
+            // Asked anew at each load: what others use of a GPU changes.
+            gpu: if has_cuda { hardware::gpus().into_iter().next() } else { None },
+            gpu_bytes: hardware::gpu_bytes(weights_bytes),
+        }
+    }
+
+    fn rounds_to_bf16(&self, provider: GpuProvider) -> bool {
+        provider == GpuProvider::OpenVino && self.features.multiplies_bf16()
+    }
+
+    fn precision(&self, provider: GpuProvider) -> &'static str {
+        match provider {
+            GpuProvider::Cuda => "tensorfloat32",
+            _ if self.rounds_to_bf16(provider) => "bfloat16",
+            _ => "float32",
+        }
+    }
+
+    fn options(&self, info: &ModelInfo, provider: GpuProvider, weights_bytes: u64) -> EncoderOptions {
         let bf16 = self.rounds_to_bf16(provider);
         let workers = match (info.workers, self.engine.workers) {
             (Some(workers), _) => workers.get(),
+            // A GPU runs one batch at a time, and the next one is prepared meanwhile.
+            (None, 0) if provider.is_gpu() => 1,
             (None, 0) => self.cores.clamp(1, MAX_DEFAULT_WORKERS),
             (None, workers) => workers,
         };
         let threads = match provider {
             // The threads that run batches work too: the session's own ones fill up the cores they leave.
-            Provider::Cpu => self.cores.saturating_sub(workers) + 1,
-            Provider::OpenVino => self.cores.max(workers),
+            GpuProvider::Cpu => self.cores.saturating_sub(workers) + 1,
+            GpuProvider::OpenVino => self.cores.max(workers),
+            GpuProvider::Cuda => 1,
         };
-        let has_query_lane = match self.engine.query_lane {
-            QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && self.cores > 1,
-            QueryLaneSetting::On => true,
-            QueryLaneSetting::Off => false,
-        };
+        let has_query_lane = has_query_lane(self.engine.query_lane, provider, weights_bytes, self.cores);
         EncoderOptions {
             bulk: SessionOptions { provider, threads, streams: workers, bf16 },
             queries: has_query_lane.then_some(SessionOptions {
@@ -144,12 +197,35 @@ impl Loader {
                 max_batch_texts: self.engine.max_batch_texts,
                 max_queue_tokens: self.engine.max_queue_tokens,
                 width_step: match provider {
-                    Provider::Cpu => 1,
-                    Provider::OpenVino => OPENVINO_WIDTH_STEP,
+                    GpuProvider::Cpu => 1,
+                    GpuProvider::OpenVino => OPENVINO_WIDTH_STEP,
+                    GpuProvider::Cuda => CUDA_WIDTH_STEP,
                 },
             },
         }
     }
+}
+
+/// Whether a model has a session of its own for lone queries. All cores of a GPU work on any batch anyway.
+pub(super) fn has_query_lane(
+    setting: QueryLaneSetting,
+    provider: GpuProvider,
+    weights_bytes: u64,
+    cores: usize,
+) -> bool {
+    match setting {
+        QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && cores > 1 && !provider.is_gpu(),
+        QueryLaneSetting::On => true,
+        QueryLaneSetting::Off => false,
+    }
+}
+
+/// Whether another provider might open the model. Trial runs that fail count as an unsupported graph.
+fn may_be_the_providers_fault(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::OpenSession { .. } | EngineError::ProviderMissing { .. } | EngineError::UnsupportedGraph { .. }
+    )
 }
 
 fn max_tokens(settings: &EncoderSettings, files: &ModelFiles) -> Result<NonZeroU32, LoadError> {

@@ -320,7 +320,7 @@ fn announce(model: LoadedModel) -> LoadedModel {
         model = %model.name,
         space = %facts.fingerprint.space(),
         provider = %facts.provider.provider,
-        reason = facts.provider.reason,
+        reason = %facts.provider.reason,
         dimensions = facts.dimensions.native,
         max_tokens = facts.max_tokens,
         load_ms = facts.load_time.as_secs_f64() * 1e3,

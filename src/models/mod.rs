@@ -9,6 +9,7 @@ mod entry;
 pub mod error;
 pub mod fingerprint;
 pub mod folder;
+pub mod hardware;
 pub mod ledger;
 pub mod lifecycle;
 pub mod loaded;

@@ -17,6 +17,7 @@ mod models;
 mod openai;
 mod openapi;
 mod poolings;
+mod providers;
 mod restart;
 mod shutdown;
 mod tei;
