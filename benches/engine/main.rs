@@ -103,9 +103,8 @@ fn main() -> Result<(), Failure> {
 async fn measure(options: &Options) -> Result<(), Failure> {
     let (provider, bf16) = options.provider.of_this_machine();
     let threads = options.threads.unwrap_or(match provider {
-        GpuProvider::Cpu => 1,
         GpuProvider::OpenVino => options.workers,
-        GpuProvider::Cuda => 1,
+        GpuProvider::Cpu | GpuProvider::Cuda => 1,
     });
     let session = |threads, streams| SessionOptions { provider, threads, streams, bf16 };
     let peak = peak::gflops_in_its_own_process(options.provider.word())?;
