@@ -9,6 +9,7 @@ pub mod embed;
 pub mod error;
 pub mod extract;
 pub mod guard;
+pub mod hardware;
 pub mod info;
 pub mod inputs;
 mod measured;
@@ -46,6 +47,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(models::get, embed::infer_with_model))
         .routes(routes!(models::load))
         .routes(routes!(models::unload))
+        .routes(routes!(hardware::get))
         // text-embeddings-inference
         .routes(routes!(embed::infer))
         .routes(routes!(embed::embed))

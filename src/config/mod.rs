@@ -26,7 +26,7 @@ use figment::Figment;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use ai::{AdditionalModel, AiConfig};
+pub use ai::{AdditionalModel, AiConfig, ModelChoice};
 pub use auth::AuthConfig;
 pub use engine::{EngineConfig, QueryLaneSetting};
 pub use error::{ConfigError, Refusal};

@@ -9,7 +9,7 @@ pub mod space;
 
 pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelSize, ModelSource, OutputDimensionsError,
-    Pooling, Prompts, TruncationSide,
+    Pooling, Prompts, Training, TruncationSide,
 };
 pub use provider::{GpuProvider, ProviderSetting};
 pub use space::{Fingerprint, Manifest, SpaceId, SpaceIdError};

@@ -130,6 +130,15 @@ impl ModelSize {
     }
 }
 
+/// What a model was trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Training {
+    /// Vectors of texts: near each other where the texts mean the same.
+    Embeddings,
+    /// Language in general. The mean of its token vectors tells texts apart, and worse than a model for embeddings.
+    General,
+}
+
 /// How the vectors of a text's tokens become the vector of the text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -273,6 +282,8 @@ pub struct ModelInfo {
     pub hub_repository: Option<String>,
     /// What the weights are expected to take on disk, in bytes, before the files have been seen.
     pub approximate_size_bytes: Option<u64>,
+    /// What it was trained for, as far as anybody says.
+    pub training: Option<Training>,
     /// Batches of it that run at once, where the operator has said so for this model.
     pub workers: Option<NonZeroUsize>,
     /// What is to execute it, where the operator has said so for this model.

@@ -3,6 +3,8 @@
 //! Owns the choice, as a function of what is asked for and what there is: [`choose`]. It reads nothing but
 //! `/proc/cpuinfo`, and only when it is told to.
 
+use serde::{Serialize, Serializer};
+
 use crate::domain::ProviderSetting;
 
 pub use crate::domain::GpuProvider;
@@ -109,12 +111,18 @@ impl FromIterator<CpuFeature> for CpuFeatures {
     }
 }
 
+impl Serialize for CpuFeatures {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.iter().map(CpuFeature::as_str))
+    }
+}
+
 fn bit(feature: CpuFeature) -> u16 {
     1 << feature as u16
 }
 
 /// A GPU that CUDA could use.
-#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Gpu {
     /// What its maker calls it.
     pub name: String,

@@ -78,11 +78,33 @@ impl Runtime {
         }
     }
 
-    /// What the library says of itself: version, commit and build flags.
+    /// The library's version, as it says itself.
     #[must_use]
-    pub fn build_info(&self) -> &'static str {
-        ort::info()
+    pub fn version(&self) -> Option<String> {
+        version_of(&self.library)
     }
+
+    /// The providers that the library was built with, the plain one first.
+    #[must_use]
+    pub fn providers(&self) -> Vec<GpuProvider> {
+        let known = [GpuProvider::Cpu, GpuProvider::OpenVino, GpuProvider::Cuda];
+        known.into_iter().filter(|provider| self.has(*provider)).collect()
+    }
+}
+
+/// Asks a library that is loaded already; `ort` keeps the answer to itself.
+#[allow(unsafe_code, reason = "the C API is the only way to learn it")]
+fn version_of(library: &Path) -> Option<String> {
+    // SAFETY: the library is loaded already, so opening it again runs none of its code.
+    let library = unsafe { libloading::Library::new(library) }.ok()?;
+    // SAFETY: `OrtGetApiBase` has this type in every version of the C API.
+    let base =
+        unsafe { library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase") }.ok()?;
+    // SAFETY: the function takes nothing and returns null or a table that lives as long as the library.
+    let base = unsafe { base().as_ref() }?;
+    // SAFETY: it returns a static string, which is copied while the library is open.
+    let version = unsafe { CStr::from_ptr((base.GetVersionString)()) };
+    version.to_str().ok().map(str::to_owned)
 }
 
 /// How a session is to run.

@@ -215,6 +215,7 @@ mod tests {
             source: ModelSource::Folder("m".into()),
             hub_repository: None,
             approximate_size_bytes: None,
+            training: None,
             workers: None,
             provider: None,
             configured: EncoderSettings::default(),

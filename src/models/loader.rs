@@ -11,10 +11,10 @@ use super::cache::EmbeddingCache;
 use super::error::{LoadError, with_causes};
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::{self, ModelFiles};
-use super::hardware;
+use super::hardware::{self, Footprint};
 use super::loaded::{LoadedFacts, LoadedModel};
 use crate::config::{EngineConfig, QueryLaneSetting};
-use crate::domain::{Dimensions, EncoderSettings, ModelInfo, TruncationSide};
+use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
     BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GpuProvider, OutputKind,
@@ -113,8 +113,13 @@ impl Loader {
         spec: &EncoderSpec,
         weights_bytes: u64,
     ) -> Result<(Encoder, ProviderChoice), LoadError> {
-        let facts = self.provider_facts(runtime, weights_bytes);
-        let mut choice = provider::choose(self.wish(info), &facts);
+        let footprint = Footprint {
+            weights_bytes,
+            max_tokens: u32::try_from(spec.max_tokens).unwrap_or(u32::MAX),
+            dimensions: spec.hidden_size.or(spec.expected_dimensions).unwrap_or(0),
+        };
+        let facts = self.provider_facts(runtime, footprint);
+        let mut choice = provider::choose(wish(info, self.engine.provider), &facts);
         loop {
             let opened = Encoder::open(runtime, spec, self.options(info, choice.provider, weights_bytes));
             let next = match &opened {
@@ -137,14 +142,7 @@ impl Loader {
         }
     }
 
-    fn wish(&self, info: &ModelInfo) -> ProviderWish {
-        match info.provider {
-            Some(setting) => ProviderWish { setting, said_by: "the model's `provider`" },
-            None => ProviderWish { setting: self.engine.provider, said_by: "`engine.provider`" },
-        }
-    }
-
-    fn provider_facts(&self, runtime: &Runtime, weights_bytes: u64) -> ProviderFacts {
+    fn provider_facts(&self, runtime: &Runtime, footprint: Footprint) -> ProviderFacts {
         let has_cuda = runtime.has(GpuProvider::Cuda);
         ProviderFacts {
             features: self.features,
@@ -152,7 +150,7 @@ impl Loader {
             has_cuda,
             // Asked anew at each load: what others use of a GPU changes.
             gpu: if has_cuda { hardware::gpus().into_iter().next() } else { None },
-            gpu_bytes: hardware::gpu_bytes(weights_bytes),
+            gpu_bytes: footprint.gpu_bytes(),
         }
     }
 
@@ -203,6 +201,14 @@ impl Loader {
                 },
             },
         }
+    }
+}
+
+/// What is asked to execute a model: what its own entry says, else the setting for all.
+pub(super) fn wish(info: &ModelInfo, for_all: ProviderSetting) -> ProviderWish {
+    match info.provider {
+        Some(setting) => ProviderWish { setting, said_by: "the model's `provider`" },
+        None => ProviderWish { setting: for_all, said_by: "`engine.provider`" },
     }
 }
 
@@ -274,7 +280,8 @@ fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, Load
     })
 }
 
-fn weights_bytes(files: &ModelFiles) -> u64 {
+/// The size of a model's weight files.
+pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
     std::iter::once(&files.onnx)
         .chain(files.external_data.iter().map(|(_, path)| path))
         .filter_map(|path| fs_err::metadata(path).ok())

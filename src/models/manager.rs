@@ -15,11 +15,14 @@ use tokio::sync::Semaphore;
 use super::catalog::Catalog;
 use super::entry::{Eagerness, Entry, ModelStatus, Next, NextUnload};
 use super::error::{LoadError, ModelError, with_causes};
+use super::hardware::{Selection, Selector};
 use super::ledger::{Ledger, LedgerError};
 use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::{EmbedRequest, Embedded, Lease, LoadedModel};
 use super::loader::Loader;
 use super::memory;
+use super::starting::{self, starting_model};
+use crate::config::ModelChoice;
 use crate::domain::{ModelInfo, ModelName, SpaceId};
 use crate::shutdown::Shutdown;
 use crate::telemetry;
@@ -38,7 +41,7 @@ pub struct ManagerParts {
     /// The models.
     pub catalog: Catalog,
     /// The active model of a first start.
-    pub first_active: ModelName,
+    pub first_active: ModelChoice,
     /// How models are loaded.
     pub loader: Loader,
     /// What survives a restart.
@@ -66,6 +69,7 @@ pub struct MultiModelManager {
     order: Arc<RwLock<Vec<ModelName>>>,
     active: Arc<RwLock<ModelName>>,
     loader: Arc<Loader>,
+    selector: Selector,
     ledger: Arc<dyn Ledger>,
     shutdown: Shutdown,
     timing: Timing,
@@ -81,32 +85,20 @@ impl MultiModelManager {
     /// # Errors
     /// When the ledger cannot be read.
     pub async fn start(parts: ManagerParts) -> Result<Self, LedgerError> {
-        let infos: Vec<ModelInfo> = parts.catalog.into_models().collect();
+        let selector = Selector::of(&parts.loader, parts.catalog.expected_dimensions());
+        let mut catalog = parts.catalog;
+        let active = starting_model(&catalog, parts.first_active, selector.clone(), parts.ledger.as_ref()).await?;
+        catalog.decide(&active);
+        let infos: Vec<ModelInfo> = catalog.into_models().collect();
         let order = infos.iter().map(|info| info.name.clone()).collect();
         let entries: HashMap<_, _> =
             infos.into_iter().map(|info| (info.name.clone(), Arc::new(Entry::new(info)))).collect();
-        let active = match parts.ledger.active_model().await? {
-            Some(stored) if !entries.contains_key(&stored) => {
-                tracing::warn!(
-                    stored = %stored, active = %parts.first_active,
-                    "the model that was active before is not known any more; `ai.model_name` is active instead"
-                );
-                parts.first_active
-            }
-            Some(stored) if stored != parts.first_active => {
-                tracing::info!(
-                    active = %stored, configured = %parts.first_active,
-                    "the model that was active before stays active; `ai.model_name` counts at the first start only"
-                );
-                stored
-            }
-            _ => parts.first_active,
-        };
         Ok(Self {
             entries: Arc::new(RwLock::new(entries)),
             order: Arc::new(RwLock::new(order)),
             active: Arc::new(RwLock::new(active)),
             loader: Arc::new(parts.loader),
+            selector,
             ledger: parts.ledger,
             shutdown: parts.shutdown,
             timing: parts.timing,
@@ -213,6 +205,33 @@ impl MultiModelManager {
         let previous = std::mem::replace(&mut *self.active.write(), entry.info.name.clone());
         tracing::info!(%previous, active = %entry.info.name, "the active model was set");
         Ok(Switch { previous, space: lease.facts().fingerprint.space() })
+    }
+
+    /// Looks at this machine, and ranks the models by how well they suit it.
+    ///
+    /// # Panics
+    /// Never, unless the look itself does.
+    pub async fn survey(&self) -> Selection {
+        let (selector, models) = (self.selector.clone(), self.list());
+        let look = move || selector.survey(models.iter().map(|status| status.info.as_ref()));
+        tokio::task::spawn_blocking(look).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+    }
+
+    /// The model that suits this machine best. Changes nothing.
+    pub async fn auto_select(&self) -> ModelName {
+        let selection = self.survey().await;
+        // There are always models, and the active one is one of them.
+        let Some(best) = selection.best() else { return self.active() };
+        starting::announce(best);
+        best.model.clone()
+    }
+
+    /// The model that a change of the active one means: as [`Self::resolve`], or by [`Self::auto_select`] for `auto`.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFound`].
+    pub async fn choose(&self, word: &str) -> Result<ModelName, ModelError> {
+        if word.eq_ignore_ascii_case("auto") { Ok(self.auto_select().await) } else { self.resolve(Some(word)) }
     }
 
     /// Holds a model for a request, loading it when needed.

@@ -17,11 +17,13 @@ pub mod loader;
 pub mod manager;
 mod memory;
 pub mod onnx_file;
+mod starting;
 
 pub use cache::EmbeddingCache;
 pub use catalog::{Catalog, CatalogError};
 pub use entry::ModelStatus;
 pub use error::{LoadError, ModelError};
+pub use hardware::{Selection, Selector};
 pub use ledger::{Ledger, LedgerError, VolatileLedger};
 pub use loaded::{EmbedRequest, Embedded, Lease, LoadedFacts};
 pub use loader::Loader;

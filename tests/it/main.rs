@@ -12,6 +12,7 @@ mod broken_models;
 mod config_refusals;
 mod golden;
 mod guard;
+mod hardware;
 mod metrics;
 mod models;
 mod openai;

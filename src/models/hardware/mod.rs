@@ -1,15 +1,18 @@
-//! What the machine has.
+//! What the machine has, and which model suits it best.
+//!
+//! Owns the probe of this machine ([`Machine::probe`]), the estimate of what a model costs on it ([`Footprint`]), and
+//! the choice with its reasons ([`rank()`], a pure function). [`Selector`] puts them together for the models of a
+//! catalog. It loads no model and fetches nothing. Start at [`rank()`].
 
+mod cgroup;
+mod footprint;
 mod gpu;
+mod probe;
+mod rank;
+mod selector;
 
+pub use footprint::Footprint;
 pub use gpu::gpus;
-
-/// What a process takes of a GPU before its first model: the CUDA context and cuBLAS's workspace.
-const CUDA_CONTEXT_BYTES: u64 = 1 << 30;
-
-/// What a model with these weights is expected to take of a GPU's memory: its weights, batches of a few times their
-/// size at most, and the context. Not measured.
-#[must_use]
-pub fn gpu_bytes(weights_bytes: u64) -> u64 {
-    CUDA_CONTEXT_BYTES.saturating_add(weights_bytes.saturating_mul(2))
-}
+pub use probe::{Machine, Memory};
+pub use rank::{Candidate, Files, RankFacts, Ranked, rank};
+pub use selector::{RuntimeFacts, Selection, Selector};
