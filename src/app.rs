@@ -21,7 +21,7 @@ use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
 use crate::models::lifecycle::Phase;
 use crate::models::{
     Catalog, CatalogError, EmbeddingCache, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager,
-    Timing, VolatileLedger,
+    Timing, VolatileLedger, hardware,
 };
 use crate::shutdown::{Drained, Shutdown};
 use crate::telemetry::{self, MetricsError};
@@ -206,7 +206,7 @@ pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), AppError
 
 fn memory_budget(config: &Config) -> Option<u64> {
     match config.models.memory_budget {
-        MemoryBudget::Auto => None,
+        MemoryBudget::Auto => hardware::Machine::probe().memory.map(hardware::Memory::for_models),
         MemoryBudget::Bytes(bytes) => Some(bytes.as_u64()),
     }
 }

@@ -14,8 +14,8 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use granary::domain::{Pooling, TruncationSide};
 use granary::engine::{
-    BatchLimits, CpuFeatures, EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, Finish, Input, OverLong,
-    Priority, Provider, Runtime, SessionOptions,
+    BatchLimits, CpuFeatures, EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, Finish, GpuProvider, Input,
+    OverLong, Priority, Runtime, SessionOptions,
 };
 
 use self::support::corpus::{Corpus, Form, Text};
@@ -46,10 +46,10 @@ impl ProviderName {
     }
 
     /// The provider, and whether it rounds to bf16 here.
-    fn of_this_machine(self) -> (Provider, bool) {
+    fn of_this_machine(self) -> (GpuProvider, bool) {
         match self {
-            Self::Cpu => (Provider::Cpu, false),
-            Self::Openvino => (Provider::OpenVino, CpuFeatures::probe().multiplies_bf16()),
+            Self::Cpu => (GpuProvider::Cpu, false),
+            Self::Openvino => (GpuProvider::OpenVino, CpuFeatures::probe().multiplies_bf16()),
         }
     }
 }
@@ -103,8 +103,8 @@ fn main() -> Result<(), Failure> {
 async fn measure(options: &Options) -> Result<(), Failure> {
     let (provider, bf16) = options.provider.of_this_machine();
     let threads = options.threads.unwrap_or(match provider {
-        Provider::Cpu => 1,
-        Provider::OpenVino => options.workers,
+        GpuProvider::OpenVino => options.workers,
+        GpuProvider::Cpu | GpuProvider::Cuda => 1,
     });
     let session = |threads, streams| SessionOptions { provider, threads, streams, bf16 };
     let peak = peak::gflops_in_its_own_process(options.provider.word())?;
@@ -120,7 +120,7 @@ async fn measure(options: &Options) -> Result<(), Failure> {
                 max_batch_tokens: options.batch_tokens,
                 max_batch_texts: 32,
                 max_queue_tokens: 1 << 24,
-                width_step: if provider == Provider::Cpu { 1 } else { 16 },
+                width_step: if provider == GpuProvider::Cpu { 1 } else { 16 },
             },
         },
     )?;

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use granary::engine::CpuFeatures;
+use granary::engine::{CpuFeature, CpuFeatures};
 use serde::Serialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -67,8 +67,8 @@ impl Machine {
             cpu: name.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             bf16: match CpuFeatures::probe() {
-                CpuFeatures { amx_bf16: true, .. } => "AMX-bf16",
-                CpuFeatures { avx512_bf16: true, .. } => "AVX-512-bf16",
+                features if features.has(CpuFeature::AmxBf16) => "AMX-bf16",
+                features if features.has(CpuFeature::Avx512Bf16) => "AVX-512-bf16",
                 _ => "no bf16",
             },
             memory_bytes: kib(&meminfo, "MemTotal:") * 1024,

@@ -13,7 +13,7 @@ use super::state::AppState;
 /// The body of `PUT /models/active`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct ActiveBody {
-    /// A model's name or alias.
+    /// A model's name or alias, or `auto` for the one that suits the machine best.
     #[schema(example = "all-MiniLM-L6-v2")]
     name: String,
 }
@@ -51,7 +51,7 @@ pub async fn put(
     State(state): State<AppState>,
     Json(body): Json<ActiveBody>,
 ) -> Result<axum::Json<SwitchAnswer>, ApiError> {
-    let name = state.models.resolve(Some(&body.name))?;
+    let name = state.models.choose(&body.name).await?;
     let switch = state.models.set_active(&name).await?;
     Ok(axum::Json(SwitchAnswer {
         name: name.to_string(),

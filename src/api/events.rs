@@ -1,4 +1,4 @@
-//! `GET /models/{name}/events`: a model's life as it happens.
+//! `GET /models/{name}/events`: a model's way to a state that lasts, as it happens.
 
 use std::convert::Infallible;
 
@@ -13,10 +13,10 @@ use super::models::Model;
 use super::responses::{NativeErrors, UnknownModel};
 use super::state::AppState;
 
-/// Follows a model: its state now, then at each change, and the progress of its download.
+/// Follows a model: its state now, then at each change, with the progress of its download.
 ///
-/// Server-sent events of the type `model`, each with the model as `GET /models/{name}` shows it. The stream ends when
-/// the model is deleted or the server stops.
+/// Server-sent events of the type `model`, each with the model as `GET /models/{name}` shows it. The stream ends with a
+/// state that lasts: `ready`, `failed` or `unloaded`.
 #[utoipa::path(
     get, path = "/models/{name}/events", tag = "models", operation_id = "follow_model",
     params(("name" = String, Path, description = "A model's name or alias")),

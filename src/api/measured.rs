@@ -80,7 +80,8 @@ fn record(embedded: &Embedded, total: Duration) {
 fn headers(embedded: &Embedded, n_characters: usize, total: Duration) -> HeaderMap {
     let encoded = &embedded.encoded;
     let mut headers = provenance_headers(embedded);
-    headers.insert(HeaderName::from_static("x-compute-type"), HeaderValue::from_static("cpu"));
+    let compute_type = if embedded.provider.is_gpu() { "gpu" } else { "cpu" };
+    headers.insert(HeaderName::from_static("x-compute-type"), HeaderValue::from_static(compute_type));
     let mut put = |name, value: u128| {
         headers.insert(HeaderName::from_static(name), HeaderValue::from(u64::try_from(value).unwrap_or(u64::MAX)));
     };

@@ -10,6 +10,7 @@ pub mod error;
 pub mod events;
 pub mod extract;
 pub mod guard;
+pub mod hardware;
 pub mod info;
 pub mod inputs;
 mod measured;
@@ -52,6 +53,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(events::follow))
         .routes(routes!(spaces::accept))
         .routes(routes!(spaces::list))
+        .routes(routes!(hardware::get))
         // text-embeddings-inference
         .routes(routes!(embed::infer))
         .routes(routes!(embed::embed))

@@ -70,11 +70,14 @@ pub struct ModelPrompts {
 /// What executes a model, and why.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelProvider {
-    /// `cpu` or `openvino`.
+    /// `cpu`, `openvino` or `cuda`.
     name: String,
-    /// `float32` or `bfloat16`.
+    /// `float32`, `bfloat16` or `tensorfloat32`: what products may be rounded to.
     precision: String,
+    /// Why it was chosen; where another one was wanted, why that one does not run the model and what is lost.
     reason: String,
+    /// The provider that was asked for or chosen first, where another one executes the model; else null.
+    wanted: Option<String>,
 }
 
 /// Whether grains may be written with a model.
@@ -141,7 +144,8 @@ impl Model {
             provider: loaded.map(|facts| ModelProvider {
                 name: facts.provider.provider.to_string(),
                 precision: facts.precision.to_owned(),
-                reason: facts.provider.reason.to_owned(),
+                reason: facts.provider.reason.clone(),
+                wanted: facts.provider.wanted.map(|wanted| wanted.to_string()),
             }),
             size_bytes: known.size_bytes,
             memory_bytes: loaded.map(|facts| facts.memory_bytes),

@@ -5,11 +5,11 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::{Path, PathBuf};
 
 use serde::de::{self, Deserializer};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use super::engine::WORKERS;
 use super::spelling::{self, Problem, outside};
-use crate::domain::{EncoderSettings, ModelName, ModelSize, ModelSource, Pooling, Prompts};
+use crate::domain::{EncoderSettings, ModelName, ModelSize, ModelSource, Pooling, Prompts, ProviderSetting};
 
 /// The longest vector and the longest text that are believed to be meant.
 const MAX_DIMENSIONS: u32 = 65_536;
@@ -21,8 +21,7 @@ const MAX_ALIAS_BYTES: usize = 256;
 #[serde(deny_unknown_fields)]
 pub struct AiConfig {
     /// The active model of the first start.
-    #[serde(deserialize_with = "starting_model")]
-    pub model_name: ModelName,
+    pub model_name: ModelChoice,
     /// The length of vectors the operator expects of the active model.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub embedding_dim: Option<NonZeroU32>,
@@ -33,6 +32,50 @@ pub struct AiConfig {
     pub additional_models: Vec<AdditionalModel>,
     /// What clients say, and the model it means.
     pub aliases: BTreeMap<String, ModelName>,
+}
+
+/// The active model of a first start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ModelChoice {
+    /// The one that suits the machine best.
+    Auto,
+    /// The one of this name.
+    Named(ModelName),
+}
+
+impl ModelChoice {
+    const AUTO: &str = "auto";
+
+    /// The name, or `auto`.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        self.named().map_or(Self::AUTO, ModelName::as_str)
+    }
+
+    /// The name; `None` leaves it to the machine.
+    #[must_use]
+    pub fn named(&self) -> Option<&ModelName> {
+        match self {
+            Self::Auto => None,
+            Self::Named(name) => Some(name),
+        }
+    }
+}
+
+impl Serialize for ModelChoice {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelChoice {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        if text.eq_ignore_ascii_case(Self::AUTO) {
+            return Ok(Self::Auto);
+        }
+        ModelName::parse(&text).map(Self::Named).map_err(de::Error::custom)
+    }
 }
 
 /// One entry of `[[ai.additional_models]]`. What is `None` comes from the built-in model of that name, then from the
@@ -60,6 +103,9 @@ pub struct AdditionalModel {
     /// Batches of it that run at once; `engine.workers` when `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub workers: Option<NonZeroUsize>,
+    /// What executes it; `engine.provider` when `None`.
+    #[serde(default, deserialize_with = "spelling::optional_word", skip_serializing_if = "Option::is_none")]
+    pub provider: Option<ProviderSetting>,
     /// The vector's length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub dimensions: Option<NonZeroU32>,
@@ -173,7 +219,8 @@ impl AiConfig {
     /// What the active model's own entry says of its vectors wins, so it may not silence `embedding_dim`.
     fn contradicted_length(&self) -> Option<Problem> {
         let expected = self.embedding_dim?;
-        let entry = self.additional_models.iter().find(|model| model.name == self.model_name)?;
+        let name = self.model_name.named()?;
+        let entry = self.additional_models.iter().find(|model| model.name == *name)?;
         let said = entry.dimensions.filter(|said| *said != expected)?;
         let sentence = format!("found {expected}, expected {said}, which the entry of `{}` has", entry.name);
         Some(Problem::new("ai.embedding_dim", sentence))
@@ -236,15 +283,4 @@ fn unusable_alias(alias: &str, key: String) -> Option<Problem> {
         format!("found {start:?}, expected 1 to {MAX_ALIAS_BYTES} bytes without spaces")
     };
     Some(Problem::new(key, sentence))
-}
-
-fn starting_model<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ModelName, D::Error> {
-    let text = String::deserialize(deserializer)?;
-    if text.eq_ignore_ascii_case("auto") {
-        return Err(de::Error::custom(
-            "found \"auto\", expected a model's name such as \"all-MiniLM-L6-v2\"; choosing the model by the machine's \
-             hardware comes with a later version",
-        ));
-    }
-    ModelName::parse(&text).map_err(de::Error::custom)
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::spelling::{self, Problem, outside};
+use crate::domain::ProviderSetting;
 
 pub(super) const WORKERS: RangeInclusive<usize> = 0..=256;
 const MAX_BATCH_TOKENS: RangeInclusive<usize> = 16..=1_048_576;
@@ -16,7 +17,7 @@ const MAX_QUEUE_TOKENS: usize = 1 << 32;
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EngineConfig {
-    /// What executes models.
+    /// What executes models, where a model's own entry does not say.
     #[serde(deserialize_with = "spelling::word")]
     pub provider: ProviderSetting,
     /// The ONNX Runtime library. `None`: `ORT_DYLIB_PATH`, then the one in the data directory.
@@ -35,18 +36,6 @@ pub struct EngineConfig {
     pub max_queue_tokens: usize,
     /// Whether texts longer than the model takes are cut rather than refused, where a request does not say.
     pub auto_truncate: bool,
-}
-
-/// The provider the operator asks for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum ProviderSetting {
-    /// The fastest the machine has.
-    Auto,
-    /// ONNX Runtime in fp32.
-    Cpu,
-    /// `OpenVINO` in bf16.
-    Openvino,
 }
 
 /// Whether a model has a session of its own for lone queries, at the price of a second copy of its weights.

@@ -26,9 +26,9 @@ use figment::Figment;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-pub use ai::{AdditionalModel, AiConfig};
+pub use ai::{AdditionalModel, AiConfig, ModelChoice};
 pub use auth::AuthConfig;
-pub use engine::{EngineConfig, ProviderSetting, QueryLaneSetting};
+pub use engine::{EngineConfig, QueryLaneSetting};
 pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
 pub use models::{MemoryBudget, ModelsConfig};

@@ -119,6 +119,15 @@ fn each_layer_wins_over_the_one_before() {
 }
 
 #[test]
+fn the_model_may_be_left_to_the_machine() {
+    for word in ["auto", "AUTO"] {
+        let config = env("GRANARY_AI__MODEL_NAME", word).load().expect("a configuration");
+        assert_eq!(config.ai.model_name, ModelChoice::Auto);
+        assert!(config.effective_toml().contains("model_name = \"auto\""));
+    }
+}
+
+#[test]
 fn a_named_file_must_exist_and_the_implicit_one_need_not() {
     let empty = tempfile::tempdir().expect("a temporary directory");
     let implicit = ConfigSources { directory: Some(empty.path().to_owned()), ..ConfigSources::default() };
@@ -218,7 +227,7 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[server]\nrequest_timeout = 30", &["granary.toml: server.request_timeout:", "30", "\"30s\""]),
         ("[server]\nrequest_timeout = '30'", &["server.request_timeout:", "\"30\"", "\"30s\""]),
         ("[server]\nrequest_timeout = '0s'", &["server.request_timeout:", "\"0s\"", "\"100ms\" to \"1day\""]),
-        ("[ai]\nmodel_name = 'auto'", &["granary.toml: ai.model_name:", "auto", "later version"]),
+        ("[ai]\nmodel_name = 'active'", &["granary.toml: ai.model_name:", "active", "reserved"]),
         ("[ai]\nmodel_name = 'a/b'", &["granary.toml: ai.model_name:", "a/b", "1 to 64"]),
         ("[ai]\nembedding_dim = 0", &["ai.embedding_dim:", "0", "at least 1"]),
         ("[ai]\nembedding_dim = 99999999", &["granary.toml: ai.embedding_dim:", "99999999", "1 to 65536"]),
@@ -259,7 +268,11 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[models]\nload_timeout = '0s'", &["models.load_timeout:", "\"0s\"", "\"1ms\" to \"1h\""]),
         ("[models]\nmemory_budget = 'much'", &["models.memory_budget:", "\"auto\"", "\"2GiB\""]),
         ("[models]\nidle_unload = 5", &["models.idle_unload:", "\"30s\""]),
-        ("[engine]\nprovider = 'cuda'", &["granary.toml: engine.provider:", "\"cuda\"", "\"openvino\""]),
+        ("[engine]\nprovider = 'tensorrt'", &["granary.toml: engine.provider:", "\"tensorrt\"", "\"cuda\""]),
+        (
+            "[[ai.additional_models]]\nname = 'a'\nprovider = 'gpu'",
+            &["ai.additional_models[0].provider:", "\"gpu\"", "\"cuda\""],
+        ),
         ("[engine]\nprovider = 1", &["engine.provider:", "the number 1"]),
         ("[engine]\nworkers = 1000", &["engine.workers:", "1000", "0 to 256"]),
         ("[engine]\nmax_batch_texts = 0", &["engine.max_batch_texts:", "found 0", "1 to 4096"]),
@@ -326,8 +339,8 @@ fn bytes_that_are_no_text_are_refused_only_where_they_are_ours() {
 #[test]
 fn refusals_of_flags_name_the_flag_and_nothing_leaks() {
     let mut given = Given::file("");
-    given.sources.overrides = Overrides { model: Some("auto".into()), ..Overrides::default() };
-    refused(&given, &["--model: ai.model_name:", "auto"]);
+    given.sources.overrides = Overrides { model: Some("active".into()), ..Overrides::default() };
+    refused(&given, &["--model: ai.model_name:", "active"]);
     given.sources.overrides = Overrides { host: Some("::".into()), ..Overrides::default() };
     refused(&given, &["--host: server.host:", "\"::\"", "auth.disabled"]);
     given.sources.overrides = Overrides { port: Some("http".into()), ..Overrides::default() };

@@ -1,13 +1,15 @@
-//! The words of the product as types: models, their encoders' settings, and vector spaces.
+//! The words of the product as types: models, their encoders' settings, what executes them, and vector spaces.
 //!
 //! Owns what is true without a server: how a name is spelled, what makes two vectors comparable. It refuses to know
 //! HTTP, SQL, ONNX Runtime and tokio. Start at [`model`], then [`space`].
 
 pub mod model;
+pub mod provider;
 pub mod space;
 
 pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,
-    OutputDimensionsError, Pooling, Prompts, TruncationSide,
+    OutputDimensionsError, Pooling, Prompts, Training, TruncationSide,
 };
+pub use provider::{GpuProvider, ProviderSetting};
 pub use space::{Fingerprint, Manifest, SpaceId, SpaceIdError};

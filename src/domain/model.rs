@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::provider::ProviderSetting;
+
 /// The longest model name, in bytes.
 const MAX_NAME_BYTES: usize = 64;
 
@@ -126,6 +128,15 @@ impl ModelSize {
             Self::Large => "large",
         }
     }
+}
+
+/// What a model was trained for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Training {
+    /// Vectors of texts: near each other where the texts mean the same.
+    Embeddings,
+    /// Language in general. The mean of its token vectors tells texts apart, and worse than a model for embeddings.
+    General,
 }
 
 /// How the vectors of a text's tokens become the vector of the text.
@@ -296,10 +307,14 @@ pub struct ModelInfo {
     pub hub_repository: Option<String>,
     /// What the weights are expected to take on disk, in bytes, before the files have been seen.
     pub approximate_size_bytes: Option<u64>,
+    /// What it was trained for, as far as anybody says.
+    pub training: Option<Training>,
     /// Batches of it that run at once, where the operator has said so for this model.
     pub workers: Option<NonZeroUsize>,
     /// Whether it stays loaded, however little it is used.
     pub pinned: bool,
+    /// What is to execute it, where the operator has said so for this model.
+    pub provider: Option<ProviderSetting>,
     /// What the operator set: wins over the model's files.
     pub configured: EncoderSettings,
     /// What is known of a built-in model: used where the files are silent.

@@ -16,7 +16,7 @@ pub mod tokenize;
 pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec};
 pub use error::EngineError;
 pub use job::{Finish, Priority};
-pub use provider::{CpuFeatures, Provider, ProviderChoice};
+pub use provider::{CpuFeature, CpuFeatures, Gpu, GpuProvider, ProviderChoice, ProviderFacts, ProviderWish};
 pub use queue::BatchLimits;
 pub use session::{OutputKind, Runtime, SessionOptions};
 pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};

@@ -3,21 +3,23 @@
 //! Owns the process's one runtime library, the options of each provider, and what a graph takes and gives. Everything
 //! it returns is in this crate's own words.
 
-use std::ffi::{CStr, CString, OsStr, c_char};
+use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::OnceLock;
 
 use ort::AsPointer;
 use ort::environment::Environment;
-use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProvider, ExecutionProviderDispatch};
+use ort::ep::{
+    self, ArbitrarilyConfigurableExecutionProvider, ArenaExtendStrategy, ExecutionProvider, ExecutionProviderDispatch,
+};
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::error::{Cause, EngineError};
-use super::provider::Provider;
+use super::provider::GpuProvider;
 
 /// Names under which encoders give one vector per token, most usual first.
 const TOKEN_OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
@@ -66,31 +68,50 @@ impl Runtime {
         &self.library
     }
 
-    /// The library's version: `1.24.1`. Its file name has it; where that was changed, what the build says of itself.
+    /// Whether the library was built with the provider.
     #[must_use]
-    pub fn version(&self) -> &str {
-        let name = self.library.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        match name.split_once(".so.") {
-            Some((_, version)) => version,
-            None => ort::info(),
+    pub fn has(&self, provider: GpuProvider) -> bool {
+        match provider {
+            GpuProvider::Cpu => true,
+            GpuProvider::OpenVino => ep::OpenVINO::is_available().unwrap_or(false),
+            GpuProvider::Cuda => ep::CUDA::is_available().unwrap_or(false),
         }
     }
 
-    /// Whether the library was built with the provider.
+    /// The library's version, as it says itself.
     #[must_use]
-    pub fn has(&self, provider: Provider) -> bool {
-        match provider {
-            Provider::Cpu => true,
-            Provider::OpenVino => ep::OpenVINO::is_available().unwrap_or(false),
-        }
+    pub fn version(&self) -> Option<String> {
+        version_of(&self.library)
     }
+
+    /// The providers that the library was built with, the plain one first.
+    #[must_use]
+    pub fn providers(&self) -> Vec<GpuProvider> {
+        let known = [GpuProvider::Cpu, GpuProvider::OpenVino, GpuProvider::Cuda];
+        known.into_iter().filter(|provider| self.has(*provider)).collect()
+    }
+}
+
+/// Asks a library that is loaded already; `ort` keeps the answer to itself.
+#[allow(unsafe_code, reason = "the C API is the only way to learn it")]
+fn version_of(library: &Path) -> Option<String> {
+    // SAFETY: the library is loaded already, so opening it again runs none of its code.
+    let library = unsafe { libloading::Library::new(library) }.ok()?;
+    // SAFETY: `OrtGetApiBase` has this type in every version of the C API.
+    let base =
+        unsafe { library.get::<unsafe extern "C" fn() -> *const ort::sys::OrtApiBase>(b"OrtGetApiBase") }.ok()?;
+    // SAFETY: the function takes nothing and returns null or a table that lives as long as the library.
+    let base = unsafe { base().as_ref() }?;
+    // SAFETY: it returns a static string, which is copied while the library is open.
+    let version = unsafe { CStr::from_ptr((base.GetVersionString)()) };
+    version.to_str().ok().map(str::to_owned)
 }
 
 /// How a session is to run.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
     /// What executes it.
-    pub provider: Provider,
+    pub provider: GpuProvider,
     /// Threads that the session's runs share.
     pub threads: usize,
     /// Runs that may go on at once without waiting for each other.
@@ -243,9 +264,10 @@ impl EncoderSession {
     /// Runs the session without the exclusive borrow that `ort` asks for.
     ///
     /// `ort` takes `&mut self` because it does not trust every provider's `Run` from several threads. The contract of
-    /// ONNX Runtime's C API is that `Run` may be called so, and both providers here keep to it: MLAS holds no state
-    /// between calls, and the OpenVINO provider takes an idle inference request for each call. What it saves is one
-    /// copy of the weights per worker.
+    /// ONNX Runtime's C API is that `Run` may be called so, and the providers here keep to it: MLAS holds no state
+    /// between calls, the OpenVINO provider takes an idle inference request for each call, and the CUDA provider keeps
+    /// a context per thread (without CUDA graphs, which would share one). What it saves is one copy of the weights per
+    /// worker.
     #[allow(unsafe_code, reason = "the C API is the only way to run one session from several threads")]
     fn run_shared(&self, names: &[*const c_char], values: &[*const ort::sys::OrtValue]) -> Result<DynValue, Cause> {
         let output_names = [self.output_name.as_ptr()];
@@ -294,8 +316,8 @@ fn build_session(runtime: &Runtime, path: &Path, options: SessionOptions) -> Res
 
 fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
     match options.provider {
-        Provider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
-        Provider::OpenVino => {
+        GpuProvider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
+        GpuProvider::OpenVino => {
             let precision = if options.bf16 { "bf16" } else { "f32" };
             // Pinning puts the one thread of every session on the same core, and halves the speed of two.
             let config = format!(r#"{{"CPU":{{"INFERENCE_PRECISION_HINT":"{precision}","ENABLE_CPU_PINNING":"NO"}}}}"#);
@@ -309,6 +331,16 @@ fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
                     .error_on_failure(),
             ]
         }
+        GpuProvider::Cuda => vec![
+            ep::CUDA::default()
+                .with_device_id(0)
+                // Doubling would take up to twice what the model needs from whoever shares the GPU.
+                .with_arena_extend_strategy(ArenaExtendStrategy::SameAsRequested)
+                // Ten bits of mantissa where bf16 has seven. It changes rounding, so it is not part of a space.
+                .with_tf32(true)
+                .build()
+                .error_on_failure(),
+        ],
     }
 }
 

@@ -3,8 +3,10 @@
 use std::num::NonZeroU32;
 use std::path::Path;
 
-use crate::config::{AdditionalModel, AiConfig};
-use crate::domain::{EncoderSettings, ModelInfo, ModelName, ModelOrigin, ModelSize, ModelSource, Pooling, Prompts};
+use crate::config::{AdditionalModel, AiConfig, ModelChoice};
+use crate::domain::{
+    EncoderSettings, ModelInfo, ModelName, ModelOrigin, ModelSize, ModelSource, Pooling, Prompts, Training,
+};
 
 const MODELS_KEY: &str = "ai.additional_models";
 
@@ -12,6 +14,16 @@ const MODELS_KEY: &str = "ai.additional_models";
 #[derive(Clone, Debug)]
 pub struct Catalog {
     models: Vec<ModelInfo>,
+    undecided: Option<Undecided>,
+}
+
+/// What waits for `ai.model_name = "auto"` to become a name.
+#[derive(Clone, Copy, Debug)]
+struct Undecided {
+    /// `ai.embedding_dim`.
+    dimensions: Option<NonZeroU32>,
+    /// `ai.multi_model_enabled`.
+    keeps_others: bool,
 }
 
 /// Why a configuration does not make a catalog.
@@ -62,17 +74,17 @@ impl Catalog {
     /// # Errors
     /// When an entry has no files, or a word means two models or none.
     pub fn from_config(config: &AiConfig, models_dir: &Path) -> Result<Self, CatalogError> {
-        let mut catalog = Self { models: built_in(models_dir) };
+        let mut catalog = Self { models: built_in(models_dir), undecided: None };
         for entry in &config.additional_models {
             catalog.add(entry, models_dir)?;
         }
-        if let Some(length) = config.embedding_dim {
-            let model = catalog.named("ai.model_name", &config.model_name)?;
-            model.configured.dimensions.get_or_insert(length);
-        }
-        catalog.named("ai.model_name", &config.model_name)?;
-        if !config.multi_model_enabled {
-            catalog.models.retain(|model| model.name == config.model_name);
+        let undecided = Undecided { dimensions: config.embedding_dim, keeps_others: config.multi_model_enabled };
+        match &config.model_name {
+            ModelChoice::Named(name) => {
+                catalog.named("ai.model_name", name)?;
+                catalog.apply(undecided, name);
+            }
+            ModelChoice::Auto => catalog.undecided = Some(undecided),
         }
         for (alias, name) in &config.aliases {
             match catalog.named(&format!("ai.aliases.{alias:?}"), name) {
@@ -84,6 +96,40 @@ impl Catalog {
         }
         catalog.check_words(config)?;
         Ok(catalog)
+    }
+
+    /// Whether a model of that name is known.
+    #[must_use]
+    pub fn has(&self, name: &ModelName) -> bool {
+        self.models.iter().any(|model| model.name == *name)
+    }
+
+    /// The length of vectors that is expected of a model still to be chosen.
+    #[must_use]
+    pub fn expected_dimensions(&self) -> Option<NonZeroU32> {
+        self.undecided.and_then(|undecided| undecided.dimensions)
+    }
+
+    /// Applies to the model that is active what the configuration says of it, where `auto` had left its name open.
+    pub fn decide(&mut self, active: &ModelName) {
+        if let Some(undecided) = self.undecided.take() {
+            self.apply(undecided, active);
+        }
+    }
+
+    fn apply(&mut self, undecided: Undecided, active: &ModelName) {
+        if !undecided.keeps_others {
+            self.models.retain(|model| model.name == *active);
+        }
+        let model = self.models.iter_mut().find(|model| model.name == *active);
+        if let (Some(model), Some(length)) = (model, undecided.dimensions) {
+            model.configured.dimensions.get_or_insert(length);
+        }
+    }
+
+    /// The models in the order they are listed.
+    pub fn iter(&self) -> impl Iterator<Item = &ModelInfo> {
+        self.models.iter()
     }
 
     /// The models in the order they are listed.
@@ -99,6 +145,7 @@ impl Catalog {
             known.source = source.unwrap_or_else(|| known.source.clone());
             known.size = entry.size.unwrap_or(known.size);
             known.workers = entry.workers;
+            known.provider = entry.provider;
             known.configured = entry.encoder_settings();
             known.aliases.extend(entry.aliases.iter().cloned());
             return Ok(());
@@ -166,7 +213,9 @@ pub(super) fn new_model(
         source: entry.source(models_dir).ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?,
         hub_repository: None,
         approximate_size_bytes: None,
+        training: None,
         workers: entry.workers,
+        provider: entry.provider,
         pinned: entry.pinned,
         configured: entry.encoder_settings(),
         built_in: EncoderSettings::default(),
@@ -179,6 +228,7 @@ struct BuiltIn {
     size: ModelSize,
     repository: &'static str,
     size_bytes: u64,
+    training: Training,
     dimensions: u32,
     matryoshka_dims: &'static [u32],
     max_tokens: u32,
@@ -193,6 +243,7 @@ const BUILT_IN: [BuiltIn; 3] = [
         size: ModelSize::Small,
         repository: "sentence-transformers/all-MiniLM-L6-v2",
         size_bytes: 90_900_000,
+        training: Training::Embeddings,
         dimensions: 384,
         matryoshka_dims: &[],
         max_tokens: 256,
@@ -204,6 +255,7 @@ const BUILT_IN: [BuiltIn; 3] = [
         size: ModelSize::Medium,
         repository: "google-bert/bert-base-uncased",
         size_bytes: 438_000_000,
+        training: Training::General,
         dimensions: 768,
         matryoshka_dims: &[],
         max_tokens: 512,
@@ -215,6 +267,7 @@ const BUILT_IN: [BuiltIn; 3] = [
         size: ModelSize::Large,
         repository: "nomic-ai/nomic-embed-text-v1.5",
         size_bytes: 547_000_000,
+        training: Training::Embeddings,
         dimensions: 768,
         matryoshka_dims: &[512, 256, 128, 64],
         max_tokens: 8192,
@@ -241,8 +294,10 @@ impl BuiltIn {
             source: ModelSource::Folder(models_dir.join(self.name)),
             hub_repository: Some(self.repository.to_owned()),
             approximate_size_bytes: Some(self.size_bytes),
+            training: Some(self.training),
             workers: None,
             pinned: false,
+            provider: None,
             configured: EncoderSettings::default(),
             built_in: EncoderSettings {
                 dimensions: NonZeroU32::new(self.dimensions),

@@ -305,8 +305,10 @@ mod tests {
             source: ModelSource::Folder("m".into()),
             hub_repository: None,
             approximate_size_bytes: None,
+            training: None,
             workers: None,
             pinned: false,
+            provider: None,
             configured: EncoderSettings::default(),
             built_in: EncoderSettings::default(),
         })

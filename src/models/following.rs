@@ -1,4 +1,4 @@
-//! Watching a model's life from outside.
+//! Watching a model's way to a state that lasts.
 
 use std::sync::Arc;
 
@@ -9,24 +9,30 @@ use super::error::ModelError;
 use super::manager::MultiModelManager;
 use crate::domain::ModelName;
 
-/// A model's states: the one it is in, then each that follows. States that pass quickly may be left out.
+/// A model's states: the one it is in, then each that follows, to one that lasts. States that pass quickly may be left
+/// out.
 pub struct Following {
     entry: Arc<Entry>,
     changes: Changes,
-    is_first: bool,
+    before: Option<ModelStatus>,
     soft: CancellationToken,
 }
 
 impl Following {
-    /// The next state; `None` when the model was deleted or the server stops.
+    /// The next state; `None` when the last one lasts, the model was deleted, or the server stops.
     pub async fn next(&mut self) -> Option<ModelStatus> {
-        if !std::mem::take(&mut self.is_first) {
+        if let Some(before) = &self.before {
+            if before.phase.lasts() {
+                return None;
+            }
             tokio::select! {
                 () = self.soft.cancelled() => return None,
                 () = self.changes.next() => {}
             }
         }
-        (!self.entry.is_deleted()).then(|| self.entry.status())
+        let status = (!self.entry.is_deleted()).then(|| self.entry.status());
+        self.before.clone_from(&status);
+        status
     }
 }
 
@@ -38,6 +44,6 @@ impl MultiModelManager {
     pub fn follow(&self, name: &ModelName) -> Result<Following, ModelError> {
         let entry = self.entry(name)?;
         let changes = entry.watch();
-        Ok(Following { entry, changes, is_first: true, soft: self.shutdown.soft().clone() })
+        Ok(Following { entry, changes, before: None, soft: self.shutdown.soft().clone() })
     }
 }

@@ -57,6 +57,12 @@ impl Phase {
         }
     }
 
+    /// Whether a model stays there until somebody wants something of it.
+    #[must_use]
+    pub fn lasts(self) -> bool {
+        matches!(self, Self::Unloaded | Self::Ready | Self::Failed)
+    }
+
     /// Checks a move against the table.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use super::canary::Standing;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, Prompts, SpaceId, TruncationSide};
-use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, Input, OverLong, Priority, ProviderChoice};
+use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
 
 /// What is known of a model once it is loaded.
 #[derive(Clone, Debug)]
@@ -31,7 +31,7 @@ pub struct LoadedFacts {
     pub prompts: Prompts,
     /// What executes it and why.
     pub provider: ProviderChoice,
-    /// `float32` or `bfloat16`.
+    /// `float32`, `bfloat16` or `tensorfloat32`.
     pub precision: &'static str,
     /// What computes its numbers besides the model itself: provider, precision and runtime library.
     pub numeric_class: String,
@@ -69,6 +69,8 @@ pub struct Embedded {
     pub model: ModelName,
     /// The space of these vectors.
     pub space: SpaceId,
+    /// What executed it.
+    pub provider: GpuProvider,
     /// The vectors.
     pub encoded: Encoded,
 }
@@ -165,7 +167,7 @@ impl Lease {
             Some(cache) => cache.encode(self.encoder(), self.name(), &space, request).await?,
             None => self.encoder().encode(request).await?,
         };
-        Ok(Embedded { model: self.name().clone(), space, encoded })
+        Ok(Embedded { model: self.name().clone(), space, provider: facts.provider.provider, encoded })
     }
 
     /// The text of one of the model's prompts.

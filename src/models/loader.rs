@@ -9,17 +9,17 @@ use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
-use super::error::LoadError;
+use super::error::{LoadError, with_causes};
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::{self, ModelFiles};
+use super::hardware::{self, Footprint};
 use super::loaded::{LoadedFacts, LoadedModel};
-use super::memory::WeightsInMemory;
-use crate::config::{EngineConfig, ProviderSetting, QueryLaneSetting};
-use crate::domain::{Dimensions, EncoderSettings, ModelInfo, TruncationSide};
-use crate::engine::provider::choose_automatically;
+use crate::config::{EngineConfig, QueryLaneSetting};
+use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
+use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
-    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, OutputKind, Provider, ProviderChoice, Runtime,
-    SessionOptions,
+    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GpuProvider, OutputKind,
+    ProviderChoice, Runtime, SessionOptions,
 };
 
 /// Batches that one model runs at once unless the configuration says otherwise.
@@ -33,6 +33,10 @@ const MAX_QUERY_LANE_WEIGHTS_BYTES: u64 = 256 << 20;
 
 /// Widths of `openvino` batches are multiples of this: a shape that was not seen before costs half a millisecond.
 const OPENVINO_WIDTH_STEP: usize = 16;
+
+/// Widths of `cuda` batches are multiples of this, because tensor cores want sizes that are:
+/// <https://docs.nvidia.com/deeplearning/performance/dl-performance-matrix-multiplication/index.html#requirements-tc>.
+const CUDA_WIDTH_STEP: usize = 8;
 
 /// What every load on this machine shares.
 #[derive(Clone)]
@@ -60,7 +64,6 @@ impl Loader {
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let max_tokens = max_tokens(&settings, &files)?;
         let runtime = Runtime::load(&self.runtime_library)?;
-        let choice = self.choose_provider(&runtime);
         let spec = EncoderSpec {
             label: info.name.to_string(),
             onnx: files.onnx.clone(),
@@ -73,14 +76,15 @@ impl Loader {
             runs_alone: files.quantizes_per_batch,
         };
         let weights_bytes = weights_bytes(&files);
-        let encoder = Encoder::open(&runtime, &spec, self.options(info, choice, weights_bytes))?;
+        let (encoder, choice) = self.open(&runtime, info, &spec, weights_bytes)?;
         let dimensions = dimensions(&settings, &encoder)?;
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
         let native =
             SpaceChoice { dimensions: dimensions.native.get(), normalize, truncation_side: TruncationSide::Right };
         let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone())?;
-        let precision = if self.rounds_to_bf16(choice.provider) { "bfloat16" } else { "float32" };
+        let version = runtime.version().unwrap_or_else(|| "of an unknown version".to_owned());
+        let numeric_class = format!("{}, {}, ONNX Runtime {version}", choice.provider, self.precision(choice.provider));
         let facts = LoadedFacts {
             fingerprint: identity.native(),
             dimensions,
@@ -88,9 +92,9 @@ impl Loader {
             pooling: encoder.pooling(),
             normalize,
             prompts,
+            precision: self.precision(choice.provider),
             provider: choice,
-            precision,
-            numeric_class: format!("{}, {precision}, ONNX Runtime {}", choice.provider, runtime.version()),
+            numeric_class,
             weights_bytes,
             memory_bytes: 0,
             load_time: started.elapsed(),
@@ -107,61 +111,109 @@ impl Loader {
         })
     }
 
-    /// Loads the runtime library, so that its memory is not counted as a model's. Blocks.
+    /// What a model is expected to take of memory, by its files. Blocks: loads the runtime library.
     ///
     /// # Errors
-    /// When it is missing or cannot be used.
-    pub fn load_runtime(&self) -> Result<(), LoadError> {
-        Runtime::load(&self.runtime_library)?;
-        Ok(())
+    /// When a file is missing or malformed, or the library cannot be used.
+    pub(super) fn expected_bytes(&self, info: &ModelInfo) -> Result<u64, LoadError> {
+        let files = folder::read(&info.source)?;
+        let runtime = Runtime::load(&self.runtime_library)?;
+        let settings = info.configured.or(&files.settings).or(&info.built_in);
+        let footprint = Footprint {
+            weights_bytes: weights_bytes(&files),
+            max_tokens: max_tokens(&settings, &files)?.get(),
+            dimensions: files.hidden_size.or(settings.dimensions.map(NonZeroU32::get)).unwrap_or(0),
+        };
+        let facts = self.provider_facts(&runtime, footprint);
+        let provider = provider::choose(wish(info, self.engine.provider), &facts).provider;
+        if provider.is_gpu() {
+            return Ok(footprint.bytes_beside_gpu());
+        }
+        let query_lane = has_query_lane(self.engine.query_lane, provider, footprint.weights_bytes, self.cores);
+        Ok(footprint.bytes(provider, 1 + u64::from(query_lane)))
     }
 
-    /// What a model's weights will take, from its files alone. Blocks for some milliseconds.
-    ///
-    /// # Errors
-    /// When a file is missing or malformed.
-    pub(super) fn weights_of(&self, info: &ModelInfo) -> Result<WeightsInMemory, LoadError> {
-        let file_bytes = weights_bytes(&folder::read(&info.source)?);
-        Ok(WeightsInMemory { file_bytes, n_sessions: 1 + u64::from(self.has_query_lane(file_bytes)) })
-    }
-
-    fn has_query_lane(&self, weights_bytes: u64) -> bool {
-        match self.engine.query_lane {
-            QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && self.cores > 1,
-            QueryLaneSetting::On => true,
-            QueryLaneSetting::Off => false,
+    /// Opens the model on the provider that was asked for or that suits the machine; where it does not open, on the next
+    /// best, with one warning that says what was lost.
+    fn open(
+        &self,
+        runtime: &Runtime,
+        info: &ModelInfo,
+        spec: &EncoderSpec,
+        weights_bytes: u64,
+    ) -> Result<(Encoder, ProviderChoice), LoadError> {
+        let footprint = Footprint {
+            weights_bytes,
+            max_tokens: u32::try_from(spec.max_tokens).unwrap_or(u32::MAX),
+            dimensions: spec.hidden_size.or(spec.expected_dimensions).unwrap_or(0),
+        };
+        let facts = self.provider_facts(runtime, footprint);
+        let mut choice = provider::choose(wish(info, self.engine.provider), &facts);
+        loop {
+            let opened = Encoder::open(runtime, spec, self.options(info, choice.provider, weights_bytes));
+            let next = match &opened {
+                Err(error) if may_be_the_providers_fault(error) => {
+                    provider::choose_after(&choice, &with_causes(error), &facts)
+                }
+                _ => None,
+            };
+            match (opened, next) {
+                (_, Some(next)) => choice = next,
+                (opened, None) => {
+                    let encoder = opened?;
+                    if let Some(wanted) = choice.wanted {
+                        let (model, provider) = (&info.name, choice.provider);
+                        tracing::warn!(%model, %wanted, %provider, "the model runs on another provider: {}", choice.reason);
+                    }
+                    return Ok((encoder, choice));
+                }
+            }
         }
     }
 
-    fn choose_provider(&self, runtime: &Runtime) -> ProviderChoice {
-        let configured = "`engine.provider` says so";
-        match self.engine.provider {
-            ProviderSetting::Auto => choose_automatically(self.features, runtime.has(Provider::OpenVino)),
-            ProviderSetting::Cpu => ProviderChoice { provider: Provider::Cpu, reason: configured },
-            ProviderSetting::Openvino => ProviderChoice { provider: Provider::OpenVino, reason: configured },
+    fn provider_facts(&self, runtime: &Runtime, footprint: Footprint) -> ProviderFacts {
+        let has_cuda = runtime.has(GpuProvider::Cuda);
+        ProviderFacts {
+            features: self.features,
+            has_openvino: runtime.has(GpuProvider::OpenVino),
+            has_cuda,
+            // Asked anew at each load: what others use of a GPU changes.
+            gpu: if has_cuda { hardware::gpus().into_iter().next() } else { None },
+            gpu_bytes: footprint.gpu_bytes(),
         }
     }
 
-    fn rounds_to_bf16(&self, provider: Provider) -> bool {
-        provider == Provider::OpenVino && self.features.multiplies_bf16()
+    fn rounds_to_bf16(&self, provider: GpuProvider) -> bool {
+        provider == GpuProvider::OpenVino && self.features.multiplies_bf16()
     }
 
-    fn options(&self, info: &ModelInfo, choice: ProviderChoice, weights_bytes: u64) -> EncoderOptions {
-        let provider = choice.provider;
+    fn precision(&self, provider: GpuProvider) -> &'static str {
+        match provider {
+            GpuProvider::Cuda => "tensorfloat32",
+            _ if self.rounds_to_bf16(provider) => "bfloat16",
+            _ => "float32",
+        }
+    }
+
+    fn options(&self, info: &ModelInfo, provider: GpuProvider, weights_bytes: u64) -> EncoderOptions {
         let bf16 = self.rounds_to_bf16(provider);
         let workers = match (info.workers, self.engine.workers) {
             (Some(workers), _) => workers.get(),
+            // A GPU runs one batch at a time, and the next one is prepared meanwhile.
+            (None, 0) if provider.is_gpu() => 1,
             (None, 0) => self.cores.clamp(1, MAX_DEFAULT_WORKERS),
             (None, workers) => workers,
         };
         let threads = match provider {
             // The threads that run batches work too: the session's own ones fill up the cores they leave.
-            Provider::Cpu => self.cores.saturating_sub(workers) + 1,
-            Provider::OpenVino => self.cores.max(workers),
+            GpuProvider::Cpu => self.cores.saturating_sub(workers) + 1,
+            GpuProvider::OpenVino => self.cores.max(workers),
+            GpuProvider::Cuda => 1,
         };
+        let has_query_lane = has_query_lane(self.engine.query_lane, provider, weights_bytes, self.cores);
         EncoderOptions {
             bulk: SessionOptions { provider, threads, streams: workers, bf16 },
-            queries: self.has_query_lane(weights_bytes).then_some(SessionOptions {
+            queries: has_query_lane.then_some(SessionOptions {
                 provider,
                 threads: self.cores.clamp(1, MAX_QUERY_THREADS),
                 streams: 1,
@@ -172,12 +224,43 @@ impl Loader {
                 max_batch_texts: self.engine.max_batch_texts,
                 max_queue_tokens: self.engine.max_queue_tokens,
                 width_step: match provider {
-                    Provider::Cpu => 1,
-                    Provider::OpenVino => OPENVINO_WIDTH_STEP,
+                    GpuProvider::Cpu => 1,
+                    GpuProvider::OpenVino => OPENVINO_WIDTH_STEP,
+                    GpuProvider::Cuda => CUDA_WIDTH_STEP,
                 },
             },
         }
     }
+}
+
+/// What is asked to execute a model: what its own entry says, else the setting for all.
+pub(super) fn wish(info: &ModelInfo, for_all: ProviderSetting) -> ProviderWish {
+    match info.provider {
+        Some(setting) => ProviderWish { setting, said_by: "the model's `provider`" },
+        None => ProviderWish { setting: for_all, said_by: "`engine.provider`" },
+    }
+}
+
+/// Whether a model has a session of its own for lone queries. All cores of a GPU work on any batch anyway.
+pub(super) fn has_query_lane(
+    setting: QueryLaneSetting,
+    provider: GpuProvider,
+    weights_bytes: u64,
+    cores: usize,
+) -> bool {
+    match setting {
+        QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && cores > 1 && !provider.is_gpu(),
+        QueryLaneSetting::On => true,
+        QueryLaneSetting::Off => false,
+    }
+}
+
+/// Whether another provider might open the model. Trial runs that fail count as an unsupported graph.
+fn may_be_the_providers_fault(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::OpenSession { .. } | EngineError::ProviderMissing { .. } | EngineError::UnsupportedGraph { .. }
+    )
 }
 
 fn max_tokens(settings: &EncoderSettings, files: &ModelFiles) -> Result<NonZeroU32, LoadError> {
@@ -226,7 +309,8 @@ fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, Load
     })
 }
 
-fn weights_bytes(files: &ModelFiles) -> u64 {
+/// The size of a model's weight files.
+pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
     std::iter::once(&files.onnx)
         .chain(files.external_data.iter().map(|(_, path)| path))
         .filter_map(|path| fs_err::metadata(path).ok())

@@ -52,13 +52,9 @@ impl MultiModelManager {
 
     async fn load_in_turn(&self, entry: &Arc<Entry>) -> Result<LoadedModel, LoadError> {
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
-        let weights = in_background(move || {
-            let weights = loader.weights_of(&info)?;
-            loader.load_runtime()?;
-            Ok(weights)
-        });
-        let weights = weights.await?;
-        while let Err(refusal) = self.memory.check(&entry.info.name, weights) {
+        // Loads the runtime library too: what that takes is no model's.
+        let expected_bytes = in_background(move || loader.expected_bytes(&info)).await?;
+        while let Err(refusal) = self.memory.check(&entry.info.name, expected_bytes) {
             // What does not fit into an empty process drives nobody out.
             if refusal.is_permanent() || !self.evict_one(entry).await {
                 return Err(refusal.into());
@@ -233,7 +229,7 @@ fn announce(model: LoadedModel) -> LoadedModel {
         model = %model.name,
         space = %facts.fingerprint.space(),
         provider = %facts.provider.provider,
-        reason = facts.provider.reason,
+        reason = %facts.provider.reason,
         dimensions = facts.dimensions.native,
         max_tokens = facts.max_tokens,
         load_ms = facts.load_time.as_secs_f64() * 1e3,

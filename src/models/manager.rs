@@ -16,11 +16,14 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 use super::catalog::Catalog;
 use super::entry::{Eagerness, Entry, ModelStatus, Next, NextUnload};
 use super::error::ModelError;
+use super::hardware::Selector;
 use super::ledger::{Ledger, LedgerError};
 use super::lifecycle::Phase;
 use super::loaded::{EmbedRequest, Embedded, Lease};
 use super::loader::Loader;
 use super::memory::Memory;
+use super::starting::starting_model;
+use crate::config::ModelChoice;
 use crate::domain::{ModelInfo, ModelName};
 use crate::shutdown::Shutdown;
 
@@ -46,7 +49,7 @@ pub struct ManagerParts {
     /// What models may take of memory together, in bytes; `None` without a limit.
     pub memory_budget: Option<u64>,
     /// The active model of a first start.
-    pub first_active: ModelName,
+    pub first_active: ModelChoice,
     /// How models are loaded.
     pub loader: Loader,
     /// What survives a restart.
@@ -65,6 +68,7 @@ pub struct MultiModelManager {
     pub(super) order: Arc<RwLock<Vec<ModelName>>>,
     pub(super) active: Arc<RwLock<ModelName>>,
     pub(super) loader: Arc<Loader>,
+    pub(super) selector: Selector,
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) memory: Arc<Memory>,
     pub(super) shutdown: Shutdown,
@@ -86,6 +90,7 @@ impl MultiModelManager {
     /// # Errors
     /// When the ledger cannot be read.
     pub async fn start(parts: ManagerParts) -> Result<Self, LedgerError> {
+        let selector = Selector::of(&parts.loader, parts.catalog.expected_dimensions(), parts.memory_budget);
         let mut catalog = parts.catalog;
         if parts.takes_registrations {
             for entry in parts.ledger.registered_models().await? {
@@ -94,6 +99,8 @@ impl MultiModelManager {
                 }
             }
         }
+        let active = starting_model(&catalog, parts.first_active, selector.clone(), parts.ledger.as_ref()).await?;
+        catalog.decide(&active);
         let infos: Vec<ModelInfo> = catalog.into_models().collect();
         let order = infos.iter().map(|info| info.name.clone()).collect();
         let entries: HashMap<_, _> =
@@ -104,13 +111,12 @@ impl MultiModelManager {
                 entry.set_disabled(true);
             }
         }
-        let stored = parts.ledger.active_model().await?;
-        let active = starting_model(stored, parts.first_active, |name| entries.contains_key(name));
         let manager = Self {
             entries: Arc::new(RwLock::new(entries)),
             order: Arc::new(RwLock::new(order)),
             active: Arc::new(RwLock::new(active)),
             loader: Arc::new(parts.loader),
+            selector,
             ledger: parts.ledger,
             memory: Arc::new(Memory::new(parts.memory_budget)),
             shutdown: parts.shutdown,
@@ -301,27 +307,6 @@ impl MultiModelManager {
                 return Err(ModelError::Loading { name: name.clone(), waited: self.timing.load_timeout });
             }
         }
-    }
-}
-
-/// The active model of this run: the stored one, unless it is not known any more.
-fn starting_model(stored: Option<ModelName>, first: ModelName, is_known: impl Fn(&ModelName) -> bool) -> ModelName {
-    match stored {
-        Some(stored) if !is_known(&stored) => {
-            tracing::warn!(
-                %stored, active = %first,
-                "the model that was active before is not known any more; `ai.model_name` is active instead"
-            );
-            first
-        }
-        Some(stored) if stored != first => {
-            tracing::info!(
-                active = %stored, configured = %first,
-                "the model that was active before stays active; `ai.model_name` counts at the first start only"
-            );
-            stored
-        }
-        _ => first,
     }
 }
 

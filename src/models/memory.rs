@@ -14,12 +14,6 @@ use parking_lot::Mutex;
 use crate::domain::ModelName;
 use crate::telemetry;
 
-/// Of a model that was never loaded, bytes in memory for each byte of its weight files, for one session.
-const ESTIMATED_BYTES_PER_WEIGHT_BYTE: f64 = 1.25;
-
-/// Of a model that was never loaded, what it takes besides its weights: tokenizer, threads, activations.
-const ESTIMATED_EXTRA_BYTES: u64 = 64 << 20;
-
 /// What models may take of memory, and what each took when it was last loaded.
 #[derive(Debug)]
 pub(super) struct Memory {
@@ -95,11 +89,11 @@ impl Memory {
         self.measured.lock().insert(name.clone(), bytes);
     }
 
-    /// Whether a model fits beside what is in use; `weights` are its files and how many sessions read them.
-    pub(super) fn check(&self, name: &ModelName, weights: WeightsInMemory) -> Result<(), DoesNotFit> {
+    /// Whether a model fits beside what is in use: by what was measured, or before its first load by what is expected.
+    pub(super) fn check(&self, name: &ModelName, expected_bytes: u64) -> Result<(), DoesNotFit> {
         let Some(budget_bytes) = self.budget_bytes else { return Ok(()) };
         let measured = self.measured_bytes(name);
-        let needed_bytes = measured.unwrap_or_else(|| weights.estimated_bytes());
+        let needed_bytes = measured.unwrap_or(expected_bytes);
         let used_bytes = self.used_bytes();
         if used_bytes + needed_bytes <= budget_bytes {
             return Ok(());
@@ -110,24 +104,6 @@ impl Memory {
     /// By how much models take more than they may.
     pub(super) fn excess_bytes(&self) -> u64 {
         self.budget_bytes.map_or(0, |budget| self.used_bytes().saturating_sub(budget))
-    }
-}
-
-/// The weights of a model that is to be loaded.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct WeightsInMemory {
-    /// The size of its weight files.
-    pub(super) file_bytes: u64,
-    /// Sessions that each keep a copy.
-    pub(super) n_sessions: u64,
-}
-
-impl WeightsInMemory {
-    fn estimated_bytes(self) -> u64 {
-        // Sizes of files are far below the 2^52 bytes from which on f64 is inexact.
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a product of positive sizes")]
-        let weights = (self.file_bytes as f64 * ESTIMATED_BYTES_PER_WEIGHT_BYTE) as u64;
-        weights * self.n_sessions + ESTIMATED_EXTRA_BYTES
     }
 }
 
@@ -207,15 +183,14 @@ mod tests {
     fn what_cannot_fit_is_refused_with_the_numbers() {
         let memory = Memory { budget_bytes: Some(300 << 20), empty_bytes: u64::MAX, measured: Mutex::default() };
         let name = ModelName::parse("m").expect("a name");
-        let weights = WeightsInMemory { file_bytes: 400 << 20, n_sessions: 1 };
-        let refused = memory.check(&name, weights).expect_err("too large");
+        let refused = memory.check(&name, 564 << 20).expect_err("too large");
         assert!(refused.is_permanent() && refused.is_estimate);
         let sentence = refused.to_string();
         for part in ["564.0 MiB by estimate", "300.0 MiB", "Raise the budget"] {
             assert!(sentence.contains(part), "{sentence}");
         }
         memory.record(&name, 250 << 20);
-        assert_eq!(memory.check(&name, weights), Ok(()), "what was measured counts");
+        assert_eq!(memory.check(&name, 564 << 20), Ok(()), "what was measured counts");
     }
 
     #[test]

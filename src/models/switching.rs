@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use super::entry::{Eagerness, Entry};
 use super::error::ModelError;
+use super::hardware::Selection;
 use super::manager::MultiModelManager;
+use super::starting;
 use crate::domain::{ModelName, SpaceId};
 
 /// What a change of the active model did.
@@ -27,6 +29,33 @@ impl MultiModelManager {
         let manager = self.clone();
         let switch = self.shutdown.spawn("switch", async move { manager.switch_to(&entry).await });
         switch.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+    }
+
+    /// Looks at this machine, and ranks the models by how well they suit it.
+    ///
+    /// # Panics
+    /// Never, unless the look itself does.
+    pub async fn survey(&self) -> Selection {
+        let (selector, models) = (self.selector.clone(), self.list());
+        let look = move || selector.survey(models.iter().map(|status| status.info.as_ref()));
+        tokio::task::spawn_blocking(look).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+    }
+
+    /// The model that suits this machine best. Changes nothing.
+    pub async fn auto_select(&self) -> ModelName {
+        let selection = self.survey().await;
+        // There are always models, and the active one is one of them.
+        let Some(best) = selection.best() else { return self.active() };
+        starting::announce(best);
+        best.model.clone()
+    }
+
+    /// The model that a change of the active one means: as [`Self::resolve`], or by [`Self::auto_select`] for `auto`.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFound`].
+    pub async fn choose(&self, word: &str) -> Result<ModelName, ModelError> {
+        if word.eq_ignore_ascii_case("auto") { Ok(self.auto_select().await) } else { self.resolve(Some(word)) }
     }
 
     async fn switch_to(&self, entry: &Arc<Entry>) -> Result<Switch, ModelError> {

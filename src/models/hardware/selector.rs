@@ -1,0 +1,111 @@
+//! The choice of a model for this machine: probe, files and runtime library gathered, then ranked.
+
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use super::probe::Machine;
+use super::rank::{Candidate, Files, RankFacts, Ranked, rank};
+use crate::config::EngineConfig;
+use crate::domain::{GpuProvider, ModelInfo, Training};
+use crate::engine::Runtime;
+use crate::models::error::with_causes;
+use crate::models::folder;
+use crate::models::loader::{Loader, weights_bytes, wish};
+
+/// Chooses among models by this machine.
+#[derive(Clone, Debug)]
+pub struct Selector {
+    /// The ONNX Runtime library.
+    pub runtime_library: PathBuf,
+    /// `[engine]`.
+    pub engine: EngineConfig,
+    /// The length of vectors that the operator expects of the chosen model.
+    pub dimensions: Option<NonZeroU32>,
+    /// What models may take of memory together, in bytes, where something says so.
+    pub memory_budget: Option<u64>,
+}
+
+/// A runtime library that was loaded.
+#[derive(Clone, Debug, Serialize)]
+pub struct RuntimeFacts {
+    /// Its file.
+    pub library: PathBuf,
+    /// Its version, as it says itself.
+    pub version: Option<String>,
+    /// What it was built with.
+    pub providers: Vec<GpuProvider>,
+}
+
+/// A machine, and how well each model suits it.
+#[derive(Clone, Debug)]
+pub struct Selection {
+    /// The machine.
+    pub machine: Machine,
+    /// The runtime library, or why it cannot be used.
+    pub runtime: Result<RuntimeFacts, String>,
+    /// The models, the best first.
+    pub ranked: Vec<Ranked>,
+}
+
+impl Selection {
+    /// The model that `auto` takes: the best one; `None` without models.
+    #[must_use]
+    pub fn best(&self) -> Option<&Ranked> {
+        self.ranked.first()
+    }
+}
+
+impl Selector {
+    /// How a server with this loader chooses.
+    #[must_use]
+    pub fn of(loader: &Loader, dimensions: Option<NonZeroU32>, memory_budget: Option<u64>) -> Self {
+        let (runtime_library, engine) = (loader.runtime_library.clone(), loader.engine.clone());
+        Self { runtime_library, engine, dimensions, memory_budget }
+    }
+
+    /// Looks at the machine, the runtime library and each model's files, and ranks the models. Blocks.
+    #[must_use]
+    pub fn survey<'a>(&self, models: impl IntoIterator<Item = &'a ModelInfo>) -> Selection {
+        let machine = Machine::probe();
+        let runtime =
+            Runtime::load(&self.runtime_library).map_err(|error| with_causes(&error)).map(|runtime| RuntimeFacts {
+                library: runtime.library().to_owned(),
+                version: runtime.version(),
+                providers: runtime.providers(),
+            });
+        let has = |provider| runtime.as_ref().is_ok_and(|runtime| runtime.providers.contains(&provider));
+        let facts = RankFacts {
+            has_openvino: has(GpuProvider::OpenVino),
+            has_cuda: has(GpuProvider::Cuda),
+            query_lane: self.engine.query_lane,
+            dimensions: self.dimensions.map(NonZeroU32::get),
+            memory_budget: self.memory_budget,
+        };
+        let candidates: Vec<Candidate> = models.into_iter().map(|info| self.candidate(info)).collect();
+        let ranked = rank(&machine, &candidates, facts);
+        Selection { machine, runtime, ranked }
+    }
+
+    fn candidate(&self, info: &ModelInfo) -> Candidate {
+        let read = folder::read(&info.source);
+        let of_files = read.as_ref().map(|files| files.settings.clone()).unwrap_or_default();
+        let settings = info.configured.or(&of_files).or(&info.built_in);
+        // A folder that says how to pool was written by whoever trained the model to be pooled.
+        let trained_to_be_pooled = of_files.pooling.map(|_| Training::Embeddings);
+        Candidate {
+            name: info.name.clone(),
+            size: info.size,
+            training: trained_to_be_pooled.or(info.training),
+            weights_bytes: read.as_ref().ok().map(weights_bytes).or(info.approximate_size_bytes),
+            dimensions: settings
+                .dimensions
+                .map(NonZeroU32::get)
+                .or(read.as_ref().ok().and_then(|files| files.hidden_size)),
+            max_tokens: settings.max_tokens.map(NonZeroU32::get),
+            files: read.map_or_else(|error| Files::Unusable(with_causes(&error)), |_| Files::Present),
+            provider: wish(info, self.engine.provider),
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! Which model is active when the process starts.
+
+use super::catalog::Catalog;
+use super::hardware::{Ranked, Selector};
+use super::ledger::{Ledger, LedgerError};
+use crate::config::ModelChoice;
+use crate::domain::ModelName;
+
+/// The model of the last run if it is still known, else the configured one, else the one that suits the machine best.
+/// That choice is recorded: another one at the next start would change the space of the vectors.
+pub(super) async fn starting_model(
+    catalog: &Catalog,
+    first: ModelChoice,
+    selector: Selector,
+    ledger: &dyn Ledger,
+) -> Result<ModelName, LedgerError> {
+    match (ledger.active_model().await?, first) {
+        (Some(stored), ModelChoice::Named(first)) if !catalog.has(&stored) => {
+            tracing::warn!(
+                %stored, active = %first,
+                "the model that was active before is not known any more; `ai.model_name` is active instead"
+            );
+            Ok(first)
+        }
+        (Some(stored), ModelChoice::Named(first)) => {
+            if stored != first {
+                tracing::info!(
+                    active = %stored, configured = %first,
+                    "the model that was active before stays active; `ai.model_name` counts at the first start only"
+                );
+            }
+            Ok(stored)
+        }
+        (Some(stored), ModelChoice::Auto) if catalog.has(&stored) => {
+            tracing::info!(active = %stored, "the model that was active before stays active; `auto` chooses once");
+            Ok(stored)
+        }
+        (None, ModelChoice::Named(first)) => Ok(first),
+        (stored, ModelChoice::Auto) => {
+            if let Some(stored) = stored {
+                tracing::warn!(%stored, "the model that was active before is not known any more; another is chosen");
+            }
+            let chosen = choose(catalog, selector).await;
+            ledger.record_active_model(&chosen).await?;
+            Ok(chosen)
+        }
+    }
+}
+
+async fn choose(catalog: &Catalog, selector: Selector) -> ModelName {
+    let models = catalog.clone();
+    let selection = tokio::task::spawn_blocking(move || selector.survey(models.iter())).await;
+    let best = selection.as_ref().ok().and_then(|selection| selection.best());
+    if let Some(best) = best {
+        announce(best);
+        return best.model.clone();
+    }
+    // Only a bug leads here.
+    tracing::error!("no model could be chosen by the machine; the first one is active");
+    catalog.iter().next().expect("the catalog has built-in models").name.clone()
+}
+
+/// Logs a choice and its reasons.
+pub(super) fn announce(chosen: &Ranked) {
+    let reasons = chosen.reasons.join("; ");
+    if chosen.available && chosen.fits {
+        tracing::info!(model = %chosen.model, %reasons, "`auto` chose a model by the machine");
+    } else {
+        tracing::warn!(model = %chosen.model, %reasons, "`auto` found no model that suits the machine, and chose this one");
+    }
+}

@@ -1,0 +1,86 @@
+//! The machine, the model that suits it best, and `auto`, which takes that one.
+
+use serde_json::{Value, json};
+
+use crate::helpers::{MINILM, TestApp, entry_of, vectors_of};
+
+fn of<'a>(hardware: &'a Value, name: &str) -> &'a Value {
+    let models = hardware["models"].as_array().expect("models");
+    models.iter().find(|model| model["name"] == name).unwrap_or_else(|| panic!("no {name}: {hardware}"))
+}
+
+fn reasons(model: &Value) -> String {
+    model["reasons"].as_array().expect("reasons").iter().filter_map(Value::as_str).collect::<Vec<_>>().join("; ")
+}
+
+#[tokio::test]
+async fn the_machine_is_shown_with_every_model_and_the_reasons_for_its_rank() {
+    let app = TestApp::start().await;
+    let hardware = app.get("/hardware").await.ok();
+    let machine = &hardware["machine"];
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    assert_eq!((&machine["cores"], &machine["architecture"]), (&json!(cores), &json!(std::env::consts::ARCH)));
+    let memory = &machine["memory"];
+    let bytes = |key: &str| memory[key].as_u64().unwrap_or_else(|| panic!("no {key}: {memory}"));
+    assert!(bytes("limit_bytes") >= bytes("available_bytes") && bytes("available_bytes") > bytes("for_models_bytes"));
+    let runtime = &hardware["runtime"];
+    assert!(runtime["version"].as_str().is_some_and(|version| version.starts_with("1.")), "{runtime}");
+    assert_eq!((&runtime["providers"][0], &runtime["failure"]), (&json!("cpu"), &json!(null)));
+
+    // Of the built-in models, set-up installs one.
+    assert_eq!((&hardware["auto"], &hardware["active"]), (&json!(MINILM), &json!(MINILM)));
+    assert_eq!(hardware["models"][0]["name"], MINILM);
+    let chosen = of(&hardware, MINILM);
+    assert_eq!((&chosen["available"], &chosen["fits"]), (&json!(true), &json!(true)), "{chosen}");
+    assert!(reasons(chosen).contains("this machine can give to models"), "{chosen}");
+    let absent = of(&hardware, "nomic-embed-text-v1.5");
+    assert_eq!(absent["available"], false);
+    assert!(reasons(absent).contains("the ONNX file is missing"), "{absent}");
+    assert!(reasons(of(&hardware, "bert-base-uncased")).contains("not trained for embeddings"), "{hardware}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn auto_is_chosen_at_the_first_start_and_stays_until_somebody_chooses_again() {
+    // Of size large, it is the best that is there; later it is not.
+    let large = format!("{}size = \"large\"\n", entry_of("tiny-cls"));
+    let auto = "[ai]\nmodel_name = \"auto\"\n";
+    let app = TestApp::start_with(&format!("{auto}{large}")).await;
+    assert_eq!(app.get("/models/active").await.ok()["name"], "tiny-cls");
+    let first = app.post("/embed", json!({"inputs": "hello"})).await;
+    assert_eq!((vectors_of(&first.ok())[0].len(), first.header("x-model")), (32, "tiny-cls"));
+
+    let small = large.replace("large", "small");
+    let app = app.restart_with(&format!("{auto}{small}")).await;
+    assert_eq!(app.get("/models/active").await.ok()["name"], "tiny-cls", "what was chosen once stays");
+
+    let app = app.restart_with(auto).await;
+    assert_eq!(app.get("/models/active").await.ok()["name"], MINILM, "what is not known any more cannot stay");
+
+    let app = app.restart_with(&format!("{auto}{large}")).await;
+    let switch = app.put("/models/active", json!({"name": "Auto"})).await.ok();
+    assert_eq!((&switch["name"], &switch["previous"]), (&json!("tiny-cls"), &json!(MINILM)));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn with_a_single_model_auto_chooses_among_all_and_keeps_only_that_one() {
+    let large = format!("{}size = \"large\"\n", entry_of("tiny-cls"));
+    let toml = format!("[ai]\nmodel_name = \"auto\"\nmulti_model_enabled = false\n{large}");
+    let app = TestApp::start_with(&toml).await;
+    let listed = app.get("/models").await.ok();
+    assert_eq!((listed["models"].as_array().map(Vec::len), &listed["active"]), (Some(1), &json!("tiny-cls")));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn auto_takes_only_a_model_whose_vectors_have_the_expected_length() {
+    let large = format!("{}size = \"large\"\n", entry_of("tiny-cls"));
+    let app = TestApp::start_with(&format!("[ai]\nmodel_name = \"auto\"\nembedding_dim = 384\n{large}")).await;
+    let hardware = app.get("/hardware").await.ok();
+    assert_eq!((&hardware["auto"], &hardware["active"]), (&json!(MINILM), &json!(MINILM)));
+    let refused = of(&hardware, "tiny-cls");
+    assert_eq!(refused["available"], false);
+    assert!(reasons(refused).contains("its vectors have 32 numbers, and `ai.embedding_dim` is 384"), "{refused}");
+    app.stop().await;
+}

@@ -1,0 +1,48 @@
+//! What executes a model: asked for in the configuration, for all models or for one, and replaced where it is missing.
+
+use serde_json::{Value, json};
+
+use crate::helpers::{TestApp, entry_of, vectors_of, with_tiny};
+
+async fn provider_of(app: &TestApp, model: &str) -> Value {
+    app.post(&format!("/models/{model}/load"), json!({})).await.ok()["provider"].clone()
+}
+
+#[tokio::test]
+async fn a_model_may_have_another_provider_than_the_rest() {
+    let entry = entry_of("tiny-cls");
+    let toml = with_tiny(&[]).replacen("[ai]\n", "[engine]\nprovider = \"cpu\"\n[ai]\n", 1);
+    let app = TestApp::start_with(&format!("{toml}{entry}provider = \"openvino\"\n")).await;
+    let tiny = provider_of(&app, "tiny").await;
+    assert_eq!((&tiny["name"], &tiny["precision"], &tiny["wanted"]), (&json!("cpu"), &json!("float32"), &json!(null)));
+    assert_eq!(tiny["reason"], "`engine.provider` says so");
+    let other = provider_of(&app, "tiny-cls").await;
+    let reason = other["reason"].as_str().expect("a reason");
+    // The runtime library of set-up has OpenVINO on x86-64 only.
+    if cfg!(target_arch = "x86_64") {
+        assert_eq!((&other["name"], &other["wanted"]), (&json!("openvino"), &json!(null)));
+        assert_eq!(reason, "the model's `provider` says so");
+    } else {
+        assert_eq!((&other["name"], &other["wanted"]), (&json!("cpu"), &json!("openvino")));
+        assert!(reason.contains("the runtime library has no OpenVINO"), "{reason}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_provider_that_the_library_lacks_is_replaced_and_what_is_lost_is_said() {
+    let entry = format!("{}provider = \"cuda\"\n", entry_of("tiny"));
+    let app = TestApp::start_with(&format!("[ai]\nmodel_name = \"tiny\"\n{entry}")).await;
+    let answer = app.post("/models/tiny/embed", json!({"inputs": "hello"})).await;
+    assert_eq!((vectors_of(&answer.ok())[0].len(), answer.header("x-compute-type")), (32, "cpu"));
+    let provider = provider_of(&app, "tiny").await;
+    let reason = provider["reason"].as_str().expect("a reason");
+    assert_eq!(provider["wanted"], "cuda");
+    assert!(["cpu", "openvino"].contains(&provider["name"].as_str().expect("a name")), "{provider}");
+    assert!(
+        reason.starts_with("not `cuda`: the model's `provider` asks for it, but the runtime library has no CUDA;")
+            && reason.ends_with("much slower in bulk than a GPU"),
+        "{reason}"
+    );
+    app.stop().await;
+}
