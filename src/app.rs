@@ -88,9 +88,7 @@ impl App {
     /// [`AppError`], with the setting at fault.
     pub async fn build(config: Config, shutdown: Shutdown) -> Result<Self, AppError> {
         let metrics = telemetry::install_metrics()?;
-        let models_dir = config.models.models_dir();
-        let catalog = Catalog::from_config(&config.ai, &models_dir)
-            .map_err(|source| AppError::Catalog { origin: config.origin(source.key()), source })?;
+        let catalog = catalog(&config)?;
         let store = if config.grains.enabled {
             Some(Arc::new(SqliteStore::open(OpenOptions::at(config.database_path())).await?))
         } else {
@@ -103,7 +101,7 @@ impl App {
         let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
         let models = MultiModelManager::start(ManagerParts {
             catalog,
-            models_dir,
+            models_dir: config.models.models_dir(),
             takes_registrations: config.ai.multi_model_enabled,
             memory_budget: memory_budget(&config),
             first_active: config.ai.model_name.clone(),
@@ -204,15 +202,27 @@ pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), AppError
     Ok((listener, address))
 }
 
-fn memory_budget(config: &Config) -> Option<u64> {
+/// What models may take of memory together, in bytes; `None` where the system does not say what there is.
+#[must_use]
+pub fn memory_budget(config: &Config) -> Option<u64> {
     match config.models.memory_budget {
         MemoryBudget::Auto => hardware::Machine::probe().memory.map(hardware::Memory::for_models),
         MemoryBudget::Bytes(bytes) => Some(bytes.as_u64()),
     }
 }
 
+/// The models that the configuration makes known.
+///
+/// # Errors
+/// [`AppError::Catalog`].
+pub fn catalog(config: &Config) -> Result<Catalog, AppError> {
+    Catalog::from_config(&config.ai, &config.models.models_dir())
+        .map_err(|source| AppError::Catalog { origin: config.origin(source.key()), source })
+}
+
 /// The ONNX Runtime library: the configured one, that of `ORT_DYLIB_PATH`, or the one `make setup` installed.
-fn runtime_library(config: &Config) -> PathBuf {
+#[must_use]
+pub fn runtime_library(config: &Config) -> PathBuf {
     let configured = config.engine.runtime_library.clone();
     let of_environment = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
     configured.or_else(of_environment).unwrap_or_else(|| config.models.data_dir.join("runtime/libonnxruntime.so"))

@@ -17,6 +17,7 @@ fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Serve(args) => serve(args),
         Command::Config(args) => cli::config::run(args, &mut io::stdout()).map_err(Failure::from),
+        Command::Doctor(args) => cli::doctor::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Openapi => io::stdout().write_all(api::openapi::json().as_bytes()).map_err(Failure::from),
     };
     ended.map_or_else(
@@ -31,10 +32,8 @@ fn main() -> ExitCode {
 fn serve(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::load(&args.into_sources())?;
     let filter = config.telemetry.log_filter.to_env_filter();
-    match config.telemetry.log_format {
-        LogFormat::Text => telemetry::log_text(filter)?,
-        LogFormat::Json => telemetry::log_json(filter)?,
-    }
+    let log = if config.telemetry.log_format == LogFormat::Json { telemetry::log_json } else { telemetry::log_text };
+    log(filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();

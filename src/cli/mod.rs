@@ -4,11 +4,13 @@
 //! message. Start at [`Command`].
 
 pub mod config;
+pub mod doctor;
 
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::doctor::DoctorArgs;
 use crate::config::{ConfigSources, Overrides};
 
 /// The arguments of the process.
@@ -27,6 +29,8 @@ pub enum Command {
     Serve(ServeArgs),
     /// Print the effective configuration as TOML, or check it
     Config(ConfigArgs),
+    /// Check whether serving would work here, and say what to do if not
+    Doctor(DoctorArgs),
     /// Print the OpenAPI document as JSON
     Openapi,
 }

@@ -10,6 +10,7 @@ mod bad_input;
 mod batching;
 mod broken_models;
 mod config_refusals;
+mod doctor;
 mod golden;
 mod guard;
 mod hardware;

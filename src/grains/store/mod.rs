@@ -7,4 +7,4 @@ mod error;
 pub mod sqlite;
 
 pub use error::StoreError;
-pub use sqlite::{OpenOptions, SqliteStore};
+pub use sqlite::{FileState, OpenOptions, SqliteStore};

@@ -77,6 +77,8 @@ pub struct Ranked {
     pub model: ModelName,
     /// Whether its files are there, or can be fetched, and its vectors have the length that is expected.
     pub available: bool,
+    /// Why it cannot be had.
+    pub obstacle: Option<String>,
     /// Whether it fits in the memory that models may take.
     pub fits: bool,
     /// What it is expected to take once it serves; of the GPU's memory where that executes it.
@@ -87,7 +89,7 @@ pub struct Ranked {
     pub tokens_per_second: Option<u64>,
     /// The greater the better. Its size means nothing beyond that order.
     pub score: u32,
-    /// Why, in sentences.
+    /// Why, in sentences: of its files first, then of its memory.
     pub reasons: Vec<String>,
 }
 
@@ -104,19 +106,13 @@ pub fn rank(machine: &Machine, models: &[Candidate], facts: RankFacts) -> Vec<Ra
 fn judge(machine: &Machine, model: &Candidate, facts: RankFacts) -> Ranked {
     let cost = Cost::of(machine, model, facts);
     let room = cost.room(machine, facts);
-    let length_is_right = match (facts.dimensions, model.dimensions) {
-        (Some(expected), Some(known)) => expected == known,
-        _ => true,
-    };
-    let available = length_is_right && !matches!(model.files, Files::Unusable(_));
+    let obstacle = obstacle(model, facts);
+    let available = obstacle.is_none();
     let fits = cost.fits(room, machine);
     let useful =
         model.size == ModelSize::Small || cost.tokens_per_second.is_some_and(|speed| speed >= USEFUL_TOKENS_PER_SECOND);
 
-    let mut reasons = vec![reason_of_files(&model.files)];
-    if let (false, Some(expected), Some(known)) = (length_is_right, facts.dimensions, model.dimensions) {
-        reasons.push(format!("its vectors have {known} numbers, and `ai.embedding_dim` is {expected}"));
-    }
+    let mut reasons = vec![obstacle.clone().unwrap_or_else(|| reason_of_files(&model.files).to_owned())];
     reasons.push(cost.reason_of_memory(room, fits));
     reasons.extend(cost.reason_of_speed(machine, useful));
     reasons.push(format!("`{}`: {}", cost.provider.provider, cost.provider.reason));
@@ -133,6 +129,7 @@ fn judge(machine: &Machine, model: &Candidate, facts: RankFacts) -> Ranked {
     Ranked {
         model: model.name.clone(),
         available,
+        obstacle,
         fits,
         expected_memory_bytes: cost.memory_bytes,
         provider: cost.provider.provider,
@@ -246,12 +243,19 @@ fn quality(model: &Candidate) -> u32 {
     if model.training == Some(Training::General) { of_class.saturating_sub(3) } else { of_class }
 }
 
-fn reason_of_files(files: &Files) -> String {
+fn reason_of_files(files: &Files) -> &'static str {
     match files {
-        Files::Present => "its files are there".to_owned(),
-        Files::Fetchable => "its files are not there yet, and can be fetched".to_owned(),
-        Files::Unusable(reason) => format!("its files cannot be used: {reason}"),
+        Files::Fetchable => "its files are not there yet, and can be fetched",
+        Files::Present | Files::Unusable(_) => "its files are there",
     }
+}
+
+fn obstacle(model: &Candidate, facts: RankFacts) -> Option<String> {
+    if let Files::Unusable(reason) = &model.files {
+        return Some(format!("its files cannot be used: {reason}"));
+    }
+    let (expected, known) = facts.dimensions.zip(model.dimensions).filter(|(expected, known)| expected != known)?;
+    Some(format!("its vectors have {known} numbers, and `ai.embedding_dim` is {expected}"))
 }
 
 fn reason_of_quality(model: &Candidate) -> String {

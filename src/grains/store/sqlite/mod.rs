@@ -11,6 +11,7 @@
 //! The migrations are in `migrations/sqlite`, forward only, frozen once landed. `ledger` is what the models remember.
 
 mod copy;
+mod inspect;
 mod ledger;
 mod lock;
 mod open;
@@ -31,6 +32,7 @@ use sqlx::migrate::Migrator;
 use self::lock::StoreLock;
 use super::StoreError;
 
+pub use self::inspect::FileState;
 pub use self::open::OpenOptions;
 
 /// Every schema migration, oldest first.

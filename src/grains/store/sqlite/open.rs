@@ -82,20 +82,25 @@ fn find_or_create(path: &Path) -> Result<PathBuf, StoreError> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs_err::create_dir_all(folder).map_err(refused("create the folder"))?;
     }
-    match fs_err::metadata(path) {
-        Ok(metadata) if metadata.is_file() => {}
-        Ok(metadata) => {
-            let kind = if metadata.is_dir() { "a folder" } else { "not a regular file" };
-            return Err(StoreError::Foreign { path: path.to_owned(), found: kind.to_owned() });
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            // SQLite gives its log and journal the mode of the database, so this one decides for all of them.
-            let created = fs_err::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-            created.and_then(|_| sync_folder_of(path)).map_err(refused("create the database"))?;
-        }
-        Err(error) => return Err(refused("look for the database")(error)),
+    if !is_database_path(path)? {
+        // SQLite gives its log and journal the mode of the database, so this one decides for all of them.
+        let created = fs_err::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
+        created.and_then(|_| sync_folder_of(path)).map_err(refused("create the database"))?;
     }
     fs_err::canonicalize(path).map_err(refused("find the database"))
+}
+
+/// Whether a file is there. What is not a file cannot become a database.
+pub(super) fn is_database_path(path: &Path) -> Result<bool, StoreError> {
+    match fs_err::metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(true),
+        Ok(metadata) => {
+            let kind = if metadata.is_dir() { "a folder" } else { "not a regular file" };
+            Err(StoreError::Foreign { path: path.to_owned(), found: kind.to_owned() })
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(StoreError::files("look for the database", path, source)),
+    }
 }
 
 /// What every connection has in common. The journal mode is a property of the file: `upgrade` sees to it once.

@@ -1,5 +1,6 @@
 //! Files of every age and kind, opened.
 
+mod inspected;
 mod interrupted;
 mod opened;
 mod refused;

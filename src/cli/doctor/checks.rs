@@ -1,0 +1,181 @@
+//! What is checked: each function looks at one thing, and says what it found and the way out.
+
+use std::path::Path;
+
+use bytesize::ByteSize;
+use rustix::fs::{Access, access, statvfs};
+use serde::Serialize;
+
+use crate::config::Config;
+use crate::domain::ModelName;
+use crate::grains::store::{FileState, StoreError};
+use crate::models::error::with_causes;
+use crate::models::hardware::{Ranked, RuntimeFacts};
+
+/// Free space below which the next model or the next copy of the database may not find room.
+const LITTLE_SPACE: u64 = 1 << 30;
+
+/// How a check ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum Verdict {
+    Ok,
+    /// Worth knowing; serving works.
+    Note,
+    /// Serving does not work.
+    Problem,
+}
+
+impl Verdict {
+    pub(super) fn as_str(self) -> &'static str {
+        match self {
+            Self::Ok => "ok",
+            Self::Note => "note",
+            Self::Problem => "problem",
+        }
+    }
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub(super) struct Check {
+    pub(super) subject: &'static str,
+    pub(super) verdict: Verdict,
+    pub(super) finding: String,
+    /// What to do, where the finding does not say it already.
+    pub(super) way_out: Option<String>,
+}
+
+impl Check {
+    fn new(subject: &'static str, verdict: Verdict, finding: impl Into<String>) -> Self {
+        Self { subject, verdict, finding: finding.into(), way_out: None }
+    }
+
+    fn with_way_out(self, way_out: impl Into<String>) -> Self {
+        Self { way_out: Some(way_out.into()), ..self }
+    }
+}
+
+/// Whether the ONNX Runtime library can be loaded.
+pub(super) fn runtime(runtime: &Result<RuntimeFacts, String>) -> Check {
+    const SUBJECT: &str = "runtime library";
+    match runtime {
+        Ok(facts) => {
+            let version = facts.version.as_deref().unwrap_or("of unknown version");
+            let providers = facts.providers.iter().map(|provider| format!("`{provider}`")).collect::<Vec<_>>();
+            let finding = format!(
+                "ONNX Runtime {version} with the providers {}, in `{}`",
+                providers.join(", "),
+                facts.library.display()
+            );
+            Check::new(SUBJECT, Verdict::Ok, finding)
+        }
+        // Says itself what to do.
+        Err(failure) => Check::new(SUBJECT, Verdict::Problem, failure.clone()),
+    }
+}
+
+/// Whether the data directory is there or can be made, and has room.
+pub(super) fn data_dir(config: &Config) -> Check {
+    const SUBJECT: &str = "data directory";
+    let wanted = &config.models.data_dir;
+    let name = wanted.display();
+    // What is missing is made in the folder above it; above a relative path stands the working directory.
+    let above = wanted.ancestors().map(|path| if path == Path::new("") { Path::new(".") } else { path });
+    let Some(found) = above.into_iter().find(|path| path.exists()) else {
+        return Check::new(SUBJECT, Verdict::Problem, format!("no folder above `{name}` exists"));
+    };
+    if !found.is_dir() {
+        let finding = format!("`{}` is not a folder", found.display());
+        return Check::new(SUBJECT, Verdict::Problem, finding).with_way_out("set another `models.data_dir`");
+    }
+    if let Err(error) = access(found, Access::WRITE_OK | Access::EXEC_OK) {
+        let finding = format!("this user may not write in `{}`: {error}", found.display());
+        // With a database elsewhere, nothing is written here.
+        let verdict = if config.database_path().starts_with(wanted) && config.grains.enabled {
+            Verdict::Problem
+        } else {
+            Verdict::Note
+        };
+        return Check::new(SUBJECT, verdict, finding)
+            .with_way_out("give it to the user that runs the server, or set another `models.data_dir`");
+    }
+    let free = statvfs(found).map_or(0, |system| system.f_bavail.saturating_mul(system.f_frsize));
+    let state = if found == wanted { "can be written" } else { "will be made" };
+    let finding = format!("`{name}` {state}, {} free", ByteSize(free).display().iec());
+    if free < LITTLE_SPACE {
+        return Check::new(SUBJECT, Verdict::Note, finding).with_way_out("make room for models and the database");
+    }
+    Check::new(SUBJECT, Verdict::Ok, finding)
+}
+
+/// Whether the database can be opened; `None` when the configuration wants none.
+pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreError>>) -> Check {
+    const SUBJECT: &str = "database";
+    let path = config.database_path();
+    let name = path.display();
+    let fine = |finding: String| Check::new(SUBJECT, Verdict::Ok, finding);
+    match state {
+        None => Check::new(
+            SUBJECT,
+            Verdict::Note,
+            "none, because `grains.enabled` is false: the active model is forgotten at exit",
+        ),
+        Some(Ok(FileState::Absent)) => fine(format!("`{name}` will be made")),
+        Some(Ok(FileState::Blank)) => fine(format!("`{name}` is empty and will be filled")),
+        Some(Ok(FileState::Known { version, latest, .. })) if version == latest => {
+            fine(format!("`{name}` has schema version {version}"))
+        }
+        Some(Ok(FileState::Known { version, latest, .. })) => fine(format!(
+            "`{name}` has schema version {version}; a copy is kept and it is upgraded to {latest} at the next start"
+        )),
+        Some(Ok(FileState::InUse { holder })) => {
+            let finding = format!("`{name}` is in use by {holder}, so Granary is running already");
+            Check::new(SUBJECT, Verdict::Note, finding)
+                .with_way_out("a second server needs another `grains.database_url`")
+        }
+        // Says itself what to do.
+        Some(Err(error)) => Check::new(SUBJECT, Verdict::Problem, with_causes(error)),
+    }
+}
+
+/// Whether the model that would be active has its files, and fits.
+pub(super) fn active_model(config: &Config, remembered: Option<&str>, ranked: &[Ranked]) -> Check {
+    const SUBJECT: &str = "active model";
+    let called = |name: &str| ranked.iter().find(|model| model.model.as_str().eq_ignore_ascii_case(name));
+    let configured = config.ai.model_name.named().map(ModelName::as_str);
+    let (model, origin) = match (remembered.and_then(called), configured) {
+        (Some(model), _) => (Some(model), "which the database remembers"),
+        (None, Some(name)) => (called(name), "by `ai.model_name`"),
+        (None, None) => (ranked.first(), "which `ai.model_name = \"auto\"` would choose"),
+    };
+    let Some(model) = model else {
+        return Check::new(SUBJECT, Verdict::Problem, "there are no models");
+    };
+    let name = &model.model;
+    let reason = |place: usize| model.reasons.get(place).map_or("", String::as_str);
+    if let Some(obstacle) = &model.obstacle {
+        return Check::new(SUBJECT, Verdict::Problem, format!("`{name}`, {origin}: {obstacle}")).with_way_out(
+            "`make setup` installs `all-MiniLM-L6-v2`; for another, put its files in place or name it in `ai.model_name`",
+        );
+    }
+    if !model.fits {
+        let finding = format!("`{name}`, {origin}: {}", reason(1));
+        return Check::new(SUBJECT, Verdict::Note, finding)
+            .with_way_out("give the process more memory, or take a smaller model");
+    }
+    Check::new(SUBJECT, Verdict::Ok, format!("`{name}`, {origin}: {}", reason(0)))
+}
+
+/// Models that must load, or the start fails.
+pub(super) fn loaded_at_start(config: &Config, ranked: &[Ranked]) -> Vec<Check> {
+    let must_load = config.ai.additional_models.iter().filter(|entry| entry.auto_load);
+    let known = must_load.filter_map(|entry| ranked.iter().find(|model| model.model == entry.name));
+    let with_obstacle = known.filter_map(|model| Some((&model.model, model.obstacle.as_ref()?)));
+    with_obstacle
+        .map(|(name, obstacle)| {
+            Check::new("auto_load", Verdict::Problem, format!("`{name}`: {obstacle}"))
+                .with_way_out("put its files in place, or set its `auto_load` to false")
+        })
+        .collect()
+}

@@ -1,0 +1,163 @@
+//! `granary doctor`: would serving work on this machine, and if not, what to do.
+//!
+//! Opens files only: no port, no model, no network. It changes nothing, and leaves nothing behind.
+
+mod checks;
+
+use std::io::{ErrorKind, Write};
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use clap::Args;
+use serde::Serialize;
+
+use self::checks::{Check, Verdict};
+use crate::app::{self, AppError};
+use crate::config::{Config, ConfigError, ConfigSources, Overrides};
+use crate::domain::ModelName;
+use crate::engine::CpuFeature;
+use crate::grains::store::FileState;
+use crate::models::Selector;
+use crate::models::hardware::{Machine, Ranked};
+
+/// The flags of `granary doctor`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct DoctorArgs {
+    /// Read this configuration file [default: granary.toml, if there is one]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Look for models and the database in this directory (`models.data_dir`)
+    #[arg(long, value_name = "PATH")]
+    pub data_dir: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Serving would not work, or nobody can be told.
+#[derive(Debug, thiserror::Error)]
+pub enum DoctorError {
+    /// The server would not start with this configuration.
+    #[error(transparent)]
+    Refused(#[from] ConfigError),
+    /// Nor with these models.
+    #[error(transparent)]
+    Catalog(#[from] AppError),
+    /// What was printed says more.
+    #[error("serving would not work: {0} to solve")]
+    Problems(String),
+    /// The database cannot be looked at without threads.
+    #[error("the checks cannot be run")]
+    Start(#[source] std::io::Error),
+    /// Nobody takes the output.
+    #[error("the findings cannot be printed")]
+    Print(#[source] std::io::Error),
+}
+
+/// What was found.
+#[derive(Debug, Serialize)]
+struct Report {
+    /// Whether serving would work.
+    works: bool,
+    machine: Machine,
+    checks: Vec<Check>,
+    /// The model that `auto` would take.
+    auto: Option<ModelName>,
+    /// Every model, the one that suits the machine best first.
+    models: Vec<Ranked>,
+}
+
+/// Prints to `out` what was found, from this process's environment and working directory.
+///
+/// # Errors
+/// [`DoctorError::Problems`] when serving would not work. A reader that leaves early is no error.
+pub fn run(args: DoctorArgs, out: &mut impl Write) -> Result<(), DoctorError> {
+    let overrides = Overrides { data_dir: args.data_dir, ..Overrides::default() };
+    let config = Config::load(&ConfigSources::from_process(args.config, overrides))?;
+    let report = examine(&config)?;
+    let text = if args.json {
+        serde_json::to_string_pretty(&report)
+            .map(|json| json + "\n")
+            .map_err(|error| DoctorError::Print(error.into()))?
+    } else {
+        report.in_words()
+    };
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(DoctorError::Print(error)),
+        _ => {}
+    }
+    match report.n_problems() {
+        0 => Ok(()),
+        1 => Err(DoctorError::Problems("1 problem".to_owned())),
+        n => Err(DoctorError::Problems(format!("{n} problems"))),
+    }
+}
+
+fn examine(config: &Config) -> Result<Report, DoctorError> {
+    let catalog = app::catalog(config)?;
+    let selector = Selector {
+        runtime_library: app::runtime_library(config),
+        engine: config.engine.clone(),
+        dimensions: catalog.expected_dimensions(),
+        memory_budget: app::memory_budget(config),
+    };
+    let selection = selector.survey(catalog.iter());
+    let database = if config.grains.enabled {
+        let threads = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DoctorError::Start)?;
+        Some(threads.block_on(FileState::of(&config.database_path())))
+    } else {
+        None
+    };
+    let mut checks = vec![checks::runtime(&selection.runtime), checks::data_dir(config)];
+    checks.push(checks::database(config, database.as_ref()));
+    let remembered = match &database {
+        Some(Ok(FileState::Known { active_model, .. })) => active_model.as_deref(),
+        _ => None,
+    };
+    checks.push(checks::active_model(config, remembered, &selection.ranked));
+    checks.extend(checks::loaded_at_start(config, &selection.ranked));
+    Ok(Report {
+        works: checks.iter().all(|check| check.verdict != Verdict::Problem),
+        auto: selection.best().map(|best| best.model.clone()),
+        machine: selection.machine,
+        checks,
+        models: selection.ranked,
+    })
+}
+
+impl Report {
+    fn n_problems(&self) -> usize {
+        self.checks.iter().filter(|check| check.verdict == Verdict::Problem).count()
+    }
+
+    fn in_words(&self) -> String {
+        let mut lines = vec![machine_in_words(&self.machine)];
+        for Check { subject, verdict, finding, way_out } in &self.checks {
+            lines.push(format!("{:8} {subject}: {finding}", verdict.as_str()));
+            lines.extend(way_out.iter().map(|way_out| format!("         way out: {way_out}")));
+        }
+        lines.push("models   the best for this machine first:".to_owned());
+        for (place, model) in self.models.iter().enumerate() {
+            lines.push(format!("      {}. {}", place + 1, model.model));
+            lines.extend(model.reasons.iter().map(|reason| format!("         {reason}")));
+        }
+        lines.extend(self.auto.iter().map(|auto| format!("`auto` would take `{auto}`.")));
+        lines.extend(self.works.then(|| "Serving would work.".to_owned()));
+        lines.join("\n") + "\n"
+    }
+}
+
+fn machine_in_words(machine: &Machine) -> String {
+    let in_words = |bytes| ByteSize(bytes).display().iec().to_string();
+    let quota = machine.cpu_quota.map_or_else(String::new, |quota| format!(" (a quota of {quota:.1})"));
+    let memory = machine.memory.map_or_else(
+        || "an unknown amount of memory".to_owned(),
+        |memory| format!("{} of memory, {} for models", in_words(memory.limit_bytes), in_words(memory.for_models())),
+    );
+    let gpus = machine.gpus.iter().map(|gpu| format!("{} with {}", gpu.name, in_words(gpu.memory_bytes)));
+    let gpus = gpus.reduce(|all, one| format!("{all}, {one}")).unwrap_or_else(|| "no GPU".to_owned());
+    let features = machine.features.iter().map(CpuFeature::as_str).collect::<Vec<_>>().join(", ");
+    let cpu = machine.cpu.as_deref().unwrap_or(&machine.architecture);
+    let unit = if machine.cores == 1 { "core" } else { "cores" };
+    format!("machine  {cpu} ({features}), {} {unit}{quota}; {memory}; {gpus}", machine.cores)
+}

@@ -1,0 +1,147 @@
+//! `granary doctor`: what it finds where serving works, and where it does not.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::helpers::{MINILM, Process, client, data_dir, entry_of, send, with_tiny};
+
+fn folder_with(toml: &str) -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
+    folder
+}
+
+/// The models and the runtime library of set-up, and a database in the working directory.
+fn installed() -> [(&'static str, String); 2] {
+    let data_dir = data_dir().display().to_string();
+    [("GRANARY_MODELS__DATA_DIR", data_dir), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db".to_owned())]
+}
+
+fn doctor(folder: &Path, arguments: &[&str], variables: &[(&'static str, String)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.current_dir(folder).arg("doctor").args(arguments).env_clear().envs(variables.iter().cloned());
+    command.output().expect("it runs")
+}
+
+/// What it says to people, and its exit status.
+fn said(folder: &Path, variables: &[(&'static str, String)]) -> (String, i32) {
+    let output = doctor(folder, &[], variables);
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    (text, output.status.code().expect("an exit status"))
+}
+
+fn report(folder: &Path, variables: &[(&'static str, String)]) -> Value {
+    let output = doctor(folder, &["--json"], variables);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn check<'a>(report: &'a Value, subject: &str) -> &'a Value {
+    let checks = report["checks"].as_array().expect("checks");
+    checks.iter().find(|check| check["subject"] == subject).unwrap_or_else(|| panic!("no {subject}: {report}"))
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs_err::read_dir(folder).expect("a folder");
+    entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+#[test]
+fn where_serving_works_it_says_so_and_leaves_nothing_behind() {
+    let folder = folder_with("");
+    let (text, status) = said(folder.path(), &installed());
+    assert_eq!(status, 0, "{text}");
+    for part in [
+        "machine  ",
+        "ok       runtime library: ONNX Runtime 1.",
+        "`granary.db` will be made",
+        "active model: `all-MiniLM-L6-v2`, by `ai.model_name`: its files are there",
+        "1. all-MiniLM-L6-v2",
+        "this machine can give to models",
+        "not trained for embeddings",
+        "`auto` would take `all-MiniLM-L6-v2`.",
+        "Serving would work.",
+    ] {
+        assert!(text.contains(part), "no `{part}` in:\n{text}");
+    }
+    assert_eq!(names_in(folder.path()), ["granary.toml"]);
+    let report = report(folder.path(), &installed());
+    assert_eq!((&report["works"], &report["auto"]), (&json!(true), &json!(MINILM)));
+    assert_eq!(report["models"].as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn a_missing_runtime_library_is_a_problem_with_a_way_out() {
+    let folder = folder_with("[engine]\nruntime_library = 'no/such.so'");
+    let output = doctor(folder.path(), &[], &installed());
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    let text = String::from_utf8(output.stdout).expect("UTF-8");
+    assert!(
+        text.contains("problem  runtime library: no ONNX Runtime library at `no/such.so`: run `make setup`"),
+        "{text}"
+    );
+    assert!(!text.contains("Serving would work"), "{text}");
+    assert_eq!(output.stderr, b"granary: serving would not work: 1 problem to solve\n");
+}
+
+#[test]
+fn models_without_files_and_a_foreign_database_are_problems() {
+    let missing =
+        "[ai]\nmodel_name = 'mine'\n[[ai.additional_models]]\nname = 'mine'\npath = 'no-such-folder'\nauto_load = true";
+    let folder = folder_with(missing);
+    fs_err::write(folder.path().join("granary.db"), "not a database at all").expect("written");
+    let report = report(folder.path(), &installed());
+    assert_eq!(report["works"], false);
+    for (subject, said) in [
+        ("active model", "`mine`, by `ai.model_name`: its files cannot be used: the ONNX file is missing"),
+        ("auto_load", "`mine`: its files cannot be used: the ONNX file is missing"),
+        ("database", "is not a Granary database"),
+    ] {
+        let check = check(&report, subject);
+        assert_eq!(check["verdict"], "problem", "{check}");
+        assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
+    }
+    assert_eq!(fs_err::read(folder.path().join("granary.db")).expect("left"), b"not a database at all");
+    assert_eq!(names_in(folder.path()).len(), 2, "{:?}", names_in(folder.path()));
+    assert_eq!(report["auto"], MINILM, "what can be had comes first");
+}
+
+#[tokio::test]
+async fn a_running_server_is_seen_and_its_database_is_left_to_it() {
+    let folder = folder_with(&with_tiny(&["tiny-cls"]));
+    let variables = installed();
+    let settings: Vec<(&str, &str)> = variables.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &settings);
+    let url = process.wait_until_serving();
+    let (text, status) = said(folder.path(), &variables);
+    assert_eq!(status, 0, "{text}");
+    assert!(text.contains("note     database: `granary.db` is in use by process "), "{text}");
+    send(client().put(format!("{url}/models/active")).json(&json!({"name": "tiny-cls"}))).await.ok();
+    process.signal(rustix::process::Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+
+    let report = report(folder.path(), &variables);
+    assert!(
+        check(&report, "database")["finding"].as_str().expect("a finding").contains("has schema version"),
+        "{report}"
+    );
+    let active = &check(&report, "active model")["finding"];
+    assert_eq!(active, "`tiny-cls`, which the database remembers: its files are there");
+}
+
+#[test]
+fn a_configuration_that_is_refused_is_refused_here_too() {
+    let folder = folder_with("[server]\nprot = 1");
+    let output = doctor(folder.path(), &[], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(
+        output.stderr.starts_with(b"granary: the configuration is refused:\n  granary.toml: server.prot"),
+        "{output:?}"
+    );
+    let folder = folder_with(&entry_of("tiny").replace("path = ", "#"));
+    let output = doctor(folder.path(), &[], &[]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("needs a `path`"), "{output:?}");
+}
