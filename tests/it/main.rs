@@ -13,6 +13,7 @@ mod config_refusals;
 mod golden;
 mod guard;
 mod lifecycle;
+mod memory;
 mod metrics;
 mod models;
 mod openai;
