@@ -30,7 +30,7 @@ pub fn known(models: &[(&str, &str, Option<&str>)]) -> Result<(&'static str, Str
     let mut entries = Vec::new();
     for (name, of, pooling) in models {
         let pooling = pooling.map(|pooling| format!(", pooling = {pooling:?}")).unwrap_or_default();
-        entries.push(format!("{{ name = {name:?}, path = {:?}{pooling} }}", folder(of)?));
+        entries.push(format!("{{ name = {name:?}, path = \"{}\"{pooling} }}", folder(of)?.display()));
     }
     Ok(("GRANARY_AI__ADDITIONAL_MODELS", format!("[{}]", entries.join(", "))))
 }

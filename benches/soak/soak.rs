@@ -47,6 +47,15 @@ struct Load<'a> {
     tally: RefCell<Tally>,
 }
 
+#[derive(Clone, Copy)]
+enum Order {
+    Load,
+    Unload,
+    Activate,
+}
+
+const ORDERS: [Order; 3] = [Order::Load, Order::Unload, Order::Activate];
+
 /// What was seen.
 #[derive(Debug)]
 struct Tally {
@@ -194,20 +203,16 @@ impl Load<'_> {
         let mut client = Client::new(self.address);
         while Instant::now() < self.ends {
             let model = MODELS[random.below(MODELS.len())];
-            let order = random.below(3);
+            let order = ORDERS[random.below(ORDERS.len())];
             let done = match order {
-                0 => client.load(model).await.map(drop),
-                1 => client.unload(model).await,
-                _ => client.activate(model).await,
+                Order::Load => client.load(model).await.map(drop),
+                Order::Unload => client.unload(model).await,
+                Order::Activate => client.activate(model).await,
             };
-            let mut tally = self.tally.borrow_mut();
-            match (done, order) {
-                (Err(failure), _) => tally.fail(&failure),
-                (Ok(()), 0) => tally.n_loads += 1,
-                (Ok(()), 1) => tally.n_unloads += 1,
-                (Ok(()), _) => tally.n_switches += 1,
+            match done {
+                Ok(()) => self.tally.borrow_mut().count_order(order),
+                Err(failure) => self.tally.borrow_mut().fail(&failure),
             }
-            drop(tally);
             let pause_ms = PAUSE_MS.start + random.below(PAUSE_MS.len());
             tokio::time::sleep(Duration::from_millis(pause_ms as u64)).await;
         }
@@ -233,6 +238,14 @@ impl Tally {
             tally.n_texts += n_texts;
             tally.lowest_cosine = tally.lowest_cosine.min(cosine);
             tally.slowest = tally.slowest.max(took);
+        }
+    }
+
+    fn count_order(&mut self, order: Order) {
+        match order {
+            Order::Load => self.n_loads += 1,
+            Order::Unload => self.n_unloads += 1,
+            Order::Activate => self.n_switches += 1,
         }
     }
 
