@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-bench test test-schema bench bench-engine bench-overload lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-bench test test-schema bench bench-engine bench-overload soak cycles budget lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -45,6 +45,15 @@ bench-engine: setup-bench ## the engine alone: tokens per second by length and b
 
 bench-overload: setup-bench ## Granary at twice the load it can serve
 	cargo bench --locked --bench overload -- $(ARGS)
+
+soak: setup-test ## three models under load while they come and go: vectors, failures, memory; 12 minutes, ARGS="--seconds 60"
+	cargo bench --locked --bench soak -- soak $(ARGS)
+
+cycles: setup-test ## a model of 440 MB loaded and unloaded 20 times: does memory come back?
+	cargo bench --locked --bench soak -- cycles $(ARGS)
+
+budget: setup-test ## 200 requests to three models in a memory budget that holds any two
+	cargo bench --locked --bench soak -- budget $(ARGS)
 
 lint: ## formatting, clippy with warnings denied, documentation, and the dependencies' licences, sources and bans
 	@scripts/setup-tools

@@ -59,17 +59,26 @@ impl Connection {
 
     /// Posts JSON and keeps the answer's body.
     pub async fn post_and_keep(&mut self, path: &str, body: Bytes) -> Result<(StatusCode, Vec<u8>), Failure> {
+        self.send_and_keep(Method::POST, path, body).await
+    }
+
+    /// Sends a request with any method and keeps the answer's body.
+    pub async fn send_and_keep(
+        &mut self,
+        method: Method,
+        path: &str,
+        body: Bytes,
+    ) -> Result<(StatusCode, Vec<u8>), Failure> {
         let mut kept = Vec::new();
-        let reply = self.exchange(Method::POST, path, body, |chunk| kept.extend_from_slice(chunk)).await?;
+        let reply = self.exchange(method, path, body, |chunk| kept.extend_from_slice(chunk)).await?;
         Ok((reply.status, kept))
     }
 
     /// Gets a JSON document.
     pub async fn get(&mut self, path: &str) -> Result<serde_json::Value, Failure> {
-        let mut kept = Vec::new();
-        let reply = self.exchange(Method::GET, path, Bytes::new(), |chunk| kept.extend_from_slice(chunk)).await?;
-        if reply.status != StatusCode::OK {
-            return Err(format!("GET {path} was answered {}", reply.status).into());
+        let (status, kept) = self.send_and_keep(Method::GET, path, Bytes::new()).await?;
+        if status != StatusCode::OK {
+            return Err(format!("GET {path} was answered {status}").into());
         }
         Ok(serde_json::from_slice(&kept)?)
     }

@@ -53,7 +53,8 @@ impl Golden {
     }
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+/// The cosine of the angle between two vectors of one length, in double precision.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
     dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }

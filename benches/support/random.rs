@@ -9,12 +9,22 @@ impl Random {
         Self(seed)
     }
 
+    /// Another generator, which gives other numbers.
+    pub fn fork(&mut self) -> Self {
+        Self(self.next())
+    }
+
     fn next(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
+    }
+
+    /// A number in 0..n.
+    pub fn below(&mut self, n: usize) -> usize {
+        usize::try_from(self.next() % n as u64).expect("less than a usize")
     }
 
     /// A number in 0..1.
@@ -25,8 +35,8 @@ impl Random {
     /// Brings `items` into an order that only the seed decides.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {
-            let other = self.next() % (last as u64 + 1);
-            items.swap(last, usize::try_from(other).expect("an index of the slice"));
+            let other = self.below(last + 1);
+            items.swap(last, other);
         }
     }
 }

@@ -165,7 +165,8 @@ impl Dialect {
         .into()
     }
 
-    fn vectors(self, answer: &[u8]) -> Result<Vec<Vec<f32>>, Failure> {
+    /// The vectors of an answer, in the order of their texts.
+    pub fn vectors(self, answer: &[u8]) -> Result<Vec<Vec<f32>>, Failure> {
         match self {
             Self::Tei => Ok(serde_json::from_slice(answer)?),
             Self::OpenAi => {
@@ -183,7 +184,7 @@ pub struct Server {
     pub contender: Contender,
     /// Where it listens.
     pub address: SocketAddr,
-    /// From the start of the process to its first vector.
+    /// From the start of the process to its first vector, or to its first answer where no vector is waited for.
     pub started_in: Duration,
     child: Child,
     /// Holds its log, its database, and whatever it keeps in its home.
@@ -193,24 +194,50 @@ pub struct Server {
 impl Server {
     /// Starts the server on a free port, waits for its first vector, and gives up after three minutes.
     pub async fn start(contender: Contender, granary: &Granary) -> Result<Self, Failure> {
+        let started = Instant::now();
+        let mut server = Self::spawn(contender, granary)?;
+        while let Err(error) = server.embed(&["hello"]).await {
+            server.wait_on(started, &error).await?;
+        }
+        server.started_in = started.elapsed();
+        Ok(server)
+    }
+
+    /// Starts Granary and waits until it answers at all: it may have no model to embed with.
+    pub async fn start_without_vector(granary: &Granary) -> Result<Self, Failure> {
+        let started = Instant::now();
+        let mut server = Self::spawn(Contender::Granary, granary)?;
+        while let Err(error) = server.list_models().await {
+            server.wait_on(started, &error).await?;
+        }
+        server.started_in = started.elapsed();
+        Ok(server)
+    }
+
+    fn spawn(contender: Contender, granary: &Granary) -> Result<Self, Failure> {
         let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port();
         let folder = tempfile::tempdir()?;
         let log = fs_err::File::create(folder.path().join("log"))?.into_parts().0;
         let mut command = contender.command(granary, port, folder.path());
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
-        let started = Instant::now();
         let child = command.spawn().map_err(|error| format!("{} cannot be started: {error}", contender.name()))?;
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        let mut server = Self { contender, address, started_in: Duration::ZERO, child, folder };
-        while let Err(error) = server.embed(&["hello"]).await {
-            let ended = server.child.try_wait()?.is_some();
-            if ended || started.elapsed() > START_TIMEOUT {
-                return Err(format!("{} does not answer ({error}):\n{}", contender.name(), server.last_lines()).into());
-            }
-            tokio::time::sleep(Duration::from_millis(2)).await;
+        Ok(Self { contender, address, started_in: Duration::ZERO, child, folder })
+    }
+
+    /// Waits a moment before the next try, unless the process has ended or has had its time.
+    async fn wait_on(&mut self, started: Instant, error: &Failure) -> Result<(), Failure> {
+        let ended = self.child.try_wait()?.is_some();
+        if ended || started.elapsed() > START_TIMEOUT {
+            return Err(format!("{} does not answer ({error}):\n{}", self.contender.name(), self.last_lines()).into());
         }
-        server.started_in = started.elapsed();
-        Ok(server)
+        tokio::time::sleep(Duration::from_millis(2)).await;
+        Ok(())
+    }
+
+    /// Asks what loads nothing.
+    async fn list_models(&self) -> Result<Value, Failure> {
+        Connection::open(self.address).await?.get("/models").await
     }
 
     /// The process id.

@@ -15,6 +15,7 @@ mod golden;
 mod guard;
 mod hardware;
 mod lifecycle;
+mod memory;
 mod metrics;
 mod models;
 mod openai;

@@ -58,6 +58,13 @@ impl Process {
         format!("http://{}", address.expect("an address"))
     }
 
+    /// The memory that is resident now.
+    pub fn rss_bytes(&self) -> u64 {
+        let status = fs_err::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident set");
+        line.trim().trim_end_matches(" kB").parse::<u64>().expect("kibibytes") << 10
+    }
+
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, signal).expect("a signal");

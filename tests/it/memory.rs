@@ -1,0 +1,107 @@
+//! Memory comes back when a model goes, and a budget keeps models from taking more than they may.
+//!
+//! Short forms of the benchmark program `soak`. Each runs the binary as a process of its own: in the tests' process
+//! others load models too. Without the session for lone queries, a model takes half.
+
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::helpers::{MINILM, Process, cosine, data_dir, send, vectors_of, with_tiny};
+
+/// What a process may keep beyond a tenth: pools of the allocator that a first cycle need not have filled.
+const SLACK_BYTES: u64 = 8 << 20;
+
+struct Server {
+    process: Process,
+    url: String,
+    _folder: TempDir,
+}
+
+impl Server {
+    /// Serves with a tiny active model, these settings of `[models]`, and these entries.
+    fn start(models: &str, entries: &str) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let toml = format!("[models]\n{models}\n[engine]\nquery_lane = \"off\"\n{}{entries}", with_tiny(&[]));
+        fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
+        let data_dir = data_dir().canonicalize().expect("set up").display().to_string();
+        let variables =
+            [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db")];
+        let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &variables);
+        let url = process.wait_until_serving();
+        Self { process, url, _folder: folder }
+    }
+
+    async fn post(&self, path: &str, body: Value) -> Value {
+        send(crate::helpers::client().post(format!("{}{path}", self.url)).json(&body)).await.ok()
+    }
+
+    async fn embed(&self, model: &str, texts: &[&str]) -> Vec<Vec<f32>> {
+        vectors_of(&self.post(&format!("/models/{model}/embed"), json!({"inputs": texts})).await)
+    }
+
+    /// The sum over a metric's series.
+    async fn metric(&self, name: &str) -> f64 {
+        let answer = send(crate::helpers::client().get(format!("{}/metrics", self.url))).await;
+        let series = answer.text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        series.map(|line| line.rsplit(' ').next().expect("a value").parse::<f64>().expect("a number")).sum()
+    }
+
+    /// What models take, by the server's own measure, once it has looked again.
+    async fn used_bytes(&self) -> f64 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        self.metric("granary_models_memory_used_bytes").await
+    }
+}
+
+#[tokio::test]
+async fn memory_comes_back_in_every_cycle_of_load_and_unload() {
+    let server = Server::start("", "");
+    server.embed("tiny", &["hello"]).await;
+    let mut after_unload = Vec::new();
+    for _ in 0..4 {
+        server.post(&format!("/models/{MINILM}/load"), json!({})).await;
+        server.embed(MINILM, &["hello"; 16]).await;
+        server.post(&format!("/models/{MINILM}/unload"), json!({})).await;
+        after_unload.push(server.process.rss_bytes());
+    }
+    let most = after_unload[0] + after_unload[0] / 10 + SLACK_BYTES;
+    assert!(after_unload[3] <= most, "resident after each unload, in bytes: {after_unload:?}");
+}
+
+#[tokio::test]
+async fn three_models_in_a_budget_for_two_answer_every_request() {
+    let names = [MINILM, "by-cls", "by-max"];
+    let entries = ["cls", "max"].map(|pooling| {
+        format!("[[ai.additional_models]]\nname = \"by-{pooling}\"\npath = \"{MINILM}\"\npooling = \"{pooling}\"\n")
+    });
+    let entries = entries.concat();
+    // The gauge of what is used is kept only where there is a budget.
+    let server = Server::start("memory_budget = \"1TiB\"", &entries);
+    let (mut right, mut used) = (Vec::new(), Vec::new());
+    for name in names {
+        right.extend(server.embed(name, &["hello world"]).await);
+        used.push(server.used_bytes().await);
+    }
+    drop(server);
+    let budget_bytes = f64::midpoint(used[1], used[2]);
+    assert!(used[1] < budget_bytes && budget_bytes < used[2], "what one, two and three models take: {used:?}");
+
+    let server = Server::start(&format!("memory_budget = \"{budget_bytes:.0}B\""), &entries);
+    let order = (0..30).map(|number: usize| (number * number + number / 4) % 3);
+    let callers = [0, 1].map(|caller| {
+        let (server, right, order) = (&server, &right, order.clone());
+        async move {
+            for model in order.skip(caller).step_by(2) {
+                let vectors = server.embed(names[model], &["hello world"]).await;
+                let cosine = cosine(&vectors[0], &right[model]);
+                assert!(cosine >= 0.999, "{}: cosine {cosine}", names[model]);
+            }
+        }
+    });
+    futures::future::join_all(callers).await;
+    assert!(server.metric("granary_model_evictions_total").await > 0.0, "none was evicted");
+    let log = server.process.log();
+    assert!(!log.contains("cannot be loaded"), "{log}");
+}
