@@ -11,6 +11,7 @@ pub mod error;
 pub mod fingerprint;
 pub mod folder;
 pub mod following;
+pub mod hub;
 pub mod ledger;
 pub mod lifecycle;
 pub mod loaded;
