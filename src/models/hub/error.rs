@@ -61,12 +61,12 @@ pub enum HubError {
     },
     /// The network may not be used, and the cache does not hold the model.
     #[error(
-        "`{source_}` is not complete in {}, and HF_HUB_OFFLINE forbids to download it: unset that, or fill the cache \
+        "`{model}` is not complete in {}, and HF_HUB_OFFLINE forbids to download it: unset that, or fill the cache \
          elsewhere and copy it here", cache_dir.display()
     )]
     Offline {
         /// The model.
-        source_: Box<HubSource>,
+        model: Box<HubSource>,
         /// Where it was looked for.
         cache_dir: PathBuf,
     },
