@@ -12,6 +12,7 @@ mod broken_models;
 mod config_refusals;
 mod golden;
 mod guard;
+mod hub;
 mod lifecycle;
 mod metrics;
 mod models;
