@@ -3,10 +3,12 @@
 //! Owns what is true without a server: how a name is spelled, what makes two vectors comparable. It refuses to know
 //! HTTP, SQL, ONNX Runtime and tokio. Start at [`model`], then [`space`].
 
+pub mod hub;
 pub mod model;
 pub mod provider;
 pub mod space;
 
+pub use hub::{HubFile, HubId, HubNameError, HubRevision, HubSource};
 pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,
     OutputDimensionsError, Pooling, Prompts, Training, TruncationSide,

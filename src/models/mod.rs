@@ -12,6 +12,7 @@ pub mod fingerprint;
 pub mod folder;
 pub mod following;
 pub mod hardware;
+pub mod hub;
 pub mod ledger;
 pub mod lifecycle;
 pub mod loaded;

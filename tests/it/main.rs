@@ -14,6 +14,7 @@ mod doctor;
 mod golden;
 mod guard;
 mod hardware;
+mod hub;
 mod lifecycle;
 mod memory;
 mod metrics;

@@ -1,5 +1,6 @@
 //! Starting servers, in this process or as one of their own, and asking them.
 
+mod hub;
 mod process;
 mod server;
 
@@ -7,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+pub use hub::{Failing, REPOSITORY, StandInHub, etag, sha256};
 pub use process::Process;
 pub use server::{Answer, TestApp, client, send};
 

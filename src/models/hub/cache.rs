@@ -1,0 +1,182 @@
+//! The folder of downloaded files, laid out as every tool of the hub does it.
+//!
+//! `models--organisation--name/` holds `blobs/<etag>` (contents), `refs/<revision>` (a commit each) and
+//! `snapshots/<commit>/…`, whose entries are relative symbolic links to blobs. ONNX Runtime refuses weights that lie
+//! outside the model's folder once links are followed, so weights become hard links: see [`RepositoryCache::settle`].
+
+use std::io::{self, Read};
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use sha2::{Digest, Sha256};
+
+use crate::domain::{HubId, HubRevision};
+
+/// Bytes that are hashed at a time.
+const HASH_CHUNK_BYTES: usize = 1 << 20;
+
+/// The folder of one repository.
+#[derive(Clone, Debug)]
+pub(super) struct RepositoryCache {
+    folder: PathBuf,
+    locks: PathBuf,
+}
+
+impl RepositoryCache {
+    pub(super) fn new(root: &Path, repository: &HubId) -> Self {
+        let name = format!("models--{}", repository.as_str().replace('/', "--"));
+        Self { folder: root.join(&name), locks: root.join(".locks").join(&name) }
+    }
+
+    /// The root of a commit's files.
+    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+        self.folder.join("snapshots").join(commit)
+    }
+
+    pub(super) fn blobs(&self) -> PathBuf {
+        self.folder.join("blobs")
+    }
+
+    pub(super) fn blob(&self, etag: &str) -> PathBuf {
+        self.blobs().join(etag)
+    }
+
+    /// Where a blob stands until it is whole.
+    pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
+        self.blobs().join(format!("{etag}.incomplete"))
+    }
+
+    /// The file that is locked while a blob is written; the Python library locks the same one.
+    pub(super) fn blob_lock(&self, etag: &str) -> PathBuf {
+        self.locks.join(format!("{etag}.lock"))
+    }
+
+    /// The commit that a revision stood for when it was last downloaded.
+    pub(super) fn commit_of(&self, revision: &HubRevision) -> io::Result<Option<String>> {
+        if revision.is_commit() {
+            return Ok(Some(revision.to_string()));
+        }
+        let text = read_if_there(&self.folder.join("refs").join(revision.as_str()))?;
+        let commit = text.map(|text| text.trim().to_owned());
+        Ok(commit.filter(|commit| HubRevision::parse(commit).is_ok_and(|commit| commit.is_commit())))
+    }
+
+    pub(super) fn write_ref(&self, revision: &HubRevision, commit: &str) -> io::Result<()> {
+        if revision.is_commit() {
+            return Ok(());
+        }
+        write_atomically(&self.folder.join("refs").join(revision.as_str()), commit.as_bytes())
+    }
+
+    /// Makes a blob the file at `path` of a commit, by a relative symbolic link, or by moving it where there are none.
+    pub(super) fn place(&self, etag: &str, commit: &str, path: &str) -> io::Result<()> {
+        let entry = self.snapshot(commit).join(path);
+        let folder = entry.parent().unwrap_or(&self.folder);
+        fs_err::create_dir_all(folder)?;
+        // A link whose blob was removed by hand is still there.
+        remove_if_there(&entry)?;
+        let to_folder = "../".repeat(2 + path.matches('/').count());
+        match symlink(format!("{to_folder}blobs/{etag}"), &entry) {
+            Err(error) if is_unsupported(&error) => fs_err::rename(self.blob(etag), &entry),
+            done => done,
+        }
+    }
+
+    /// Turns a commit's symbolic link into a hard one, which lies in its folder for all who look.
+    pub(super) fn settle(&self, commit: &str, path: &str) -> io::Result<()> {
+        let entry = self.snapshot(commit).join(path);
+        if !fs_err::symlink_metadata(&entry)?.is_symlink() {
+            return Ok(());
+        }
+        let whole = fs_err::canonicalize(&entry)?;
+        let temporary = beside(&entry, "link");
+        remove_if_there(&temporary)?;
+        fs_err::hard_link(&whole, &temporary)?;
+        fs_err::rename(&temporary, &entry)
+    }
+}
+
+/// Links that the file system does not have.
+fn is_unsupported(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied)
+}
+
+fn beside(path: &Path, what: &str) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{}.{what}", std::process::id()))
+}
+
+/// A text file's content; `None` when there is no such file.
+pub(super) fn read_if_there(path: &Path) -> io::Result<Option<String>> {
+    match fs_err::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs_err::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
+}
+
+/// Replaces a file so that, whatever happens, it is the old one or the new one.
+pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    fs_err::create_dir_all(folder)?;
+    let temporary = beside(path, "new");
+    fs_err::write(&temporary, content)?;
+    fs_err::File::open(&temporary)?.sync_all()?;
+    fs_err::rename(&temporary, path)?;
+    fs_err::File::open(folder)?.sync_all()
+}
+
+/// The SHA-256 of a file's content, in small hexadecimal digits.
+pub(super) fn sha256_of(path: &Path) -> io::Result<String> {
+    let mut file = fs_err::File::open(path)?;
+    let mut hasher = Sha256::new();
+    let mut chunk = vec![0; HASH_CHUNK_BYTES];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            n_bytes => hasher.update(&chunk[..n_bytes]),
+        }
+    }
+}
+
+/// Whether an etag is itself the SHA-256 of its file, as those of large files are.
+pub(super) fn is_sha256(etag: &str) -> bool {
+    etag.len() == 64 && etag.bytes().all(|b| b.is_ascii_digit() || matches!(b, b'a'..=b'f'))
+}
+
+/// Bytes that an ordinary user may still write below a folder.
+pub(super) fn free_bytes(folder: &Path) -> io::Result<u64> {
+    let facts = rustix::fs::statvfs(folder)?;
+    Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
+}
+
+/// Opens, or makes, a file whose lock stands for something, and tries to take that lock; `None` when another has it. It
+/// is free again when the file is closed, however the process ends.
+pub(super) fn try_lock(path: &Path) -> io::Result<Option<fs_err::File>> {
+    if let Some(folder) = path.parent() {
+        fs_err::create_dir_all(folder)?;
+    }
+    let file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
+    match flock(file.file(), FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(Some(file)),
+        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Locks a folder against others who do, waiting for them.
+pub(super) fn lock_folder(folder: &Path) -> io::Result<fs_err::File> {
+    fs_err::create_dir_all(folder)?;
+    let file = fs_err::File::open(folder)?;
+    flock(file.file(), FlockOperation::LockExclusive)?;
+    Ok(file)
+}

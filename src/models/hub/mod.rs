@@ -1,0 +1,318 @@
+//! Model files from a hub: downloaded once, pinned to a commit, checked against what they should be.
+//!
+//! Owns the cache folder, which it shares with other tools of the hub, and `models.lock`. It loads no model and reads no
+//! environment: [`HubSettings::from_variables`] is given the variables. [`Hub::local`] never uses the network;
+//! [`Hub::obtain`] downloads what is missing and no more.
+
+mod address;
+mod cache;
+mod client;
+mod download;
+pub mod error;
+mod lock;
+mod needs;
+pub mod redirect;
+pub mod settings;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+use tokio_util::sync::CancellationToken;
+use tracing::Span;
+
+use self::cache::{RepositoryCache, is_sha256, sha256_of};
+use self::client::{Client, FileAt, Listing};
+use self::download::{Download, Wanted};
+use self::lock::{LockFile, LockedModel};
+use self::needs::{DESCRIPTIONS, MODULES, TOKENIZER, USUAL_POOLING};
+use crate::domain::{HubId, HubSource};
+
+pub use self::client::Patience;
+pub use self::error::HubError;
+pub use self::redirect::RedirectError;
+pub use self::settings::{HubProxies, HubSettings, HubToken};
+
+/// How far a download is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Progress {
+    /// The file that is being downloaded, as the repository names it.
+    pub file: String,
+    /// Bytes that are here, of all files together. Falls when a server cannot continue a file.
+    pub done_bytes: u64,
+    /// Bytes of all files that are known to be needed. Grows once, when the ONNX file has named its weights.
+    pub total_bytes: u64,
+}
+
+/// A model whose files are all here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HubModel {
+    /// The root of the commit's files.
+    pub folder: PathBuf,
+    /// The `.onnx` file.
+    pub onnx: PathBuf,
+    /// The commit they are of.
+    pub commit: String,
+    /// Path in the repository, and the SHA-256 recorded for it when it was first downloaded.
+    pub files: BTreeMap<String, String>,
+    lock_file: PathBuf,
+}
+
+impl HubModel {
+    /// Compares the SHA-256 that a file has now, whose path is as the repository names it, with the recorded one.
+    ///
+    /// # Errors
+    /// [`HubError::Changed`] when they differ, or when nothing is recorded of the file.
+    pub fn check(&self, path: &str, sha256: &str) -> Result<(), HubError> {
+        match self.files.get(path) {
+            Some(recorded) if recorded.eq_ignore_ascii_case(sha256) => Ok(()),
+            recorded => Err(HubError::Changed {
+                file: path.to_owned(),
+                path: self.folder.join(path),
+                expected: recorded.cloned().unwrap_or_else(|| "not recorded".to_owned()),
+                found: sha256.to_owned(),
+                lock_file: self.lock_file.clone(),
+            }),
+        }
+    }
+}
+
+/// A hub, and the cache of its files.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    settings: HubSettings,
+    lock: LockFile,
+    patience: Patience,
+}
+
+impl Hub {
+    /// A hub whose models are pinned in `lock_file`. Touches neither network nor disk.
+    #[must_use]
+    pub fn new(settings: HubSettings, lock_file: PathBuf) -> Self {
+        Self { settings, lock: LockFile::new(lock_file), patience: Patience::default() }
+    }
+
+    /// The same with other times to wait.
+    #[must_use]
+    pub fn with_patience(self, patience: Patience) -> Self {
+        Self { patience, ..self }
+    }
+
+    /// The model, if all its files are here. Blocks, and uses no network.
+    ///
+    /// A model that is not in the lock file is only taken from the cache when the network may not be used: what other
+    /// tools have put there may lack files that this one needs. It is hashed and pinned then, which takes as long as
+    /// reading it.
+    ///
+    /// # Errors
+    /// When the lock file cannot be understood, or the cache not be read or written.
+    pub fn local(&self, source: &HubSource) -> Result<Option<HubModel>, HubError> {
+        let cache = self.cache(&source.repository);
+        let locked = match self.lock.find(source)? {
+            Some(locked) => locked,
+            None if self.settings.offline => match adopted(&cache, source)? {
+                Some(found) => self.lock.record(found)?,
+                None => return Ok(None),
+            },
+            None => return Ok(None),
+        };
+        let snapshot = cache.snapshot(&locked.commit);
+        if !locked.files.keys().all(|path| snapshot.join(path).is_file()) {
+            return Ok(None);
+        }
+        self.finished(&cache, locked).map(Some)
+    }
+
+    /// The model, downloaded as far as it is not here. Dropping the future, or cancelling, keeps what has come.
+    ///
+    /// # Errors
+    /// [`HubError`]; [`HubError::is_permanent`] says whether trying again can help.
+    pub async fn obtain(
+        &self,
+        source: &HubSource,
+        progress: &(dyn Fn(Progress) + Send + Sync),
+        cancel: &CancellationToken,
+    ) -> Result<HubModel, HubError> {
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(HubError::Cancelled),
+            model = self.find_or_download(source, progress) => model,
+        }
+    }
+
+    async fn find_or_download(
+        &self,
+        source: &HubSource,
+        report: &(dyn Fn(Progress) + Send + Sync),
+    ) -> Result<HubModel, HubError> {
+        let (hub, asked) = (self.clone(), source.clone());
+        if let Some(model) = blocking(move || hub.local(&asked)).await? {
+            return Ok(model);
+        }
+        if self.settings.offline {
+            let (model, cache_dir) = (Box::new(source.clone()), self.settings.cache_dir.clone());
+            return Err(HubError::Offline { model, cache_dir });
+        }
+        let client = Client::new(&self.settings, self.patience)?;
+        let cache = self.cache(&source.repository);
+        let pinned = self.lock.find(source)?;
+        let listing = match &pinned {
+            Some(pinned) => Listing { commit: pinned.commit.clone(), files: Vec::new() },
+            None => client.list(&source.repository, &source.revision).await?,
+        };
+        let repository = &source.repository;
+        let mut download = Download {
+            client: &client,
+            cache: &cache,
+            repository,
+            commit: &listing.commit,
+            report,
+            done_bytes: 0,
+            total_bytes: 0,
+        };
+        let locked = match pinned {
+            Some(pinned) => {
+                fetch_all(&mut download, pinned.files.keys().cloned().collect(), &pinned.files).await?;
+                pinned
+            }
+            None => {
+                let files = download_new(&mut download, source, &listing).await?;
+                cache.write_ref(&source.revision, &listing.commit)?;
+                self.lock.record(LockedModel { source: source.clone(), commit: listing.commit.clone(), files })?
+            }
+        };
+        let hub = self.clone();
+        blocking(move || hub.finished(&cache, locked)).await
+    }
+
+    fn cache(&self, repository: &HubId) -> RepositoryCache {
+        RepositoryCache::new(&self.settings.cache_dir, repository)
+    }
+
+    fn finished(&self, cache: &RepositoryCache, locked: LockedModel) -> Result<HubModel, HubError> {
+        // What the runtime opens beside the ONNX file: it follows no link out of the folder.
+        let is_weights = |path: &&String| !path.ends_with(".json") && path.as_str() != locked.source.file.as_str();
+        for path in locked.files.keys().filter(is_weights) {
+            cache.settle(&locked.commit, path)?;
+        }
+        let folder = cache.snapshot(&locked.commit);
+        let onnx = folder.join(locked.source.file.as_str());
+        let lock_file = self.lock.path().to_owned();
+        Ok(HubModel { folder, onnx, commit: locked.commit, files: locked.files, lock_file })
+    }
+}
+
+/// Downloads a model of which nothing is recorded: first what names other files, then those.
+async fn download_new(
+    download: &mut Download<'_>,
+    source: &HubSource,
+    listing: &Listing,
+) -> Result<BTreeMap<String, String>, HubError> {
+    let known: BTreeSet<&str> = listing.files.iter().map(String::as_str).collect();
+    for required in [source.file.as_str(), TOKENIZER] {
+        if !known.contains(required) {
+            return Err(missing(source, listing, required));
+        }
+    }
+    let nothing = BTreeMap::new();
+    let described = DESCRIPTIONS.into_iter().filter(|path| known.contains(path));
+    let first = described.chain([source.file.as_str(), TOKENIZER]).map(str::to_owned).collect();
+    let mut files = fetch_all(download, first, &nothing).await?;
+
+    let snapshot = download.cache.snapshot(&listing.commit);
+    let (onnx, asked) = (snapshot.join(source.file.as_str()), source.clone());
+    let mut further = blocking(move || needs::external_data(&onnx, &asked)).await?;
+    if known.contains(MODULES) {
+        let modules = needs::module_files(&fs_err::read(snapshot.join(MODULES))?, source)?;
+        further.extend(modules.into_iter().filter(|f| f.required || known.contains(&*f.path)).map(|file| file.path));
+    } else if known.contains(USUAL_POOLING) {
+        further.push(USUAL_POOLING.to_owned());
+    }
+    further.retain(|path| !files.contains_key(path));
+    if let Some(unknown) = further.iter().find(|path| !known.contains(path.as_str())) {
+        return Err(missing(source, listing, unknown));
+    }
+    files.append(&mut fetch_all(download, further, &nothing).await?);
+    Ok(files)
+}
+
+fn missing(source: &HubSource, listing: &Listing, file: &str) -> HubError {
+    let models: Vec<_> = listing.files.iter().filter(|path| path.ends_with(".onnx")).take(10).cloned().collect();
+    let wants_model = file == source.file.as_str() && !models.is_empty();
+    HubError::FileNotFound {
+        repository: source.repository.clone(),
+        commit: listing.commit.clone(),
+        file: file.to_owned(),
+        available: wants_model.then(|| format!("; its ONNX files are {}", models.join(", "))),
+    }
+}
+
+async fn fetch_all(
+    download: &mut Download<'_>,
+    paths: Vec<String>,
+    recorded: &BTreeMap<String, String>,
+) -> Result<BTreeMap<String, String>, HubError> {
+    let mut wanted = Vec::new();
+    for path in paths {
+        let file = FileAt { repository: download.repository, commit: download.commit, path: &path };
+        let facts = download.client.facts(file).await?;
+        wanted.push(Wanted::new(path.clone(), facts, recorded.get(&path).cloned()));
+    }
+    download.plan(&wanted)?;
+    let mut found = BTreeMap::new();
+    for file in wanted {
+        let sha256 = download.fetch(&file).await?;
+        found.insert(file.path, sha256);
+    }
+    Ok(found)
+}
+
+/// A model that another tool has put into the cache; `None` when it is not whole.
+fn adopted(cache: &RepositoryCache, source: &HubSource) -> Result<Option<LockedModel>, HubError> {
+    let Some(commit) = cache.commit_of(&source.revision)? else { return Ok(None) };
+    let snapshot = cache.snapshot(&commit);
+    let is_there = |path: &str| snapshot.join(path).is_file();
+    if !is_there(source.file.as_str()) || !is_there(TOKENIZER) {
+        return Ok(None);
+    }
+    let mut paths = needs::external_data(&snapshot.join(source.file.as_str()), source)?;
+    if is_there(MODULES) {
+        let modules = needs::module_files(&fs_err::read(snapshot.join(MODULES))?, source)?;
+        paths.extend(modules.into_iter().filter(|file| file.required || is_there(&file.path)).map(|file| file.path));
+    } else {
+        paths.extend(is_there(USUAL_POOLING).then(|| USUAL_POOLING.to_owned()));
+    }
+    if !paths.iter().all(|path| is_there(path)) {
+        return Ok(None);
+    }
+    let described = DESCRIPTIONS.into_iter().filter(|path| is_there(path));
+    paths.extend(described.chain([source.file.as_str(), TOKENIZER]).map(str::to_owned));
+    let mut files = BTreeMap::new();
+    for path in paths {
+        let sha256 = sha256_of(&snapshot.join(&path))?;
+        refuse_damaged(&snapshot.join(&path), source, &path, &sha256)?;
+        files.insert(path, sha256);
+    }
+    Ok(Some(LockedModel { source: source.clone(), commit, files }))
+}
+
+/// The blob that a link leads to has the SHA-256 of a large file as its name.
+fn refuse_damaged(entry: &Path, source: &HubSource, path: &str, found: &str) -> Result<(), HubError> {
+    let blob = fs_err::canonicalize(entry)?;
+    match blob.file_name().and_then(|name| name.to_str()) {
+        Some(name) if is_sha256(name) && name != found => Err(HubError::Malformed {
+            repository: source.repository.clone(),
+            file: path.to_owned(),
+            problem: format!("{} should have the SHA-256 of its name and has {found}; remove it", blob.display()),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Runs work that waits for the disk where it holds up nobody.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, HubError> + Send + 'static,
+) -> Result<T, HubError> {
+    let span = Span::current();
+    let task = tokio::task::spawn_blocking(move || span.in_scope(work));
+    task.await.map_err(|ended| HubError::Cache(std::io::Error::other(ended)))?
+}
