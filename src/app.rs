@@ -18,6 +18,7 @@ use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
+use crate::models::hub::{Hub, HubError, HubSettings};
 use crate::models::lifecycle::Phase;
 use crate::models::{
     Catalog, CatalogError, EmbeddingCache, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager,
@@ -57,6 +58,9 @@ pub enum AppError {
     /// The record of what survives a restart.
     #[error("the active model of the last run cannot be known")]
     Ledger(#[from] LedgerError),
+    /// A variable that says which hub models come from.
+    #[error("the hub cannot be used")]
+    Hub(#[source] HubError),
     /// A model with `auto_load`.
     #[error("a model with `auto_load = true` does not load")]
     AutoLoad(#[source] ModelError),
@@ -110,6 +114,7 @@ impl App {
                 engine: config.engine.clone(),
                 features: CpuFeatures::probe(),
                 cores,
+                hub: hub(&config)?,
                 cache: EmbeddingCache::with_capacity(config.models.embedding_cache.as_u64()),
             },
             ledger: Arc::clone(&ledger),
@@ -200,6 +205,20 @@ pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), AppError
     let listener = TcpListener::bind((host, port)).await.map_err(refused)?;
     let address = listener.local_addr().map_err(refused)?;
     Ok((listener, address))
+}
+
+/// The hub that the usual variables name, with `models.lock` in the models directory.
+///
+/// # Errors
+/// [`AppError::Hub`], naming the variable.
+pub fn hub(config: &Config) -> Result<Hub, AppError> {
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let has_cache = ["HF_HUB_CACHE", "HF_HOME", "XDG_CACHE_HOME", "HOME"].iter().any(|name| set(name).is_some());
+    // Without a home the models directory holds what is downloaded.
+    let beside = (!has_cache).then(|| config.models.models_dir().join("hub").display().to_string());
+    let variable = |name: &str| set(name).or_else(|| beside.clone().filter(|_| name == "HF_HUB_CACHE"));
+    let settings = HubSettings::from_variables(&variable).map_err(AppError::Hub)?;
+    Ok(Hub::new(settings, config.models.models_dir().join("models.lock")))
 }
 
 /// What models may take of memory together, in bytes; `None` where the system does not say what there is.

@@ -79,6 +79,8 @@ pub enum Code {
     ModelFailed,
     /// The model does not fit beside the others.
     MemoryBudget,
+    /// There is no room on the disk.
+    DiskFull,
     /// The database does not answer.
     StoreUnavailable,
     /// The request took longer than the server allows.
@@ -113,6 +115,7 @@ impl Code {
             Self::ModelDisabled => "model_disabled",
             Self::ModelFailed => "model_failed",
             Self::MemoryBudget => "memory_budget",
+            Self::DiskFull => "disk_full",
             Self::StoreUnavailable => "store_unavailable",
             Self::Timeout => "timeout",
             Self::Internal => "internal",
@@ -141,7 +144,7 @@ impl Code {
             Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::MemoryBudget => StatusCode::INSUFFICIENT_STORAGE,
+            Self::MemoryBudget | Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
             Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
@@ -158,7 +161,7 @@ impl Code {
             Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
                 "Unhealthy"
             }
-            Self::MemoryBudget | Self::Internal => "Backend",
+            Self::MemoryBudget | Self::DiskFull | Self::Internal => "Backend",
             Self::MalformedJson
             | Self::InvalidRequest
             | Self::TooManyInputs
@@ -183,6 +186,7 @@ impl Code {
             | Self::ModelDisabled
             | Self::ModelFailed
             | Self::MemoryBudget
+            | Self::DiskFull
             | Self::StoreUnavailable
             | Self::Timeout
             | Self::Internal => failure::INFERENCE,

@@ -181,6 +181,7 @@ pub(super) fn code_of(kind: FailureKind) -> Code {
     match kind {
         FailureKind::Model => Code::ModelFailed,
         FailureKind::Memory => Code::MemoryBudget,
+        FailureKind::Disk => Code::DiskFull,
     }
 }
 

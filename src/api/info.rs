@@ -18,7 +18,7 @@ pub struct Info {
     /// The hub repository, or the model's name.
     #[schema(example = "sentence-transformers/all-MiniLM-L6-v2")]
     model_id: String,
-    /// The hub revision; null: a local model has none.
+    /// The commit of the hub repository; null for a model of local files.
     model_sha: Option<String>,
     /// `float32` or `bfloat16`.
     model_dtype: String,
@@ -82,7 +82,7 @@ async fn info_of(state: AppState, model: Option<&str>) -> Result<axum::Json<Info
     let facts = lease.facts();
     Ok(axum::Json(Info {
         model_id: status.info.hub_repository.clone().unwrap_or_else(|| name.to_string()),
-        model_sha: None,
+        model_sha: facts.commit.clone(),
         model_dtype: facts.precision.to_owned(),
         served_model_name: name.to_string(),
         model_type: ModelType {

@@ -8,7 +8,8 @@ use super::error::ApiError;
 use super::extract::{ModelWord, OptionalJson};
 use super::responses::{NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
-use crate::domain::{EncoderSettings, ModelName};
+use crate::domain::{EncoderSettings, ModelName, ModelSource};
+use crate::models::lifecycle::DownloadProgress;
 use crate::models::{LoadedFacts, ModelStatus};
 
 /// A model and its state.
@@ -46,6 +47,10 @@ pub struct Model {
     space: Option<String>,
     /// The SHA-256 of everything that makes this space; null until it is loaded.
     fingerprint: Option<String>,
+    /// Where on a hub it comes from; null for a model of local files.
+    hub: Option<ModelHub>,
+    /// How far its files are here, while it is `downloading`.
+    download: Option<ModelDownload>,
     /// Whether grains may be written with it; null until it is loaded.
     grain_writes: Option<GrainWrites>,
     /// What executes it; null until it is loaded.
@@ -78,6 +83,29 @@ pub struct ModelProvider {
     reason: String,
     /// The provider that was asked for or chosen first, where another one executes the model; else null.
     wanted: Option<String>,
+}
+
+/// A model's place on a hub.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ModelHub {
+    repository: String,
+    /// The branch, tag or commit that was asked for.
+    revision: String,
+    /// The ONNX file in the repository.
+    file: String,
+    /// The commit it is pinned to; null until it is loaded.
+    commit: Option<String>,
+}
+
+/// A download that is under way.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ModelDownload {
+    /// The file that is being fetched.
+    file: String,
+    /// Bytes that are here, of all files together.
+    done_bytes: u64,
+    /// Bytes of all files that are known to be needed.
+    total_bytes: u64,
 }
 
 /// Whether grains may be written with a model.
@@ -140,6 +168,20 @@ impl Model {
             prompts: ModelPrompts { query: prompts.query, document: prompts.document },
             space: loaded.map(|facts| facts.fingerprint.space().to_string()),
             fingerprint: loaded.map(|facts| facts.fingerprint.as_str().to_owned()),
+            hub: match &status.info.source {
+                ModelSource::Hub(source) => Some(ModelHub {
+                    repository: source.repository.to_string(),
+                    revision: source.revision.to_string(),
+                    file: source.file.to_string(),
+                    commit: loaded.and_then(|facts| facts.commit.clone()),
+                }),
+                ModelSource::Folder(_) | ModelSource::File { .. } => None,
+            },
+            download: status.download.clone().map(|DownloadProgress { file, done_bytes, total_bytes }| ModelDownload {
+                file,
+                done_bytes,
+                total_bytes,
+            }),
             grain_writes: GrainWrites::of(status),
             provider: loaded.map(|facts| ModelProvider {
                 name: facts.provider.provider.to_string(),

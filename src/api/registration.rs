@@ -26,6 +26,15 @@ pub struct RegistrationBody {
     /// A model folder or an `.onnx` file, relative to the models directory.
     #[schema(example = "my-model")]
     path: Option<String>,
+    /// Or a repository on a hub, downloaded before the first load.
+    #[schema(example = json!(null))]
+    repository: Option<String>,
+    /// A branch, tag or commit of the repository; `main` when absent.
+    #[schema(example = json!(null))]
+    revision: Option<String>,
+    /// The ONNX file in the repository; `onnx/model.onnx` when absent.
+    #[schema(example = json!(null))]
+    file: Option<String>,
     /// The tokenizer of an `.onnx` file, relative to the models directory.
     #[schema(example = json!(null))]
     tokenizer: Option<String>,
@@ -61,7 +70,7 @@ pub struct RegistrationBody {
     aliases: Option<Vec<String>>,
 }
 
-/// Registers a model: a folder or a file inside the models directory. Later runs know it too. It is loaded by the first
+/// Registers a model: a folder or a file inside the models directory, or a repository on a hub. Later runs know it too. It is loaded by the first
 /// request that names it.
 #[utoipa::path(
     post, path = "/models", tag = "models", operation_id = "register_model", request_body = RegistrationBody,

@@ -9,7 +9,10 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::engine::WORKERS;
 use super::spelling::{self, Problem, outside};
-use crate::domain::{EncoderSettings, ModelName, ModelSize, ModelSource, Pooling, Prompts, ProviderSetting};
+use crate::domain::{
+    EncoderSettings, HubFile, HubId, HubRevision, HubSource, ModelName, ModelSize, ModelSource, Pooling, Prompts,
+    ProviderSetting,
+};
 
 /// The longest vector and the longest text that are believed to be meant.
 const MAX_DIMENSIONS: u32 = 65_536;
@@ -88,6 +91,15 @@ pub struct AdditionalModel {
     /// A `.onnx` file or a model folder; relative paths start at the models directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub path: Option<PathBuf>,
+    /// A repository on a hub, in place of a `path`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repository: Option<HubId>,
+    /// Which state of the repository; its `main` branch, pinned at the first download, when `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revision: Option<HubRevision>,
+    /// The `.onnx` file in the repository; `onnx/model.onnx` when `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<HubFile>,
     /// The class of machine it is meant for.
     #[serde(default, deserialize_with = "spelling::optional_word", skip_serializing_if = "Option::is_none")]
     pub size: Option<ModelSize>,
@@ -130,9 +142,13 @@ pub struct AdditionalModel {
 }
 
 impl AdditionalModel {
-    /// Where the model's files are, relative paths taken from `models_dir`; `None` without a `path`.
+    /// Where the model's files are, relative paths taken from `models_dir`; `None` without `path` and `repository`.
     #[must_use]
     pub fn source(&self, models_dir: &Path) -> Option<ModelSource> {
+        if let Some(repository) = self.repository.clone() {
+            let (revision, file) = (self.revision.clone().unwrap_or_default(), self.file.clone().unwrap_or_default());
+            return Some(ModelSource::Hub(HubSource { repository, revision, file }));
+        }
         let path = self.path.as_ref()?;
         // Joining an absolute path gives that path.
         let located = models_dir.join(path);
@@ -188,6 +204,18 @@ impl AdditionalModel {
         for (field, path) in [("path", &self.path), ("tokenizer", &self.tokenizer)] {
             if path.as_deref() == Some(Path::new("")) {
                 problems.push(Problem::new(key(field), "found an empty path, expected the path of a file"));
+            }
+        }
+        if self.repository.is_some() && self.path.is_some() {
+            let sentence = "found a `path` beside it, expected one of them: where are the model's files?";
+            problems.push(Problem::new(key("repository"), sentence));
+        }
+        if self.repository.is_none() {
+            for (field, is_set) in [("revision", self.revision.is_some()), ("file", self.file.is_some())] {
+                if is_set {
+                    let sentence = "found it without a `repository`, expected the repository of a hub that it is of";
+                    problems.push(Problem::new(key(field), sentence));
+                }
             }
         }
         if self.tokenizer.is_some() && !self.path.as_deref().is_some_and(is_onnx_file) {

@@ -64,7 +64,7 @@ fn the_settings_commented_out_in_the_default_are_valid() {
     let setting = |line: &'static str| line.strip_prefix('#').filter(|rest| !rest.is_empty() && !rest.starts_with(' '));
     let uncommented: Vec<&str> = Config::default_toml().lines().map(|line| setting(line).unwrap_or(line)).collect();
     let config = Given::file(&uncommented.join("\n")).load().expect("every example is valid");
-    assert_eq!(config.ai.additional_models.len(), 1);
+    assert_eq!(config.ai.additional_models.len(), 2);
     assert_eq!(config.ai.aliases.len(), 1);
     assert!(config.engine.runtime_library.is_some() && config.grains.database_url.is_some());
     insta::assert_snapshot!(config.effective_toml());

@@ -8,6 +8,8 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::hub::HubSource;
+
 use super::provider::ProviderSetting;
 
 /// The longest model name, in bytes.
@@ -265,6 +267,8 @@ pub enum ModelSource {
         /// The tokenizer, when the operator named one.
         tokenizer: Option<PathBuf>,
     },
+    /// A repository on a hub, downloaded before the first load.
+    Hub(HubSource),
 }
 
 /// How the server came to know a model.

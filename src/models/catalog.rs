@@ -5,7 +5,8 @@ use std::path::Path;
 
 use crate::config::{AdditionalModel, AiConfig, ModelChoice};
 use crate::domain::{
-    EncoderSettings, ModelInfo, ModelName, ModelOrigin, ModelSize, ModelSource, Pooling, Prompts, Training,
+    EncoderSettings, HubFile, HubId, HubRevision, HubSource, ModelInfo, ModelName, ModelOrigin, ModelSize, ModelSource,
+    Pooling, Prompts, Training,
 };
 
 const MODELS_KEY: &str = "ai.additional_models";
@@ -30,7 +31,7 @@ struct Undecided {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum CatalogError {
     /// A new model without files.
-    #[error("{MODELS_KEY}: `{0}` is no built-in model, so its entry needs a `path`")]
+    #[error("{MODELS_KEY}: `{0}` is no built-in model, so its entry needs a `path` or a `repository`")]
     NoPath(ModelName),
     /// A model that does not exist is meant.
     #[error("{key}: no model is called `{name}`; there are {known}")]
@@ -150,13 +151,15 @@ impl Catalog {
             known.aliases.extend(entry.aliases.iter().cloned());
             return Ok(());
         }
-        self.models.push(new_model(entry, models_dir, ModelOrigin::Configured)?);
+        let mut model = new_model(entry, models_dir, ModelOrigin::Configured)?;
+        add_hub_alias(&mut model, |word| self.models.iter().any(|other| other.answers_to(word)));
+        self.models.push(model);
         Ok(())
     }
 
     /// Adds a model that was registered in an earlier run; what the configuration says by now wins.
     pub fn add_registered(&mut self, entry: &AdditionalModel, models_dir: &Path) -> Result<(), CatalogError> {
-        let model = new_model(entry, models_dir, ModelOrigin::Registered)?;
+        let mut model = new_model(entry, models_dir, ModelOrigin::Registered)?;
         let words = std::iter::once(model.name.as_str()).chain(model.aliases.iter().map(String::as_str));
         for word in words {
             if let Some(other) = self.models.iter().find(|other| other.answers_to(word)) {
@@ -168,6 +171,7 @@ impl Catalog {
                 });
             }
         }
+        add_hub_alias(&mut model, |word| self.models.iter().any(|other| other.answers_to(word)));
         self.models.push(model);
         Ok(())
     }
@@ -205,13 +209,17 @@ pub(super) fn new_model(
     models_dir: &Path,
     origin: ModelOrigin,
 ) -> Result<ModelInfo, CatalogError> {
+    let source = entry.source(models_dir).ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?;
     Ok(ModelInfo {
         name: entry.name.clone(),
         origin,
         size: entry.size.unwrap_or(ModelSize::Medium),
         aliases: entry.aliases.clone(),
-        source: entry.source(models_dir).ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?,
-        hub_repository: None,
+        hub_repository: match &source {
+            ModelSource::Hub(source) => Some(source.repository.to_string()),
+            ModelSource::Folder(_) | ModelSource::File { .. } => None,
+        },
+        source,
         approximate_size_bytes: None,
         training: None,
         workers: entry.workers,
@@ -222,11 +230,20 @@ pub(super) fn new_model(
     })
 }
 
+/// Lets a hub id name its model, unless the word is taken: a repository may be known at two revisions.
+pub(super) fn add_hub_alias(model: &mut ModelInfo, is_taken: impl Fn(&str) -> bool) {
+    if let Some(repository) = model.hub_repository.clone().filter(|word| !model.answers_to(word) && !is_taken(word)) {
+        model.aliases.push(repository);
+    }
+}
+
 /// What is built in of a model besides its name.
 struct BuiltIn {
     name: &'static str,
     size: ModelSize,
     repository: &'static str,
+    /// The ONNX file in the repository.
+    file: &'static str,
     size_bytes: u64,
     training: Training,
     dimensions: u32,
@@ -242,6 +259,7 @@ const BUILT_IN: [BuiltIn; 3] = [
         name: "all-MiniLM-L6-v2",
         size: ModelSize::Small,
         repository: "sentence-transformers/all-MiniLM-L6-v2",
+        file: "onnx/model.onnx",
         size_bytes: 90_900_000,
         training: Training::Embeddings,
         dimensions: 384,
@@ -254,6 +272,7 @@ const BUILT_IN: [BuiltIn; 3] = [
         name: "bert-base-uncased",
         size: ModelSize::Medium,
         repository: "google-bert/bert-base-uncased",
+        file: "model.onnx",
         size_bytes: 438_000_000,
         training: Training::General,
         dimensions: 768,
@@ -266,6 +285,7 @@ const BUILT_IN: [BuiltIn; 3] = [
         name: "nomic-embed-text-v1.5",
         size: ModelSize::Large,
         repository: "nomic-ai/nomic-embed-text-v1.5",
+        file: "onnx/model.onnx",
         size_bytes: 547_000_000,
         training: Training::Embeddings,
         dimensions: 768,
@@ -281,6 +301,19 @@ fn built_in(models_dir: &Path) -> Vec<ModelInfo> {
 }
 
 impl BuiltIn {
+    /// Its folder where set-up or the operator has put one, else the hub.
+    fn source(&self, models_dir: &Path) -> ModelSource {
+        let folder = models_dir.join(self.name);
+        if folder.is_dir() {
+            return ModelSource::Folder(folder);
+        }
+        ModelSource::Hub(HubSource {
+            repository: HubId::parse(self.repository).expect("built-in repositories are well formed"),
+            revision: HubRevision::default(),
+            file: HubFile::parse(self.file).expect("built-in files are well formed"),
+        })
+    }
+
     fn info(&self, models_dir: &Path) -> ModelInfo {
         let prompts = self.prompts.map_or_else(Prompts::default, |(query, document)| Prompts {
             query: Some(query.to_owned()),
@@ -291,7 +324,7 @@ impl BuiltIn {
             origin: ModelOrigin::BuiltIn,
             size: self.size,
             aliases: vec![self.repository.to_owned()],
-            source: ModelSource::Folder(models_dir.join(self.name)),
+            source: self.source(models_dir),
             hub_repository: Some(self.repository.to_owned()),
             approximate_size_bytes: Some(self.size_bytes),
             training: Some(self.training),

@@ -6,11 +6,12 @@ use std::time::Instant;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 
 use super::canary::Standing;
-use super::lifecycle::{Failure, IllegalMove, Phase};
+use super::lifecycle::{DownloadProgress, Failure, IllegalMove, Phase};
 use super::loaded::{Lease, LoadedFacts, LoadedModel};
-use crate::domain::ModelInfo;
+use crate::domain::{ModelInfo, ModelSource};
 use crate::telemetry;
 
 /// A model that the server knows.
@@ -29,6 +30,7 @@ pub(super) struct Entry {
 
 enum State {
     Unloaded,
+    Downloading { progress: Option<DownloadProgress>, cancel: CancellationToken },
     Loading,
     Ready(Arc<LoadedModel>),
     Draining,
@@ -57,6 +59,8 @@ pub(super) enum NextUnload {
     Drain(Arc<LoadedModel>),
     /// Wait for its state to change.
     Wait,
+    /// Wait for its download to be given up: the caller has called it off.
+    GiveUp,
     /// Nothing: it is not in memory.
     Done,
 }
@@ -77,6 +81,8 @@ pub struct ModelStatus {
     pub info: Arc<ModelInfo>,
     /// Where it is in its life.
     pub phase: Phase,
+    /// How far its files are here, while they are being fetched.
+    pub download: Option<DownloadProgress>,
     /// Why its last load failed.
     pub failure: Option<Failure>,
     /// What is known since it was loaded.
@@ -138,20 +144,19 @@ impl Entry {
     pub(super) fn loaded(&self) -> Option<Arc<LoadedModel>> {
         match &*self.state.borrow() {
             State::Ready(model) => Some(Arc::clone(model)),
-            State::Unloaded | State::Loading | State::Draining | State::Failed(_) => None,
+            _ => None,
         }
     }
 
     pub(super) fn status(&self) -> ModelStatus {
         let state = self.state.borrow();
-        let (failure, model) = match &*state {
-            State::Failed(failure) => (Some(failure.clone()), None),
-            State::Ready(model) => (None, Some(model)),
-            State::Unloaded | State::Loading | State::Draining => (None, None),
-        };
+        let failure = if let State::Failed(failure) = &*state { Some(failure.clone()) } else { None };
+        let model = if let State::Ready(model) = &*state { Some(model) } else { None };
+        let download = if let State::Downloading { progress, .. } = &*state { progress.clone() } else { None };
         ModelStatus {
             info: Arc::clone(&self.info),
             phase: state.phase(),
+            download,
             failure,
             loaded: model.map(|model| Arc::clone(&model.facts)),
             ailment: model.and_then(|model| model.ailment.read().clone()),
@@ -177,17 +182,58 @@ impl Entry {
                     *self.last_used.lock() = now;
                     Next::Use(Lease::of(model))
                 }
-                State::Loading | State::Draining => Next::Wait,
+                State::Downloading { .. } | State::Loading | State::Draining => Next::Wait,
                 State::Failed(failure) if is_request && failure.retry_at > now => Next::GiveUp(failure.clone()),
                 State::Unloaded | State::Failed(_) => Next::Load,
             };
             let claimed = matches!(next, Next::Load);
             if claimed {
-                self.enter(state, State::Loading);
+                self.enter(
+                    state,
+                    match &self.info.source {
+                        ModelSource::Hub(_) => State::Downloading { progress: None, cancel: CancellationToken::new() },
+                        ModelSource::Folder(_) | ModelSource::File { .. } => State::Loading,
+                    },
+                );
             }
             claimed
         });
         next
+    }
+
+    /// What calls a claimed download off; `None` when none is under way.
+    pub(super) fn download_cancel(&self) -> Option<CancellationToken> {
+        match &*self.state.borrow() {
+            State::Downloading { cancel, .. } => Some(cancel.clone()),
+            _ => None,
+        }
+    }
+
+    /// Tells who follows the model how far a claimed download is.
+    pub(super) fn show_download(&self, shown: DownloadProgress) {
+        self.state.send_if_modified(|state| match state {
+            State::Downloading { progress, .. } => {
+                *progress = Some(shown);
+                true
+            }
+            _ => false,
+        });
+    }
+
+    /// Ends a claimed download: the claim goes on as a load.
+    ///
+    /// # Errors
+    /// When none was under way.
+    pub(super) fn finish_download(&self) -> Result<(), IllegalMove> {
+        self.move_to(State::Loading)
+    }
+
+    /// Ends a claimed download that was called off.
+    ///
+    /// # Errors
+    /// When none was under way.
+    pub(super) fn give_up_download(&self) -> Result<(), IllegalMove> {
+        self.move_to(State::Unloaded)
     }
 
     /// Ends a claimed load.
@@ -207,6 +253,10 @@ impl Entry {
         self.state.send_if_modified(|state| {
             next = match state {
                 State::Ready(model) => NextUnload::Drain(Arc::clone(model)),
+                State::Downloading { cancel, .. } => {
+                    cancel.cancel();
+                    NextUnload::GiveUp
+                }
                 State::Loading | State::Draining => NextUnload::Wait,
                 State::Unloaded | State::Failed(_) => NextUnload::Done,
             };
@@ -280,6 +330,7 @@ impl State {
     fn phase(&self) -> Phase {
         match self {
             Self::Unloaded => Phase::Unloaded,
+            Self::Downloading { .. } => Phase::Downloading,
             Self::Loading => Phase::Loading,
             Self::Ready(_) => Phase::Ready,
             Self::Draining => Phase::Draining,
@@ -294,7 +345,7 @@ mod tests {
 
     use super::super::lifecycle::FailureKind;
     use super::*;
-    use crate::domain::{EncoderSettings, ModelName, ModelOrigin, ModelSize, ModelSource};
+    use crate::domain::{EncoderSettings, ModelName, ModelOrigin, ModelSize};
 
     fn entry() -> Entry {
         Entry::new(ModelInfo {

@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use super::folder::FolderError;
+use super::hub::HubError;
 use super::ledger::LedgerError;
 use super::lifecycle::FailureKind;
 use super::memory::DoesNotFit;
-use crate::domain::{ModelName, OutputDimensionsError, SpaceId};
+use crate::domain::{HubSource, ModelName, OutputDimensionsError, SpaceId};
 use crate::engine::EngineError;
 
 /// Why a request to a model, or a change of models, was not carried out.
@@ -99,6 +100,12 @@ pub enum LoadError {
     /// The model's files.
     #[error(transparent)]
     Files(#[from] FolderError),
+    /// A model of a hub whose files are not here yet.
+    #[error("`{0}` is not downloaded")]
+    NotDownloaded(HubSource),
+    /// The hub, or what was downloaded from it.
+    #[error(transparent)]
+    Hub(#[from] HubError),
     /// The engine.
     #[error(transparent)]
     Engine(#[from] EngineError),
@@ -120,6 +127,8 @@ impl LoadError {
         match self {
             Self::Files(FolderError::Read(_)) | Self::Engine(EngineError::Start { .. }) | Self::Panicked(_) => false,
             Self::Memory(refusal) => refusal.is_permanent(),
+            Self::Hub(error) => error.is_permanent(),
+            Self::NotDownloaded(_) => false,
             Self::Files(_) | Self::Engine(_) | Self::Setting(_) => true,
         }
     }
@@ -129,7 +138,13 @@ impl LoadError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Memory(_) => FailureKind::Memory,
-            Self::Files(_) | Self::Engine(_) | Self::Setting(_) | Self::Panicked(_) => FailureKind::Model,
+            Self::Hub(HubError::DiskFull { .. }) => FailureKind::Disk,
+            Self::Files(_)
+            | Self::NotDownloaded(_)
+            | Self::Hub(_)
+            | Self::Engine(_)
+            | Self::Setting(_)
+            | Self::Panicked(_) => FailureKind::Model,
         }
     }
 }

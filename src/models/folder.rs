@@ -9,8 +9,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::hub::HubModel;
 use super::onnx_file::{self, OnnxFacts};
-use crate::domain::{EncoderSettings, ModelSource, Pooling, Prompts};
+use crate::domain::{EncoderSettings, Pooling, Prompts};
 
 /// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
 const UNLIMITED_TOKENS: u32 = 1_000_000;
@@ -37,6 +38,8 @@ pub struct ModelFiles {
     pub max_positions: Option<u32>,
     /// Whether a text's vector depends on its neighbours in a batch.
     pub quantizes_per_batch: bool,
+    /// What was recorded of the files when they were downloaded.
+    pub hub: Option<HubModel>,
 }
 
 /// Why a model's files cannot be used.
@@ -91,19 +94,13 @@ fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| format!("`{}`", path.display())).collect::<Vec<_>>().join(" and ")
 }
 
-/// Finds a model's files and reads what they say.
+/// Reads a model folder. `onnx` is the model in it, where it has an unusual place.
 ///
 /// # Errors
 /// [`FolderError`], naming the file.
-pub fn read(source: &ModelSource) -> Result<ModelFiles, FolderError> {
-    match source {
-        ModelSource::Folder(folder) => read_folder(folder),
-        ModelSource::File { onnx, tokenizer } => read_bare_file(onnx, tokenizer.as_deref()),
-    }
-}
-
-fn read_folder(folder: &Path) -> Result<ModelFiles, FolderError> {
-    let onnx = first_existing("the ONNX file", vec![folder.join("onnx/model.onnx"), folder.join("model.onnx")])?;
+pub(super) fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, FolderError> {
+    let usual = || vec![folder.join("onnx/model.onnx"), folder.join("model.onnx")];
+    let onnx = first_existing("the ONNX file", onnx.map_or_else(usual, |path| vec![path.to_owned()]))?;
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
     let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
     let sentence: SentenceConfig = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
@@ -133,7 +130,11 @@ fn read_folder(folder: &Path) -> Result<ModelFiles, FolderError> {
     )
 }
 
-fn read_bare_file(onnx: &Path, tokenizer: Option<&Path>) -> Result<ModelFiles, FolderError> {
+/// Reads a `.onnx` file with the tokenizer that was named or lies beside it.
+///
+/// # Errors
+/// [`FolderError`], naming the file.
+pub(super) fn read_bare_file(onnx: &Path, tokenizer: Option<&Path>) -> Result<ModelFiles, FolderError> {
     let found = first_existing("the ONNX file", vec![onnx.to_owned()])?;
     let candidates = match tokenizer {
         Some(named) => vec![named.to_owned()],
@@ -153,6 +154,7 @@ impl ModelFiles {
             vocabulary_size: None,
             max_positions: None,
             quantizes_per_batch: false,
+            hub: None,
         }
     }
 }
@@ -347,7 +349,7 @@ mod tests {
     }
 
     fn read_from(files: &[(&str, &str)]) -> Result<ModelFiles, FolderError> {
-        read(&ModelSource::Folder(folder(files).path().to_owned()))
+        read_folder(folder(files).path(), None)
     }
 
     const MODULES: &str = r#"[
@@ -413,14 +415,13 @@ mod tests {
         let folder = TempDir::new().expect("a folder");
         let onnx = folder.path().join("bert.onnx");
         fs_err::write(&onnx, EMPTY_GRAPH).expect("written");
-        let source = ModelSource::File { onnx: onnx.clone(), tokenizer: None };
-        let missing = read(&source).expect_err("no tokenizer").to_string();
+        let missing = read_bare_file(&onnx, None).expect_err("no tokenizer").to_string();
         assert!(missing.contains("bert.tokenizer.json") && missing.contains("/tokenizer.json"), "{missing}");
         for name in ["tokenizer.json", "bert.tokenizer.json"] {
             fs_err::write(folder.path().join(name), "{}").expect("written");
-            assert_eq!(read(&source).expect("found").tokenizer, folder.path().join(name));
+            assert_eq!(read_bare_file(&onnx, None).expect("found").tokenizer, folder.path().join(name));
         }
-        let gone = ModelSource::File { onnx: folder.path().join("no.onnx"), tokenizer: None };
-        assert!(read(&gone).expect_err("no file").to_string().contains("no.onnx"));
+        let gone = folder.path().join("no.onnx");
+        assert!(read_bare_file(&gone, None).expect_err("no file").to_string().contains("no.onnx"));
     }
 }

@@ -91,6 +91,17 @@ impl fmt::Display for Phase {
     }
 }
 
+/// How far a model's files are here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DownloadProgress {
+    /// The file that is being fetched.
+    pub file: String,
+    /// Bytes that are here, of all files together.
+    pub done_bytes: u64,
+    /// Bytes of all files that are known to be needed.
+    pub total_bytes: u64,
+}
+
 /// What a load failed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {
@@ -98,6 +109,8 @@ pub enum FailureKind {
     Model,
     /// Other models take the memory it needs.
     Memory,
+    /// There is no room on the disk for its files.
+    Disk,
 }
 
 /// Why a load failed and when the next request may try again.

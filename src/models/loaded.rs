@@ -35,6 +35,8 @@ pub struct LoadedFacts {
     pub precision: &'static str,
     /// What computes its numbers besides the model itself: provider, precision and runtime library.
     pub numeric_class: String,
+    /// The commit of its hub repository; `None` for a model of local files.
+    pub commit: Option<String>,
     /// The size of its weight files, in bytes.
     pub weights_bytes: u64,
     /// What the process's resident set grew by when it was loaded and warmed up, in bytes.

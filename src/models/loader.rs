@@ -10,9 +10,11 @@ use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
 use super::error::{LoadError, with_causes};
+use super::files;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
-use super::folder::{self, ModelFiles};
+use super::folder::ModelFiles;
 use super::hardware::{self, Footprint};
+use super::hub::Hub;
 use super::loaded::{LoadedFacts, LoadedModel};
 use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
@@ -49,6 +51,8 @@ pub struct Loader {
     pub features: CpuFeatures,
     /// Cores this process may use.
     pub cores: usize,
+    /// Where models come from that are not here yet.
+    pub hub: Hub,
     /// Vectors of texts that were embedded before.
     pub cache: Option<Arc<EmbeddingCache>>,
 }
@@ -60,7 +64,10 @@ impl Loader {
     /// [`LoadError`], naming the file or the setting.
     pub fn load(&self, info: &ModelInfo) -> Result<LoadedModel, LoadError> {
         let started = Instant::now();
-        let files = folder::read(&info.source)?;
+        let files = files::read(&info.source, &self.hub)?;
+        if let Some(hub) = &files.hub {
+            hub.verify()?;
+        }
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let max_tokens = max_tokens(&settings, &files)?;
         let runtime = Runtime::load(&self.runtime_library)?;
@@ -97,6 +104,7 @@ impl Loader {
             numeric_class,
             weights_bytes,
             memory_bytes: 0,
+            commit: files.hub.map(|model| model.commit),
             load_time: started.elapsed(),
         };
         Ok(LoadedModel {
@@ -116,7 +124,7 @@ impl Loader {
     /// # Errors
     /// When a file is missing or malformed, or the library cannot be used.
     pub(super) fn expected_bytes(&self, info: &ModelInfo) -> Result<u64, LoadError> {
-        let files = folder::read(&info.source)?;
+        let files = files::read(&info.source, &self.hub)?;
         let runtime = Runtime::load(&self.runtime_library)?;
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let footprint = Footprint {

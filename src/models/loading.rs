@@ -7,20 +7,25 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
+use parking_lot::Mutex;
 
 use super::canary;
 use super::entry::{Entry, NextUnload};
 use super::error::{LoadError, with_causes};
+use super::hub::{HubError, Progress};
 use super::ledger::{LedgerError, SpaceRecord};
-use super::lifecycle::{Failure, IllegalMove, Phase};
+use super::lifecycle::{DownloadProgress, Failure, IllegalMove, Phase};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::memory::{self, Candidate, DoesNotFit, first_to_go};
-use crate::domain::ModelName;
+use crate::domain::{ModelName, ModelSource};
 use crate::telemetry::{self, eviction};
 
 /// How often idle models and the memory in use are looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(500);
+
+/// How often who follows a download is told how far it is.
+const SHOW_PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
 /// How long a load waits for those who asked for the model to take it, before the next load may evict it again.
 const HAND_OVER: Duration = Duration::from_secs(1);
@@ -28,6 +33,9 @@ const HAND_OVER: Duration = Duration::from_secs(1);
 impl MultiModelManager {
     /// Carries out a claimed load and logs how it ended.
     pub(super) async fn load(&self, entry: &Arc<Entry>) {
+        if !self.download(entry).await {
+            return;
+        }
         let _turn = self.load_turn.acquire().await.expect("the semaphore is never closed");
         let name = &entry.info.name;
         tracing::info!(model = %name, "loading a model");
@@ -40,14 +48,55 @@ impl MultiModelManager {
         }
         let outcome = if result.is_ok() { "loaded" } else { "failed" };
         counter!(telemetry::MODEL_LOADS, "model" => label, "outcome" => outcome).increment(1);
-        let moved = entry.finish_load(result.map(announce).map_err(|error| {
-            let reason = with_causes(&error);
-            tracing::error!(model = %name, "the model cannot be loaded: {reason}");
-            let retry_at = Instant::now() + self.timing.failed_load_cooldown;
-            Failure { reason, kind: error.kind(), retry_at, permanent: error.is_permanent() }
-        }));
-        report(moved, name);
+        report(entry.finish_load(result.map(announce).map_err(|error| self.failure(name, &error))), name);
         hand_over(entry).await;
+    }
+
+    fn failure(&self, name: &ModelName, error: &LoadError) -> Failure {
+        let reason = with_causes(error);
+        tracing::error!(model = %name, "the model cannot be loaded: {reason}");
+        let retry_at = Instant::now() + self.timing.failed_load_cooldown;
+        Failure { reason, kind: error.kind(), retry_at, permanent: error.is_permanent() }
+    }
+
+    /// Fetches the files of a claimed load, if it begins with that. Says whether the load goes on.
+    async fn download(&self, entry: &Arc<Entry>) -> bool {
+        let (ModelSource::Hub(source), Some(cancel)) = (&entry.info.source, entry.download_cancel()) else {
+            return true;
+        };
+        let name = &entry.info.name;
+        let shown = Mutex::new(None::<Instant>);
+        let show = |progress: Progress| {
+            let mut shown = shown.lock();
+            let is_due = shown.is_none_or(|at| at.elapsed() >= SHOW_PROGRESS_EVERY);
+            if is_due || progress.done_bytes == progress.total_bytes {
+                if shown.is_none() {
+                    tracing::info!(model = %name, %source, bytes = progress.total_bytes, "downloading a model");
+                }
+                *shown = Some(Instant::now());
+                let Progress { file, done_bytes, total_bytes } = progress;
+                entry.show_download(DownloadProgress { file, done_bytes, total_bytes });
+            }
+        };
+        let obtained = tokio::select! {
+            () = self.shutdown.soft().cancelled() => Err(HubError::Cancelled),
+            obtained = self.loader.hub.obtain(source, &show, &cancel) => obtained,
+        };
+        match obtained {
+            Ok(_) => {
+                report(entry.finish_download(), name);
+                return true;
+            }
+            Err(HubError::Cancelled) => {
+                tracing::info!(model = %name, "the download was given up; what has come is kept");
+                report(entry.give_up_download(), name);
+            }
+            Err(error) => {
+                counter!(telemetry::MODEL_LOADS, "model" => name.to_string(), "outcome" => "failed").increment(1);
+                report(entry.finish_load(Err(self.failure(name, &error.into()))), name);
+            }
+        }
+        false
     }
 
     async fn load_in_turn(&self, entry: &Arc<Entry>) -> Result<LoadedModel, LoadError> {

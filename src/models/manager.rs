@@ -216,6 +216,13 @@ impl MultiModelManager {
             match entry.claim_drain() {
                 NextUnload::Done => return,
                 NextUnload::Wait => changes.next().await,
+                // One try: a request that wants the model all the same may begin its download anew.
+                NextUnload::GiveUp => {
+                    while entry.download_cancel().is_some_and(|cancel| cancel.is_cancelled()) {
+                        changes.next().await;
+                    }
+                    return;
+                }
                 NextUnload::Drain(model) => return self.drain(entry, model).await,
             }
         }

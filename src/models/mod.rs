@@ -8,6 +8,7 @@ pub mod canary;
 pub mod catalog;
 mod entry;
 pub mod error;
+mod files;
 pub mod fingerprint;
 pub mod folder;
 pub mod following;

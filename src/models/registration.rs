@@ -3,10 +3,10 @@
 use std::path::{Component, Path};
 use std::sync::Arc;
 
-use super::catalog::new_model;
+use super::catalog::{add_hub_alias, new_model};
 use super::entry::{Entry, ModelStatus};
-use super::error::{ModelError, with_causes};
-use super::folder;
+use super::error::{LoadError, ModelError, with_causes};
+use super::files;
 use super::manager::MultiModelManager;
 use crate::config::AdditionalModel;
 use crate::domain::{ModelName, ModelOrigin};
@@ -52,17 +52,18 @@ impl MultiModelManager {
                 self.check_inside(field, path)?;
             }
         }
-        let info = new_model(&entry, &self.models_dir, ModelOrigin::Registered)
+        let mut info = new_model(&entry, &self.models_dir, ModelOrigin::Registered)
             .map_err(|error| ModelError::Invalid(error.to_string()))?;
         for word in std::iter::once(info.name.as_str()).chain(info.aliases.iter().map(String::as_str)) {
             if let Ok(taken_by) = self.resolve(Some(word)) {
                 return Err(ModelError::Conflict(format!("`{word}` already means the model `{taken_by}`")));
             }
         }
-        let source = info.source.clone();
-        let read = tokio::task::spawn_blocking(move || folder::read(&source)).await;
+        add_hub_alias(&mut info, |word| self.resolve(Some(word)).is_ok());
+        let (source, hub) = (info.source.clone(), self.loader.hub.clone());
+        let read = tokio::task::spawn_blocking(move || files::read(&source, &hub)).await;
         match read {
-            Ok(Ok(_)) => {}
+            Ok(Ok(_) | Err(LoadError::NotDownloaded(_))) => {}
             Ok(Err(error)) => return Err(ModelError::Invalid(with_causes(&error))),
             Err(panic) => std::panic::resume_unwind(panic.into_panic()),
         }

@@ -99,6 +99,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         runtime_library: app::runtime_library(config),
         engine: config.engine.clone(),
         dimensions: catalog.expected_dimensions(),
+        hub: app::hub(config)?,
         memory_budget: app::memory_budget(config),
     };
     let selection = selector.survey(catalog.iter());

@@ -10,8 +10,9 @@ use super::rank::{Candidate, Files, RankFacts, Ranked, rank};
 use crate::config::EngineConfig;
 use crate::domain::{GpuProvider, ModelInfo, Training};
 use crate::engine::Runtime;
-use crate::models::error::with_causes;
-use crate::models::folder;
+use crate::models::error::{LoadError, with_causes};
+use crate::models::files;
+use crate::models::hub::Hub;
 use crate::models::loader::{Loader, weights_bytes, wish};
 
 /// Chooses among models by this machine.
@@ -23,6 +24,8 @@ pub struct Selector {
     pub engine: EngineConfig,
     /// The length of vectors that the operator expects of the chosen model.
     pub dimensions: Option<NonZeroU32>,
+    /// Where models come from that are not here yet.
+    pub hub: Hub,
     /// What models may take of memory together, in bytes, where something says so.
     pub memory_budget: Option<u64>,
 }
@@ -62,7 +65,7 @@ impl Selector {
     #[must_use]
     pub fn of(loader: &Loader, dimensions: Option<NonZeroU32>, memory_budget: Option<u64>) -> Self {
         let (runtime_library, engine) = (loader.runtime_library.clone(), loader.engine.clone());
-        Self { runtime_library, engine, dimensions, memory_budget }
+        Self { runtime_library, engine, dimensions, hub: loader.hub.clone(), memory_budget }
     }
 
     /// Looks at the machine, the runtime library and each model's files, and ranks the models. Blocks.
@@ -89,7 +92,7 @@ impl Selector {
     }
 
     fn candidate(&self, info: &ModelInfo) -> Candidate {
-        let read = folder::read(&info.source);
+        let read = files::read(&info.source, &self.hub);
         let of_files = read.as_ref().map(|files| files.settings.clone()).unwrap_or_default();
         let settings = info.configured.or(&of_files).or(&info.built_in);
         // A folder that says how to pool was written by whoever trained the model to be pooled.
@@ -104,7 +107,11 @@ impl Selector {
                 .map(NonZeroU32::get)
                 .or(read.as_ref().ok().and_then(|files| files.hidden_size)),
             max_tokens: settings.max_tokens.map(NonZeroU32::get),
-            files: read.map_or_else(|error| Files::Unusable(with_causes(&error)), |_| Files::Present),
+            files: match read {
+                Ok(_) => Files::Present,
+                Err(LoadError::NotDownloaded(_)) if !self.hub.is_offline() => Files::Fetchable,
+                Err(error) => Files::Unusable(with_causes(&error)),
+            },
             provider: wish(info, self.engine.provider),
         }
     }

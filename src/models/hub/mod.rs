@@ -58,6 +58,14 @@ pub struct HubModel {
 }
 
 impl HubModel {
+    /// Reads every file and compares it with what was recorded. Blocks for about a second per gigabyte.
+    ///
+    /// # Errors
+    /// [`HubError::Changed`] for the first that differs.
+    pub fn verify(&self) -> Result<(), HubError> {
+        self.files.keys().try_for_each(|path| self.check(path, &sha256_of(&self.folder.join(path))?))
+    }
+
     /// Compares the SHA-256 that a file has now, whose path is as the repository names it, with the recorded one.
     ///
     /// # Errors
@@ -89,6 +97,12 @@ impl Hub {
     #[must_use]
     pub fn new(settings: HubSettings, lock_file: PathBuf) -> Self {
         Self { settings, lock: LockFile::new(lock_file), patience: Patience::default() }
+    }
+
+    /// Whether the network may not be used.
+    #[must_use]
+    pub fn is_offline(&self) -> bool {
+        self.settings.offline
     }
 
     /// The same with other times to wait.
