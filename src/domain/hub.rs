@@ -110,7 +110,7 @@ impl HubFile {
     /// # Errors
     /// When it leaves the repository or does not end in `.onnx`.
     pub fn parse(text: &str) -> Result<Self, HubNameError> {
-        let well_formed = text.len() <= MAX_PATH_BYTES && is_inside(text) && text.ends_with(".onnx");
+        let well_formed = text.len() <= MAX_PATH_BYTES && is_inside(text) && has_extension(text, "onnx");
         if well_formed { Ok(Self(text.to_owned())) } else { Err(HubNameError::File(shortened(text))) }
     }
 }
@@ -120,6 +120,12 @@ impl HubFile {
 pub fn is_inside(path: &str) -> bool {
     path.split('/').all(|part| !matches!(part, "" | "." | ".."))
         && !path.contains(|c: char| c == '\\' || c == ':' || c.is_control())
+}
+
+/// Whether a file's name ends so, in just these letters.
+#[must_use]
+pub fn has_extension(path: &str, extension: &str) -> bool {
+    path.strip_suffix(extension).is_some_and(|stem| stem.ends_with('.'))
 }
 
 /// A caller's megabyte must not come back in the error and the log.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use granary::domain::HubSource;
+use granary::domain::hub::has_extension;
 use granary::models::hub::{Hub, HubError, HubModel, HubSettings, Patience, Progress};
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -80,7 +81,7 @@ fn graph(location: &str) -> Vec<u8> {
 
 fn files() -> BTreeMap<String, Vec<u8>> {
     let folder = test_model(TINY);
-    let described = NEEDED.into_iter().filter(|path| path.ends_with(".json"));
+    let described = NEEDED.into_iter().filter(|path| has_extension(path, "json"));
     let mut files: BTreeMap<_, _> =
         described.map(|path| (path.to_owned(), fs_err::read(folder.join(path)).expect("a file"))).collect();
     files.insert("onnx/model.onnx".to_owned(), graph("model.onnx_data"));
@@ -184,7 +185,7 @@ async fn hub_downloads_that_never_get_on_are_given_up() {
     hub.fail(Failing { cut_after: Some((1000, usize::MAX)), ..Failing::default() });
     let error = refusal(&place.hub(&hub.url, &[])).await;
     assert!(error.to_string().contains("broke 5 times") && !error.is_permanent(), "{error}");
-    hub.fail(Failing { slow: Some(Duration::from_secs(60)), ..Failing::default() });
+    hub.fail(Failing { slow: Some(Duration::from_mins(1)), ..Failing::default() });
     let mut client = place.hub(&hub.url, &[]);
     client = client.with_patience(Patience { idle: Duration::from_millis(100), tries: 2, ..Patience::default() });
     let started = Instant::now();

@@ -139,4 +139,13 @@ mod tests {
             assert!(!is_public(text.parse().expect(text)), "{text}");
         }
     }
+
+    #[tokio::test]
+    async fn hub_names_of_private_machines_are_not_looked_up_for_a_public_hub() {
+        let resolver = |endpoint: &str| GuardedResolver::new(&Url::parse(endpoint).expect("an address"), Vec::new());
+        let refused = resolver("https://8.8.8.8").allowed("localhost".to_owned()).await.err().expect("refused");
+        assert!(refused.downcast_ref::<RedirectError>().is_some(), "{refused}");
+        assert!(resolver("http://[fd00::1]").allowed("localhost".to_owned()).await.is_ok(), "as private as the hub");
+        assert!(resolver("http://localhost").allowed("localhost".to_owned()).await.is_ok(), "the hub itself");
+    }
 }

@@ -7,12 +7,17 @@
 use std::io::{self, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
+use crate::domain::space::hex_digits;
 use crate::domain::{HubId, HubRevision};
+
+/// Makes the names of temporary files differ within the process.
+static N_TEMPORARY: AtomicU64 = AtomicU64::new(0);
 
 /// Bytes that are hashed at a time.
 const HASH_CHUNK_BYTES: usize = 1 << 20;
@@ -80,6 +85,8 @@ impl RepositoryCache {
         let to_folder = "../".repeat(2 + path.matches('/').count());
         match symlink(format!("{to_folder}blobs/{etag}"), &entry) {
             Err(error) if is_unsupported(&error) => fs_err::rename(self.blob(etag), &entry),
+            // Another download of the same file was a moment faster.
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
             done => done,
         }
     }
@@ -103,9 +110,11 @@ fn is_unsupported(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::PermissionDenied)
 }
 
+/// A name that no other process or task uses, in the same folder.
 fn beside(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    path.with_file_name(format!(".{name}.{}.{what}", std::process::id()))
+    let (process, number) = (std::process::id(), N_TEMPORARY.fetch_add(1, Ordering::Relaxed));
+    path.with_file_name(format!(".{name}.{process}-{number}.{what}"))
 }
 
 /// A text file's content; `None` when there is no such file.
@@ -142,7 +151,7 @@ pub(super) fn sha256_of(path: &Path) -> io::Result<String> {
     let mut chunk = vec![0; HASH_CHUNK_BYTES];
     loop {
         match file.read(&mut chunk)? {
-            0 => return Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect()),
+            0 => return Ok(hex_digits(&hasher.finalize())),
             n_bytes => hasher.update(&chunk[..n_bytes]),
         }
     }

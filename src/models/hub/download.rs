@@ -9,7 +9,7 @@ use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 
 use super::cache::{RepositoryCache, free_bytes, is_sha256, remove_if_there, sha256_of, try_lock};
-use super::client::{Client, FileAt, FileFacts, Retries, broken};
+use super::client::{Client, FileAt, FileFacts, Retries, broken, host};
 use super::error::HubError;
 use super::{Progress, blocking};
 use crate::domain::HubId;
@@ -85,17 +85,16 @@ impl Download<'_> {
         let etag = &wanted.facts.etag;
         let entry = self.entry(&wanted.path);
         let blob = self.cache.blob(etag);
-        let found = match self.whole(&entry, wanted).await? {
-            Some(sha256) => sha256,
-            None => {
-                let lock = self.lock(etag).await?;
-                let sha256 = match self.whole(&blob, wanted).await? {
-                    Some(sha256) => sha256,
-                    None => self.download(wanted, lock).await?,
-                };
-                self.cache.place(etag, self.commit, &wanted.path)?;
-                sha256
-            }
+        let found = if let Some(sha256) = self.whole(&entry, wanted).await? {
+            sha256
+        } else {
+            let lock = self.lock(etag).await?;
+            let sha256 = match self.whole(&blob, wanted).await? {
+                Some(sha256) => sha256,
+                None => self.download(wanted, lock).await?,
+            };
+            self.cache.place(etag, self.commit, &wanted.path)?;
+            sha256
         };
         self.say(wanted, wanted.facts.size_bytes);
         self.done_bytes += wanted.facts.size_bytes;
@@ -187,7 +186,7 @@ impl Download<'_> {
             blob.file.set_len(0)?;
             has = 0;
             if response.status() != StatusCode::OK {
-                return Err(self.broke_off(&response));
+                return Err(broke_off(&response));
             }
         }
         let mut waiting = Vec::new();
@@ -200,7 +199,7 @@ impl Download<'_> {
             if has + waiting.len() as u64 > size_bytes {
                 blob.file.set_len(0)?;
                 let problem = format!("`{}` is longer than the {size_bytes} bytes it should have", wanted.path);
-                return Err(HubError::Unexpected { host: super::client::host(response.url()), problem });
+                return Err(HubError::Unexpected { host: host(response.url()), problem });
             }
             if ends || waiting.len() >= WRITE_BYTES {
                 has += waiting.len() as u64;
@@ -214,16 +213,17 @@ impl Download<'_> {
             }
             match chunk {
                 Err(error) => return Err(broken(response.url(), error)),
-                Ok(None) if has < size_bytes => return Err(self.broke_off(&response)),
+                Ok(None) if has < size_bytes => return Err(broke_off(&response)),
                 Ok(None) => return Ok(()),
                 Ok(Some(_)) => {}
             }
         }
     }
+}
 
-    fn broke_off(&self, response: &Response) -> HubError {
-        HubError::Broken { host: super::client::host(response.url()), n_tries: 1, source: None }
-    }
+/// An answer that ended too early.
+fn broke_off(response: &Response) -> HubError {
+    HubError::Broken { host: host(response.url()), n_tries: 1, source: None }
 }
 
 impl Blob {

@@ -25,6 +25,7 @@ use self::client::{Client, FileAt, Listing};
 use self::download::{Download, Wanted};
 use self::lock::{LockFile, LockedModel};
 use self::needs::{DESCRIPTIONS, MODULES, TOKENIZER, USUAL_POOLING};
+use crate::domain::hub::has_extension;
 use crate::domain::{HubId, HubSource};
 
 pub use self::client::Patience;
@@ -183,16 +184,13 @@ impl Hub {
             done_bytes: 0,
             total_bytes: 0,
         };
-        let locked = match pinned {
-            Some(pinned) => {
-                fetch_all(&mut download, pinned.files.keys().cloned().collect(), &pinned.files).await?;
-                pinned
-            }
-            None => {
-                let files = download_new(&mut download, source, &listing).await?;
-                cache.write_ref(&source.revision, &listing.commit)?;
-                self.lock.record(LockedModel { source: source.clone(), commit: listing.commit.clone(), files })?
-            }
+        let locked = if let Some(pinned) = pinned {
+            fetch_all(&mut download, pinned.files.keys().cloned().collect(), &pinned.files).await?;
+            pinned
+        } else {
+            let files = download_new(&mut download, source, &listing).await?;
+            cache.write_ref(&source.revision, &listing.commit)?;
+            self.lock.record(LockedModel { source: source.clone(), commit: listing.commit.clone(), files })?
         };
         let hub = self.clone();
         blocking(move || hub.finished(&cache, locked)).await
@@ -204,7 +202,7 @@ impl Hub {
 
     fn finished(&self, cache: &RepositoryCache, locked: LockedModel) -> Result<HubModel, HubError> {
         // What the runtime opens beside the ONNX file: it follows no link out of the folder.
-        let is_weights = |path: &&String| !path.ends_with(".json") && path.as_str() != locked.source.file.as_str();
+        let is_weights = |path: &&String| !has_extension(path, "json") && path.as_str() != locked.source.file.as_str();
         for path in locked.files.keys().filter(is_weights) {
             cache.settle(&locked.commit, path)?;
         }
@@ -250,7 +248,7 @@ async fn download_new(
 }
 
 fn missing(source: &HubSource, listing: &Listing, file: &str) -> HubError {
-    let models: Vec<_> = listing.files.iter().filter(|path| path.ends_with(".onnx")).take(10).cloned().collect();
+    let models: Vec<_> = listing.files.iter().filter(|path| has_extension(path, "onnx")).take(10).cloned().collect();
     let wants_model = file == source.file.as_str() && !models.is_empty();
     HubError::FileNotFound {
         repository: source.repository.clone(),

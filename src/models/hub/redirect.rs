@@ -2,7 +2,7 @@
 //!
 //! A hub keeps its large files with others, so redirects must be followed; but what the hub says must not make this
 //! machine ask its own network, and the token belongs to the hub alone. [`next_hop`] decides on addresses as they are
-//! written; which machine a name stands for is decided when it is looked up, by [`super::address`].
+//! written; which machine a name stands for is decided when it is looked up, by the resolver.
 
 use reqwest::Url;
 

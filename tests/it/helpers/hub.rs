@@ -12,6 +12,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::Response;
 use futures::{StreamExt, stream};
+use granary::domain::space::hex_digits;
 use parking_lot::Mutex;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -131,7 +132,7 @@ impl Drop for StandInHub {
 
 /// The SHA-256 of bytes, in hexadecimal digits.
 pub fn sha256(content: &[u8]) -> String {
-    Sha256::digest(content).iter().map(|byte| format!("{byte:02x}")).collect()
+    hex_digits(&Sha256::digest(content))
 }
 
 /// Large files are known by their SHA-256, others by a hash of git's, for which any 40 digits stand in.
@@ -208,7 +209,7 @@ fn send(hub: &Arc<Shared>, seen: &Seen, path: &str, content: &Bytes) -> Response
     }
     let mut part = content.slice(start.unwrap_or(0)..).to_vec();
     if failing.wrong_bytes.as_deref() == Some(path) {
-        part.iter_mut().for_each(|byte| *byte ^= 1);
+        part[0] ^= 1;
     }
     let n_bytes = part.len();
     let mut is_cut = false;
