@@ -78,6 +78,7 @@ pub async fn run(common: &Common, n_requests: usize, checks: &mut Checks) -> Res
         watch.n_loads,
         mib(watch.peak_bytes)
     );
+    println!("  then: {}", watch.at_peak);
     let n_failed = requests.n_failed.get();
     checks.line(n_failed == 0, &format!("{n_failed} failed requests of {n_requests} (0 wanted)"));
     checks.line(n_failed_loads < 1.0, &format!("{n_failed_loads:.0} failed loads (0 wanted)"));
@@ -166,6 +167,8 @@ struct Watch {
     n_loads: f64,
     most_ready: usize,
     peak_bytes: u64,
+    /// What each model was doing then.
+    at_peak: String,
     /// What models took some time after each load.
     samples: Vec<Sample>,
 }
@@ -189,6 +192,7 @@ impl Watch {
             n_loads: 0.0,
             most_ready: 0,
             peak_bytes: 0,
+            at_peak: String::new(),
             samples: Vec::new(),
         }
     }
@@ -208,7 +212,11 @@ impl Watch {
             let n_in = |state: &str| states.iter().filter(|(labels, on)| labels.contains(state) && *on > 0.0).count();
             self.most_ready = self.most_ready.max(n_in("state=\"ready\""));
             let models_bytes = Usage::of_tree(self.pid).rss_bytes.saturating_sub(self.empty_bytes);
-            self.peak_bytes = self.peak_bytes.max(models_bytes);
+            if models_bytes > self.peak_bytes {
+                self.peak_bytes = models_bytes;
+                let current = states.iter().filter(|(labels, on)| *on > 0.0 && !labels.contains("unloaded"));
+                self.at_peak = current.map(|(labels, _)| labels.as_str()).collect::<Vec<_>>().join("; ");
+            }
             let n_due = due.len();
             due.retain(|at| *at > Instant::now());
             if due.len() < n_due {
