@@ -5,6 +5,7 @@
 
 pub mod config;
 pub mod doctor;
+pub mod models;
 
 use std::path::PathBuf;
 
@@ -31,6 +32,8 @@ pub enum Command {
     Config(ConfigArgs),
     /// Check whether serving would work here, and say what to do if not
     Doctor(DoctorArgs),
+    /// List, pull, load, switch and delete the models of a running server
+    Models(models::ModelsArgs),
     /// Print the OpenAPI document as JSON
     Openapi,
 }

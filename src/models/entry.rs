@@ -170,8 +170,9 @@ impl Entry {
         Changes(self.state.subscribe())
     }
 
-    /// Leases the model, or says what must come first. A claimed load is the caller's alone.
-    pub(super) fn lease_or_claim_load(&self, eagerness: Eagerness, now: Instant) -> Next {
+    /// Leases the model, or says what must come first. A claimed load is the caller's alone. `since` is when the caller
+    /// began to wait.
+    pub(super) fn lease_or_claim_load(&self, eagerness: Eagerness, since: Instant, now: Instant) -> Next {
         let mut next = Next::Wait;
         self.state.send_if_modified(|state| {
             let is_request = eagerness == Eagerness::Request;
@@ -183,7 +184,9 @@ impl Entry {
                     Next::Use(Lease::of(model))
                 }
                 State::Downloading { .. } | State::Loading | State::Draining => Next::Wait,
-                State::Failed(failure) if is_request && failure.retry_at > now => Next::GiveUp(failure.clone()),
+                State::Failed(failure) if is_request && (failure.retry_at > now || failure.failed_at >= since) => {
+                    Next::GiveUp(failure.clone())
+                }
                 State::Unloaded | State::Failed(_) => Next::Load,
             };
             let claimed = matches!(next, Next::Load);
@@ -365,16 +368,24 @@ mod tests {
         })
     }
 
+    const COOLDOWN: Duration = Duration::from_secs(30);
+
     fn failure(retry_at: Instant) -> Failure {
-        Failure { reason: "no".into(), kind: FailureKind::Model, retry_at, permanent: true }
+        Failure {
+            reason: "no".into(),
+            kind: FailureKind::Model,
+            failed_at: retry_at - COOLDOWN,
+            retry_at,
+            permanent: true,
+        }
     }
 
     #[test]
     fn one_caller_loads_and_the_others_wait() {
         let entry = entry();
         let now = Instant::now();
-        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::Load));
-        assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now), Next::Wait));
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now, now), Next::Load));
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now, now), Next::Wait));
         assert!(matches!(entry.claim_drain(), NextUnload::Wait));
     }
 
@@ -382,13 +393,13 @@ mod tests {
     fn a_failed_load_cools_down_for_requests_and_not_for_operators() {
         let entry = entry();
         let now = Instant::now();
-        let retry_at = now + Duration::from_secs(30);
+        let retry_at = now + COOLDOWN;
         let fail = |eagerness, at| {
-            assert!(matches!(entry.lease_or_claim_load(eagerness, at), Next::Load));
+            assert!(matches!(entry.lease_or_claim_load(eagerness, at, at), Next::Load));
             entry.finish_load(Err(failure(retry_at))).expect("it was loading");
         };
         fail(Eagerness::Request, now);
-        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::GiveUp(_)));
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now, now), Next::GiveUp(_)));
         fail(Eagerness::ByHand, now);
         fail(Eagerness::Request, retry_at);
     }
@@ -398,9 +409,9 @@ mod tests {
         let entry = entry();
         let now = Instant::now();
         entry.set_disabled(true);
-        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::Disabled));
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now, now), Next::Disabled));
         entry.delete();
-        assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now), Next::Deleted));
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now, now), Next::Deleted));
     }
 
     #[test]
@@ -416,8 +427,8 @@ mod tests {
     fn unloading_forgets_a_failure_and_is_idempotent() {
         let entry = entry();
         let now = Instant::now();
-        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now), Next::Load));
-        entry.finish_load(Err(failure(now + Duration::from_secs(30)))).expect("it was loading");
+        assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now, now), Next::Load));
+        entry.finish_load(Err(failure(now + COOLDOWN))).expect("it was loading");
         for _ in 0..2 {
             assert!(matches!(entry.claim_drain(), NextUnload::Done));
             assert_eq!(entry.status().phase, Phase::Unloaded);

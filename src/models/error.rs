@@ -125,10 +125,12 @@ impl LoadError {
     #[must_use]
     pub fn is_permanent(&self) -> bool {
         match self {
-            Self::Files(FolderError::Read(_)) | Self::Engine(EngineError::Start { .. }) | Self::Panicked(_) => false,
+            Self::Files(FolderError::Read(_))
+            | Self::Engine(EngineError::Start { .. })
+            | Self::NotDownloaded(_)
+            | Self::Panicked(_) => false,
             Self::Memory(refusal) => refusal.is_permanent(),
             Self::Hub(error) => error.is_permanent(),
-            Self::NotDownloaded(_) => false,
             Self::Files(_) | Self::Engine(_) | Self::Setting(_) => true,
         }
     }

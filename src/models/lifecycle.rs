@@ -120,6 +120,8 @@ pub struct Failure {
     pub reason: String,
     /// What it failed on.
     pub kind: FailureKind,
+    /// When it failed: who waited for it gets the reason, whatever the pause.
+    pub failed_at: Instant,
     /// Until then requests are answered with the reason; a load by hand is tried at once.
     pub retry_at: Instant,
     /// Whether trying again is pointless until somebody changes a file or a setting.

@@ -27,7 +27,7 @@ const WATCH_EVERY: Duration = Duration::from_millis(500);
 /// How often who follows a download is told how far it is.
 const SHOW_PROGRESS_EVERY: Duration = Duration::from_millis(200);
 
-/// How long a load waits for those who asked for the model to take it, before the next load may evict it again.
+/// How long a model that has been loaded is kept for those who waited for it, before it may be unloaded again.
 const HAND_OVER: Duration = Duration::from_secs(1);
 
 impl MultiModelManager {
@@ -55,8 +55,21 @@ impl MultiModelManager {
     fn failure(&self, name: &ModelName, error: &LoadError) -> Failure {
         let reason = with_causes(error);
         tracing::error!(model = %name, "the model cannot be loaded: {reason}");
-        let retry_at = Instant::now() + self.timing.failed_load_cooldown;
-        Failure { reason, kind: error.kind(), retry_at, permanent: error.is_permanent() }
+        let failed_at = Instant::now();
+        let retry_at = failed_at + self.timing.failed_load_cooldown;
+        Failure { reason, kind: error.kind(), failed_at, retry_at, permanent: error.is_permanent() }
+    }
+
+    /// Tells at the start of downloads that the last run did not end.
+    pub(super) fn say_what_was_cut_off(&self) {
+        for status in self.list() {
+            let ModelSource::Hub(source) = &status.info.source else { continue };
+            let bytes = self.loader.hub.unfinished_bytes(source);
+            if bytes > 0 {
+                let model = &status.info.name;
+                tracing::info!(%model, %source, bytes, "there is an unfinished download: the next load goes on with it");
+            }
+        }
     }
 
     /// Fetches the files of a claimed load, if it begins with that. Says whether the load goes on.
@@ -259,7 +272,7 @@ impl MultiModelManager {
 }
 
 /// Lets those who waited for a model take it, whatever came of the load.
-async fn hand_over(entry: &Entry) {
+pub(super) async fn hand_over(entry: &Entry) {
     let deadline = Instant::now() + HAND_OVER;
     while entry.is_waited_for() && entry.loaded().is_some() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;

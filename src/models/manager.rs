@@ -21,6 +21,7 @@ use super::ledger::{Ledger, LedgerError};
 use super::lifecycle::Phase;
 use super::loaded::{EmbedRequest, Embedded, Lease};
 use super::loader::Loader;
+use super::loading::hand_over;
 use super::memory::Memory;
 use super::starting::starting_model;
 use crate::config::ModelChoice;
@@ -128,6 +129,7 @@ impl MultiModelManager {
             holders: Arc::default(),
         };
         manager.count_grains().await?;
+        manager.say_what_was_cut_off();
         manager.watch_memory();
         manager.probe_loaded();
         Ok(manager)
@@ -212,6 +214,8 @@ impl MultiModelManager {
 
     pub(super) async fn unload_entry(&self, entry: &Arc<Entry>) {
         loop {
+            // Else a model that is unloaded again and again would never be there for those who wait for it.
+            hand_over(entry).await;
             let mut changes = entry.watch();
             match entry.claim_drain() {
                 NextUnload::Done => return,
@@ -284,10 +288,11 @@ impl MultiModelManager {
         let name = &entry.info.name;
         let _waiting = entry.wait();
         let deadline = tokio::time::Instant::now() + self.timing.load_timeout;
+        let since = Instant::now();
         let mut eagerness = eagerness;
         loop {
             let mut changes = entry.watch();
-            match entry.lease_or_claim_load(eagerness, Instant::now()) {
+            match entry.lease_or_claim_load(eagerness, since, Instant::now()) {
                 Next::Use(lease) => return Ok(lease),
                 Next::GiveUp(failure) => {
                     return Err(ModelError::Failed {

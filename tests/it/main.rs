@@ -15,6 +15,7 @@ mod golden;
 mod guard;
 mod hardware;
 mod hub;
+mod hub_models;
 mod lifecycle;
 mod memory;
 mod metrics;

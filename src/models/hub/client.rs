@@ -316,7 +316,11 @@ fn push<'a>(url: &mut Url, parts: impl IntoIterator<Item = &'a str>) -> Result<(
 
 /// The system's root certificates and one implementation of the ciphers, whatever else is linked in. Without any root
 /// certificate, `https` fails at the first connection and `http` mirrors work.
-fn tls() -> rustls::ClientConfig {
+///
+/// # Panics
+/// Never: the provider has the ciphers of both versions.
+#[must_use]
+pub fn tls() -> rustls::ClientConfig {
     let mut roots = rustls::RootCertStore::empty();
     roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
     rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))

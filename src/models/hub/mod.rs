@@ -28,7 +28,7 @@ use self::needs::{DESCRIPTIONS, MODULES, TOKENIZER, USUAL_POOLING};
 use crate::domain::hub::has_extension;
 use crate::domain::{HubId, HubSource};
 
-pub use self::client::Patience;
+pub use self::client::{Patience, tls};
 pub use self::error::HubError;
 pub use self::redirect::RedirectError;
 pub use self::settings::{HubProxies, HubSettings, HubToken};
@@ -104,6 +104,18 @@ impl Hub {
     #[must_use]
     pub fn is_offline(&self) -> bool {
         self.settings.offline
+    }
+
+    /// Bytes of a model's files that a download which was cut off has left. Blocks.
+    #[must_use]
+    pub fn unfinished_bytes(&self, source: &HubSource) -> u64 {
+        let entries = fs_err::read_dir(self.cache(&source.repository).blobs());
+        let left = entries
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|entry| entry.path().extension().is_some_and(|extension| extension == "incomplete"));
+        left.filter_map(|entry| entry.metadata().ok()).map(|metadata| metadata.len()).sum()
     }
 
     /// The same with other times to wait.

@@ -4,6 +4,7 @@
 //! others. What was asked is recorded.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -249,4 +250,23 @@ fn empty(status: u16, headers: &[(&str, &str)]) -> Response {
         .fold(answer, |answer, (name, value)| answer.header(*name, *value))
         .body(Body::empty())
         .expect("an answer")
+}
+
+/// The files of one of the models with random weights, as a repository has them.
+pub fn files_of(model: &str) -> BTreeMap<String, Vec<u8>> {
+    fn add(files: &mut BTreeMap<String, Vec<u8>>, root: &Path, folder: &Path) {
+        for entry in fs_err::read_dir(folder).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                add(files, root, &path);
+            } else {
+                let name = path.strip_prefix(root).expect("inside").to_str().expect("UTF-8").to_owned();
+                files.insert(name, fs_err::read(&path).expect("a file"));
+            }
+        }
+    }
+    let root = super::test_model(model);
+    let mut files = BTreeMap::new();
+    add(&mut files, &root, &root);
+    files
 }

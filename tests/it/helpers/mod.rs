@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-pub use hub::{Failing, REPOSITORY, StandInHub, etag, sha256};
+pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use process::Process;
 pub use server::{Answer, TestApp, client, send};
 

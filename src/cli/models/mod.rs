@@ -1,0 +1,268 @@
+//! `granary models`: the models of a running server, over HTTP.
+
+mod client;
+
+use std::io::{self, IsTerminal, Write};
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use self::client::Client;
+pub use self::client::ServerError;
+use crate::domain::ModelName;
+
+/// Between two looks at a download that has not begun.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
+
+/// The flags of `granary models`.
+#[derive(Clone, Debug, Args)]
+pub struct ModelsArgs {
+    /// The server's address
+    #[arg(long, global = true, env = "GRANARY_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: ModelsVerb,
+}
+
+/// What `granary models` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ModelsVerb {
+    /// List the models and their states
+    List,
+    /// Show all that is known of a model, as JSON
+    Show {
+        /// A model's name or alias
+        model: String,
+    },
+    /// Download a model from the hub and load it
+    Pull(PullArgs),
+    /// Load a model, and enable it if it was disabled
+    Load {
+        /// A model's name or alias
+        model: String,
+    },
+    /// Unload a model; the next request loads it again
+    Unload {
+        /// A model's name or alias
+        model: String,
+        /// Keep requests from loading it again
+        #[arg(long)]
+        disable: bool,
+    },
+    /// Make a model the one that requests without a model use
+    Activate {
+        /// A model's name or alias, or `auto`: the one that suits the server's machine best
+        model: String,
+    },
+    /// Accept that a model makes another space since its files or settings changed
+    Accept {
+        /// A model's name or alias
+        model: String,
+        /// Accept as well that its vectors have moved within their space
+        #[arg(long)]
+        numerics: bool,
+    },
+    /// Delete a model that was registered while the server ran
+    Delete {
+        /// A model's name or alias
+        model: String,
+        /// Delete it even if grains need it
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// The flags of `granary models pull`.
+#[derive(Clone, Debug, Args)]
+pub struct PullArgs {
+    /// A model that the server knows, or a repository on the hub: `intfloat/e5-small-v2`
+    pub model: String,
+    /// The name to register the repository under [default: its last part]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// A branch, tag or commit of the repository [default: main]
+    #[arg(long)]
+    pub revision: Option<String>,
+    /// The ONNX file in the repository [default: onnx/model.onnx]
+    #[arg(long)]
+    pub file: Option<String>,
+}
+
+/// `granary models` did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum ModelsError {
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// A repository whose last part cannot name a model.
+    #[error("`{0}` cannot be the name of a model here: choose one with --name")]
+    Name(String),
+    /// The process.
+    #[error("cannot start")]
+    Start(#[source] io::Error),
+    /// Nobody takes the output.
+    #[error("the answer cannot be printed")]
+    Print(#[source] io::Error),
+}
+
+/// Does what `args` say and prints to `out` what came of it.
+///
+/// # Errors
+/// What the server refused, in its own words.
+pub fn run(args: ModelsArgs, out: &mut impl Write) -> Result<(), ModelsError> {
+    let client = Client::new(&args.url)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ModelsError::Start)?;
+    let text = runtime.block_on(carry_out(&client, args.verb))?;
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ModelsError::Print(error)),
+        _ => Ok(()),
+    }
+}
+
+async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, ModelsError> {
+    let post = async |path: &[&str], body: Value| client.ask(Method::POST, path, Some(&body)).await;
+    Ok(match verb {
+        ModelsVerb::List => table(&client.ask(Method::GET, &[], None).await?),
+        ModelsVerb::Show { model } => {
+            let shown = client.ask(Method::GET, &[&model], None).await?;
+            format!("{shown:#}\n")
+        }
+        ModelsVerb::Pull(args) => pull(client, args).await?,
+        ModelsVerb::Load { model } => said(&post(&[&model, "load"], json!({})).await?),
+        ModelsVerb::Unload { model, disable } => said(&post(&[&model, "unload"], json!({"disable": disable})).await?),
+        ModelsVerb::Activate { model } => {
+            let switch = client.ask(Method::PUT, &["active"], Some(&json!({"name": model}))).await?;
+            format!("{} is active; before it was {}\n", text(&switch["name"]), text(&switch["previous"]))
+        }
+        ModelsVerb::Accept { model, numerics } => {
+            let accepted = post(&[&model, "accept"], json!({"numerics": numerics})).await?;
+            format!("{} writes grains to space {}\n", text(&accepted["name"]), text(&accepted["space"]))
+        }
+        ModelsVerb::Delete { model, force } => {
+            client.delete(&model, force).await?;
+            format!("{model} is deleted\n")
+        }
+    })
+}
+
+/// Registers the repository if need be, then has it loaded and shows how far its download is.
+async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
+    let known = client.ask(Method::GET, &[&args.model], None).await;
+    let name = match known {
+        Ok(model) => text(&model["name"]).to_owned(),
+        Err(error) if error.is("model_not_found") && args.model.contains('/') => register(client, &args).await?,
+        Err(error) => return Err(error.into()),
+    };
+    let bar = ProgressBar::hidden();
+    if io::stderr().is_terminal() {
+        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let show = |model: &Value| {
+        let download = &model["download"];
+        if let (Some(done), Some(total)) = (download["done_bytes"].as_u64(), download["total_bytes"].as_u64()) {
+            bar.set_length(total);
+            bar.set_position(done);
+            bar.set_message(text(&download["file"]).to_owned());
+        } else {
+            bar.set_message(text(&model["state"]).to_owned());
+        }
+    };
+    let loaded = tokio::select! {
+        loaded = load(client, &name) => loaded?,
+        ended = follow(client, &name, show) => match ended {
+            Err(error) => return Err(error.into()),
+        },
+    };
+    bar.finish_and_clear();
+    Ok(said(&loaded))
+}
+
+/// Asks for the model until it is there: a request waits for a while only, and a download may take longer.
+async fn load(client: &Client, name: &str) -> Result<Value, ServerError> {
+    loop {
+        match client.ask(Method::POST, &[name, "load"], None).await {
+            Err(error) if error.is("model_loading") => {}
+            ended => return ended,
+        }
+    }
+}
+
+async fn follow(
+    client: &Client,
+    name: &str,
+    mut show: impl FnMut(&Value),
+) -> Result<std::convert::Infallible, ServerError> {
+    loop {
+        client.follow(name, &mut show).await?;
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+async fn register(client: &Client, args: &PullArgs) -> Result<String, ModelsError> {
+    let last = args.model.rsplit('/').next().unwrap_or_default().to_owned();
+    let name = args.name.clone().unwrap_or(last);
+    if ModelName::parse(&name).is_err() {
+        return Err(ModelsError::Name(name));
+    }
+    let entry = json!({"name": name, "repository": args.model, "revision": args.revision, "file": args.file});
+    client.ask(Method::POST, &[], Some(&entry)).await?;
+    Ok(name)
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn said(model: &Value) -> String {
+    format!("{} is {}\n", text(&model["name"]), text(&model["state"]))
+}
+
+/// One line a model, under a line of titles.
+fn table(models: &Value) -> String {
+    let rows = models["models"].as_array().into_iter().flatten().map(|model| {
+        let number = |key: &str| model[key].as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
+        let mark = if model["active"] == true { "*" } else { "" };
+        [
+            format!("{}{mark}", text(&model["name"])),
+            if model["disabled"] == true { "disabled".to_owned() } else { text(&model["state"]).to_owned() },
+            number("dimensions"),
+            text(&model["provider"]["name"]).to_owned(),
+            model["memory_bytes"].as_u64().map_or_else(|| "-".to_owned(), |bytes| format!("{} MiB", bytes >> 20)),
+            text(&model["space"]).to_owned(),
+        ]
+    });
+    let titles = ["NAME", "STATE", "DIMENSIONS", "PROVIDER", "MEMORY", "SPACE"].map(str::to_owned);
+    let rows: Vec<[String; 6]> = std::iter::once(titles).chain(rows).collect();
+    let widths: [usize; 6] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default());
+    let line = |row: &[String; 6]| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_names_each_model_and_marks_the_active_one() {
+        let models = json!({"models": [
+            {"name": "a", "state": "ready", "active": true, "dimensions": 32, "memory_bytes": 3_145_728,
+             "provider": {"name": "cpu"}, "space": "0123456789abcdef"},
+            {"name": "long-name", "state": "unloaded", "disabled": true}]});
+        assert_eq!(
+            table(&models),
+            "NAME       STATE     DIMENSIONS  PROVIDER  MEMORY  SPACE\n\
+             a*         ready     32          cpu       3 MiB   0123456789abcdef\n\
+             long-name  disabled  -           -         -       -\n"
+        );
+    }
+}

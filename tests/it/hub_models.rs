@@ -1,0 +1,187 @@
+//! A server whose models come from a hub: pulled, followed, killed in the middle, and checked at each load.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::helpers::{Failing, Process, REPOSITORY, StandInHub, TINY, client, data_dir, files_of, send, test_model};
+
+const COMMIT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+
+/// A data directory of its own with the runtime library and `tiny`, and a cache.
+fn folder() -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    let runtime = data_dir().canonicalize().expect("set up").join("runtime");
+    std::os::unix::fs::symlink(runtime, folder.path().join("runtime")).expect("linked");
+    let toml = format!(
+        "[ai]\nmodel_name = \"tiny\"\n[[ai.additional_models]]\nname = \"tiny\"\npath = \"{}\"\n[models]\n\
+         failed_load_cooldown = \"0s\"\n",
+        test_model(TINY).display()
+    );
+    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
+    folder
+}
+
+fn serve(folder: &Path, hub: &str, others: &[(&str, &str)]) -> (Process, String) {
+    let cache = folder.join("cache").display().to_string();
+    let variables = [&[("HF_ENDPOINT", hub), ("HF_HUB_CACHE", cache.as_str())], others].concat();
+    let mut process = Process::start(folder, &["serve", "--port", "0", "--data-dir", "."], &variables);
+    let url = process.wait_until_serving();
+    (process, url)
+}
+
+/// Runs `granary models …` against a server, off this test's thread: the hub runs on it.
+async fn models(url: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.args(["models", "--url", url]).args(arguments).env_clear();
+    tokio::task::spawn_blocking(move || command.output().expect("it runs")).await.expect("no panic")
+}
+
+async fn said(url: &str, arguments: &[&str]) -> String {
+    let output = models(url, arguments).await;
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+async fn hub() -> StandInHub {
+    StandInHub::start(files_of(TINY)).await
+}
+
+async fn model(url: &str, name: &str) -> Value {
+    send(client().get(format!("{url}/models/{name}"))).await.ok()
+}
+
+#[tokio::test]
+async fn a_repository_is_pulled_and_is_a_model_like_any_other() {
+    let (hub, folder) = (hub().await, folder());
+    let (process, url) = serve(folder.path(), &hub.url, &[]);
+    assert_eq!(said(&url, &["pull", REPOSITORY, "--name", "pulled"]).await, "pulled is ready\n");
+    let pulled = model(&url, "pulled").await;
+    assert_eq!(
+        pulled["hub"],
+        json!({"repository": REPOSITORY, "revision": "main", "file": "onnx/model.onnx", "commit": COMMIT})
+    );
+    assert_eq!(pulled["space"], send(client().post(format!("{url}/models/tiny/load"))).await.ok()["space"]);
+    let info = send(client().get(format!("{url}/models/pulled/info"))).await.ok();
+    assert_eq!((&info["model_id"], &info["model_sha"]), (&json!(REPOSITORY), &json!(COMMIT)));
+    assert_eq!(said(&url, &["pull", REPOSITORY]).await, "pulled is ready\n", "a repository is known by its id");
+    let list = said(&url, &["list"]).await;
+    assert!(list.lines().any(|line| line.starts_with("pulled ") && line.contains("ready")), "{list}");
+    assert_eq!(said(&url, &["activate", "pulled"]).await, "pulled is active; before it was tiny\n");
+    assert_eq!(said(&url, &["activate", "tiny"]).await, "tiny is active; before it was pulled\n");
+    assert_eq!(said(&url, &["unload", "pulled", "--disable"]).await, "pulled is unloaded\n");
+    assert_eq!(said(&url, &["load", "pulled"]).await, "pulled is ready\n");
+    drop(process);
+
+    // The hub is gone, and what is here is enough.
+    let nowhere = "http://127.0.0.1:9";
+    let (process, url) = serve(folder.path(), nowhere, &[]);
+    send(client().post(format!("{url}/models/pulled/embed")).json(&json!({"inputs": "a"}))).await.ok();
+    assert_eq!(said(&url, &["delete", "pulled"]).await, "pulled is deleted\n");
+    let unknown = models(&url, &["show", "pulled"]).await;
+    let stderr = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(!unknown.status.success() && stderr.starts_with("granary: no model is called `pulled`"), "{stderr}");
+    drop(process);
+    let gone = models(nowhere, &["list"]).await;
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("no Granary answers at"), "{gone:?}");
+}
+
+async fn register(url: &str, body: Value) {
+    send(client().post(format!("{url}/models")).json(&body)).await.ok();
+}
+
+fn register_body() -> Value {
+    json!({"name": "pulled", "repository": REPOSITORY})
+}
+
+#[tokio::test]
+async fn a_download_is_followed_called_off_and_goes_on() {
+    let (hub, folder) = (hub().await, folder());
+    hub.fail(Failing { slow: Some(Duration::from_millis(150)), ..Failing::default() });
+    let (_process, url) = serve(folder.path(), &hub.url, &[]);
+    register(&url, register_body()).await;
+    let load = send(client().post(format!("{url}/models/pulled/load")));
+    let follow = async {
+        while model(&url, "pulled").await["download"].is_null() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        let shown = model(&url, "pulled").await;
+        assert_eq!(shown["state"], "downloading");
+        assert!(shown["download"]["total_bytes"].as_u64() > Some(0), "{shown}");
+        // A request that waits for it begins it anew, as for any model that is unloaded.
+        send(client().post(format!("{url}/models/pulled/unload")).json(&json!({}))).await.ok();
+        hub.fail(Failing::default());
+        let events = send(client().get(format!("{url}/models/pulled/events"))).await;
+        assert_eq!(events.content_type(), "text/event-stream");
+        events.text
+    };
+    let (loaded, events) = tokio::join!(load, follow);
+    assert_eq!(loaded.ok()["state"], "ready");
+    assert!(events.contains("event: model\ndata: {"), "{events}");
+    assert!(events.trim_end().ends_with('}'), "{events}");
+}
+
+#[tokio::test]
+async fn a_kill_in_the_middle_of_a_download_costs_nothing_but_the_time() {
+    let (hub, folder) = (hub().await, folder());
+    hub.fail(Failing { slow: Some(Duration::from_millis(300)), ..Failing::default() });
+    let (mut process, url) = serve(folder.path(), &hub.url, &[]);
+    register(&url, register_body()).await;
+    let load = client().post(format!("{url}/models/pulled/load")).send();
+    let kill = async {
+        while model(&url, "pulled").await["download"]["done_bytes"].as_u64().unwrap_or_default() == 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        process.signal(Signal::KILL);
+    };
+    let (answer, ()) = tokio::join!(load, kill);
+    assert!(answer.is_err());
+    process.wait();
+
+    hub.fail(Failing::default());
+    let (process, url) = serve(folder.path(), &hub.url, &[]);
+    assert_eq!(model(&url, "pulled").await["state"], "unloaded", "the registration is there, whole");
+    send(client().post(format!("{url}/models/pulled/load"))).await.ok();
+    assert!(hub.seen().iter().any(|seen| seen.range.is_some()), "it went on where it was");
+    assert!(process.log().contains("unfinished download"), "{}", process.log());
+}
+
+#[tokio::test]
+async fn a_file_that_changed_on_disk_is_not_loaded() {
+    let (hub, folder) = (hub().await, folder());
+    let (_process, url) = serve(folder.path(), &hub.url, &[]);
+    register(&url, register_body()).await;
+    send(client().post(format!("{url}/models/pulled/load"))).await.ok();
+    send(client().post(format!("{url}/models/pulled/unload"))).await.ok();
+    let snapshot = folder.path().join("cache/models--granary--tiny/snapshots").join(COMMIT);
+    let tokenizer = snapshot.join("tokenizer.json");
+    let text = fs_err::read_to_string(&tokenizer).expect("a tokenizer");
+    fs_err::write(&tokenizer, text.replacen("\"granary\"", "\"granarx\"", 1)).expect("written");
+    let refused = send(client().post(format!("{url}/models/pulled/embed")).json(&json!({"inputs": "a"}))).await;
+    assert_eq!(refused.header("x-should-retry"), "false");
+    let refused = refused.tei_error();
+    assert_eq!((refused.0, refused.1.as_str()), (503, "Unhealthy"));
+    assert!(refused.2.contains("`tokenizer.json` has changed since it was downloaded"), "{}", refused.2);
+}
+
+#[tokio::test]
+async fn what_the_hub_refuses_is_said_in_its_words() {
+    let (hub, folder) = (hub().await, folder());
+    let (_process, url) = serve(folder.path(), &hub.url, &[]);
+    for (status, code, says) in [(401, "", "HF_TOKEN"), (404, "RepoNotFound", "has no repository")] {
+        hub.fail(Failing { refuses: Some((status, code)), ..Failing::default() });
+        let pulled = models(&url, &["pull", REPOSITORY, "--name", "pulled"]).await;
+        let stderr = String::from_utf8_lossy(&pulled.stderr).into_owned();
+        assert!(!pulled.status.success() && stderr.contains(says), "{status}: {stderr}");
+        let failure = model(&url, "pulled").await["failure"].clone();
+        assert_eq!(failure["permanent"], true, "{failure}");
+    }
+    let files: BTreeMap<_, _> = files_of(TINY);
+    assert!(files.contains_key("tokenizer.json"));
+}
