@@ -4,10 +4,12 @@
 //! HTTP, SQL, ONNX Runtime and tokio. Start at [`model`], then [`space`].
 
 pub mod model;
+pub mod module;
 pub mod space;
 
 pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,
     OutputDimensionsError, Pooling, Prompts, TruncationSide,
 };
+pub use module::{Activation, DenseShape, HashedModule};
 pub use space::{Fingerprint, Manifest, SpaceId, SpaceIdError};

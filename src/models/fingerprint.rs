@@ -55,6 +55,7 @@ impl ModelIdentity {
             prompts,
             max_tokens: u32::try_from(encoder.tokenizer().max_tokens()).unwrap_or(u32::MAX),
             truncation_side: native.truncation_side,
+            modules: Vec::new(),
         };
         Ok(Self { manifest })
     }

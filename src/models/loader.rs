@@ -66,6 +66,7 @@ impl Loader {
             onnx: files.onnx.clone(),
             tokenizer: files.tokenizer.clone(),
             pooling: settings.pooling,
+            modules: Arc::new([]),
             hidden_size: files.hidden_size,
             expected_dimensions: settings.dimensions.map(NonZeroU32::get),
             vocabulary_size: files.vocabulary_size,
