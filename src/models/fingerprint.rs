@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder::{FolderError, ModelFiles};
 use crate::domain::space::{HashedFile, hex_digits};
-use crate::domain::{Fingerprint, Manifest, Prompts, TruncationSide};
+use crate::domain::{Fingerprint, HashedModule, Manifest, Prompts, TruncationSide};
 use crate::engine::Encoder;
 
 const READ_BYTES: usize = 1 << 20;
@@ -30,7 +30,7 @@ pub struct SpaceChoice {
 }
 
 impl ModelIdentity {
-    /// Hashes the model's files. Blocks for about a second per gigabyte.
+    /// Hashes the model's files; `modules` have been. Blocks for about a second per gigabyte.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -39,6 +39,7 @@ impl ModelIdentity {
         encoder: &Encoder,
         native: SpaceChoice,
         prompts: Prompts,
+        modules: Vec<HashedModule>,
     ) -> Result<Self, FolderError> {
         let mut weights = vec![HashedFile { role: "model".to_owned(), sha256: sha256(&files.onnx)? }];
         for (location, path) in &files.external_data {
@@ -55,7 +56,7 @@ impl ModelIdentity {
             prompts,
             max_tokens: u32::try_from(encoder.tokenizer().max_tokens()).unwrap_or(u32::MAX),
             truncation_side: native.truncation_side,
-            modules: Vec::new(),
+            modules,
         };
         Ok(Self { manifest })
     }

@@ -14,6 +14,7 @@ use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::{self, ModelFiles};
 use super::loaded::{LoadedFacts, LoadedModel};
 use super::memory::WeightsInMemory;
+use super::modules::{self, ModuleFile};
 use crate::config::{EngineConfig, ProviderSetting, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, TruncationSide};
 use crate::engine::provider::choose_automatically;
@@ -59,6 +60,7 @@ impl Loader {
         let files = folder::read(&info.source)?;
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let max_tokens = max_tokens(&settings, &files)?;
+        let (modules, hashed_modules) = modules::open(&files.modules)?;
         let runtime = Runtime::load(&self.runtime_library)?;
         let choice = self.choose_provider(&runtime);
         let spec = EncoderSpec {
@@ -66,7 +68,7 @@ impl Loader {
             onnx: files.onnx.clone(),
             tokenizer: files.tokenizer.clone(),
             pooling: settings.pooling,
-            modules: Arc::new([]),
+            modules: modules.into(),
             hidden_size: files.hidden_size,
             expected_dimensions: settings.dimensions.map(NonZeroU32::get),
             vocabulary_size: files.vocabulary_size,
@@ -80,7 +82,7 @@ impl Loader {
         let prompts = settings.prompts.unwrap_or_default();
         let native =
             SpaceChoice { dimensions: dimensions.native.get(), normalize, truncation_side: TruncationSide::Right };
-        let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone())?;
+        let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone(), hashed_modules)?;
         let precision = if self.rounds_to_bf16(choice.provider) { "bfloat16" } else { "float32" };
         let facts = LoadedFacts {
             fingerprint: identity.native(),
@@ -229,7 +231,9 @@ fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, Load
 
 fn weights_bytes(files: &ModelFiles) -> u64 {
     std::iter::once(&files.onnx)
-        .chain(files.external_data.iter().map(|(_, path)| path))
+        .map(PathBuf::as_path)
+        .chain(files.external_data.iter().map(|(_, path)| path.as_path()))
+        .chain(files.modules.iter().filter_map(ModuleFile::weights))
         .filter_map(|path| fs_err::metadata(path).ok())
         .map(|metadata| metadata.len())
         .sum()
