@@ -15,6 +15,7 @@ mod guard;
 mod lifecycle;
 mod metrics;
 mod models;
+mod modules;
 mod openai;
 mod openapi;
 mod poolings;
