@@ -5,6 +5,7 @@
 
 pub mod model;
 pub mod module;
+pub mod prompt_choice;
 pub mod space;
 
 pub use model::{
@@ -12,4 +13,5 @@ pub use model::{
     OutputDimensionsError, Pooling, Prompts, TruncationSide,
 };
 pub use module::{Activation, DenseShape, HashedModule};
+pub use prompt_choice::{InputType, PromptChoice, TwoPromptsError};
 pub use space::{Fingerprint, Manifest, SpaceId, SpaceIdError};

@@ -19,6 +19,7 @@ mod modules;
 mod openai;
 mod openapi;
 mod poolings;
+mod prompts;
 mod restart;
 mod shutdown;
 mod spaces;
