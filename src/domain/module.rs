@@ -22,7 +22,7 @@ impl Activation {
     /// Every activation.
     pub const ALL: [Self; 5] = [Self::Identity, Self::Tanh, Self::Relu, Self::Gelu, Self::Sigmoid];
 
-    /// The name of its class in PyTorch, without the path: sentence-transformers writes that.
+    /// The name of its class in `PyTorch`, without the path: sentence-transformers writes that.
     #[must_use]
     pub fn torch_name(self) -> &'static str {
         match self {

@@ -1,7 +1,7 @@
 //! From the pooled vector to the text's: dense layers and normalisation, as pure functions over slices.
 //!
-//! The formulas are those of sentence-transformers (`models/Dense.py`, `models/Normalize.py`) and of PyTorch's `Linear`
-//! and activations.
+//! The formulas are those of sentence-transformers (`models/Dense.py`, `models/Normalize.py`) and of `PyTorch`'s
+//! `Linear` and activations.
 
 use super::pooling::normalize;
 use crate::domain::{Activation, DenseShape};
@@ -117,8 +117,14 @@ fn activate(activation: Activation, x: f32) -> f32 {
     match activation {
         Activation::Identity => x,
         Activation::Tanh => x.tanh(),
-        Activation::Relu if x < 0.0 => 0.0,
-        Activation::Relu => x,
+        // Not `max`, which makes a number of NaN.
+        Activation::Relu => {
+            if x < 0.0 {
+                0.0
+            } else {
+                x
+            }
+        }
         Activation::Gelu => 0.5 * x * (1.0 + libm::erff(x * std::f32::consts::FRAC_1_SQRT_2)),
         Activation::Sigmoid => 1.0 / (1.0 + (-x).exp()),
     }

@@ -131,10 +131,7 @@ impl Encoder {
             return Err(mismatch(format!("has {rows} rows")));
         }
         let module_sizes = dense::sizes(&spec.modules);
-        let hidden_size = spec.hidden_size.or_else(|| match module_sizes {
-            Some((taken, _)) => Some(taken),
-            None => spec.expected_dimensions,
-        });
+        let hidden_size = spec.hidden_size.or(module_sizes.map_or(spec.expected_dimensions, |(taken, _)| Some(taken)));
         let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size };
         let session = EncoderSession::open(runtime, &spec.onnx, options.bulk, wanted)?;
         let output = session.output().clone();

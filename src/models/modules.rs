@@ -140,7 +140,7 @@ fn check_chain(list_path: &Path, modules: &[ModuleFile]) -> Result<(), FolderErr
 struct DenseConfig {
     in_features: u32,
     out_features: u32,
-    /// PyTorch's own default.
+    /// `PyTorch`'s own default.
     #[serde(default = "yes")]
     bias: bool,
     activation_function: String,
@@ -322,7 +322,7 @@ mod tests {
             };
             numbers.iter().flat_map(bytes_of).collect()
         };
-        let mut hashes = Vec::new();
+        let mut seen = Vec::new();
         for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
             let file = tensors(dtype, &bytes(dtype, &weights), &bytes(dtype, &bias));
             let files: [(&str, &[u8]); 2] = [("2_Dense/config.json", &config), ("2_Dense/model.safetensors", &file)];
@@ -330,9 +330,9 @@ mod tests {
             let (opened, hashed) = open(&read(folder.path()).expect("well formed").between).expect("opened");
             let [Module::Dense(dense)] = &opened[..] else { panic!("{opened:?}") };
             assert_eq!(dense.apply(&[10.0, 3.0]), [17.0, -6.0], "{dtype:?}");
-            hashes.push(hashed);
+            seen.push(hashed);
         }
-        assert!(hashes[0] != hashes[1] && hashes[1] != hashes[2], "{hashes:?}");
+        assert!(seen[0] != seen[1] && seen[1] != seen[2], "{seen:?}");
     }
 
     #[test]
