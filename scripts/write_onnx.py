@@ -4,7 +4,7 @@
 The weights come from a Hugging Face folder (`--from FOLDER`, safetensors) or are drawn from a seed (`--random bert-base`,
 `--random tiny`: a true architecture whose vectors mean nothing, for tests). The folder written is the ordinary Hugging Face
 layout: `onnx/model.onnx`, its weights beside it in `model.onnx_data`, `tokenizer.json`, `config.json`, `modules.json`,
-`1_Pooling/config.json`, `sentence_bert_config.json`.
+`1_Pooling/config.json`, `sentence_bert_config.json`, and the folders of dense layers behind pooling.
 
 The graph holds standard operators of opset 17 only, unfused: ONNX Runtime's CPU kernels and the OpenVINO execution provider
 each fuse what they like, and measured the same within noise for every hand-made variation tried (merged QKV, Gemm, the Gelu
@@ -27,6 +27,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 from safetensors import safe_open
+from safetensors.numpy import save as as_safetensors
 
 OPSET = 17  # the first with LayerNormalization
 IR_VERSION = 8  # the one that came with opset 17: any runtime since 2022 reads it
@@ -50,6 +51,14 @@ POOLING_FLAGS = {
     "mean": "pooling_mode_mean_tokens",
     "max": "pooling_mode_max_tokens",
     "lasttoken": "pooling_mode_lasttoken",
+}
+
+ACTIVATIONS = {
+    "identity": "torch.nn.modules.linear.Identity",
+    "tanh": "torch.nn.modules.activation.Tanh",
+    "relu": "torch.nn.modules.activation.ReLU",
+    "gelu": "torch.nn.modules.activation.GELU",
+    "sigmoid": "torch.nn.modules.activation.Sigmoid",
 }
 
 ARCHITECTURES = {
@@ -350,11 +359,18 @@ def write_json(path, value):
     path.write_text(json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def write_pooling(folder, dimensions, pooling, normalize):
-    """Writes what sentence-transformers reads: the list of modules and the settings of the pooling one."""
-    flags = {flag: mode == pooling for mode, flag in POOLING_FLAGS.items()}
+def write_modules(folder, dimensions, options, weights):
+    """Writes what sentence-transformers reads: the list of modules, and the files of the pooling and the dense ones."""
+    flags = {flag: mode == options.pooling for mode, flag in POOLING_FLAGS.items()}
     write_json(folder / "1_Pooling/config.json", {"word_embedding_dimension": dimensions, **flags})
-    modules = [("", "Transformer"), ("1_Pooling", "Pooling")] + [("2_Normalize", "Normalize")] * normalize
+    modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
+    for size, activation in options.dense:
+        name = f"{len(modules)}_Dense"
+        write_dense(folder / name, (dimensions, size), activation, weights)
+        modules.append((name, "Dense"))
+        dimensions = size
+    if options.normalize:
+        modules.append((f"{len(modules)}_Normalize", "Normalize"))
     write_json(
         folder / "modules.json",
         [
@@ -362,6 +378,27 @@ def write_pooling(folder, dimensions, pooling, normalize):
             for index, (path, kind) in enumerate(modules)
         ],
     )
+
+
+def write_dense(folder, sizes, activation, weights):
+    """Writes a dense layer from `sizes[0]` numbers to `sizes[1]`, with a bias."""
+    size_in, size_out = sizes
+    config = {"in_features": size_in, "out_features": size_out, "bias": True}
+    write_json(folder / "config.json", {**config, "activation_function": ACTIVATIONS[activation]})
+    tensors = {
+        "linear.weight": weights.get(f"{folder.name}.linear.weight", (size_out, size_in)),
+        "linear.bias": weights.get(f"{folder.name}.linear.bias", (size_out,)),
+    }
+    (folder / "model.safetensors").write_bytes(as_safetensors(tensors))
+
+
+def dense_layer(text):
+    """Reads `OUT[:ACTIVATION]`."""
+    size, _, activation = text.partition(":")
+    activation = activation.lower() or "identity"
+    if not size.isdecimal() or int(size) == 0 or activation not in ACTIVATIONS:
+        raise argparse.ArgumentTypeError(f"{text!r} is not OUT[:ACTIVATION], with one of {', '.join(ACTIVATIONS)}")
+    return int(size), activation
 
 
 def parse(arguments):
@@ -382,6 +419,8 @@ def parse(arguments):
         help="what 1_Pooling says; none leaves out it and modules.json (default: the source's, or mean)")
     add("--normalize", action="store_true",
         help="with a pooling, list a Normalize module; with --output sentence_embedding, normalise in the graph too")
+    add("--dense", action="append", type=dense_layer, default=[], metavar="OUT[:ACTIVATION]",
+        help="with --random, put a dense layer behind pooling; may be repeated (default activation: identity)")
     add("--output", default="last_hidden_state", metavar="NAME",
         help="the output's name; sentence_embedding is pooled (mean) in the graph (default last_hidden_state)")
     add("--logits", action="store_true", help="output vocabulary logits, and nothing else")
@@ -400,6 +439,8 @@ def main(arguments=None):
     folder = options.out
     folder.mkdir(parents=True, exist_ok=True)
 
+    if options.dense and (options.source or options.pooling == "none"):
+        raise Refusal("--dense draws weights and stands behind pooling: it needs --random and a --pooling.")
     if options.source:
         for name in SIDE_FILES:
             if (options.source / name).is_file():
@@ -435,7 +476,7 @@ def main(arguments=None):
         for name in ("modules.json", "1_Pooling/config.json"):
             (folder / name).unlink(missing_ok=True)
     elif options.pooling:
-        write_pooling(folder, config["hidden_size"], options.pooling, options.normalize)
+        write_modules(folder, config["hidden_size"], options, weights)
 
     write_model(folder / ("model.onnx" if options.flat else "onnx/model.onnx"), changed, weights, options)
 

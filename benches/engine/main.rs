@@ -185,6 +185,7 @@ fn spec() -> EncoderSpec {
         onnx: model.join("onnx/model.onnx"),
         tokenizer: model.join("tokenizer.json"),
         pooling: Some(Pooling::Mean),
+        modules: Arc::new([]),
         hidden_size: Some(384),
         expected_dimensions: None,
         vocabulary_size: Some(30_522),

@@ -9,6 +9,7 @@ use super::error::ApiError;
 use super::extract::{Json, ModelWord, expected_space};
 use super::inputs::{Inputs, RootInputs};
 use super::measured;
+use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::similarity;
 use super::state::{AppState, Limits};
@@ -30,6 +31,9 @@ pub struct EmbedOptions {
     /// The model's prompt to put before each text: `query` or `document`.
     #[schema(example = json!(null))]
     pub prompt_name: Option<String>,
+    /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
+    #[schema(example = json!(null))]
+    pub input_type: Option<InputTypeWord>,
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
     #[schema(example = 384, minimum = 1)]
     pub dimensions: Option<u64>,
@@ -56,6 +60,9 @@ pub struct EmbedBody<I: ToSchema> {
     /// The model's prompt to put before each text: `query` or `document`.
     #[schema(example = json!(null))]
     prompt_name: Option<String>,
+    /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
+    #[schema(example = json!(null))]
+    input_type: Option<InputTypeWord>,
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
     #[schema(example = 384, minimum = 1)]
     dimensions: Option<u64>,
@@ -76,6 +83,7 @@ impl<I: ToSchema> EmbedBody<I> {
             truncation_direction: self.truncation_direction,
             normalize: self.normalize,
             prompt_name: self.prompt_name,
+            input_type: self.input_type,
             dimensions: self.dimensions,
             model: self.model,
             expect_space: self.expect_space,
@@ -147,7 +155,7 @@ impl EmbedOptions {
     pub fn request(&self, inputs: Inputs, limits: &Limits) -> Result<EmbedRequest, ApiError> {
         Ok(EmbedRequest {
             inputs: inputs.checked("inputs", limits.max_inputs)?,
-            prompt_name: self.prompt_name.clone(),
+            prompt: prompt::choice(self.prompt_name.clone(), self.input_type)?,
             over_long: self.over_long(limits),
             dimensions: self.dimensions,
             normalize: Some(self.normalize.unwrap_or(true)),

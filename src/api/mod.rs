@@ -18,6 +18,7 @@ pub mod models;
 pub mod openai;
 pub mod openapi;
 pub mod operations;
+pub mod prompt;
 pub mod registration;
 pub mod requests;
 pub mod responses;

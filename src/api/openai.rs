@@ -10,6 +10,7 @@ use super::error::{ApiError, Code};
 use super::extract::{Json, ModelWord, expected_space};
 use super::inputs::Inputs;
 use super::measured::{self, Answer};
+use super::prompt::{self, InputTypeWord};
 use super::responses::{OpenAiBodyErrors, OpenAiErrors};
 use super::state::AppState;
 use super::vectors;
@@ -39,6 +40,9 @@ pub struct EmbeddingsBody {
     /// The model's prompt to put before each text: `query` or `document`.
     #[schema(example = json!(null))]
     prompt_name: Option<String>,
+    /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
+    #[schema(example = json!(null))]
+    input_type: Option<InputTypeWord>,
     /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
     truncate: Option<bool>,
     /// Whether somebody waits for the answer: `interactive` when absent.
@@ -122,7 +126,7 @@ pub async fn embeddings(State(state): State<AppState>, Json(body): Json<Embeddin
     let cuts = body.truncate.unwrap_or(state.limits.auto_truncate);
     let request = EmbedRequest {
         inputs: body.input.checked("input", state.limits.max_inputs)?,
-        prompt_name: body.prompt_name,
+        prompt: prompt::choice(body.prompt_name, body.input_type)?,
         over_long: if cuts { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse },
         dimensions: body.dimensions,
         // OpenAI's vectors have length 1, and its clients compare them by their product alone.

@@ -9,6 +9,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::error::{ApiError, Code};
 use super::extract::{Json, ModelWord};
 use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
+use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
 use crate::engine::TokenDetail;
@@ -58,6 +59,9 @@ pub struct TokenizeBody {
     /// The model's prompt to put before each text.
     #[schema(example = json!(null))]
     prompt_name: Option<String>,
+    /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
+    #[schema(example = json!(null))]
+    input_type: Option<InputTypeWord>,
     /// A model's name or alias; the active model when absent.
     #[schema(example = "all-MiniLM-L6-v2")]
     model: Option<String>,
@@ -126,9 +130,10 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
         Texts::Many(texts) => texts,
     };
     check("inputs", &texts, String::is_empty, state.limits.max_inputs)?;
+    let prompt = prompt::choice(body.prompt_name, body.input_type)?;
     let name = state.models.resolve(body.model.as_deref())?;
     let lease = state.models.lease(&name).await?;
-    let prompt = body.prompt_name.map(|name| lease.prompt(&name)).transpose()?.unwrap_or_default();
+    let prompt = lease.prompt(&prompt)?.unwrap_or_default();
     let with_special = body.add_special_tokens.unwrap_or(true);
     off_the_async_threads(move || {
         let tokenizer = lease.encoder().tokenizer();

@@ -5,6 +5,8 @@
 
 pub mod hub;
 pub mod model;
+pub mod module;
+pub mod prompt_choice;
 pub mod provider;
 pub mod space;
 
@@ -13,5 +15,7 @@ pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,
     OutputDimensionsError, Pooling, Prompts, Training, TruncationSide,
 };
+pub use module::{Activation, DenseShape, HashedModule};
+pub use prompt_choice::{InputType, PromptChoice, TwoPromptsError};
 pub use provider::{GpuProvider, ProviderSetting};
 pub use space::{Fingerprint, Manifest, SpaceId, SpaceIdError};

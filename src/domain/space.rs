@@ -10,6 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::model::{Pooling, Prompts, TruncationSide};
+use super::module::HashedModule;
 
 const SPACE_ID_DIGITS: usize = 16;
 const FINGERPRINT_DIGITS: usize = 64;
@@ -113,6 +114,9 @@ pub struct Manifest {
     pub max_tokens: u32,
     /// The end that is cut off a longer text.
     pub truncation_side: TruncationSide,
+    /// What is done to the vector between pooling and the cut to `dimensions`, in this order. Most models have none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<HashedModule>,
 }
 
 /// A file of a model and the hash of its bytes.
@@ -151,6 +155,7 @@ pub fn hex_digits(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::module::{Activation, DenseShape};
 
     fn manifest() -> Manifest {
         Manifest {
@@ -163,7 +168,13 @@ mod tests {
             prompts: Prompts::default(),
             max_tokens: 256,
             truncation_side: TruncationSide::Right,
+            modules: Vec::new(),
         }
+    }
+
+    fn dense() -> HashedModule {
+        let shape = DenseShape { in_features: 384, out_features: 128, bias: true, activation: Activation::Tanh };
+        HashedModule::Dense { sha256: "ef".repeat(32), shape }
     }
 
     #[test]
@@ -180,9 +191,20 @@ mod tests {
     }
 
     #[test]
+    fn the_canonical_form_of_modules_is_frozen_too() {
+        let manifest = Manifest { modules: vec![HashedModule::Normalize, dense()], ..manifest() };
+        let expected = r#""truncation_side":"right","modules":[{"type":"normalize"},{"type":"dense","sha256":""#
+            .to_owned()
+            + &"ef".repeat(32)
+            + r#"","in_features":384,"out_features":128,"bias":true,"activation":"tanh"}]}"#;
+        let canonical = manifest.canonical();
+        assert!(canonical.ends_with(&expected), "{canonical}");
+    }
+
+    #[test]
     fn every_field_moves_the_space() {
         let base = manifest().fingerprint().space();
-        let changes: [fn(&mut Manifest); 9] = [
+        let changes: [fn(&mut Manifest); 12] = [
             |m| m.weights[0].sha256.replace_range(0..1, "0"),
             |m| m.tokenizer.replace_range(0..1, "0"),
             |m| m.output = "token_embeddings".into(),
@@ -192,6 +214,9 @@ mod tests {
             |m| m.prompts.query = Some("query: ".into()),
             |m| m.max_tokens = 128,
             |m| m.truncation_side = TruncationSide::Left,
+            |m| m.modules = vec![dense()],
+            |m| m.modules = vec![dense(), HashedModule::Normalize],
+            |m| m.modules = vec![HashedModule::Normalize, dense()],
         ];
         for change in changes {
             let mut other = manifest();

@@ -13,13 +13,12 @@ use metrics::histogram;
 use tracing::Span;
 
 use super::batcher::{Batcher, Lane};
+use super::dense::{self, Module};
 use super::error::{Cause, EngineError};
+use super::head::Head;
 use super::job::{Finish, Priority};
-use super::pooling::{normalize, pool};
 use super::queue::{BatchItem, BatchLimits, MicroBatch};
-use super::session::{
-    EncoderSession, GraphOutput, OutputKind, PaddedBatch, RunOutput, Runtime, SessionOptions, WantedOutput,
-};
+use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use crate::domain::Pooling;
 use crate::telemetry;
@@ -42,6 +41,8 @@ pub struct EncoderSpec {
     pub tokenizer: PathBuf,
     /// How to pool, when known.
     pub pooling: Option<Pooling>,
+    /// What is done to the pooled vector, in this order.
+    pub modules: Arc<[Module]>,
     /// The hidden size, when the model's files say it.
     pub hidden_size: Option<u32>,
     /// The length of vector that the settings expect, to tell outputs without a known name apart where the files say
@@ -106,7 +107,7 @@ pub struct Encoder {
     batcher: Arc<Batcher>,
     workers: Vec<JoinHandle<()>>,
     output: GraphOutput,
-    pooling: Option<Pooling>,
+    head: Head,
     dimensions: usize,
 }
 
@@ -129,14 +130,20 @@ impl Encoder {
         {
             return Err(mismatch(format!("has {rows} rows")));
         }
-        let wanted = WantedOutput {
-            pooling_is_known: spec.pooling.is_some(),
-            hidden_size: spec.hidden_size.or(spec.expected_dimensions),
-        };
+        let module_sizes = dense::sizes(&spec.modules);
+        let hidden_size = spec.hidden_size.or(module_sizes.map_or(spec.expected_dimensions, |(taken, _)| Some(taken)));
+        let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size };
         let session = EncoderSession::open(runtime, &spec.onnx, options.bulk, wanted)?;
         let output = session.output().clone();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.onnx.clone(), reason };
         let pooling = match output.kind {
+            OutputKind::Texts if !spec.modules.is_empty() => {
+                return Err(unsupported(format!(
+                    "its output `{}` is pooled, so that nobody can tell whether the Dense modules of modules.json are \
+                     part of the graph: export it with one vector per token, or leave them out of modules.json if they are",
+                    output.name
+                )));
+            }
             OutputKind::Texts => None,
             OutputKind::Tokens => Some(spec.pooling.ok_or_else(|| {
                 unsupported(format!(
@@ -165,6 +172,14 @@ impl Encoder {
                 output.name
             )));
         }
+        if let Some((taken, _)) = module_sizes
+            && dimensions != taken as usize
+        {
+            return Err(unsupported(format!(
+                "its output `{}` has vectors of {dimensions} numbers, and its first Dense module takes {taken}",
+                output.name
+            )));
+        }
         let limits = if spec.runs_alone {
             BatchLimits { max_batch_texts: 1, width_step: 1, ..options.batch }
         } else {
@@ -182,8 +197,8 @@ impl Encoder {
             batcher: Arc::new(Batcher::new(limits, &lanes, &spec.label)),
             workers: Vec::new(),
             output,
-            pooling,
-            dimensions,
+            head: Head { pooling, modules: Arc::clone(&spec.modules) },
+            dimensions: module_sizes.map_or(dimensions, |(_, made)| made as usize),
         };
         let n_bulk = options.bulk.streams.max(1);
         for (index, (lane, session)) in runners.into_iter().enumerate() {
@@ -191,7 +206,7 @@ impl Encoder {
                 lane,
                 session,
                 batcher: Arc::clone(&encoder.batcher),
-                pooling,
+                head: encoder.head.clone(),
                 n_bulk,
                 padded: PaddedBatch::default(),
             };
@@ -213,7 +228,7 @@ impl Encoder {
     /// How token vectors are pooled; `None` when the graph has done it.
     #[must_use]
     pub fn pooling(&self) -> Option<Pooling> {
-        self.pooling
+        self.head.pooling
     }
 
     /// The length of an uncut vector.
@@ -308,7 +323,7 @@ struct Worker {
     lane: Lane,
     session: Arc<EncoderSession>,
     batcher: Arc<Batcher>,
-    pooling: Option<Pooling>,
+    head: Head,
     n_bulk: usize,
     padded: PaddedBatch,
 }
@@ -347,14 +362,14 @@ impl Worker {
 
     fn try_items(&mut self, items: &[BatchItem], width: usize) -> Result<(), EngineError> {
         let failed = |source| EngineError::Inference { index: items[0].index, source };
-        let (session, padded, pooling) = (&self.session, &mut self.padded, self.pooling);
+        let (session, padded, head) = (&self.session, &mut self.padded, &self.head);
         padded.fill(items.iter().map(BatchItem::ids), width);
         let started = Instant::now();
         // The runtime is foreign code: what it throws must end one batch and not the worker.
         let run = catch_unwind(AssertUnwindSafe(|| {
             session.run(padded, |output| {
                 let elapsed = started.elapsed();
-                finish_batch(items, &output, width, pooling, elapsed)
+                head.finish_batch(items, &output, width, elapsed)
             })
         }));
         match run {
@@ -363,42 +378,4 @@ impl Worker {
             Err(_panic) => Err(failed(Cause::from("the runtime panicked"))),
         }
     }
-}
-
-/// Pools, checks and hands over each text's vector.
-fn finish_batch(
-    items: &[BatchItem],
-    output: &RunOutput<'_>,
-    width: usize,
-    pooling: Option<Pooling>,
-    elapsed: Duration,
-) -> Result<(), EngineError> {
-    let dimensions = output.dimensions;
-    // All are checked before any is handed over: a batch that is tried again must not complete a text twice.
-    let row = |position: usize| match pooling {
-        Some(_) => &output.values[position * width * dimensions..(position + 1) * width * dimensions],
-        None => &output.values[position * dimensions..(position + 1) * dimensions],
-    };
-    let mut vectors = Vec::with_capacity(items.len());
-    for (position, item) in items.iter().enumerate() {
-        let mut vector = vec![0.0; item.job.finish.dimensions.min(dimensions)];
-        if let Some(pooling) = pooling {
-            pool(row(position), dimensions, item.ids().len(), pooling, &mut vector);
-        } else {
-            let n_kept = vector.len();
-            vector.copy_from_slice(&row(position)[..n_kept]);
-        }
-        if let Some(found) = vector.iter().copied().find(|value| !value.is_finite()) {
-            return Err(EngineError::NotANumber { index: item.index, found });
-        }
-        if item.job.finish.normalize {
-            normalize(&mut vector);
-        }
-        vectors.push(vector);
-    }
-    let share = elapsed.div_f64(items.len() as f64);
-    for (item, vector) in items.iter().zip(vectors) {
-        item.job.complete(item.index, share, |slot| slot.copy_from_slice(&vector));
-    }
-    Ok(())
 }

@@ -4,8 +4,10 @@
 //! models there are. Start at [`encoder`].
 
 pub mod batcher;
+pub mod dense;
 pub mod encoder;
 pub mod error;
+mod head;
 pub mod job;
 pub mod pooling;
 pub mod provider;
@@ -13,6 +15,7 @@ pub mod queue;
 pub mod session;
 pub mod tokenize;
 
+pub use dense::{Dense, Module};
 pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec};
 pub use error::EngineError;
 pub use job::{Finish, Priority};

@@ -374,7 +374,7 @@ mod tests {
         Failure {
             reason: "no".into(),
             kind: FailureKind::Model,
-            failed_at: retry_at - COOLDOWN,
+            failed_at: retry_at.checked_sub(COOLDOWN).expect("the clock has run as long"),
             retry_at,
             permanent: true,
         }

@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder::{FolderError, ModelFiles};
 use crate::domain::space::{HashedFile, hex_digits};
-use crate::domain::{Fingerprint, Manifest, Prompts, TruncationSide};
+use crate::domain::{Fingerprint, HashedModule, Manifest, Pooling, Prompts, TruncationSide};
 use crate::engine::Encoder;
 
 const READ_BYTES: usize = 1 << 20;
@@ -16,6 +16,13 @@ const READ_BYTES: usize = 1 << 20;
 #[derive(Clone, Debug)]
 pub struct ModelIdentity {
     manifest: Manifest,
+}
+
+/// What an open model is read by.
+struct Reading {
+    output: String,
+    pooling: Option<Pooling>,
+    max_tokens: u32,
 }
 
 /// What of a space a request decides.
@@ -30,7 +37,7 @@ pub struct SpaceChoice {
 }
 
 impl ModelIdentity {
-    /// Hashes the model's files. Blocks for about a second per gigabyte.
+    /// Hashes the model's files; `modules` have been. Blocks for about a second per gigabyte.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -39,6 +46,22 @@ impl ModelIdentity {
         encoder: &Encoder,
         native: SpaceChoice,
         prompts: Prompts,
+        modules: Vec<HashedModule>,
+    ) -> Result<Self, FolderError> {
+        let reading = Reading {
+            output: encoder.output().name.clone(),
+            pooling: encoder.pooling(),
+            max_tokens: u32::try_from(encoder.tokenizer().max_tokens()).unwrap_or(u32::MAX),
+        };
+        Self::of_reading(files, reading, native, prompts, modules)
+    }
+
+    fn of_reading(
+        files: &ModelFiles,
+        reading: Reading,
+        native: SpaceChoice,
+        prompts: Prompts,
+        modules: Vec<HashedModule>,
     ) -> Result<Self, FolderError> {
         let mut weights = vec![HashedFile { role: "model".to_owned(), sha256: sha256(&files.onnx)? }];
         for (location, path) in &files.external_data {
@@ -48,13 +71,14 @@ impl ModelIdentity {
         let manifest = Manifest {
             weights,
             tokenizer: sha256(&files.tokenizer)?,
-            output: encoder.output().name.clone(),
-            pooling: encoder.pooling(),
+            output: reading.output,
+            pooling: reading.pooling,
             normalize: native.normalize,
             dimensions: native.dimensions,
             prompts,
-            max_tokens: u32::try_from(encoder.tokenizer().max_tokens()).unwrap_or(u32::MAX),
+            max_tokens: reading.max_tokens,
             truncation_side: native.truncation_side,
+            modules,
         };
         Ok(Self { manifest })
     }
@@ -89,5 +113,104 @@ fn sha256(path: &Path) -> Result<String, FolderError> {
             return Ok(hex_digits(&hasher.finalize()));
         }
         hasher.update(&buffer[..n_bytes]);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use safetensors::Dtype;
+    use safetensors::tensor::TensorView;
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::domain::{Activation, DenseShape, EncoderSettings};
+    use crate::models::modules::{self, ModuleFile};
+
+    /// The bytes of everything a model is made of.
+    #[derive(Clone, Debug)]
+    struct Content {
+        onnx: Vec<u8>,
+        external: Vec<u8>,
+        tokenizer: Vec<u8>,
+        /// Three numbers.
+        dense: Vec<u8>,
+        query: Vec<u8>,
+        document: Vec<u8>,
+    }
+
+    impl Content {
+        fn parts(&mut self) -> [&mut Vec<u8>; 6] {
+            let Self { onnx, external, tokenizer, dense, query, document } = self;
+            [onnx, external, tokenizer, dense, query, document]
+        }
+    }
+
+    /// The space of a model of this content, written to a folder of its own.
+    fn fingerprint(content: &Content) -> Fingerprint {
+        let folder = TempDir::new().expect("a folder");
+        let write = |name: &str, bytes: &[u8]| {
+            let path = folder.path().join(name);
+            fs_err::write(&path, bytes).expect("written");
+            path
+        };
+        let tensor = TensorView::new(Dtype::F32, vec![1, 3], &content.dense).expect("three numbers");
+        let dense = safetensors::serialize([("linear.weight", tensor)], None).expect("serialized");
+        let shape = DenseShape { in_features: 3, out_features: 1, bias: false, activation: Activation::Tanh };
+        let files = ModelFiles {
+            onnx: write("model.onnx", &content.onnx),
+            external_data: vec![("model.onnx_data".to_owned(), write("model.onnx_data", &content.external))],
+            tokenizer: write("tokenizer.json", &content.tokenizer),
+            modules: vec![ModuleFile::Dense { weights: write("model.safetensors", &dense), shape }],
+            settings: EncoderSettings::default(),
+            hidden_size: None,
+            vocabulary_size: None,
+            max_positions: None,
+            hub: None,
+            quantizes_per_batch: false,
+        };
+        let text = |bytes: &[u8]| Some(String::from_utf8(bytes.to_vec()).expect("ASCII"));
+        let prompts = Prompts { query: text(&content.query), document: text(&content.document) };
+        let reading = Reading { output: "out".to_owned(), pooling: Some(Pooling::Mean), max_tokens: 128 };
+        let native = SpaceChoice { dimensions: 1, normalize: true, truncation_side: TruncationSide::Right };
+        let (_, hashed) = modules::open(&files.modules).expect("opened");
+        ModelIdentity::of_reading(&files, reading, native, prompts, hashed).expect("hashed").native()
+    }
+
+    fn contents() -> impl Strategy<Value = Content> {
+        let bytes = || prop::collection::vec(any::<u8>(), 1..200);
+        let prompt = || "[ -~]{1,20}".prop_map(String::into_bytes);
+        let dense = prop::collection::vec(any::<u8>(), 12);
+        (bytes(), bytes(), bytes(), dense, prompt(), prompt()).prop_map(
+            |(onnx, external, tokenizer, dense, query, document)| Content {
+                onnx,
+                external,
+                tokenizer,
+                dense,
+                query,
+                document,
+            },
+        )
+    }
+
+    proptest! {
+        #[test]
+        fn equal_content_is_one_space_wherever_it_lies(content in contents()) {
+            prop_assert_eq!(fingerprint(&content), fingerprint(&content));
+        }
+
+        #[test]
+        fn one_changed_byte_of_a_file_or_a_prompt_is_another_space(
+            content in contents(),
+            part in 0..6_usize,
+            place in any::<prop::sample::Index>(),
+            bit in 0..7_u32,
+        ) {
+            let mut changed = content.clone();
+            let bytes = &mut changed.parts()[part][..];
+            // The seven low bits, so that a prompt stays text.
+            bytes[place.index(bytes.len())] ^= 1 << bit;
+            prop_assert_ne!(fingerprint(&content).space(), fingerprint(&changed).space());
+        }
     }
 }

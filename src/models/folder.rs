@@ -3,15 +3,15 @@
 //! A folder in the ordinary Hugging Face layout decides pooling, normalisation and maximum length by its own files.
 //! A bare `.onnx` file says nothing of itself: the configuration must, or the built-in entry of its name.
 
-use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::hub::HubModel;
+use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
-use crate::domain::{EncoderSettings, Pooling, Prompts};
+use crate::domain::{EncoderSettings, Prompts};
 
 /// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
 const UNLIMITED_TOKENS: u32 = 1_000_000;
@@ -28,6 +28,8 @@ pub struct ModelFiles {
     pub external_data: Vec<(String, PathBuf)>,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
+    /// What is done to a text's vector between pooling and the scaling to length 1, in this order.
+    pub modules: Vec<ModuleFile>,
     /// What the files decide.
     pub settings: EncoderSettings,
     /// The length of token vectors, from `config.json`.
@@ -72,20 +74,46 @@ pub enum FolderError {
         /// Where the walk over it stopped.
         source: std::io::Error,
     },
-    /// The graph names a weight file outside its own folder.
-    #[error("`{}` keeps weights in `{location}`, which is outside its folder", onnx.display())]
+    /// A file of the model names another one outside the folder they belong in.
+    #[error("`{}` keeps a part of the model in `{location}`, which is outside its folder", path.display())]
     OutsideFolder {
-        /// The `.onnx` file.
-        onnx: PathBuf,
-        /// The location in the graph.
+        /// The `.onnx` file or `modules.json`.
+        path: PathBuf,
+        /// The location it names.
         location: String,
     },
-    /// A module or a pooling that Granary does not have.
+    /// Weights that are no safetensors file.
+    #[error("`{}` is not a whole safetensors file", path.display())]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        source: safetensors::SafeTensorError,
+    },
+    /// Weights that a Python program makes.
+    #[error(
+        "`{}` holds weights as a Python pickle, which is a program and not read: save the module as model.safetensors, \
+         as recent releases of sentence-transformers do",
+        path.display()
+    )]
+    Pickled {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Files that contradict each other.
+    #[error("`{}` does not fit the rest of the model: {reason}", path.display())]
+    Misfit {
+        /// The file.
+        path: PathBuf,
+        /// What does not fit what.
+        reason: String,
+    },
+    /// A module, a pooling or an activation that Granary does not have.
     #[error("`{}` asks for {what}, which Granary does not have", path.display())]
     Unsupported {
         /// The file.
         path: PathBuf,
-        /// The module or pooling.
+        /// The module, pooling or activation.
         what: String,
     },
 }
@@ -106,7 +134,7 @@ pub(super) fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFil
     let sentence: SentenceConfig = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
     let tokens: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let prompts: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
-    let modules = read_modules(folder)?;
+    let modules = modules::read(folder)?;
     let max_positions = architecture.max_positions();
     let max_tokens = sentence.max_seq_length.or_else(|| tokens.limit()).or(max_positions);
     let settings = EncoderSettings {
@@ -125,6 +153,7 @@ pub(super) fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFil
             hidden_size: architecture.hidden_size,
             vocabulary_size: architecture.vocab_size,
             max_positions,
+            modules: modules.between,
             ..ModelFiles::bare()
         },
     )
@@ -149,6 +178,7 @@ impl ModelFiles {
             onnx: PathBuf::new(),
             external_data: Vec::new(),
             tokenizer: PathBuf::new(),
+            modules: Vec::new(),
             settings: EncoderSettings::default(),
             hidden_size: None,
             vocabulary_size: None,
@@ -168,7 +198,7 @@ fn files(onnx: PathBuf, tokenizer: PathBuf, said: ModelFiles) -> Result<ModelFil
         .map(|location| {
             let inside = Path::new(&location).components().all(|part| matches!(part, Component::Normal(_)));
             if !inside {
-                return Err(FolderError::OutsideFolder { onnx: onnx.clone(), location });
+                return Err(FolderError::OutsideFolder { path: onnx.clone(), location });
             }
             let path = first_existing("a file of external weights", vec![onnx.with_file_name(&location)])?;
             Ok((location, path))
@@ -185,7 +215,7 @@ fn first_existing(what: &'static str, looked_for: Vec<PathBuf>) -> Result<PathBu
 }
 
 /// A JSON file's content; `None` when there is no such file.
-fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, FolderError> {
+pub(super) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, FolderError> {
     let bytes = match fs_err::read(path) {
         Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -254,81 +284,12 @@ impl PromptTexts {
     }
 }
 
-#[derive(Default)]
-struct Modules {
-    pooling: Option<Pooling>,
-    normalize: Option<bool>,
-}
-
-#[derive(Deserialize)]
-struct Module {
-    path: String,
-    #[serde(rename = "type")]
-    kind: String,
-}
-
-/// What `modules.json` and the pooling's own file decide. Without the first, the usual place of the second is read.
-fn read_modules(folder: &Path) -> Result<Modules, FolderError> {
-    let list_path = folder.join("modules.json");
-    let Some(modules) = read_json::<Vec<Module>>(&list_path)? else {
-        return Ok(Modules { pooling: read_pooling(&folder.join("1_Pooling/config.json"))?, normalize: None });
-    };
-    let mut decided = Modules { pooling: None, normalize: Some(false) };
-    for module in modules {
-        // The class moved between packages from release to release; its own name did not.
-        match module.kind.rsplit('.').next().unwrap_or_default() {
-            "Transformer" => {}
-            "Pooling" => decided.pooling = read_pooling(&folder.join(&module.path).join("config.json"))?,
-            "Normalize" => decided.normalize = Some(true),
-            other => {
-                let what = format!("the module `{}` ({other})", module.path);
-                return Err(FolderError::Unsupported { path: list_path, what });
-            }
-        }
-    }
-    Ok(decided)
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct PoolingConfig {
-    /// What newer releases write.
-    pooling_mode: Option<String>,
-    /// What older ones write: one flag for each pooling.
-    #[serde(flatten)]
-    flags: BTreeMap<String, serde_json::Value>,
-}
-
-/// The flags of poolings, and the word each stands for.
-const POOLING_FLAGS: [(&str, &str); 6] = [
-    ("pooling_mode_mean_tokens", "mean"),
-    ("pooling_mode_cls_token", "cls"),
-    ("pooling_mode_max_tokens", "max"),
-    ("pooling_mode_lasttoken", "lasttoken"),
-    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
-    ("pooling_mode_weightedmean_tokens", "weightedmean"),
-];
-
-fn read_pooling(path: &Path) -> Result<Option<Pooling>, FolderError> {
-    let Some(config) = read_json::<PoolingConfig>(path)? else { return Ok(None) };
-    let is_set = |flag: &str| config.flags.get(flag) == Some(&serde_json::Value::Bool(true));
-    let flagged: Vec<&str> = POOLING_FLAGS.iter().filter(|(flag, _)| is_set(flag)).map(|(_, word)| *word).collect();
-    let mode = config.pooling_mode.unwrap_or_else(|| flagged.join(" + "));
-    match mode.as_str() {
-        "mean" => Ok(Some(Pooling::Mean)),
-        "cls" => Ok(Some(Pooling::Cls)),
-        "max" => Ok(Some(Pooling::Max)),
-        "lasttoken" => Ok(Some(Pooling::LastToken)),
-        "" => Ok(None),
-        other => Err(FolderError::Unsupported { path: path.to_owned(), what: format!("the pooling `{other}`") }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::domain::Pooling;
 
     /// An ONNX file with an empty graph is enough for the walk.
     const EMPTY_GRAPH: [u8; 4] = [0x08, 10, 0x3a, 0];
@@ -399,15 +360,9 @@ mod tests {
     }
 
     #[test]
-    fn what_granary_does_not_have_is_refused_by_name() {
-        let dense = MODULES.replace("2_Normalize", "2_Dense").replace("Normalize", "Dense");
-        let refusal = |files: &[(&str, &str)]| read_from(files).expect_err("refused").to_string();
-        assert!(refusal(&[("modules.json", &dense)]).contains("`2_Dense` (Dense)"));
-        let weighted = r#"{"pooling_mode_weightedmean_tokens": true}"#;
-        assert!(refusal(&[("1_Pooling/config.json", weighted)]).contains("weightedmean"));
-        let two = r#"{"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}"#;
-        assert!(refusal(&[("1_Pooling/config.json", two)]).contains("mean + max"));
-        assert!(refusal(&[("config.json", "{")]).contains("config.json"));
+    fn a_malformed_file_is_named() {
+        let refusal = read_from(&[("config.json", "{")]).expect_err("refused").to_string();
+        assert!(refusal.contains("config.json"), "{refusal}");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use super::cache::EmbeddingCache;
 use super::canary::Standing;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
-use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, Prompts, SpaceId, TruncationSide};
+use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, SpaceId, TruncationSide};
 use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
 
 /// What is known of a model once it is loaded.
@@ -50,8 +50,8 @@ pub struct LoadedFacts {
 pub struct EmbedRequest {
     /// At least one.
     pub inputs: Vec<Input>,
-    /// One of the model's prompts, to put before each text.
-    pub prompt_name: Option<String>,
+    /// Which of the model's prompts to put before each text.
+    pub prompt: PromptChoice,
     /// What to do with texts that are too long.
     pub over_long: OverLong,
     /// A length of vector the model offers; its native one when `None`.
@@ -157,7 +157,7 @@ impl Lease {
         if let Some(expected) = request.expect_space.filter(|expected| *expected != space) {
             return Err(ModelError::SpaceMismatch { name: self.name().clone(), expected, actual: space });
         }
-        let prompt = request.prompt_name.as_deref().map(|name| self.prompt(name)).transpose()?;
+        let prompt = self.prompt(&request.prompt)?;
         let request = EncodeRequest {
             inputs: request.inputs,
             prompt,
@@ -172,13 +172,18 @@ impl Lease {
         Ok(Embedded { model: self.name().clone(), space, provider: facts.provider.provider, encoded })
     }
 
-    /// The text of one of the model's prompts.
+    /// The text of the prompt that a request chooses, if there is one.
     ///
     /// # Errors
-    /// [`ModelError::UnknownPrompt`] with the names it has.
-    pub fn prompt(&self, name: &str) -> Result<String, ModelError> {
+    /// [`ModelError::UnknownPrompt`] with the names it has, when the request names another.
+    pub fn prompt(&self, choice: &PromptChoice) -> Result<Option<String>, ModelError> {
         let prompts = &self.facts().prompts;
-        prompts.named(name).map(str::to_owned).ok_or_else(|| {
+        let name = match choice {
+            PromptChoice::Nothing => return Ok(None),
+            PromptChoice::For(input_type) => return Ok(prompts.named(input_type.as_str()).map(str::to_owned)),
+            PromptChoice::Named(name) => name,
+        };
+        prompts.named(name).map(|text| Some(text.to_owned())).ok_or_else(|| {
             let names = prompts.names();
             ModelError::UnknownPrompt {
                 name: self.name().clone(),

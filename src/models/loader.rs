@@ -16,6 +16,7 @@ use super::folder::ModelFiles;
 use super::hardware::{self, Footprint};
 use super::hub::Hub;
 use super::loaded::{LoadedFacts, LoadedModel};
+use super::modules::{self, ModuleFile};
 use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
@@ -70,12 +71,14 @@ impl Loader {
         }
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let max_tokens = max_tokens(&settings, &files)?;
+        let (modules, hashed_modules) = modules::open(&files.modules)?;
         let runtime = Runtime::load(&self.runtime_library)?;
         let spec = EncoderSpec {
             label: info.name.to_string(),
             onnx: files.onnx.clone(),
             tokenizer: files.tokenizer.clone(),
             pooling: settings.pooling,
+            modules: modules.into(),
             hidden_size: files.hidden_size,
             expected_dimensions: settings.dimensions.map(NonZeroU32::get),
             vocabulary_size: files.vocabulary_size,
@@ -89,7 +92,7 @@ impl Loader {
         let prompts = settings.prompts.unwrap_or_default();
         let native =
             SpaceChoice { dimensions: dimensions.native.get(), normalize, truncation_side: TruncationSide::Right };
-        let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone())?;
+        let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone(), hashed_modules)?;
         let version = runtime.version().unwrap_or_else(|| "of an unknown version".to_owned());
         let numeric_class = format!("{}, {}, ONNX Runtime {version}", choice.provider, self.precision(choice.provider));
         let facts = LoadedFacts {
@@ -320,7 +323,9 @@ fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, Load
 /// The size of a model's weight files.
 pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
     std::iter::once(&files.onnx)
-        .chain(files.external_data.iter().map(|(_, path)| path))
+        .map(PathBuf::as_path)
+        .chain(files.external_data.iter().map(|(_, path)| path.as_path()))
+        .chain(files.modules.iter().filter_map(ModuleFile::weights))
         .filter_map(|path| fs_err::metadata(path).ok())
         .map(|metadata| metadata.len())
         .sum()

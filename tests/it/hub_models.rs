@@ -128,16 +128,20 @@ async fn a_download_is_followed_called_off_and_goes_on() {
 
 #[tokio::test]
 async fn a_kill_in_the_middle_of_a_download_costs_nothing_but_the_time() {
-    let (hub, folder) = (hub().await, folder());
-    hub.fail(Failing { slow: Some(Duration::from_millis(300)), ..Failing::default() });
+    let mut files = files_of(TINY);
+    // Some megabytes of documentation inside the model: `doc_string`, field 6 of a model.
+    let model_file = files.get_mut("onnx/model.onnx").expect("a model");
+    model_file.extend([6 << 3 | 2, 0x80, 0x80, 0x80, 0x02]);
+    model_file.extend(vec![b'x'; 4 << 20]);
+    let (hub, folder) = (StandInHub::start(files).await, folder());
+    hub.fail(Failing { slow: Some(Duration::from_millis(5)), ..Failing::default() });
     let (mut process, url) = serve(folder.path(), &hub.url, &[]);
     register(&url, register_body()).await;
     let load = client().post(format!("{url}/models/pulled/load")).send();
     let kill = async {
-        while model(&url, "pulled").await["download"]["done_bytes"].as_u64().unwrap_or_default() == 0 {
+        while model(&url, "pulled").await["download"]["done_bytes"].as_u64() < Some(1 << 20) {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-        tokio::time::sleep(Duration::from_millis(1500)).await;
         process.signal(Signal::KILL);
     };
     let (answer, ()) = tokio::join!(load, kill);

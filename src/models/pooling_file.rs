@@ -1,0 +1,45 @@
+//! The pooling module's `config.json`: one word in newer releases of sentence-transformers, a flag each in older ones.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::folder::{FolderError, read_json};
+use crate::domain::Pooling;
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct PoolingConfig {
+    /// What newer releases write.
+    pooling_mode: Option<String>,
+    /// What older ones write: one flag for each pooling.
+    #[serde(flatten)]
+    flags: BTreeMap<String, serde_json::Value>,
+}
+
+/// The flags of poolings, and the word each stands for.
+const POOLING_FLAGS: [(&str, &str); 6] = [
+    ("pooling_mode_mean_tokens", "mean"),
+    ("pooling_mode_cls_token", "cls"),
+    ("pooling_mode_max_tokens", "max"),
+    ("pooling_mode_lasttoken", "lasttoken"),
+    ("pooling_mode_mean_sqrt_len_tokens", "mean_sqrt_len_tokens"),
+    ("pooling_mode_weightedmean_tokens", "weightedmean"),
+];
+
+/// The pooling that the file names; `None` when there is no such file, or it names none.
+pub(super) fn read_pooling(path: &Path) -> Result<Option<Pooling>, FolderError> {
+    let Some(config) = read_json::<PoolingConfig>(path)? else { return Ok(None) };
+    let is_set = |flag: &str| config.flags.get(flag) == Some(&serde_json::Value::Bool(true));
+    let flagged: Vec<&str> = POOLING_FLAGS.iter().filter(|(flag, _)| is_set(flag)).map(|(_, word)| *word).collect();
+    let mode = config.pooling_mode.unwrap_or_else(|| flagged.join(" + "));
+    match mode.as_str() {
+        "mean" => Ok(Some(Pooling::Mean)),
+        "cls" => Ok(Some(Pooling::Cls)),
+        "max" => Ok(Some(Pooling::Max)),
+        "lasttoken" => Ok(Some(Pooling::LastToken)),
+        "" => Ok(None),
+        other => Err(FolderError::Unsupported { path: path.to_owned(), what: format!("the pooling `{other}`") }),
+    }
+}
