@@ -9,6 +9,7 @@ use super::extract::Json;
 use super::models::Model;
 use super::responses::{NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
+use crate::models::RecentCaller;
 
 /// The body of `PUT /models/active`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -27,6 +28,31 @@ pub struct SwitchAnswer {
     previous: String,
     /// The space of the active model's vectors.
     space: String,
+    /// Who used the previous model within the last hour. Those that name no model get vectors of another space now.
+    recent_callers: Vec<RecentCallerObject>,
+    /// Grains that have vectors of other models.
+    grains_elsewhere: u64,
+}
+
+/// A caller of a model.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = RecentCaller)]
+pub struct RecentCallerObject {
+    /// The beginning of its `User-Agent`.
+    caller: String,
+    requests: u64,
+    /// Seconds since its last request.
+    last_seen_s: f64,
+}
+
+impl RecentCallerObject {
+    fn of(seen: &RecentCaller) -> Self {
+        Self {
+            caller: seen.caller.to_string(),
+            requests: seen.n_requests,
+            last_seen_s: seen.last_seen.elapsed().as_secs_f64(),
+        }
+    }
 }
 
 /// Shows the active model.
@@ -57,5 +83,7 @@ pub async fn put(
         name: name.to_string(),
         previous: switch.previous.to_string(),
         space: switch.space.to_string(),
+        recent_callers: switch.recent_callers.iter().map(RecentCallerObject::of).collect(),
+        grains_elsewhere: switch.grains_elsewhere,
     }))
 }

@@ -4,6 +4,7 @@
 //! extract, parse, call one service method and convert. Start at [`routes()`], which reads as a table of contents.
 
 pub mod active;
+mod callers;
 pub mod code;
 pub mod embed;
 pub mod error;
@@ -91,6 +92,7 @@ pub fn router(state: AppState) -> Router {
             ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")
         })
         .layer(DefaultBodyLimit::max(max_body))
+        .layer(from_fn_with_state(state.clone(), callers::note))
         .layer(from_fn_with_state(state.clone(), requests::limit_time))
         .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))
         .layer(CatchPanicLayer::custom(requests::answer_panic))

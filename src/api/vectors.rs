@@ -16,6 +16,9 @@ const BYTES_PER_NUMBER: usize = 14;
 /// The most bytes of `x-truncated`.
 const MAX_TRUNCATED_BYTES: usize = 512;
 
+/// Names the model that made an answer's vectors.
+pub const MODEL_HEADER: &str = "x-model";
+
 /// Writes `[x, y, …]`.
 pub fn write_array(vector: &[f32], out: &mut Vec<u8>) {
     out.push(b'[');
@@ -74,7 +77,7 @@ pub fn provenance_headers(embedded: &Embedded) -> HeaderMap {
             headers.insert(HeaderName::from_static(name), value);
         }
     };
-    put("x-model", embedded.model.as_str());
+    put(MODEL_HEADER, embedded.model.as_str());
     put("x-space", embedded.space.as_str());
     put("x-dimensions", &embedded.encoded.dimensions.to_string());
     put("x-truncated", &truncated_header(&embedded.encoded.truncated));

@@ -3,6 +3,7 @@
 //! Owns what is true without a server: how a name is spelled, what makes two vectors comparable. It refuses to know
 //! HTTP, SQL, ONNX Runtime and tokio. Start at [`model`], then [`space`].
 
+pub mod caller;
 pub mod hub;
 pub mod model;
 pub mod module;
@@ -10,6 +11,7 @@ pub mod prompt_choice;
 pub mod provider;
 pub mod space;
 
+pub use caller::Caller;
 pub use hub::{HubFile, HubId, HubNameError, HubRevision, HubSource};
 pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,

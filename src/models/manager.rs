@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use parking_lot::RwLock;
 use tokio::sync::{Semaphore, SemaphorePermit};
 
+use super::callers::Callers;
 use super::catalog::Catalog;
 use super::entry::{Eagerness, Entry, ModelStatus, Next, NextUnload};
 use super::error::ModelError;
@@ -81,6 +82,8 @@ pub struct MultiModelManager {
     /// One change of the active model or of the catalog at a time, so that the ledger and what is in memory cannot end
     /// on different models. No request waits here.
     pub(super) change_turn: Arc<Semaphore>,
+    /// Who used each model lately.
+    pub(super) callers: Arc<Callers>,
     /// Models that grains have vectors of: they are the last to go when memory is short.
     pub(super) holders: Arc<RwLock<HashSet<ModelName>>>,
 }
@@ -126,6 +129,7 @@ impl MultiModelManager {
             takes_registrations: parts.takes_registrations,
             load_turn: Arc::new(Semaphore::new(1)),
             change_turn: Arc::new(Semaphore::new(1)),
+            callers: Arc::default(),
             holders: Arc::default(),
         };
         manager.count_grains().await?;

@@ -4,6 +4,7 @@
 //! and no SQL: what must survive a restart goes through [`ledger::Ledger`]. Start at [`manager`].
 
 pub mod cache;
+pub mod callers;
 pub mod canary;
 pub mod catalog;
 mod entry;
@@ -31,6 +32,7 @@ mod starting;
 pub mod switching;
 
 pub use cache::EmbeddingCache;
+pub use callers::RecentCaller;
 pub use canary::Standing;
 pub use catalog::{Catalog, CatalogError};
 pub use entry::ModelStatus;

@@ -1,13 +1,15 @@
 //! Changing the active model: loaded first, recorded, then the pointer moves.
 
 use std::sync::Arc;
+use std::time::Instant;
 
+use super::callers::RecentCaller;
 use super::entry::{Eagerness, Entry};
 use super::error::ModelError;
 use super::hardware::Selection;
 use super::manager::MultiModelManager;
 use super::starting;
-use crate::domain::{ModelName, SpaceId};
+use crate::domain::{Caller, ModelName, SpaceId};
 
 /// What a change of the active model did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,6 +18,10 @@ pub struct Switch {
     pub previous: ModelName,
     /// The space of the model that is active now.
     pub space: SpaceId,
+    /// Who used the previous model lately: if they name no model, they get vectors of another space now.
+    pub recent_callers: Vec<RecentCaller>,
+    /// Grains that have vectors of other models.
+    pub grains_elsewhere: u64,
 }
 
 impl MultiModelManager {
@@ -66,6 +72,18 @@ impl MultiModelManager {
         self.ledger.record_active_model(&entry.info.name).await?;
         let previous = std::mem::replace(&mut *self.active.write(), entry.info.name.clone());
         tracing::info!(%previous, active = %entry.info.name, "the active model was set");
-        Ok(Switch { previous, space: lease.facts().fingerprint.space() })
+        let by_model = self.ledger.grains_by_model().await?;
+        let elsewhere = by_model.iter().filter(|(maker, _)| !entry.info.answers_to(maker));
+        Ok(Switch {
+            space: lease.facts().fingerprint.space(),
+            recent_callers: self.callers.recent(&previous, Instant::now()),
+            grains_elsewhere: elsewhere.map(|(_, n_grains)| n_grains).sum(),
+            previous,
+        })
+    }
+
+    /// Notes that a model has answered a caller.
+    pub fn note_caller(&self, model: &ModelName, caller: Caller) {
+        self.callers.note(model, caller, Instant::now());
     }
 }

@@ -4,6 +4,8 @@ use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
 use crate::helpers::{Process, TINY, TestApp, client, data_dir, send, test_model, vectors_of, with_tiny};
@@ -175,4 +177,39 @@ async fn a_model_beyond_the_budget_is_refused_with_the_numbers() {
     let model = app.get("/models/bert-base-uncased").await.ok();
     assert_eq!((&model["state"], &model["failure"]["permanent"]), (&json!("failed"), &json!(true)));
     app.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_that_grains_need_is_deleted_only_by_force_and_missed_at_the_next_start() {
+    let folder = own_data_dir();
+    let (process, url) = serve(folder.path());
+    let body = json!({"name": "mine", "path": "mine"});
+    assert_eq!(send(client().post(format!("{url}/models")).json(&body)).await.status, 201);
+    drop(process);
+    let database = SqliteConnectOptions::new().filename(folder.path().join("granary.db"));
+    let mut connection = database.connect().await.expect("open");
+    let grain = "INSERT INTO grains (id, text, vector, created_at, updated_at, embedding_model) \
+                 VALUES ('a', 'text', x'0000803f', '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z', 'Mine')";
+    sqlx::query(grain).execute(&mut connection).await.expect("written");
+    connection.close().await.expect("closed");
+
+    let (process, url) = serve(folder.path());
+    let refused = send(client().delete(format!("{url}/models/mine"))).await.problem();
+    assert_eq!((refused.0, refused.1.as_str()), (409, "conflict"));
+    assert!(
+        refused.2.starts_with("1 grains have vectors of `mine`") && refused.2.contains("?force=true"),
+        "{}",
+        refused.2
+    );
+    assert_eq!(send(client().delete(format!("{url}/models/mine?force=perhaps"))).await.problem().0, 422);
+    assert_eq!(send(client().delete(format!("{url}/models/mine?force=true"))).await.status, 204);
+    assert!(!process.log().contains("does not know"), "{}", process.log());
+    drop(process);
+
+    let (process, _url) = serve(folder.path());
+    let log = process.log();
+    assert!(
+        log.contains("grains have vectors of a model that this server does not know") && log.contains("n_grains=1"),
+        "{log}"
+    );
 }

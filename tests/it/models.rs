@@ -89,6 +89,23 @@ async fn a_switch_answers_with_both_models_and_moves_requests_that_name_none() {
 }
 
 #[tokio::test]
+async fn a_switch_names_the_recent_callers_of_the_model_that_was_active() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let by = |agent: &str, path: &str| {
+        send(app.request(Method::POST, path).header("user-agent", agent).json(&json!({"inputs": "a"})))
+    };
+    by("search/1.0", "/embed").await.ok();
+    by("search/1.0", "/embed").await.ok();
+    by("other/2.0", "/models/tiny-cls/embed").await.ok();
+    let switch = app.put("/models/active", json!({"name": "tiny-cls"})).await.ok();
+    let callers = switch["recent_callers"].as_array().expect("callers");
+    assert_eq!(callers.len(), 1, "{switch}");
+    assert_eq!((&callers[0]["caller"], &callers[0]["requests"]), (&json!("search/1.0"), &json!(2)));
+    assert_eq!(switch["grains_elsewhere"], 0);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn callers_of_a_model_that_loads_share_one_load() {
     let app = TestApp::start_with(&with_tiny(&["tiny-max"])).await;
     let requests = (0..16).map(|_| app.post("/models/tiny-max/embed", json!({"inputs": "hello"})));

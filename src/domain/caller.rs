@@ -1,0 +1,31 @@
+//! Who calls: by what a caller says of itself, as long as there are no keys.
+
+use std::fmt;
+
+/// The longest name that is kept of a caller, in characters.
+const MAX_CHARS: usize = 100;
+
+/// A caller's name: the beginning of its `User-Agent`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Caller(String);
+
+impl Caller {
+    /// The caller of a request with this `User-Agent`.
+    #[must_use]
+    pub fn of_user_agent(text: Option<&str>) -> Self {
+        let text = text.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("unknown");
+        Self(text.chars().filter(|c| !c.is_control()).take(MAX_CHARS).collect())
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Caller {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
