@@ -167,7 +167,7 @@ impl From<ModelError> for ApiError {
             }
             ModelError::GrainWrites { .. } | ModelError::Conflict(_) => Self::new(Code::Conflict, message),
             ModelError::Invalid(_) => Self::new(Code::InvalidRequest, message),
-            ModelError::SpaceMismatch { .. } => Self::new(Code::SpaceMismatch, message).with_param("expect_space"),
+            ModelError::SpaceMismatch { field, .. } => Self::new(Code::SpaceMismatch, message).with_param(field),
             ModelError::Dimensions(_) => Self::new(Code::Dimensions, message).with_param("dimensions"),
             ModelError::UnknownPrompt { .. } => Self::new(Code::InvalidRequest, message).with_param("prompt_name"),
             ModelError::Engine(error) => error.into(),

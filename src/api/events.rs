@@ -6,12 +6,23 @@ use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures::Stream;
+use utoipa::ToSchema;
 
 use super::error::ApiError;
 use super::extract::ModelWord;
 use super::models::Model;
 use super::responses::{NativeErrors, UnknownModel};
 use super::state::AppState;
+
+/// An event of the stream, as it is written; this is its shape for the document.
+#[derive(ToSchema)]
+#[allow(dead_code, reason = "utoipa reads the fields")]
+pub struct ModelEvent {
+    /// Always `model`.
+    event: String,
+    /// The model as `GET /models/{name}` shows it, as JSON.
+    data: String,
+}
 
 /// Follows a model: its state now, then at each change, with the progress of its download.
 ///
@@ -21,7 +32,7 @@ use super::state::AppState;
     get, path = "/models/{name}/events", tag = "models", operation_id = "follow_model",
     params(("name" = String, Path, description = "A model's name or alias")),
     responses(
-        (status = 200, description = "Events of the type `model`", content_type = "text/event-stream", body = Model),
+        (status = 200, description = "Events of the type `model`", content_type = "text/event-stream", body = ModelEvent),
         NativeErrors, UnknownModel
     )
 )]

@@ -51,7 +51,7 @@ impl Callers {
         let is_recent = |seen: &&RecentCaller| now.saturating_duration_since(seen.last_seen) < RECENT;
         let all = self.0.lock();
         let mut recent: Vec<_> = all.get(model).into_iter().flatten().filter(is_recent).cloned().collect();
-        recent.sort_by(|left, right| right.last_seen.cmp(&left.last_seen));
+        recent.sort_by_key(|seen| std::cmp::Reverse(seen.last_seen));
         recent
     }
 }

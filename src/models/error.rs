@@ -64,8 +64,10 @@ pub enum ModelError {
     #[error("{0}")]
     Invalid(String),
     /// The request's vectors would be in another space than the one it expects.
-    #[error("`expect_space` is {expected}, but `{name}` answers this request in space {actual}")]
+    #[error("`{field}` is {expected}, but `{name}` answers this request in space {actual}")]
     SpaceMismatch {
+        /// The field of the request that says which.
+        field: &'static str,
         /// The model.
         name: ModelName,
         /// The space asked for.

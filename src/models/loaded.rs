@@ -155,7 +155,8 @@ impl Lease {
         };
         let space = self.model.identity.chosen(SpaceChoice { dimensions, normalize, truncation_side }).space();
         if let Some(expected) = request.expect_space.filter(|expected| *expected != space) {
-            return Err(ModelError::SpaceMismatch { name: self.name().clone(), expected, actual: space });
+            let (field, name) = ("expect_space", self.name().clone());
+            return Err(ModelError::SpaceMismatch { field, name, expected, actual: space });
         }
         let prompt = self.prompt(&request.prompt)?;
         let request = EncodeRequest {

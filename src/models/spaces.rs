@@ -67,7 +67,8 @@ impl MultiModelManager {
         let lease = self.lease_entry(&entry, Eagerness::ByHand).await?;
         let space = lease.facts().fingerprint.space();
         if let Some(expected) = acceptance.space.filter(|expected| *expected != space) {
-            return Err(ModelError::SpaceMismatch { name: name.clone(), expected, actual: space });
+            let (field, name) = ("space", name.clone());
+            return Err(ModelError::SpaceMismatch { field, name, expected, actual: space });
         }
         let standing = lease.standing().read().clone();
         if standing.drift.is_some() || standing.unknown.is_some() {
