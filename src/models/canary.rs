@@ -6,11 +6,9 @@
 
 use super::ledger::SpaceRecord;
 use super::loaded::LoadedModel;
-use crate::domain::{ModelName, SpaceId, TruncationSide};
+use super::standing::{Drift, LEAST_COSINE};
+use crate::domain::TruncationSide;
 use crate::engine::{EncodeRequest, EngineError, Finish, Input, OverLong, Priority};
-
-/// The least cosine between a canary and its record: bf16 keeps 0.9999, a wrong kernel does not.
-pub const LEAST_COSINE: f64 = 0.999;
 
 /// Short and long, plain and strange. Never changed: recorded vectors are of these texts in this order.
 const TEXTS: [&str; 8] = [
@@ -28,52 +26,6 @@ const TEXTS: [&str; 8] = [
      therefore keep, with each of them, the name of the space it belongs to, and whoever compares two must first see \
      that the names are equal. It sounds obvious. It is the mistake that is made most often.",
 ];
-
-/// How a model's vectors stand to what was recorded of it. Grains are written only when nothing stands against it.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Standing {
-    /// The space that the model's grains are in, when its files or settings have changed since: to be accepted.
-    pub accepted: Option<SpaceId>,
-    /// How far the canaries are from their record, when that is too far.
-    pub drift: Option<Drift>,
-    /// Why nothing is known: the ledger could not be read.
-    pub unknown: Option<String>,
-}
-
-/// A space whose vectors have moved under an unchanged fingerprint.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Drift {
-    /// The least cosine between a canary and its record.
-    pub cosine: f64,
-    /// What computed the recorded ones.
-    pub recorded_by: String,
-    /// What computes them now.
-    pub computed_by: String,
-}
-
-impl Standing {
-    /// Why grains may not be written with this model, or nothing.
-    #[must_use]
-    pub fn refusal(&self, model: &ModelName) -> Option<String> {
-        if let Some(reason) = &self.unknown {
-            return Some(format!("it is not known whether the model still makes its space: {reason}"));
-        }
-        if let Some(Drift { cosine, recorded_by, computed_by }) = &self.drift {
-            return Some(format!(
-                "its vectors have moved: computed by {computed_by}, canary texts have a cosine of only {cosine:.4} to \
-                 those recorded for the same space by {recorded_by} (at least {LEAST_COSINE} is needed). Go back to \
-                 that provider or runtime library, or accept the new numbers: `POST /models/{model}/accept` with \
-                 `{{\"numerics\": true}}`"
-            ));
-        }
-        self.accepted.as_ref().map(|accepted| {
-            format!(
-                "its files or settings have changed, and with them its space; its grains are in space {accepted}. Put \
-                 the old files back, or accept the new space with `POST /models/{model}/accept`"
-            )
-        })
-    }
-}
 
 /// Embeds the canary texts: `[n_texts][dimensions]`.
 pub(super) async fn embed(model: &LoadedModel) -> Result<Vec<f32>, EngineError> {
@@ -111,8 +63,9 @@ fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 #[cfg(test)]
 mod tests {
+    use super::super::standing::Standing;
     use super::*;
-    use crate::domain::Fingerprint;
+    use crate::domain::{Fingerprint, ModelName};
 
     fn record(canaries: &[f32]) -> SpaceRecord {
         SpaceRecord {

@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::canary::Standing;
 use super::lifecycle::{DownloadProgress, Failure, IllegalMove, Phase};
 use super::loaded::{Lease, LoadedFacts, LoadedModel};
+use super::standing::Standing;
 use crate::domain::{ModelInfo, ModelSource};
 use crate::telemetry;
 

@@ -18,6 +18,7 @@ use super::lifecycle::{DownloadProgress, Failure, IllegalMove, Phase};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::memory::{self, Candidate, DoesNotFit, first_to_go};
+use super::standing::Standing;
 use crate::domain::{ModelName, ModelSource};
 use crate::telemetry::{self, eviction};
 
@@ -140,7 +141,7 @@ impl MultiModelManager {
         let canaries = canary::embed(model).await?;
         let standing = match self.compare(model, canaries).await {
             Ok(standing) => standing,
-            Err(error) => canary::Standing { unknown: Some(with_causes(&error)), ..canary::Standing::default() },
+            Err(error) => Standing { unknown: Some(with_causes(&error)), ..Standing::default() },
         };
         if let Some(refusal) = standing.refusal(&model.name) {
             tracing::warn!(model = %model.name, "no grains can be written with the model: {refusal}");
@@ -149,7 +150,7 @@ impl MultiModelManager {
         Ok(())
     }
 
-    async fn compare(&self, model: &LoadedModel, canaries: Vec<f32>) -> Result<canary::Standing, LedgerError> {
+    async fn compare(&self, model: &LoadedModel, canaries: Vec<f32>) -> Result<Standing, LedgerError> {
         let space = model.facts.fingerprint.space();
         let drift = if let Some(record) = self.ledger.space(&space).await? {
             canary::compare(&record, &canaries, &model.facts.numeric_class)
@@ -161,7 +162,7 @@ impl MultiModelManager {
         if accepted.is_none() {
             self.ledger.accept_space(&model.name, &space).await?;
         }
-        Ok(canary::Standing { accepted: accepted.filter(|accepted| *accepted != space), drift, unknown: None })
+        Ok(Standing { accepted: accepted.filter(|accepted| *accepted != space), drift, unknown: None })
     }
 
     /// Unloads models until what is loaded fits the budget again; `kept` stays.

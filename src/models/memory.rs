@@ -29,7 +29,7 @@ pub(super) struct Memory {
     "it takes {}{}, and of the {} that `models.memory_budget` allows, {} are in use and cannot be freed. {}",
     size(*.needed_bytes), if *.is_estimate { " by estimate" } else { "" }, size(*.budget_bytes), size(*.used_bytes),
     if .needed_bytes > .budget_bytes {
-        "Raise the budget, or choose a smaller model"
+        "Raise the budget, set a smaller `max_tokens` for it, or choose a smaller model"
     } else {
         "Unload or unpin another model, or raise the budget"
     }

@@ -1,11 +1,12 @@
 //! The spaces this server has made, and whether a model may add grains to its own.
 
-use super::canary::{self, Standing};
+use super::canary;
 use super::entry::{Eagerness, ModelStatus};
 use super::error::ModelError;
 use super::ledger::{LedgerError, SpaceRecord};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
+use super::standing::Standing;
 use crate::domain::{ModelName, SpaceId};
 
 /// What an operator accepts of a model.

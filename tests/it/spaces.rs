@@ -98,6 +98,28 @@ async fn changed_files_make_a_new_space_that_waits_to_be_accepted() {
 }
 
 #[tokio::test]
+async fn a_weight_file_that_was_replaced_under_the_same_name_waits_too() {
+    let own = OwnModel::new();
+    let app = TestApp::start_with(&own.toml("")).await;
+    let before = load(&app).await;
+    // The running server learns of it at the next load, without a restart.
+    let weights = test_model("tiny-max").join("onnx/model.onnx");
+    fs_err::copy(weights, own.0.path().join("onnx/model.onnx")).expect("copied");
+    app.post("/models/own/unload", json!({})).await.ok();
+    let after = load(&app).await;
+    assert_ne!(space(&after), space(&before));
+    assert_eq!(after["grain_writes"]["allowed"], false);
+    let accepted = app.post("/models/own/accept", json!({})).await.ok();
+    assert_eq!(accepted["grain_writes"]["allowed"], true);
+    let all = app.get("/spaces").await.ok();
+    for (space_id, models) in [(space(&before), json!([])), (space(&after), json!(["own"]))] {
+        let recorded = all["spaces"].as_array().expect("spaces").iter().find(|space| space["id"] == space_id.as_str());
+        assert_eq!(recorded.expect("both are recorded")["models"], models, "{space_id}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_prompt_and_a_setting_make_other_spaces_and_a_provider_does_not() {
     let own = OwnModel::new();
     let mut spaces = Vec::new();
