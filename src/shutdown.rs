@@ -89,6 +89,15 @@ impl Shutdown {
         self.tasks.spawn(task.instrument(tracing::info_span!("task", name)))
     }
 
+    /// Runs a future as a task and waits for it. It goes on when the caller leaves, and a panic in it is the caller's.
+    pub async fn finish<F>(&self, name: &'static str, future: F) -> F::Output
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        // Nobody aborts a task; the runtime ends only with the process.
+        self.spawn(name, future).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+    }
+
     /// Runs blocking work off the async threads, inside the span of its caller.
     pub fn spawn_blocking<T: Send + 'static>(
         &self,

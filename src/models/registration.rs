@@ -33,8 +33,7 @@ impl MultiModelManager {
             ));
         }
         let manager = self.clone();
-        let registered = self.shutdown.spawn("register", async move { manager.register_in_turn(entry).await });
-        registered.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+        self.shutdown.finish("register", async move { manager.register_in_turn(entry).await }).await
     }
 
     async fn register_in_turn(&self, entry: AdditionalModel) -> Result<ModelStatus, ModelError> {
@@ -101,8 +100,7 @@ impl MultiModelManager {
     pub async fn delete(&self, name: &ModelName, grains: NeededGrains) -> Result<(), ModelError> {
         let entry = self.entry(name)?;
         let manager = self.clone();
-        let deleted = self.shutdown.spawn("delete", async move { manager.delete_in_turn(&entry, grains).await });
-        deleted.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+        self.shutdown.finish("delete", async move { manager.delete_in_turn(&entry, grains).await }).await
     }
 
     async fn delete_in_turn(&self, entry: &Arc<Entry>, grains: NeededGrains) -> Result<(), ModelError> {

@@ -33,8 +33,7 @@ impl MultiModelManager {
     pub async fn set_active(&self, name: &ModelName) -> Result<Switch, ModelError> {
         let entry = self.entry(name)?;
         let manager = self.clone();
-        let switch = self.shutdown.spawn("switch", async move { manager.switch_to(&entry).await });
-        switch.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+        self.shutdown.finish("switch", async move { manager.switch_to(&entry).await }).await
     }
 
     /// Looks at this machine, and ranks the models by how well they suit it.
