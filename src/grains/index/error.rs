@@ -1,0 +1,113 @@
+//! What can go wrong in the index of a space.
+
+use std::error::Error;
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A vector could not be taken, or the index's files not be used.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// The vector has another length than the space's.
+    #[error("a vector of {found} dimensions cannot be compared in a space of {expected}")]
+    Dimensions {
+        /// What the space has.
+        expected: usize,
+        /// What the vector has.
+        found: usize,
+    },
+    /// The vector cannot be compared with anything.
+    #[error("value {position} of a vector is {value}: only finite numbers below 10^15 can be compared")]
+    Value {
+        /// Which one, from 0.
+        position: usize,
+        /// The value.
+        value: f32,
+    },
+    /// There is no room, or the quota is spent.
+    #[error(
+        "the disk of the index file `{path}` is full, so it was not possible to {doing}: make room, and it goes on"
+    )]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The file system refused.
+    #[error(
+        "it was not possible to {doing} in the index file `{path}`: check that this user may read and write its \
+         folder; the index is made again from the database at the next start"
+    )]
+    Files {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A vector read back is not the one that was written.
+    #[error(
+        "the index file `{path}` was changed by something else, or its disk loses data: vector {slot} is not the one \
+         that was written. The index is made again from the database at the next start"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Which vector, from 0.
+        slot: usize,
+    },
+    /// The quantised scan refused what it was given.
+    #[error("the quantised index was not able to {doing}")]
+    Codes {
+        /// What was tried.
+        doing: &'static str,
+        /// What it said.
+        source: Box<dyn Error + Send + Sync>,
+    },
+}
+
+impl IndexError {
+    /// Sorts an error of the file system.
+    pub(super) fn files(doing: &'static str, path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path, doing, source },
+            _ => Self::Files { path, doing, source },
+        }
+    }
+}
+
+/// Why no index was loaded. All but [`Absent`](Self::Absent) deserve a warning, and none stops a start.
+#[derive(Debug, thiserror::Error)]
+pub enum NotLoaded {
+    /// No index was saved: the first start, or the last process was killed.
+    #[error("no index of the space was saved")]
+    Absent,
+    /// The files belong to another state of the database, or to another one.
+    #[error("`{path}` was saved for another {what} than the database has now")]
+    Stale {
+        /// The file.
+        path: PathBuf,
+        /// What differs.
+        what: &'static str,
+    },
+    /// The files are not as they were saved.
+    #[error("`{path}` is damaged: {what}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: &'static str,
+    },
+    /// The files could not be read.
+    #[error("`{path}` could not be read")]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What was said.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,349 @@
+//! The nearest vectors of one space, searched in this process.
+//!
+//! Owns the vectors of a space in the form in which they are searched, which of them the space serves, and the files
+//! that carry both over a restart. It refuses to be the truth: that is the database, from which an index can always be
+//! made again, so that files which are not beyond doubt are thrown away. It knows neither SQL nor HTTP, and nothing in
+//! it waits for another thread: callers decide on which thread to search and who may change what when.
+//!
+//! Start at [`SpaceIndex`]. Up to [`QUANTISE_ABOVE`] vectors are all compared ([`exact`]); above, codes of 4 bits a
+//! dimension find candidates, whose vectors are then compared ([`quantised`]). Scores are of the vectors either way.
+
+mod dot;
+mod error;
+mod exact;
+mod pages;
+mod quantised;
+mod ranking;
+mod saved;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod vectors;
+
+use std::path::PathBuf;
+
+use self::exact::ExactScan;
+use self::quantised::QuantisedScan;
+use self::saved::{Files, Header, Reader, Tables};
+use self::slots::Slots;
+use self::vectors::VectorFile;
+
+pub use self::error::{IndexError, NotLoaded};
+pub use self::ranking::Scored;
+pub use self::saved::Identity;
+pub use self::slots::Standing;
+
+/// Vectors up to which all are compared.
+pub const QUANTISE_ABOVE: usize = 10_000;
+
+/// Values from which sums of squares may overflow.
+const MAX_VALUE: f32 = 1e15;
+
+/// What an index is of, and where its files are.
+#[derive(Clone, Debug)]
+pub struct IndexOptions {
+    /// The folder of the files; made when it is missing.
+    pub folder: PathBuf,
+    /// The length of every vector.
+    pub dimensions: usize,
+    /// What the files are marked with.
+    pub identity: Identity,
+    /// Vectors up to which all are compared; [`QUANTISE_ABOVE`] outside tests and measurements.
+    pub quantise_above: usize,
+}
+
+impl IndexOptions {
+    /// Options for a space, with the measured crossover.
+    #[must_use]
+    pub fn new(folder: PathBuf, dimensions: usize, identity: Identity) -> Self {
+        Self { folder, dimensions, identity, quantise_above: QUANTISE_ABOVE }
+    }
+}
+
+/// What an index takes, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IndexSize {
+    /// In this process's memory.
+    pub memory: u64,
+    /// In files.
+    pub disk: u64,
+}
+
+/// The vectors of one space, by the number of their grain.
+///
+/// Every change is visible to the next search. A search takes `&self` and may run on several threads at once.
+///
+/// When a change fails with [`IndexError::Files`], [`IndexError::DiskFull`] or [`IndexError::Damaged`], the index may
+/// lack the grain that was changed: make it again.
+#[derive(Debug)]
+pub struct SpaceIndex {
+    options: IndexOptions,
+    files: Files,
+    slots: Slots,
+    vectors: Vectors,
+    /// Whether the files say what this index says, so that the next change must take them away.
+    is_saved: bool,
+}
+
+#[derive(Debug)]
+enum Vectors {
+    Exact(ExactScan),
+    Quantised(Box<QuantisedScan>),
+}
+
+impl SpaceIndex {
+    /// An empty index. Files of the space in the folder are removed, whoever's they are.
+    pub fn create(options: IndexOptions) -> Result<Self, IndexError> {
+        let files = Files::of(&options.folder, &options.identity.space);
+        files.discard()?;
+        let vectors = Vectors::Exact(ExactScan::new(options.dimensions));
+        Ok(Self { options, files, slots: Slots::default(), vectors, is_saved: false })
+    }
+
+    /// The index that [`save`](Self::save) wrote under exactly this identity. The files are read and checked whole.
+    ///
+    /// # Errors
+    /// The reason why there is none. Files that are not good are left for [`create`](Self::create) to remove.
+    pub fn load(options: IndexOptions) -> Result<Self, NotLoaded> {
+        let files = Files::of(&options.folder, &options.identity.space);
+        let Reader { tables, codes } = files.read(&options.identity, options.dimensions)?;
+        let damaged = |path: &PathBuf, what| NotLoaded::Damaged { path: path.clone(), what };
+        let Tables { numbers, served, checksums } = tables;
+        let file = VectorFile::open(&files.vectors, options.dimensions, checksums)
+            .map_err(|_| damaged(&files.vectors, "it is missing"))?;
+        let wrong = |_| damaged(&files.vectors, "it is cut off, or a checksum is wrong");
+        let vectors = if let Some(mut codes) = codes {
+            file.each(|_| ()).map_err(wrong)?;
+            let scan = QuantisedScan::read(&mut codes, file, options.dimensions);
+            let scan = scan.map_err(|source| NotLoaded::Unreadable { path: files.index.clone(), source })?;
+            let scan = scan.ok_or_else(|| damaged(&files.index, "its codes are of other vectors"))?;
+            Vectors::Quantised(Box::new(scan))
+        } else {
+            Vectors::Exact(ExactScan::read(&file, options.dimensions).map_err(wrong)?)
+        };
+        let standings = served.iter().map(|&served| if served == 1 { Standing::Served } else { Standing::Withheld });
+        let slots = Slots::with_rows(numbers.into_iter().zip(standings));
+        Ok(Self { options, files, slots, vectors, is_saved: true })
+    }
+
+    /// Adds the vector of a grain, or replaces the one it has. Vectors have length 1.
+    pub fn put(&mut self, number: i64, vector: &[f32], standing: Standing) -> Result<(), IndexError> {
+        self.check(vector)?;
+        self.remove(number)?;
+        self.distrust_files()?;
+        if self.slots.len() >= self.options.quantise_above {
+            self.quantise()?;
+        }
+        match &mut self.vectors {
+            Vectors::Exact(scan) => scan.push(vector),
+            Vectors::Quantised(scan) => scan.push(vector)?,
+        }
+        self.slots.push(number, standing);
+        Ok(())
+    }
+
+    /// Takes the vector of a grain out. A grain without one stays without one.
+    pub fn remove(&mut self, number: i64) -> Result<(), IndexError> {
+        let Some(slot) = self.slots.slot_of(number) else { return Ok(()) };
+        self.distrust_files()?;
+        match &mut self.vectors {
+            Vectors::Exact(scan) => scan.swap_remove(slot),
+            Vectors::Quantised(scan) => scan.swap_remove(slot)?,
+        }
+        self.slots.swap_remove(slot);
+        Ok(())
+    }
+
+    /// Says whether searches return the grain. Nothing happens to a grain without a vector here.
+    pub fn set_standing(&mut self, number: i64, standing: Standing) -> Result<(), IndexError> {
+        if let Some(slot) = self.slots.slot_of(number) {
+            self.distrust_files()?;
+            self.slots.set_standing(slot, standing);
+        }
+        Ok(())
+    }
+
+    /// How many grains have a vector here.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Whether no grain has a vector here.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// How many grains searches may return.
+    #[must_use]
+    pub fn n_served(&self) -> usize {
+        self.slots.n_served()
+    }
+
+    /// Whether the grain has a vector here, and whether it is served.
+    #[must_use]
+    pub fn standing(&self, number: i64) -> Option<Standing> {
+        let slot = self.slots.slot_of(number)?;
+        Some(if self.slots.served()[slot] { Standing::Served } else { Standing::Withheld })
+    }
+
+    /// The length of every vector.
+    #[must_use]
+    pub fn dimensions(&self) -> usize {
+        self.options.dimensions
+    }
+
+    /// What the index takes now.
+    #[must_use]
+    pub fn size(&self) -> IndexSize {
+        let (vectors, disk) = match &self.vectors {
+            Vectors::Exact(scan) => (scan.memory_bytes(), 0),
+            Vectors::Quantised(scan) => (scan.memory_bytes(), scan.vectors().size_bytes()),
+        };
+        IndexSize { memory: (vectors + self.slots.memory_bytes()) as u64, disk }
+    }
+
+    /// The nearest `n` served grains, best first, with exact scores. Above the crossover, a grain whose code is far
+    /// worse than its vector may be missed.
+    pub fn nearest(&self, query: &[f32], n: usize) -> Result<Vec<Scored>, IndexError> {
+        self.check(query)?;
+        match &self.vectors {
+            _ if n == 0 || self.n_served() == 0 => Ok(Vec::new()),
+            Vectors::Exact(scan) => Ok(scan.nearest(query, n, &self.slots)),
+            Vectors::Quantised(scan) => scan.nearest(query, n, &self.slots),
+        }
+    }
+
+    /// The nearest `n` served grains by their codes alone, best first. Scores are approximate above the crossover:
+    /// [`score`](Self::score) those that remain when the caller has looked at them.
+    pub fn candidates(&self, query: &[f32], n: usize) -> Result<Vec<Scored>, IndexError> {
+        self.check(query)?;
+        match &self.vectors {
+            _ if n == 0 || self.n_served() == 0 => Ok(Vec::new()),
+            Vectors::Exact(scan) => Ok(scan.nearest(query, n, &self.slots)),
+            Vectors::Quantised(scan) => scan.candidates(query, n, &self.slots),
+        }
+    }
+
+    /// The nearest `n` of the grains with these numbers, best first. Those that are unknown or not served are left
+    /// out. Numbers in ascending order are looked up fastest. Exact up to some thousands of grains; more are found by
+    /// their codes, as in [`nearest`](Self::nearest).
+    pub fn nearest_among(&self, query: &[f32], numbers: &[i64], n: usize) -> Result<Vec<Scored>, IndexError> {
+        self.check(query)?;
+        let among = self.slots.served_among(numbers);
+        match &self.vectors {
+            _ if n == 0 || among.is_empty() => Ok(Vec::new()),
+            Vectors::Exact(scan) => Ok(scan.nearest_among(query, n, &among, &self.slots)),
+            Vectors::Quantised(scan) => scan.nearest_among(query, n, among, &self.slots),
+        }
+    }
+
+    /// The exact score of each of these grains, best first; those that are unknown or not served are left out.
+    pub fn score(&self, query: &[f32], numbers: &[i64]) -> Result<Vec<Scored>, IndexError> {
+        self.check(query)?;
+        let among = self.slots.served_among(numbers);
+        match &self.vectors {
+            Vectors::Exact(scan) => Ok(scan.nearest_among(query, among.len(), &among, &self.slots)),
+            Vectors::Quantised(scan) => {
+                let n = among.len();
+                Ok(ranking::nearest(scan.score(query, among, &self.slots)?, n))
+            }
+        }
+    }
+
+    /// The vector of a grain, served or not; `None` when it has none here.
+    pub fn vector(&self, number: i64) -> Result<Option<Vec<f32>>, IndexError> {
+        let Some(slot) = self.slots.slot_of(number) else { return Ok(None) };
+        match &self.vectors {
+            Vectors::Exact(scan) => Ok(Some(scan.row(slot).to_vec())),
+            Vectors::Quantised(scan) => {
+                let mut row = vec![0.0; self.options.dimensions];
+                scan.vectors().read(slot, &mut row)?;
+                Ok(Some(row))
+            }
+        }
+    }
+
+    /// From now on the files are marked with this epoch. Call it when the database has got a new one, which it does
+    /// after the index was loaded.
+    pub fn set_epoch(&mut self, epoch: String) -> Result<(), IndexError> {
+        self.distrust_files()?;
+        self.options.identity.epoch = epoch;
+        Ok(())
+    }
+
+    /// Writes the files, so that [`load`](Self::load) finds this state under this identity. They are synced, and take
+    /// their name at once when they are whole; the next change takes it from them.
+    pub fn save(&mut self) -> Result<(), IndexError> {
+        if self.is_saved {
+            return Ok(());
+        }
+        let mut header = Header {
+            identity: self.options.identity.clone(),
+            dimensions: self.options.dimensions,
+            n_slots: self.len(),
+            codes_bytes: None,
+        };
+        let mut tables = Tables {
+            numbers: self.slots.numbers().to_vec(),
+            served: self.slots.served().iter().map(|&served| u8::from(served)).collect(),
+            checksums: Vec::new(),
+        };
+        match &self.vectors {
+            Vectors::Exact(scan) => {
+                let file = self.vector_file(scan)?;
+                file.sync()?;
+                tables.checksums = file.checksums().to_vec();
+                self.files.write(&header, &tables, |_| Ok(()))?;
+            }
+            Vectors::Quantised(scan) => {
+                scan.vectors().sync()?;
+                tables.checksums = scan.vectors().checksums().to_vec();
+                header.codes_bytes = Some(scan.codes_bytes() as u64);
+                self.files.write(&header, &tables, |mut file| scan.write_codes(&mut file))?;
+            }
+        }
+        self.is_saved = true;
+        Ok(())
+    }
+
+    /// Goes over to codes, when that has not happened.
+    fn quantise(&mut self) -> Result<(), IndexError> {
+        if let Vectors::Exact(scan) = &self.vectors {
+            let file = self.vector_file(scan)?;
+            let quantised = QuantisedScan::new(scan.rows(), file, self.options.dimensions)?;
+            self.vectors = Vectors::Quantised(Box::new(quantised));
+        }
+        Ok(())
+    }
+
+    /// A file of all vectors of an exact scan.
+    fn vector_file(&self, scan: &ExactScan) -> Result<VectorFile, IndexError> {
+        let mut file = VectorFile::create(&self.files.vectors, self.options.dimensions)?;
+        for row in scan.rows() {
+            file.push(row)?;
+        }
+        Ok(file)
+    }
+
+    fn distrust_files(&mut self) -> Result<(), IndexError> {
+        if self.is_saved {
+            self.files.distrust()?;
+            self.is_saved = false;
+        }
+        Ok(())
+    }
+
+    fn check(&self, vector: &[f32]) -> Result<(), IndexError> {
+        let expected = self.options.dimensions;
+        if vector.len() != expected {
+            return Err(IndexError::Dimensions { expected, found: vector.len() });
+        }
+        // `contains` is false of NaN.
+        match vector.iter().position(|value| !(-MAX_VALUE..=MAX_VALUE).contains(value)) {
+            Some(position) => Err(IndexError::Value { position, value: vector[position] }),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Large spaces: four bits a dimension in memory, the vectors in a file.
+//!
+//! A scan of the codes finds candidates, and the vectors of those, read from the file, decide. The codes come from
+//! `turbovec`, which this file alone names. What it leaves to its caller: lengths that are a multiple of 8 (vectors
+//! are padded with zeros, which change no product), finite values below 10^16, and slots that exist.
+
+use std::io::{Read, Write};
+
+use turbovec::TurboQuantIndex;
+
+use super::dot::dot;
+use super::error::IndexError;
+use super::ranking::{self, Scored};
+use super::slots::Slots;
+use super::vectors::VectorFile;
+
+/// Bits that a dimension is kept in.
+const CODE_BITS: usize = 4;
+
+/// What the length of a vector must be a multiple of.
+const CODE_DIMENSIONS: usize = 8;
+
+/// Candidates whose vectors are compared, at least.
+const MIN_CANDIDATES: usize = 100;
+
+/// Candidates whose vectors are compared, for each hit that is wanted.
+const CANDIDATES_PER_HIT: usize = 3;
+
+/// Listed grains up to which each one's vector is read and compared, instead of scanning the codes of all.
+const MAX_READ: usize = 2_000;
+
+/// The codes and vectors of all slots.
+#[derive(Debug)]
+pub(super) struct QuantisedScan {
+    codes: TurboQuantIndex,
+    vectors: VectorFile,
+    dimensions: usize,
+}
+
+impl QuantisedScan {
+    /// Codes for `rows`, which are the rows of the file.
+    pub(super) fn new<'a>(
+        rows: impl Iterator<Item = &'a [f32]>,
+        vectors: VectorFile,
+        dimensions: usize,
+    ) -> Result<Self, IndexError> {
+        let codes = TurboQuantIndex::new(padded(dimensions), CODE_BITS).map_err(refused("begin"))?;
+        let mut scan = Self { codes, vectors, dimensions };
+        rows.into_iter().try_for_each(|row| scan.encode(row))?;
+        Ok(scan)
+    }
+
+    /// Reads what [`write_codes`](Self::write_codes) wrote; `None` when it does not go with the vectors.
+    pub(super) fn read(
+        codes: &mut impl Read,
+        vectors: VectorFile,
+        dimensions: usize,
+    ) -> Result<Option<Self>, std::io::Error> {
+        let codes = TurboQuantIndex::load_from_reader(codes)?;
+        let fits = codes.len() == vectors.len()
+            && codes.bit_width() == CODE_BITS
+            && codes.dim_opt().is_none_or(|found| found == padded(dimensions));
+        Ok(fits.then_some(Self { codes, vectors, dimensions }))
+    }
+
+    pub(super) fn vectors(&self) -> &VectorFile {
+        &self.vectors
+    }
+
+    pub(super) fn codes_bytes(&self) -> usize {
+        self.codes.serialized_len()
+    }
+
+    pub(super) fn write_codes(&self, file: &mut impl Write) -> Result<(), std::io::Error> {
+        self.codes.write_to_writer(file)
+    }
+
+    pub(super) fn push(&mut self, vector: &[f32]) -> Result<(), IndexError> {
+        // The file first: it can fail, and then neither has the vector.
+        self.vectors.push(vector)?;
+        self.encode(vector)
+    }
+
+    fn encode(&mut self, vector: &[f32]) -> Result<(), IndexError> {
+        let dimensions = padded(self.dimensions);
+        let added = if dimensions == self.dimensions {
+            self.codes.add_2d(vector, dimensions)
+        } else {
+            self.codes.add_2d(&self.padded(vector), dimensions)
+        };
+        added.map_err(refused("add a vector"))
+    }
+
+    /// The vector of the last slot moves to this one, which must exist.
+    pub(super) fn swap_remove(&mut self, slot: usize) -> Result<(), IndexError> {
+        self.vectors.swap_remove(slot)?;
+        self.codes.swap_remove(slot);
+        Ok(())
+    }
+
+    /// The nearest among all that are served.
+    pub(super) fn nearest(&self, query: &[f32], n: usize, slots: &Slots) -> Result<Vec<Scored>, IndexError> {
+        let candidates = self.scan(query, n_candidates(n), served_mask(slots))?;
+        let candidates = candidates.into_iter().map(|(slot, _)| slot).collect();
+        Ok(ranking::nearest(self.score(query, candidates, slots)?, n))
+    }
+
+    /// The nearest among these slots, ascending and served.
+    pub(super) fn nearest_among(
+        &self,
+        query: &[f32],
+        n: usize,
+        among: Vec<usize>,
+        slots: &Slots,
+    ) -> Result<Vec<Scored>, IndexError> {
+        let compared = if among.len() <= MAX_READ.max(n_candidates(n)) {
+            among
+        } else {
+            let mut mask = vec![false; slots.len()];
+            among.into_iter().for_each(|slot| mask[slot] = true);
+            let candidates = self.scan(query, n_candidates(n), Some(&mask))?;
+            candidates.into_iter().map(|(slot, _)| slot).collect()
+        };
+        Ok(ranking::nearest(self.score(query, compared, slots)?, n))
+    }
+
+    /// The best by their codes alone.
+    pub(super) fn candidates(&self, query: &[f32], n: usize, slots: &Slots) -> Result<Vec<Scored>, IndexError> {
+        let found = self.scan(query, n, served_mask(slots))?;
+        let scored = found.into_iter().map(|(slot, score)| Scored { number: slots.numbers()[slot], score });
+        Ok(ranking::nearest(scored.collect(), n))
+    }
+
+    /// Compares the query with the vectors of these slots, in their order in the file.
+    pub(super) fn score(&self, query: &[f32], mut of: Vec<usize>, slots: &Slots) -> Result<Vec<Scored>, IndexError> {
+        of.sort_unstable();
+        let mut row = vec![0.0; self.dimensions];
+        of.into_iter()
+            .map(|slot| {
+                self.vectors.read(slot, &mut row)?;
+                Ok(Scored { number: slots.numbers()[slot], score: dot(query, &row) })
+            })
+            .collect()
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        let bytes_per_row = padded(self.dimensions) * CODE_BITS / 8 + size_of::<f32>();
+        self.codes.len() * bytes_per_row + self.vectors.memory_bytes()
+    }
+
+    /// Slots and approximate scores.
+    fn scan(&self, query: &[f32], n: usize, mask: Option<&[bool]>) -> Result<Vec<(usize, f32)>, IndexError> {
+        let found = if padded(self.dimensions) == self.dimensions {
+            self.codes.try_search_with_mask(query, n, mask)
+        } else {
+            self.codes.try_search_with_mask(&self.padded(query), n, mask)
+        };
+        let found = found.map_err(refused("search"))?;
+        let slots = found.indices.iter().filter_map(|&slot| usize::try_from(slot).ok());
+        Ok(slots.zip(found.scores.iter().copied()).filter(|&(slot, _)| slot < self.codes.len()).collect())
+    }
+
+    fn padded(&self, vector: &[f32]) -> Vec<f32> {
+        let mut longer = vector.to_vec();
+        longer.resize(padded(self.dimensions), 0.0);
+        longer
+    }
+}
+
+/// How many candidates are compared for `n` hits.
+fn n_candidates(n: usize) -> usize {
+    n.saturating_mul(CANDIDATES_PER_HIT).max(MIN_CANDIDATES)
+}
+
+/// `None` when all are served, which spares the scan the mask.
+fn served_mask(slots: &Slots) -> Option<&[bool]> {
+    (slots.n_served() < slots.len()).then_some(slots.served())
+}
+
+fn padded(dimensions: usize) -> usize {
+    dimensions.next_multiple_of(CODE_DIMENSIONS)
+}
+
+fn refused<E: std::error::Error + Send + Sync + 'static>(doing: &'static str) -> impl Fn(E) -> IndexError {
+    move |error| IndexError::Codes { doing, source: Box::new(error) }
+}

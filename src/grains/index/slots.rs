@@ -1,0 +1,88 @@
+//! Which grain is in which slot, and whether it is served.
+
+use super::pages::Pages;
+
+/// Whether searches return a grain from this space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Standing {
+    /// This space serves the grain.
+    Served,
+    /// The vector is kept, but a space of higher priority serves the grain.
+    Withheld,
+}
+
+/// The grains of an index. Slots are `0..len`: what is taken out is replaced by the last.
+#[derive(Debug, Default)]
+pub(super) struct Slots {
+    slot_of: Pages,
+    numbers: Vec<i64>,
+    /// One `bool` a slot is what the quantised scan takes as its mask.
+    served: Vec<bool>,
+    n_served: usize,
+}
+
+impl Slots {
+    pub(super) fn with_rows(rows: impl Iterator<Item = (i64, Standing)>) -> Self {
+        let mut slots = Self::default();
+        rows.for_each(|(number, standing)| slots.push(number, standing));
+        slots
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.numbers.len()
+    }
+
+    pub(super) fn n_served(&self) -> usize {
+        self.n_served
+    }
+
+    pub(super) fn numbers(&self) -> &[i64] {
+        &self.numbers
+    }
+
+    pub(super) fn served(&self) -> &[bool] {
+        &self.served
+    }
+
+    pub(super) fn slot_of(&self, number: i64) -> Option<usize> {
+        self.slot_of.get(number)
+    }
+
+    /// The slots of those of `numbers` that are served, ascending, each once.
+    pub(super) fn served_among(&self, numbers: &[i64]) -> Vec<usize> {
+        let mut slots = self.slot_of.get_each(numbers);
+        slots.retain(|&slot| self.served[slot]);
+        slots.sort_unstable();
+        slots.dedup();
+        slots
+    }
+
+    /// The grain takes the next slot. It must not have one.
+    pub(super) fn push(&mut self, number: i64, standing: Standing) {
+        let slot = u32::try_from(self.len()).unwrap_or(u32::MAX);
+        self.slot_of.insert(number, slot);
+        self.numbers.push(number);
+        self.served.push(standing == Standing::Served);
+        self.n_served += usize::from(standing == Standing::Served);
+    }
+
+    /// The grain of the last slot moves to this one.
+    pub(super) fn swap_remove(&mut self, slot: usize) {
+        let number = self.numbers.swap_remove(slot);
+        self.n_served -= usize::from(self.served.swap_remove(slot));
+        self.slot_of.remove(number);
+        if let Some(&moved) = self.numbers.get(slot) {
+            self.slot_of.insert(moved, u32::try_from(slot).unwrap_or(u32::MAX));
+        }
+    }
+
+    pub(super) fn set_standing(&mut self, slot: usize, standing: Standing) {
+        let served = standing == Standing::Served;
+        let before = std::mem::replace(&mut self.served[slot], served);
+        self.n_served = self.n_served + usize::from(served) - usize::from(before);
+    }
+
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.slot_of.memory_bytes() + self.numbers.capacity() * size_of::<i64>() + self.served.capacity()
+    }
+}
