@@ -1,4 +1,8 @@
 //! Products of f32 vectors, with the widest instructions that the machine has.
+//!
+//! A product is compiled once for each set of instructions, inside the function that the dispatch compiles for it. What
+//! were not inlined there would be compiled without them.
+#![expect(clippy::inline_always, reason = "how the dispatch hands its instructions on")]
 
 use std::sync::LazyLock;
 
@@ -51,8 +55,6 @@ impl<F: FnMut(usize, f32)> WithSimd for DotEach<'_, F> {
     }
 }
 
-// Inlined into each of the functions that the dispatch compiles for one set of instructions; on its own it would be
-// compiled without them.
 #[inline(always)]
 fn product<S: Simd>(simd: S, a: &[f32], b: &[f32]) -> f32 {
     let (a_lanes, a_rest) = S::as_simd_f32s(a);

@@ -5,6 +5,9 @@ use std::collections::HashMap;
 const PAGE_BITS: u32 = 9;
 const PAGE_LEN: usize = 1 << PAGE_BITS;
 
+/// The part of a number that says where it is on its page.
+const PAGE_MASK: i64 = (1 << PAGE_BITS) - 1;
+
 /// No grain has this slot: an index ends far before it.
 const VACANT: u32 = u32::MAX;
 
@@ -71,8 +74,7 @@ impl Pages {
 
 /// Which page a number is on, and where.
 fn place(number: i64) -> (i64, usize) {
-    let at = number.rem_euclid(PAGE_LEN as i64);
-    (number >> PAGE_BITS, usize::try_from(at).unwrap_or_default())
+    (number >> PAGE_BITS, usize::try_from(number & PAGE_MASK).unwrap_or_default())
 }
 
 fn slot(entry: u32) -> Option<usize> {

@@ -117,7 +117,9 @@ impl QuantisedScan {
             among
         } else {
             let mut mask = vec![false; slots.len()];
-            among.into_iter().for_each(|slot| mask[slot] = true);
+            for slot in among {
+                mask[slot] = true;
+            }
             let candidates = self.scan(query, n_candidates(n), Some(&mask))?;
             candidates.into_iter().map(|(slot, _)| slot).collect()
         };

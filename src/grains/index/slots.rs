@@ -24,7 +24,9 @@ pub(super) struct Slots {
 impl Slots {
     pub(super) fn with_rows(rows: impl Iterator<Item = (i64, Standing)>) -> Self {
         let mut slots = Self::default();
-        rows.for_each(|(number, standing)| slots.push(number, standing));
+        for (number, standing) in rows {
+            slots.push(number, standing);
+        }
         slots
     }
 

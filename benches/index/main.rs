@@ -1,0 +1,85 @@
+//! The index of a space alone: how fast, how right and how large it is, and where its constants come from.
+//!
+//! `cargo bench --bench index -- --help`. Vectors are drawn around random centres from a seed, or read from a file.
+
+mod constants;
+mod sizes;
+#[path = "../support/mod.rs"]
+mod support;
+mod vectors;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::Parser;
+use granary::domain::space::SpaceId;
+use granary::grains::index::{Identity, IndexOptions};
+
+use self::support::Failure;
+use self::support::machine::Origin;
+use self::vectors::Source;
+
+/// Hits that are wanted of each search.
+const N_HITS: usize = 10;
+
+/// Search spaces of several sizes, and measure what the index's constants were chosen by
+#[derive(Debug, Parser)]
+struct Options {
+    /// Vectors in the index
+    #[arg(long, value_delimiter = ',', default_value = "10000,100000,1000000")]
+    sizes: Vec<usize>,
+    /// Their length
+    #[arg(long, default_value_t = 384)]
+    dimensions: usize,
+    /// Queries of which the share of the nearest 10 that is found is measured
+    #[arg(long, default_value_t = 200)]
+    queries: usize,
+    /// Only the sizes, without the measurement of the constants
+    #[arg(long)]
+    no_constants: bool,
+    /// Vectors to use instead: little-endian f32, `[n][dimensions]`. The last of them are the queries
+    #[arg(long, value_name = "FILE")]
+    vectors: Option<PathBuf>,
+    /// Where the index's files go
+    #[arg(long, value_name = "FOLDER", default_value = "target/bench-index")]
+    folder: PathBuf,
+    /// What cargo passes to every benchmark
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+impl Options {
+    fn index(&self, quantise_above: usize) -> Result<IndexOptions, Failure> {
+        let identity = Identity {
+            database: "benchmark".to_owned(),
+            epoch: "only".to_owned(),
+            space: SpaceId::parse("0123456789abcdef")?,
+        };
+        Ok(IndexOptions { quantise_above, ..IndexOptions::new(self.folder.clone(), self.dimensions, identity) })
+    }
+}
+
+fn main() -> ExitCode {
+    let options = Options::parse();
+    println!("{}", Origin::here().line());
+    let done = run(&options);
+    let removed = fs_err::remove_dir_all(&options.folder);
+    match done.and(removed.map_err(Failure::from)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("index: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(options: &Options) -> Result<(), Failure> {
+    let source = Source::open(options)?;
+    if !options.no_constants {
+        constants::crossover(options, &source)?;
+    }
+    for &size in &options.sizes {
+        sizes::measure(options, &source, size.min(source.len()))?;
+    }
+    Ok(())
+}
