@@ -18,6 +18,7 @@ use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
+use crate::grains::{GrainError, GrainLimits, Grains, GrainsParts, Indexes};
 use crate::models::hub::{Hub, HubError, HubSettings};
 use crate::models::lifecycle::Phase;
 use crate::models::{
@@ -55,6 +56,9 @@ pub enum AppError {
     /// The database.
     #[error("the database cannot be used")]
     Store(#[from] StoreError),
+    /// The grains in it.
+    #[error("the grains cannot be served")]
+    Grains(#[from] GrainError),
     /// The record of what survives a restart.
     #[error("the active model of the last run cannot be known")]
     Ledger(#[from] LedgerError),
@@ -132,10 +136,15 @@ impl App {
                 models.load_model(&entry.name).await.map_err(AppError::AutoLoad)?;
             }
         }
+        let grains = match &store {
+            Some(store) => Some(grains(&config, store, &models, &shutdown).await?),
+            None => None,
+        };
         keep_active_loadable(&shutdown, models.clone());
         keep_metrics(&shutdown, metrics.clone());
         let state = AppState {
             models,
+            grains,
             ledger,
             limits: Limits {
                 max_body: config.server.max_body,
@@ -187,12 +196,39 @@ impl App {
             |served| served.map_err(AppError::Serve),
         )?;
         self.state.models.unload_all().await;
+        if let Some(grains) = &self.state.grains {
+            grains.save_indexes().await;
+        }
         if let Some(store) = &self.store {
             store.close().await;
         }
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// The grains of a database, with the indexes that find them.
+async fn grains(
+    config: &Config,
+    store: &Arc<SqliteStore>,
+    models: &MultiModelManager,
+    shutdown: &Shutdown,
+) -> Result<Grains, AppError> {
+    let mut folder = store.path().as_os_str().to_owned();
+    folder.push(".index");
+    let indexes = Indexes::open(store.as_ref(), folder.into()).await?;
+    Ok(Grains::start(GrainsParts {
+        store: Arc::clone(store) as _,
+        models: models.clone(),
+        ledger: Arc::clone(store) as _,
+        indexes,
+        limits: GrainLimits {
+            max_text_bytes: config.grains.max_text.as_u64(),
+            auto_truncate: config.engine.auto_truncate,
+            slow_search: config.grains.slow_search,
+        },
+        shutdown: shutdown.clone(),
+    }))
 }
 
 /// Opens the socket that the configuration names.

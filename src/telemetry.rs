@@ -60,6 +60,10 @@ metric_names! {
     describe_gauge MEMORY_USED = "granary_models_memory_used_bytes": "Resident bytes of the process over those it has without models.";
     describe_gauge MEMORY_BUDGET = "granary_models_memory_budget_bytes": "What models may take together (`models.memory_budget`).";
     describe_gauge MODEL_STATE = "granary_model_state": "1 for the `state` a `model` is in, 0 for the others.";
+    describe_gauge GRAINS = "granary_grains": "Grains that each `space` serves.";
+    describe_histogram GRAIN_WRITE_DURATION = "granary_grain_write_duration_seconds": "Seconds from the gate to the commit, by `kind`: `write` or `delete`.";
+    describe_histogram SEARCH_DURATION = "granary_search_duration_seconds": "Seconds of a search, by `mode`.";
+    describe_gauge INDEX_BYTES = "granary_index_bytes": "Bytes that the index of each `space` takes in `memory` and on `disk`, by `where`.";
     describe_counter HTTP_REQUESTS = "granary_http_requests_total": "Answers by `route` (the pattern), `method` and `status`.";
     describe_histogram HTTP_REQUEST_DURATION = "granary_http_request_duration_seconds": "Seconds to an answer's head, by `route` and `method`.";
     describe_gauge BUILD_INFO = "granary_build_info": "1, with the `version` of this server.";

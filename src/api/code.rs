@@ -57,6 +57,8 @@ pub enum Code {
     Conflict,
     /// No such model.
     ModelNotFound,
+    /// No such grain.
+    GrainNotFound,
     /// No such path.
     NotFound,
     /// The `Host` is not this server's.
@@ -65,6 +67,8 @@ pub enum Code {
     MethodNotAllowed,
     /// The vectors would be in another space than the expected one.
     SpaceMismatch,
+    /// The grain is in another version than the caller has seen.
+    VersionMismatch,
     /// The body is over the limit.
     BodyTooLarge,
     /// The body is not declared as JSON.
@@ -104,10 +108,12 @@ impl Code {
             Self::Forbidden => "forbidden",
             Self::Conflict => "conflict",
             Self::ModelNotFound => "model_not_found",
+            Self::GrainNotFound => "grain_not_found",
             Self::NotFound => "not_found",
             Self::Misdirected => "misdirected",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::SpaceMismatch => "space_mismatch",
+            Self::VersionMismatch => "version_mismatch",
             Self::BodyTooLarge => "body_too_large",
             Self::ContentType => "content_type",
             Self::Overloaded => "overloaded",
@@ -133,11 +139,11 @@ impl Code {
                 Family::Native | Family::Tei => StatusCode::UNPROCESSABLE_ENTITY,
             },
             Self::Forbidden => StatusCode::FORBIDDEN,
-            Self::ModelNotFound | Self::NotFound => StatusCode::NOT_FOUND,
+            Self::ModelNotFound | Self::GrainNotFound | Self::NotFound => StatusCode::NOT_FOUND,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::Conflict => StatusCode::CONFLICT,
-            Self::SpaceMismatch => StatusCode::PRECONDITION_FAILED,
+            Self::SpaceMismatch | Self::VersionMismatch => StatusCode::PRECONDITION_FAILED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
@@ -156,7 +162,7 @@ impl Code {
             Self::EmptyInput => "Empty",
             Self::TokenIds => "Tokenizer",
             Self::Forbidden | Self::Misdirected => "Forbidden",
-            Self::ModelNotFound | Self::NotFound => "NotFound",
+            Self::ModelNotFound | Self::GrainNotFound | Self::NotFound => "NotFound",
             Self::Overloaded => "Overloaded",
             Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
                 "Unhealthy"
@@ -170,6 +176,7 @@ impl Code {
             | Self::Conflict
             | Self::MethodNotAllowed
             | Self::SpaceMismatch
+            | Self::VersionMismatch
             | Self::BodyTooLarge
             | Self::ContentType => "Validation",
         }
@@ -197,10 +204,12 @@ impl Code {
             | Self::Forbidden
             | Self::Conflict
             | Self::ModelNotFound
+            | Self::GrainNotFound
             | Self::NotFound
             | Self::Misdirected
             | Self::MethodNotAllowed
             | Self::SpaceMismatch
+            | Self::VersionMismatch
             | Self::BodyTooLarge
             | Self::ContentType => failure::VALIDATION,
         }

@@ -14,6 +14,7 @@ use utoipa::ToSchema;
 
 pub use super::code::{Code, Family};
 use crate::engine::EngineError;
+use crate::grains::store::StoreError;
 use crate::models::error::with_causes;
 use crate::models::lifecycle::FailureKind;
 use crate::models::{LedgerError, ModelError};
@@ -66,6 +67,37 @@ impl ApiError {
         self.code
     }
 
+    /// The same error of one part of the request: `grains[3]`, say.
+    #[must_use]
+    pub fn within(mut self, part: &str) -> Self {
+        self.message = format!("`{part}`: {}", self.message);
+        self.param = Some(self.param.map_or_else(|| part.to_owned(), |param| format!("{part}.{param}")));
+        self
+    }
+
+    /// The status on our own routes.
+    #[must_use]
+    pub fn status(&self) -> StatusCode {
+        self.code.status(Family::Native)
+    }
+
+    /// The problem document, as a part of an answer about several things.
+    #[must_use]
+    pub fn problem(&self) -> serde_json::Value {
+        serde_json::to_value(self.as_problem()).unwrap_or_default()
+    }
+
+    fn as_problem(&self) -> Problem<'_> {
+        let status = self.status();
+        Problem {
+            kind: "about:blank",
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
+            detail: &self.message,
+            code: self.code.as_str(),
+        }
+    }
+
     /// A bug: the caller learns that it is ours, and the log has the rest.
     #[must_use]
     pub fn internal() -> Self {
@@ -78,16 +110,7 @@ impl ApiError {
     fn into_rendered(self, family: Family) -> Response {
         let status = self.code.status(family);
         let mut response = match family {
-            Family::Native => {
-                let body = serde_json::to_vec(&Problem {
-                    kind: "about:blank",
-                    title: status.canonical_reason().unwrap_or("Error"),
-                    status: status.as_u16(),
-                    detail: &self.message,
-                    code: self.code.as_str(),
-                });
-                json(status, "application/problem+json", body)
-            }
+            Family::Native => json(status, "application/problem+json", serde_json::to_vec(&self.as_problem())),
             Family::Tei => {
                 let body = TeiError { error: self.message.clone(), error_type: self.code.tei_type().to_owned() };
                 json(status, "application/json", serde_json::to_vec(&body))
@@ -200,6 +223,23 @@ impl From<EngineError> for ApiError {
                 tracing::error!("{message}");
                 Self::internal()
             }
+        }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        let message = with_causes(&error);
+        tracing::error!("{message}");
+        match error {
+            // Where the database lies is the operator's to know.
+            StoreError::DiskFull { .. } => Self::new(
+                Code::DiskFull,
+                "the disk of the database is full, and nothing was written: reading goes on, and so does writing once \
+                 there is room",
+            ),
+            _ => Self::new(Code::StoreUnavailable, "the database does not answer, see the log")
+                .with_retry_after(Duration::from_secs(5)),
         }
     }
 }

@@ -2,14 +2,19 @@
 
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
+pub use axum::extract::rejection::QueryRejection as QueryRejected;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
+use sha2::{Digest, Sha256};
 
 use super::error::{ApiError, Code};
 use super::state::AppState;
 use crate::domain::SpaceId;
+use crate::domain::space::hex_digits;
+use crate::grains::Token;
+use crate::grains::store::ReceiptKey;
 
 /// A JSON body. Unknown fields are ignored; `null` means absent in every optional field.
 pub struct Json<T>(pub T);
@@ -18,17 +23,63 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-        if !content_type.is_some_and(is_json) {
-            let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(found)));
-            return Err(ApiError::new(
-                Code::ContentType,
-                format!("the content type is {found}; send `content-type: application/json`"),
-            ));
-        }
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| body_error(&error, state))?;
-        parse(&bytes).map(Self)
+        parse(&json_bytes(request, state).await?).map(Self)
     }
+}
+
+/// A JSON body that may be sent twice: with an `Idempotency-Key`, the second time is known for what it is.
+pub struct Keyed<T> {
+    /// The body.
+    pub body: T,
+    bytes: Bytes,
+    token: Option<Token>,
+}
+
+impl<T> Keyed<T> {
+    /// What `read` makes of the body and its bytes, and what tells a repeated request from a new one.
+    pub fn map<U>(self, read: impl FnOnce(T, &[u8]) -> Result<U, ApiError>) -> Result<(U, Option<Token>), ApiError> {
+        Ok((read(self.body, &self.bytes)?, self.token))
+    }
+}
+
+impl<T: DeserializeOwned> FromRequest<AppState> for Keyed<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        let key = idempotency_key(&request)?;
+        let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
+        let bytes = json_bytes(request, state).await?;
+        let token = key.map(|key| {
+            let hash = Sha256::new().chain_update(&target).chain_update([0]).chain_update(&bytes).finalize();
+            // This version has no API keys, so all callers share one name.
+            Token { key: ReceiptKey { caller: String::new(), key }, request: hex_digits(&hash) }
+        });
+        Ok(Self { body: parse(&bytes)?, bytes, token })
+    }
+}
+
+fn idempotency_key(request: &Request) -> Result<Option<String>, ApiError> {
+    const MAX_CHARS: usize = 255;
+    let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
+    match value.to_str() {
+        Ok(key) if (1..=MAX_CHARS).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => {
+            let sentence = format!("`Idempotency-Key` has 1 to {MAX_CHARS} visible characters of ASCII");
+            Err(ApiError::new(Code::InvalidRequest, sentence).with_param("Idempotency-Key"))
+        }
+    }
+}
+
+async fn json_bytes(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
+    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if !content_type.is_some_and(is_json) {
+        let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(found)));
+        return Err(ApiError::new(
+            Code::ContentType,
+            format!("the content type is {found}; send `content-type: application/json`"),
+        ));
+    }
+    Bytes::from_request(request, state).await.map_err(|error| body_error(&error, state))
 }
 
 /// A JSON body that may be left out: an empty one, or `null`, counts as `{}`.
@@ -126,8 +177,16 @@ pub fn expected_space(text: Option<&str>) -> Result<Option<SpaceId>, ApiError> {
 /// # Errors
 /// When it is not a space id.
 pub fn space_in(field: &str, text: Option<&str>) -> Result<Option<SpaceId>, ApiError> {
-    let parsed = text.map(SpaceId::parse).transpose();
-    parsed.map_err(|error| ApiError::new(Code::InvalidRequest, format!("`{field}`: {error}")).with_param(field))
+    text.map(|text| required_space(field, text)).transpose()
+}
+
+/// The same for a field that is there.
+///
+/// # Errors
+/// When it is not a space id.
+pub fn required_space(field: &str, text: &str) -> Result<SpaceId, ApiError> {
+    let refused = |error| ApiError::new(Code::InvalidRequest, format!("`{field}`: {error}")).with_param(field);
+    SpaceId::parse(text).map_err(refused)
 }
 
 #[cfg(test)]

@@ -10,6 +10,7 @@ pub mod embed;
 pub mod error;
 pub mod events;
 pub mod extract;
+pub mod grains;
 pub mod guard;
 pub mod hardware;
 pub mod info;
@@ -56,6 +57,12 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(spaces::accept))
         .routes(routes!(spaces::list))
         .routes(routes!(hardware::get))
+        // Grains
+        .routes(routes!(grains::many::list, grains::batch::create))
+        .routes(routes!(grains::search::search))
+        .routes(routes!(grains::many::count))
+        .routes(routes!(grains::many::delete))
+        .routes(routes!(grains::one::get, grains::one::put, grains::one::patch, grains::one::delete))
         // text-embeddings-inference
         .routes(routes!(embed::infer))
         .routes(routes!(embed::embed))

@@ -16,6 +16,7 @@ use super::error::{OpenAiError, ProblemBody, TeiError};
     tags(
         (name = "models", description = "Which models there are, and which are loaded"),
         (name = "spaces", description = "Which vectors may be compared, and what proves it"),
+        (name = "grains", description = "Text records, found by meaning and by words"),
         (name = "tei", description = "The routes of text-embeddings-inference, at the root and for each model"),
         (name = "openai", description = "The routes of OpenAI's embeddings API"),
         (name = "operations", description = "Health and metrics"),

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::guard::HostGuard;
+use crate::grains::Grains;
 use crate::models::{Ledger, MultiModelManager};
 
 /// Shared by all handlers; cheap to clone.
@@ -14,6 +15,8 @@ use crate::models::{Ledger, MultiModelManager};
 pub struct AppState {
     /// The models.
     pub models: MultiModelManager,
+    /// The grains; `None` on a server that keeps none.
+    pub grains: Option<Grains>,
     /// Whether the database answers, for readiness.
     pub ledger: Arc<dyn Ledger>,
     /// What a request may cost.

@@ -1,9 +1,17 @@
-//! `[grains]`: the database.
+//! `[grains]`: the database, and what grains may be like.
 
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
+use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
+
+use super::spelling::{self, Problem, outside};
+
+const MAX_TEXT: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::mib(64);
+const SLOW_SEARCH: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(1);
 
 /// `[grains]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -14,6 +22,24 @@ pub struct GrainsConfig {
     /// Where the database is. `None`: `granary.db` in the data directory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub database_url: Option<DatabaseUrl>,
+    /// Bytes of a grain's text.
+    #[serde(with = "spelling::size")]
+    pub max_text: ByteSize,
+    /// Searches that take longer are logged.
+    #[serde(with = "spelling::duration")]
+    pub slow_search: Duration,
+}
+
+impl GrainsConfig {
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        [
+            outside("grains.max_text", &self.max_text, &MAX_TEXT, |size| spelling::size::spell(*size)),
+            outside("grains.slow_search", &self.slow_search, &SLOW_SEARCH, spelling::duration::spell),
+        ]
+        .into_iter()
+        .flatten()
+        .collect()
+    }
 }
 
 /// A URL of the form `sqlite:///absolute/path.db` or `sqlite:relative.db`.

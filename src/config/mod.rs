@@ -174,6 +174,7 @@ impl Config {
             self.ai.problems(),
             self.models.problems(),
             self.engine.problems(),
+            self.grains.problems(),
             self.auth.problems(&self.server),
         ]
         .concat()

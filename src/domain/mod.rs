@@ -1,9 +1,11 @@
-//! The words of the product as types: models, their encoders' settings, what executes them, and vector spaces.
+//! The words of the product as types: models, their encoders' settings, what executes them, vector spaces, and grains.
 //!
 //! Owns what is true without a server: how a name is spelled, what makes two vectors comparable. It refuses to know
 //! HTTP, SQL, ONNX Runtime and tokio. Start at [`model`], then [`space`].
 
 pub mod caller;
+pub mod filter;
+pub mod grain;
 pub mod hub;
 pub mod model;
 pub mod module;
@@ -12,6 +14,8 @@ pub mod provider;
 pub mod space;
 
 pub use caller::Caller;
+pub use filter::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
+pub use grain::{Content, Grain, GrainId, GrainIdError, Origin, Provenance, Unproven};
 pub use hub::{HubFile, HubId, HubNameError, HubRevision, HubSource};
 pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,

@@ -1,7 +1,20 @@
 //! Grains: small text records, each kept with its vector and the knowledge of which model made it.
 //!
-//! Owns what is stored. It refuses to know HTTP, and leaves switching models and re-embedding to `change`. Start at
-//! [`store`], and at [`index`] for how the nearest vectors are found.
+//! Owns what is stored and how it is found. It refuses to know HTTP, and leaves switching models and re-embedding to
+//! `change`. Start at [`service`], then [`search`] and [`store`].
 
+pub mod error;
 pub mod index;
+mod indexes;
+mod merge;
+pub mod search;
+pub mod service;
 pub mod store;
+mod vector;
+mod writing;
+
+pub use error::{GrainError, Refusal, RefusalKind};
+pub use indexes::Indexes;
+pub use search::{Hit, Mode, Query, SearchRequest, SearchResult, SearchedSpace};
+pub use service::{GrainLimits, Grains, GrainsParts};
+pub use writing::{Draft, Outcome, Patch, SourceChange, SuppliedVector, Token};

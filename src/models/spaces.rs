@@ -57,6 +57,26 @@ impl MultiModelManager {
         Ok(records.into_iter().map(|record| Space { models: makers(&record), record }).collect())
     }
 
+    /// The model whose own space this is: a loaded one, or else one that grains of the space were written with. `None` for
+    /// a declared space, and when the model is no longer known.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn maker_of(&self, space: &SpaceId) -> Result<Option<ModelName>, LedgerError> {
+        let known = self.list();
+        let makes_it =
+            |status: &&ModelStatus| status.loaded.as_ref().is_some_and(|facts| facts.fingerprint.space() == *space);
+        if let Some(status) = known.iter().find(makes_it) {
+            return Ok(Some(status.info.name.clone()));
+        }
+        for status in known.iter().filter(|status| status.loaded.is_none()) {
+            if self.ledger.accepted_space(&status.info.name).await?.as_ref() == Some(space) {
+                return Ok(Some(status.info.name.clone()));
+            }
+        }
+        Ok(None)
+    }
+
     /// Makes the space a model has now the one its grains are written to. Loads the model if it is not loaded.
     ///
     /// # Errors

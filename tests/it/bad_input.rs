@@ -216,7 +216,7 @@ async fn models_that_are_not_known_are_not_found_by_any_family() {
 #[tokio::test]
 async fn unknown_paths_and_methods_are_answered_in_json() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
-    for path in ["/nothing", "/models/tiny/nothing", "/docs2", "/grains/x"] {
+    for path in ["/nothing", "/models/tiny/nothing", "/docs2", "/grains/x/y"] {
         let (status, code, _) = app.get(path).await.problem();
         assert_eq!((status, code.as_str()), (404, "not_found"), "{path}");
     }

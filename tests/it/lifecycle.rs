@@ -4,8 +4,6 @@ use std::path::Path;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use sqlx::sqlite::SqliteConnectOptions;
-use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
 use crate::helpers::{Process, TINY, TestApp, client, data_dir, send, test_model, vectors_of, with_tiny};
@@ -185,15 +183,9 @@ async fn a_model_that_grains_need_is_deleted_only_by_force_and_missed_at_the_nex
     let (process, url) = serve(folder.path());
     let body = json!({"name": "mine", "path": "mine"});
     assert_eq!(send(client().post(format!("{url}/models")).json(&body)).await.status, 201);
-    drop(process);
-    let database = SqliteConnectOptions::new().filename(folder.path().join("granary.db"));
-    let mut connection = database.connect().await.expect("open");
-    let grain = "INSERT INTO grains (id, text, vector, created_at, updated_at, embedding_model) \
-                 VALUES ('a', 'text', x'0000803f', '2026-01-01T00:00:00Z', '2026-01-01T00:00:00Z', 'Mine')";
-    sqlx::query(grain).execute(&mut connection).await.expect("written");
-    connection.close().await.expect("closed");
+    let grain = json!({"text": "some words", "model": "Mine"});
+    assert_eq!(send(client().post(format!("{url}/grains")).json(&grain)).await.status, 201);
 
-    let (process, url) = serve(folder.path());
     let refused = send(client().delete(format!("{url}/models/mine"))).await.problem();
     assert_eq!((refused.0, refused.1.as_str()), (409, "conflict"));
     assert!(

@@ -20,6 +20,9 @@ const DOCS: [&str; 4] = ["/openapi.json", "/docs", "/docs/", "/docs/{*rest}"];
 const EMBEDDING: [&str; 7] =
     ["embed", "embed_with_model", "infer", "infer_with_model", "similarity", "similarity_with_model", "embeddings"];
 
+/// The operations with a body in which no model and no grain is named that must be there.
+const WITHOUT_NAMES: [&str; 4] = ["register_model", "search_grains", "count_grains", "delete_grains"];
+
 struct Operation {
     method: Method,
     path: String,
@@ -71,8 +74,8 @@ impl Operation {
 
     fn must_document(&self) -> Vec<u16> {
         let success = match self.id.as_str() {
-            "register_model" => 201,
-            "delete_model" => 204,
+            "register_model" | "create_grains" => 201,
+            "delete_model" | "delete_grain" => 204,
             _ => 200,
         };
         let mut statuses = vec![success, 403, 405, 421, 500, 503];
@@ -80,7 +83,8 @@ impl Operation {
             statuses.extend([400, 413, 415]);
             statuses.extend((self.family() != Family::OpenAi).then_some(422));
         }
-        if (self.has_body || self.path.contains("{name}")) && self.id != "register_model" {
+        let names_something = self.path.contains('{') || (self.has_body && !WITHOUT_NAMES.contains(&self.id.as_str()));
+        if names_something {
             statuses.push(404);
         }
         if EMBEDDING.contains(&self.id.as_str()) {

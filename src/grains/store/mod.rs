@@ -1,10 +1,17 @@
 //! Where grains, and what the models must remember, are kept.
 //!
-//! Owns every line of SQL in the product, one folder per database; rows become domain types before they leave it. The
-//! only database so far is [`sqlite`], an embedded file. Start at [`SqliteStore::open`].
+//! Owns every line of SQL in the product, one folder per database; rows become domain types before they leave it. What a
+//! database must do for grains is the trait [`GrainStore`], for models the [`Ledger`](crate::models::Ledger). The only
+//! database so far is [`sqlite`], an embedded file. Start at [`GrainStore`], then [`SqliteStore::open`].
 
 mod error;
+mod grain_store;
 pub mod sqlite;
 
 pub use error::StoreError;
+pub use grain_store::{
+    Applied, Atomicity, Batch, Change, Committed, Counted, Expected, Facet, FacetValue, GrainStore, Identity,
+    NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, Receipt, ReceiptKey, Reply, Scored, Sort,
+    SortKey, StoredVector, TextFate, VectorBatch, Written,
+};
 pub use sqlite::{FileState, OpenOptions, SqliteStore};

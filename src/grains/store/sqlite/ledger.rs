@@ -108,10 +108,8 @@ impl Ledger for SqliteStore {
 
     fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>> {
         Box::pin(async {
-            let counted = sqlx::query_as(
-                "SELECT embedding_model, count(*) FROM grains WHERE embedding_model IS NOT NULL AND vector IS NOT NULL \
-                 GROUP BY embedding_model",
-            );
+            let counted =
+                sqlx::query_as("SELECT model, count(*) FROM embeddings WHERE model IS NOT NULL GROUP BY model");
             let counted: Result<Vec<(String, i64)>, _> = counted.fetch_all(&self.readers).await;
             counted
                 .map(|rows| rows.into_iter().map(|(model, n)| (model, u64::try_from(n).unwrap_or_default())).collect())
@@ -224,10 +222,6 @@ impl SqliteStore {
 
     fn parse_name(&self, name: &str, what: &'static str) -> Result<ModelName, StoreError> {
         ModelName::parse(name).map_err(|source| self.malformed(what, source.into()))
-    }
-
-    fn malformed(&self, what: &'static str, source: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
-        StoreError::Value { path: self.path.clone(), what, source }
     }
 }
 

@@ -8,9 +8,11 @@
 //! 3. `upgrade` takes a copy (`copy`) of a file of an older schema version, then runs the missing schema migrations,
 //!    each in a transaction of its own.
 //!
-//! The migrations are in `migrations/sqlite`, forward only, frozen once landed. `ledger` is what the models remember.
+//! The migrations are in `migrations/sqlite`, forward only, frozen once landed. `ledger` is what the models remember,
+//! `grains` what the product is for.
 
 mod copy;
+mod grains;
 mod inspect;
 mod ledger;
 mod lock;
@@ -78,6 +80,16 @@ impl SqliteStore {
         // Last, because the last connection to close is the one that empties the log.
         self.writer.close().await;
         self.lock.lock().take();
+    }
+
+    /// An error of SQLite while doing that.
+    fn failed(&self, doing: &'static str) -> impl Fn(sqlx::Error) -> StoreError + '_ {
+        move |source| StoreError::sql(doing, &self.path, source)
+    }
+
+    /// A stored value that is not one of Granary's.
+    fn malformed(&self, what: &'static str, source: Box<dyn std::error::Error + Send + Sync>) -> StoreError {
+        StoreError::Value { path: self.path.clone(), what, source }
     }
 }
 

@@ -124,13 +124,14 @@ async fn write_v2(path: &Path, grains: &[OldGrain]) {
 /// Every grain in the order of insertion, in the bytes that are stored.
 async fn read_grains(path: &Path) -> Vec<OldGrain> {
     let mut connection = connect_to(path).await;
-    let grains = sqlx::query_as(
-        "SELECT CAST(id AS BLOB) AS id, CAST(text AS BLOB) AS text, vector, CAST(meta AS BLOB) AS meta, \
-         CAST(created_at AS BLOB) AS created_at, CAST(updated_at AS BLOB) AS updated_at FROM grains ORDER BY rowid",
-    )
-    .fetch_all(&mut connection)
-    .await
-    .expect("readable");
+    let is_numbered = "SELECT count(*) FROM pragma_table_info('grains') WHERE name = 'number'";
+    let is_numbered: i64 = sqlx::query_scalar(is_numbered).fetch_one(&mut connection).await.expect("readable");
+    let (vector, meta) = if is_numbered == 1 { ("old_vector", "old_meta") } else { ("vector", "meta") };
+    let sql = format!(
+        "SELECT CAST(id AS BLOB) AS id, CAST(text AS BLOB) AS text, {vector} AS vector, CAST({meta} AS BLOB) AS meta, \
+         CAST(created_at AS BLOB) AS created_at, CAST(updated_at AS BLOB) AS updated_at FROM grains ORDER BY rowid"
+    );
+    let grains = sqlx::query_as(AssertSqlSafe(sql)).fetch_all(&mut connection).await.expect("readable");
     connection.close().await.expect("closed");
     grains
 }

@@ -156,11 +156,10 @@ async fn a_full_disk_is_told_apart() {
     let store = open(&path).await.expect("created");
     let mut writer = store.writer.acquire().await.expect("free");
     sqlx::query("PRAGMA max_page_count = 1").execute(&mut *writer).await.expect("set");
-    let full =
-        sqlx::query("INSERT INTO grains (id, text, created_at, updated_at) VALUES ('a', zeroblob(100000), '', '')")
-            .execute(&mut *writer)
-            .await
-            .expect_err("full");
+    let full = sqlx::query("REPLACE INTO identity (only, database, epoch) VALUES (1, hex(zeroblob(100000)), '')")
+        .execute(&mut *writer)
+        .await
+        .expect_err("full");
     let full = StoreError::sql("write a grain", &path, full);
     assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
     let full = StoreError::files("write", &path, std::io::Error::from(std::io::ErrorKind::StorageFull));
@@ -174,7 +173,7 @@ fn landed_migrations_are_frozen() {
         MIGRATOR.iter().map(|migration| (migration.version, &migration.checksum[..4])).collect();
     assert_eq!(
         format!("{landed:x?}"),
-        "[(1, [c2, 92, 8a, b]), (2, [a0, e3, 2, 3]), (3, [11, de, a5, 1]), (4, [73, 4f, 60, f2])]"
+        "[(1, [c2, 92, 8a, b]), (2, [a0, e3, 2, 3]), (3, [11, de, a5, 1]), (4, [73, 4f, 60, f2]), (5, [e3, 80, 8e, 0])]"
     );
 }
 

@@ -13,7 +13,7 @@ fn copy_of(path: &Path) -> PathBuf {
 async fn assert_upgraded(path: &Path, grains: &[OldGrain]) {
     assert_eq!(recognise(path).await.expect("ours"), Recognised::Recorded(latest_version()));
     assert!(read_grains(path).await == *grains, "every byte of every grain is as it was");
-    let labelled = "SELECT count(*) FROM grains WHERE embedding_model IS NOT NULL OR embedding_dimensions IS NOT NULL";
+    let labelled = "SELECT count(*) FROM grains WHERE old_model IS NOT NULL OR old_dimensions IS NOT NULL";
     assert_eq!(scalar(path, labelled).await, 0, "nobody knows which model made an old vector");
     assert_eq!(scalar(path, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check <> 'ok'").await, 0);
 }
@@ -28,7 +28,7 @@ async fn a_v1_file_is_copied_and_upgraded_once() {
     open(&path).await.expect("upgraded").close().await;
     assert_upgraded(&path, &grains).await;
     let copy = copy_of(&path);
-    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v4", "granary.db.lock"]);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v5", "granary.db.lock"]);
     assert_eq!(fs_err::metadata(&copy).expect("a copy").permissions().mode() & 0o777, 0o600);
     assert_eq!(recognise(&copy).await.expect("ours"), Recognised::Unrecorded(1));
     assert!(read_grains(&copy).await == grains);
@@ -51,7 +51,7 @@ async fn a_v2_file_is_upgraded_with_the_labels_it_has() {
     assert_eq!(recognise(&path).await.expect("ours"), Recognised::Unrecorded(2));
     open(&path).await.expect("upgraded").close().await;
     assert!(read_grains(&path).await == grains);
-    let labelled = "SELECT count(*) FROM grains WHERE embedding_model = 'm' AND embedding_dimensions = 384";
+    let labelled = "SELECT count(*) FROM grains WHERE old_model = 'm' AND old_dimensions = 384";
     assert_eq!(scalar(&path, labelled).await, 1);
     assert_eq!(recognise(&path).await.expect("ours"), Recognised::Recorded(latest_version()));
 }
@@ -121,7 +121,7 @@ async fn a_finished_copy_is_never_overwritten() {
     // Restored, upgraded again: the same copy serves.
     fs_err::copy(copy_of(&path), &path).expect("restored");
     open(&path).await.expect("upgraded").close().await;
-    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v4", "granary.db.lock"]);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v5", "granary.db.lock"]);
 
     // Restored, used by version 0.3, upgraded again: both states are kept.
     fs_err::copy(copy_of(&path), &path).expect("restored");
@@ -129,14 +129,14 @@ async fn a_finished_copy_is_never_overwritten() {
     let used = read_grains(&path).await;
     open(&path).await.expect("upgraded").close().await;
     assert!(fs_err::read(copy_of(&path)).expect("a copy") == first);
-    assert!(read_grains(&folder.path().join("granary.db.before-v4.2")).await == used);
+    assert!(read_grains(&folder.path().join("granary.db.before-v5.2")).await == used);
 }
 
 #[tokio::test]
 async fn an_interrupted_copy_is_made_again() {
     let (folder, path) = folder();
     write_v1(&path, &old_grains()).await;
-    for leftover in ["granary.db.before-v4.partial", "granary.db.before-v4.partial-journal"] {
+    for leftover in ["granary.db.before-v5.partial", "granary.db.before-v5.partial-journal"] {
         fs_err::write(folder.path().join(leftover), "half a copy").expect("written");
     }
     fs_err::create_dir(folder.path().join("granary.db.view")).expect("created");

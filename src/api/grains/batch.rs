@@ -1,0 +1,179 @@
+//! `POST /grains`: new grains, one or many.
+
+use axum::extract::{Query, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Serialize};
+use utoipa::openapi::schema::OneOfBuilder;
+use utoipa::openapi::{RefOr, Schema};
+use utoipa::{PartialSchema, ToSchema};
+
+use super::wire::{DraftBody, GrainObject};
+use super::{Kept, WriteErrors, etag};
+use crate::api::error::{ApiError, Code, ProblemBody};
+use crate::api::extract::{Keyed, QueryRejected};
+use crate::api::responses::{NativeBodyErrors, NativeErrors};
+use crate::api::state::AppState;
+use crate::grains::Outcome;
+use crate::grains::store::Atomicity;
+
+/// One grain, or many in `grains`. Read as one struct: a choice between two shapes would lose which field is wrong.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct CreateBody {
+    grains: Option<Vec<DraftBody>>,
+    text: Option<serde::de::IgnoredAny>,
+}
+
+/// The shape of many.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[schema(as = GrainDrafts)]
+#[allow(dead_code, reason = "utoipa reads the field")]
+pub struct DraftsBody {
+    /// At least one.
+    #[schema(min_items = 1)]
+    grains: Vec<DraftBody>,
+}
+
+impl PartialSchema for CreateBody {
+    fn schema() -> RefOr<Schema> {
+        Schema::from(OneOfBuilder::new().item(DraftBody::schema()).item(DraftsBody::schema())).into()
+    }
+}
+
+impl ToSchema for CreateBody {}
+
+/// Many new grains.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct CreatedGrains {
+    /// In the order they were sent.
+    grains: Vec<GrainObject>,
+}
+
+/// A new grain, or many.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, clippy::large_enum_variant, reason = "utoipa reads the variants; none is ever made")]
+pub enum Created {
+    /// The grain.
+    One(GrainObject),
+    /// The grains.
+    Many(CreatedGrains),
+}
+
+/// What became of each grain.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct GrainResults {
+    /// In the order they were sent.
+    results: Vec<GrainResult>,
+}
+
+/// What became of one grain.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct GrainResult {
+    /// The status it would have got alone.
+    status: u16,
+    /// The grain, if it was written.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    grain: Option<GrainObject>,
+    /// Why it was not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<ProblemBody>)]
+    problem: Option<serde_json::Value>,
+}
+
+/// The query of `POST /grains`.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct CreateQuery {
+    partial: Option<bool>,
+}
+
+/// Writes new grains: one, or many in `grains`. Their vectors are computed unless they bring them along.
+///
+/// Of many, all are written or none; with `partial=true` each for itself. Sent again with the same `Idempotency-Key`
+/// within 24 hours, a request is answered as the first time, and nothing is written twice.
+#[utoipa::path(
+    post, path = "/grains", tag = "grains", operation_id = "create_grains", request_body = CreateBody,
+    params(
+        ("partial" = Option<bool>, Query, description = "Of many, write those that can be written"),
+        ("idempotency-key" = Option<String>, Header, description = "1 to 255 characters, new for each new request"),
+    ),
+    responses(
+        (status = 201, description = "They were written", body = Created, headers(
+            ("location" = String, description = "Where the one grain is"),
+            ("etag" = String, description = "Its version"),
+        )),
+        (status = 207, description = "What became of each", body = GrainResults),
+        NativeErrors, NativeBodyErrors, WriteErrors
+    )
+)]
+pub async fn create(
+    State(state): State<AppState>,
+    Kept(grains): Kept,
+    query: Result<Query<CreateQuery>, QueryRejected>,
+    request: Keyed<CreateBody>,
+) -> Result<Response, ApiError> {
+    let Ok(Query(query)) = query else {
+        return Err(ApiError::new(Code::InvalidRequest, "`partial` is `true` or `false`").with_param("partial"));
+    };
+    let is_one = request.body.grains.is_none();
+    let (drafts, token) = request.map(drafts)?;
+    if drafts.is_empty() {
+        return Err(ApiError::new(Code::EmptyInput, "`grains` is empty: send at least one").with_param("grains"));
+    }
+    let max = state.limits.max_inputs;
+    if drafts.len() > max {
+        let message = format!(
+            "`grains` has {} grains; a request takes {max}. Send fewer, or raise `server.max_inputs`",
+            drafts.len()
+        );
+        return Err(ApiError::new(Code::TooManyInputs, message).with_param("grains"));
+    }
+    let is_partial = query.partial.unwrap_or_default() && !is_one;
+    let atomicity = if is_partial { Atomicity::Each } else { Atomicity::AllOrNothing };
+    let outcomes = grains.create(drafts, atomicity, token).await?;
+    let mut results: Vec<GrainResult> = outcomes.into_iter().map(GrainResult::of).collect();
+    if is_partial {
+        return Ok((StatusCode::MULTI_STATUS, axum::Json(GrainResults { results })).into_response());
+    }
+    if !is_one {
+        let grains = results.into_iter().filter_map(|result| result.grain).collect();
+        return Ok((StatusCode::CREATED, axum::Json(CreatedGrains { grains })).into_response());
+    }
+    let Some(grain) = results.pop().and_then(|result| result.grain) else { return Err(ApiError::internal()) };
+    let location = [(header::LOCATION, format!("/grains/{}", grain.id()))];
+    Ok((StatusCode::CREATED, etag(grain.version()), location, axum::Json(grain)).into_response())
+}
+
+/// The grains of a body. One that is alone is read from the same bytes again.
+fn drafts(body: CreateBody, bytes: &[u8]) -> Result<Vec<crate::grains::Draft>, ApiError> {
+    match body {
+        CreateBody { grains: Some(_), text: Some(_) } => {
+            let sentence = "`text` is one grain and `grains` are many: send one of them";
+            Err(ApiError::new(Code::InvalidRequest, sentence).with_param("grains"))
+        }
+        CreateBody { grains: Some(grains), .. } => grains
+            .into_iter()
+            .enumerate()
+            .map(|(at, draft)| draft.into_draft().map_err(|error| error.within(&format!("grains[{at}]"))))
+            .collect(),
+        CreateBody { grains: None, .. } => {
+            let draft: DraftBody = crate::api::extract::parse(bytes)?;
+            Ok(vec![draft.into_draft()?])
+        }
+    }
+}
+
+impl GrainResult {
+    fn of(outcome: Outcome) -> Self {
+        match outcome {
+            Outcome::Created(grain) => Self { status: 201, grain: Some(GrainObject::of(grain)), problem: None },
+            Outcome::Updated(grain) | Outcome::Unchanged(grain) => {
+                Self { status: 200, grain: Some(GrainObject::of(grain)), problem: None }
+            }
+            Outcome::Refused(refusal) => {
+                let error = ApiError::of_refusal(&refusal);
+                Self { status: error.status().as_u16(), grain: None, problem: Some(error.problem()) }
+            }
+        }
+    }
+}

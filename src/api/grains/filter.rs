@@ -1,0 +1,321 @@
+//! Filters on the wire.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+use utoipa::openapi::RefOr;
+use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::{PartialSchema, ToSchema};
+
+use crate::api::error::{ApiError, Code};
+use crate::api::extract::required_space;
+use crate::domain::{AttributeCondition, AttributeValue, Filter, GrainId, Membership, Range, SpaceCondition};
+
+/// The most values of one condition, and the most attributes of one filter.
+const MAX_VALUES: usize = 1000;
+const MAX_ATTRIBUTES: usize = 20;
+
+/// Which grains are meant: all conditions must hold.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = Filter)]
+#[serde(deny_unknown_fields)]
+pub struct FilterBody {
+    /// One of these ids.
+    #[schema(max_items = 1000, example = json!(null))]
+    ids: Option<Vec<String>>,
+    /// This source, or one of these.
+    #[schema(value_type = Option<OneOrMany>, example = json!(null))]
+    source: Option<OneOrMany>,
+    tags: Option<TagsBody>,
+    /// Conditions by attribute: a value that it is, or has in its list, or an object of conditions.
+    #[schema(value_type = Option<BTreeMap<String, AttributeBody>>, example = json!({"year": {"gte": 2020}}))]
+    attributes: Option<BTreeMap<String, AttributeBody>>,
+    created_at: Option<TimesBody>,
+    updated_at: Option<TimesBody>,
+    /// The space it is served from, or `unknown`.
+    #[schema(pattern = "^([0-9a-fA-F]{16}|unknown)$", example = json!(null))]
+    space: Option<String>,
+}
+
+/// One string or several.
+#[derive(Clone, Debug)]
+pub struct OneOrMany(Vec<String>);
+
+impl<'de> Deserialize<'de> for OneOrMany {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a string or a list of strings")]
+        enum Word {
+            One(String),
+            Many(Vec<String>),
+        }
+        Ok(match Word::deserialize(deserializer)? {
+            Word::One(one) => Self(vec![one]),
+            Word::Many(many) => Self(many),
+        })
+    }
+}
+
+impl PartialSchema for OneOrMany {
+    fn schema() -> RefOr<Schema> {
+        Schema::from(OneOfBuilder::new().item(String::schema()).item(Vec::<String>::schema())).into()
+    }
+}
+
+impl ToSchema for OneOrMany {}
+
+/// Tags a grain must have.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = TagsCondition)]
+#[serde(deny_unknown_fields)]
+pub struct TagsBody {
+    /// At least one of these.
+    #[schema(max_items = 1000)]
+    any: Option<Vec<String>>,
+    /// All of these.
+    #[schema(max_items = 1000)]
+    all: Option<Vec<String>>,
+    /// None of these.
+    #[schema(max_items = 1000)]
+    none: Option<Vec<String>>,
+}
+
+/// A time's bounds, in RFC 3339.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = TimesCondition)]
+#[serde(deny_unknown_fields)]
+pub struct TimesBody {
+    #[schema(format = DateTime)]
+    gt: Option<String>,
+    #[schema(format = DateTime)]
+    gte: Option<String>,
+    #[schema(format = DateTime)]
+    lt: Option<String>,
+    #[schema(format = DateTime)]
+    lte: Option<String>,
+}
+
+/// A string, a number or a boolean.
+#[derive(Clone, Debug)]
+pub struct ValueBody(AttributeValue);
+
+impl<'de> Deserialize<'de> for ValueBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "expected a string, a number or a boolean")]
+        enum Word {
+            Boolean(bool),
+            Number(f64),
+            Text(String),
+        }
+        Ok(Self(match Word::deserialize(deserializer)? {
+            Word::Boolean(yes) => AttributeValue::Boolean(yes),
+            Word::Number(number) => AttributeValue::Number(number),
+            Word::Text(text) => AttributeValue::Text(text),
+        }))
+    }
+}
+
+impl PartialSchema for ValueBody {
+    fn schema() -> RefOr<Schema> {
+        let of = |kind| ObjectBuilder::new().schema_type(kind);
+        Schema::from(OneOfBuilder::new().item(of(Type::String)).item(of(Type::Number)).item(of(Type::Boolean))).into()
+    }
+}
+
+impl ToSchema for ValueBody {}
+
+/// What an attribute must be.
+#[derive(Clone, Debug)]
+pub struct AttributeBody(ConditionBody);
+
+/// Conditions on an attribute. Of a list each element counts.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = AttributeCondition)]
+#[serde(deny_unknown_fields)]
+pub struct ConditionBody {
+    /// At least one of these.
+    #[schema(max_items = 1000)]
+    any: Option<Vec<ValueBody>>,
+    /// All of these, for lists.
+    #[schema(max_items = 1000)]
+    all: Option<Vec<ValueBody>>,
+    /// None of these.
+    #[schema(max_items = 1000)]
+    none: Option<Vec<ValueBody>>,
+    gt: Option<ValueBody>,
+    gte: Option<ValueBody>,
+    lt: Option<ValueBody>,
+    lte: Option<ValueBody>,
+    /// Whether there is such an attribute at all.
+    exists: Option<bool>,
+}
+
+impl<'de> Deserialize<'de> for AttributeBody {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let read = if value.is_object() {
+            serde_json::from_value(value)
+        } else {
+            serde_json::from_value(value)
+                .map(|value| ConditionBody { any: Some(vec![value]), ..ConditionBody::default() })
+        };
+        read.map(Self).map_err(serde::de::Error::custom)
+    }
+}
+
+impl PartialSchema for AttributeBody {
+    fn schema() -> RefOr<Schema> {
+        Schema::from(OneOfBuilder::new().item(ValueBody::schema()).item(ConditionBody::schema())).into()
+    }
+}
+
+impl ToSchema for AttributeBody {}
+
+impl FilterBody {
+    /// The filter.
+    ///
+    /// # Errors
+    /// With the condition that is none.
+    pub fn into_filter(self) -> Result<Filter, ApiError> {
+        let ids = self.ids.map(|ids| bounded("ids", ids)).transpose()?;
+        let tags = self.tags.unwrap_or_default();
+        let attributes = self.attributes.unwrap_or_default();
+        if attributes.len() > MAX_ATTRIBUTES {
+            let message = format!("`filter.attributes` has {}; a filter takes {MAX_ATTRIBUTES}", attributes.len());
+            return Err(refused("attributes", message));
+        }
+        Ok(Filter {
+            ids: ids.map(|ids| ids.into_iter().map(GrainId::stored).collect()),
+            sources: self.source.map(|OneOrMany(sources)| bounded("source", sources)).transpose()?,
+            tags: membership("tags", tags.any, tags.all, tags.none)?,
+            attributes: attributes
+                .into_iter()
+                .map(|(name, body)| body.0.read().map(|condition| (name, condition)))
+                .collect::<Result<_, _>>()?,
+            created_us: self.created_at.unwrap_or_default().read("created_at")?,
+            updated_us: self.updated_at.unwrap_or_default().read("updated_at")?,
+            space: match self.space.as_deref() {
+                None => None,
+                Some("unknown") => Some(SpaceCondition::Unknown),
+                Some(id) => Some(SpaceCondition::Is(required_space("filter.space", id)?)),
+            },
+        })
+    }
+
+    /// The filter of a query parameter: JSON, as in bodies.
+    ///
+    /// # Errors
+    /// When it is none.
+    pub fn of_parameter(text: Option<&str>) -> Result<Filter, ApiError> {
+        let Some(text) = text else { return Ok(Filter::default()) };
+        let body: Self = serde_json::from_str(text).map_err(|error| {
+            ApiError::new(Code::InvalidRequest, format!("`filter` is not a filter in JSON: {error}"))
+                .with_param("filter")
+        })?;
+        body.into_filter()
+    }
+}
+
+impl ConditionBody {
+    fn read(self) -> Result<AttributeCondition, ApiError> {
+        let values = |values: Option<Vec<ValueBody>>| values.map(|all| all.into_iter().map(|value| value.0).collect());
+        let value = |value: Option<ValueBody>| value.map(|value| value.0);
+        Ok(AttributeCondition {
+            members: membership("attributes", values(self.any), values(self.all), values(self.none))?,
+            range: Range { gt: value(self.gt), gte: value(self.gte), lt: value(self.lt), lte: value(self.lte) },
+            exists: self.exists,
+        })
+    }
+}
+
+impl TimesBody {
+    fn read(self, field: &str) -> Result<Range<i64>, ApiError> {
+        let time = |text: Option<String>| -> Result<Option<i64>, ApiError> {
+            let read = |text: String| {
+                let time = OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| {
+                    let shown: String = text.chars().take(40).collect();
+                    refused(field, format!("`filter.{field}`: `{shown}` is not a time such as 2026-01-31T12:00:00Z"))
+                })?;
+                Ok::<_, ApiError>(i64::try_from(time.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX))
+            };
+            text.map(read).transpose()
+        };
+        Ok(Range { gt: time(self.gt)?, gte: time(self.gte)?, lt: time(self.lt)?, lte: time(self.lte)? })
+    }
+}
+
+/// Lists without a member say nothing, but of `any`, which nothing meets then, they would say too much: it is refused.
+fn membership<T>(
+    field: &str,
+    any: Option<Vec<T>>,
+    all: Option<Vec<T>>,
+    none: Option<Vec<T>>,
+) -> Result<Membership<T>, ApiError> {
+    if any.as_ref().is_some_and(Vec::is_empty) {
+        return Err(refused(field, format!("`filter.{field}`: `any` is empty, which no grain can meet: leave it out")));
+    }
+    let list = |values: Option<Vec<T>>| bounded(field, values.unwrap_or_default());
+    Ok(Membership { any: list(any)?, all: list(all)?, none: list(none)? })
+}
+
+fn bounded<T>(field: &str, values: Vec<T>) -> Result<Vec<T>, ApiError> {
+    if values.len() > MAX_VALUES {
+        let message = format!("`filter.{field}` has {} values; it takes {MAX_VALUES}", values.len());
+        return Err(refused(field, message));
+    }
+    Ok(values)
+}
+
+fn refused(field: &str, message: String) -> ApiError {
+    ApiError::new(Code::InvalidRequest, message).with_param(format!("filter.{field}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(json: &str) -> Result<Filter, ApiError> {
+        FilterBody::of_parameter(Some(json))
+    }
+
+    #[test]
+    fn every_condition_is_read() {
+        let filter = read(
+            r#"{"ids": ["a b"], "source": "s", "tags": {"any": ["x"], "none": ["y"]}, "created_at":
+            {"gte": "1970-01-01T00:00:01Z"}, "space": "unknown", "attributes": {"a": 1, "b": {"lt": "m", "exists": true},
+            "c": {"any": [true, 2.5]}}, "updated_at": null}"#,
+        )
+        .expect("a filter");
+        assert_eq!(filter.ids, Some(vec![GrainId::stored("a b".into())]));
+        assert_eq!(filter.sources, Some(vec!["s".to_owned()]));
+        assert_eq!((filter.tags.any, filter.tags.none), (vec!["x".to_owned()], vec!["y".to_owned()]));
+        assert_eq!(filter.created_us.gte, Some(1_000_000));
+        assert_eq!(filter.space, Some(SpaceCondition::Unknown));
+        let [(_, a), (_, b), (_, c)] = &filter.attributes[..] else { panic!("{:?}", filter.attributes) };
+        assert_eq!(a.members.any, [AttributeValue::Number(1.0)]);
+        assert_eq!((b.range.lt.clone(), b.exists), (Some(AttributeValue::Text("m".into())), Some(true)));
+        assert_eq!(c.members.any, [AttributeValue::Boolean(true), AttributeValue::Number(2.5)]);
+        assert!(read("{}").expect("a filter").is_empty());
+    }
+
+    #[test]
+    fn what_is_no_condition_is_refused() {
+        for json in [
+            "[]",
+            r#"{"sources": "typo"}"#,
+            r#"{"tags": {"any": []}}"#,
+            r#"{"attributes": {"a": {"above": 1}}}"#,
+            r#"{"attributes": {"a": null}}"#,
+            r#"{"attributes": {"a": {"gte": [1]}}}"#,
+            r#"{"created_at": {"gte": "yesterday"}}"#,
+            r#"{"space": "elsewhere"}"#,
+        ] {
+            assert!(read(json).is_err(), "{json}");
+        }
+        let many = format!(r#"{{"ids": {}}}"#, serde_json::to_string(&vec!["x"; MAX_VALUES + 1]).expect("JSON"));
+        assert!(read(&many).is_err());
+    }
+}

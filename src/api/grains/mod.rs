@@ -1,0 +1,145 @@
+//! `/grains`: text records and their vectors. `wire` is how they are written, `filter` which are meant; `batch` writes
+//! new ones, `one` is a single grain by its id, `many` reads, counts and deletes by filter, `search` finds.
+
+pub mod batch;
+pub mod filter;
+pub mod many;
+pub mod one;
+pub mod search;
+pub mod wire;
+
+use axum::extract::FromRequestParts;
+use axum::extract::Path;
+use axum::http::request::Parts;
+use axum::http::{HeaderMap, header};
+use utoipa::IntoResponses;
+
+use super::error::{ApiError, Code, ProblemBody};
+use super::state::AppState;
+use crate::domain::GrainId;
+use crate::grains::{GrainError, Grains, Refusal, RefusalKind};
+use crate::models::error::with_causes;
+
+/// The grains of a server that keeps some.
+pub struct Kept(pub Grains);
+
+impl FromRequestParts<AppState> for Kept {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(_parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let sentence = "this server keeps no grains: `grains.enabled` is false in its configuration";
+        let kept = state.grains.clone().map(Self);
+        kept.ok_or_else(|| ApiError::new(Code::StoreUnavailable, sentence).never_retry())
+    }
+}
+
+/// The id of a grain in the path. Old ids may have any form.
+pub struct IdInPath(pub GrainId);
+
+impl FromRequestParts<AppState> for IdInPath {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let id = Path::<String>::from_request_parts(parts, state).await;
+        id.map(|Path(id)| Self(GrainId::stored(id)))
+            .map_err(|_| ApiError::new(Code::GrainNotFound, "the grain's id in the path is not UTF-8"))
+    }
+}
+
+/// The version of an `If-Match` header: an entity tag as answers carry it, or `*` for any.
+pub struct IfMatch(pub Option<u64>);
+
+impl FromRequestParts<AppState> for IfMatch {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &AppState) -> Result<Self, ApiError> {
+        let Some(value) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
+        let text = value.to_str().unwrap_or_default().trim();
+        if text == "*" {
+            return Ok(Self(None));
+        }
+        let tag = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
+        let sentence = "`If-Match` is not the version of a grain: send the `etag` of an earlier answer, such as \"3\"";
+        tag.parse()
+            .map(|version| Self(Some(version)))
+            .map_err(|_| ApiError::new(Code::InvalidRequest, sentence).with_param("If-Match"))
+    }
+}
+
+/// The header by which a caller learns, and later says, which version it has seen.
+fn etag(version: u64) -> HeaderMap {
+    let mut headers = HeaderMap::new();
+    if let Ok(value) = format!("\"{version}\"").parse() {
+        headers.insert(header::ETAG, value);
+    }
+    headers
+}
+
+impl From<GrainError> for ApiError {
+    fn from(error: GrainError) -> Self {
+        let message = with_causes(&error);
+        match error {
+            GrainError::Invalid { field, .. } => Self::new(Code::InvalidRequest, message).with_param(field),
+            GrainError::UnknownSpace(_) | GrainError::NoMaker(_) => {
+                Self::new(Code::InvalidRequest, message).with_param("space")
+            }
+            GrainError::Model(error) => error.into(),
+            GrainError::Ledger(error) => error.into(),
+            GrainError::Store(error) => error.into(),
+            GrainError::Index(_) | GrainError::Receipt(_) => {
+                tracing::error!("{message}");
+                Self::internal()
+            }
+            error => Self::of_refusal(&error.refusal()),
+        }
+    }
+}
+
+impl ApiError {
+    /// The error of one grain among several.
+    fn of_refusal(refusal: &Refusal) -> Self {
+        let code = match refusal.kind {
+            RefusalKind::NotFound => Code::GrainNotFound,
+            RefusalKind::ModelNotFound => Code::ModelNotFound,
+            RefusalKind::Conflict => Code::Conflict,
+            RefusalKind::Version => Code::VersionMismatch,
+            RefusalKind::Empty => Code::EmptyInput,
+            RefusalKind::TooLong => Code::InputTooLong,
+            RefusalKind::Invalid => Code::InvalidRequest,
+            RefusalKind::Unavailable => Code::StoreUnavailable,
+        };
+        Self::new(code, refusal.message.clone())
+    }
+}
+
+/// The grain in the path does not exist.
+#[derive(IntoResponses)]
+#[response(status = 404, description = "No grain has this id", content_type = "application/problem+json")]
+#[allow(dead_code, reason = "utoipa reads the field")]
+pub struct UnknownGrain(ProblemBody);
+
+/// What can stand against a write of grains, besides what any route answers.
+#[derive(IntoResponses)]
+#[allow(dead_code, reason = "utoipa reads the variants")]
+pub enum WriteErrors {
+    /// No model has the name.
+    #[response(status = 404, content_type = "application/problem+json")]
+    UnknownModel(ProblemBody),
+    /// A grain has the id, others change it, or the model may not write grains now.
+    #[response(status = 409, content_type = "application/problem+json")]
+    Conflict(ProblemBody),
+    /// The model's queue is full.
+    #[response(status = 429, content_type = "application/problem+json", headers(
+        ("retry-after" = u64, description = "Seconds until there should be room"),
+    ))]
+    Overloaded(ProblemBody),
+    /// The disk is full, or there is no room for the model.
+    #[response(status = 507, content_type = "application/problem+json")]
+    NoRoom(ProblemBody),
+}
+
+/// The grain is in another version than `If-Match` says.
+#[derive(IntoResponses)]
+#[response(status = 412, description = "The grain is in another version", content_type = "application/problem+json")]
+#[allow(dead_code, reason = "utoipa reads the field")]
+pub struct OtherVersion(ProblemBody);

@@ -1,0 +1,176 @@
+//! `/grains/{id}`: one grain.
+
+use axum::extract::Query;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use serde::{Deserialize, Deserializer};
+use serde_json::{Map, Value};
+use utoipa::ToSchema;
+
+use super::wire::{DraftBody, GrainObject};
+use super::{IdInPath, IfMatch, Kept, OtherVersion, UnknownGrain, WriteErrors, etag};
+use crate::api::error::{ApiError, Code, ProblemBody};
+use crate::api::extract::{Json, QueryRejected};
+use crate::api::responses::{NativeBodyErrors, NativeErrors};
+use crate::grains::{Outcome, Patch, SourceChange};
+
+/// The query of reads: what to show besides the grain.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct IncludeQuery {
+    include: Option<String>,
+}
+
+impl IncludeQuery {
+    /// Whether vectors are asked for.
+    ///
+    /// # Errors
+    /// When something else is asked for.
+    pub fn vector(include: Option<&str>) -> Result<bool, ApiError> {
+        match include {
+            None => Ok(false),
+            Some("vector") => Ok(true),
+            Some(_) => {
+                Err(ApiError::new(Code::InvalidRequest, "`include` takes `vector`, nothing else").with_param("include"))
+            }
+        }
+    }
+}
+
+/// Shows a grain.
+#[utoipa::path(
+    get, path = "/grains/{id}", tag = "grains", operation_id = "get_grain",
+    params(
+        ("id" = String, Path, description = "A grain's id"),
+        ("include" = Option<String>, Query, description = "`vector`: the vector it is served by too"),
+    ),
+    responses(
+        (status = 200, description = "The grain", body = GrainObject, headers(("etag" = String, description = "Its version"))),
+        (status = 422, description = "`include` is unknown", content_type = "application/problem+json", body = ProblemBody),
+        NativeErrors, UnknownGrain
+    )
+)]
+pub async fn get(
+    Kept(grains): Kept,
+    IdInPath(id): IdInPath,
+    query: Result<Query<IncludeQuery>, QueryRejected>,
+) -> Result<Response, ApiError> {
+    let include = query.map(|Query(query)| query.include).unwrap_or_default();
+    let (grain, vector) = if IncludeQuery::vector(include.as_deref())? {
+        grains.get_with_vector(&id).await?
+    } else {
+        (grains.get(&id).await?, None)
+    };
+    let grain = GrainObject::of(grain).with_vector(vector.map(|stored| stored.vector));
+    Ok((etag(grain.version()), axum::Json(grain)).into_response())
+}
+
+/// Makes a grain what the body says: a new one, or in place of what was there. Doing it again changes nothing.
+#[utoipa::path(
+    put, path = "/grains/{id}", tag = "grains", operation_id = "put_grain", request_body = DraftBody,
+    params(
+        ("id" = String, Path, description = "A grain's id"),
+        ("if-match" = Option<String>, Header, description = "The version that must be there"),
+    ),
+    responses(
+        (status = 200, description = "The grain", body = GrainObject, headers(("etag" = String, description = "Its version"))),
+        (status = 201, description = "It is new", body = GrainObject, headers(("etag" = String, description = "Its version"))),
+        NativeErrors, NativeBodyErrors, WriteErrors, OtherVersion
+    )
+)]
+pub async fn put(
+    Kept(grains): Kept,
+    IdInPath(id): IdInPath,
+    IfMatch(version): IfMatch,
+    Json(body): Json<DraftBody>,
+) -> Result<Response, ApiError> {
+    if let Some(other) = body.id.as_deref().filter(|other| *other != id.as_str()) {
+        let message = format!("`id` is `{other}`, but the path says `{id}`: leave it out of the body");
+        return Err(ApiError::new(Code::InvalidRequest, message).with_param("id"));
+    }
+    Ok(written(grains.put(&id, body.into_draft()?, version).await?))
+}
+
+/// What to change of a grain.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[schema(as = GrainPatch)]
+pub struct PatchBody {
+    /// Another text: its vector is computed anew.
+    #[schema(min_length = 1, example = json!(null))]
+    text: Option<String>,
+    /// Another source; null removes it.
+    #[serde(default, deserialize_with = "source_change")]
+    #[schema(value_type = Option<String>, max_length = 1024, example = "encyclopedia")]
+    source: SourceChange,
+    /// All tags.
+    #[schema(max_items = 100, example = json!(["plants", "grasses"]))]
+    tags: Option<Vec<String>>,
+    /// Attributes to set; null removes one. Others stay.
+    #[schema(value_type = Option<Object>, example = json!({"year": 2025}))]
+    attributes: Option<Map<String, Value>>,
+    /// The model to embed it with; where it is served from, or the active one, when absent.
+    #[schema(example = json!(null))]
+    model: Option<String>,
+}
+
+/// A source that is there: null removes it.
+fn source_change<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceChange, D::Error> {
+    Ok(Option::<String>::deserialize(deserializer)?.map_or(SourceChange::Remove, SourceChange::Set))
+}
+
+/// Changes parts of a grain. Only another text is embedded anew.
+#[utoipa::path(
+    patch, path = "/grains/{id}", tag = "grains", operation_id = "patch_grain", request_body = PatchBody,
+    params(
+        ("id" = String, Path, description = "A grain's id"),
+        ("if-match" = Option<String>, Header, description = "The version that must be there"),
+    ),
+    responses(
+        (status = 200, description = "The grain", body = GrainObject, headers(("etag" = String, description = "Its version"))),
+        NativeErrors, NativeBodyErrors, WriteErrors, OtherVersion
+    )
+)]
+pub async fn patch(
+    Kept(grains): Kept,
+    IdInPath(id): IdInPath,
+    IfMatch(version): IfMatch,
+    Json(body): Json<PatchBody>,
+) -> Result<Response, ApiError> {
+    let PatchBody { text, source, tags, attributes, model } = body;
+    Ok(written(grains.patch(&id, Patch { text, source, tags, attributes, model }, version).await?))
+}
+
+/// Deletes a grain and its vectors.
+#[utoipa::path(
+    delete, path = "/grains/{id}", tag = "grains", operation_id = "delete_grain",
+    params(
+        ("id" = String, Path, description = "A grain's id"),
+        ("if-match" = Option<String>, Header, description = "The version that must be there"),
+    ),
+    responses(
+        (status = 204, description = "It is gone"),
+        (status = 422, description = "`If-Match` is no version", content_type = "application/problem+json",
+         body = ProblemBody),
+        NativeErrors, UnknownGrain, OtherVersion
+    )
+)]
+pub async fn delete(
+    Kept(grains): Kept,
+    IdInPath(id): IdInPath,
+    IfMatch(version): IfMatch,
+) -> Result<StatusCode, ApiError> {
+    grains.delete(&id, version).await?;
+    Ok(StatusCode::NO_CONTENT)
+}
+
+fn written(outcome: Outcome) -> Response {
+    let (status, grain) = match outcome {
+        Outcome::Created(grain) => (StatusCode::CREATED, grain),
+        Outcome::Updated(grain) | Outcome::Unchanged(grain) => (StatusCode::OK, grain),
+        Outcome::Refused(refusal) => return ApiError::of_refusal(&refusal).into_response(),
+    };
+    let grain = GrainObject::of(grain);
+    let location = (status == StatusCode::CREATED).then(|| format!("/grains/{}", grain.id()));
+    let mut headers = etag(grain.version());
+    headers.extend(location.and_then(|location| Some((header::LOCATION, location.parse().ok()?))));
+    (status, headers, axum::Json(grain)).into_response()
+}

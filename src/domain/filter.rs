@@ -1,0 +1,114 @@
+//! Which grains are meant: conditions on what a grain is besides its text. All of them must hold.
+
+use super::grain::GrainId;
+use super::space::SpaceId;
+
+/// Conditions that a grain meets or not. Without any, every grain does.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Filter {
+    /// Its id is one of these.
+    pub ids: Option<Vec<GrainId>>,
+    /// Its source is one of these.
+    pub sources: Option<Vec<String>>,
+    /// Its tags.
+    pub tags: Membership<String>,
+    /// Its attributes, each by name.
+    pub attributes: Vec<(String, AttributeCondition)>,
+    /// When it was created, in microseconds since 1970.
+    pub created_us: Range<i64>,
+    /// When it was last changed, in microseconds since 1970.
+    pub updated_us: Range<i64>,
+    /// The space it is served from.
+    pub space: Option<SpaceCondition>,
+}
+
+/// Which members a set must have.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Membership<T> {
+    /// At least one of these, when there are some.
+    pub any: Vec<T>,
+    /// Every one of these.
+    pub all: Vec<T>,
+    /// None of these.
+    pub none: Vec<T>,
+}
+
+impl<T> Default for Membership<T> {
+    fn default() -> Self {
+        Self { any: Vec::new(), all: Vec::new(), none: Vec::new() }
+    }
+}
+
+impl<T> Membership<T> {
+    /// Whether every set meets it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.any.is_empty() && self.all.is_empty() && self.none.is_empty()
+    }
+}
+
+/// Bounds of a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Range<T> {
+    /// Greater than this.
+    pub gt: Option<T>,
+    /// At least this.
+    pub gte: Option<T>,
+    /// Less than this.
+    pub lt: Option<T>,
+    /// At most this.
+    pub lte: Option<T>,
+}
+
+impl<T> Default for Range<T> {
+    fn default() -> Self {
+        Self { gt: None, gte: None, lt: None, lte: None }
+    }
+}
+
+impl<T> Range<T> {
+    /// Whether every value is within.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.gt.is_none() && self.gte.is_none() && self.lt.is_none() && self.lte.is_none()
+    }
+}
+
+/// What an attribute may be compared with.
+#[derive(Clone, Debug, PartialEq)]
+pub enum AttributeValue {
+    /// A string; strings are ordered by their bytes.
+    Text(String),
+    /// A number.
+    Number(f64),
+    /// true or false.
+    Boolean(bool),
+}
+
+/// What an attribute must be. Of an attribute that is a list, each element counts.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AttributeCondition {
+    /// The values it has.
+    pub members: Membership<AttributeValue>,
+    /// Its bounds.
+    pub range: Range<AttributeValue>,
+    /// Whether there is such an attribute, other than null.
+    pub exists: Option<bool>,
+}
+
+/// Where a grain is served from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SpaceCondition {
+    /// This space.
+    Is(SpaceId),
+    /// None: it has no vector whose space is known.
+    Unknown,
+}
+
+impl Filter {
+    /// Whether every grain meets it.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
+}

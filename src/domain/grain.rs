@@ -1,0 +1,181 @@
+//! Grains: small text records, each with the knowledge of what made its vector.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use super::space::SpaceId;
+
+/// The longest id that a caller may choose, in bytes.
+pub const MAX_ID_BYTES: usize = 128;
+
+/// Words that stand where an id would in a path.
+const RESERVED: [&str; 7] = [".", "..", "search", "import", "export", "delete", "count"];
+
+/// A grain's name. Grains of version 0.3 may have ids of any form, and stay reachable by them.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct GrainId(String);
+
+/// A string that cannot be the id of a new grain.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrainIdError {
+    /// Characters or a length that ids do not have.
+    #[error("`{0}` is not a grain id: an id has 1 to {MAX_ID_BYTES} of the characters A-Z a-z 0-9 . _ : @ ~ -")]
+    Form(String),
+    /// A word with a meaning of its own.
+    #[error("`{0}` is not a grain id: the word stands for something else in a path")]
+    Reserved(String),
+}
+
+impl GrainId {
+    /// The id of a new grain.
+    ///
+    /// # Errors
+    /// When it has another form, or means something else in a path.
+    pub fn parse(text: &str) -> Result<Self, GrainIdError> {
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"._:@~-".contains(&b);
+        if RESERVED.contains(&text) {
+            Err(GrainIdError::Reserved(text.to_owned()))
+        } else if (1..=MAX_ID_BYTES).contains(&text.len()) && text.bytes().all(is_allowed) {
+            Ok(Self(text.to_owned()))
+        } else {
+            Err(GrainIdError::Form(text.chars().take(MAX_ID_BYTES).collect()))
+        }
+    }
+
+    /// The id of a grain that is stored already, whatever its form.
+    #[must_use]
+    pub fn stored(text: String) -> Self {
+        Self(text)
+    }
+
+    /// The id as it is written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for GrainId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// How a grain came to its vector.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Origin {
+    /// A model of this server embedded the text.
+    Computed,
+    /// A caller brought it along, and said which space it is in.
+    Supplied,
+    /// It is older than the knowledge of what made it, which was proved since.
+    Adopted,
+}
+
+impl Origin {
+    /// The word on the wire and in the database.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Computed => "computed",
+            Self::Supplied => "supplied",
+            Self::Adopted => "adopted",
+        }
+    }
+
+    /// Reads what [`Self::as_str`] wrote.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Computed, Self::Supplied, Self::Adopted].into_iter().find(|origin| origin.as_str() == text)
+    }
+}
+
+/// What a grain is besides its name: everything that its owner writes.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Content {
+    /// The text that is searched.
+    pub text: String,
+    /// Where it comes from.
+    pub source: Option<String>,
+    /// Words to filter by.
+    pub tags: Vec<String>,
+    /// Anything else.
+    pub attributes: Map<String, Value>,
+}
+
+/// A text record as it is read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Grain {
+    /// Its name.
+    pub id: GrainId,
+    /// What its owner wrote.
+    pub content: Content,
+    /// Metadata of version 0.3 that is no JSON object, in its own bytes.
+    pub raw_meta: Option<String>,
+    /// The vector it is served by; `None` when it has none of its current text.
+    pub provenance: Option<Provenance>,
+    /// The vector that version 0.3 stored without saying what made it.
+    pub unproven: Option<Unproven>,
+    /// Counts the changes; the first is 1.
+    pub version: u64,
+    /// RFC 3339, UTC.
+    pub created_at: String,
+    /// RFC 3339, UTC.
+    pub updated_at: String,
+}
+
+/// What made a vector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Provenance {
+    /// The space it is in.
+    pub space: SpaceId,
+    /// The model that made it, as far as that is known.
+    pub model: Option<String>,
+    /// Its length.
+    pub dimensions: u32,
+    /// How the grain came to it.
+    pub origin: Origin,
+    /// Tokens it was made of, special tokens included.
+    pub n_tokens: Option<u32>,
+    /// Whether the model took less than the whole text.
+    pub truncated: Option<bool>,
+}
+
+/// A vector of which nobody wrote down what made it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unproven {
+    /// What was written down of the model, unproven too.
+    pub model: Option<String>,
+    /// The length that was written down.
+    pub dimensions: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_of_new_grains_are_safe_in_paths() {
+        for good in ["a", "A.b_c:d@e~f-9", "...", &"x".repeat(MAX_ID_BYTES), "Search"] {
+            assert_eq!(GrainId::parse(good).expect(good).as_str(), good);
+        }
+        for bad in ["", "a b", "a/b", "ü", "a\0", "a%20", &"x".repeat(MAX_ID_BYTES + 1)] {
+            assert!(matches!(GrainId::parse(bad), Err(GrainIdError::Form(_))), "{bad:?}");
+        }
+        for word in RESERVED {
+            assert!(matches!(GrainId::parse(word), Err(GrainIdError::Reserved(_))), "{word:?}");
+        }
+    }
+
+    #[test]
+    fn origins_are_read_as_they_are_written() {
+        for origin in [Origin::Computed, Origin::Supplied, Origin::Adopted] {
+            assert_eq!(Origin::parse(origin.as_str()), Some(origin));
+        }
+        assert_eq!(Origin::parse("guessed"), None);
+    }
+}

@@ -1,0 +1,188 @@
+//! Why something with grains was not done.
+
+use serde::{Deserialize, Serialize};
+
+use super::index::IndexError;
+use super::store::StoreError;
+use crate::domain::{GrainId, GrainIdError, SpaceId};
+use crate::engine::EngineError;
+use crate::models::error::with_causes;
+use crate::models::{LedgerError, ModelError};
+
+/// Why something with grains was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum GrainError {
+    /// No grain has the id.
+    #[error("there is no grain `{0}`")]
+    NotFound(GrainId),
+    /// The id is taken.
+    #[error("there is a grain `{0}` already: `PUT /grains/{0}` replaces it, or leave `id` out")]
+    Exists(GrainId),
+    /// One id stands twice in a batch.
+    #[error("the id `{0}` stands twice in the batch: send each grain once")]
+    Twice(GrainId),
+    /// The grain is in another version than the caller has seen.
+    #[error(
+        "`{id}` is in version {found}, not in {expected}: read it again, and repeat the change on what is there now"
+    )]
+    Version {
+        /// The grain.
+        id: GrainId,
+        /// The version of `If-Match`.
+        expected: u64,
+        /// The version it is in.
+        found: u64,
+    },
+    /// Others changed the grain again and again.
+    #[error("`{0}` was changed by others at each of several tries: try again")]
+    Contended(GrainId),
+    /// Another number of grains meets a filter than the caller expects.
+    #[error("{found} grains meet the filter, not the {expected} of `expected_count`: nothing was deleted")]
+    Count {
+        /// What the caller expects.
+        expected: u64,
+        /// How many there are.
+        found: u64,
+    },
+    /// The key was used for another write.
+    #[error("the `Idempotency-Key` `{0}` was used for another request within the last 24 hours: send a new key")]
+    KeyReused(String),
+    /// The id has no form of an id.
+    #[error(transparent)]
+    Id(#[from] GrainIdError),
+    /// There is no text.
+    #[error("`text` is empty: a grain is a text")]
+    Empty,
+    /// A field is out of its range.
+    #[error("{message}")]
+    Invalid {
+        /// The field.
+        field: &'static str,
+        /// What is wrong, the limit and the way out.
+        message: String,
+    },
+    /// A space of which nothing is recorded.
+    #[error(
+        "the space {0} is not known here: `GET /spaces` lists the known ones, `POST /spaces` declares one, and an import \
+         with `reembed=true` embeds the texts anew"
+    )]
+    UnknownSpace(SpaceId),
+    /// The space has no model that could embed a text into it.
+    #[error("no model of this server makes the space {0}: send a vector of it, or configure its model")]
+    NoMaker(SpaceId),
+    /// The vector that was brought along is not what the model makes of the text.
+    #[error(
+        "the vector of `{id}` is not what `{model}` makes of the text: their cosine is {cosine:.4}, at least {least} is \
+         needed. Leave `vector` out to have it computed"
+    )]
+    Unverified {
+        /// The grain.
+        id: String,
+        /// The model of the vector's space.
+        model: String,
+        /// What the two have in common.
+        cosine: f64,
+        /// What they must have in common.
+        least: f64,
+    },
+    /// A declared space has that name and another length.
+    #[error("there is a space `{name}` of {found} dimensions already: declare another name")]
+    DeclaredOtherwise {
+        /// Its name.
+        name: String,
+        /// Its dimensions.
+        found: u32,
+    },
+    /// A model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The database.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The record of models and spaces.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
+    /// An index.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// An index is out of step with the database.
+    #[error("the index of space {space} is out of step, and is made again within a minute: {reason}")]
+    BrokenIndex {
+        /// The space.
+        space: SpaceId,
+        /// What happened to it.
+        reason: String,
+    },
+    /// A record of an earlier answer that cannot be read.
+    #[error("the earlier answer to this `Idempotency-Key` cannot be read")]
+    Receipt(#[source] serde_json::Error),
+}
+
+impl GrainError {
+    /// A field that is out of its range.
+    pub fn invalid(field: &'static str, message: impl Into<String>) -> Self {
+        Self::Invalid { field, message: message.into() }
+    }
+
+    /// The error as one grain's part of an answer about several.
+    #[must_use]
+    pub fn refusal(&self) -> Refusal {
+        let kind = match self {
+            Self::NotFound(_) => RefusalKind::NotFound,
+            Self::Exists(_)
+            | Self::Twice(_)
+            | Self::Contended(_)
+            | Self::Count { .. }
+            | Self::DeclaredOtherwise { .. }
+            | Self::Model(ModelError::GrainWrites { .. } | ModelError::Conflict(_)) => RefusalKind::Conflict,
+            Self::Version { .. } => RefusalKind::Version,
+            Self::Empty => RefusalKind::Empty,
+            Self::Model(ModelError::Engine(EngineError::InputTooLong { .. })) => RefusalKind::TooLong,
+            Self::Model(ModelError::NotFound { .. }) => RefusalKind::ModelNotFound,
+            Self::KeyReused(_)
+            | Self::Id(_)
+            | Self::Invalid { .. }
+            | Self::UnknownSpace(_)
+            | Self::NoMaker(_)
+            | Self::Unverified { .. } => RefusalKind::Invalid,
+            Self::Model(_)
+            | Self::Store(_)
+            | Self::Ledger(_)
+            | Self::Index(_)
+            | Self::BrokenIndex { .. }
+            | Self::Receipt(_) => RefusalKind::Unavailable,
+        };
+        Refusal { kind, message: with_causes(self) }
+    }
+}
+
+/// Why one grain of several was not written.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Refusal {
+    /// What kind of reason it is.
+    pub kind: RefusalKind,
+    /// The sentence that its caller reads.
+    pub message: String,
+}
+
+/// What kind of reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RefusalKind {
+    /// There is no such grain.
+    NotFound,
+    /// There is no such model.
+    ModelNotFound,
+    /// It contradicts what there is.
+    Conflict,
+    /// Another version is stored.
+    Version,
+    /// It has no text.
+    Empty,
+    /// Its text is longer than the model takes and may not be cut.
+    TooLong,
+    /// A field is out of its range.
+    Invalid,
+    /// A model or the database is not to be had.
+    Unavailable,
+}

@@ -1,0 +1,224 @@
+//! Grains as the rest of the process uses them: read, written, deleted, counted.
+//!
+//! Everything that changes grains passes one gate, so that a commit and what it means for the indexes are one step for
+//! everybody else, and goes on when its caller leaves. Embedding happens before the gate: nobody waits there for a model.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+use tokio::sync::Mutex;
+
+use super::error::GrainError;
+use super::indexes::Indexes;
+use super::store::{
+    Applied, Batch, Committed, Counted, Facet, GrainStore, Numbered, OnlyIf, Page, PageRequest, StoredVector,
+};
+use crate::domain::{Filter, Grain, GrainId};
+use crate::models::{Ledger, MultiModelManager};
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+/// How long the answer to a write with an `Idempotency-Key` is remembered.
+pub const RECEIPT_LIFETIME: Duration = Duration::from_hours(24);
+
+/// How often older answers are forgotten, and the gauges of grains are set.
+const UPKEEP: Duration = Duration::from_mins(1);
+
+/// What grains may be like.
+#[derive(Clone, Copy, Debug)]
+pub struct GrainLimits {
+    /// Bytes of a text.
+    pub max_text_bytes: u64,
+    /// Whether texts that are longer than the model takes are cut.
+    pub auto_truncate: bool,
+    /// From when on a search is logged.
+    pub slow_search: Duration,
+}
+
+/// What [`Grains::start`] needs.
+pub struct GrainsParts {
+    /// Where grains are kept.
+    pub store: Arc<dyn GrainStore>,
+    /// What embeds them.
+    pub models: MultiModelManager,
+    /// The spaces that are known.
+    pub ledger: Arc<dyn Ledger>,
+    /// What finds them by their vectors.
+    pub indexes: Indexes,
+    /// What they may be like.
+    pub limits: GrainLimits,
+    /// Owns the tasks that write.
+    pub shutdown: Shutdown,
+}
+
+/// The grains of the process. Clones share them.
+#[derive(Clone)]
+pub struct Grains {
+    pub(super) store: Arc<dyn GrainStore>,
+    pub(super) models: MultiModelManager,
+    pub(super) ledger: Arc<dyn Ledger>,
+    pub(super) indexes: Arc<Indexes>,
+    pub(super) limits: GrainLimits,
+    pub(super) shutdown: Shutdown,
+    gate: Arc<Mutex<()>>,
+}
+
+impl Grains {
+    /// Begins to serve grains.
+    #[must_use]
+    pub fn start(parts: GrainsParts) -> Self {
+        let GrainsParts { store, models, ledger, indexes, limits, shutdown } = parts;
+        let grains = Self { store, models, ledger, indexes: Arc::new(indexes), limits, shutdown, gate: Arc::default() };
+        grains.keep_tidy();
+        grains
+    }
+
+    /// What grains may be like.
+    #[must_use]
+    pub fn limits(&self) -> GrainLimits {
+        self.limits
+    }
+
+    /// Writes the indexes to disk, for the end of the process: the next start need not build them.
+    pub async fn save_indexes(&self) {
+        self.indexes.save().await;
+    }
+
+    /// One grain.
+    ///
+    /// # Errors
+    /// [`GrainError::NotFound`], or the database's.
+    pub async fn get(&self, id: &GrainId) -> Result<Grain, GrainError> {
+        Ok(self.numbered(id).await?.grain)
+    }
+
+    /// One grain, and the vector that it is served by if it has one.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub async fn get_with_vector(&self, id: &GrainId) -> Result<(Grain, Option<StoredVector>), GrainError> {
+        let Numbered { number, grain } = self.numbered(id).await?;
+        Ok((grain, self.store.vector(number).await?))
+    }
+
+    /// Grains in an order that stays the same while pages are read.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn page(&self, request: PageRequest) -> Result<Page, GrainError> {
+        Ok(self.store.page(request).await?)
+    }
+
+    /// The vectors that grains of a page are served by.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn vectors_of(&self, page: &Page) -> Result<Vec<(i64, StoredVector)>, GrainError> {
+        Ok(self.store.served_vectors(page.grains.iter().map(|grain| grain.number).collect()).await?)
+    }
+
+    /// How many grains meet the filter, and how they are distributed over the facets' values.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn count(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, GrainError> {
+        Ok(self.store.count(filter, facets).await?)
+    }
+
+    /// Deletes one grain; in the version that the caller has seen, if it says so.
+    ///
+    /// # Errors
+    /// [`GrainError::NotFound`], [`GrainError::Version`], or the database's.
+    pub async fn delete(&self, id: &GrainId, expected: Option<u64>) -> Result<(), GrainError> {
+        let filter = Filter { ids: Some(vec![id.clone()]), ..Filter::default() };
+        match self.remove(filter, expected.map_or(OnlyIf::Always, OnlyIf::Version)).await? {
+            Ok(0) => Err(GrainError::NotFound(id.clone())),
+            Ok(_) => Ok(()),
+            Err(found) => Err(GrainError::Version { id: id.clone(), expected: expected.unwrap_or_default(), found }),
+        }
+    }
+
+    /// Deletes the grains that meet the filter, and answers how many; if there are as many as the caller expects.
+    ///
+    /// # Errors
+    /// [`GrainError::Count`], or the database's.
+    pub async fn delete_all(&self, filter: Filter, expected: Option<u64>) -> Result<u64, GrainError> {
+        let removed = self.remove(filter, expected.map_or(OnlyIf::Always, OnlyIf::Count)).await?;
+        removed.map_err(|found| GrainError::Count { expected: expected.unwrap_or_default(), found })
+    }
+
+    async fn remove(&self, filter: Filter, only_if: OnlyIf) -> Result<Result<u64, u64>, GrainError> {
+        let (grains, began) = (self.clone(), Instant::now());
+        let work = async move {
+            let _gate = grains.gate.lock().await;
+            let removed = grains.store.delete(filter, only_if).await?;
+            Ok(removed.map(|numbers| {
+                grains.indexes.remove(&numbers);
+                grains.indexes.measure();
+                metrics::histogram!(telemetry::GRAIN_WRITE_DURATION, "kind" => "delete").record(began.elapsed());
+                numbers.len() as u64
+            }))
+        };
+        self.shutdown.finish("delete grains", work).await
+    }
+
+    /// Writes a batch, and makes it visible to searches.
+    pub(super) async fn commit(&self, batch: Batch) -> Result<Committed, GrainError> {
+        let (grains, began) = (self.clone(), Instant::now());
+        let work = async move {
+            // What the indexes must learn, before the store takes it.
+            let vectors: Vec<_> = batch.changes.iter().map(|change| change.vector.clone()).collect();
+            let is_whole = batch.atomicity;
+            let _gate = grains.gate.lock().await;
+            let committed = grains.store.write(batch).await?;
+            if let Committed::Applied(applied) = &committed
+                && super::writing::was_committed(applied, is_whole)
+            {
+                for (applied, vector) in applied.iter().zip(vectors) {
+                    if let Applied::Written(written) = applied {
+                        grains.indexes.apply(written, vector.as_ref());
+                    }
+                }
+                grains.indexes.measure();
+                metrics::histogram!(telemetry::GRAIN_WRITE_DURATION, "kind" => "write").record(began.elapsed());
+            }
+            Ok(committed)
+        };
+        self.shutdown.finish("write grains", work).await
+    }
+
+    pub(super) async fn numbered(&self, id: &GrainId) -> Result<Numbered, GrainError> {
+        self.store.grain(id).await?.ok_or_else(|| GrainError::NotFound(id.clone()))
+    }
+
+    fn keep_tidy(&self) {
+        let (grains, soft) = (self.clone(), self.shutdown.soft().clone());
+        self.shutdown.spawn("grain upkeep", async move {
+            let mut every = tokio::time::interval(UPKEEP);
+            loop {
+                tokio::select! {
+                    () = soft.cancelled() => return,
+                    _ = every.tick() => grains.tidy().await,
+                }
+            }
+        });
+    }
+
+    async fn tidy(&self) {
+        let lifetime_us = i64::try_from(RECEIPT_LIFETIME.as_micros()).unwrap_or(i64::MAX);
+        if let Err(error) = self.store.forget_receipts(now_us().saturating_sub(lifetime_us)).await {
+            tracing::warn!(%error, "answers to writes of more than a day ago are still kept");
+        }
+        if self.indexes.has_broken() {
+            let _gate = self.gate.lock().await;
+            self.indexes.repair(self.store.as_ref()).await;
+        }
+        self.indexes.measure();
+    }
+}
+
+/// The time, in microseconds since 1970.
+pub(super) fn now_us() -> i64 {
+    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,343 @@
+//! What a database must do for grains.
+//!
+//! Grains have a *number* inside one database, by which indexes and full text refer to them; it is never used twice and
+//! never leaves the process.
+
+use futures::future::BoxFuture;
+
+use super::StoreError;
+use crate::domain::{Content, Filter, Grain, GrainId, ModelName, Provenance, SpaceId};
+
+/// What the store answers, when it has.
+pub type Reply<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
+
+/// Grains in a database. Everything that was written is durable when the future resolves.
+pub trait GrainStore: Send + Sync {
+    /// Writes grains and their vectors in one transaction.
+    fn write(&self, batch: Batch) -> Reply<'_, Committed>;
+
+    /// Deletes the grains that meet the filter, with their vectors, and answers their numbers.
+    fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Vec<i64>, u64>>;
+
+    /// The answer of an earlier write that carried this key.
+    fn receipt<'a>(&'a self, key: &'a ReceiptKey) -> Reply<'a, Option<Receipt>>;
+
+    /// Forgets answers that were recorded before this time, in microseconds since 1970.
+    fn forget_receipts(&self, before_us: i64) -> Reply<'_, ()>;
+
+    /// One grain.
+    fn grain<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<Numbered>>;
+
+    /// The grains that have these numbers, in no particular order.
+    fn grains(&self, numbers: Vec<i64>) -> Reply<'_, Vec<Numbered>>;
+
+    /// The vector that a grain is served by.
+    fn vector(&self, number: i64) -> Reply<'_, Option<StoredVector>>;
+
+    /// The vectors that grains are served by, of those that have one.
+    fn served_vectors(&self, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, StoredVector)>>;
+
+    /// The vectors as version 0.3 stored them, of those grains that still have one, as bytes.
+    fn old_vectors(&self, after: i64, limit: u32) -> Reply<'_, Vec<(Numbered, Vec<u8>)>>;
+
+    /// Grains in an order that stays the same while pages are read.
+    fn page(&self, request: PageRequest) -> Reply<'_, Page>;
+
+    /// How many grains meet the filter, and how they are distributed over each facet's values.
+    fn count(&self, filter: Filter, facets: Vec<Facet>) -> Reply<'_, Counted>;
+
+    /// The numbers of grains that meet the filter, at most that many of them.
+    fn numbers(&self, filter: Filter, at_most: u32) -> Reply<'_, Vec<i64>>;
+
+    /// Those of the numbers whose grains meet the filter, in their order.
+    fn passing(&self, filter: Filter, numbers: Vec<i64>) -> Reply<'_, Vec<i64>>;
+
+    /// The grains whose text has words of the query, best first by BM25, which is positive here: more is better.
+    fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Reply<'_, Vec<Scored>>;
+
+    /// The part of each text in which the query's words are, with the words between `<mark>` and `</mark>`.
+    fn highlights(&self, query: String, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, String)>>;
+
+    /// Spaces from the one that grains are served from first to the last.
+    fn space_order(&self) -> Reply<'_, Vec<SpaceId>>;
+
+    /// The spaces that hold vectors of grains, and how many each serves.
+    fn served_by_space(&self) -> Reply<'_, Vec<(SpaceId, u64)>>;
+
+    /// Vectors of a space in the order of their grains' numbers, those after a number.
+    fn vectors_of_space<'a>(&'a self, space: &'a SpaceId, after: i64, limit: u32) -> Reply<'a, VectorBatch>;
+
+    /// Which database this is, and which opening of it the index files beside it were written for.
+    fn identity(&self) -> Reply<'_, Identity>;
+
+    /// Begins a new epoch, so that no index file of an earlier one is believed.
+    fn renew_epoch(&self) -> Reply<'_, Identity>;
+}
+
+/// A grain and its number.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Numbered {
+    /// Its number.
+    pub number: i64,
+    /// The grain.
+    pub grain: Grain,
+}
+
+/// Grains to write.
+pub struct Batch {
+    /// What is to be written.
+    pub changes: Vec<Change>,
+    /// What one that cannot be written means for the others.
+    pub atomicity: Atomicity,
+    /// The model that must still be the active one, when the vectors were made with it for being that.
+    pub while_active: Option<ModelName>,
+    /// What to record of the answer.
+    pub receipt: Option<NewReceipt>,
+    /// The time of the write, in microseconds since 1970.
+    pub now_us: i64,
+}
+
+/// The record of a write's answer.
+pub struct NewReceipt {
+    /// The caller's key.
+    pub key: ReceiptKey,
+    /// SHA-256 of what was asked.
+    pub request: String,
+    /// Writes the answer.
+    pub answer: WriteAnswer,
+}
+
+/// Writes down what became of a batch.
+pub type WriteAnswer = Box<dyn FnOnce(&[Applied]) -> String + Send>;
+
+/// One grain to write.
+#[derive(Clone, Debug)]
+pub struct Change {
+    /// Its id.
+    pub id: GrainId,
+    /// What must be stored under the id for the change to be made.
+    pub expected: Expected,
+    /// What the grain becomes.
+    pub content: Content,
+    /// Its new vector. Without one, vectors of an unchanged text stay, and those of a changed one go.
+    pub vector: Option<NewVector>,
+}
+
+/// What is stored under an id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Nothing.
+    Absent,
+    /// The grain in this version.
+    Version(u64),
+}
+
+/// A vector to store.
+#[derive(Clone, Debug)]
+pub struct NewVector {
+    /// What made it.
+    pub provenance: Provenance,
+    /// `[dimensions]`
+    pub vector: Vec<f32>,
+}
+
+/// What one change that cannot be made means for the others of its batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Atomicity {
+    /// None is made.
+    AllOrNothing,
+    /// They are made.
+    Each,
+}
+
+/// What became of a batch.
+#[derive(Clone, Debug)]
+pub enum Committed {
+    /// What became of each change, in their order. When all depend on each other and one is stale, none was made.
+    Applied(Vec<Applied>),
+    /// Nothing was written: another model is active by now.
+    ModelMoved,
+    /// Nothing was written: the key has been used.
+    Answered(Receipt),
+}
+
+/// What became of a change.
+#[derive(Clone, Debug)]
+pub enum Applied {
+    /// It was made.
+    Written(Box<Written>),
+    /// Another version is stored than was expected; `None`: no grain.
+    Stale(Option<u64>),
+}
+
+/// A change that was made.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// The grain as it is now.
+    pub numbered: Numbered,
+    /// What became of its text, and with it of vectors it had before.
+    pub text: TextFate,
+}
+
+/// What a change did to a grain's text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextFate {
+    /// It is new, as the grain is.
+    New,
+    /// It is the same; vectors of it still count.
+    Kept,
+    /// It is another one, and no vector made before counts.
+    Replaced,
+}
+
+/// When a deletion is carried out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum OnlyIf {
+    /// In any case.
+    Always,
+    /// When exactly so many grains meet the filter. Else the store answers how many do.
+    Count(u64),
+    /// When the one grain that meets it is in this version. Else the store answers which it is in.
+    Version(u64),
+}
+
+/// Whose write it is, by the caller's own word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReceiptKey {
+    /// The name of the caller's API key; empty without one.
+    pub caller: String,
+    /// The `Idempotency-Key`.
+    pub key: String,
+}
+
+/// The record of an earlier answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    /// SHA-256 of what was asked.
+    pub request: String,
+    /// What was answered, as [`NewReceipt::answer`] wrote it.
+    pub answer: String,
+}
+
+/// A vector and what made it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StoredVector {
+    /// The space it is in.
+    pub space: SpaceId,
+    /// `[dimensions]`
+    pub vector: Vec<f32>,
+}
+
+/// Vectors for an index.
+#[derive(Clone, Debug, Default)]
+pub struct VectorBatch {
+    /// The grains' numbers, ascending.
+    pub numbers: Vec<i64>,
+    /// Whether each is served from this space.
+    pub served: Vec<bool>,
+    /// Each vector: `[dimensions]`
+    pub vectors: Vec<Vec<f32>>,
+}
+
+/// What grains are sorted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SortKey {
+    /// The time they were created.
+    Created,
+    /// The time they were last changed.
+    Updated,
+    /// The bytes of their ids.
+    Id,
+}
+
+/// An order of grains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sort {
+    /// What decides.
+    pub key: SortKey,
+    /// Whether the greatest comes first.
+    pub descending: bool,
+}
+
+/// A place between two grains of an order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Position {
+    /// After the grain of that number, created or changed at that time, in microseconds since 1970.
+    Time {
+        /// The time.
+        us: i64,
+        /// The number.
+        number: i64,
+    },
+    /// After the grain of that id.
+    Id(String),
+}
+
+/// A page to read.
+#[derive(Clone, Debug)]
+pub struct PageRequest {
+    /// Which grains.
+    pub filter: Filter,
+    /// In which order.
+    pub sort: Sort,
+    /// Where to go on; `None` begins.
+    pub after: Option<Position>,
+    /// The most grains.
+    pub limit: u32,
+}
+
+/// Grains in order.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The grains.
+    pub grains: Vec<Numbered>,
+    /// Where the next page begins; `None` when this was the last.
+    pub next: Option<Position>,
+}
+
+/// Something grains are counted by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Facet {
+    /// Their source.
+    Source,
+    /// Each of their tags.
+    Tags,
+    /// The space they are served from.
+    Space,
+}
+
+/// How many grains have a value.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FacetValue {
+    /// The value; `None` for grains without one.
+    pub value: Option<String>,
+    /// How many.
+    pub count: u64,
+}
+
+/// Counted grains.
+#[derive(Clone, Debug)]
+pub struct Counted {
+    /// All of them.
+    pub total: u64,
+    /// The most frequent values of each facet, most frequent first.
+    pub facets: Vec<(Facet, Vec<FacetValue>)>,
+}
+
+/// A grain's number and how well it suits a query.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Scored {
+    /// The number.
+    pub number: i64,
+    /// More is better.
+    pub score: f64,
+}
+
+/// Which database, and which opening of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// Given to the database once.
+    pub database: String,
+    /// Given anew at each opening for writing.
+    pub epoch: String,
+}

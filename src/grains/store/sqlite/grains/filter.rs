@@ -1,0 +1,182 @@
+//! Conditions as SQL. Every value of the caller's is a parameter; what is built of strings is ours alone.
+
+use sqlx::{QueryBuilder, Sqlite};
+
+use crate::domain::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
+
+/// The row of `embeddings` that a grain `g` is served by. The order of spaces is one short JSON array.
+pub(super) const SERVED: &str = "(SELECT served.rowid FROM json_each((SELECT spaces FROM space_order)) AS place \
+     JOIN embeddings AS served ON served.grain = g.number AND served.space = place.value \
+     WHERE served.text_version = g.text_version ORDER BY place.key LIMIT 1)";
+
+/// How the database goes about a condition.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// Every grain is a candidate: begin with what the conditions' indexes have.
+    Enumerate,
+    /// Few grains are candidates: look each up.
+    Check,
+}
+
+/// Appends ` AND …` for each condition on the grain `g`.
+pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan) {
+    if let Some(ids) = &filter.ids {
+        query.push(" AND g.id");
+        push_list(query, ids.iter().map(|id| id.as_str().to_owned()));
+    }
+    if let Some(sources) = &filter.sources {
+        query.push(" AND g.source");
+        push_list(query, sources.iter().cloned());
+    }
+    let conditions = Conditions { query, plan };
+    conditions.tags(&filter.tags);
+    for (name, condition) in &filter.attributes {
+        Conditions { query, plan }.attribute(name, condition);
+    }
+    push_range(query, "g.created_us", &filter.created_us, |us| *us);
+    push_range(query, "g.updated_us", &filter.updated_us, |us| *us);
+    match &filter.space {
+        None => {}
+        Some(SpaceCondition::Unknown) => {
+            query.push(" AND ").push(SERVED).push(" IS NULL");
+        }
+        Some(SpaceCondition::Is(space)) => {
+            query.push(" AND (SELECT space FROM embeddings WHERE rowid = ").push(SERVED).push(") = ");
+            query.push_bind(space.to_string());
+        }
+    }
+}
+
+struct Conditions<'a> {
+    query: &'a mut QueryBuilder<Sqlite>,
+    plan: Plan,
+}
+
+impl Conditions<'_> {
+    fn tags(self, tags: &Membership<String>) {
+        let Self { query, plan } = self;
+        if !tags.any.is_empty() {
+            query.push(" AND g.number IN (SELECT grain FROM grain_tags WHERE tag");
+            push_list(query, tags.any.iter().cloned());
+            end_of_lookup(query, plan);
+        }
+        for tag in &tags.all {
+            query.push(" AND g.number IN (SELECT grain FROM grain_tags WHERE tag = ").push_bind(tag.clone());
+            end_of_lookup(query, plan);
+        }
+        if !tags.none.is_empty() {
+            query.push(" AND NOT EXISTS (SELECT 1 FROM grain_tags WHERE grain = g.number AND tag");
+            push_list(query, tags.none.iter().cloned());
+            query.push(")");
+        }
+    }
+
+    fn attribute(self, name: &str, condition: &AttributeCondition) {
+        let Self { query, plan } = self;
+        let AttributeCondition { members, range, exists } = condition;
+        if !members.any.is_empty() {
+            begin_attribute(query, name);
+            push_values(query, &members.any);
+            end_of_lookup(query, plan);
+        }
+        for value in &members.all {
+            begin_attribute(query, name);
+            push_values(query, std::slice::from_ref(value));
+            end_of_lookup(query, plan);
+        }
+        if !members.none.is_empty() {
+            begin_absent_attribute(query, name);
+            push_values(query, &members.none);
+            query.push(")");
+        }
+        if !range.is_empty() {
+            begin_attribute(query, name);
+            push_attribute_range(query, range);
+            end_of_lookup(query, plan);
+        }
+        match exists {
+            None => {}
+            Some(true) => {
+                begin_attribute(query, name);
+                end_of_lookup(query, plan);
+            }
+            Some(false) => {
+                begin_absent_attribute(query, name);
+                query.push(")");
+            }
+        }
+    }
+}
+
+fn begin_attribute(query: &mut QueryBuilder<Sqlite>, name: &str) {
+    query.push(" AND g.number IN (SELECT grain FROM grain_attributes WHERE name = ").push_bind(name.to_owned());
+}
+
+fn begin_absent_attribute(query: &mut QueryBuilder<Sqlite>, name: &str) {
+    query.push(" AND NOT EXISTS (SELECT 1 FROM grain_attributes WHERE grain = g.number AND name = ");
+    query.push_bind(name.to_owned());
+}
+
+/// Tied to the grain, the subquery is looked up for each candidate; else it is one list for all of them.
+fn end_of_lookup(query: &mut QueryBuilder<Sqlite>, plan: Plan) {
+    query.push(match plan {
+        Plan::Enumerate => ")",
+        Plan::Check => " AND grain = g.number)",
+    });
+}
+
+fn push_list(query: &mut QueryBuilder<Sqlite>, values: impl Iterator<Item = String>) {
+    // One parameter, however many values there are.
+    let values: Vec<String> = values.collect();
+    let json = serde_json::to_string(&values).expect("strings are always JSON");
+    query.push(" IN (SELECT value FROM json_each(").push_bind(json).push("))");
+}
+
+fn push_values(query: &mut QueryBuilder<Sqlite>, values: &[AttributeValue]) {
+    query.push(" AND (");
+    for (index, value) in values.iter().enumerate() {
+        if index > 0 {
+            query.push(" OR ");
+        }
+        query.push("(kind = ").push_bind(kind(value)).push(" AND value = ");
+        push_value(query, value);
+        query.push(")");
+    }
+    query.push(")");
+}
+
+fn push_attribute_range(query: &mut QueryBuilder<Sqlite>, range: &Range<AttributeValue>) {
+    for (operator, bound) in bounds(range) {
+        query.push(" AND kind = ").push_bind(kind(bound)).push(" AND value ").push(operator).push(" ");
+        push_value(query, bound);
+    }
+}
+
+fn push_range<T>(query: &mut QueryBuilder<Sqlite>, column: &str, range: &Range<T>, us: impl Fn(&T) -> i64) {
+    for (operator, bound) in bounds(range) {
+        query.push(" AND ").push(column).push(" ").push(operator).push(" ").push_bind(us(bound));
+    }
+}
+
+fn bounds<T>(range: &Range<T>) -> impl Iterator<Item = (&'static str, &T)> {
+    let Range { gt, gte, lt, lte } = range;
+    [(">", gt), (">=", gte), ("<", lt), ("<=", lte)]
+        .into_iter()
+        .filter_map(|(operator, bound)| Some((operator, bound.as_ref()?)))
+}
+
+fn kind(value: &AttributeValue) -> &'static str {
+    match value {
+        AttributeValue::Text(_) => "text",
+        AttributeValue::Number(_) => "number",
+        AttributeValue::Boolean(_) => "boolean",
+    }
+}
+
+fn push_value(query: &mut QueryBuilder<Sqlite>, value: &AttributeValue) {
+    match value {
+        AttributeValue::Text(text) => query.push_bind(text.clone()),
+        AttributeValue::Number(number) => query.push_bind(*number),
+        AttributeValue::Boolean(yes) => query.push_bind(i64::from(*yes)),
+    };
+}

@@ -1,0 +1,110 @@
+//! Grains in SQLite: `read` and `search` find them, `write` and `delete` change them, `vectors` feeds indexes. `rows` is
+//! how a grain is read, `filter` how conditions become SQL, `words` how a query becomes one of the full text.
+
+mod delete;
+mod filter;
+mod read;
+mod rows;
+mod search;
+mod vectors;
+mod words;
+mod write;
+
+use super::super::grain_store::{
+    Batch, Committed, Counted, Facet, GrainStore, Identity, Numbered, OnlyIf, Page, PageRequest, Receipt, ReceiptKey,
+    Reply, Scored, StoredVector, VectorBatch,
+};
+use super::SqliteStore;
+use crate::domain::{Filter, GrainId, SpaceId};
+
+impl GrainStore for SqliteStore {
+    fn write(&self, batch: Batch) -> Reply<'_, Committed> {
+        Box::pin(self.write_grains(batch))
+    }
+
+    fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Vec<i64>, u64>> {
+        Box::pin(self.delete_grains(filter, only_if))
+    }
+
+    fn receipt<'a>(&'a self, key: &'a ReceiptKey) -> Reply<'a, Option<Receipt>> {
+        Box::pin(self.read_receipt(key))
+    }
+
+    fn forget_receipts(&self, before_us: i64) -> Reply<'_, ()> {
+        Box::pin(self.delete_receipts(before_us))
+    }
+
+    fn grain<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<Numbered>> {
+        Box::pin(self.read_grain(id))
+    }
+
+    fn grains(&self, numbers: Vec<i64>) -> Reply<'_, Vec<Numbered>> {
+        Box::pin(self.read_grains(numbers))
+    }
+
+    fn vector(&self, number: i64) -> Reply<'_, Option<StoredVector>> {
+        Box::pin(async move { Ok(self.read_served_vectors(vec![number]).await?.pop().map(|(_, vector)| vector)) })
+    }
+
+    fn served_vectors(&self, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, StoredVector)>> {
+        Box::pin(self.read_served_vectors(numbers))
+    }
+
+    fn old_vectors(&self, after: i64, limit: u32) -> Reply<'_, Vec<(Numbered, Vec<u8>)>> {
+        Box::pin(self.read_old_vectors(after, limit))
+    }
+
+    fn page(&self, request: PageRequest) -> Reply<'_, Page> {
+        Box::pin(self.read_page(request))
+    }
+
+    fn count(&self, filter: Filter, facets: Vec<Facet>) -> Reply<'_, Counted> {
+        Box::pin(self.count_grains(filter, facets))
+    }
+
+    fn numbers(&self, filter: Filter, at_most: u32) -> Reply<'_, Vec<i64>> {
+        Box::pin(self.find_numbers(filter, at_most))
+    }
+
+    fn passing(&self, filter: Filter, numbers: Vec<i64>) -> Reply<'_, Vec<i64>> {
+        Box::pin(self.find_passing(filter, numbers))
+    }
+
+    fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Reply<'_, Vec<Scored>> {
+        Box::pin(self.find_words(query, filter, at_most))
+    }
+
+    fn highlights(&self, query: String, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, String)>> {
+        Box::pin(self.highlight(query, numbers))
+    }
+
+    fn space_order(&self) -> Reply<'_, Vec<SpaceId>> {
+        Box::pin(self.read_space_order())
+    }
+
+    fn served_by_space(&self) -> Reply<'_, Vec<(SpaceId, u64)>> {
+        Box::pin(self.count_served())
+    }
+
+    fn vectors_of_space<'a>(&'a self, space: &'a SpaceId, after: i64, limit: u32) -> Reply<'a, VectorBatch> {
+        Box::pin(self.read_vectors_of_space(space, after, limit))
+    }
+
+    fn identity(&self) -> Reply<'_, Identity> {
+        Box::pin(self.read_identity())
+    }
+
+    fn renew_epoch(&self) -> Reply<'_, Identity> {
+        Box::pin(self.write_epoch())
+    }
+}
+
+/// Numbers as the JSON array that `json_each` takes apart: one parameter, however many there are.
+fn json_array(numbers: &[i64]) -> String {
+    serde_json::to_string(numbers).expect("numbers are always JSON")
+}
+
+/// Counts are never negative.
+fn count(value: i64) -> u64 {
+    u64::try_from(value).unwrap_or_default()
+}

@@ -1,0 +1,119 @@
+//! Grains by id and number, page by page, and counted.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite};
+
+use super::super::super::StoreError;
+use super::super::super::grain_store::{
+    Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, Receipt, ReceiptKey, Sort, SortKey,
+};
+use super::super::SqliteStore;
+use super::filter::{self, Plan, SERVED};
+use super::rows::select_grains;
+use super::{count, json_array};
+use crate::domain::{Filter, GrainId};
+
+/// The most values that are counted of a facet.
+const MAX_FACET_VALUES: i64 = 100;
+
+impl SqliteStore {
+    pub(super) async fn read_grain(&self, id: &GrainId) -> Result<Option<Numbered>, StoreError> {
+        let mut query = select_grains();
+        query.push(" WHERE g.id = ").push_bind(id.as_str().to_owned());
+        let row = query.build().fetch_optional(&self.readers).await.map_err(self.failed("read a grain"))?;
+        row.map(|row| self.grain_of(&row)).transpose()
+    }
+
+    pub(super) async fn read_grains(&self, numbers: Vec<i64>) -> Result<Vec<Numbered>, StoreError> {
+        let mut query = select_grains();
+        query.push(" WHERE g.number IN (SELECT value FROM json_each(").push_bind(json_array(&numbers)).push("))");
+        let rows = query.build().fetch_all(&self.readers).await.map_err(self.failed("read grains"))?;
+        rows.iter().map(|row| self.grain_of(row)).collect()
+    }
+
+    pub(super) async fn read_page(&self, request: PageRequest) -> Result<Page, StoreError> {
+        let PageRequest { filter, sort, after, limit } = request;
+        let mut query = select_grains();
+        query.push(" WHERE TRUE");
+        filter::push(&mut query, &filter, Plan::Enumerate);
+        push_place(&mut query, sort, after);
+        // One more than asked for tells whether there is another page.
+        query.push(" LIMIT ").push_bind(i64::from(limit) + 1);
+        let failed = self.failed("list grains");
+        let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
+        let shown = &rows[..rows.len().min(limit as usize)];
+        let next = match shown.last() {
+            Some(last) if rows.len() > shown.len() => Some(position_of(last, sort.key).map_err(&failed)?),
+            _ => None,
+        };
+        Ok(Page { grains: shown.iter().map(|row| self.grain_of(row)).collect::<Result<_, _>>()?, next })
+    }
+
+    pub(super) async fn count_grains(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError> {
+        let failed = self.failed("count grains");
+        let mut query = QueryBuilder::new("SELECT count(*) FROM grains AS g WHERE TRUE");
+        filter::push(&mut query, &filter, Plan::Enumerate);
+        let total: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(&failed)?;
+        let mut counted = Vec::with_capacity(facets.len());
+        for facet in facets {
+            let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT ");
+            match facet {
+                Facet::Source => query.push("g.source AS value, count(*) AS n FROM grains AS g WHERE TRUE"),
+                Facet::Tags => query.push(
+                    "t.tag AS value, count(*) AS n FROM grains AS g JOIN grain_tags AS t ON t.grain = g.number WHERE TRUE",
+                ),
+                Facet::Space => query
+                    .push("e.space AS value, count(*) AS n FROM grains AS g LEFT JOIN embeddings AS e ON e.rowid = ")
+                    .push(SERVED)
+                    .push(" WHERE TRUE"),
+            };
+            filter::push(&mut query, &filter, Plan::Enumerate);
+            query.push(" GROUP BY value ORDER BY n DESC, value LIMIT ").push_bind(MAX_FACET_VALUES);
+            let values: Vec<(Option<String>, i64)> =
+                query.build_query_as().fetch_all(&self.readers).await.map_err(&failed)?;
+            let values = values.into_iter().map(|(value, n)| FacetValue { value, count: count(n) }).collect();
+            counted.push((facet, values));
+        }
+        Ok(Counted { total: count(total), facets: counted })
+    }
+
+    pub(super) async fn read_receipt(&self, key: &ReceiptKey) -> Result<Option<Receipt>, StoreError> {
+        let row: Option<(String, String)> =
+            sqlx::query_as("SELECT request, answer FROM idempotency_keys WHERE caller = ? AND key = ?")
+                .bind(&key.caller)
+                .bind(&key.key)
+                .fetch_optional(&self.readers)
+                .await
+                .map_err(self.failed("look for an earlier answer"))?;
+        Ok(row.map(|(request, answer)| Receipt { request, answer }))
+    }
+}
+
+fn push_place(query: &mut QueryBuilder<Sqlite>, sort: Sort, after: Option<Position>) {
+    let (after_operator, direction) = if sort.descending { ("<", " DESC") } else { (">", "") };
+    let column = match sort.key {
+        SortKey::Created => "g.created_us",
+        SortKey::Updated => "g.updated_us",
+        SortKey::Id => "g.id",
+    };
+    match after {
+        None => {}
+        Some(Position::Time { us, number }) => {
+            query.push(format!(" AND ({column}, g.number) {after_operator} ("));
+            query.push_bind(us).push(", ").push_bind(number).push(")");
+        }
+        Some(Position::Id(id)) => {
+            query.push(format!(" AND g.id {after_operator} ")).push_bind(id);
+        }
+    }
+    query.push(format!(" ORDER BY {column}{direction}, g.number{direction}"));
+}
+
+fn position_of(row: &SqliteRow, key: SortKey) -> Result<Position, sqlx::Error> {
+    let time = |column: &str| Ok(Position::Time { us: row.try_get(column)?, number: row.try_get("number")? });
+    match key {
+        SortKey::Created => time("created_us"),
+        SortKey::Updated => time("updated_us"),
+        SortKey::Id => Ok(Position::Id(row.try_get("id")?)),
+    }
+}

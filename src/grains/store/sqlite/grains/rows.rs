@@ -1,0 +1,88 @@
+//! How a grain is read: the columns, and what they become.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite};
+
+use super::super::super::StoreError;
+use super::super::super::grain_store::Numbered;
+use super::super::SqliteStore;
+use super::filter::SERVED;
+use crate::domain::{Content, Grain, GrainId, Origin, Provenance, SpaceId, Unproven};
+
+/// `SELECT` of everything that [`SqliteStore::grain_of`] reads, with the grain as `g` and its vector as `e`.
+pub(super) fn select_grains() -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(
+        "SELECT g.number, g.id, g.text, g.source, g.tags, g.attributes, g.version, g.created_at, g.updated_at, \
+         g.created_us, g.updated_us, \
+         CASE WHEN json_valid(g.old_meta) AND json_type(g.old_meta) = 'object' THEN NULL ELSE g.old_meta END AS raw_meta, \
+         g.old_vector IS NOT NULL AS is_unproven, g.old_model, g.old_dimensions, \
+         e.space, e.model, e.origin, e.tokens, e.truncated, length(e.vector) / 4 AS dimensions \
+         FROM grains AS g LEFT JOIN embeddings AS e ON e.rowid = ",
+    );
+    query.push(SERVED);
+    query
+}
+
+impl SqliteStore {
+    pub(super) fn grain_of(&self, row: &SqliteRow) -> Result<Numbered, StoreError> {
+        let sql = self.failed("read a grain");
+        let text = |column: &str| row.try_get::<String, _>(column);
+        let optional_text = |column: &str| row.try_get::<Option<String>, _>(column);
+        let attributes = text("attributes").map_err(&sql)?;
+        // Versions before 0.4 took numbers that no JSON reader has room for: then the document is shown as it is.
+        let parsed = serde_json::from_str(&attributes).ok();
+        let raw_meta =
+            optional_text("raw_meta").map_err(&sql)?.or_else(|| parsed.is_none().then(|| attributes.clone()));
+        let content = Content {
+            text: text("text").map_err(&sql)?,
+            source: optional_text("source").map_err(&sql)?,
+            tags: serde_json::from_str(&text("tags").map_err(&sql)?)
+                .map_err(|source| self.malformed("tags (table `grains`)", source.into()))?,
+            attributes: parsed.unwrap_or_default(),
+        };
+        let is_unproven = row.try_get("is_unproven").map_err(&sql)?;
+        let unproven = || -> Result<Unproven, sqlx::Error> {
+            Ok(Unproven { model: row.try_get("old_model")?, dimensions: row.try_get("old_dimensions")? })
+        };
+        let grain = Grain {
+            id: GrainId::stored(text("id").map_err(&sql)?),
+            content,
+            raw_meta,
+            provenance: self.provenance_of(row)?,
+            unproven: if is_unproven { Some(unproven().map_err(&sql)?) } else { None },
+            version: super::count(row.try_get("version").map_err(&sql)?),
+            created_at: text("created_at").map_err(&sql)?,
+            updated_at: text("updated_at").map_err(&sql)?,
+        };
+        Ok(Numbered { number: row.try_get("number").map_err(&sql)?, grain })
+    }
+
+    fn provenance_of(&self, row: &SqliteRow) -> Result<Option<Provenance>, StoreError> {
+        let sql = self.failed("read what made a vector");
+        let Some(space) = row.try_get::<Option<String>, _>("space").map_err(&sql)? else { return Ok(None) };
+        let origin: String = row.try_get("origin").map_err(&sql)?;
+        Ok(Some(Provenance {
+            space: self.space_id(&space)?,
+            model: row.try_get("model").map_err(&sql)?,
+            dimensions: row.try_get("dimensions").map_err(&sql)?,
+            origin: Origin::parse(&origin)
+                .ok_or_else(|| self.malformed("an origin (table `embeddings`)", "it is none of three words".into()))?,
+            n_tokens: row.try_get("tokens").map_err(&sql)?,
+            truncated: row.try_get("truncated").map_err(&sql)?,
+        }))
+    }
+
+    pub(super) fn space_id(&self, text: &str) -> Result<SpaceId, StoreError> {
+        SpaceId::parse(text).map_err(|source| self.malformed("a space (table `embeddings`)", source.into()))
+    }
+}
+
+/// A vector as its little-endian bytes.
+pub(super) fn bytes_of(vector: &[f32]) -> Vec<u8> {
+    vector.iter().flat_map(|value| value.to_le_bytes()).collect()
+}
+
+/// What [`bytes_of`] wrote.
+pub(super) fn vector_of(bytes: &[u8]) -> Vec<f32> {
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}

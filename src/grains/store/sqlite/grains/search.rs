@@ -1,0 +1,60 @@
+//! Numbers of grains by filter and by words.
+
+use sqlx::QueryBuilder;
+
+use super::super::super::StoreError;
+use super::super::super::grain_store::Scored;
+use super::super::SqliteStore;
+use super::filter::{self, Plan};
+use super::json_array;
+use super::words::any_word;
+use crate::domain::Filter;
+
+impl SqliteStore {
+    pub(super) async fn find_numbers(&self, filter: Filter, at_most: u32) -> Result<Vec<i64>, StoreError> {
+        let mut query = QueryBuilder::new("SELECT g.number FROM grains AS g WHERE TRUE");
+        filter::push(&mut query, &filter, Plan::Enumerate);
+        query.push(" LIMIT ").push_bind(i64::from(at_most));
+        query.build_query_scalar().fetch_all(&self.readers).await.map_err(self.failed("find grains by a filter"))
+    }
+
+    pub(super) async fn find_passing(&self, filter: Filter, numbers: Vec<i64>) -> Result<Vec<i64>, StoreError> {
+        let mut query = QueryBuilder::new("SELECT g.number FROM json_each(");
+        query.push_bind(json_array(&numbers)).push(") AS place JOIN grains AS g ON g.number = place.value WHERE TRUE");
+        filter::push(&mut query, &filter, Plan::Check);
+        query.push(" ORDER BY place.key");
+        query.build_query_scalar().fetch_all(&self.readers).await.map_err(self.failed("check grains by a filter"))
+    }
+
+    pub(super) async fn find_words(
+        &self,
+        query: String,
+        filter: Filter,
+        at_most: u32,
+    ) -> Result<Vec<Scored>, StoreError> {
+        let Some(words) = any_word(&query) else { return Ok(Vec::new()) };
+        let mut query = QueryBuilder::new("SELECT w.rowid, -w.rank FROM grain_words AS w ");
+        if !filter.is_empty() {
+            query.push("CROSS JOIN grains AS g ON g.number = w.rowid ");
+        }
+        query.push("WHERE w.grain_words MATCH ").push_bind(words);
+        if !filter.is_empty() {
+            filter::push(&mut query, &filter, Plan::Check);
+        }
+        query.push(" ORDER BY w.rank, w.rowid LIMIT ").push_bind(i64::from(at_most));
+        let rows: Vec<(i64, f64)> =
+            query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("search for words"))?;
+        Ok(rows.into_iter().map(|(number, score)| Scored { number, score }).collect())
+    }
+
+    pub(super) async fn highlight(&self, query: String, numbers: Vec<i64>) -> Result<Vec<(i64, String)>, StoreError> {
+        let Some(words) = any_word(&query) else { return Ok(Vec::new()) };
+        let mut query = QueryBuilder::new(
+            "SELECT rowid, snippet(grain_words, 0, '<mark>', '</mark>', '…', 32) FROM grain_words \
+             WHERE grain_words MATCH ",
+        );
+        query.push_bind(words).push(" AND rowid IN (SELECT value FROM json_each(");
+        query.push_bind(json_array(&numbers)).push("))");
+        query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("highlight words"))
+    }
+}

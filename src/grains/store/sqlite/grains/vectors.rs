@@ -1,0 +1,112 @@
+//! Vectors: what indexes are built from, and which of them count.
+
+use sqlx::Row;
+
+use super::super::super::StoreError;
+use super::super::super::grain_store::{Identity, Numbered, StoredVector, VectorBatch};
+use super::super::SqliteStore;
+use super::filter::SERVED;
+use super::rows::{select_grains, vector_of};
+use super::{count, json_array};
+use crate::domain::SpaceId;
+
+impl SqliteStore {
+    pub(super) async fn read_served_vectors(&self, numbers: Vec<i64>) -> Result<Vec<(i64, StoredVector)>, StoreError> {
+        let mut query = sqlx::QueryBuilder::new("SELECT g.number, e.space, e.vector FROM json_each(");
+        query.push_bind(json_array(&numbers));
+        query
+            .push(") AS place JOIN grains AS g ON g.number = place.value JOIN embeddings AS e ON e.rowid = ")
+            .push(SERVED);
+        let rows: Vec<(i64, String, Vec<u8>)> =
+            query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("read vectors"))?;
+        let vector = |(number, space, bytes): (i64, String, Vec<u8>)| {
+            Ok((number, StoredVector { space: self.space_id(&space)?, vector: vector_of(&bytes) }))
+        };
+        rows.into_iter().map(vector).collect()
+    }
+
+    pub(super) async fn read_old_vectors(
+        &self,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(Numbered, Vec<u8>)>, StoreError> {
+        let failed = self.failed("read old vectors");
+        let mut query = select_grains();
+        query.push(" WHERE g.old_vector IS NOT NULL AND g.number > ").push_bind(after);
+        query.push(" ORDER BY g.number LIMIT ").push_bind(i64::from(limit));
+        let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
+        let grains: Vec<Numbered> = rows.iter().map(|row| self.grain_of(row)).collect::<Result<_, _>>()?;
+        let numbers: Vec<i64> = grains.iter().map(|grain| grain.number).collect();
+        let vectors: Vec<Vec<u8>> = sqlx::query_scalar(
+            "SELECT g.old_vector FROM json_each(?) AS place JOIN grains AS g ON g.number = place.value \
+             WHERE g.old_vector IS NOT NULL ORDER BY place.key",
+        )
+        .bind(json_array(&numbers))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        Ok(grains.into_iter().zip(vectors).collect())
+    }
+
+    pub(super) async fn read_space_order(&self) -> Result<Vec<SpaceId>, StoreError> {
+        let spaces: String = sqlx::query_scalar("SELECT spaces FROM space_order")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(self.failed("read the order of spaces"))?;
+        serde_json::from_str(&spaces)
+            .map_err(|source| self.malformed("an order of spaces (table `space_order`)", source.into()))
+    }
+
+    pub(super) async fn count_served(&self) -> Result<Vec<(SpaceId, u64)>, StoreError> {
+        let mut query = sqlx::QueryBuilder::new(
+            "SELECT held.space, (SELECT count(*) FROM embeddings AS e JOIN grains AS g ON g.number = e.grain \
+             WHERE e.space = held.space AND e.rowid = ",
+        );
+        query.push(SERVED).push(") FROM (SELECT DISTINCT space FROM embeddings) AS held ORDER BY held.space");
+        let rows: Vec<(String, i64)> =
+            query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("count served grains"))?;
+        rows.into_iter().map(|(space, n)| Ok((self.space_id(&space)?, count(n)))).collect()
+    }
+
+    pub(super) async fn read_vectors_of_space(
+        &self,
+        space: &SpaceId,
+        after: i64,
+        limit: u32,
+    ) -> Result<VectorBatch, StoreError> {
+        let failed = self.failed("read the vectors of a space");
+        let mut query = sqlx::QueryBuilder::new("SELECT e.grain, e.vector, e.rowid = ");
+        query.push(SERVED).push(
+            " AS served FROM embeddings AS e JOIN grains AS g ON g.number = e.grain \
+             WHERE e.text_version = g.text_version AND e.space = ",
+        );
+        query.push_bind(space.to_string()).push(" AND e.grain > ").push_bind(after);
+        query.push(" ORDER BY e.grain LIMIT ").push_bind(i64::from(limit));
+        let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
+        let mut batch = VectorBatch::default();
+        for row in rows {
+            batch.numbers.push(row.try_get("grain").map_err(&failed)?);
+            batch.served.push(row.try_get("served").map_err(&failed)?);
+            batch.vectors.push(vector_of(row.try_get::<&[u8], _>("vector").map_err(&failed)?));
+        }
+        Ok(batch)
+    }
+
+    pub(super) async fn read_identity(&self) -> Result<Identity, StoreError> {
+        let (database, epoch) = sqlx::query_as("SELECT database, epoch FROM identity")
+            .fetch_one(&self.readers)
+            .await
+            .map_err(self.failed("read which database this is"))?;
+        Ok(Identity { database, epoch })
+    }
+
+    pub(super) async fn write_epoch(&self) -> Result<Identity, StoreError> {
+        let (database, epoch) = sqlx::query_as(
+            "UPDATE identity SET epoch = lower(hex(randomblob(16))) WHERE only = 1 RETURNING database, epoch",
+        )
+        .fetch_one(&self.writer)
+        .await
+        .map_err(self.failed("begin a new epoch"))?;
+        Ok(Identity { database, epoch })
+    }
+}

@@ -1,0 +1,226 @@
+//! Grains come and change, each with its vector, in one transaction.
+
+use sqlx::{Sqlite, Transaction};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use super::super::super::StoreError;
+use super::super::super::grain_store::{
+    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, Receipt, TextFate, Written,
+};
+use super::super::SqliteStore;
+use super::count;
+use super::rows::{bytes_of, select_grains};
+
+/// The grain that is stored under an id.
+struct Found {
+    number: i64,
+    version: i64,
+    text_version: i64,
+    is_same_text: bool,
+}
+
+impl SqliteStore {
+    pub(super) async fn write_grains(&self, batch: Batch) -> Result<Committed, StoreError> {
+        let failed = self.failed("write grains");
+        let Batch { changes, atomicity, while_active, receipt, now_us } = batch;
+        // A lone reader of the write-ahead log would not be upgraded to a writer while others commit; there are none.
+        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        if let Some(model) = while_active {
+            let active: Option<String> = sqlx::query_scalar("SELECT name FROM active_model")
+                .fetch_optional(&mut *transaction)
+                .await
+                .map_err(&failed)?;
+            if active.is_some_and(|active| !active.eq_ignore_ascii_case(model.as_str())) {
+                return Ok(Committed::ModelMoved);
+            }
+        }
+        if let Some(NewReceipt { key, .. }) = &receipt {
+            let earlier: Option<(String, String)> =
+                sqlx::query_as("SELECT request, answer FROM idempotency_keys WHERE caller = ? AND key = ?")
+                    .bind(&key.caller)
+                    .bind(&key.key)
+                    .fetch_optional(&mut *transaction)
+                    .await
+                    .map_err(&failed)?;
+            if let Some((request, answer)) = earlier {
+                return Ok(Committed::Answered(Receipt { request, answer }));
+            }
+        }
+        let mut applied = Vec::with_capacity(changes.len());
+        for change in changes {
+            applied.push(self.apply(&mut transaction, change, now_us).await?);
+        }
+        let is_stale = |applied: &Applied| matches!(applied, Applied::Stale(_));
+        if atomicity == Atomicity::AllOrNothing && applied.iter().any(is_stale) {
+            transaction.rollback().await.map_err(&failed)?;
+            return Ok(Committed::Applied(applied));
+        }
+        if let Some(NewReceipt { key, request, answer }) = receipt {
+            sqlx::query(
+                "INSERT INTO idempotency_keys (caller, key, request, answer, recorded_us) VALUES (?, ?, ?, ?, ?)",
+            )
+            .bind(key.caller)
+            .bind(key.key)
+            .bind(request)
+            .bind(answer(&applied))
+            .bind(now_us)
+            .execute(&mut *transaction)
+            .await
+            .map_err(&failed)?;
+        }
+        transaction.commit().await.map_err(&failed)?;
+        Ok(Committed::Applied(applied))
+    }
+
+    async fn apply(
+        &self,
+        transaction: &mut Transaction<'_, Sqlite>,
+        change: Change,
+        now_us: i64,
+    ) -> Result<Applied, StoreError> {
+        let failed = self.failed("write a grain");
+        let found: Option<(i64, i64, i64, bool)> =
+            sqlx::query_as("SELECT number, version, text_version, text = ? FROM grains WHERE id = ?")
+                .bind(&change.content.text)
+                .bind(change.id.as_str())
+                .fetch_optional(&mut **transaction)
+                .await
+                .map_err(&failed)?;
+        let found = found.map(|(number, version, text_version, is_same_text)| Found {
+            number,
+            version,
+            text_version,
+            is_same_text,
+        });
+        let (number, text) = match (found, change.expected) {
+            (None, Expected::Absent) => {
+                (self.insert(transaction, &change, now_us).await.map_err(&failed)?, TextFate::New)
+            }
+            (Some(found), Expected::Version(version)) if count(found.version) == version => {
+                self.update(transaction, &change, &found, now_us).await.map_err(&failed)?;
+                (found.number, if found.is_same_text { TextFate::Kept } else { TextFate::Replaced })
+            }
+            (found, _) => return Ok(Applied::Stale(found.map(|found| count(found.version)))),
+        };
+        let mut query = select_grains();
+        query.push(" WHERE g.number = ").push_bind(number);
+        let row = query.build().fetch_one(&mut **transaction).await.map_err(&failed)?;
+        Ok(Applied::Written(Box::new(Written { numbered: self.grain_of(&row)?, text })))
+    }
+
+    async fn insert(
+        &self,
+        transaction: &mut Transaction<'_, Sqlite>,
+        change: &Change,
+        now_us: i64,
+    ) -> Result<i64, sqlx::Error> {
+        let now = rfc3339(now_us);
+        let number: i64 = sqlx::query_scalar(
+            "INSERT INTO grains (id, text, source, tags, attributes, created_at, updated_at, created_us, updated_us) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
+        )
+        .bind(change.id.as_str())
+        .bind(&change.content.text)
+        .bind(&change.content.source)
+        .bind(json(&change.content.tags))
+        .bind(json(&change.content.attributes))
+        .bind(&now)
+        .bind(&now)
+        .bind(now_us)
+        .bind(now_us)
+        .fetch_one(&mut **transaction)
+        .await?;
+        if let Some(vector) = &change.vector {
+            put_vector(transaction, vector, number, 1).await?;
+        }
+        Ok(number)
+    }
+
+    async fn update(
+        &self,
+        transaction: &mut Transaction<'_, Sqlite>,
+        change: &Change,
+        found: &Found,
+        now_us: i64,
+    ) -> Result<(), sqlx::Error> {
+        let version = found.version + 1;
+        let text_version = if found.is_same_text { found.text_version } else { version };
+        sqlx::query(
+            "UPDATE grains SET text = ?, source = ?, tags = ?, attributes = ?, version = ?, text_version = ?, \
+             updated_at = ?, updated_us = ?, \
+             old_vector = CASE WHEN ? THEN old_vector END, old_model = CASE WHEN ? THEN old_model END, \
+             old_dimensions = CASE WHEN ? THEN old_dimensions END WHERE number = ?",
+        )
+        .bind(&change.content.text)
+        .bind(&change.content.source)
+        .bind(json(&change.content.tags))
+        .bind(json(&change.content.attributes))
+        .bind(version)
+        .bind(text_version)
+        .bind(rfc3339(now_us))
+        .bind(now_us)
+        .bind(found.is_same_text)
+        .bind(found.is_same_text)
+        .bind(found.is_same_text)
+        .bind(found.number)
+        .execute(&mut **transaction)
+        .await?;
+        if !found.is_same_text {
+            sqlx::query("DELETE FROM embeddings WHERE grain = ?")
+                .bind(found.number)
+                .execute(&mut **transaction)
+                .await?;
+        }
+        if let Some(vector) = &change.vector {
+            put_vector(transaction, vector, found.number, text_version).await?;
+        }
+        Ok(())
+    }
+}
+
+async fn put_vector(
+    transaction: &mut Transaction<'_, Sqlite>,
+    new: &NewVector,
+    number: i64,
+    text_version: i64,
+) -> Result<(), sqlx::Error> {
+    let NewVector { provenance, vector } = new;
+    let space = provenance.space.to_string();
+    sqlx::query(
+        "INSERT INTO embeddings (grain, space, vector, text_version, origin, model, tokens, truncated) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (grain, space) DO UPDATE SET vector = excluded.vector, \
+         text_version = excluded.text_version, origin = excluded.origin, model = excluded.model, \
+         tokens = excluded.tokens, truncated = excluded.truncated",
+    )
+    .bind(number)
+    .bind(&space)
+    .bind(bytes_of(vector))
+    .bind(text_version)
+    .bind(provenance.origin.as_str())
+    .bind(&provenance.model)
+    .bind(provenance.n_tokens)
+    .bind(provenance.truncated)
+    .execute(&mut **transaction)
+    .await?;
+    // A space that is new here comes last: grains that have a vector elsewhere stay where they are served.
+    sqlx::query(
+        "UPDATE space_order SET spaces = json_insert(spaces, '$[#]', ?) \
+         WHERE NOT EXISTS (SELECT 1 FROM json_each(spaces) WHERE value = ?)",
+    )
+    .bind(&space)
+    .bind(&space)
+    .execute(&mut **transaction)
+    .await?;
+    Ok(())
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("strings and JSON values are always JSON")
+}
+
+/// A time as it is stored: with microseconds, so that all of them sort as text too.
+fn rfc3339(us: i64) -> String {
+    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000);
+    time.ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+}
