@@ -18,7 +18,7 @@ use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
-use crate::grains::{GrainError, GrainLimits, Grains, GrainsParts, Indexes};
+use crate::grains::{GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
 use crate::models::hub::{Hub, HubError, HubSettings};
 use crate::models::lifecycle::Phase;
 use crate::models::{
@@ -214,14 +214,18 @@ async fn grains(
     models: &MultiModelManager,
     shutdown: &Shutdown,
 ) -> Result<Grains, AppError> {
-    let mut folder = store.path().as_os_str().to_owned();
-    folder.push(".index");
-    let indexes = Indexes::open(store.as_ref(), folder.into()).await?;
+    let beside = |suffix: &str| {
+        let mut path = store.path().as_os_str().to_owned();
+        path.push(suffix);
+        PathBuf::from(path)
+    };
+    let indexes = Indexes::open(store.as_ref(), beside(".index")).await?;
     Ok(Grains::start(GrainsParts {
         store: Arc::clone(store) as _,
         models: models.clone(),
         ledger: Arc::clone(store) as _,
         indexes,
+        snapshots: Snapshots::at(beside(".snapshots")),
         limits: GrainLimits {
             max_text_bytes: config.grains.max_text.as_u64(),
             auto_truncate: config.engine.auto_truncate,

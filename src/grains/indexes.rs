@@ -111,6 +111,13 @@ impl Indexes {
         }
     }
 
+    /// Forgets what a space had of a grain. The caller holds the gate.
+    pub(super) fn remove_from(&self, space: &SpaceId, number: i64) {
+        if let Some(index) = self.of(space) {
+            index.change(|whole| whole.remove(number));
+        }
+    }
+
     /// Makes broken indexes again. The caller holds the gate.
     pub(super) async fn repair(&self, store: &dyn GrainStore) {
         let all = self.all.read().clone();

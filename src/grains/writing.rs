@@ -349,14 +349,17 @@ impl Grains {
             let lease = self.models.lease(&name).await?;
             lease.check_grain_writes()?;
             for places in places.chunks(TEXTS_AT_ONCE) {
-                match self.embed_texts(&lease, texts_at(planned, places), InputType::Document).await {
+                match self
+                    .embed_texts(&lease, texts_at(planned, places), InputType::Document, Priority::Interactive)
+                    .await
+                {
                     Ok(made) => vectors.extend(places.iter().copied().zip(made)),
                     Err(error) if atomicity == Atomicity::AllOrNothing || !is_of_one_text(&error) => return Err(error),
                     // One of them is at fault: each for itself shows which.
                     Err(_) => {
                         for at in places {
                             let text = texts_at(planned, std::slice::from_ref(at));
-                            match self.embed_texts(&lease, text, InputType::Document).await {
+                            match self.embed_texts(&lease, text, InputType::Document, Priority::Interactive).await {
                                 Ok(mut made) => vectors.extend(made.pop().map(|vector| (*at, vector))),
                                 Err(error) => planned[*at] = Err(error),
                             }
@@ -384,11 +387,15 @@ impl Grains {
     }
 
     /// Embeds texts into a model's own space.
-    pub(super) async fn embed_texts(
+    ///
+    /// # Errors
+    /// The model's.
+    pub async fn embed_texts(
         &self,
         lease: &Lease,
         texts: Vec<String>,
         input_type: InputType,
+        priority: Priority,
     ) -> Result<Vec<NewVector>, GrainError> {
         let over_long = if self.limits.auto_truncate { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse };
         let embedded = lease
@@ -399,7 +406,7 @@ impl Grains {
                 dimensions: None,
                 normalize: None,
                 expect_space: Some(lease.facts().fingerprint.space()),
-                priority: Priority::Interactive,
+                priority,
             })
             .await?;
         let encoded = embedded.encoded;
@@ -434,7 +441,8 @@ impl Grains {
         if verify {
             let name = self.models.maker_of(&space).await?.ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let lease = self.models.lease(&name).await?;
-            let made = self.embed_texts(&lease, vec![text.to_owned()], InputType::Document).await?;
+            let made =
+                self.embed_texts(&lease, vec![text.to_owned()], InputType::Document, Priority::Interactive).await?;
             let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let cosine = cosine(&vector, &made.vector);
             // Not a number is no proof either.

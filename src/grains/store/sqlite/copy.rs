@@ -1,15 +1,17 @@
-//! The copy that is kept before a file is upgraded.
+//! Whole copies of a database: the one that is kept before a file is upgraded, and snapshots.
 
 use std::io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
-use sqlx::SqliteConnection;
+use sqlx::{Connection, SqliteConnection};
 
 use super::super::StoreError;
-use super::beside;
-use super::open::sync_folder_of;
+use super::open::{connect, sync_folder_of};
 use super::view::JOURNAL;
+use super::{SqliteStore, beside};
+
+const SNAPSHOT: &str = "write a snapshot of the database";
 
 const DOING: &str = "keep a copy of the database before upgrading it";
 
@@ -46,6 +48,26 @@ pub(super) async fn keep_copy(
         }
     }
     unreachable!("the numbers do not run out before the disk does")
+}
+
+impl SqliteStore {
+    /// Writes a whole copy under a temporary name, syncs it, and gives it its own.
+    pub(super) async fn write_copy(&self, target: &Path) -> Result<(), StoreError> {
+        let partial = beside(target, ".partial");
+        let refused = |source| StoreError::files(SNAPSHOT, target, source);
+        discard(&partial).map_err(refused)?;
+        // A reader would do, but readers may not write, and to them this is writing.
+        let mut connection = connect(&self.path).await?;
+        let written = write_copy(&mut connection, target, &partial).await;
+        // Nothing was written through it that a failed close could lose.
+        let _ = connection.close().await;
+        if let Err(error) = written {
+            // The error that matters is the first one.
+            let _ = discard(&partial);
+            return Err(error);
+        }
+        fs_err::rename(&partial, target).and_then(|()| sync_folder_of(target)).map_err(refused)
+    }
 }
 
 async fn write_copy(connection: &mut SqliteConnection, path: &Path, partial: &Path) -> Result<(), StoreError> {

@@ -179,7 +179,7 @@ impl SqliteStore {
     }
 }
 
-async fn put_vector(
+pub(super) async fn put_vector(
     transaction: &mut Transaction<'_, Sqlite>,
     new: &NewVector,
     number: i64,
