@@ -33,6 +33,7 @@ const CODE_DIMENSIONS: usize = 8;
 /// |---|---|---|---|---|---|---|
 /// | 100,000 in 10,000 clusters | 0.937 | 0.973 | 0.979 | 0.9945 | 0.996 | 0.9985 |
 /// | 1,000,000 in 10,000 clusters | 0.851 | 0.9955 | 1 | 1 | 1 | 1 |
+/// | 40,000 of all-MiniLM-L6-v2, of package descriptions | 0.954 | 1 | 1 | 1 | 1 | 1 |
 ///
 /// More than the codes themselves need, because the scan looks at one bit a dimension first and keeps 20 for each
 /// candidate that is asked for: where clusters are small, the nearest are no nearer by that bit than many others. 100
