@@ -5,6 +5,7 @@
 
 mod helpers;
 
+mod adoption;
 mod arrows;
 mod bad_input;
 mod batching;
@@ -28,6 +29,7 @@ mod prompts;
 mod providers;
 mod restart;
 mod shutdown;
+mod snapshots;
 mod spaces;
 mod tei;
 mod under_fire;
