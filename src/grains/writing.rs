@@ -139,6 +139,19 @@ impl Grains {
         if let Some(outcomes) = self.replay(token.as_ref()).await? {
             return Ok(outcomes);
         }
+        match self.create_anew(drafts, atomicity, token.clone()).await {
+            // What stood against it may be the same request, which was quicker.
+            Err(error) => self.replay(token.as_ref()).await?.ok_or(error),
+            created => created,
+        }
+    }
+
+    async fn create_anew(
+        &self,
+        drafts: Vec<Draft>,
+        atomicity: Atomicity,
+        token: Option<Token>,
+    ) -> Result<Vec<Outcome>, GrainError> {
         let mut planned = self.plan_new(drafts);
         self.refuse_taken(&mut planned).await?;
         for _ in 0..TRIES {
