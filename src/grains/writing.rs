@@ -584,10 +584,20 @@ fn check_content(content: &Content, limits: GrainLimits) -> Result<(), GrainErro
         let message = format!("`attributes` have {} bytes as JSON; they take {MAX_ATTRIBUTES_BYTES}", json.len());
         return Err(GrainError::invalid("attributes", message));
     }
-    if json.contains("\\u0000") {
+    if attributes.iter().any(|(name, value)| name.contains('\0') || has_nul(value)) {
         return Err(GrainError::invalid("attributes", "`attributes` have a NUL character: remove it"));
     }
     Ok(())
+}
+
+/// Whether a string in it has a NUL character.
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(members) => members.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// # Panics
