@@ -152,13 +152,17 @@ impl Grains {
         atomicity: Atomicity,
         token: Option<Token>,
     ) -> Result<Vec<Outcome>, GrainError> {
+        let n_drafts = drafts.len();
+        // Which of several it is that cannot be written.
+        let among = |at, error| if n_drafts == 1 { error } else { GrainError::Among { at, source: Box::new(error) } };
         let mut planned = self.plan_new(drafts);
         self.refuse_taken(&mut planned).await?;
         for _ in 0..TRIES {
             if atomicity == Atomicity::AllOrNothing
-                && let Some(error) = planned.extract_if(.., |plan| plan.is_err()).find_map(Result::err)
+                && let Some(at) = planned.iter().position(Result::is_err)
+                && let Err(error) = planned.swap_remove(at)
             {
-                return Err(error);
+                return Err(among(at, error));
             }
             let (changes, active) = self.embed(&mut planned, atomicity).await?;
             if atomicity == Atomicity::AllOrNothing && planned.iter().any(Result::is_err) {
@@ -183,7 +187,7 @@ impl Grains {
                 Committed::Applied(applied) => {
                     let stale = applied.iter().position(|applied| matches!(applied, Applied::Stale(_)));
                     if let (Atomicity::AllOrNothing, Some(at)) = (atomicity, stale) {
-                        return Err(GrainError::Exists(ids[at].clone()));
+                        return Err(among(at, GrainError::Exists(ids[at].clone())));
                     }
                     return Ok(created(refused, &ids, &applied));
                 }
@@ -364,14 +368,18 @@ impl Grains {
             for places in places.chunks(TEXTS_AT_ONCE) {
                 match self.embed_texts(&lease, texts_at(planned, places), InputType::Document).await {
                     Ok(made) => vectors.extend(places.iter().copied().zip(made)),
-                    Err(error) if atomicity == Atomicity::AllOrNothing || !is_of_one_text(&error) => return Err(error),
-                    // One of them is at fault: each for itself shows which.
-                    Err(_) => {
+                    Err(error) => {
+                        let (index, error) = of_one_text(error, &name)?;
+                        if atomicity == Atomicity::AllOrNothing {
+                            planned[places[index]] = Err(error);
+                            return Ok((Vec::new(), active));
+                        }
+                        // Others may be at fault too: each for itself shows which.
                         for at in places {
                             let text = texts_at(planned, std::slice::from_ref(at));
                             match self.embed_texts(&lease, text, InputType::Document).await {
                                 Ok(mut made) => vectors.extend(made.pop().map(|vector| (*at, vector))),
-                                Err(error) => planned[*at] = Err(error),
+                                Err(error) => planned[*at] = Err(of_one_text(error, &name)?.1),
                             }
                         }
                     }
@@ -498,10 +506,19 @@ fn texts_at(planned: &[Result<Planned, GrainError>], places: &[usize]) -> Vec<St
     places.iter().filter_map(text).collect()
 }
 
-/// Whether an error of embedding several texts is one text's fault.
-fn is_of_one_text(error: &GrainError) -> bool {
-    let GrainError::Model(ModelError::Engine(error)) = error else { return false };
-    matches!(error, EngineError::InputTooLong { .. } | EngineError::Tokenize { .. })
+/// Which of several texts is at fault that they were not embedded, and what is wrong with it; or the error that is
+/// nobody's fault.
+fn of_one_text(error: GrainError, model: &ModelName) -> Result<(usize, GrainError), GrainError> {
+    match error {
+        GrainError::Model(ModelError::Engine(EngineError::InputTooLong { index, n_tokens, max_tokens })) => {
+            Ok((index, GrainError::TooLong { model: model.clone(), n_tokens, max_tokens }))
+        }
+        GrainError::Model(ModelError::Engine(EngineError::Tokenize { index, source })) => {
+            let message = format!("`text` cannot be split into tokens: {source}");
+            Ok((index, GrainError::invalid("text", message)))
+        }
+        error => Err(error),
+    }
 }
 
 /// Whether a write of these has reached the database.

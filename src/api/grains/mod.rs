@@ -79,6 +79,7 @@ impl From<GrainError> for ApiError {
     fn from(error: GrainError) -> Self {
         let message = with_causes(&error);
         match error {
+            GrainError::Among { at, source } => Self::from(*source).within(&format!("grains[{at}]")),
             GrainError::Invalid { field, .. } => Self::new(Code::InvalidRequest, message).with_param(field),
             GrainError::UnknownSpace(_) | GrainError::NoMaker(_) => {
                 Self::new(Code::InvalidRequest, message).with_param("space")
