@@ -40,6 +40,9 @@ pub enum GrainError {
         /// The version it is in.
         found: u64,
     },
+    /// The caller has seen a grain where none is.
+    #[error("there is no grain `{0}`, which `If-Match` expects: leave the header out to write a new one")]
+    Absent(GrainId),
     /// Others changed the grain again and again.
     #[error("`{0}` was changed by others at each of several tries: try again")]
     Contended(GrainId),
@@ -156,7 +159,7 @@ impl GrainError {
             | Self::Count { .. }
             | Self::DeclaredOtherwise { .. }
             | Self::Model(ModelError::GrainWrites { .. } | ModelError::Conflict(_)) => RefusalKind::Conflict,
-            Self::Version { .. } => RefusalKind::Version,
+            Self::Version { .. } | Self::Absent(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
             Self::TooLong { .. } => RefusalKind::TooLong,
             Self::Model(ModelError::NotFound { .. }) => RefusalKind::ModelNotFound,

@@ -17,4 +17,4 @@ pub use error::{GrainError, Refusal, RefusalKind};
 pub use indexes::Indexes;
 pub use search::{Hit, Mode, Query, SearchRequest, SearchResult, SearchedSpace};
 pub use service::{GrainLimits, Grains, GrainsParts};
-pub use writing::{Draft, Outcome, Patch, SourceChange, SuppliedVector, Token};
+pub use writing::{Draft, Outcome, Patch, Precondition, SourceChange, SuppliedVector, Token};

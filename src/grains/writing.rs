@@ -84,6 +84,18 @@ pub enum SourceChange {
     Set(String),
 }
 
+/// What must be stored already for a change to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precondition {
+    /// Whatever is there, nothing too.
+    #[default]
+    Anything,
+    /// The grain, in any version.
+    Present,
+    /// The grain, in this version.
+    Version(u64),
+}
+
 /// What tells a repeated write from a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
@@ -199,8 +211,9 @@ impl Grains {
     /// Makes a grain what the draft says, whether there is one or not. Doing it again changes nothing.
     ///
     /// # Errors
-    /// As [`Self::create`]; [`GrainError::Version`] when it is not in the version that the caller has seen.
-    pub async fn put(&self, id: &GrainId, draft: Draft, if_match: Option<u64>) -> Result<Outcome, GrainError> {
+    /// As [`Self::create`]; [`GrainError::Version`] when it is not in the version that the caller has seen, or
+    /// [`GrainError::Absent`].
+    pub async fn put(&self, id: &GrainId, draft: Draft, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
             let found = self.store.grain(id).await?.map(|found| found.grain);
             check_version(id, found.as_ref(), if_match)?;
@@ -228,7 +241,7 @@ impl Grains {
     ///
     /// # Errors
     /// As [`Self::put`], and [`GrainError::NotFound`].
-    pub async fn patch(&self, id: &GrainId, patch: Patch, if_match: Option<u64>) -> Result<Outcome, GrainError> {
+    pub async fn patch(&self, id: &GrainId, patch: Patch, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
             let found = self.get(id).await?;
             check_version(id, Some(&found), if_match)?;
@@ -551,11 +564,12 @@ fn answered(token: Option<&Token>, receipt: &Receipt) -> Result<Vec<Outcome>, Gr
     }
 }
 
-fn check_version(id: &GrainId, found: Option<&Grain>, if_match: Option<u64>) -> Result<(), GrainError> {
-    let Some(expected) = if_match else { return Ok(()) };
-    match found.map_or(0, |grain| grain.version) {
-        found if found == expected => Ok(()),
-        found => Err(GrainError::Version { id: id.clone(), expected, found }),
+fn check_version(id: &GrainId, found: Option<&Grain>, if_match: Precondition) -> Result<(), GrainError> {
+    match (if_match, found.map(|grain| grain.version)) {
+        (Precondition::Anything, _) | (Precondition::Present, Some(_)) => Ok(()),
+        (Precondition::Version(expected), Some(found)) if found == expected => Ok(()),
+        (Precondition::Version(expected), Some(found)) => Err(GrainError::Version { id: id.clone(), expected, found }),
+        (Precondition::Present | Precondition::Version(_), None) => Err(GrainError::Absent(id.clone())),
     }
 }
 
