@@ -9,8 +9,8 @@ use uuid::Uuid;
 use super::error::{GrainError, Refusal};
 use super::service::{GrainLimits, Grains, now_us};
 use super::store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, PageRequest, Receipt, ReceiptKey,
-    Sort, SortKey,
+    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, Numbered, PageRequest, Receipt,
+    ReceiptKey, Sort, SortKey,
 };
 use super::vector::{checked, cosine};
 use crate::domain::{
@@ -215,8 +215,8 @@ impl Grains {
     /// [`GrainError::Absent`].
     pub async fn put(&self, id: &GrainId, draft: Draft, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
-            let found = self.store.grain(id).await?.map(|found| found.grain);
-            check_version(id, found.as_ref(), if_match)?;
+            let found = self.store.grain(id).await?;
+            check_version(id, found.as_ref().map(|found| &found.grain), if_match)?;
             let draft = draft.clone();
             let planned = match found {
                 None => {
@@ -243,9 +243,9 @@ impl Grains {
     /// As [`Self::put`], and [`GrainError::NotFound`].
     pub async fn patch(&self, id: &GrainId, patch: Patch, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
-            let found = self.get(id).await?;
-            check_version(id, Some(&found), if_match)?;
-            let mut content = found.content.clone();
+            let found = self.numbered(id).await?;
+            check_version(id, Some(&found.grain), if_match)?;
+            let mut content = found.grain.content.clone();
             patch.clone().apply_to(&mut content);
             let draft = Draft { id: None, content, model: patch.model.clone(), vector: None };
             let planned = match self.change_of(found, draft).await? {
@@ -306,26 +306,41 @@ impl Grains {
     }
 
     /// What must be written so that a stored grain becomes the draft; the grain itself when nothing must.
-    async fn change_of(&self, found: Grain, draft: Draft) -> Result<Result<Planned, Grain>, GrainError> {
+    async fn change_of(&self, found: Numbered, draft: Draft) -> Result<Result<Planned, Grain>, GrainError> {
+        let Numbered { number, grain: found } = found;
         let is_same_text = found.content.text == draft.content.text;
-        let wanted = match &draft.model {
-            Some(word) => Some(self.models.lease(&self.models.resolve(Some(word))?).await?.facts().fingerprint.space()),
-            None => None,
-        };
-        let is_served = found.provenance.as_ref().is_some_and(|served| match &wanted {
-            Some(space) => served.space == *space,
-            None => true,
-        });
-        let vector = match draft.vector {
-            Some(supplied) => Plan::Supplied(supplied),
-            None if is_same_text && is_served => Plan::Keep,
-            None => Plan::Embed(draft.model),
+        let vector = match (draft.vector, draft.model) {
+            (Some(supplied), _) => {
+                let has_it = is_same_text && !supplied.verify && self.has_vector(number, &supplied).await?;
+                if has_it { Plan::Keep } else { Plan::Supplied(supplied) }
+            }
+            (None, Some(word)) => {
+                let space = self.models.lease(&self.models.resolve(Some(&word))?).await?.facts().fingerprint.space();
+                let has_one = is_same_text && self.vector_in(number, &space).await?.is_some();
+                if has_one { Plan::Keep } else { Plan::Embed(Some(word)) }
+            }
+            // Whatever vector it has, none too: only another text is embedded unasked.
+            (None, None) if is_same_text => Plan::Keep,
+            (None, None) => Plan::Embed(None),
         };
         if matches!(vector, Plan::Keep) && found.content == draft.content {
             return Ok(Err(found));
         }
         let expected = Expected::Version(found.version);
         Ok(Ok(Planned { id: found.id, expected, content: draft.content, vector }))
+    }
+
+    /// Whether a grain has this vector of its current text already.
+    async fn has_vector(&self, number: i64, supplied: &SuppliedVector) -> Result<bool, GrainError> {
+        let Some(stored) = self.vector_in(number, &supplied.space).await? else { return Ok(false) };
+        let dimensions = u32::try_from(stored.len()).unwrap_or(u32::MAX);
+        Ok(checked(&supplied.vector, dimensions)? == stored)
+    }
+
+    /// The vector of a grain's current text in a space.
+    async fn vector_in(&self, number: i64, space: &SpaceId) -> Result<Option<Vec<f32>>, GrainError> {
+        let batch = self.store.vectors_of_space(space, number - 1, 1).await?;
+        Ok(batch.vectors.into_iter().next().filter(|_| batch.numbers == [number]))
     }
 
     /// Writes one grain; `None` when others were quicker.
