@@ -20,4 +20,4 @@ pub use search::{Hit, Mode, Query, SearchRequest, SearchResult, SearchedSpace};
 pub use service::{GrainLimits, Grains, GrainsParts};
 pub use snapshots::{Snapshot, SnapshotError, SnapshotName, Snapshots};
 pub use vector::cosine;
-pub use writing::{Draft, Outcome, Patch, SourceChange, SuppliedVector, Token};
+pub use writing::{Draft, Outcome, Patch, Precondition, SourceChange, SuppliedVector, Token};

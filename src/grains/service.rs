@@ -17,6 +17,7 @@ use super::store::{
     Applied, Batch, Committed, Counted, Facet, GrainStore, Numbered, OnlyIf, Page, PageRequest, ProvenVector,
     StoredVector,
 };
+use super::writing::Precondition;
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
 use crate::models::{Ledger, MultiModelManager};
 use crate::shutdown::Shutdown;
@@ -145,12 +146,16 @@ impl Grains {
     ///
     /// # Errors
     /// [`GrainError::NotFound`], [`GrainError::Version`], or the database's.
-    pub async fn delete(&self, id: &GrainId, expected: Option<u64>) -> Result<(), GrainError> {
+    pub async fn delete(&self, id: &GrainId, if_match: Precondition) -> Result<(), GrainError> {
         let filter = Filter { ids: Some(vec![id.clone()]), ..Filter::default() };
-        match self.remove(filter, expected.map_or(OnlyIf::Always, OnlyIf::Version)).await? {
+        let (only_if, expected) = match if_match {
+            Precondition::Anything | Precondition::Present => (OnlyIf::Always, 0),
+            Precondition::Version(version) => (OnlyIf::Version(version), version),
+        };
+        match self.remove(filter, only_if).await? {
             Ok(0) => Err(GrainError::NotFound(id.clone())),
             Ok(_) => Ok(()),
-            Err(found) => Err(GrainError::Version { id: id.clone(), expected: expected.unwrap_or_default(), found }),
+            Err(found) => Err(GrainError::Version { id: id.clone(), expected, found }),
         }
     }
 
