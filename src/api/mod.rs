@@ -55,7 +55,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(models::unload))
         .routes(routes!(events::follow))
         .routes(routes!(spaces::accept))
-        .routes(routes!(spaces::list))
+        .routes(routes!(spaces::list, spaces::declare))
         .routes(routes!(hardware::get))
         // Grains
         .routes(routes!(grains::many::list, grains::batch::create))
