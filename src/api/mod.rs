@@ -57,7 +57,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(models::unload))
         .routes(routes!(events::follow))
         .routes(routes!(spaces::accept))
-        .routes(routes!(spaces::list))
+        .routes(routes!(spaces::list, spaces::declare))
         .routes(routes!(adoption::adopt_space))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::get, snapshots::delete))

@@ -1,32 +1,42 @@
-//! `GET /spaces` and `POST /models/{name}/accept`: which vectors may be compared, and what proves it.
+//! `GET` and `POST /spaces`, and `POST /models/{name}/accept`: which vectors may be compared, and what proves it.
+
+use std::collections::HashMap;
 
 use axum::extract::State;
+use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::error::ApiError;
-use super::extract::{ModelWord, OptionalJson, space_in};
+use super::error::{ApiError, Code};
+use super::extract::{Json, ModelWord, OptionalJson, space_in};
+use super::grains::Kept;
 use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
+use crate::domain::{DeclaredSpace, DeclaredSpaceError, SpaceId};
+use crate::grains::Declaration;
 use crate::models::{Acceptance, Space};
 
-/// A vector space that a model of this server has made.
+/// A vector space that a model of this server has made, or that was declared.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct SpaceObject {
     /// The first 16 hex digits of the fingerprint.
     id: String,
     /// The SHA-256 of the manifest.
     fingerprint: String,
+    /// The name it was declared under; null for a model's space.
+    name: Option<String>,
     /// The length of its vectors.
     dimensions: u32,
     /// Everything that decides where a text lands in it.
     #[schema(value_type = Object)]
     manifest: serde_json::Value,
-    /// Provider, precision and runtime library that its canary texts were first embedded with.
-    numeric_class: String,
+    /// Provider, precision and runtime library that its canary texts were first embedded with; null for a declared space.
+    numeric_class: Option<String>,
     /// The loaded models whose own space it is.
     models: Vec<String>,
+    /// Grains that are served from it.
+    grains: u64,
 }
 
 /// All spaces.
@@ -36,28 +46,77 @@ pub struct Spaces {
 }
 
 impl SpaceObject {
-    fn of(space: Space) -> Self {
+    fn of(space: Space, served: &HashMap<SpaceId, u64>) -> Self {
         let Space { record, models } = space;
+        let id = record.fingerprint.space();
         Self {
-            id: record.fingerprint.space().to_string(),
+            grains: served.get(&id).copied().unwrap_or_default(),
+            id: id.to_string(),
             fingerprint: record.fingerprint.as_str().to_owned(),
             dimensions: record.dimensions,
+            numeric_class: record.declared_name.is_none().then_some(record.numeric_class),
+            name: record.declared_name,
             // It was written as JSON; one that is damaged is shown as it is.
             manifest: serde_json::from_str(&record.manifest).unwrap_or(serde_json::Value::String(record.manifest)),
-            numeric_class: record.numeric_class,
             models: models.iter().map(ToString::to_string).collect(),
         }
     }
 }
 
-/// Lists every space that a model of this server has made, oldest first.
+/// Lists every space that a model of this server has made or that was declared, oldest first.
 #[utoipa::path(
     get, path = "/spaces", tag = "spaces", operation_id = "list_spaces",
     responses((status = 200, description = "All spaces", body = Spaces), NativeErrors)
 )]
 pub async fn list(State(state): State<AppState>) -> Result<axum::Json<Spaces>, ApiError> {
     let spaces = state.models.spaces().await?;
-    Ok(axum::Json(Spaces { spaces: spaces.into_iter().map(SpaceObject::of).collect() }))
+    let served = match &state.grains {
+        Some(grains) => grains.served_by_space().await?.into_iter().collect(),
+        None => HashMap::new(),
+    };
+    Ok(axum::Json(Spaces { spaces: spaces.into_iter().map(|space| SpaceObject::of(space, &served)).collect() }))
+}
+
+/// A space to declare.
+#[derive(Clone, Debug, Deserialize, ToSchema)]
+pub struct DeclareBody {
+    /// A letter or digit, then up to 63 of the characters A-Z a-z 0-9 . _ -
+    #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "our-image-vectors")]
+    name: String,
+    /// The length of its vectors.
+    #[schema(minimum = 1, maximum = 16384, example = 512)]
+    dimensions: u64,
+}
+
+/// Declares a space whose vectors are made elsewhere: they are brought along, and searched by vector only.
+///
+/// Its id follows from the name and the dimensions, so the same declaration makes the same space on every server.
+#[utoipa::path(
+    post, path = "/spaces", tag = "spaces", operation_id = "declare_space", request_body = DeclareBody,
+    responses(
+        (status = 200, description = "It was declared before", body = SpaceObject),
+        (status = 201, description = "The space", body = SpaceObject),
+        NativeErrors, NativeBodyErrors, Conflict, NoRoom
+    )
+)]
+pub async fn declare(
+    Kept(grains): Kept,
+    Json(body): Json<DeclareBody>,
+) -> Result<(StatusCode, axum::Json<SpaceObject>), ApiError> {
+    let space = DeclaredSpace::new(&body.name, body.dimensions).map_err(|error| {
+        let field = match error {
+            DeclaredSpaceError::Name(_) => "name",
+            DeclaredSpaceError::Dimensions(_) => "dimensions",
+        };
+        ApiError::new(Code::InvalidRequest, error.to_string()).with_param(field)
+    })?;
+    let (declaration, record) = grains.declare_space(&space).await?;
+    let status = match declaration {
+        Declaration::Created => StatusCode::CREATED,
+        Declaration::Known => StatusCode::OK,
+    };
+    let served = grains.served_by_space().await?.into_iter().collect();
+    Ok((status, axum::Json(SpaceObject::of(Space { record, models: Vec::new() }, &served))))
 }
 
 /// The body of `…/accept`, which needs none.

@@ -24,4 +24,4 @@ pub use model::{
 pub use module::{Activation, DenseShape, HashedModule};
 pub use prompt_choice::{InputType, PromptChoice, TwoPromptsError};
 pub use provider::{GpuProvider, ProviderSetting};
-pub use space::{Fingerprint, Manifest, SpaceId, SpaceIdError};
+pub use space::{DeclaredSpace, DeclaredSpaceError, Fingerprint, Manifest, SpaceId, SpaceIdError};

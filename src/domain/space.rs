@@ -21,6 +21,12 @@ const FINGERPRINT_DIGITS: usize = 64;
 pub struct Fingerprint(String);
 
 impl Fingerprint {
+    /// The fingerprint of a manifest in its canonical form.
+    #[must_use]
+    pub fn of_canonical(manifest: &str) -> Self {
+        Self(hex_digits(&Sha256::digest(manifest)))
+    }
+
     /// The space this fingerprint names.
     #[must_use]
     pub fn space(&self) -> SpaceId {
@@ -141,7 +147,81 @@ impl Manifest {
     /// The manifest's identity.
     #[must_use]
     pub fn fingerprint(&self) -> Fingerprint {
-        Fingerprint(hex_digits(&Sha256::digest(self.canonical())))
+        Fingerprint::of_canonical(&self.canonical())
+    }
+}
+
+/// The most dimensions of a declared space.
+pub const MAX_DECLARED_DIMENSIONS: u32 = 16_384;
+
+const MAX_SPACE_NAME_BYTES: usize = 64;
+
+/// A space that no model of this server makes: somebody else's vectors, under a name that was declared for them.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct DeclaredSpace {
+    // The fields are the manifest, in the order they are hashed.
+    #[serde(rename = "declared")]
+    name: String,
+    dimensions: u32,
+}
+
+/// What cannot be declared as a space.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum DeclaredSpaceError {
+    /// Characters or a length that names do not have.
+    #[error(
+        "`{0}` is not the name of a space: a name is a letter or digit, then up to 63 of the characters A-Z a-z 0-9 . _ -"
+    )]
+    Name(String),
+    /// No length, or too great a one.
+    #[error("a space has 1 to {MAX_DECLARED_DIMENSIONS} dimensions, not {0}")]
+    Dimensions(u64),
+}
+
+impl DeclaredSpace {
+    /// A space of that name, whose vectors have so many numbers.
+    ///
+    /// # Errors
+    /// When it is no name, or no length.
+    pub fn new(name: &str, dimensions: u64) -> Result<Self, DeclaredSpaceError> {
+        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
+        let is_name = name.len() <= MAX_SPACE_NAME_BYTES
+            && name.bytes().all(is_allowed)
+            && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
+        if !is_name {
+            return Err(DeclaredSpaceError::Name(name.chars().take(MAX_SPACE_NAME_BYTES).collect()));
+        }
+        match u32::try_from(dimensions) {
+            Ok(fit @ 1..=MAX_DECLARED_DIMENSIONS) => Ok(Self { name: name.to_owned(), dimensions: fit }),
+            _ => Err(DeclaredSpaceError::Dimensions(dimensions)),
+        }
+    }
+
+    /// The name it was declared under.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The length of its vectors.
+    #[must_use]
+    pub fn dimensions(&self) -> u32 {
+        self.dimensions
+    }
+
+    /// What is hashed: `{"declared":NAME,"dimensions":N}`.
+    ///
+    /// # Panics
+    /// Never: a string and a number are always JSON.
+    #[must_use]
+    pub fn canonical(&self) -> String {
+        serde_json::to_string(self).expect("a string and a number are always JSON")
+    }
+
+    /// Its identity: two servers that declare the same mean the same.
+    #[must_use]
+    pub fn fingerprint(&self) -> Fingerprint {
+        Fingerprint::of_canonical(&self.canonical())
     }
 }
 
@@ -224,6 +304,20 @@ mod tests {
             assert_ne!(other.fingerprint().space(), base, "{other:?}");
         }
         assert_eq!(manifest().fingerprint().space(), base);
+    }
+
+    #[test]
+    fn a_declared_space_is_its_name_and_its_length() {
+        let space = DeclaredSpace::new("our-vectors", 3).expect("a space");
+        assert_eq!(space.canonical(), r#"{"declared":"our-vectors","dimensions":3}"#);
+        assert_eq!(space.fingerprint(), Fingerprint::of_canonical(&space.canonical()));
+        assert_ne!(space.fingerprint(), DeclaredSpace::new("our-vectors", 4).expect("a space").fingerprint());
+        for bad in ["", "-a", "a b", "ä", &"x".repeat(65)] {
+            assert!(matches!(DeclaredSpace::new(bad, 3), Err(DeclaredSpaceError::Name(_))), "{bad:?}");
+        }
+        for bad in [0, u64::from(MAX_DECLARED_DIMENSIONS) + 1, u64::MAX] {
+            assert_eq!(DeclaredSpace::new("a", bad), Err(DeclaredSpaceError::Dimensions(bad)));
+        }
     }
 
     #[test]

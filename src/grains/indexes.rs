@@ -80,6 +80,16 @@ impl Indexes {
         self.all.read().iter().filter(|index| index.n_served() > 0).map(|index| index.space.clone()).collect()
     }
 
+    /// The spaces that hold vectors, and how many grains each serves; `None` while one of them is broken.
+    pub(super) fn served(&self) -> Option<Vec<(SpaceId, u64)>> {
+        let all = self.all.read();
+        let served = |index: &SharedIndex| match &*index.state.read() {
+            State::Whole(whole) => Some((index.space.clone(), whole.n_served() as u64)),
+            State::Broken(..) => None,
+        };
+        all.iter().map(served).collect()
+    }
+
     /// The index of a space that holds vectors.
     pub(super) fn of(&self, space: &SpaceId) -> Option<SharedIndex> {
         self.all.read().iter().find(|index| index.space == *space).cloned()

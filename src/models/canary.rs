@@ -72,6 +72,7 @@ mod tests {
             fingerprint: Fingerprint::parse(&"ab".repeat(32)).expect("64 digits"),
             manifest: "{}".into(),
             dimensions: 2,
+            declared_name: None,
             numeric_class: "cpu, float32".into(),
             canaries: canaries.to_vec(),
         }

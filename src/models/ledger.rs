@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use crate::config::AdditionalModel;
-use crate::domain::{Fingerprint, ModelName, SpaceId};
+use crate::domain::{DeclaredSpace, Fingerprint, ModelName, SpaceId};
 
 /// The record of decisions that outlive the process. What is recorded is durable when the future resolves.
 pub trait Ledger: Send + Sync {
@@ -44,6 +44,9 @@ pub trait Ledger: Send + Sync {
     /// Records a space, in place of an older record of it.
     fn record_space<'a>(&'a self, record: &'a SpaceRecord) -> Recall<'a, ()>;
 
+    /// Records a space that no model makes, if its name is free.
+    fn declare_space<'a>(&'a self, space: &'a DeclaredSpace) -> Recall<'a, Declared>;
+
     /// The space that grains of this model are written to; `None` before its first load.
     fn accepted_space<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<SpaceId>>;
 
@@ -69,10 +72,38 @@ pub struct SpaceRecord {
     pub manifest: String,
     /// The length of its vectors.
     pub dimensions: u32,
+    /// The name it was declared under; `None` for a model's space.
+    pub declared_name: Option<String>,
     /// What computed the canaries: provider, precision and runtime, which the fingerprint leaves out.
     pub numeric_class: String,
     /// `[n_texts][dimensions]`: vectors of the canary texts.
     pub canaries: Vec<f32>,
+}
+
+impl SpaceRecord {
+    /// What is recorded of a space that no model makes.
+    #[must_use]
+    pub fn of_declared(space: &DeclaredSpace) -> Self {
+        Self {
+            fingerprint: space.fingerprint(),
+            manifest: space.canonical(),
+            dimensions: space.dimensions(),
+            declared_name: Some(space.name().to_owned()),
+            numeric_class: String::new(),
+            canaries: Vec::new(),
+        }
+    }
+}
+
+/// What became of a declaration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declared {
+    /// The space is new.
+    Created,
+    /// It was declared before.
+    Known,
+    /// The name is that of a space of so many dimensions.
+    Otherwise(u32),
 }
 
 /// The ledger could not be read or written.
@@ -158,6 +189,18 @@ impl Ledger for VolatileLedger {
         self.now(|all| match all.spaces.iter_mut().find(|known| known.fingerprint == record.fingerprint) {
             Some(known) => *known = record.clone(),
             None => all.spaces.push(record.clone()),
+        })
+    }
+
+    fn declare_space<'a>(&'a self, space: &'a DeclaredSpace) -> Recall<'a, Declared> {
+        let is_of_name = |record: &&SpaceRecord| record.declared_name.as_deref() == Some(space.name());
+        self.now(|all| match all.spaces.iter().find(is_of_name) {
+            Some(known) if known.dimensions == space.dimensions() => Declared::Known,
+            Some(known) => Declared::Otherwise(known.dimensions),
+            None => {
+                all.spaces.push(SpaceRecord::of_declared(space));
+                Declared::Created
+            }
         })
     }
 

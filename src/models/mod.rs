@@ -39,7 +39,7 @@ pub use entry::ModelStatus;
 pub use error::{LoadError, ModelError};
 pub use following::Following;
 pub use hardware::{Selection, Selector};
-pub use ledger::{Ledger, LedgerError, VolatileLedger};
+pub use ledger::{Declared, Ledger, LedgerError, VolatileLedger};
 pub use loaded::{EmbedRequest, Embedded, Lease, LoadedFacts};
 pub use loader::Loader;
 pub use manager::{ManagerParts, MultiModelManager, Timing};

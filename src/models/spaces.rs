@@ -34,6 +34,7 @@ impl SpaceRecord {
             fingerprint: model.facts.fingerprint.clone(),
             manifest: model.identity.manifest().canonical(),
             dimensions: model.facts.dimensions.native.get(),
+            declared_name: None,
             numeric_class: model.facts.numeric_class.clone(),
             canaries,
         }

@@ -5,8 +5,8 @@ use sqlx::FromRow;
 use super::super::StoreError;
 use super::SqliteStore;
 use crate::config::AdditionalModel;
-use crate::domain::{Fingerprint, ModelName, SpaceId};
-use crate::models::ledger::{Ledger, LedgerError, Recall, SpaceRecord};
+use crate::domain::{DeclaredSpace, Fingerprint, ModelName, SpaceId};
+use crate::models::ledger::{Declared, Ledger, LedgerError, Recall, SpaceRecord};
 
 impl Ledger for SqliteStore {
     fn active_model(&self) -> Recall<'_, Option<ModelName>> {
@@ -92,6 +92,10 @@ impl Ledger for SqliteStore {
         self.write("record a space", statement)
     }
 
+    fn declare_space<'a>(&'a self, space: &'a DeclaredSpace) -> Recall<'a, Declared> {
+        Box::pin(async move { self.insert_declared(space).await.map_err(unwritable) })
+    }
+
     fn accepted_space<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<SpaceId>> {
         Box::pin(async move { self.read_accepted_space(model).await.map_err(unreadable) })
     }
@@ -130,6 +134,7 @@ struct SpaceRow {
     fingerprint: String,
     manifest: String,
     dimensions: u32,
+    declared_name: Option<String>,
     numeric_class: String,
     canaries: Vec<u8>,
 }
@@ -177,7 +182,8 @@ impl SqliteStore {
 
     async fn read_spaces(&self) -> Result<Vec<SpaceRecord>, StoreError> {
         let rows: Vec<SpaceRow> = sqlx::query_as(
-            "SELECT fingerprint, manifest, dimensions, numeric_class, canaries FROM spaces ORDER BY recorded_at, id",
+            "SELECT fingerprint, manifest, dimensions, declared_name, numeric_class, canaries FROM spaces \
+             ORDER BY recorded_at, id",
         )
         .fetch_all(&self.readers)
         .await
@@ -187,13 +193,41 @@ impl SqliteStore {
 
     async fn read_space(&self, id: &SpaceId) -> Result<Option<SpaceRecord>, StoreError> {
         let row: Option<SpaceRow> = sqlx::query_as(
-            "SELECT fingerprint, manifest, dimensions, numeric_class, canaries FROM spaces WHERE id = ?",
+            "SELECT fingerprint, manifest, dimensions, declared_name, numeric_class, canaries FROM spaces \
+             WHERE id = ?",
         )
         .bind(id.as_str())
         .fetch_optional(&self.readers)
         .await
         .map_err(|source| StoreError::sql("read a space", &self.path, source))?;
         row.map(|row| self.record_of(row)).transpose()
+    }
+
+    async fn insert_declared(&self, space: &DeclaredSpace) -> Result<Declared, StoreError> {
+        let failed = self.failed("declare a space");
+        let record = SpaceRecord::of_declared(space);
+        let inserted = sqlx::query(
+            "INSERT INTO spaces \
+             (id, fingerprint, manifest, dimensions, declared_name, numeric_class, canaries, recorded_at) \
+             VALUES (?, ?, ?, ?, ?, '', x'', strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) ON CONFLICT DO NOTHING",
+        )
+        .bind(record.fingerprint.space().to_string())
+        .bind(record.fingerprint.as_str())
+        .bind(&record.manifest)
+        .bind(record.dimensions)
+        .bind(&record.declared_name)
+        .execute(&self.writer)
+        .await
+        .map_err(&failed)?;
+        if inserted.rows_affected() > 0 {
+            return Ok(Declared::Created);
+        }
+        let found: u32 = sqlx::query_scalar("SELECT dimensions FROM spaces WHERE declared_name = ?")
+            .bind(space.name())
+            .fetch_one(&self.writer)
+            .await
+            .map_err(&failed)?;
+        Ok(if found == record.dimensions { Declared::Known } else { Declared::Otherwise(found) })
     }
 
     async fn read_accepted_space(&self, model: &ModelName) -> Result<Option<SpaceId>, StoreError> {
@@ -215,6 +249,7 @@ impl SqliteStore {
             fingerprint,
             manifest: row.manifest,
             dimensions: row.dimensions,
+            declared_name: row.declared_name,
             numeric_class: row.numeric_class,
             canaries,
         })

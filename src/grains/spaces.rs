@@ -1,0 +1,45 @@
+//! Spaces as grains need them: declared ones, and how many grains each serves.
+
+use super::error::GrainError;
+use super::service::Grains;
+use crate::domain::{DeclaredSpace, SpaceId};
+use crate::models::Declared;
+use crate::models::ledger::SpaceRecord;
+
+/// Whether a space was declared before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declaration {
+    /// It is new.
+    Created,
+    /// It was.
+    Known,
+}
+
+impl Grains {
+    /// Makes a space known that no model makes: vectors of it are brought along, and it is searched by vector only.
+    ///
+    /// # Errors
+    /// [`GrainError::DeclaredOtherwise`], or the database's.
+    pub async fn declare_space(&self, space: &DeclaredSpace) -> Result<(Declaration, SpaceRecord), GrainError> {
+        let declaration = match self.ledger.declare_space(space).await? {
+            Declared::Created => Declaration::Created,
+            Declared::Known => Declaration::Known,
+            Declared::Otherwise(found) => {
+                return Err(GrainError::DeclaredOtherwise { name: space.name().to_owned(), found });
+            }
+        };
+        Ok((declaration, SpaceRecord::of_declared(space)))
+    }
+
+    /// The spaces that hold vectors of grains, and how many grains each serves.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn served_by_space(&self) -> Result<Vec<(SpaceId, u64)>, GrainError> {
+        // The indexes know without counting, as long as they are in step.
+        match self.indexes.served() {
+            Some(served) => Ok(served),
+            None => Ok(self.store.served_by_space().await?),
+        }
+    }
+}
