@@ -6,6 +6,7 @@
 pub mod config;
 pub mod doctor;
 pub mod models;
+pub mod snapshot;
 
 use std::path::PathBuf;
 
@@ -34,6 +35,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// List, pull, load, switch and delete the models of a running server
     Models(models::ModelsArgs),
+    /// Restore a snapshot of the database
+    Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON
     Openapi,
 }

@@ -248,6 +248,20 @@ impl SharedIndex {
     }
 }
 
+/// Whether the saved index of a space is the one that the next start would use, and how many vectors it has. Reads the
+/// files whole, and changes nothing.
+///
+/// # Errors
+/// The reason why the index would be made again.
+pub fn check_saved(
+    folder: PathBuf,
+    identity: &Identity,
+    space: &SpaceId,
+    dimensions: usize,
+) -> Result<usize, NotLoaded> {
+    SpaceIndex::load(IndexOptions::new(folder, dimensions, mark(identity, space))).map(|index| index.len())
+}
+
 /// Makes an index of what the database has.
 async fn build(store: &dyn GrainStore, space: &SpaceId, options: IndexOptions) -> Result<SpaceIndex, GrainError> {
     let mut index = blocking(move || SpaceIndex::create(options)).await?;

@@ -16,7 +16,7 @@ mod vector;
 mod writing;
 
 pub use error::{GrainError, Refusal, RefusalKind};
-pub use indexes::Indexes;
+pub use indexes::{Indexes, check_saved};
 pub use search::{Hit, Mode, Query, SearchRequest, SearchResult, SearchedSpace};
 pub use service::{GrainLimits, Grains, GrainsParts};
 pub use snapshots::{Snapshot, SnapshotError, SnapshotName, Snapshots};

@@ -21,7 +21,7 @@ const EMBEDDING: [&str; 7] =
     ["embed", "embed_with_model", "infer", "infer_with_model", "similarity", "similarity_with_model", "embeddings"];
 
 /// The operations with a body in which no model and no grain is named that must be there.
-const WITHOUT_NAMES: [&str; 4] = ["register_model", "search_grains", "count_grains", "delete_grains"];
+const WITHOUT_NAMES: [&str; 5] = ["register_model", "declare_space", "search_grains", "count_grains", "delete_grains"];
 
 struct Operation {
     method: Method,
@@ -74,8 +74,8 @@ impl Operation {
 
     fn must_document(&self) -> Vec<u16> {
         let success = match self.id.as_str() {
-            "register_model" | "create_grains" => 201,
-            "delete_model" | "delete_grain" => 204,
+            "register_model" | "create_grains" | "create_snapshot" => 201,
+            "delete_model" | "delete_grain" | "delete_snapshot" => 204,
             _ => 200,
         };
         let mut statuses = vec![success, 403, 405, 421, 500, 503];

@@ -3,7 +3,7 @@
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{TestApp, client, send, with_tiny};
+use crate::helpers::{Process, TestApp, client, data_dir, send, with_tiny};
 
 #[tokio::test]
 async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
@@ -35,4 +35,46 @@ async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
     assert_eq!(app.get("/snapshots/..%2Fgranary.db").await.problem().0, 404);
     assert_eq!(app.get("/snapshots").await.ok()["snapshots"], json!([]));
     app.stop().await;
+}
+
+/// A running server would go on with the old file, and lose what it writes.
+#[tokio::test]
+async fn a_restore_waits_for_no_server_and_loses_nothing() {
+    let folder = TempDir::new().expect("a folder");
+    fs_err::write(folder.path().join("granary.toml"), with_tiny(&[])).expect("written");
+    let database = format!("sqlite:{}/granary.db", folder.path().display());
+    let env =
+        [("GRANARY_MODELS__DATA_DIR", data_dir().display().to_string()), ("GRANARY_GRAINS__DATABASE_URL", database)];
+    let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let granary = |arguments: &[&str]| {
+        let mut process = Process::start(folder.path(), arguments, &env);
+        let code = process.wait().code();
+        (code, process.log())
+    };
+    let mut server = Process::start(folder.path(), &["serve", "--port", "0"], &env);
+    let url = server.wait_until_serving();
+    let post = |path: &str, body| client().post(format!("{url}{path}")).json(&body);
+    send(post("/grains", json!({"id": "before", "text": "wheat"}))).await.ok();
+    let snapshot = send(client().post(format!("{url}/snapshots"))).await.ok();
+    let file =
+        format!("{}/granary.db.snapshots/{}", folder.path().display(), snapshot["name"].as_str().expect("a name"));
+    send(post("/grains", json!({"id": "after", "text": "barley"}))).await.ok();
+
+    let (code, said) = granary(&["snapshot", "restore", &file]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("is in use by process"), "{said}");
+    server.signal(rustix::process::Signal::TERM);
+    assert!(server.wait().success());
+
+    assert_eq!(granary(&["snapshot", "restore", &file]).0, Some(0));
+    assert!(folder.path().join("granary.db.replaced.1").is_file(), "what was there is kept");
+    let mut server = Process::start(folder.path(), &["serve", "--port", "0"], &env);
+    let url = server.wait_until_serving();
+    assert_eq!(send(client().get(format!("{url}/grains/before"))).await.status, 200);
+    assert_eq!(send(client().get(format!("{url}/grains/after"))).await.status, 404);
+    // The index that the first server saved has `after` too, and is of another epoch.
+    let search = json!({"query": "barley", "mode": "dense"});
+    let hits = send(client().post(format!("{url}/grains/search")).json(&search)).await.ok();
+    assert_eq!(hits["hits"].as_array().expect("hits").len(), 1);
+    assert!(server.log().contains("was saved for another"), "{}", server.log());
 }

@@ -14,4 +14,4 @@ pub use grain_store::{
     NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Receipt, ReceiptKey, Reply,
     Scored, Sort, SortKey, StoredVector, TextFate, VectorBatch, Written,
 };
-pub use sqlite::{FileState, OpenOptions, SqliteStore};
+pub use sqlite::{Contents, FileState, OpenOptions, SqliteStore, restore};

@@ -52,15 +52,18 @@ pub(super) async fn keep_copy(
 
 impl SqliteStore {
     /// Writes a whole copy under a temporary name, syncs it, and gives it its own.
-    pub(super) async fn write_copy(&self, target: &Path) -> Result<(), StoreError> {
+    pub(super) async fn write_snapshot(&self, target: &Path) -> Result<(), StoreError> {
         let partial = beside(target, ".partial");
         let refused = |source| StoreError::files(SNAPSHOT, target, source);
         discard(&partial).map_err(refused)?;
         // A reader would do, but readers may not write, and to them this is writing.
         let mut connection = connect(&self.path).await?;
-        let written = write_copy(&mut connection, target, &partial).await;
+        let mut written = write_copy(&mut connection, target, &partial).await;
         // Nothing was written through it that a failed close could lose.
         let _ = connection.close().await;
+        if written.is_ok() {
+            written = begin_epoch(&partial).await;
+        }
         if let Err(error) = written {
             // The error that matters is the first one.
             let _ = discard(&partial);
@@ -68,6 +71,15 @@ impl SqliteStore {
         }
         fs_err::rename(&partial, target).and_then(|()| sync_folder_of(target)).map_err(refused)
     }
+}
+
+/// Once it is restored, the copy must not believe the indexes of what the database has become since.
+async fn begin_epoch(copy: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::sql(SNAPSHOT, copy, source);
+    let mut connection = connect(copy).await?;
+    let begun = sqlx::query("UPDATE identity SET epoch = lower(hex(randomblob(16)))").execute(&mut connection).await;
+    connection.close().await.map_err(failed)?;
+    begun.map(drop).map_err(failed)
 }
 
 async fn write_copy(connection: &mut SqliteConnection, path: &Path, partial: &Path) -> Result<(), StoreError> {

@@ -99,7 +99,7 @@ impl GrainStore for SqliteStore {
     }
 
     fn copy_to<'a>(&'a self, target: &'a Path) -> Reply<'a, ()> {
-        Box::pin(self.write_copy(target))
+        Box::pin(self.write_snapshot(target))
     }
 
     fn identity(&self) -> Reply<'_, Identity> {
