@@ -22,8 +22,8 @@ pub const MAX_DEPTH: usize = 10_000;
 /// Each side of a hybrid search brings at least so many candidates into the fusion.
 const FUSION_DEPTH: usize = 200;
 
-/// How much the ranking by words counts in a hybrid search, beside 1 for the ranking by vectors.
-const WORDS_WEIGHT: f64 = 1.0;
+/// How much the ranking by words counts in a hybrid search, beside 1 for the ranking by vectors: chosen with `merge::K`.
+const WORDS_WEIGHT: f64 = 1.5;
 
 /// The most grains that a filter may leave for each of them to be compared.
 const EXACT_UNDER_FILTER: u32 = 5_000;
