@@ -11,6 +11,7 @@ pub mod search;
 pub mod service;
 mod spaces;
 pub mod store;
+pub mod transfer;
 mod vector;
 mod writing;
 
