@@ -221,7 +221,10 @@ fn refusal_of(error: &ApiError) -> Refusal {
         Code::MalformedJson => RefusalKind::Malformed,
         _ => RefusalKind::Invalid,
     };
-    Refusal { kind, message: error.message().to_owned() }
+    // The parser sees one line, and calls it the body.
+    let message =
+        error.message().replace("the body is not JSON", "the line is not JSON").replace(" at line 1 ", " at ");
+    Refusal { kind, message }
 }
 
 /// The id of a line that is wrong elsewhere.

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use parking_lot::Mutex;
+use tokio::sync::Mutex;
 
 use super::super::error::{GrainError, Refusal};
 use super::super::service::{Grains, now_us};
@@ -111,7 +111,8 @@ enum VectorSource {
 pub(super) struct Writer {
     pub(super) grains: Grains,
     pub(super) options: ImportOptions,
-    /// Spaces that were looked for, with the model that was said to make each: models are loaded once for that.
+    /// Spaces that were looked for, with the model that was said to make each: models are loaded once for that, and
+    /// whoever asks meanwhile waits for the answer.
     pub(super) sought: Mutex<HashSet<(SpaceId, Option<String>)>>,
 }
 
@@ -259,8 +260,9 @@ impl Writer {
         if self.grains.ledger.space(space).await?.is_some() {
             return Ok(true);
         }
-        if !self.sought.lock().insert((space.clone(), made_by.map(str::to_owned))) {
-            return Ok(false);
+        let mut sought = self.sought.lock().await;
+        if !sought.insert((space.clone(), made_by.map(str::to_owned))) {
+            return Ok(self.grains.ledger.space(space).await?.is_some());
         }
         // A model that was never loaded has not shown its space yet.
         let models = &self.grains.models;

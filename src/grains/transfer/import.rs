@@ -13,7 +13,6 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, Stream, StreamExt};
-use parking_lot::Mutex;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
@@ -134,7 +133,7 @@ impl Grains {
         options: ImportOptions,
     ) -> Receiver<ImportEvent> {
         let (events, receiver) = channel(MAX_REPORTED + OTHER_EVENTS);
-        let writer = Writer { grains: self.clone(), options, sought: Mutex::default() };
+        let writer = Writer { grains: self.clone(), options, sought: tokio::sync::Mutex::default() };
         let import = Import {
             writer: Arc::new(writer),
             events: events.clone(),
