@@ -67,6 +67,12 @@ impl ApiError {
         self.code
     }
 
+    /// The sentence the caller reads.
+    #[must_use]
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// The same error of one part of the request: `grains[3]`, say.
     #[must_use]
     pub fn within(mut self, part: &str) -> Self {

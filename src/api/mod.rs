@@ -67,6 +67,8 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(grains::search::search))
         .routes(routes!(grains::many::count))
         .routes(routes!(grains::many::delete))
+        .routes(routes!(grains::transfer::export))
+        .routes(routes!(grains::transfer::import))
         .routes(routes!(grains::one::get, grains::one::put, grains::one::patch, grains::one::delete))
         // text-embeddings-inference
         .routes(routes!(embed::infer))

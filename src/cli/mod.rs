@@ -3,8 +3,10 @@
 //! Owns the flags. It refuses to judge values that the configuration can judge, so that a flag and a file give the same
 //! message. Start at [`Command`].
 
+mod client;
 pub mod config;
 pub mod doctor;
+pub mod grains;
 pub mod models;
 pub mod snapshot;
 
@@ -12,6 +14,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
+pub use self::client::ServerError;
 pub use self::doctor::DoctorArgs;
 use crate::config::{ConfigSources, Overrides};
 
@@ -35,6 +38,8 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// List, pull, load, switch and delete the models of a running server
     Models(models::ModelsArgs),
+    /// Import, export, search and count the grains of a running server
+    Grains(grains::GrainsArgs),
     /// Restore a snapshot of the database
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON

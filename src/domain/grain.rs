@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use time::format_description::well_known::Rfc3339;
+use time::{OffsetDateTime, UtcOffset};
 
 use super::space::SpaceId;
 
@@ -61,6 +63,36 @@ impl GrainId {
 impl fmt::Display for GrainId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
+    }
+}
+
+/// When a grain was created elsewhere: it keeps that time when it moves here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CreatedAt {
+    text: String,
+    us: i64,
+}
+
+impl CreatedAt {
+    /// Reads a time in RFC 3339. One in UTC is kept as it is written.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.to_offset(UtcOffset::UTC);
+        let us = i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok()?;
+        let text = if text.ends_with('Z') { text.to_owned() } else { time.format(&Rfc3339).ok()? };
+        Some(Self { text, us })
+    }
+
+    /// RFC 3339, UTC.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Microseconds since 1970.
+    #[must_use]
+    pub fn us(&self) -> i64 {
+        self.us
     }
 }
 
@@ -169,6 +201,14 @@ mod tests {
         for word in RESERVED {
             assert!(matches!(GrainId::parse(word), Err(GrainIdError::Reserved(_))), "{word:?}");
         }
+    }
+
+    #[test]
+    fn times_are_kept_as_they_are_written_and_moved_to_utc() {
+        let read = |text| CreatedAt::parse(text).map(|time| (time.as_str().to_owned(), time.us()));
+        assert_eq!(read("1970-01-01T00:00:01.50Z"), Some(("1970-01-01T00:00:01.50Z".to_owned(), 1_500_000)));
+        assert_eq!(read("1970-01-01T02:00:01+02:00"), Some(("1970-01-01T00:00:01Z".to_owned(), 1_000_000)));
+        assert_eq!(read("yesterday"), None);
     }
 
     #[test]

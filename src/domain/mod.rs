@@ -15,7 +15,7 @@ pub mod space;
 
 pub use caller::Caller;
 pub use filter::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
-pub use grain::{Content, Grain, GrainId, GrainIdError, Origin, Provenance, Unproven};
+pub use grain::{Content, CreatedAt, Grain, GrainId, GrainIdError, Origin, Provenance, Unproven};
 pub use hub::{HubFile, HubId, HubNameError, HubRevision, HubSource};
 pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,

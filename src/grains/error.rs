@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::index::IndexError;
 use super::store::StoreError;
-use crate::domain::{GrainId, GrainIdError, ModelName, SpaceId};
+use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, SpaceId};
 use crate::models::error::with_causes;
 use crate::models::{LedgerError, ModelError};
 
@@ -25,6 +25,9 @@ pub enum GrainError {
         /// What is wrong with it.
         source: Box<GrainError>,
     },
+    /// The id of an import's line is taken.
+    #[error("there is a grain `{0}` already: `on_conflict=skip` leaves it as it is, `on_conflict=replace` replaces it")]
+    Taken(GrainId),
     /// One id stands twice in a batch.
     #[error("the id `{0}` stands twice in the batch: send each grain once")]
     Twice(GrainId),
@@ -116,6 +119,26 @@ pub enum GrainError {
         /// Its dimensions.
         found: u32,
     },
+    /// A manifest and its fingerprint do not belong together.
+    #[error(
+        "the fingerprint {fingerprint} is not the SHA-256 of its manifest, which is {}: the line was changed since it \
+         was exported",
+        .actual.as_str()
+    )]
+    ForeignManifest {
+        /// What the line says.
+        fingerprint: String,
+        /// What it should say.
+        actual: Fingerprint,
+    },
+    /// An export has another number of grains than it says.
+    #[error("the export says that it has {said} grains, and {found} came before its end: it was cut, or edited")]
+    Cut {
+        /// What its last line says.
+        said: u64,
+        /// How many there were.
+        found: u64,
+    },
     /// A model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -154,6 +177,7 @@ impl GrainError {
             Self::Among { source, .. } => return source.refusal(),
             Self::NotFound(_) => RefusalKind::NotFound,
             Self::Exists(_)
+            | Self::Taken(_)
             | Self::Twice(_)
             | Self::Contended(_)
             | Self::Count { .. }
@@ -168,6 +192,8 @@ impl GrainError {
             | Self::Invalid { .. }
             | Self::UnknownSpace(_)
             | Self::NoMaker(_)
+            | Self::ForeignManifest { .. }
+            | Self::Cut { .. }
             | Self::Unverified { .. } => RefusalKind::Invalid,
             Self::Model(_)
             | Self::Store(_)
@@ -207,6 +233,10 @@ pub enum RefusalKind {
     TooLong,
     /// A field is out of its range.
     Invalid,
+    /// It is not JSON.
+    Malformed,
+    /// It is longer than is read.
+    TooLarge,
     /// A model or the database is not to be had.
     Unavailable,
 }

@@ -5,8 +5,17 @@ use super::error::GrainError;
 /// A caller's vector at length 1.
 ///
 /// # Errors
-/// When it has another length than its space, or points nowhere.
+/// As [`check`].
 pub(super) fn checked(vector: &[f32], dimensions: u32) -> Result<Vec<f32>, GrainError> {
+    check(vector, dimensions)?;
+    Ok(unit(vector))
+}
+
+/// Whether a vector can be one of its space.
+///
+/// # Errors
+/// When it has another length than its space, or points nowhere.
+pub(super) fn check(vector: &[f32], dimensions: u32) -> Result<(), GrainError> {
     if vector.len() != dimensions as usize {
         let message = format!("`vector` has {} numbers; its space has {dimensions} dimensions", vector.len());
         return Err(GrainError::invalid("vector", message));
@@ -17,7 +26,7 @@ pub(super) fn checked(vector: &[f32], dimensions: u32) -> Result<Vec<f32>, Grain
     if norm(vector) == 0.0 {
         return Err(GrainError::invalid("vector", "`vector` is all zeros, which point nowhere"));
     }
-    Ok(unit(vector))
+    Ok(())
 }
 
 /// The vector at length 1; one that points nowhere stays as it is.

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
+use metrics::counter;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use uuid::Uuid;
@@ -12,19 +13,21 @@ use super::store::{
     Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, Numbered, PageRequest, Receipt,
     ReceiptKey, Sort, SortKey,
 };
-use super::vector::{checked, cosine};
+use super::vector::{check, checked, cosine};
 use crate::domain::{
-    Content, Filter, Grain, GrainId, InputType, ModelName, Origin, PromptChoice, Provenance, SpaceId, TruncationSide,
+    Content, CreatedAt, Filter, Grain, GrainId, InputType, ModelName, Origin, PromptChoice, Provenance, SpaceId,
+    TruncationSide,
 };
 use crate::engine::{EngineError, Input, OverLong, Priority};
 use crate::models::standing::LEAST_COSINE;
 use crate::models::{EmbedRequest, Lease, ModelError};
+use crate::telemetry;
 
 /// Texts that are embedded together at most: a batch of the greatest size must not fill a model's queue by itself.
-const TEXTS_AT_ONCE: usize = 256;
+pub(super) const TEXTS_AT_ONCE: usize = 256;
 
 /// How often a write is tried again when others change the same grain, or the active model, meanwhile.
-const TRIES: usize = 5;
+pub(super) const TRIES: usize = 5;
 
 const MAX_SOURCE_BYTES: usize = 1024;
 const MAX_TAGS: usize = 100;
@@ -118,16 +121,34 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+/// What texts are embedded for.
+#[derive(Clone, Copy, Debug)]
+pub struct TextKind {
+    /// Which of the model's prompts stands before them.
+    pub input_type: InputType,
+    /// Whether somebody waits.
+    pub priority: Priority,
+}
+
+impl TextKind {
+    /// The text of a grain that somebody writes.
+    pub const DOCUMENT: Self = Self { input_type: InputType::Document, priority: Priority::Interactive };
+
+    /// The text of a search.
+    pub const QUERY: Self = Self { input_type: InputType::Query, priority: Priority::Interactive };
+}
+
 /// A grain on its way to the store.
-struct Planned {
-    id: GrainId,
-    expected: Expected,
-    content: Content,
-    vector: Plan,
+pub(super) struct Planned {
+    pub(super) id: GrainId,
+    pub(super) expected: Expected,
+    pub(super) content: Content,
+    pub(super) created_at: Option<CreatedAt>,
+    pub(super) vector: Plan,
 }
 
 /// Where a grain's vector comes from.
-enum Plan {
+pub(super) enum Plan {
     /// It stays as it is.
     Keep,
     /// A model makes it: the named one, or the active one.
@@ -176,7 +197,7 @@ impl Grains {
             {
                 return Err(among(at, error));
             }
-            let (changes, active) = self.embed(&mut planned, atomicity).await?;
+            let (changes, active) = self.embed(&mut planned, atomicity, Priority::Interactive).await?;
             if atomicity == Atomicity::AllOrNothing && planned.iter().any(Result::is_err) {
                 continue;
             }
@@ -223,7 +244,7 @@ impl Grains {
                     // A new id has the form that ids have; an old one may have any.
                     let id = GrainId::parse(id.as_str())?;
                     let vector = draft.vector.map_or(Plan::Embed(draft.model), Plan::Supplied);
-                    Planned { id, expected: Expected::Absent, content: draft.content, vector }
+                    Planned { id, expected: Expected::Absent, content: draft.content, created_at: None, vector }
                 }
                 Some(found) => match self.change_of(found, draft).await? {
                     Ok(planned) => planned,
@@ -279,7 +300,7 @@ impl Grains {
             }
             check_content(&content, self.limits)?;
             let vector = vector.map_or(Plan::Embed(model), Plan::Supplied);
-            Ok(Planned { id, expected: Expected::Absent, content, vector })
+            Ok(Planned { id, expected: Expected::Absent, content, created_at: None, vector })
         };
         drafts.into_iter().map(&mut plan).collect()
     }
@@ -287,14 +308,8 @@ impl Grains {
     /// Before anything is embedded in vain: which ids are taken.
     async fn refuse_taken(&self, planned: &mut [Result<Planned, GrainError>]) -> Result<(), GrainError> {
         let ids: Vec<GrainId> = planned.iter().flatten().map(|plan| plan.id.clone()).collect();
-        let limit = u32::try_from(ids.len()).unwrap_or(u32::MAX);
-        let filter = Filter { ids: Some(ids), ..Filter::default() };
-        if self.store.numbers(filter.clone(), 1).await?.is_empty() {
-            return Ok(());
-        }
-        let sort = Sort { key: SortKey::Id, descending: false };
-        let page = self.store.page(PageRequest { filter, sort, after: None, limit }).await?;
-        let taken: HashSet<GrainId> = page.grains.into_iter().map(|found| found.grain.id).collect();
+        let found = self.with_ids(ids).await?;
+        let taken: HashSet<GrainId> = found.into_iter().map(|found| found.grain.id).collect();
         for plan in planned {
             if let Ok(Planned { id, .. }) = plan
                 && taken.contains(id)
@@ -305,8 +320,19 @@ impl Grains {
         Ok(())
     }
 
+    /// The grains that have one of these ids.
+    pub(super) async fn with_ids(&self, ids: Vec<GrainId>) -> Result<Vec<Numbered>, GrainError> {
+        let limit = u32::try_from(ids.len()).unwrap_or(u32::MAX);
+        let filter = Filter { ids: Some(ids), ..Filter::default() };
+        if self.store.numbers(filter.clone(), 1).await?.is_empty() {
+            return Ok(Vec::new());
+        }
+        let sort = Sort { key: SortKey::Id, descending: false };
+        Ok(self.store.page(PageRequest { filter, sort, after: None, limit }).await?.grains)
+    }
+
     /// What must be written so that a stored grain becomes the draft; the grain itself when nothing must.
-    async fn change_of(&self, found: Numbered, draft: Draft) -> Result<Result<Planned, Grain>, GrainError> {
+    pub(super) async fn change_of(&self, found: Numbered, draft: Draft) -> Result<Result<Planned, Grain>, GrainError> {
         let Numbered { number, grain: found } = found;
         let is_same_text = found.content.text == draft.content.text;
         let vector = match (draft.vector, draft.model) {
@@ -327,7 +353,7 @@ impl Grains {
             return Ok(Err(found));
         }
         let expected = Expected::Version(found.version);
-        Ok(Ok(Planned { id: found.id, expected, content: draft.content, vector }))
+        Ok(Ok(Planned { id: found.id, expected, content: draft.content, created_at: None, vector }))
     }
 
     /// Whether a grain has this vector of its current text already.
@@ -348,7 +374,7 @@ impl Grains {
         check_content(&planned.content, self.limits)?;
         let is_new = planned.expected == Expected::Absent;
         let mut planned = vec![Ok(planned)];
-        let (changes, active) = self.embed(&mut planned, Atomicity::AllOrNothing).await?;
+        let (changes, active) = self.embed(&mut planned, Atomicity::AllOrNothing, Priority::Interactive).await?;
         if let Some(Err(error)) = planned.pop() {
             return Err(error);
         }
@@ -369,10 +395,11 @@ impl Grains {
 
     /// Gives every planned grain its vector. Answers the changes of those that can be written, and the active model if
     /// one of them was embedded with it for being that.
-    async fn embed(
+    pub(super) async fn embed(
         &self,
         planned: &mut [Result<Planned, GrainError>],
         atomicity: Atomicity,
+        priority: Priority,
     ) -> Result<(Vec<Change>, Option<ModelName>), GrainError> {
         let mut active = None;
         let mut by_model: HashMap<ModelName, Vec<usize>> = HashMap::new();
@@ -394,10 +421,8 @@ impl Grains {
             let lease = self.models.lease(&name).await?;
             lease.check_grain_writes()?;
             for places in places.chunks(TEXTS_AT_ONCE) {
-                match self
-                    .embed_texts(&lease, texts_at(planned, places), InputType::Document, Priority::Interactive)
-                    .await
-                {
+                let kind = TextKind { input_type: InputType::Document, priority };
+                match self.embed_texts(&lease, texts_at(planned, places), kind).await {
                     Ok(made) => vectors.extend(places.iter().copied().zip(made)),
                     Err(error) => {
                         let (index, error) = of_one_text(error, &name)?;
@@ -408,7 +433,7 @@ impl Grains {
                         // Others may be at fault too: each for itself shows which.
                         for at in places {
                             let text = texts_at(planned, std::slice::from_ref(at));
-                            match self.embed_texts(&lease, text, InputType::Document, Priority::Interactive).await {
+                            match self.embed_texts(&lease, text, kind).await {
                                 Ok(mut made) => vectors.extend(made.pop().map(|vector| (*at, vector))),
                                 Err(error) => planned[*at] = Err(of_one_text(error, &name)?.1),
                             }
@@ -429,6 +454,7 @@ impl Grains {
             id: plan.id.clone(),
             expected: plan.expected,
             content: plan.content.clone(),
+            created_at: plan.created_at.clone(),
             vector: vectors.remove(&at),
         };
         let good = planned.iter().enumerate().filter_map(|(at, plan)| Some((at, plan.as_ref().ok()?)));
@@ -443,22 +469,25 @@ impl Grains {
         &self,
         lease: &Lease,
         texts: Vec<String>,
-        input_type: InputType,
-        priority: Priority,
+        kind: TextKind,
     ) -> Result<Vec<NewVector>, GrainError> {
         let over_long = if self.limits.auto_truncate { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse };
         let embedded = lease
             .embed(EmbedRequest {
                 inputs: texts.into_iter().map(Input::Text).collect(),
-                prompt: PromptChoice::For(input_type),
+                prompt: PromptChoice::For(kind.input_type),
                 over_long,
                 dimensions: None,
                 normalize: None,
                 expect_space: Some(lease.facts().fingerprint.space()),
-                priority,
+                priority: kind.priority,
             })
             .await?;
         let encoded = embedded.encoded;
+        let label = embedded.model.to_string();
+        counter!(telemetry::TEXTS, "model" => label.clone()).increment(encoded.n_tokens.len() as u64);
+        counter!(telemetry::TOKENS, "model" => label.clone()).increment(encoded.n_tokens.iter().sum::<usize>() as u64);
+        counter!(telemetry::TRUNCATED_TEXTS, "model" => label).increment(encoded.truncated.len() as u64);
         let truncated: HashSet<usize> = encoded.truncated.into_iter().collect();
         let vectors = encoded.vectors.chunks(encoded.dimensions).zip(encoded.n_tokens).enumerate();
         let made = |(at, (vector, n_tokens)): (usize, (&[f32], usize))| NewVector {
@@ -478,7 +507,11 @@ impl Grains {
     async fn take_supplied(&self, id: &GrainId, text: &str, supplied: SuppliedVector) -> Result<NewVector, GrainError> {
         let SuppliedVector { space, vector, verify, known } = supplied;
         let record = self.ledger.space(&space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
-        let vector = checked(&vector, record.dimensions)?;
+        // What an export says of a vector is of that very vector, so it stays as it is, whatever its length.
+        let vector = match &known {
+            Some(_) => check(&vector, record.dimensions).map(|()| vector)?,
+            None => checked(&vector, record.dimensions)?,
+        };
         let mut provenance = known.unwrap_or(Provenance {
             space: space.clone(),
             model: None,
@@ -490,8 +523,7 @@ impl Grains {
         if verify {
             let name = self.models.maker_of(&space).await?.ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let lease = self.models.lease(&name).await?;
-            let made =
-                self.embed_texts(&lease, vec![text.to_owned()], InputType::Document, Priority::Interactive).await?;
+            let made = self.embed_texts(&lease, vec![text.to_owned()], TextKind::DOCUMENT).await?;
             let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let cosine = cosine(&vector, &made.vector);
             // Not a number is no proof either.
@@ -506,7 +538,7 @@ impl Grains {
         Ok(NewVector { provenance, vector })
     }
 
-    fn model_keeps_moving(&self) -> GrainError {
+    pub(super) fn model_keeps_moving(&self) -> GrainError {
         let name = self.models.active();
         GrainError::Model(ModelError::Conflict(format!(
             "the active model was changed at each of {TRIES} tries, and is `{name}` now: try again, or name a `model`"
@@ -596,7 +628,7 @@ fn check_version(id: &GrainId, found: Option<&Grain>, if_match: Precondition) ->
     }
 }
 
-fn check_content(content: &Content, limits: GrainLimits) -> Result<(), GrainError> {
+pub(super) fn check_content(content: &Content, limits: GrainLimits) -> Result<(), GrainError> {
     let Content { text, source, tags, attributes } = content;
     if text.is_empty() {
         return Err(GrainError::Empty);

@@ -13,6 +13,7 @@ mod broken_models;
 mod config_refusals;
 mod doctor;
 mod golden;
+mod grain_transfer;
 mod grains;
 mod guard;
 mod hardware;

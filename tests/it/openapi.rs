@@ -21,7 +21,18 @@ const EMBEDDING: [&str; 7] =
     ["embed", "embed_with_model", "infer", "infer_with_model", "similarity", "similarity_with_model", "embeddings"];
 
 /// The operations with a body in which no model and no grain is named that must be there.
-const WITHOUT_NAMES: [&str; 5] = ["register_model", "declare_space", "search_grains", "count_grains", "delete_grains"];
+const WITHOUT_NAMES: [&str; 7] = [
+    "register_model",
+    "declare_space",
+    "search_grains",
+    "count_grains",
+    "delete_grains",
+    "export_grains",
+    "import_grains",
+];
+
+/// The operation whose body is lines of any number: what is wrong with them stands in its answer.
+const OF_LINES: &str = "import_grains";
 
 struct Operation {
     method: Method,
@@ -64,7 +75,8 @@ impl Operation {
         match self.id.trim_end_matches("_with_model") {
             "set_active_model" => json!({"name": TINY}),
             "register_model" => json!({"name": "another", "path": MINILM}),
-            "unload_model" | "accept_space" => json!({}),
+            "unload_model" | "accept_space" | "export_grains" => json!({}),
+            "declare_space" => json!({"name": "declared", "dimensions": 3}),
             "similarity" => json!({"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
             "decode" => json!({"ids": [7]}),
             "embeddings" => json!({"input": "a"}),
@@ -74,13 +86,14 @@ impl Operation {
 
     fn must_document(&self) -> Vec<u16> {
         let success = match self.id.as_str() {
-            "register_model" | "create_grains" | "create_snapshot" => 201,
+            "register_model" | "declare_space" | "create_grains" | "create_snapshot" => 201,
             "delete_model" | "delete_grain" | "delete_snapshot" => 204,
             _ => 200,
         };
         let mut statuses = vec![success, 403, 405, 421, 500, 503];
         if self.has_body {
-            statuses.extend([400, 413, 415]);
+            statuses.push(415);
+            statuses.extend([400, 413].into_iter().filter(|_| self.id != OF_LINES));
             statuses.extend((self.family() != Family::OpenAi).then_some(422));
         }
         let names_something = self.path.contains('{') || (self.has_body && !WITHOUT_NAMES.contains(&self.id.as_str()));
@@ -160,7 +173,11 @@ async fn a_server_answers_what_the_document_says() {
 /// An operation's requests: one that succeeds, and one for each fault it can have.
 fn requests(app: &TestApp, operation: &Operation) -> Vec<(&'static str, RequestBuilder)> {
     let bare = |model| app.request(operation.method.clone(), &operation.path_of(model));
-    let with = |model, body: Value| if operation.has_body { bare(model).json(&body) } else { bare(model) };
+    let with = |model, body: Value| match operation.id.as_str() {
+        OF_LINES => bare(model).header(CONTENT_TYPE, "application/x-ndjson").body(body.to_string()),
+        _ if operation.has_body => bare(model).json(&body),
+        _ => bare(model),
+    };
     let good = |model| with(model, operation.body());
     let raw = |body: String| bare(TINY).header(CONTENT_TYPE, "application/json").body(body);
     let mut requests = vec![

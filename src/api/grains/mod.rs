@@ -1,11 +1,14 @@
 //! `/grains`: text records and their vectors. `wire` is how they are written, `filter` which are meant; `batch` writes
-//! new ones, `one` is a single grain by its id, `many` reads, counts and deletes by filter, `search` finds.
+//! new ones, `one` is a single grain by its id, `many` reads, counts and deletes by filter, `search` finds, `transfer`
+//! takes them in and out in bulk, as the lines of `ndjson`.
 
 pub mod batch;
 pub mod filter;
 pub mod many;
+pub mod ndjson;
 pub mod one;
 pub mod search;
+pub mod transfer;
 pub mod wire;
 
 use axum::extract::FromRequestParts;
@@ -107,6 +110,8 @@ impl ApiError {
             RefusalKind::Empty => Code::EmptyInput,
             RefusalKind::TooLong => Code::InputTooLong,
             RefusalKind::Invalid => Code::InvalidRequest,
+            RefusalKind::Malformed => Code::MalformedJson,
+            RefusalKind::TooLarge => Code::BodyTooLarge,
             RefusalKind::Unavailable => Code::StoreUnavailable,
         };
         Self::new(code, refusal.message.clone())

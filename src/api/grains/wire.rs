@@ -103,28 +103,28 @@ pub struct DraftBody {
     pub(super) id: Option<String>,
     /// What is searched: not empty, and at most `grains.max_text`.
     #[schema(min_length = 1, example = "Wheat is a grass.")]
-    text: String,
+    pub(super) text: String,
     /// Where it comes from.
     #[schema(max_length = 1024, example = "encyclopedia")]
-    source: Option<String>,
+    pub(super) source: Option<String>,
     /// Words to filter by.
     #[schema(max_items = 100, example = json!(["plants"]))]
-    tags: Option<Vec<String>>,
+    pub(super) tags: Option<Vec<String>>,
     /// Anything else. Strings, numbers, booleans and lists of them can be filtered by.
     #[schema(value_type = Option<Object>, example = json!({"year": 2024}))]
-    attributes: Option<Map<String, Value>>,
+    pub(super) attributes: Option<Map<String, Value>>,
     /// The model to embed it with: its name or an alias; the active one when absent.
     #[schema(example = json!(null))]
-    model: Option<String>,
+    pub(super) model: Option<String>,
     /// Its vector, brought along; `space` says which space it is in. It is scaled to length 1.
     #[schema(example = json!(null))]
-    vector: Option<Vec<f32>>,
+    pub(super) vector: Option<Vec<f32>>,
     /// The space of `vector`.
     #[schema(pattern = "^[0-9a-fA-F]{16}$", example = json!(null))]
-    space: Option<String>,
+    pub(super) space: Option<String>,
     /// Whether to compare `vector` with what the space's model makes of the text, and refuse it below a cosine of 0.999.
     #[schema(example = json!(null))]
-    verify: Option<bool>,
+    pub(super) verify: Option<bool>,
 }
 
 impl DraftBody {

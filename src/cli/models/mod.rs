@@ -1,7 +1,5 @@
 //! `granary models`: the models of a running server, over HTTP.
 
-mod client;
-
 use std::io::{self, IsTerminal, Write};
 use std::time::Duration;
 
@@ -10,8 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use self::client::Client;
-pub use self::client::ServerError;
+use super::client::{Client, Request, ServerError};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -124,26 +121,28 @@ pub fn run(args: ModelsArgs, out: &mut impl Write) -> Result<(), ModelsError> {
 }
 
 async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, ModelsError> {
-    let post = async |path: &[&str], body: Value| client.ask(Method::POST, path, Some(&body)).await;
+    let post = async |path: &[&str], body: Value| client.ask(Request::json(Method::POST, path, &body)).await;
     Ok(match verb {
-        ModelsVerb::List => table(&client.ask(Method::GET, &[], None).await?),
+        ModelsVerb::List => table(&client.ask(Request::get(&["models"])).await?),
         ModelsVerb::Show { model } => {
-            let shown = client.ask(Method::GET, &[&model], None).await?;
+            let shown = client.ask(Request::get(&["models", &model])).await?;
             format!("{shown:#}\n")
         }
         ModelsVerb::Pull(args) => pull(client, args).await?,
-        ModelsVerb::Load { model } => said(&post(&[&model, "load"], json!({})).await?),
-        ModelsVerb::Unload { model, disable } => said(&post(&[&model, "unload"], json!({"disable": disable})).await?),
+        ModelsVerb::Load { model } => said(&post(&["models", &model, "load"], json!({})).await?),
+        ModelsVerb::Unload { model, disable } => {
+            said(&post(&["models", &model, "unload"], json!({"disable": disable})).await?)
+        }
         ModelsVerb::Activate { model } => {
-            let switch = client.ask(Method::PUT, &["active"], Some(&json!({"name": model}))).await?;
+            let switch = client.ask(Request::json(Method::PUT, &["models", "active"], &json!({"name": model}))).await?;
             format!("{} is active; before it was {}\n", text(&switch["name"]), text(&switch["previous"]))
         }
         ModelsVerb::Accept { model, numerics } => {
-            let accepted = post(&[&model, "accept"], json!({"numerics": numerics})).await?;
+            let accepted = post(&["models", &model, "accept"], json!({"numerics": numerics})).await?;
             format!("{} writes grains to space {}\n", text(&accepted["name"]), text(&accepted["space"]))
         }
         ModelsVerb::Delete { model, force } => {
-            client.delete(&model, force).await?;
+            delete(client, &model, force).await?;
             format!("{model} is deleted\n")
         }
     })
@@ -151,7 +150,7 @@ async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, ModelsEr
 
 /// Registers the repository if need be, then has it loaded and shows how far its download is.
 async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
-    let known = client.ask(Method::GET, &[&args.model], None).await;
+    let known = client.ask(Request::get(&["models", &args.model])).await;
     let name = match known {
         Ok(model) => text(&model["name"]).to_owned(),
         Err(error) if error.is("model_not_found") && args.model.contains('/') => register(client, &args).await?,
@@ -186,7 +185,7 @@ async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
 /// Asks for the model until it is there: a request waits for a while only, and a download may take longer.
 async fn load(client: &Client, name: &str) -> Result<Value, ServerError> {
     loop {
-        match client.ask(Method::POST, &[name, "load"], None).await {
+        match client.ask(Request::new(Method::POST, &["models", name, "load"])).await {
             Err(error) if error.is("model_loading") => {}
             ended => return ended,
         }
@@ -199,9 +198,22 @@ async fn follow(
     mut show: impl FnMut(&Value),
 ) -> Result<std::convert::Infallible, ServerError> {
     loop {
-        client.follow(name, &mut show).await?;
+        let mut lines = client.open(Request::get(&["models", name, "events"])).await?;
+        while let Some(line) = lines.next().await? {
+            if let Some(model) = line.strip_prefix(b"data:").and_then(|data| serde_json::from_slice(data).ok()) {
+                show(&model);
+            }
+        }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
+}
+
+async fn delete(client: &Client, name: &str, force: bool) -> Result<(), ServerError> {
+    let mut request = Request::new(Method::DELETE, &["models", name]);
+    if force {
+        request = request.with_query("force", "true");
+    }
+    client.ask(request).await.map(drop)
 }
 
 async fn register(client: &Client, args: &PullArgs) -> Result<String, ModelsError> {
@@ -211,7 +223,7 @@ async fn register(client: &Client, args: &PullArgs) -> Result<String, ModelsErro
         return Err(ModelsError::Name(name));
     }
     let entry = json!({"name": name, "repository": args.model, "revision": args.revision, "file": args.file});
-    client.ask(Method::POST, &[], Some(&entry)).await?;
+    client.ask(Request::json(Method::POST, &["models"], &entry)).await?;
     Ok(name)
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use futures::future::BoxFuture;
 
 use super::StoreError;
-use crate::domain::{Content, Filter, Grain, GrainId, ModelName, Provenance, SpaceId};
+use crate::domain::{Content, CreatedAt, Filter, Grain, GrainId, ModelName, Provenance, SpaceId};
 
 /// What the store answers, when it has.
 pub type Reply<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
@@ -128,6 +128,8 @@ pub struct Change {
     pub expected: Expected,
     /// What the grain becomes.
     pub content: Content,
+    /// When it was created, if that was elsewhere. A grain that is stored already keeps its own time.
+    pub created_at: Option<CreatedAt>,
     /// Its new vector. Without one, vectors of an unchanged text stay, and those of a changed one go.
     pub vector: Option<NewVector>,
 }

@@ -117,6 +117,8 @@ impl SqliteStore {
         now_us: i64,
     ) -> Result<i64, sqlx::Error> {
         let now = rfc3339(now_us);
+        let (created_at, created_us) =
+            change.created_at.as_ref().map_or((now.as_str(), now_us), |time| (time.as_str(), time.us()));
         let number: i64 = sqlx::query_scalar(
             "INSERT INTO grains (id, text, source, tags, attributes, created_at, updated_at, created_us, updated_us) \
              VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
@@ -126,9 +128,9 @@ impl SqliteStore {
         .bind(&change.content.source)
         .bind(json(&change.content.tags))
         .bind(json(&change.content.attributes))
+        .bind(created_at)
         .bind(&now)
-        .bind(&now)
-        .bind(now_us)
+        .bind(created_us)
         .bind(now_us)
         .fetch_one(&mut **transaction)
         .await?;

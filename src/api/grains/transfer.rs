@@ -1,0 +1,407 @@
+//! `POST /grains/export` and `POST /grains/import`: grains in bulk, one JSON document a line.
+
+use axum::body::Body;
+use axum::extract::Query;
+use axum::http::HeaderMap;
+use axum::response::Response;
+use futures::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use tokio::sync::mpsc::Receiver;
+use utoipa::ToSchema;
+
+use super::Kept;
+use super::filter::FilterBody;
+use super::ndjson::{LineReader, RawLine, answer, check_content_type, line};
+use super::wire::{DraftBody, GrainObject};
+use crate::api::error::{ApiError, Code, ProblemBody};
+use crate::api::extract::{OptionalJson, QueryRejected, parse};
+use crate::api::responses::{NativeBodyErrors, NativeErrors};
+use crate::domain::{CreatedAt, Origin, Provenance};
+use crate::grains::transfer::{
+    ExportItem, ExportRequest, ExportedVectors, ImportEntry, ImportEvent, ImportGrain, ImportLine, ImportOptions,
+    ImportSpace, ImportStop, OnConflict, ReadingEnded, Tally, UnknownVectors,
+};
+use crate::grains::{Refusal, RefusalKind};
+use crate::models::ledger::SpaceRecord;
+
+/// Bytes of JSON that one byte of a text may take: control characters, and others where all but ASCII is escaped.
+const JSON_BYTES_PER_BYTE: u64 = 6;
+
+/// Bytes of a line besides its text: metadata and a vector.
+const REST_BYTES: u64 = 1 << 20;
+
+/// Characters of an id that are repeated in an answer.
+const MAX_SHOWN_ID: usize = 256;
+
+/// The body of `POST /grains/export`, which needs none.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct ExportBody {
+    filter: Option<FilterBody>,
+    /// `vector`: the vectors they are served by too, so that an import elsewhere need not embed the texts.
+    #[schema(max_items = 1)]
+    include: Option<Vec<IncludeWord>>,
+}
+
+/// Something to export besides.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema, PartialEq, Eq)]
+#[schema(as = ExportInclude)]
+#[serde(rename_all = "lowercase")]
+pub enum IncludeWord {
+    /// The vectors that grains are served by.
+    Vector,
+}
+
+/// One JSON document a line.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = "ndjson", example = "{\"id\": \"a\", \"text\": \"Wheat is a grass.\"}\n")]
+#[allow(dead_code, reason = "utoipa reads the type")]
+pub struct Ndjson(String);
+
+/// A manifest, as a line of an export.
+#[derive(Serialize)]
+struct SpaceLine {
+    id: String,
+    fingerprint: String,
+    manifest: Value,
+    dimensions: u32,
+    name: Option<String>,
+}
+
+/// Exports the grains that meet a filter, oldest first.
+///
+/// Each line is a JSON document: `{"space": {"id", "fingerprint", "manifest", "dimensions", "name"}}` for each space that
+/// grains are served from, then the grains as `GET /grains/{id}` shows them, then `{"end": {"grains": N}}`. An export
+/// without that last line was cut; if the server is at fault, the line before says `{"error": {"problem": {…}}}`.
+#[utoipa::path(
+    post, path = "/grains/export", tag = "grains", operation_id = "export_grains", request_body = Option<ExportBody>,
+    responses(
+        (status = 200, description = "The grains, one a line", content_type = "application/x-ndjson", body = Ndjson),
+        NativeErrors, NativeBodyErrors
+    )
+)]
+pub async fn export(Kept(grains): Kept, OptionalJson(body): OptionalJson<ExportBody>) -> Result<Response, ApiError> {
+    let filter = body.filter.unwrap_or_default().into_filter()?;
+    let includes_vectors = body.include.unwrap_or_default().contains(&IncludeWord::Vector);
+    let vectors = if includes_vectors { ExportedVectors::Included } else { ExportedVectors::Omitted };
+    let items = grains.export(ExportRequest { filter, vectors }).await?;
+    Ok(answer(items.map(|item| item.map_or_else(|error| stopped(error.into()), exported))))
+}
+
+fn exported(item: ExportItem) -> Vec<u8> {
+    match item {
+        ExportItem::Space(record) => line(&json!({"space": SpaceLine::of(*record)})),
+        ExportItem::Grain(grain, vector) => line(&GrainObject::of(*grain).with_vector(vector)),
+        ExportItem::End(n_grains) => line(&json!({"end": {"grains": n_grains}})),
+    }
+}
+
+impl SpaceLine {
+    fn of(record: SpaceRecord) -> Self {
+        let SpaceRecord { fingerprint, manifest, dimensions, declared_name, .. } = record;
+        Self {
+            id: fingerprint.space().to_string(),
+            fingerprint: fingerprint.as_str().to_owned(),
+            manifest: serde_json::from_str(&manifest).unwrap_or(Value::String(manifest)),
+            dimensions,
+            name: declared_name,
+        }
+    }
+}
+
+/// The query of `POST /grains/import`.
+#[derive(Clone, Debug, Default, Deserialize)]
+pub struct ImportQuery {
+    on_conflict: Option<String>,
+    reembed: Option<String>,
+}
+
+/// Imports grains of any number: an export of this or another server, or lines as `POST /grains` takes them.
+///
+/// Ids and times of creation are kept. A vector whose space is known here is kept with all that is known of it; any other
+/// text is embedded, in the background of other requests. One line's error does not stop the others. The answer goes on
+/// while the lines are read, one JSON document a line: about once a second `{"progress": {"read", "created", "replaced",
+/// "unchanged", "skipped", "failed"}}`, for each line that was not taken (up to 5000)
+/// `{"error": {"line", "id", "problem"}}`, and last `{"end": {…}}` with the same counts and `complete`. What stops everything
+/// is an `error` without `line`, and `complete` is false: send the same lines again with `on_conflict=skip` to go on.
+#[utoipa::path(
+    post, path = "/grains/import", tag = "grains", operation_id = "import_grains",
+    params(
+        ("on_conflict" = Option<String>, Query, description = "What becomes of a line whose id is taken: `error` (when \
+         absent), `skip`, or `replace`, which writes only what differs", pattern = "^(error|skip|replace)$"),
+        ("reembed" = Option<bool>, Query, description = "Embed the text of a line whose vector is in a space that is not \
+         known here, instead of refusing the line"),
+    ),
+    request_body(content = Ndjson, content_type = "application/x-ndjson", description = "One grain a line"),
+    responses(
+        (status = 200, description = "What becomes of the lines", content_type = "application/x-ndjson", body = Ndjson),
+        (status = 415, description = "The body is not declared as `application/x-ndjson`",
+         content_type = "application/problem+json", body = ProblemBody),
+        (status = 422, description = "A parameter is out of its range", content_type = "application/problem+json",
+         body = ProblemBody),
+        NativeErrors
+    )
+)]
+pub async fn import(
+    Kept(grains): Kept,
+    query: Result<Query<ImportQuery>, QueryRejected>,
+    headers: HeaderMap,
+    body: Body,
+) -> Result<Response, ApiError> {
+    let options = query.map_or_else(|_| Err(refused("on_conflict", ON_CONFLICT)), |Query(query)| query.options())?;
+    check_content_type(&headers)?;
+    let max_line = grains.limits().max_text_bytes.saturating_mul(JSON_BYTES_PER_BYTE).saturating_add(REST_BYTES);
+    let reader = LineReader::new(body, usize::try_from(max_line).unwrap_or(usize::MAX));
+    Ok(answer(events(
+        grains.import(lines(reader, LineRules { max_line, unknown_vectors: options.unknown_vectors }), options),
+    )))
+}
+
+const ON_CONFLICT: &str = "`on_conflict` takes error, skip or replace, once";
+
+impl ImportQuery {
+    fn options(&self) -> Result<ImportOptions, ApiError> {
+        let on_conflict = match self.on_conflict.as_deref() {
+            None | Some("error") => OnConflict::Error,
+            Some("skip") => OnConflict::Skip,
+            Some("replace") => OnConflict::Replace,
+            Some(_) => return Err(refused("on_conflict", ON_CONFLICT)),
+        };
+        let unknown_vectors = match self.reembed.as_deref() {
+            None | Some("false") => UnknownVectors::Refuse,
+            Some("true") => UnknownVectors::Reembed,
+            Some(_) => return Err(refused("reembed", "`reembed` is `true` or `false`")),
+        };
+        Ok(ImportOptions { on_conflict, unknown_vectors })
+    }
+}
+
+fn refused(param: &str, sentence: &str) -> ApiError {
+    ApiError::new(Code::InvalidRequest, sentence).with_param(param)
+}
+
+/// How lines are read.
+#[derive(Clone, Copy)]
+struct LineRules {
+    max_line: u64,
+    unknown_vectors: UnknownVectors,
+}
+
+fn lines(reader: LineReader, rules: LineRules) -> impl Stream<Item = Result<ImportLine, ReadingEnded>> + Send {
+    let raw_lines = futures::stream::unfold(reader, async |mut reader| Some((reader.next().await?, reader)));
+    raw_lines.map(move |line| line.map(|raw| read_line(raw, rules)))
+}
+
+fn read_line(raw: RawLine, rules: LineRules) -> ImportLine {
+    let RawLine { number, bytes } = raw;
+    let Some(bytes) = bytes else {
+        let limit = rules.max_line;
+        let message = format!("the line has over {limit} bytes: send its text in parts, or raise `grains.max_text`");
+        let entry = Err(Refusal { kind: RefusalKind::TooLarge, message });
+        return ImportLine { number, size: 0, id: None, entry };
+    };
+    let size = bytes.len();
+    // What is wrong with a line is looked for only when something is.
+    let read = serde_json::from_slice::<LineBody>(&bytes).or_else(|_| parse::<LineBody>(&bytes));
+    match read {
+        Ok(body) => {
+            let id = body.id.clone();
+            let entry = body.into_entry(rules.unknown_vectors);
+            ImportLine { number, size, id, entry: entry.map_err(|error| refusal_of(&error)) }
+        }
+        Err(error) => {
+            let id = serde_json::from_slice::<IdOnly>(&bytes).ok().and_then(|only| only.id);
+            ImportLine { number, size, id, entry: Err(refusal_of(&error)) }
+        }
+    }
+}
+
+fn refusal_of(error: &ApiError) -> Refusal {
+    let kind = match error.code() {
+        Code::MalformedJson => RefusalKind::Malformed,
+        _ => RefusalKind::Invalid,
+    };
+    // The parser sees one line, and calls it the body.
+    let message =
+        error.message().replace("the body is not JSON", "the line is not JSON").replace(" at line 1 ", " at ");
+    Refusal { kind, message }
+}
+
+/// The id of a line that is wrong elsewhere.
+#[derive(Deserialize)]
+struct IdOnly {
+    id: Option<String>,
+}
+
+/// A line: a grain as it is shown or as it is written, a manifest, or the end of an export.
+#[derive(Default, Deserialize)]
+struct LineBody {
+    id: Option<String>,
+    text: Option<String>,
+    source: Option<String>,
+    tags: Option<Vec<String>>,
+    attributes: Option<Map<String, Value>>,
+    model: Option<String>,
+    vector: Option<Vec<f32>>,
+    verify: Option<bool>,
+    /// The id of the vector's space, or a manifest.
+    space: Option<Value>,
+    meta: Option<MetaBody>,
+    created_at: Option<String>,
+    end: Option<EndLine>,
+}
+
+/// The `meta` of a grain as it is shown.
+#[derive(Default, Deserialize)]
+struct MetaBody {
+    source: Option<String>,
+    tags: Option<Vec<String>>,
+    attributes: Option<Map<String, Value>>,
+    embedding_model: Option<String>,
+    space: Option<String>,
+    origin: Option<String>,
+    tokens: Option<u32>,
+    truncated: Option<bool>,
+}
+
+#[derive(Deserialize)]
+struct EndLine {
+    grains: u64,
+}
+
+#[derive(Deserialize)]
+struct ManifestBody {
+    fingerprint: String,
+    manifest: Value,
+}
+
+impl LineBody {
+    fn into_entry(self, unknown_vectors: UnknownVectors) -> Result<ImportEntry, ApiError> {
+        if let Some(end) = self.end {
+            return Ok(ImportEntry::End(end.grains));
+        }
+        let space = match self.space {
+            None => None,
+            Some(Value::String(id)) => Some(id),
+            Some(manifest) => {
+                let body = serde_json::from_value::<ManifestBody>(manifest).map_err(|error| {
+                    refused("space", &format!("`space` is neither the id of a space nor the manifest of one: {error}"))
+                })?;
+                let ManifestBody { fingerprint, manifest } = body;
+                return Ok(ImportEntry::Space(ImportSpace { fingerprint, manifest }));
+            }
+        };
+        let Some(text) = self.text else {
+            return Err(refused("text", "`text` is missing: a line is a grain, a manifest or the end of an export"));
+        };
+        let created_at = self.created_at.as_deref().map(|text| {
+            let sentence = "`created_at` is not a time such as 2026-01-31T12:00:00Z";
+            CreatedAt::parse(text).ok_or_else(|| refused("created_at", sentence))
+        });
+        let created_at = created_at.transpose()?;
+        let is_shown = self.meta.is_some();
+        let meta = self.meta.unwrap_or_default();
+        let space = if is_shown { meta.space } else { space };
+        // Without a vector, its space is only where it was.
+        let (vector, space) = match (self.vector, space) {
+            (None, _) if is_shown => (None, None),
+            (Some(_), None) if unknown_vectors == UnknownVectors::Reembed => (None, None),
+            both => both,
+        };
+        let body = DraftBody {
+            id: None,
+            text,
+            source: if is_shown { meta.source } else { self.source },
+            tags: if is_shown { meta.tags } else { self.tags },
+            attributes: if is_shown { meta.attributes } else { self.attributes },
+            model: self.model,
+            vector,
+            space,
+            verify: self.verify,
+        };
+        let mut draft = body.into_draft()?;
+        if let Some(supplied) = &mut draft.vector
+            && let Some(origin) = meta.origin.as_deref()
+        {
+            let sentence = "`meta.origin` takes computed, supplied or adopted";
+            supplied.known = Some(Provenance {
+                space: supplied.space.clone(),
+                model: meta.embedding_model.clone(),
+                dimensions: u32::try_from(supplied.vector.len()).unwrap_or(u32::MAX),
+                origin: Origin::parse(origin).ok_or_else(|| refused("meta.origin", sentence))?,
+                n_tokens: meta.tokens,
+                truncated: meta.truncated,
+            });
+        }
+        Ok(ImportEntry::Grain(Box::new(ImportGrain { draft, created_at, made_by: meta.embedding_model })))
+    }
+}
+
+/// The counts of an import.
+#[derive(Serialize)]
+struct Counts {
+    read: u64,
+    created: u64,
+    replaced: u64,
+    unchanged: u64,
+    skipped: u64,
+    failed: u64,
+}
+
+impl From<Tally> for Counts {
+    fn from(tally: Tally) -> Self {
+        let Tally { read, created, replaced, unchanged, skipped, failed } = tally;
+        Self { read, created, replaced, unchanged, skipped, failed }
+    }
+}
+
+/// The last line of an import's answer.
+#[derive(Serialize)]
+struct End {
+    #[serde(flatten)]
+    counts: Counts,
+    /// Failed lines that were only counted.
+    unreported: u64,
+    complete: bool,
+}
+
+fn events(receiver: Receiver<ImportEvent>) -> impl Stream<Item = Vec<u8>> + Send {
+    futures::stream::unfold(receiver, async |mut receiver| {
+        let event = receiver.recv().await?;
+        Some((event_line(event), receiver))
+    })
+}
+
+fn event_line(event: ImportEvent) -> Vec<u8> {
+    match event {
+        ImportEvent::Progress(tally) => line(&json!({"progress": Counts::from(tally)})),
+        ImportEvent::Failed { line: number, id, refusal } => {
+            let id: Option<String> = id.map(|id| id.chars().take(MAX_SHOWN_ID).collect());
+            let problem = ApiError::of_refusal(&refusal).problem();
+            line(&json!({"error": {"line": number, "id": id, "problem": problem}}))
+        }
+        ImportEvent::Stopped(stop) => stopped(stop.into()),
+        ImportEvent::End { tally, unreported, complete } => {
+            line(&json!({"end": End { counts: tally.into(), unreported, complete }}))
+        }
+    }
+}
+
+/// The line that says why there will be no others but the end.
+#[allow(clippy::needless_pass_by_value, reason = "an error is read out once")]
+fn stopped(error: ApiError) -> Vec<u8> {
+    line(&json!({"error": {"problem": error.problem()}}))
+}
+
+impl From<ImportStop> for ApiError {
+    fn from(stop: ImportStop) -> Self {
+        match stop {
+            ImportStop::Grains(error) => error.into(),
+            ImportStop::Cut => Self::new(Code::MalformedJson, "the body could not be read to its end"),
+            ImportStop::ShuttingDown => Self::new(
+                Code::StoreUnavailable,
+                "the server is stopping: send the lines again with `on_conflict=skip` to go on where it stopped",
+            ),
+        }
+    }
+}

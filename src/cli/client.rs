@@ -1,0 +1,192 @@
+//! A client of a running server: JSON or lines there, JSON, lines or a problem document back.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Body, Method, Url};
+use serde_json::Value;
+
+use crate::models::hub::tls;
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The server at an address.
+pub(super) struct Client {
+    http: reqwest::Client,
+    base: Url,
+}
+
+/// Why the server did not do what was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum ServerError {
+    /// The address is none.
+    #[error("`{0}` is not the address of a server: write it like http://127.0.0.1:8080")]
+    Address(String),
+    /// Nobody answers.
+    #[error("no Granary answers at {base}: start one with `granary serve`, or name another with --url")]
+    Unreachable {
+        /// The address.
+        base: Url,
+        /// What the network said.
+        source: reqwest::Error,
+    },
+    /// The answer is not Granary's.
+    #[error("{base} does not answer like Granary: {status}")]
+    Foreign {
+        /// The address.
+        base: Url,
+        /// The status of the answer.
+        status: u16,
+    },
+    /// The server says no.
+    #[error("{detail}")]
+    Refused {
+        /// The stable word for it.
+        code: String,
+        /// The sentence.
+        detail: String,
+    },
+}
+
+impl ServerError {
+    /// Whether the server refused with this code.
+    pub(super) fn is(&self, wanted: &str) -> bool {
+        matches!(self, Self::Refused { code, .. } if code == wanted)
+    }
+}
+
+impl Client {
+    pub(super) fn new(url: &str) -> Result<Self, ServerError> {
+        let base = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        let base = base.ok_or_else(|| ServerError::Address(url.to_owned()))?;
+        let built = reqwest::Client::builder()
+            .user_agent(concat!("granary-cli/", env!("CARGO_PKG_VERSION")))
+            .tls_backend_preconfigured(tls())
+            .connect_timeout(CONNECT_TIMEOUT)
+            .build();
+        built.map(|http| Self { http, base: base.clone() }).map_err(|source| ServerError::Unreachable { base, source })
+    }
+
+    /// Sends a request and reads its answer; `Null` when that is empty.
+    pub(super) async fn ask(&self, request: Request) -> Result<Value, ServerError> {
+        let response = self.send(request).await?;
+        let status = response.status().as_u16();
+        let text = response.text().await.map_err(|source| self.unreachable(source))?;
+        if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text).map_err(|_| self.foreign(status)) }
+    }
+
+    /// Sends a request whose answer is read line by line.
+    pub(super) async fn open(&self, request: Request) -> Result<Lines, ServerError> {
+        let response = self.send(request).await?;
+        Ok(Lines {
+            pieces: response.bytes_stream().map(|piece| piece.map(Vec::from)).boxed(),
+            read: Vec::new(),
+            searched: 0,
+            base: self.base.clone(),
+        })
+    }
+
+    /// The answer to a request that was not refused.
+    async fn send(&self, request: Request) -> Result<reqwest::Response, ServerError> {
+        let Request { method, path, query, body, content_type } = request;
+        let mut url = self.base.clone();
+        // It has a host, so it has a path.
+        if let Ok(mut parts) = url.path_segments_mut() {
+            parts.pop_if_empty().extend(path);
+        }
+        if !query.is_empty() {
+            url.query_pairs_mut().extend_pairs(query);
+        }
+        let mut sent = self.http.request(method, url);
+        if let Some(body) = body {
+            sent = sent.header(CONTENT_TYPE, content_type).body(body);
+        }
+        let response = sent.send().await.map_err(|source| self.unreachable(source))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = response.text().await.map_err(|source| self.unreachable(source))?;
+        let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;
+        let word = |key: &str| answer[key].as_str().map(str::to_owned);
+        Err(match (word("code"), word("detail")) {
+            (Some(code), Some(detail)) => ServerError::Refused { code, detail },
+            _ => self.foreign(status.as_u16()),
+        })
+    }
+
+    fn unreachable(&self, source: reqwest::Error) -> ServerError {
+        ServerError::Unreachable { base: self.base.clone(), source: source.without_url() }
+    }
+
+    fn foreign(&self, status: u16) -> ServerError {
+        ServerError::Foreign { base: self.base.clone(), status }
+    }
+}
+
+/// What is asked of a server.
+pub(super) struct Request {
+    method: Method,
+    path: Vec<String>,
+    query: Vec<(&'static str, String)>,
+    body: Option<Body>,
+    content_type: &'static str,
+}
+
+impl Request {
+    /// A request without a body.
+    pub(super) fn new(method: Method, path: &[&str]) -> Self {
+        let path = path.iter().map(|part| (*part).to_owned()).collect();
+        Self { method, path, query: Vec::new(), body: None, content_type: "" }
+    }
+
+    pub(super) fn get(path: &[&str]) -> Self {
+        Self::new(Method::GET, path)
+    }
+
+    /// A request with a JSON body.
+    pub(super) fn json(method: Method, path: &[&str], body: &Value) -> Self {
+        Self::new(method, path).with_body("application/json", body.to_string().into())
+    }
+
+    pub(super) fn with_body(self, content_type: &'static str, body: Body) -> Self {
+        Self { body: Some(body), content_type, ..self }
+    }
+
+    pub(super) fn with_query(mut self, key: &'static str, value: &str) -> Self {
+        self.query.push((key, value.to_owned()));
+        self
+    }
+}
+
+/// An answer that is read line by line.
+pub(super) struct Lines {
+    pieces: BoxStream<'static, reqwest::Result<Vec<u8>>>,
+    read: Vec<u8>,
+    /// Bytes of `read` in which no line ends.
+    searched: usize,
+    base: Url,
+}
+
+impl Lines {
+    /// The next line with its end; `None` after the last. What stands after the last line's end is none.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, ServerError> {
+        loop {
+            if let Some(end) = self.read[self.searched..].iter().position(|byte| *byte == b'\n') {
+                let rest = self.read.split_off(self.searched + end + 1);
+                self.searched = 0;
+                return Ok(Some(std::mem::replace(&mut self.read, rest)));
+            }
+            self.searched = self.read.len();
+            match self.pieces.next().await {
+                Some(Ok(piece)) => self.read.extend_from_slice(&piece),
+                Some(Err(source)) => {
+                    return Err(ServerError::Unreachable { base: self.base.clone(), source: source.without_url() });
+                }
+                None => return Ok(None),
+            }
+        }
+    }
+}

@@ -1,0 +1,47 @@
+//! `granary grains export`.
+
+use std::io::{self, Write};
+use std::path::Path;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::super::client::{Client, Lines, Request};
+use super::{ExportArgs, GrainsError, filter, text_of};
+
+pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write) -> Result<(), GrainsError> {
+    let include: &[&str] = if args.vectors { &["vector"] } else { &[] };
+    let body = json!({"filter": filter(args.filter)?, "include": include});
+    let lines = client.open(Request::json(Method::POST, &["grains", "export"], &body)).await?;
+    if args.file == Path::new("-") {
+        return copy(lines, out).await;
+    }
+    // Under its own name only when it is whole.
+    let mut part = args.file.clone().into_os_string();
+    part.push(".part");
+    let mut file = io::BufWriter::new(fs_err::File::create(&part).map_err(GrainsError::File)?);
+    copy(lines, &mut file).await?;
+    file.into_inner().map_err(|error| GrainsError::File(error.into_error()))?.sync_all().map_err(GrainsError::File)?;
+    fs_err::rename(part, args.file).map_err(GrainsError::File)
+}
+
+/// Writes the lines of an export, whose last must be its end.
+async fn copy(mut lines: Lines, out: &mut impl Write) -> Result<(), GrainsError> {
+    let mut last = Vec::new();
+    while let Some(line) = lines.next().await? {
+        match out.write_all(&line) {
+            Ok(()) => last = line,
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
+            Err(error) => return Err(GrainsError::File(error)),
+        }
+    }
+    out.flush().map_err(GrainsError::File)?;
+    let last: Value = serde_json::from_slice(&last).unwrap_or_default();
+    if last["end"].is_object() {
+        return Ok(());
+    }
+    match last["error"]["problem"]["detail"].as_str() {
+        Some(_) => Err(GrainsError::Stopped(text_of(&last["error"]["problem"]["detail"]).to_owned())),
+        None => Err(GrainsError::Cut),
+    }
+}

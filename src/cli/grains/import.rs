@@ -1,0 +1,120 @@
+//! `granary grains import`.
+
+use std::io::{self, IsTerminal, Read, Write};
+use std::path::Path;
+
+use clap::ValueEnum;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use reqwest::{Body, Method};
+use serde_json::Value;
+use tokio::sync::mpsc;
+
+use super::super::client::{Client, Request};
+use super::{GrainsError, ImportArgs, print, text_of};
+
+/// Bytes that are read from the file at a time, and pieces that wait to be sent.
+const PIECE_BYTES: usize = 64 << 10;
+const WAITING_PIECES: usize = 4;
+
+pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write) -> Result<(), GrainsError> {
+    let bar = ProgressBar::hidden();
+    let (source, size): (Box<dyn Read + Send>, _) = if args.file == Path::new("-") {
+        (Box::new(io::stdin()), None)
+    } else {
+        let file = fs_err::File::open(&args.file).map_err(GrainsError::File)?;
+        let size = file.metadata().map_err(GrainsError::File)?.len();
+        (Box::new(file), Some(size))
+    };
+    let template = match size {
+        Some(_) => "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}",
+        None => "{spinner} {bytes} {bytes_per_sec} {msg}",
+    };
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    if let Some(size) = size {
+        bar.set_length(size);
+    }
+    if io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    let on_conflict =
+        args.on_conflict.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+    let request = Request::new(Method::POST, &["grains", "import"])
+        .with_query("on_conflict", &on_conflict)
+        .with_query("reembed", if args.reembed { "true" } else { "false" })
+        .with_body("application/x-ndjson", body(source, bar.clone()));
+    let mut lines = client.open(request).await?;
+    let (mut end, mut stopped) = (None, None);
+    while let Some(line) = lines.next().await? {
+        let said: Value = serde_json::from_slice(&line).unwrap_or_default();
+        let problem = text_of(&said["error"]["problem"]["detail"]);
+        if let Some(number) = said["error"]["line"].as_u64() {
+            let id = said["error"]["id"].as_str().map_or_else(String::new, |id| format!(" ({id})"));
+            // Nobody reads it: the import goes on.
+            bar.suspend(|| writeln!(io::stderr(), "line {number}{id}: {problem}").unwrap_or_default());
+        } else if said["error"].is_object() {
+            stopped = Some(problem.to_owned());
+        } else if said["progress"].is_object() {
+            bar.set_message(counts(&said["progress"]));
+        } else if said["end"].is_object() {
+            end = Some(said["end"].clone());
+        }
+    }
+    bar.finish_and_clear();
+    let end = end.ok_or(GrainsError::Cut)?;
+    print(out, &format!("{}\n", counts(&end)))?;
+    match (stopped, end["failed"].as_u64()) {
+        (Some(reason), _) => Err(GrainsError::Stopped(reason)),
+        (None, Some(failed @ 1..)) => Err(GrainsError::Failed(failed)),
+        _ => Ok(()),
+    }
+}
+
+/// What became of the lines, as far as anything did.
+fn counts(tally: &Value) -> String {
+    let words = ["created", "replaced", "unchanged", "skipped", "failed"].into_iter();
+    let counted = words.filter_map(|word| Some(format!("{} {word}", tally[word].as_u64().filter(|n| *n > 0)?)));
+    let counted: Vec<String> = counted.collect();
+    format!("{} read{}{}", tally["read"], if counted.is_empty() { "" } else { ": " }, counted.join(", "))
+}
+
+/// The bytes of a source, read by a thread of their own as fast as they are sent.
+fn body(mut source: Box<dyn Read + Send>, bar: ProgressBar) -> Body {
+    let (sender, receiver) = mpsc::channel::<io::Result<Vec<u8>>>(WAITING_PIECES);
+    tokio::task::spawn_blocking(move || {
+        loop {
+            let mut piece = vec![0; PIECE_BYTES];
+            let read = source.read(&mut piece).map(|n| {
+                piece.truncate(n);
+                piece
+            });
+            let is_last = !matches!(&read, Ok(piece) if !piece.is_empty());
+            if is_last && read.is_ok() || sender.blocking_send(read).is_err() || is_last {
+                return;
+            }
+        }
+    });
+    Body::wrap_stream(futures::stream::unfold(receiver, move |mut receiver| {
+        let bar = bar.clone();
+        async move {
+            let piece = receiver.recv().await?;
+            if let Ok(piece) = &piece {
+                bar.inc(piece.len() as u64);
+            }
+            Some((piece, receiver))
+        }
+    }))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn only_what_happened_is_said() {
+        assert_eq!(counts(&json!({"read": 0})), "0 read");
+        let tally = json!({"read": 3, "created": 2, "replaced": 0, "failed": 1});
+        assert_eq!(counts(&tally), "3 read: 2 created, 1 failed");
+    }
+}

@@ -1,0 +1,201 @@
+//! `granary grains`: the grains of a running server, over HTTP.
+
+mod export;
+mod import;
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::client::{Client, Request, ServerError};
+
+/// Characters of a text that a search shows.
+const SHOWN_TEXT: usize = 80;
+
+/// The flags of `granary grains`.
+#[derive(Clone, Debug, Args)]
+pub struct GrainsArgs {
+    /// The server's address
+    #[arg(long, global = true, env = "GRANARY_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: GrainsVerb,
+}
+
+/// What `granary grains` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum GrainsVerb {
+    /// Write the grains of a file into the server: an export, or one JSON object a line with at least a `text`
+    Import(ImportArgs),
+    /// Write the server's grains into a file, one a line
+    Export(ExportArgs),
+    /// Find grains by meaning and by words
+    Search(SearchArgs),
+    /// Count the grains
+    Count {
+        /// Only those that meet this filter, in JSON
+        #[arg(long, value_name = "JSON")]
+        filter: Option<String>,
+    },
+}
+
+/// The flags of `granary grains import`.
+#[derive(Clone, Debug, Args)]
+pub struct ImportArgs {
+    /// The file, or `-` for standard input
+    pub file: PathBuf,
+    /// What becomes of a line whose id is taken
+    #[arg(long, value_enum, default_value_t = Conflict::Error)]
+    pub on_conflict: Conflict,
+    /// Embed the texts whose vectors are in a space that the server does not know, instead of refusing them
+    #[arg(long)]
+    pub reembed: bool,
+}
+
+/// What becomes of a line whose id is taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Conflict {
+    /// It fails
+    Error,
+    /// The stored grain stays: an import that was cut goes on where it stopped
+    Skip,
+    /// The stored grain becomes what the line says
+    Replace,
+}
+
+/// The flags of `granary grains export`.
+#[derive(Clone, Debug, Args)]
+pub struct ExportArgs {
+    /// The file, or `-` for standard output
+    #[arg(default_value = "-")]
+    pub file: PathBuf,
+    /// Only the grains that meet this filter, in JSON
+    #[arg(long, value_name = "JSON")]
+    pub filter: Option<String>,
+    /// With vectors, so that they need not be computed again elsewhere
+    #[arg(long)]
+    pub vectors: bool,
+}
+
+/// The flags of `granary grains search`.
+#[derive(Clone, Debug, Args)]
+pub struct SearchArgs {
+    /// What to search for
+    pub query: String,
+    /// By meaning, by words, or by both
+    #[arg(long, value_parser = ["dense", "lexical", "hybrid"], default_value = "hybrid")]
+    pub mode: String,
+    /// The most hits
+    #[arg(long, default_value_t = 10)]
+    pub limit: u32,
+    /// Only the grains that meet this filter, in JSON
+    #[arg(long, value_name = "JSON")]
+    pub filter: Option<String>,
+}
+
+/// `granary grains` did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum GrainsError {
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// A filter that is none.
+    #[error("the filter is not JSON, such as '{{\"source\": \"encyclopedia\"}}'")]
+    Filter(#[source] serde_json::Error),
+    /// The file.
+    #[error("the file cannot be read or written")]
+    File(#[source] io::Error),
+    /// Some lines were not imported.
+    #[error("{0} lines were not imported")]
+    Failed(u64),
+    /// The server gave up.
+    #[error("the import stopped before its end: {0}. With `--on-conflict skip` it goes on where it stopped")]
+    Stopped(String),
+    /// The answer has no end.
+    #[error("the connection was cut. With `--on-conflict skip` an import goes on where it stopped")]
+    Cut,
+    /// The process.
+    #[error("cannot start")]
+    Start(#[source] io::Error),
+    /// Nobody takes the output.
+    #[error("the answer cannot be printed")]
+    Print(#[source] io::Error),
+}
+
+/// Does what `args` say and prints to `out` what came of it.
+///
+/// # Errors
+/// What the server refused, in its own words; [`GrainsError::Failed`] when an import did not take every line.
+pub fn run(args: GrainsArgs, out: &mut impl Write) -> Result<(), GrainsError> {
+    let client = Client::new(&args.url)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(GrainsError::Start)?;
+    let ended = runtime.block_on(carry_out(&client, args.verb, out));
+    // Standard input may never end.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn carry_out(client: &Client, verb: GrainsVerb, out: &mut impl Write) -> Result<(), GrainsError> {
+    match verb {
+        GrainsVerb::Import(args) => import::run(client, args, out).await,
+        GrainsVerb::Export(args) => export::run(client, args, out).await,
+        GrainsVerb::Search(args) => {
+            let body =
+                json!({"query": args.query, "mode": args.mode, "limit": args.limit, "filter": filter(args.filter)?});
+            let found = client.ask(Request::json(Method::POST, &["grains", "search"], &body)).await?;
+            print(out, &hits(&found))
+        }
+        GrainsVerb::Count { filter: text } => {
+            let body = json!({"filter": filter(text)?});
+            let counted = client.ask(Request::json(Method::POST, &["grains", "count"], &body)).await?;
+            print(out, &format!("{}\n", counted["count"]))
+        }
+    }
+}
+
+fn filter(text: Option<String>) -> Result<Option<Value>, GrainsError> {
+    text.map(|text| serde_json::from_str(&text).map_err(GrainsError::Filter)).transpose()
+}
+
+fn print(out: &mut impl Write, text: &str) -> Result<(), GrainsError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(GrainsError::Print(error)),
+        _ => Ok(()),
+    }
+}
+
+/// One line a hit, best first, and one for each space that was not searched.
+fn hits(found: &Value) -> String {
+    let hit = |hit: &Value| {
+        let text = hit["grain"]["text"].as_str().unwrap_or_default();
+        let words: Vec<&str> = text.split_whitespace().collect();
+        let shown: String = words.join(" ").chars().take(SHOWN_TEXT).collect();
+        format!("{:.4}  {}  {shown}\n", hit["score"].as_f64().unwrap_or_default(), text_of(&hit["grain"]["id"]))
+    };
+    let missed = |space: &&Value| space["searched"] == false;
+    let reason =
+        |space: &Value| format!("space {} was not searched: {}\n", text_of(&space["space"]), text_of(&space["reason"]));
+    let list = |key: &str| found[key].as_array().map(Vec::as_slice).unwrap_or_default();
+    list("hits").iter().map(hit).chain(list("spaces").iter().filter(missed).map(reason)).collect()
+}
+
+fn text_of(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hits_are_lines_and_spaces_left_out_are_named() {
+        let found = json!({
+            "hits": [{"grain": {"id": "a", "text": "Wheat\n is a  grass."}, "score": 0.5}],
+            "spaces": [{"space": "0123456789abcdef", "searched": false, "reason": "why"}, {"searched": true}]});
+        assert_eq!(hits(&found), "0.5000  a  Wheat is a grass.\nspace 0123456789abcdef was not searched: why\n");
+    }
+}

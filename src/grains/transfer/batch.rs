@@ -1,0 +1,392 @@
+//! A batch of an import's lines on its way to the store: looked up, embedded, committed.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use tokio::sync::Mutex;
+
+use super::super::error::{GrainError, Refusal};
+use super::super::service::{Grains, now_us};
+use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Numbered};
+use super::super::vector::unit;
+use super::super::writing::{Plan, Planned, SuppliedVector, TEXTS_AT_ONCE, TRIES, check_content};
+use super::import::{ImportOptions, OnConflict, UnknownVectors};
+use super::lines::ImportGrain;
+use crate::domain::{Grain, GrainId, ModelName, SpaceId};
+use crate::engine::{EngineError, Priority};
+use crate::models::ModelError;
+
+/// Lines that are written together at most.
+pub(super) const BATCH_LINES: usize = TEXTS_AT_ONCE;
+
+/// Bytes of lines from which on a batch is full, however few they are.
+const BATCH_BYTES: usize = 8 << 20;
+
+/// The longest pause before something that is refused only for now is tried again, and the shortest.
+const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+/// A grain to take in, with the id it is to have.
+#[derive(Debug)]
+pub(super) struct Line {
+    pub(super) number: u64,
+    pub(super) id: GrainId,
+    pub(super) grain: ImportGrain,
+}
+
+/// Lines to be written together.
+#[derive(Default)]
+pub(super) struct Lines {
+    lines: Vec<Line>,
+    n_bytes: usize,
+}
+
+impl Lines {
+    pub(super) fn push(&mut self, line: Line, size: usize) {
+        self.lines.push(line);
+        self.n_bytes += size;
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.lines.is_empty()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        self.lines.len() >= BATCH_LINES || self.n_bytes >= BATCH_BYTES
+    }
+
+    pub(super) fn take(&mut self) -> Vec<Line> {
+        self.n_bytes = 0;
+        std::mem::take(&mut self.lines)
+    }
+}
+
+/// What became of a line.
+#[derive(Debug)]
+pub(super) struct Verdict {
+    pub(super) number: u64,
+    pub(super) id: GrainId,
+    pub(super) fate: Fate,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    Created,
+    Replaced,
+    Unchanged,
+    Skipped,
+    Failed(Refusal),
+}
+
+/// Lines with their vectors, to be committed.
+pub(super) struct Prepared {
+    groups: Vec<Group>,
+    verdicts: Vec<Verdict>,
+    /// Their ids are those of earlier lines: they come after them, one by one.
+    repeated: Vec<Line>,
+}
+
+/// Lines whose vectors come from one place.
+struct Group {
+    source: VectorSource,
+    lines: Vec<Line>,
+    planned: Vec<Result<Planned, GrainError>>,
+    changes: Vec<Change>,
+    /// The model that must still be active at the commit.
+    while_active: Option<ModelName>,
+}
+
+/// Where vectors come from.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum VectorSource {
+    /// No model: they are there.
+    AtHand,
+    /// The active model.
+    Active,
+    /// The model that the line names.
+    Named(String),
+}
+
+/// Writes the batches of one import.
+pub(super) struct Writer {
+    pub(super) grains: Grains,
+    pub(super) options: ImportOptions,
+    /// Spaces that were looked for, with the model that was said to make each: models are loaded once for that, and
+    /// whoever asks meanwhile waits for the answer.
+    pub(super) sought: Mutex<HashSet<(SpaceId, Option<String>)>>,
+}
+
+impl Writer {
+    /// Looks the lines up and makes their vectors. `ahead` are the ids of lines before them that are not written yet.
+    ///
+    /// # Errors
+    /// What concerns all lines, not one: the database, the active model.
+    pub(super) async fn prepare(&self, lines: Vec<Line>, mut ahead: HashSet<GrainId>) -> Result<Prepared, GrainError> {
+        let (first, repeated): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| ahead.insert(line.id.clone()));
+        let found = self.grains.with_ids(first.iter().map(|line| line.id.clone()).collect()).await?;
+        let vectors = self.vectors_to_compare(&first, &found).await?;
+        let mut found: HashMap<GrainId, Found> = found
+            .into_iter()
+            .map(|Numbered { number, grain }| {
+                (grain.id.clone(), Found { number, grain, vector: vectors.get(&number).cloned() })
+            })
+            .collect();
+        let mut prepared = Prepared { groups: Vec::new(), verdicts: Vec::new(), repeated };
+        let mut groups: HashMap<VectorSource, Group> = HashMap::new();
+        for mut line in first {
+            let found = found.remove(&line.id);
+            match self.plan(&mut line, found).await? {
+                Ok(planned) => {
+                    let group = groups.entry(VectorSource::of(&planned.vector)).or_insert_with_key(Group::new);
+                    group.lines.push(line);
+                    group.planned.push(Ok(planned));
+                }
+                Err(fate) => prepared.verdicts.push(Verdict { number: line.number, id: line.id, fate }),
+            }
+        }
+        for mut group in groups.into_values() {
+            match self.embed(&mut group).await {
+                Ok(()) => prepared.groups.push(group),
+                // A model that only some lines name is their matter.
+                Err(error @ GrainError::Model(_)) if matches!(group.source, VectorSource::Named(_)) => {
+                    let refusal = error.refusal();
+                    prepared.verdicts.extend(group.lines.into_iter().map(|line| line.failed(refusal.clone())));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(prepared)
+    }
+
+    /// Commits what was prepared. Nothing else of this import is committed meanwhile.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`].
+    pub(super) async fn write(&self, mut prepared: Prepared) -> Result<Vec<Verdict>, GrainError> {
+        let mut one_by_one = std::mem::take(&mut prepared.repeated);
+        let (mut verdicts, stale) = self.commit(prepared).await?;
+        one_by_one.extend(stale);
+        one_by_one.sort_by_key(|line| line.number);
+        for line in one_by_one {
+            verdicts.push(self.write_alone(line).await?);
+        }
+        Ok(verdicts)
+    }
+
+    /// Writes a line on what is there by now.
+    async fn write_alone(&self, mut line: Line) -> Result<Verdict, GrainError> {
+        for _ in 0..TRIES {
+            let prepared = self.prepare(vec![line], HashSet::new()).await?;
+            let (mut verdicts, mut stale) = self.commit(prepared).await?;
+            match (verdicts.pop(), stale.pop()) {
+                (_, Some(again)) => line = again,
+                (Some(verdict), None) => return Ok(verdict),
+                // Each line has a verdict or is stale.
+                (None, None) => return Err(self.grains.model_keeps_moving()),
+            }
+        }
+        let refusal = GrainError::Contended(line.id.clone()).refusal();
+        Ok(line.failed(refusal))
+    }
+
+    /// The stored vectors of grains that a line would replace with one of its own.
+    async fn vectors_to_compare(
+        &self,
+        lines: &[Line],
+        found: &[Numbered],
+    ) -> Result<HashMap<i64, Vec<f32>>, GrainError> {
+        let bring: HashSet<&GrainId> =
+            lines.iter().filter(|line| line.grain.draft.vector.is_some()).map(|line| &line.id).collect();
+        let numbers: Vec<i64> =
+            found.iter().filter(|found| bring.contains(&found.grain.id)).map(|found| found.number).collect();
+        if self.options.on_conflict != OnConflict::Replace || numbers.is_empty() {
+            return Ok(HashMap::new());
+        }
+        let stored = self.grains.store.served_vectors(numbers).await?;
+        Ok(stored.into_iter().map(|(number, stored)| (number, stored.vector)).collect())
+    }
+
+    /// What must be written for a line, or what becomes of it without a write.
+    async fn plan(&self, line: &mut Line, found: Option<Found>) -> Result<Result<Planned, Fate>, GrainError> {
+        let refused = |error: GrainError| Ok(Err(Fate::Failed(error.refusal())));
+        match (&found, self.options.on_conflict) {
+            (Some(_), OnConflict::Skip) => return Ok(Err(Fate::Skipped)),
+            (Some(_), OnConflict::Error) => return refused(GrainError::Taken(line.id.clone())),
+            (Some(_), OnConflict::Replace) => {}
+            // A new id has the form that ids have; an old one may have any.
+            (None, _) => {
+                if let Err(error) = GrainId::parse(line.id.as_str()) {
+                    return refused(error.into());
+                }
+            }
+        }
+        if let Err(error) = check_content(&line.grain.draft.content, self.grains.limits) {
+            return refused(error);
+        }
+        if let Some(space) = line.grain.draft.vector.as_ref().map(|supplied| supplied.space.clone())
+            && !self.is_known(&space, line.grain.made_by.as_deref()).await?
+        {
+            match self.options.unknown_vectors {
+                UnknownVectors::Refuse => return refused(GrainError::UnknownSpace(space)),
+                UnknownVectors::Reembed => line.grain.draft.vector = None,
+            }
+        }
+        let draft = line.grain.draft.clone();
+        let Some(Found { number, grain, vector }) = found else {
+            return Ok(Ok(Planned {
+                id: line.id.clone(),
+                expected: Expected::Absent,
+                content: draft.content,
+                created_at: line.grain.created_at.clone(),
+                vector: draft.vector.map_or(Plan::Embed(draft.model), Plan::Supplied),
+            }));
+        };
+        if let Some(supplied) = &draft.vector
+            && draft.content == grain.content
+            && is_same_vector(supplied, &grain, vector.as_deref())
+        {
+            return Ok(Err(Fate::Unchanged));
+        }
+        let names_model = draft.model.is_some();
+        match self.grains.change_of(Numbered { number, grain }, draft).await {
+            Ok(changed) => Ok(changed.map_err(|_| Fate::Unchanged)),
+            Err(error @ GrainError::Model(_)) if names_model && pause_before_retry(&error).is_none() => refused(error),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Whether vectors of a space can be kept: it is recorded, or a model that makes it is here.
+    async fn is_known(&self, space: &SpaceId, made_by: Option<&str>) -> Result<bool, GrainError> {
+        if self.grains.ledger.space(space).await?.is_some() {
+            return Ok(true);
+        }
+        let mut sought = self.sought.lock().await;
+        if !sought.insert((space.clone(), made_by.map(str::to_owned))) {
+            return Ok(self.grains.ledger.space(space).await?.is_some());
+        }
+        // A model that was never loaded has not shown its space yet.
+        let models = &self.grains.models;
+        for name in made_by.into_iter().filter_map(|word| models.resolve(Some(word)).ok()).chain([models.active()]) {
+            while let Err(error) = models.lease(&name).await.map_err(GrainError::Model) {
+                let Some(pause) = pause_before_retry(&error) else { break };
+                tokio::time::sleep(pause).await;
+            }
+            if self.grains.ledger.space(space).await?.is_some() {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Makes a group's vectors, waiting while the model is loading or its queue is full.
+    async fn embed(&self, group: &mut Group) -> Result<(), GrainError> {
+        loop {
+            match self.grains.embed(&mut group.planned, Atomicity::Each, Priority::Background).await {
+                Ok((changes, active)) => {
+                    (group.changes, group.while_active) = (changes, active);
+                    return Ok(());
+                }
+                Err(error) => match pause_before_retry(&error) {
+                    Some(pause) => tokio::time::sleep(pause).await,
+                    None => return Err(error),
+                },
+            }
+        }
+    }
+
+    /// Commits each group. Answers what became of the lines, and those that others were quicker with.
+    async fn commit(&self, prepared: Prepared) -> Result<(Vec<Verdict>, Vec<Line>), GrainError> {
+        let Prepared { groups, mut verdicts, repeated: mut stale } = prepared;
+        for mut group in groups {
+            let applied = self.commit_group(&mut group).await?;
+            let mut applied = applied.into_iter();
+            for (line, planned) in group.lines.into_iter().zip(group.planned) {
+                let fate = match planned {
+                    Err(error) => Fate::Failed(error.refusal()),
+                    Ok(planned) => match applied.next() {
+                        Some(Applied::Written(_)) if planned.expected == Expected::Absent => Fate::Created,
+                        Some(Applied::Written(_)) => Fate::Replaced,
+                        Some(Applied::Stale(_)) | None => {
+                            stale.push(line);
+                            continue;
+                        }
+                    },
+                };
+                verdicts.push(Verdict { number: line.number, id: line.id, fate });
+            }
+        }
+        Ok((verdicts, stale))
+    }
+
+    async fn commit_group(&self, group: &mut Group) -> Result<Vec<Applied>, GrainError> {
+        for _ in 0..TRIES {
+            if group.changes.is_empty() {
+                return Ok(Vec::new());
+            }
+            let batch = Batch {
+                changes: std::mem::take(&mut group.changes),
+                atomicity: Atomicity::Each,
+                while_active: group.while_active.take(),
+                receipt: None,
+                now_us: now_us(),
+            };
+            if let Committed::Applied(applied) = self.grains.commit(batch).await? {
+                return Ok(applied);
+            }
+            // Another model is active by now.
+            self.embed(group).await?;
+        }
+        Err(self.grains.model_keeps_moving())
+    }
+}
+
+/// A stored grain, and the vector it is served by if a line brings another.
+struct Found {
+    number: i64,
+    grain: Grain,
+    vector: Option<Vec<f32>>,
+}
+
+impl Group {
+    fn new(source: &VectorSource) -> Self {
+        let source = source.clone();
+        Self { source, lines: Vec::new(), planned: Vec::new(), changes: Vec::new(), while_active: None }
+    }
+}
+
+impl VectorSource {
+    fn of(plan: &Plan) -> Self {
+        match plan {
+            Plan::Keep | Plan::Supplied(_) => Self::AtHand,
+            Plan::Embed(None) => Self::Active,
+            Plan::Embed(Some(word)) => Self::Named(word.clone()),
+        }
+    }
+}
+
+impl Line {
+    fn failed(self, refusal: Refusal) -> Verdict {
+        Verdict { number: self.number, id: self.id, fate: Fate::Failed(refusal) }
+    }
+}
+
+/// Whether a grain is served by the vector that a line brings, and the same is known of it.
+fn is_same_vector(supplied: &SuppliedVector, grain: &Grain, stored: Option<&[f32]>) -> bool {
+    let (Some(served), Some(stored)) = (&grain.provenance, stored) else { return false };
+    let is_same = match &supplied.known {
+        Some(known) => known == served && supplied.vector == stored,
+        None => served.space == supplied.space && unit(&supplied.vector) == stored,
+    };
+    is_same && !supplied.verify
+}
+
+/// How long to wait before an error may have passed by itself; `None` when it will not.
+fn pause_before_retry(error: &GrainError) -> Option<Duration> {
+    match error {
+        GrainError::Model(ModelError::Loading { .. } | ModelError::Engine(EngineError::Closed)) => Some(SHORTEST_PAUSE),
+        GrainError::Model(ModelError::Engine(EngineError::Overloaded { retry_after, .. })) => {
+            Some((*retry_after).clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
+        }
+        _ => None,
+    }
+}

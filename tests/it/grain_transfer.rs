@@ -1,0 +1,474 @@
+//! Grains move from one server to another, and come in from files of any length, line by line.
+
+use std::io::Write;
+use std::process::{Command, Output, Stdio};
+use std::time::Duration;
+
+use futures::{StreamExt, stream};
+use reqwest::{Body, Method};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::helpers::{Answer, Process, TINY, TestApp, client, data_dir, send, vector_of, with_tiny};
+
+const NDJSON: &str = "application/x-ndjson";
+
+/// What an import answered.
+#[derive(Debug)]
+struct Imported {
+    /// Failed lines: number, id, code, detail.
+    failed: Vec<(u64, Option<String>, String, String)>,
+    /// Why it stopped, by code.
+    stopped: Option<String>,
+    end: Value,
+}
+
+impl Imported {
+    fn of(answer: &Answer) -> Self {
+        assert_eq!((answer.status.as_u16(), answer.content_type()), (200, NDJSON), "{}", answer.text);
+        let (mut failed, mut stopped, mut end) = (Vec::new(), None, Value::Null);
+        for line in answer.text.lines() {
+            assert!(end.is_null(), "a line after the end: {line}");
+            let said: Value = serde_json::from_str(line).expect("JSON");
+            let word = |value: &Value| value.as_str().map(str::to_owned);
+            let problem = &said["error"]["problem"];
+            if let Some(number) = said["error"]["line"].as_u64() {
+                let code = word(&problem["code"]).expect("a code");
+                failed.push((number, word(&said["error"]["id"]), code, word(&problem["detail"]).expect("a sentence")));
+            } else if said["error"].is_object() {
+                stopped = word(&problem["code"]);
+            } else if said["end"].is_object() {
+                end = said["end"].clone();
+            } else {
+                assert!(said["progress"]["read"].is_u64(), "{line}");
+            }
+        }
+        assert!(!end.is_null(), "no end: {}", answer.text);
+        Self { failed, stopped, end }
+    }
+
+    /// Lines read, created, replaced, unchanged, skipped, failed.
+    fn counts(&self) -> [u64; 6] {
+        ["read", "created", "replaced", "unchanged", "skipped", "failed"]
+            .map(|word| self.end[word].as_u64().unwrap_or_else(|| panic!("no `{word}`: {}", self.end)))
+    }
+
+    fn assert_whole(self, counts: [u64; 6]) {
+        assert_eq!(
+            (self.counts(), &self.end["complete"], self.stopped),
+            (counts, &json!(true), None),
+            "{:?}",
+            self.failed
+        );
+    }
+}
+
+async fn import(app: &TestApp, query: &str, body: impl Into<Body>) -> Imported {
+    let request = app.request(Method::POST, &format!("/grains/import{query}")).header("content-type", NDJSON);
+    Imported::of(&send(request.body(body)).await)
+}
+
+async fn export(app: &TestApp, body: Value) -> String {
+    let answer = app.post("/grains/export", body).await;
+    assert_eq!((answer.status.as_u16(), answer.content_type()), (200, NDJSON), "{}", answer.text);
+    let last: Value = serde_json::from_str(answer.text.lines().last().expect("a line")).expect("JSON");
+    let n_grains = answer.text.lines().filter(|line| line.starts_with("{\"id\"")).count();
+    assert_eq!(last, json!({"end": {"grains": n_grains}}));
+    answer.text
+}
+
+/// All grains with their vectors, by id, without what another server may have otherwise: versions and times of changes.
+async fn grains(app: &TestApp) -> Vec<Value> {
+    let exported = export(app, json!({"include": ["vector"]})).await;
+    let lines = exported.lines().map(|line| serde_json::from_str::<Value>(line).expect("JSON"));
+    let mut grains: Vec<Value> = lines.filter(|line| line["id"].is_string()).collect();
+    for grain in &mut grains {
+        let grain = grain.as_object_mut().expect("a grain");
+        assert!(grain.remove("version").is_some() && grain.remove("updated_at").is_some());
+    }
+    grains.sort_by_key(|grain| grain["id"].as_str().map(str::to_owned));
+    grains
+}
+
+fn lines(values: impl IntoIterator<Item = Value>) -> String {
+    values.into_iter().map(|value| format!("{value}\n")).collect()
+}
+
+fn numbered(numbers: std::ops::Range<usize>) -> impl Iterator<Item = Value> {
+    numbers.map(|n| json!({"id": format!("g{n}"), "text": format!("text number {n}"), "tags": ["numbered"]}))
+}
+
+async fn count(app: &TestApp) -> u64 {
+    app.post("/grains/count", json!({})).await.ok()["count"].as_u64().expect("a count")
+}
+
+/// Texts that were embedded for grains in this process, whichever server it was.
+async fn texts_embedded(app: &TestApp) -> f64 {
+    let metrics = app.get("/metrics").await.text;
+    let values = metrics.lines().filter(|line| line.starts_with("granary_texts_total{"));
+    values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+}
+
+async fn start() -> TestApp {
+    TestApp::start_with(&with_tiny(&[])).await
+}
+
+#[tokio::test]
+async fn an_export_with_vectors_makes_another_server_the_same_without_embedding() {
+    let from = start().await;
+    let space = from.post("/spaces", json!({"name": "ours", "dimensions": 3})).await.ok()["id"].clone();
+    let tiny = from.post("/models/tiny/load", json!({})).await.ok()["space"].clone();
+    import(&from, "", lines(numbered(0..300))).await.assert_whole([300, 300, 0, 0, 0, 0]);
+    let attributes = json!({"year": 2024, "ratio": 0.1, "nested": {"b": [1, "ü", null], "a": true}});
+    let others = [
+        json!({"id": "rich", "text": "\u{1F33E} wheat\n\"quoted\" \\ \u{7}", "source": "s", "attributes": attributes}),
+        json!({"id": "long", "text": "word ".repeat(500), "created_at": "2001-02-03T04:05:06.5Z"}),
+        json!({"id": "ours", "text": "made elsewhere", "vector": [1.0, -2.5, 3.25], "space": space}),
+        json!({"id": "given", "text": "brought along", "vector": vec![0.3; 32], "space": tiny}),
+    ];
+    import(&from, "", lines(others)).await.assert_whole([4, 4, 0, 0, 0, 0]);
+    let before = grains(&from).await;
+    assert_eq!(before.len(), 304);
+    let by_id = |id: &str| before.iter().find(|grain| grain["id"] == id).expect("a grain");
+    assert_eq!(
+        (&by_id("long")["meta"]["truncated"], &by_id("g0")["meta"]["origin"]),
+        (&json!(true), &json!("computed"))
+    );
+    assert_eq!((&by_id("ours")["meta"]["space"], &by_id("given")["meta"]["origin"]), (&space, &json!("supplied")));
+    assert_eq!(by_id("long")["created_at"], "2001-02-03T04:05:06.5Z");
+    let exported = export(&from, json!({"include": ["vector"]})).await;
+    let head: Vec<Value> = exported.lines().take(2).map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let mut names: Vec<_> =
+        head.iter().map(|line| (line["space"]["id"].clone(), line["space"]["name"].clone())).collect();
+    names.sort_by_key(|(id, _)| *id == space);
+    assert_eq!(names, [(tiny, Value::Null), (space.clone(), json!("ours"))]);
+    from.stop().await;
+
+    // Its model makes the space, though it may not be loaded yet.
+    let to = start().await;
+    let n_before = texts_embedded(&to).await;
+    import(&to, "", exported.clone()).await.assert_whole([304, 304, 0, 0, 0, 0]);
+    assert!((texts_embedded(&to).await - n_before).abs() < 0.5, "texts were embedded again");
+    assert_eq!(grains(&to).await, before);
+
+    // A second time, nothing differs; and they are found.
+    import(&to, "?on_conflict=replace", exported).await.assert_whole([304, 0, 0, 304, 0, 0]);
+    assert!((texts_embedded(&to).await - n_before).abs() < 0.5, "texts were embedded again");
+    let query = json!({"vector": [1.0, -2.5, 3.25], "space": space, "mode": "dense"});
+    let found = to.post("/grains/search", query).await.ok();
+    assert_eq!(found["hits"][0]["grain"]["id"], "ours");
+    to.stop().await;
+}
+
+#[tokio::test]
+async fn an_export_without_vectors_is_embedded_again_and_a_filter_chooses() {
+    let from = start().await;
+    import(&from, "", lines(numbered(0..5))).await.assert_whole([5, 5, 0, 0, 0, 0]);
+    import(&from, "", lines([json!({"id": "other", "text": "other"})])).await.assert_whole([1, 1, 0, 0, 0, 0]);
+    let exported = export(&from, json!({"filter": {"tags": {"any": ["numbered"]}}})).await;
+    assert!(!exported.contains("\"vector\"") && !exported.contains("\"other\""), "{exported}");
+    from.stop().await;
+    let to = start().await;
+    import(&to, "", exported).await.assert_whole([5, 5, 0, 0, 0, 0]);
+    let grain = to.get("/grains/g3?include=vector").await.ok();
+    assert_eq!((&grain["meta"]["embedding_model"], &grain["meta"]["tags"]), (&json!(TINY), &json!(["numbered"])));
+    assert_eq!(vector_of(&grain["vector"]).len(), 32);
+    to.stop().await;
+}
+
+#[tokio::test]
+async fn a_vector_of_an_unknown_space_is_refused_or_embedded_again() {
+    let app = start().await;
+    let shown = json!({"id": "a", "text": "a text", "vector": [1.0, 2.0], "meta": {"space": "0123456789abcdef",
+        "origin": "computed", "embedding_model": "unknown", "tags": ["t"]}});
+    let flat = json!({"id": "b", "text": "another", "vector": [1.0, 2.0], "space": "0123456789abcdef"});
+    let body = lines([shown, flat]);
+    let refused = import(&app, "", body.clone()).await;
+    assert_eq!(refused.counts(), [2, 0, 0, 0, 0, 2]);
+    let (line, id, code, detail) = &refused.failed[0];
+    assert_eq!((*line, id.as_deref(), code.as_str()), (1, Some("a"), "invalid_request"));
+    assert!(detail.contains("0123456789abcdef") && detail.contains("reembed=true"), "{detail}");
+    import(&app, "?reembed=true", body).await.assert_whole([2, 2, 0, 0, 0, 0]);
+    let grain = app.get("/grains/a").await.ok();
+    assert_eq!((&grain["meta"]["embedding_model"], &grain["meta"]["tags"]), (&json!(TINY), &json!(["t"])));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn manifests_make_declared_spaces_known_if_they_are_whole() {
+    let app = start().await;
+    let manifest = json!({"declared": "theirs", "dimensions": 2});
+    let line = |fingerprint: &str| json!({"space": {"fingerprint": fingerprint, "manifest": manifest}});
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 2})).await;
+    assert_eq!(declared.status, 201);
+    let again = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 2})).await;
+    assert_eq!((again.status.as_u16(), again.json()), (200, declared.json()));
+    let otherwise = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 3})).await.problem();
+    assert_eq!((otherwise.0, otherwise.1.as_str()), (409, "conflict"));
+    assert_eq!(app.post("/spaces", json!({"name": "no good", "dimensions": 3})).await.problem().0, 422);
+    assert_eq!(app.post("/spaces", json!({"name": "good", "dimensions": 0})).await.problem().0, 422);
+
+    let refused = import(&app, "", lines([line(&"0".repeat(64))])).await;
+    assert_eq!((refused.failed[0].0, refused.failed[0].2.as_str()), (1, "invalid_request"));
+    let fingerprint = crate::helpers::sha256(manifest.to_string().as_bytes());
+    let grain = json!({"id": "a", "text": "a text", "vector": [3.0, 4.0], "space": fingerprint[..16]});
+    import(&app, "", lines([line(&fingerprint), grain])).await.assert_whole([1, 1, 0, 0, 0, 0]);
+    let spaces = app.get("/spaces").await.ok();
+    let theirs = spaces["spaces"].as_array().expect("spaces").iter().find(|space| space["name"] == "theirs");
+    assert_eq!(theirs.map(|space| (&space["grains"], &space["models"])), Some((&json!(1), &json!([]))), "{spaces}");
+
+    // It is searched by vector; a text has no way into it.
+    let query = json!({"query": "a text", "mode": "dense"});
+    let found = app.post("/grains/search", query).await.ok();
+    assert_eq!((&found["hits"], &found["spaces"][0]["searched"]), (&json!([]), &json!(false)), "{found}");
+    assert!(found["spaces"][0]["reason"].as_str().is_some_and(|reason| reason.contains("send a vector")), "{found}");
+    let wrong = json!({"id": "b", "text": "a text", "vector": [3.0], "space": fingerprint[..16]});
+    assert_eq!(import(&app, "", lines([wrong])).await.failed[0].2, "invalid_request");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_taken_id_is_an_error_or_skipped_or_replaced() {
+    let app = start().await;
+    import(&app, "", lines(numbered(0..3))).await.assert_whole([3, 3, 0, 0, 0, 0]);
+    let body = || {
+        let mut values: Vec<Value> = numbered(0..4).collect();
+        values[1]["tags"] = json!(["changed"]);
+        values[2]["text"] = json!("another text");
+        lines(values)
+    };
+    let refused = import(&app, "", body()).await;
+    assert_eq!(refused.counts(), [4, 1, 0, 0, 0, 3]);
+    assert!(refused.failed.iter().all(|(.., code, _)| code == "conflict"), "{:?}", refused.failed);
+    import(&app, "?on_conflict=skip", body()).await.assert_whole([4, 0, 0, 0, 4, 0]);
+    assert_eq!(app.get("/grains/g2").await.ok()["version"], 1);
+
+    let n_before = texts_embedded(&app).await;
+    import(&app, "?on_conflict=replace", body()).await.assert_whole([4, 0, 2, 2, 0, 0]);
+    assert!((texts_embedded(&app).await - n_before - 1.0).abs() < 0.5, "only the changed text is embedded");
+    let changed = app.get("/grains/g1").await.ok();
+    assert_eq!((&changed["version"], &changed["meta"]["tags"]), (&json!(2), &json!(["changed"])));
+    assert_eq!(app.get("/grains/g2").await.ok()["text"], "another text");
+    for (query, param) in [("?on_conflict=maybe", "on_conflict"), ("?reembed=1", "reembed")] {
+        let request = app.request(Method::POST, &format!("/grains/import{query}")).header("content-type", NDJSON);
+        let (status, _, detail) = send(request.body("")).await.problem();
+        assert!(status == 422 && detail.contains(param), "{detail}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn of_lines_with_one_id_the_later_comes_after_the_earlier() {
+    let app = start().await;
+    import(&app, "", lines([json!({"id": "x", "text": "first"})])).await.assert_whole([1, 1, 0, 0, 0, 0]);
+    // Among others, so that they stand in different batches too; the last is what is stored already.
+    let line = |text: &str| json!({"id": "x", "text": text});
+    let values = || {
+        let first = [line("second"), line("third")].into_iter().chain(numbered(0..300)).chain([line("fourth")]);
+        first.chain(numbered(300..600)).chain([line("first")])
+    };
+    import(&app, "?on_conflict=replace", lines(values())).await.assert_whole([604, 600, 4, 0, 0, 0]);
+    let grain = app.get("/grains/x").await.ok();
+    assert_eq!((&grain["text"], &grain["version"]), (&json!("first"), &json!(5)));
+    let found = app.post("/grains/search", json!({"query": "fourth", "mode": "lexical"})).await.ok();
+    assert_eq!(found["hits"], json!([]));
+    let twice = import(&app, "", lines([json!({"id": "y", "text": "a"}), json!({"id": "y", "text": "b"})])).await;
+    assert_eq!((twice.counts(), twice.failed[0].0), ([2, 1, 0, 0, 0, 1], 2));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
+    let app = TestApp::start_with(&format!("[grains]\nmax_text = \"1KiB\"\n{}", with_tiny(&["tiny-bad-vocab"]))).await;
+    let body = [
+        r#"{"id": "good", "text": "good"}"#.to_owned(),
+        "not JSON".to_owned(),
+        String::new(),
+        r#"{"id": "no good", "text": "a bad id"}"#.to_owned(),
+        r#"{"id": "no-text"}"#.to_owned(),
+        r#"{"id": "typed", "text": 7}"#.to_owned(),
+        json!({"id": "long", "text": "x".repeat(1025)}).to_string(),
+        json!({"id": "longer", "text": "x".repeat(2 << 20)}).to_string(),
+        r#"{"id": "half", "text": "a vector without its space", "vector": [1]}"#.to_owned(),
+        r#"{"id": "nobody", "text": "a model that is not there", "model": "nobody"}"#.to_owned(),
+        r#"{"id": "broken", "text": "a model that cannot be loaded", "model": "tiny-bad-vocab"}"#.to_owned(),
+        r#"{"end": {"grains": 7}}"#.to_owned(),
+        r#"{"id": "last", "text": "the last, without an end of its line"}"#.to_owned(),
+    ];
+    let mut imported = import(&app, "", body.join("\n")).await;
+    imported.failed.sort();
+    let failed: Vec<_> =
+        imported.failed.iter().map(|(line, id, code, _)| (*line, id.as_deref(), code.as_str())).collect();
+    assert_eq!(
+        failed,
+        [
+            (2, None, "malformed_json"),
+            (4, Some("no good"), "invalid_request"),
+            (5, Some("no-text"), "invalid_request"),
+            (6, Some("typed"), "invalid_request"),
+            (7, Some("long"), "invalid_request"),
+            (8, None, "body_too_large"),
+            (9, Some("half"), "invalid_request"),
+            (10, Some("nobody"), "model_not_found"),
+            (11, Some("broken"), "store_unavailable"),
+            (12, None, "invalid_request"),
+        ],
+        "{imported:?}"
+    );
+    assert_eq!((imported.counts(), &imported.end["complete"]), ([11, 2, 0, 0, 0, 10], &json!(true)));
+    assert_eq!(count(&app).await, 2);
+    let refused = send(app.request(Method::POST, "/grains/import").json(&json!({"text": "a"}))).await.problem();
+    assert_eq!((refused.0, refused.1.as_str()), (415, "content_type"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_may_be_larger_than_other_bodies_and_goes_on_where_it_was_cut() {
+    let app = TestApp::start_with(&format!("[server]\nmax_body = \"4KiB\"\n{}", with_tiny(&[]))).await;
+    let whole = lines(numbered(0..2000));
+    assert!(whole.len() > 100 << 10);
+    // The connection breaks in the middle of a line.
+    let half = whole[..whole.len() / 2 + 7].to_owned();
+    let pieces = stream::iter([Ok(half)]).chain(stream::once(async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        Err(std::io::Error::other("cut"))
+    }));
+    let request = app.request(Method::POST, "/grains/import").header("content-type", NDJSON);
+    let cut = request.body(Body::wrap_stream(pieces)).send().await;
+    let cut = match cut {
+        Ok(response) => response.text().await.is_err(),
+        Err(_) => true,
+    };
+    assert!(cut, "the client's own connection broke");
+    // What had arrived is written, or not, as far as the server was when its caller had gone.
+    let (mut n_written, mut n_same) = (0, 0);
+    while n_same < 10 || n_written == 0 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        let now = count(&app).await;
+        n_same = if now == n_written { n_same + 1 } else { 0 };
+        n_written = now;
+    }
+    assert!(n_written < 1100, "{n_written}");
+    let n_before = texts_embedded(&app).await;
+    import(&app, "?on_conflict=skip", whole).await.assert_whole([2000, 2000 - n_written, 0, 0, n_written, 0]);
+    assert!(
+        (texts_embedded(&app).await - n_before - (2000 - n_written) as f64).abs() < 0.5,
+        "nothing is embedded twice"
+    );
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn lines_that_come_slowly_are_written_while_the_body_goes_on() {
+    let app = start().await;
+    let (sender, receiver) = futures::channel::mpsc::unbounded::<Result<String, std::io::Error>>();
+    let request = app.request(Method::POST, "/grains/import").header("content-type", NDJSON);
+    let answer = send(request.body(Body::wrap_stream(receiver)));
+    let writer = async {
+        sender.unbounded_send(Ok(lines(numbered(0..3)))).expect("sent");
+        while count(&app).await < 3 {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        sender.unbounded_send(Ok(lines(numbered(3..4)))).expect("sent");
+        drop(sender);
+    };
+    let (answer, ()) = futures::join!(answer, writer);
+    assert!(answer.text.contains("\"progress\""), "{}", answer.text);
+    Imported::of(&answer).assert_whole([4, 4, 0, 0, 0, 0]);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_that_stops_ends_its_imports_in_order() {
+    let app = start().await;
+    let (sender, receiver) = futures::channel::mpsc::unbounded::<Result<String, std::io::Error>>();
+    let request = app.request(Method::POST, "/grains/import").header("content-type", NDJSON);
+    let answer = send(request.body(Body::wrap_stream(receiver)));
+    let stop = async {
+        sender.unbounded_send(Ok(lines(numbered(0..300)))).expect("sent");
+        while count(&app).await < 256 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        app.stop().await;
+        drop(sender);
+    };
+    let (answer, ()) = futures::join!(answer, stop);
+    let imported = Imported::of(&answer);
+    assert_eq!((imported.counts(), imported.stopped.as_deref()), ([300, 300, 0, 0, 0, 0], Some("store_unavailable")));
+    assert_eq!(imported.end["complete"], false);
+}
+
+/// A server as a process of its own, and the command line against it.
+struct Server {
+    url: String,
+    _process: Process,
+    folder: TempDir,
+}
+
+impl Server {
+    fn start() -> Self {
+        let folder = TempDir::new().expect("a folder");
+        fs_err::write(folder.path().join("granary.toml"), with_tiny(&[])).expect("written");
+        let database = format!("sqlite:{}/granary.db", folder.path().display());
+        let data_dir = data_dir().display().to_string();
+        let variables =
+            [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", database.as_str())];
+        let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &variables);
+        Self { url: process.wait_until_serving(), _process: process, folder }
+    }
+
+    /// Runs `granary grains …` with this standard input.
+    fn run(&self, arguments: &[&str], input: &str) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+        command.current_dir(self.folder.path()).arg("grains").args(arguments).env_clear().env("GRANARY_URL", &self.url);
+        let pipes = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = pipes.spawn().expect("it starts");
+        // One that does not read it need not.
+        let _ = child.stdin.take().expect("a pipe").write_all(input.as_bytes());
+        child.wait_with_output().expect("it ends")
+    }
+
+    fn ok(&self, arguments: &[&str], input: &str) -> String {
+        let output = self.run(arguments, input);
+        assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+        String::from_utf8(output.stdout).expect("UTF-8")
+    }
+}
+
+#[tokio::test]
+async fn the_command_line_moves_grains_from_one_server_to_another() {
+    let (from, to) = (Server::start(), Server::start());
+    fs_err::write(from.folder.path().join("in.ndjson"), lines(numbered(0..400))).expect("written");
+    assert_eq!(from.ok(&["import", "in.ndjson"], ""), "400 read: 400 created\n");
+    let failed = from.run(&["import", "-"], "{\"id\": \"g7\", \"text\": \"taken\"}\nnot JSON\n{\"text\": \"new\"}\n");
+    let stderr = String::from_utf8_lossy(&failed.stderr).into_owned();
+    assert_eq!(
+        (failed.status.code(), failed.stdout.as_slice()),
+        (Some(1), b"3 read: 1 created, 2 failed\n".as_slice())
+    );
+    assert!(stderr.contains("line 1 (g7): there is a grain `g7` already") && stderr.contains("line 2: "), "{stderr}");
+    assert!(stderr.contains("granary: 2 lines were not imported"), "{stderr}");
+
+    let filter = r#"{"tags": {"any": ["numbered"]}}"#;
+    assert_eq!(from.ok(&["count"], ""), "401\n");
+    assert_eq!(from.ok(&["count", "--filter", filter], ""), "400\n");
+    assert_eq!(from.ok(&["export", "out.ndjson", "--vectors", "--filter", filter], ""), "");
+    let out = from.folder.path().join("out.ndjson");
+    assert!(!from.folder.path().join("out.ndjson.part").exists());
+    let exported = fs_err::read_to_string(&out).expect("written");
+    assert_eq!(to.ok(&["import", out.to_str().expect("UTF-8")], ""), "400 read: 400 created\n");
+    assert_eq!(to.ok(&["import", "-", "--on-conflict", "skip"], &exported), "400 read: 400 skipped\n");
+    assert_eq!(to.ok(&["import", "-", "--on-conflict", "replace"], &exported), "400 read: 400 unchanged\n");
+    let texts = |text: &str| -> Vec<String> {
+        text.lines()
+            .filter(|line| line.starts_with("{\"id\""))
+            .map(|line| line.split("\"version\"").next().expect("a part").to_owned())
+            .collect()
+    };
+    assert_eq!(texts(&to.ok(&["export"], "")), texts(&from.ok(&["export", "-", "--filter", filter], "")));
+    let found = to.ok(&["search", "text number 7", "--mode", "lexical", "--limit", "3"], "");
+    assert!(found.lines().count() == 3 && found.contains("  g7  text number 7\n"), "{found}");
+    let cut = to.run(&["export", "--filter", "{"], "");
+    assert!(!cut.status.success() && String::from_utf8_lossy(&cut.stderr).contains("the filter is not JSON"));
+    drop(send(client().get(format!("{}/health/live", to.url))).await);
+}
