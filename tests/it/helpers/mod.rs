@@ -58,6 +58,12 @@ pub fn folder_with(toml: &str) -> TempDir {
     folder
 }
 
+/// A number from the environment, for tests that may go on for longer than usual.
+pub fn number_from_env(name: &str, usual: u64) -> u64 {
+    let text = std::env::var(name).unwrap_or_default();
+    if text.is_empty() { usual } else { text.parse().unwrap_or_else(|_| panic!("{name} is `{text}`, no number")) }
+}
+
 /// The numbers of one vector.
 pub fn vector_of(value: &Value) -> Vec<f32> {
     serde_json::from_value(value.clone()).unwrap_or_else(|_| panic!("not a vector: {value}"))
