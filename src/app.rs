@@ -3,7 +3,7 @@
 //! Nothing imports this module but `main` and the tests, which call [`App::build`] and [`App::run`] as `main` does.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -18,7 +18,7 @@ use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
-use crate::grains::{GrainError, GrainLimits, Grains, GrainsParts, Indexes};
+use crate::grains::{GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
 use crate::models::hub::{Hub, HubError, HubSettings};
 use crate::models::lifecycle::Phase;
 use crate::models::{
@@ -214,14 +214,13 @@ async fn grains(
     models: &MultiModelManager,
     shutdown: &Shutdown,
 ) -> Result<Grains, AppError> {
-    let mut folder = store.path().as_os_str().to_owned();
-    folder.push(".index");
-    let indexes = Indexes::open(store.as_ref(), folder.into()).await?;
+    let indexes = Indexes::open(store.as_ref(), index_folder(store.path())).await?;
     Ok(Grains::start(GrainsParts {
         store: Arc::clone(store) as _,
         models: models.clone(),
         ledger: Arc::clone(store) as _,
         indexes,
+        snapshots: Snapshots::at(beside(store.path(), ".snapshots")),
         limits: GrainLimits {
             max_text_bytes: config.grains.max_text.as_u64(),
             auto_truncate: config.engine.auto_truncate,
@@ -229,6 +228,18 @@ async fn grains(
         },
         shutdown: shutdown.clone(),
     }))
+}
+
+/// Where the indexes of a database are.
+#[must_use]
+pub fn index_folder(database: &Path) -> PathBuf {
+    beside(database, ".index")
+}
+
+fn beside(database: &Path, suffix: &str) -> PathBuf {
+    let mut path = database.as_os_str().to_owned();
+    path.push(suffix);
+    path.into()
 }
 
 /// Opens the socket that the configuration names.

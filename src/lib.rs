@@ -8,16 +8,18 @@
 //!
 //! | module | owns |
 //! |---|---|
-//! | [`domain`] | the words: models, spaces |
+//! | [`domain`] | the words: models, spaces, grains |
 //! | [`engine`] | text in, vectors out: tokenizer, queue, ONNX Runtime, pooling |
 //! | [`models`] | which model, in what state; the fingerprint of its space |
-//! | [`grains`] | the database: schema, recognition of old files, the ledger |
+//! | [`grains`] | text records with their vectors: the database, the indexes, search |
+//! | [`change`] | what spans models and grains: giving old vectors their provenance |
 //! | [`api`] | HTTP: routes, errors, the OpenAPI document |
 //! | [`app`] | builds everything from a configuration and runs it; nothing imports it |
 //! | [`config`], [`telemetry`], [`shutdown`], [`cli`] | leaves: settings, logs and metrics, stopping, the command line |
 
 pub mod api;
 pub mod app;
+pub mod change;
 pub mod cli;
 pub mod config;
 pub mod domain;

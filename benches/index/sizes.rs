@@ -12,8 +12,8 @@ use crate::support::stats::{milliseconds, percentile, sorted_ms};
 use crate::vectors::{Source, Truth};
 use crate::{N_HITS, Options, constants};
 
-/// Filters keep the numbers that are a multiple of: all, 10 %, 0.1 %. So spread, no part of a scan can be left out.
-const STEPS: [i64; 3] = [1, 10, 1_000];
+/// Filters keep the numbers that are a multiple of: all, 10 %, 1 %, 0.1 %. So spread, no part of a scan can be left out.
+const STEPS: [i64; 4] = [1, 10, 100, 1_000];
 
 /// Callers at once, for the throughput.
 const N_CALLERS: usize = 8;

@@ -4,6 +4,7 @@
 //! extract, parse, call one service method and convert. Start at [`routes()`], which reads as a table of contents.
 
 pub mod active;
+pub mod adoption;
 mod callers;
 pub mod code;
 pub mod embed;
@@ -25,6 +26,7 @@ pub mod registration;
 pub mod requests;
 pub mod responses;
 pub mod similarity;
+pub mod snapshots;
 pub mod spaces;
 pub mod state;
 pub mod tokens;
@@ -56,6 +58,9 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(events::follow))
         .routes(routes!(spaces::accept))
         .routes(routes!(spaces::list, spaces::declare))
+        .routes(routes!(adoption::adopt_space))
+        .routes(routes!(snapshots::list, snapshots::create))
+        .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(hardware::get))
         // Grains
         .routes(routes!(grains::many::list, grains::batch::create))

@@ -8,6 +8,7 @@ pub mod config;
 pub mod doctor;
 pub mod grains;
 pub mod models;
+pub mod snapshot;
 
 use std::path::PathBuf;
 
@@ -39,6 +40,8 @@ pub enum Command {
     Models(models::ModelsArgs),
     /// Import, export, search and count the grains of a running server
     Grains(grains::GrainsArgs),
+    /// Restore a snapshot of the database
+    Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON
     Openapi,
 }

@@ -4,8 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::index::IndexError;
 use super::store::StoreError;
-use crate::domain::{Fingerprint, GrainId, GrainIdError, SpaceId};
-use crate::engine::EngineError;
+use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, SpaceId};
 use crate::models::error::with_causes;
 use crate::models::{LedgerError, ModelError};
 
@@ -21,6 +20,14 @@ pub enum GrainError {
     /// The id of an import's line is taken.
     #[error("there is a grain `{0}` already: `on_conflict=skip` leaves it as it is, `on_conflict=replace` replaces it")]
     Taken(GrainId),
+    /// One grain of a batch stands against all of them.
+    #[error("grain {at} of the batch")]
+    Among {
+        /// Its place in the batch, from 0.
+        at: usize,
+        /// What is wrong with it.
+        source: Box<GrainError>,
+    },
     /// One id stands twice in a batch.
     #[error("the id `{0}` stands twice in the batch: send each grain once")]
     Twice(GrainId),
@@ -36,6 +43,9 @@ pub enum GrainError {
         /// The version it is in.
         found: u64,
     },
+    /// The caller has seen a grain where none is.
+    #[error("there is no grain `{0}`, which `If-Match` expects: leave the header out to write a new one")]
+    Absent(GrainId),
     /// Others changed the grain again and again.
     #[error("`{0}` was changed by others at each of several tries: try again")]
     Contended(GrainId),
@@ -56,6 +66,19 @@ pub enum GrainError {
     /// There is no text.
     #[error("`text` is empty: a grain is a text")]
     Empty,
+    /// The text is longer than the model takes, and may not be cut.
+    #[error(
+        "`text` has {n_tokens} tokens; `{model}` takes {max_tokens}: shorten it, or let it be cut by \
+         `engine.auto_truncate = true`"
+    )]
+    TooLong {
+        /// The model.
+        model: ModelName,
+        /// The text's tokens, special tokens included.
+        n_tokens: usize,
+        /// The most the model takes.
+        max_tokens: usize,
+    },
     /// A field is out of its range.
     #[error("{message}")]
     Invalid {
@@ -151,6 +174,7 @@ impl GrainError {
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         let kind = match self {
+            Self::Among { source, .. } => return source.refusal(),
             Self::NotFound(_) => RefusalKind::NotFound,
             Self::Exists(_)
             | Self::Taken(_)
@@ -159,9 +183,9 @@ impl GrainError {
             | Self::Count { .. }
             | Self::DeclaredOtherwise { .. }
             | Self::Model(ModelError::GrainWrites { .. } | ModelError::Conflict(_)) => RefusalKind::Conflict,
-            Self::Version { .. } => RefusalKind::Version,
+            Self::Version { .. } | Self::Absent(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
-            Self::Model(ModelError::Engine(EngineError::InputTooLong { .. })) => RefusalKind::TooLong,
+            Self::TooLong { .. } => RefusalKind::TooLong,
             Self::Model(ModelError::NotFound { .. }) => RefusalKind::ModelNotFound,
             Self::KeyReused(_)
             | Self::Id(_)

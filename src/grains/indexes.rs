@@ -121,6 +121,13 @@ impl Indexes {
         }
     }
 
+    /// Forgets what a space had of a grain. The caller holds the gate.
+    pub(super) fn remove_from(&self, space: &SpaceId, number: i64) {
+        if let Some(index) = self.of(space) {
+            index.change(|whole| whole.remove(number));
+        }
+    }
+
     /// Makes broken indexes again. The caller holds the gate.
     pub(super) async fn repair(&self, store: &dyn GrainStore) {
         let all = self.all.read().clone();
@@ -239,6 +246,20 @@ impl SharedIndex {
             *state = State::Broken(reason, dimensions);
         }
     }
+}
+
+/// Whether the saved index of a space is the one that the next start would use, and how many vectors it has. Reads the
+/// files whole, and changes nothing.
+///
+/// # Errors
+/// The reason why the index would be made again.
+pub fn check_saved(
+    folder: PathBuf,
+    identity: &Identity,
+    space: &SpaceId,
+    dimensions: usize,
+) -> Result<usize, NotLoaded> {
+    SpaceIndex::load(IndexOptions::new(folder, dimensions, mark(identity, space))).map(|index| index.len())
 }
 
 /// Makes an index of what the database has.

@@ -11,8 +11,8 @@ use super::merge::{Ranking, fuse};
 use super::service::Grains;
 use super::store::{Numbered, Scored};
 use super::vector::{checked, unit};
-use super::writing::TextKind;
-use crate::domain::{Filter, Grain, ModelName, SpaceCondition, SpaceId};
+use crate::domain::{Filter, Grain, InputType, ModelName, SpaceCondition, SpaceId};
+use crate::engine::Priority;
 use crate::models::error::with_causes;
 use crate::telemetry;
 
@@ -262,7 +262,7 @@ impl Grains {
         if lease.facts().fingerprint.space() != *space {
             return Err(GrainError::NoMaker(space.clone()));
         }
-        let made = self.embed_texts(&lease, vec![text], TextKind::QUERY).await?;
+        let made = self.embed_texts(&lease, vec![text], InputType::Query, Priority::Interactive).await?;
         Ok((Some(name), made.first().map(|made| unit(&made.vector)).unwrap_or_default()))
     }
 

@@ -3,6 +3,7 @@
 //! Everything that changes grains passes one gate, so that a commit and what it means for the indexes are one step for
 //! everybody else, and goes on when its caller leaves. Embedding happens before the gate: nobody waits there for a model.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,10 +12,13 @@ use tokio::sync::Mutex;
 
 use super::error::GrainError;
 use super::indexes::Indexes;
+use super::snapshots::Snapshots;
 use super::store::{
-    Applied, Batch, Committed, Counted, Facet, GrainStore, Numbered, OnlyIf, Page, PageRequest, StoredVector,
+    Applied, Batch, Committed, Counted, Facet, GrainStore, Numbered, OnlyIf, Page, PageRequest, ProvenVector,
+    StoredVector,
 };
-use crate::domain::{Filter, Grain, GrainId};
+use super::writing::Precondition;
+use crate::domain::{Filter, Grain, GrainId, SpaceId};
 use crate::models::{Ledger, MultiModelManager};
 use crate::shutdown::Shutdown;
 use crate::telemetry;
@@ -46,6 +50,8 @@ pub struct GrainsParts {
     pub ledger: Arc<dyn Ledger>,
     /// What finds them by their vectors.
     pub indexes: Indexes,
+    /// Where copies of the database are kept.
+    pub snapshots: Snapshots,
     /// What they may be like.
     pub limits: GrainLimits,
     /// Owns the tasks that write.
@@ -61,6 +67,7 @@ pub struct Grains {
     pub(super) indexes: Arc<Indexes>,
     pub(super) limits: GrainLimits,
     pub(super) shutdown: Shutdown,
+    snapshots: Snapshots,
     gate: Arc<Mutex<()>>,
 }
 
@@ -68,8 +75,17 @@ impl Grains {
     /// Begins to serve grains.
     #[must_use]
     pub fn start(parts: GrainsParts) -> Self {
-        let GrainsParts { store, models, ledger, indexes, limits, shutdown } = parts;
-        let grains = Self { store, models, ledger, indexes: Arc::new(indexes), limits, shutdown, gate: Arc::default() };
+        let GrainsParts { store, models, ledger, indexes, snapshots, limits, shutdown } = parts;
+        let grains = Self {
+            store,
+            models,
+            ledger,
+            indexes: Arc::new(indexes),
+            limits,
+            shutdown,
+            snapshots,
+            gate: Arc::default(),
+        };
         grains.keep_tidy();
         grains
     }
@@ -130,12 +146,16 @@ impl Grains {
     ///
     /// # Errors
     /// [`GrainError::NotFound`], [`GrainError::Version`], or the database's.
-    pub async fn delete(&self, id: &GrainId, expected: Option<u64>) -> Result<(), GrainError> {
+    pub async fn delete(&self, id: &GrainId, if_match: Precondition) -> Result<(), GrainError> {
         let filter = Filter { ids: Some(vec![id.clone()]), ..Filter::default() };
-        match self.remove(filter, expected.map_or(OnlyIf::Always, OnlyIf::Version)).await? {
+        let (only_if, expected) = match if_match {
+            Precondition::Anything | Precondition::Present => (OnlyIf::Always, 0),
+            Precondition::Version(version) => (OnlyIf::Version(version), version),
+        };
+        match self.remove(filter, only_if).await? {
             Ok(0) => Err(GrainError::NotFound(id.clone())),
             Ok(_) => Ok(()),
-            Err(found) => Err(GrainError::Version { id: id.clone(), expected: expected.unwrap_or_default(), found }),
+            Err(found) => Err(GrainError::Version { id: id.clone(), expected, found }),
         }
     }
 
@@ -161,6 +181,66 @@ impl Grains {
             }))
         };
         self.shutdown.finish("delete grains", work).await
+    }
+
+    /// Owns the tasks that work on grains.
+    #[must_use]
+    pub fn shutdown(&self) -> &Shutdown {
+        &self.shutdown
+    }
+
+    /// The vectors as version 0.3 stored them, of grains after a number that still have one.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn old_vectors(&self, after: i64, limit: u32) -> Result<Vec<(Numbered, Vec<u8>)>, GrainError> {
+        Ok(self.store.old_vectors(after, limit).await?)
+    }
+
+    /// The vectors of a space, of grains after a number.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn vectors_of_space(
+        &self,
+        space: &SpaceId,
+        after: i64,
+        limit: u32,
+    ) -> Result<Vec<(Numbered, Vec<f32>)>, GrainError> {
+        let batch = self.store.vectors_of_space(space, after, limit).await?;
+        let mut vectors: HashMap<i64, Vec<f32>> = batch.numbers.iter().copied().zip(batch.vectors).collect();
+        let mut grains = self.store.grains(batch.numbers).await?;
+        grains.sort_by_key(|grain| grain.number);
+        let with_vector = |grain: Numbered| vectors.remove(&grain.number).map(|vector| (grain, vector));
+        Ok(grains.into_iter().filter_map(with_vector).collect())
+    }
+
+    /// Gives vectors their provenance, and answers how many got it.
+    ///
+    /// # Errors
+    /// The database's: then none did.
+    pub async fn adopt(&self, proven: Vec<ProvenVector>) -> Result<u64, GrainError> {
+        let grains = self.clone();
+        let work = async move {
+            let from = proven.first().and_then(|proven| proven.from.clone());
+            let _gate = grains.gate.lock().await;
+            let written = grains.store.adopt(proven).await?;
+            for (written, vector) in &written {
+                grains.indexes.apply(written, Some(vector));
+                if let Some(from) = &from {
+                    grains.indexes.remove_from(from, written.numbered.number);
+                }
+            }
+            grains.indexes.measure();
+            Ok(written.len() as u64)
+        };
+        self.shutdown.finish("adopt vectors", work).await
+    }
+
+    /// The copies of the database that are kept.
+    #[must_use]
+    pub fn snapshots(&self) -> &Snapshots {
+        &self.snapshots
     }
 
     /// Writes a batch, and makes it visible to searches.

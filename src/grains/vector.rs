@@ -37,7 +37,8 @@ pub(super) fn unit(vector: &[f32]) -> Vec<f32> {
 }
 
 /// The cosine of the angle between two vectors of one length.
-pub(super) fn cosine(a: &[f32], b: &[f32]) -> f64 {
+#[must_use]
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let product = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
     product / (norm(a) * norm(b))
 }

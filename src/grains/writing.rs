@@ -87,6 +87,18 @@ pub enum SourceChange {
     Set(String),
 }
 
+/// What must be stored already for a change to be made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Precondition {
+    /// Whatever is there, nothing too.
+    #[default]
+    Anything,
+    /// The grain, in any version.
+    Present,
+    /// The grain, in this version.
+    Version(u64),
+}
+
 /// What tells a repeated write from a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {
@@ -107,23 +119,6 @@ pub enum Outcome {
     Unchanged(Grain),
     /// It was not written.
     Refused(Refusal),
-}
-
-/// What texts are embedded for.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct TextKind {
-    /// Which of the model's prompts stands before them.
-    pub(super) input_type: InputType,
-    /// Whether somebody waits.
-    pub(super) priority: Priority,
-}
-
-impl TextKind {
-    /// The text of a grain that somebody writes.
-    pub(super) const DOCUMENT: Self = Self { input_type: InputType::Document, priority: Priority::Interactive };
-
-    /// The text of a search.
-    pub(super) const QUERY: Self = Self { input_type: InputType::Query, priority: Priority::Interactive };
 }
 
 /// A grain on its way to the store.
@@ -160,13 +155,30 @@ impl Grains {
         if let Some(outcomes) = self.replay(token.as_ref()).await? {
             return Ok(outcomes);
         }
+        match self.create_anew(drafts, atomicity, token.clone()).await {
+            // What stood against it may be the same request, which was quicker.
+            Err(error) => self.replay(token.as_ref()).await?.ok_or(error),
+            created => created,
+        }
+    }
+
+    async fn create_anew(
+        &self,
+        drafts: Vec<Draft>,
+        atomicity: Atomicity,
+        token: Option<Token>,
+    ) -> Result<Vec<Outcome>, GrainError> {
+        let n_drafts = drafts.len();
+        // Which of several it is that cannot be written.
+        let among = |at, error| if n_drafts == 1 { error } else { GrainError::Among { at, source: Box::new(error) } };
         let mut planned = self.plan_new(drafts);
         self.refuse_taken(&mut planned).await?;
         for _ in 0..TRIES {
             if atomicity == Atomicity::AllOrNothing
-                && let Some(error) = planned.extract_if(.., |plan| plan.is_err()).find_map(Result::err)
+                && let Some(at) = planned.iter().position(Result::is_err)
+                && let Err(error) = planned.swap_remove(at)
             {
-                return Err(error);
+                return Err(among(at, error));
             }
             let (changes, active) = self.embed(&mut planned, atomicity, Priority::Interactive).await?;
             if atomicity == Atomicity::AllOrNothing && planned.iter().any(Result::is_err) {
@@ -191,7 +203,7 @@ impl Grains {
                 Committed::Applied(applied) => {
                     let stale = applied.iter().position(|applied| matches!(applied, Applied::Stale(_)));
                     if let (Atomicity::AllOrNothing, Some(at)) = (atomicity, stale) {
-                        return Err(GrainError::Exists(ids[at].clone()));
+                        return Err(among(at, GrainError::Exists(ids[at].clone())));
                     }
                     return Ok(created(refused, &ids, &applied));
                 }
@@ -203,11 +215,12 @@ impl Grains {
     /// Makes a grain what the draft says, whether there is one or not. Doing it again changes nothing.
     ///
     /// # Errors
-    /// As [`Self::create`]; [`GrainError::Version`] when it is not in the version that the caller has seen.
-    pub async fn put(&self, id: &GrainId, draft: Draft, if_match: Option<u64>) -> Result<Outcome, GrainError> {
+    /// As [`Self::create`]; [`GrainError::Version`] when it is not in the version that the caller has seen, or
+    /// [`GrainError::Absent`].
+    pub async fn put(&self, id: &GrainId, draft: Draft, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
-            let found = self.store.grain(id).await?.map(|found| found.grain);
-            check_version(id, found.as_ref(), if_match)?;
+            let found = self.store.grain(id).await?;
+            check_version(id, found.as_ref().map(|found| &found.grain), if_match)?;
             let draft = draft.clone();
             let planned = match found {
                 None => {
@@ -232,11 +245,11 @@ impl Grains {
     ///
     /// # Errors
     /// As [`Self::put`], and [`GrainError::NotFound`].
-    pub async fn patch(&self, id: &GrainId, patch: Patch, if_match: Option<u64>) -> Result<Outcome, GrainError> {
+    pub async fn patch(&self, id: &GrainId, patch: Patch, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
-            let found = self.get(id).await?;
-            check_version(id, Some(&found), if_match)?;
-            let mut content = found.content.clone();
+            let found = self.numbered(id).await?;
+            check_version(id, Some(&found.grain), if_match)?;
+            let mut content = found.grain.content.clone();
             patch.clone().apply_to(&mut content);
             let draft = Draft { id: None, content, model: patch.model.clone(), vector: None };
             let planned = match self.change_of(found, draft).await? {
@@ -302,26 +315,41 @@ impl Grains {
     }
 
     /// What must be written so that a stored grain becomes the draft; the grain itself when nothing must.
-    pub(super) async fn change_of(&self, found: Grain, draft: Draft) -> Result<Result<Planned, Grain>, GrainError> {
+    pub(super) async fn change_of(&self, found: Numbered, draft: Draft) -> Result<Result<Planned, Grain>, GrainError> {
+        let Numbered { number, grain: found } = found;
         let is_same_text = found.content.text == draft.content.text;
-        let wanted = match &draft.model {
-            Some(word) => Some(self.models.lease(&self.models.resolve(Some(word))?).await?.facts().fingerprint.space()),
-            None => None,
-        };
-        let is_served = found.provenance.as_ref().is_some_and(|served| match &wanted {
-            Some(space) => served.space == *space,
-            None => true,
-        });
-        let vector = match draft.vector {
-            Some(supplied) => Plan::Supplied(supplied),
-            None if is_same_text && is_served => Plan::Keep,
-            None => Plan::Embed(draft.model),
+        let vector = match (draft.vector, draft.model) {
+            (Some(supplied), _) => {
+                let has_it = is_same_text && !supplied.verify && self.has_vector(number, &supplied).await?;
+                if has_it { Plan::Keep } else { Plan::Supplied(supplied) }
+            }
+            (None, Some(word)) => {
+                let space = self.models.lease(&self.models.resolve(Some(&word))?).await?.facts().fingerprint.space();
+                let has_one = is_same_text && self.vector_in(number, &space).await?.is_some();
+                if has_one { Plan::Keep } else { Plan::Embed(Some(word)) }
+            }
+            // Whatever vector it has, none too: only another text is embedded unasked.
+            (None, None) if is_same_text => Plan::Keep,
+            (None, None) => Plan::Embed(None),
         };
         if matches!(vector, Plan::Keep) && found.content == draft.content {
             return Ok(Err(found));
         }
         let expected = Expected::Version(found.version);
         Ok(Ok(Planned { id: found.id, expected, content: draft.content, created_at: None, vector }))
+    }
+
+    /// Whether a grain has this vector of its current text already.
+    async fn has_vector(&self, number: i64, supplied: &SuppliedVector) -> Result<bool, GrainError> {
+        let Some(stored) = self.vector_in(number, &supplied.space).await? else { return Ok(false) };
+        let dimensions = u32::try_from(stored.len()).unwrap_or(u32::MAX);
+        Ok(checked(&supplied.vector, dimensions)? == stored)
+    }
+
+    /// The vector of a grain's current text in a space.
+    async fn vector_in(&self, number: i64, space: &SpaceId) -> Result<Option<Vec<f32>>, GrainError> {
+        let batch = self.store.vectors_of_space(space, number - 1, 1).await?;
+        Ok(batch.vectors.into_iter().next().filter(|_| batch.numbers == [number]))
     }
 
     /// Writes one grain; `None` when others were quicker.
@@ -376,18 +404,20 @@ impl Grains {
             let lease = self.models.lease(&name).await?;
             lease.check_grain_writes()?;
             for places in places.chunks(TEXTS_AT_ONCE) {
-                let kind = TextKind { input_type: InputType::Document, priority };
-                match self.embed_texts(&lease, texts_at(planned, places), kind).await {
+                match self.embed_texts(&lease, texts_at(planned, places), InputType::Document, priority).await {
                     Ok(made) => vectors.extend(places.iter().copied().zip(made)),
-                    Err(error) if atomicity == Atomicity::AllOrNothing || !is_of_one_text(&error) => return Err(error),
-                    // One of them is at fault: each for itself shows which.
-                    Err(_) => {
+                    Err(error) => {
+                        let (index, error) = of_one_text(error, &name)?;
+                        if atomicity == Atomicity::AllOrNothing {
+                            planned[places[index]] = Err(error);
+                            return Ok((Vec::new(), active));
+                        }
+                        // Others may be at fault too: each for itself shows which.
                         for at in places {
                             let text = texts_at(planned, std::slice::from_ref(at));
-                            match self.embed_texts(&lease, text, kind).await {
+                            match self.embed_texts(&lease, text, InputType::Document, priority).await {
                                 Ok(mut made) => vectors.extend(made.pop().map(|vector| (*at, vector))),
-                                Err(error) if is_of_one_text(&error) => planned[*at] = Err(error),
-                                Err(error) => return Err(error),
+                                Err(error) => planned[*at] = Err(of_one_text(error, &name)?.1),
                             }
                         }
                     }
@@ -414,22 +444,26 @@ impl Grains {
     }
 
     /// Embeds texts into a model's own space.
-    pub(super) async fn embed_texts(
+    ///
+    /// # Errors
+    /// The model's.
+    pub async fn embed_texts(
         &self,
         lease: &Lease,
         texts: Vec<String>,
-        kind: TextKind,
+        input_type: InputType,
+        priority: Priority,
     ) -> Result<Vec<NewVector>, GrainError> {
         let over_long = if self.limits.auto_truncate { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse };
         let embedded = lease
             .embed(EmbedRequest {
                 inputs: texts.into_iter().map(Input::Text).collect(),
-                prompt: PromptChoice::For(kind.input_type),
+                prompt: PromptChoice::For(input_type),
                 over_long,
                 dimensions: None,
                 normalize: None,
                 expect_space: Some(lease.facts().fingerprint.space()),
-                priority: kind.priority,
+                priority,
             })
             .await?;
         let encoded = embedded.encoded;
@@ -472,7 +506,8 @@ impl Grains {
         if verify {
             let name = self.models.maker_of(&space).await?.ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let lease = self.models.lease(&name).await?;
-            let made = self.embed_texts(&lease, vec![text.to_owned()], TextKind::DOCUMENT).await?;
+            let made =
+                self.embed_texts(&lease, vec![text.to_owned()], InputType::Document, Priority::Interactive).await?;
             let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let cosine = cosine(&vector, &made.vector);
             // Not a number is no proof either.
@@ -523,10 +558,19 @@ fn texts_at(planned: &[Result<Planned, GrainError>], places: &[usize]) -> Vec<St
     places.iter().filter_map(text).collect()
 }
 
-/// Whether an error of embedding several texts is one text's fault.
-fn is_of_one_text(error: &GrainError) -> bool {
-    let GrainError::Model(ModelError::Engine(error)) = error else { return false };
-    matches!(error, EngineError::InputTooLong { .. } | EngineError::Tokenize { .. })
+/// Which of several texts is at fault that they were not embedded, and what is wrong with it; or the error that is
+/// nobody's fault.
+fn of_one_text(error: GrainError, model: &ModelName) -> Result<(usize, GrainError), GrainError> {
+    match error {
+        GrainError::Model(ModelError::Engine(EngineError::InputTooLong { index, n_tokens, max_tokens })) => {
+            Ok((index, GrainError::TooLong { model: model.clone(), n_tokens, max_tokens }))
+        }
+        GrainError::Model(ModelError::Engine(EngineError::Tokenize { index, source })) => {
+            let message = format!("`text` cannot be split into tokens: {source}");
+            Ok((index, GrainError::invalid("text", message)))
+        }
+        error => Err(error),
+    }
 }
 
 /// Whether a write of these has reached the database.
@@ -559,11 +603,12 @@ fn answered(token: Option<&Token>, receipt: &Receipt) -> Result<Vec<Outcome>, Gr
     }
 }
 
-fn check_version(id: &GrainId, found: Option<&Grain>, if_match: Option<u64>) -> Result<(), GrainError> {
-    let Some(expected) = if_match else { return Ok(()) };
-    match found.map_or(0, |grain| grain.version) {
-        found if found == expected => Ok(()),
-        found => Err(GrainError::Version { id: id.clone(), expected, found }),
+fn check_version(id: &GrainId, found: Option<&Grain>, if_match: Precondition) -> Result<(), GrainError> {
+    match (if_match, found.map(|grain| grain.version)) {
+        (Precondition::Anything, _) | (Precondition::Present, Some(_)) => Ok(()),
+        (Precondition::Version(expected), Some(found)) if found == expected => Ok(()),
+        (Precondition::Version(expected), Some(found)) => Err(GrainError::Version { id: id.clone(), expected, found }),
+        (Precondition::Present | Precondition::Version(_), None) => Err(GrainError::Absent(id.clone())),
     }
 }
 
@@ -609,10 +654,20 @@ pub(super) fn check_content(content: &Content, limits: GrainLimits) -> Result<()
         let message = format!("`attributes` have {} bytes as JSON; they take {MAX_ATTRIBUTES_BYTES}", json.len());
         return Err(GrainError::invalid("attributes", message));
     }
-    if json.contains("\\u0000") {
+    if attributes.iter().any(|(name, value)| name.contains('\0') || has_nul(value)) {
         return Err(GrainError::invalid("attributes", "`attributes` have a NUL character: remove it"));
     }
     Ok(())
+}
+
+/// Whether a string in it has a NUL character.
+fn has_nul(value: &Value) -> bool {
+    match value {
+        Value::String(text) => text.contains('\0'),
+        Value::Array(values) => values.iter().any(has_nul),
+        Value::Object(members) => members.iter().any(|(name, value)| name.contains('\0') || has_nul(value)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => false,
+    }
 }
 
 /// # Panics

@@ -95,6 +95,14 @@ pub struct ModelStatus {
     pub disabled: bool,
 }
 
+impl ModelStatus {
+    /// Whether it can be loaded without a download.
+    #[must_use]
+    pub fn is_here(&self) -> bool {
+        self.loaded.is_some() || !matches!(self.info.source, ModelSource::Hub(_))
+    }
+}
+
 impl Entry {
     pub(super) fn new(info: ModelInfo) -> Self {
         let entry = Self {

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::helpers::{Failing, REPOSITORY, StandInHub, TINY, etag, sha256, test_model};
+use crate::helpers::{Failing, REPOSITORY, SmallDisk, StandInHub, TINY, etag, sha256, test_model};
 
 const WEIGHTS: &str = "onnx/model.onnx_data";
 
@@ -344,50 +344,25 @@ async fn hub_downloads_at_the_same_time_share_one_file() {
     assert_eq!(hub.sent_bytes(), files[WEIGHTS].len() + files["onnx/model.onnx"].len(), "no byte comes twice");
 }
 
-/// A file system of 400 kB, which only root may mount.
-struct SmallDisk {
-    folder: TempDir,
-}
-
-impl SmallDisk {
-    fn mount() -> Option<Self> {
-        let folder = TempDir::new().expect("a folder");
-        let arguments = ["-t", "tmpfs", "-o", "size=400k", "tmpfs"];
-        let mounted = std::process::Command::new("mount").args(arguments).arg(folder.path()).output();
-        mounted.is_ok_and(|output| output.status.success()).then_some(Self { folder })
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg("--lazy").arg(self.folder.path()).status();
-    }
-}
-
 #[tokio::test]
 async fn hub_downloads_to_a_full_disk_say_so() {
-    let Some(disk) = SmallDisk::mount() else {
-        println!("skipped: only root can mount a small disk");
-        return;
-    };
+    let Some(disk) = SmallDisk::mount("400k") else { return };
     let (hub, place) = (StandInHub::start(files()).await, Place::new());
-    let client = place.hub_in(disk.folder.path(), &hub.url, &[]);
+    let client = place.hub_in(disk.path(), &hub.url, &[]);
     let error = refusal(&client).await;
     assert!(matches!(error, HubError::DiskFull { needed_bytes: 600_000.., .. }) && !error.is_permanent(), "{error}");
     assert!(!hub.fetched().contains(&WEIGHTS.to_owned()), "nothing is begun that cannot end");
     // Room that somebody else takes while the file comes.
     hub.fail(Failing { slow: Some(Duration::from_millis(10)), ..Failing::default() });
-    let resized =
-        std::process::Command::new("mount").args(["-o", "remount,size=800k"]).arg(disk.folder.path()).status();
-    assert!(resized.expect("mount runs").success());
+    disk.resize("800k");
     let grab = |report: Progress| {
         if report.file == WEIGHTS {
-            let _ = fs_err::write(disk.folder.path().join("other"), vec![0; 500_000]);
+            let _ = fs_err::write(disk.path().join("other"), vec![0; 500_000]);
         }
     };
     let error = client.obtain(&source(), &grab, &CancellationToken::new()).await.expect_err("full");
     let HubError::DiskFull { path, needed_bytes } = &error else { panic!("{error:?}") };
     assert!(path.to_string_lossy().ends_with(".incomplete") && *needed_bytes > 0, "{error}");
-    fs_err::remove_file(disk.folder.path().join("other")).expect("removed");
+    fs_err::remove_file(disk.path().join("other")).expect("removed");
     obtain(&client).await.expect("there is room again");
 }

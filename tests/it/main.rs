@@ -5,6 +5,7 @@
 
 mod helpers;
 
+mod adoption;
 mod arrows;
 mod bad_input;
 mod batching;
@@ -13,6 +14,7 @@ mod config_refusals;
 mod doctor;
 mod golden;
 mod grain_transfer;
+mod grains;
 mod guard;
 mod hardware;
 mod hub;
@@ -29,6 +31,7 @@ mod prompts;
 mod providers;
 mod restart;
 mod shutdown;
+mod snapshots;
 mod spaces;
 mod tei;
 mod under_fire;

@@ -86,8 +86,8 @@ impl Operation {
 
     fn must_document(&self) -> Vec<u16> {
         let success = match self.id.as_str() {
-            "register_model" | "declare_space" | "create_grains" => 201,
-            "delete_model" | "delete_grain" => 204,
+            "register_model" | "declare_space" | "create_grains" | "create_snapshot" => 201,
+            "delete_model" | "delete_grain" | "delete_snapshot" => 204,
             _ => 200,
         };
         let mut statuses = vec![success, 403, 405, 421, 500, 503];

@@ -8,33 +8,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
 use sqlx::{ConnectOptions, Connection, Row};
 use tempfile::TempDir;
 
-use crate::helpers::{MINILM, Process, client, data_dir, send, vectors_of, with_tiny};
-
-/// Starts the server in this folder, where its database is.
-fn serve(folder: &Path, arguments: &[&str]) -> (Process, String) {
-    let mut process = start(folder, arguments);
-    let url = process.wait_until_serving();
-    (process, url)
-}
-
-fn start(folder: &Path, arguments: &[&str]) -> Process {
-    let data_dir = data_dir().display().to_string();
-    let variables =
-        [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db")];
-    Process::start(folder, &[&["serve", "--port", "0"], arguments].concat(), &variables)
-}
-
-fn stop(mut process: Process) -> String {
-    process.signal(Signal::TERM);
-    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
-    process.log()
-}
-
-fn folder_with(toml: &str) -> TempDir {
-    let folder = TempDir::new().expect("a folder");
-    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
-    folder
-}
+use crate::helpers::{MINILM, Process, client, data_dir, folder_with, send, vectors_of, with_tiny};
 
 async fn active(url: &str) -> Value {
     send(client().get(format!("{url}/models/active"))).await.ok()["name"].clone()
@@ -51,18 +25,18 @@ async fn embed(url: &str) -> Vec<Vec<f32>> {
 #[tokio::test]
 async fn the_active_model_of_the_last_run_wins_over_the_configured_one() {
     let folder = folder_with(&with_tiny(&["tiny-cls"]));
-    let (process, url) = serve(folder.path(), &[]);
+    let (process, url) = Process::serve(folder.path(), &[]);
     assert_eq!(active(&url).await, "tiny");
     make_active(&url, "tiny-cls").await;
     let before = embed(&url).await;
-    let log = stop(process);
+    let log = process.stop();
     assert!(!log.contains("`ai.model_name` counts"), "{log}");
 
     for arguments in [&[][..], &["--model", "tiny"]] {
-        let (process, url) = serve(folder.path(), arguments);
+        let (process, url) = Process::serve(folder.path(), arguments);
         assert_eq!(active(&url).await, "tiny-cls");
         assert_eq!(embed(&url).await, before);
-        let log = stop(process);
+        let log = process.stop();
         let line =
             log.lines().find(|line| line.contains("stays active; `ai.model_name` counts at the first start only"));
         let line = line.unwrap_or_else(|| panic!("no word of it:\n{log}"));
@@ -71,9 +45,9 @@ async fn the_active_model_of_the_last_run_wins_over_the_configured_one() {
 
     // It is not known any more.
     fs_err::write(folder.path().join("granary.toml"), with_tiny(&[])).expect("written");
-    let (process, url) = serve(folder.path(), &[]);
+    let (process, url) = Process::serve(folder.path(), &[]);
     assert_eq!(active(&url).await, "tiny");
-    let log = stop(process);
+    let log = process.stop();
     assert!(
         log.contains("is not known any more; `ai.model_name` is active instead stored=tiny-cls active=tiny"),
         "{log}"
@@ -83,24 +57,24 @@ async fn the_active_model_of_the_last_run_wins_over_the_configured_one() {
 #[tokio::test]
 async fn a_model_made_active_outlives_a_kill() {
     let folder = folder_with(&with_tiny(&["tiny-cls"]));
-    let (mut process, url) = serve(folder.path(), &[]);
+    let (mut process, url) = Process::serve(folder.path(), &[]);
     make_active(&url, "tiny-cls").await;
     process.signal(Signal::KILL);
     assert_eq!(process.wait().code(), None);
 
-    let (process, url) = serve(folder.path(), &[]);
+    let (process, url) = Process::serve(folder.path(), &[]);
     assert_eq!(active(&url).await, "tiny-cls");
-    stop(process);
+    process.stop();
 }
 
 #[tokio::test]
 async fn without_a_database_the_configured_model_is_active_again() {
     let folder = folder_with(&format!("[grains]\nenabled = false\n{}", with_tiny(&["tiny-cls"])));
     for _ in 0..2 {
-        let (process, url) = serve(folder.path(), &[]);
+        let (process, url) = Process::serve(folder.path(), &[]);
         assert_eq!(active(&url).await, "tiny");
         make_active(&url, "tiny-cls").await;
-        stop(process);
+        process.stop();
     }
     assert!(!folder.path().join("granary.db").exists());
 }
@@ -108,11 +82,11 @@ async fn without_a_database_the_configured_model_is_active_again() {
 #[tokio::test]
 async fn a_second_process_on_one_database_is_refused_and_told_who_has_it() {
     let folder = folder_with(&with_tiny(&[]));
-    let (first, url) = serve(folder.path(), &[]);
+    let (first, url) = Process::serve(folder.path(), &[]);
     let holder = fs_err::read_to_string(folder.path().join("granary.db.lock")).expect("a lock file");
     assert!(holder.starts_with("process "), "{holder}");
 
-    let mut second = start(folder.path(), &[]);
+    let mut second = Process::start_server(folder.path(), &[]);
     assert_eq!(second.wait().code(), Some(1), "{}", second.log());
     let log = second.log();
     let said = log.lines().last().expect("a reason");
@@ -120,8 +94,8 @@ async fn a_second_process_on_one_database_is_refused_and_told_who_has_it() {
     assert!(said.contains("granary.db.lock`: stop that process, or set another `grains.database_url`"), "{said}");
 
     assert_eq!(embed(&url).await.len(), 1, "the first one goes on");
-    stop(first);
-    stop(serve(folder.path(), &[]).0);
+    first.stop();
+    Process::serve(folder.path(), &[]).0.stop();
 }
 
 /// The table of version 0.3, as its files have it.
@@ -144,9 +118,9 @@ async fn a_file_of_version_0_3_opens_at_the_start_and_a_copy_is_kept() {
     let now = "id, text, old_vector, old_meta, created_at, updated_at";
 
     for start in ["the first start upgrades", "the second has nothing to do"] {
-        let (process, url) = serve(folder.path(), &[]);
+        let (process, url) = Process::serve(folder.path(), &[]);
         assert_eq!(embed(&url).await.len(), 1, "{start}");
-        stop(process);
+        process.stop();
         assert_eq!(rows(&database, now).await, before, "{start}");
     }
     let copy = folder.path().join("granary.db.before-v5");
@@ -173,7 +147,7 @@ async fn a_foreign_file_stops_the_start_and_is_left_as_it_is() {
     let folder = folder_with(&with_tiny(&[]));
     let database = folder.path().join("granary.db");
     fs_err::write(&database, "a shopping list\n").expect("written");
-    let mut process = start(folder.path(), &[]);
+    let mut process = Process::start_server(folder.path(), &[]);
     assert_eq!(process.wait().code(), Some(1));
     let log = process.log();
     assert!(log.starts_with("granary: the database cannot be used: ") && log.contains("was left untouched"), "{log}");
@@ -194,7 +168,7 @@ async fn after_set_up_an_empty_environment_will_do() {
     let url = process.wait_until_serving();
     assert_eq!(active(&url).await, MINILM);
     assert_eq!(embed(&url).await[0].len(), 384);
-    stop(process);
+    process.stop();
     let mode = std::os::unix::fs::MetadataExt::mode(
         &fs_err::metadata(elsewhere.path().join("granary.db")).expect("a database"),
     );

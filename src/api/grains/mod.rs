@@ -20,7 +20,7 @@ use utoipa::IntoResponses;
 use super::error::{ApiError, Code, ProblemBody};
 use super::state::AppState;
 use crate::domain::GrainId;
-use crate::grains::{GrainError, Grains, Refusal, RefusalKind};
+use crate::grains::{GrainError, Grains, Precondition, Refusal, RefusalKind};
 use crate::models::error::with_causes;
 
 /// The grains of a server that keeps some.
@@ -49,22 +49,22 @@ impl FromRequestParts<AppState> for IdInPath {
     }
 }
 
-/// The version of an `If-Match` header: an entity tag as answers carry it, or `*` for any.
-pub struct IfMatch(pub Option<u64>);
+/// An `If-Match` header: an entity tag as answers carry it, or `*` for any version.
+pub struct IfMatch(pub Precondition);
 
 impl FromRequestParts<AppState> for IfMatch {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &AppState) -> Result<Self, ApiError> {
-        let Some(value) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(None)) };
+        let Some(value) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(Precondition::Anything)) };
         let text = value.to_str().unwrap_or_default().trim();
         if text == "*" {
-            return Ok(Self(None));
+            return Ok(Self(Precondition::Present));
         }
         let tag = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
         let sentence = "`If-Match` is not the version of a grain: send the `etag` of an earlier answer, such as \"3\"";
         tag.parse()
-            .map(|version| Self(Some(version)))
+            .map(|version| Self(Precondition::Version(version)))
             .map_err(|_| ApiError::new(Code::InvalidRequest, sentence).with_param("If-Match"))
     }
 }
@@ -82,6 +82,7 @@ impl From<GrainError> for ApiError {
     fn from(error: GrainError) -> Self {
         let message = with_causes(&error);
         match error {
+            GrainError::Among { at, source } => Self::from(*source).within(&format!("grains[{at}]")),
             GrainError::Invalid { field, .. } => Self::new(Code::InvalidRequest, message).with_param(field),
             GrainError::UnknownSpace(_) | GrainError::NoMaker(_) => {
                 Self::new(Code::InvalidRequest, message).with_param("space")

@@ -7,8 +7,9 @@ use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
 
 use crate::config::Config;
-use crate::domain::ModelName;
-use crate::grains::store::{FileState, StoreError};
+use crate::domain::{ModelName, SpaceId};
+use crate::grains::check_saved;
+use crate::grains::store::{Contents, FileState, StoreError};
 use crate::models::error::with_causes;
 use crate::models::hardware::{Ranked, RuntimeFacts};
 
@@ -137,6 +138,42 @@ pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreEr
         // Says itself what to do.
         Some(Err(error)) => Check::new(SUBJECT, Verdict::Problem, with_causes(error)),
     }
+}
+
+/// Whether what is in the database agrees with itself.
+pub(super) fn grains(contents: &Contents) -> Check {
+    const SUBJECT: &str = "grains";
+    let Contents { n_grains, spaces, faults, .. } = contents;
+    if !faults.is_empty() {
+        return Check::new(SUBJECT, Verdict::Problem, faults.join("; "))
+            .with_way_out("restore a snapshot, or the copy made before the last upgrade");
+    }
+    let held = spaces.iter().map(|(space, dimensions, n)| format!("{n} vectors of {dimensions} dimensions in {space}"));
+    let held = held.reduce(|all, one| format!("{all}, {one}")).unwrap_or_else(|| "no vectors".to_owned());
+    Check::new(SUBJECT, Verdict::Ok, format!("{n_grains} grains, {held}; nothing contradicts itself"))
+}
+
+/// Whether the saved indexes are those of the database.
+pub(super) fn indexes(folder: &Path, contents: &Contents) -> Vec<Check> {
+    const SUBJECT: &str = "index";
+    let check = |(space, dimensions, n): &(SpaceId, u32, u64)| match check_saved(
+        folder.to_owned(),
+        &contents.identity,
+        space,
+        *dimensions as usize,
+    ) {
+        Ok(n_saved) if n_saved as u64 == *n => Check::new(SUBJECT, Verdict::Ok, format!("that of {space} is fresh")),
+        Ok(n_saved) => {
+            let finding = format!("that of {space} has {n_saved} vectors, and the database {n}");
+            Check::new(SUBJECT, Verdict::Problem, finding)
+                .with_way_out(format!("delete the folder `{}`: the next start makes it again", folder.display()))
+        }
+        Err(reason) => {
+            let finding = format!("that of {space} is made again at the next start: {}", with_causes(&reason));
+            Check::new(SUBJECT, Verdict::Note, finding)
+        }
+    };
+    contents.spaces.iter().map(check).collect()
 }
 
 /// Whether the model that would be active has its files, and fits.

@@ -111,6 +111,10 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
     };
     let mut checks = vec![checks::runtime(&selection.runtime), checks::data_dir(config)];
     checks.push(checks::database(config, database.as_ref()));
+    if let Some(Ok(FileState::Known { contents: Some(contents), .. })) = &database {
+        checks.push(checks::grains(contents));
+        checks.extend(checks::indexes(&app::index_folder(&config.database_path()), contents));
+    }
     let remembered = match &database {
         Some(Ok(FileState::Known { active_model, .. })) => active_model.as_deref(),
         _ => None,

@@ -59,6 +59,12 @@ pub enum IndexError {
         /// Which vector, from 0.
         slot: usize,
     },
+    /// A change failed before, so that the index may not be what the database says.
+    #[error("`{path}` is not saved, because a change of the index failed before: it is made again at the next start")]
+    Incomplete {
+        /// The file.
+        path: PathBuf,
+    },
     /// The quantised scan refused what it was given.
     #[error("the quantised index was not able to {doing}")]
     Codes {

@@ -2,7 +2,12 @@
 //!
 //! A scan of the codes finds candidates, and the vectors of those, read from the file, decide. The codes come from
 //! `turbovec`, which this file alone names. What it leaves to its caller: lengths that are a multiple of 8 (vectors
-//! are padded with zeros, which change no product), finite values below 10^16, and slots that exist.
+//! are padded with zeros, which change no product), finite values below 10^16, and slots that exist. Its calibration
+//! is left out: it would be fitted to the vectors of the first day, costs a pass over all codes at the first search
+//! after each change, and comparing vectors finds what it would find.
+//!
+//! One search is spread over rayon's global pool. Several at once take the CPU time of one each (6.8 ms at a million
+//! vectors), whether they share the pool, take turns, or have a pool of one thread each: they share it.
 
 use std::io::{Read, Write};
 
@@ -21,13 +26,29 @@ const CODE_BITS: usize = 4;
 const CODE_DIMENSIONS: usize = 8;
 
 /// Candidates whose vectors are compared, at least.
+///
+/// Measured by `benches/index` (Zen 4, 384 dimensions, 200 queries, the nearest 10), recall by candidates:
+///
+/// | vectors | 10 | 20 | 30 | 50 | 100 | 200 |
+/// |---|---|---|---|---|---|---|
+/// | 100,000 in 10,000 clusters | 0.937 | 0.973 | 0.979 | 0.9945 | 0.996 | 0.9985 |
+/// | 1,000,000 in 10,000 clusters | 0.851 | 0.9955 | 1 | 1 | 1 | 1 |
+/// | 40,000 of all-MiniLM-L6-v2, of package descriptions | 0.954 | 1 | 1 | 1 | 1 | 1 |
+///
+/// More than the codes themselves need, because the scan looks at one bit a dimension first and keeps 20 for each
+/// candidate that is asked for: where clusters are small, the nearest are no nearer by that bit than many others. 100
+/// reads cost 0.1 ms.
 const MIN_CANDIDATES: usize = 100;
 
-/// Candidates whose vectors are compared, for each hit that is wanted.
+/// Candidates whose vectors are compared, for each hit that is wanted: at 30 hits it takes over from the least number.
+/// With three a hit the scan's own first look keeps 48 or more.
 const CANDIDATES_PER_HIT: usize = 3;
 
 /// Listed grains up to which each one's vector is read and compared, instead of scanning the codes of all.
-const MAX_READ: usize = 2_000;
+///
+/// Measured by `benches/index` at a million vectors of 384 dimensions, files in the page cache: reading 1,000 takes
+/// 0.8 ms, 2,000 1.6 ms, 4,000 3.4 ms and 8,000 8 ms; scanning the codes of 10,000 listed ones takes 5 ms.
+const MAX_READ: usize = 4_000;
 
 /// The codes and vectors of all slots.
 #[derive(Debug)]

@@ -3,6 +3,8 @@
 //! Grains have a *number* inside one database, by which indexes and full text refer to them; it is never used twice and
 //! never leaves the process.
 
+use std::path::Path;
+
 use futures::future::BoxFuture;
 
 use super::StoreError;
@@ -66,6 +68,13 @@ pub trait GrainStore: Send + Sync {
 
     /// Vectors of a space in the order of their grains' numbers, those after a number.
     fn vectors_of_space<'a>(&'a self, space: &'a SpaceId, after: i64, limit: u32) -> Reply<'a, VectorBatch>;
+
+    /// Gives vectors their provenance, in one transaction: of those grains that are still in the version that was
+    /// compared. Answers these.
+    fn adopt(&self, proven: Vec<ProvenVector>) -> Reply<'_, Vec<(Written, NewVector)>>;
+
+    /// Writes a whole copy of the database, as of now, to a file that does not exist yet.
+    fn copy_to<'a>(&'a self, target: &'a Path) -> Reply<'a, ()>;
 
     /// Which database this is, and which opening of it the index files beside it were written for.
     fn identity(&self) -> Reply<'_, Identity>;
@@ -141,6 +150,19 @@ pub struct NewVector {
     pub provenance: Provenance,
     /// `[dimensions]`
     pub vector: Vec<f32>,
+}
+
+/// A vector of which is known by now what made it.
+#[derive(Clone, Debug)]
+pub struct ProvenVector {
+    /// Its grain.
+    pub number: i64,
+    /// The version of the grain whose text was compared.
+    pub version: u64,
+    /// The space that it was in; `None` for a vector of version 0.3.
+    pub from: Option<SpaceId>,
+    /// The vector and what made it.
+    pub vector: NewVector,
 }
 
 /// What one change that cannot be made means for the others of its batch.

@@ -11,7 +11,7 @@ pub mod sqlite;
 pub use error::StoreError;
 pub use grain_store::{
     Applied, Atomicity, Batch, Change, Committed, Counted, Expected, Facet, FacetValue, GrainStore, Identity,
-    NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, Receipt, ReceiptKey, Reply, Scored, Sort,
-    SortKey, StoredVector, TextFate, VectorBatch, Written,
+    NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Receipt, ReceiptKey, Reply,
+    Scored, Sort, SortKey, StoredVector, TextFate, VectorBatch, Written,
 };
-pub use sqlite::{FileState, OpenOptions, SqliteStore};
+pub use sqlite::{Contents, FileState, OpenOptions, SqliteStore, restore};

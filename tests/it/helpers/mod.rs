@@ -1,5 +1,6 @@
 //! Starting servers, in this process or as one of their own, and asking them.
 
+mod disk;
 mod hub;
 mod process;
 mod server;
@@ -7,10 +8,12 @@ mod server;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use tempfile::TempDir;
 
+pub use disk::SmallDisk;
 pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use process::Process;
-pub use server::{Answer, TestApp, client, send};
+pub use server::{Answer, Caller, TestApp, client, send};
 
 /// The default model.
 pub const MINILM: &str = "all-MiniLM-L6-v2";
@@ -44,6 +47,13 @@ pub fn entry_of(name: &str) -> String {
 pub fn with_tiny(others: &[&str]) -> String {
     let entries: String = [TINY].iter().chain(others).map(|name| entry_of(name)).collect();
     format!("[ai]\nmodel_name = \"{TINY}\"\n{entries}")
+}
+
+/// A folder with a `granary.toml` for a process of its own.
+pub fn folder_with(toml: &str) -> TempDir {
+    let folder = TempDir::new().expect("a folder");
+    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
+    folder
 }
 
 /// The numbers of one vector.

@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
+use super::data_dir;
+
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A process that was started, with its standard error kept in a file.
@@ -29,6 +31,28 @@ impl Process {
             .spawn()
             .expect("the binary starts");
         Self { child, log }
+    }
+
+    /// Starts the server in this folder, where its configuration is and its database will be.
+    pub fn start_server(folder: &Path, arguments: &[&str]) -> Self {
+        let data_dir = data_dir().display().to_string();
+        let variables =
+            [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db")];
+        Self::start(folder, &[&["serve", "--port", "0"], arguments].concat(), &variables)
+    }
+
+    /// The same, once it serves; and its address.
+    pub fn serve(folder: &Path, arguments: &[&str]) -> (Self, String) {
+        let mut process = Self::start_server(folder, arguments);
+        let url = process.wait_until_serving();
+        (process, url)
+    }
+
+    /// Ends the server in order, and returns what it has written to standard error.
+    pub fn stop(mut self) -> String {
+        self.signal(Signal::TERM);
+        assert_eq!(self.wait().code(), Some(0), "{}", self.log());
+        self.log()
     }
 
     /// What it has written to standard error so far.

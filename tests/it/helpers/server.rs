@@ -1,5 +1,7 @@
 //! A server in this process, on a free port, with a database of its own.
 
+use std::ops::Deref;
+
 use granary::app::{App, AppError};
 use granary::config::{Config, ConfigSources};
 use granary::shutdown::Shutdown;
@@ -12,10 +14,16 @@ use tokio::task::JoinHandle;
 
 use super::data_dir;
 
-/// A running server. [`TestApp::stop`] ends it in order.
-pub struct TestApp {
+/// Somebody who asks a server at an address.
+#[derive(Clone)]
+pub struct Caller {
     url: String,
     client: Client,
+}
+
+/// A running server, which is asked as a [`Caller`] does. [`TestApp::stop`] ends it in order.
+pub struct TestApp {
+    caller: Caller,
     shutdown: Shutdown,
     served: JoinHandle<Result<(), AppError>>,
     folder: TempDir,
@@ -130,7 +138,19 @@ impl TestApp {
         let app = App::build(config, shutdown.clone()).await?;
         #[allow(clippy::disallowed_methods, reason = "the handle is this server's owner")]
         let served = tokio::spawn(app.run(listener));
-        Ok(Self { url, client: client(), shutdown, served, folder })
+        Ok(Self { caller: Caller::of(url), shutdown, served, folder })
+    }
+
+    /// Ends the server in order: it must have nothing left running.
+    pub async fn stop(self) {
+        end(self.shutdown, self.served).await;
+    }
+}
+
+impl Caller {
+    /// Somebody who asks the server at this address.
+    pub fn of(url: String) -> Self {
+        Self { url, client: client() }
     }
 
     /// The server's address, without a path.
@@ -155,9 +175,20 @@ impl TestApp {
         send(self.request(Method::PUT, path).json(&body)).await
     }
 
-    /// Ends the server in order: it must have nothing left running.
-    pub async fn stop(self) {
-        end(self.shutdown, self.served).await;
+    pub async fn patch(&self, path: &str, body: Value) -> Answer {
+        send(self.request(Method::PATCH, path).json(&body)).await
+    }
+
+    pub async fn delete(&self, path: &str) -> Answer {
+        send(self.request(Method::DELETE, path)).await
+    }
+}
+
+impl Deref for TestApp {
+    type Target = Caller;
+
+    fn deref(&self) -> &Caller {
+        &self.caller
     }
 }
 

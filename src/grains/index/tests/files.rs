@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Random, index_of, options};
 use crate::domain::space::SpaceId;
-use crate::grains::index::{IndexOptions, NotLoaded, SpaceIndex, Standing};
+use crate::grains::index::{IndexError, IndexOptions, NotLoaded, SpaceIndex, Standing};
 
 const DIMENSIONS: usize = 24;
 
@@ -142,4 +142,16 @@ fn a_vector_that_something_else_changed_is_not_scored() {
     let error = index.score(&[0.2; DIMENSIONS], &[2]).expect_err("damaged");
     assert!(error.to_string().contains("vector 1 is not the one"), "{error}");
     assert_eq!(index.score(&[0.2; DIMENSIONS], &[1, 3]).expect("intact").len(), 2);
+}
+
+#[test]
+fn an_index_that_lacks_a_change_is_not_saved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = saved(folder.path(), 10);
+    let mut index = SpaceIndex::load(options.clone()).expect("loaded");
+    let path = folder.path().join(format!("{}.vectors", options.identity.space));
+    fs_err::write(&path, []).expect("emptied");
+    index.remove(1).expect_err("the last vector cannot be moved");
+    assert!(matches!(index.save(), Err(IndexError::Incomplete { .. })));
+    assert!(matches!(why_not(options), NotLoaded::Absent));
 }

@@ -1,15 +1,17 @@
-//! The copy that is kept before a file is upgraded.
+//! Whole copies of a database: the one that is kept before a file is upgraded, and snapshots.
 
 use std::io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
-use sqlx::SqliteConnection;
+use sqlx::{Connection, SqliteConnection};
 
 use super::super::StoreError;
-use super::beside;
-use super::open::sync_folder_of;
+use super::open::{connect, sync_folder_of};
 use super::view::JOURNAL;
+use super::{SqliteStore, beside};
+
+const SNAPSHOT: &str = "write a snapshot of the database";
 
 const DOING: &str = "keep a copy of the database before upgrading it";
 
@@ -46,6 +48,38 @@ pub(super) async fn keep_copy(
         }
     }
     unreachable!("the numbers do not run out before the disk does")
+}
+
+impl SqliteStore {
+    /// Writes a whole copy under a temporary name, syncs it, and gives it its own.
+    pub(super) async fn write_snapshot(&self, target: &Path) -> Result<(), StoreError> {
+        let partial = beside(target, ".partial");
+        let refused = |source| StoreError::files(SNAPSHOT, target, source);
+        discard(&partial).map_err(refused)?;
+        // A reader would do, but readers may not write, and to them this is writing.
+        let mut connection = connect(&self.path).await?;
+        let mut written = write_copy(&mut connection, target, &partial).await;
+        // Nothing was written through it that a failed close could lose.
+        let _ = connection.close().await;
+        if written.is_ok() {
+            written = begin_epoch(&partial).await;
+        }
+        if let Err(error) = written {
+            // The error that matters is the first one.
+            let _ = discard(&partial);
+            return Err(error);
+        }
+        fs_err::rename(&partial, target).and_then(|()| sync_folder_of(target)).map_err(refused)
+    }
+}
+
+/// Once it is restored, the copy must not believe the indexes of what the database has become since.
+async fn begin_epoch(copy: &Path) -> Result<(), StoreError> {
+    let failed = |source| StoreError::sql(SNAPSHOT, copy, source);
+    let mut connection = connect(copy).await?;
+    let begun = sqlx::query("UPDATE identity SET epoch = lower(hex(randomblob(16)))").execute(&mut connection).await;
+    connection.close().await.map_err(failed)?;
+    begun.map(drop).map_err(failed)
 }
 
 async fn write_copy(connection: &mut SqliteConnection, path: &Path, partial: &Path) -> Result<(), StoreError> {

@@ -2,12 +2,16 @@
 
 use std::path::Path;
 
+use sqlx::SqliteConnection;
+
 use super::super::StoreError;
+use super::super::grain_store::Identity;
 use super::latest_version;
 use super::lock::StoreLock;
 use super::open::is_database_path;
 use super::recognise::recognise;
 use super::view::View;
+use crate::domain::SpaceId;
 
 /// What stands at the path of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,12 +28,27 @@ pub enum FileState {
         latest: i64,
         /// The active model that it remembers.
         active_model: Option<String>,
+        /// What is in it; `None` in a file of an older version.
+        contents: Option<Contents>,
     },
     /// A running Granary works with it.
     InUse {
         /// Who holds its lock, as far as the lock file tells.
         holder: String,
     },
+}
+
+/// What is in a database, and what is wrong with it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Contents {
+    /// Grains.
+    pub n_grains: u64,
+    /// Every space that holds vectors: its dimensions, and how many it holds.
+    pub spaces: Vec<(SpaceId, u32, u64)>,
+    /// Which database it is, and which opening of it.
+    pub identity: Identity,
+    /// What contradicts itself, in words. None in a good file.
+    pub faults: Vec<String>,
 }
 
 impl FileState {
@@ -58,6 +77,50 @@ async fn look(path: &Path) -> Result<FileState, StoreError> {
     // Older files have no such table.
     let name: Result<Option<String>, _> =
         sqlx::query_scalar("SELECT name FROM active_model").fetch_optional(&mut view.connection).await;
+    let contents = if version == latest_version() { Some(read(&mut view.connection).await) } else { None };
     view.close().await;
-    Ok(FileState::Known { version, latest: latest_version(), active_model: name.ok().flatten() })
+    let contents = contents.transpose().map_err(|source| StoreError::sql("check the database", path, source))?;
+    Ok(FileState::Known { version, latest: latest_version(), active_model: name.ok().flatten(), contents })
+}
+
+async fn read(connection: &mut SqliteConnection) -> Result<Contents, sqlx::Error> {
+    let mut faults: Vec<String> = sqlx::query_scalar("PRAGMA integrity_check(5)").fetch_all(&mut *connection).await?;
+    faults.retain(|finding| finding != "ok");
+    for (sql, fault) in [
+        (
+            "SELECT count(*) FROM embeddings WHERE grain NOT IN (SELECT number FROM grains)",
+            "vectors belong to no grain",
+        ),
+        ("SELECT count(*) FROM embeddings WHERE space NOT IN (SELECT id FROM spaces)", "vectors are in no known space"),
+        (
+            "SELECT count(*) FROM embeddings AS e JOIN spaces AS s ON s.id = e.space \
+             WHERE length(e.vector) <> 4 * s.dimensions",
+            "vectors have another length than their space",
+        ),
+        (
+            "SELECT count(*) FROM embeddings AS e JOIN grains AS g ON g.number = e.grain \
+             WHERE e.text_version > g.text_version",
+            "vectors are of a text that their grain has not got yet",
+        ),
+    ] {
+        let n: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await?;
+        faults.extend((n > 0).then(|| format!("{n} {fault}")));
+    }
+    let held: Vec<(String, u32, i64)> = sqlx::query_as(
+        "SELECT e.space, s.dimensions, count(*) FROM embeddings AS e JOIN spaces AS s ON s.id = e.space \
+         GROUP BY e.space ORDER BY e.space",
+    )
+    .fetch_all(&mut *connection)
+    .await?;
+    let space = |(id, dimensions, n): (String, u32, i64)| {
+        Some((SpaceId::parse(&id).ok()?, dimensions, u64::try_from(n).unwrap_or_default()))
+    };
+    let n_grains: i64 = sqlx::query_scalar("SELECT count(*) FROM grains").fetch_one(&mut *connection).await?;
+    let (database, epoch) = sqlx::query_as("SELECT database, epoch FROM identity").fetch_one(&mut *connection).await?;
+    Ok(Contents {
+        n_grains: u64::try_from(n_grains).unwrap_or_default(),
+        spaces: held.into_iter().filter_map(space).collect(),
+        identity: Identity { database, epoch },
+        faults,
+    })
 }

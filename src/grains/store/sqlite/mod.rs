@@ -18,6 +18,7 @@ mod ledger;
 mod lock;
 mod open;
 mod recognise;
+mod restore;
 mod upgrade;
 mod view;
 
@@ -34,8 +35,9 @@ use sqlx::migrate::Migrator;
 use self::lock::StoreLock;
 use super::StoreError;
 
-pub use self::inspect::FileState;
+pub use self::inspect::{Contents, FileState};
 pub use self::open::OpenOptions;
+pub use self::restore::restore;
 
 /// Every schema migration, oldest first.
 static MIGRATOR: Migrator = sqlx::migrate!("migrations/sqlite");

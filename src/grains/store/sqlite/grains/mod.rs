@@ -1,6 +1,8 @@
-//! Grains in SQLite: `read` and `search` find them, `write` and `delete` change them, `vectors` feeds indexes. `rows` is
+//! Grains in SQLite: `read` and `search` find them, `write` and `delete` change them, `vectors` feeds indexes,
+//! `adopt` gives old vectors their space. `rows` is
 //! how a grain is read, `filter` how conditions become SQL, `words` how a query becomes one of the full text.
 
+mod adopt;
 mod delete;
 mod filter;
 mod read;
@@ -10,9 +12,11 @@ mod vectors;
 mod words;
 mod write;
 
+use std::path::Path;
+
 use super::super::grain_store::{
-    Batch, Committed, Counted, Facet, GrainStore, Identity, Numbered, OnlyIf, Page, PageRequest, Receipt, ReceiptKey,
-    Reply, Scored, StoredVector, VectorBatch,
+    Batch, Committed, Counted, Facet, GrainStore, Identity, NewVector, Numbered, OnlyIf, Page, PageRequest,
+    ProvenVector, Receipt, ReceiptKey, Reply, Scored, StoredVector, VectorBatch, Written,
 };
 use super::SqliteStore;
 use crate::domain::{Filter, GrainId, SpaceId};
@@ -88,6 +92,14 @@ impl GrainStore for SqliteStore {
 
     fn vectors_of_space<'a>(&'a self, space: &'a SpaceId, after: i64, limit: u32) -> Reply<'a, VectorBatch> {
         Box::pin(self.read_vectors_of_space(space, after, limit))
+    }
+
+    fn adopt(&self, proven: Vec<ProvenVector>) -> Reply<'_, Vec<(Written, NewVector)>> {
+        Box::pin(self.write_proven(proven))
+    }
+
+    fn copy_to<'a>(&'a self, target: &'a Path) -> Reply<'a, ()> {
+        Box::pin(self.write_snapshot(target))
     }
 
     fn identity(&self) -> Reply<'_, Identity> {

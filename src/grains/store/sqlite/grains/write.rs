@@ -2,7 +2,8 @@
 
 use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
+use time::format_description::FormatItem;
+use time::macros::format_description;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
@@ -181,7 +182,7 @@ impl SqliteStore {
     }
 }
 
-async fn put_vector(
+pub(super) async fn put_vector(
     transaction: &mut Transaction<'_, Sqlite>,
     new: &NewVector,
     number: i64,
@@ -221,8 +222,12 @@ fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("strings and JSON values are always JSON")
 }
 
-/// A time as it is stored: with microseconds, so that all of them sort as text too.
+/// RFC 3339 with all six digits, so that times sort as text too.
+const STORED_TIME: &[FormatItem<'_>] =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
+
+/// A time as it is stored.
 fn rfc3339(us: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000);
-    time.ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+    time.ok().and_then(|time| time.format(STORED_TIME).ok()).unwrap_or_default()
 }

@@ -27,6 +27,7 @@ async fn every_state_of_a_file_is_told_without_changing_it() {
         version,
         latest,
         active_model: active_model.map(str::to_owned),
+        contents: None,
     };
     write_v1(&path, &old_grains()).await;
     assert_eq!(state_of(&path).await.expect("an old file"), known(1, None));
@@ -37,7 +38,21 @@ async fn every_state_of_a_file_is_told_without_changing_it() {
     store.record_active_model(&ModelName::parse("tiny").expect("a name")).await.expect("recorded");
     store.close().await;
     // The lock file, which was there before, is signed by whoever looked last.
-    assert_eq!(FileState::of(&path).await.expect("a database"), known(latest, Some("tiny")));
+    let FileState::Known { version, active_model, contents, .. } = FileState::of(&path).await.expect("a database")
+    else {
+        panic!("it is known");
+    };
+    assert_eq!((version, active_model.as_deref()), (latest, Some("tiny")));
+    let contents = contents.expect("a database of this version");
+    assert_eq!((contents.n_grains, &contents.spaces[..], &contents.faults[..]), (50, &[][..], &[][..]));
+
+    let damage = "PRAGMA foreign_keys = OFF; INSERT INTO embeddings (grain, space, vector, text_version, origin) \
+                  VALUES (999, '0123456789abcdef', x'00', 1, 'supplied')";
+    write_file(&path, damage).await;
+    let FileState::Known { contents: Some(contents), .. } = FileState::of(&path).await.expect("a database") else {
+        panic!("it is known");
+    };
+    assert_eq!(contents.faults, ["1 vectors belong to no grain", "1 vectors are in no known space"]);
 }
 
 #[tokio::test]

@@ -1,0 +1,129 @@
+//! `POST /spaces/adopt`: old vectors get their provenance by proof.
+
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures::StreamExt;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::error::{ApiError, Code};
+use super::extract::{OptionalJson, space_in};
+use super::grains::Kept;
+use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
+use super::state::AppState;
+use crate::change::{AdoptError, AdoptRequest, Adoption, AdoptionCount, adopt};
+use crate::models::error::with_causes;
+
+/// What is to be adopted. Everything may be left out.
+#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+pub struct AdoptBody {
+    /// The model that is to be proved: its name or an alias. When absent, the one that most of a sample agrees with.
+    #[schema(example = json!(null))]
+    model: Option<String>,
+    /// A space to join to the model's, where texts agree at a cosine of 0.9999; vectors without a known space, where they
+    /// agree at 0.999, when absent.
+    #[schema(pattern = "^[0-9a-fA-F]{16}$", example = json!(null))]
+    from: Option<String>,
+}
+
+/// A line of the answer: one of its fields.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum AdoptionLine {
+    /// How far it is.
+    Progress(AdoptionObject),
+    /// That was all.
+    End(AdoptionObject),
+    /// It was cut short, after `end` would have come. What was adopted stays so.
+    Error(String),
+}
+
+/// How far an adoption is.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = AdoptionCount)]
+pub struct AdoptionObject {
+    /// The model whose vectors they are.
+    model: String,
+    /// Its space.
+    space: String,
+    /// Vectors that were compared.
+    compared: u64,
+    /// Those that agree, and are in the space now.
+    adopted: u64,
+    /// Those that do not, and stay as they were.
+    unknown: u64,
+    /// The ids of these at the end: the first thousand.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    unknown_ids: Vec<String>,
+}
+
+/// Gives vectors their provenance by proof: each is compared with what the model makes of its text, and takes the model's
+/// space where both agree.
+///
+/// The answer is NDJSON: `progress` lines, and a last line `end`. Who leaves early keeps what is adopted, and goes on by
+/// asking again.
+#[utoipa::path(
+    post, path = "/spaces/adopt", tag = "spaces", operation_id = "adopt_space", request_body = Option<AdoptBody>,
+    responses(
+        (status = 200, description = "Lines of progress, then the end", content_type = "application/x-ndjson",
+         body = AdoptionLine),
+        NativeErrors, NativeBodyErrors, UnknownModel, Conflict, NoRoom
+    )
+)]
+pub async fn adopt_space(
+    State(state): State<AppState>,
+    Kept(grains): Kept,
+    OptionalJson(body): OptionalJson<AdoptBody>,
+) -> Result<Response, ApiError> {
+    let model = body.model.as_deref().map(|word| state.models.resolve(Some(word))).transpose()?;
+    let from = space_in("from", body.from.as_deref())?;
+    let steps = adopt::adopt(&grains, &state.models, AdoptRequest { model, from }).await?;
+    let lines = steps.flat_map(|step| {
+        let lines = match step {
+            Adoption::Progress(count) => vec![AdoptionLine::Progress(AdoptionObject::of(count, Named::No))],
+            Adoption::Done(count) => vec![AdoptionLine::End(AdoptionObject::of(count, Named::Yes))],
+            Adoption::Failed(count, error) => {
+                let error = with_causes(&error);
+                tracing::error!("an adoption was cut short: {error}");
+                vec![AdoptionLine::Progress(AdoptionObject::of(count, Named::Yes)), AdoptionLine::Error(error)]
+            }
+        };
+        futures::stream::iter(lines)
+    });
+    let bytes = lines.map(|line| {
+        let mut line = serde_json::to_vec(&line)?;
+        line.push(b'\n');
+        Ok::<_, serde_json::Error>(Bytes::from(line))
+    });
+    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(bytes)).into_response())
+}
+
+/// Whether grains that stay unknown are named.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Named {
+    Yes,
+    No,
+}
+
+impl AdoptionObject {
+    fn of(count: AdoptionCount, named: Named) -> Self {
+        let AdoptionCount { model, space, compared, adopted, unknown, unknown_ids } = count;
+        let unknown_ids = if named == Named::Yes { unknown_ids } else { Vec::new() };
+        Self { model, space, compared, adopted, unknown, unknown_ids }
+    }
+}
+
+impl From<AdoptError> for ApiError {
+    fn from(error: AdoptError) -> Self {
+        let message = with_causes(&error);
+        match error {
+            AdoptError::Nothing | AdoptError::Empty(_) | AdoptError::Same(_) | AdoptError::NoModel { .. } => {
+                Self::new(Code::Conflict, message)
+            }
+            AdoptError::Model(error) => error.into(),
+            AdoptError::Grains(error) => error.into(),
+        }
+    }
+}

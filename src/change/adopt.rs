@@ -1,0 +1,292 @@
+//! Giving vectors their provenance by proof: what a model makes of the text must be what is stored.
+//!
+//! Grains of version 0.3 have vectors of which nobody wrote down what made them. A sample picks the model; then each
+//! vector is compared with what that model makes of its text, and takes the model's space only where both agree. The
+//! same comparison joins a space to that of a model, when a file of the same weights was exported anew, say.
+
+use futures::StreamExt;
+use futures::stream::BoxStream;
+use tokio::sync::mpsc;
+
+use crate::domain::{InputType, ModelName, Origin, Provenance, SpaceId};
+use crate::engine::Priority;
+use crate::grains::store::{NewVector, Numbered, ProvenVector};
+use crate::grains::{GrainError, Grains, cosine};
+use crate::models::standing::LEAST_COSINE;
+use crate::models::{Lease, ModelError, MultiModelManager};
+
+/// Grains that are read, embedded and written at once.
+const BATCH: u32 = 256;
+
+/// Grains by which a model is picked, and the share of them that it must have made.
+const SAMPLE: u32 = 64;
+const LEAST_SHARE: f64 = 0.5;
+
+/// What two spaces must agree in to be joined: above all that rounding does.
+const LEAST_COSINE_OF_SPACES: f64 = 0.9999;
+
+/// Grains that stay unknown and are named; there may be more.
+const MAX_NAMED: usize = 1000;
+
+/// Steps that wait for a slow reader.
+const STEPS_AHEAD: usize = 4;
+
+/// What is to be adopted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdoptRequest {
+    /// The model that is to be proved; the one that most of a sample agrees with when `None`.
+    pub model: Option<ModelName>,
+    /// The space whose vectors are compared; those without a known space when `None`.
+    pub from: Option<SpaceId>,
+}
+
+/// How far an adoption is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdoptionCount {
+    /// The model.
+    pub model: String,
+    /// Its space.
+    pub space: String,
+    /// Vectors that were compared.
+    pub compared: u64,
+    /// Those that agree, and are in the model's space now.
+    pub adopted: u64,
+    /// Those that do not, and stay as they were.
+    pub unknown: u64,
+    /// Ids of these, at most a thousand.
+    pub unknown_ids: Vec<String>,
+}
+
+/// A step of an adoption: how far it is, and whether that was all.
+#[derive(Debug)]
+pub enum Adoption {
+    /// It goes on.
+    Progress(AdoptionCount),
+    /// It is done.
+    Done(AdoptionCount),
+    /// It was cut short; what was adopted stays so.
+    Failed(AdoptionCount, AdoptError),
+}
+
+/// Why nothing, or not all, was adopted.
+#[derive(Debug, thiserror::Error)]
+pub enum AdoptError {
+    /// There is nothing to compare.
+    #[error("no grain has a vector of an unknown space: there is nothing to adopt")]
+    Nothing,
+    /// No grain is in the space.
+    #[error("no grain has a vector in space {0}: there is nothing to join")]
+    Empty(SpaceId),
+    /// The vectors are in the model's space already.
+    #[error("space {0} is the model's own: there is nothing to join")]
+    Same(SpaceId),
+    /// No model agrees.
+    #[error(
+        "no model made them: of {n_sample} vectors, {best} agree with the best of {tried}, at least half must. Configure the \
+         model that made them, with the same files and settings, and name it in `model`"
+    )]
+    NoModel {
+        /// Vectors that were compared.
+        n_sample: usize,
+        /// Vectors that agree with the best model.
+        best: usize,
+        /// The models, in words.
+        tried: String,
+    },
+    /// A model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The grains.
+    #[error(transparent)]
+    Grains(#[from] GrainError),
+}
+
+/// A grain, and the vector that is to be proved.
+struct Candidate {
+    numbered: Numbered,
+    vector: Option<Vec<f32>>,
+}
+
+/// An adoption at work.
+struct Work {
+    grains: Grains,
+    lease: Lease,
+    from: Option<SpaceId>,
+    count: AdoptionCount,
+}
+
+/// Begins an adoption. It ends with its last step, or when its steps are dropped.
+///
+/// # Errors
+/// When there is nothing to adopt, or no model for it.
+pub async fn adopt(
+    grains: &Grains,
+    models: &MultiModelManager,
+    request: AdoptRequest,
+) -> Result<BoxStream<'static, Adoption>, AdoptError> {
+    let sample = candidates(grains, request.from.as_ref(), 0, SAMPLE).await?;
+    if sample.is_empty() {
+        return Err(request.from.map_or(AdoptError::Nothing, AdoptError::Empty));
+    }
+    let name = match request.model {
+        Some(name) => name,
+        None => pick(grains, models, &sample, request.from.as_ref()).await?,
+    };
+    let lease = models.lease(&name).await?;
+    lease.check_grain_writes()?;
+    let space = lease.facts().fingerprint.space();
+    if request.from.as_ref() == Some(&space) {
+        return Err(AdoptError::Same(space));
+    }
+    tracing::info!(model = %name, %space, from = ?request.from, "comparing stored vectors with what the model makes");
+    let count = AdoptionCount { model: name.to_string(), space: space.to_string(), ..AdoptionCount::default() };
+    let work = Work { grains: grains.clone(), lease, from: request.from, count };
+    let (sender, mut steps) = mpsc::channel(STEPS_AHEAD);
+    grains.shutdown().spawn("adopt", work.run(sender));
+    Ok(futures::stream::poll_fn(move |context| steps.poll_recv(context)).boxed())
+}
+
+impl Work {
+    async fn run(mut self, steps: mpsc::Sender<Adoption>) {
+        let soft = self.grains.shutdown().soft().clone();
+        let mut after = 0;
+        let last = loop {
+            let batch = tokio::select! {
+                () = soft.cancelled() => return,
+                batch = self.batch(after) => batch,
+            };
+            match batch {
+                Ok(Some(next)) => after = next,
+                Ok(None) => break Adoption::Done(self.count),
+                Err(error) => break Adoption::Failed(self.count, error),
+            }
+            // Nobody reads on: what is adopted stays so, and the rest is there for the next time.
+            if steps.send(Adoption::Progress(self.count.clone())).await.is_err() {
+                return;
+            }
+        };
+        if let Adoption::Done(count) = &last {
+            let AdoptionCount { model, adopted, unknown, .. } = count;
+            tracing::info!(model, adopted, unknown, "an adoption is done");
+        }
+        let _ = steps.send(last).await;
+    }
+
+    /// Compares the next grains. Answers the number of the last; `None` when there are no more.
+    async fn batch(&mut self, after: i64) -> Result<Option<i64>, AdoptError> {
+        let found = candidates(&self.grains, self.from.as_ref(), after, BATCH).await?;
+        let Some(last) = found.last().map(|candidate| candidate.numbered.number) else { return Ok(None) };
+        let made = embed(&self.grains, &self.lease, &found).await?;
+        let mut proven = Vec::new();
+        for (candidate, made) in found.into_iter().zip(made) {
+            self.count.compared += 1;
+            let Candidate { numbered, vector } = candidate;
+            match vector.filter(|vector| agrees(vector, &made.vector, least_cosine(self.from.as_ref()))) {
+                Some(vector) => {
+                    let provenance = Provenance { origin: Origin::Adopted, ..made.provenance };
+                    proven.push(ProvenVector {
+                        number: numbered.number,
+                        version: numbered.grain.version,
+                        from: self.from.clone(),
+                        vector: NewVector { provenance, vector },
+                    });
+                }
+                None => {
+                    self.count.unknown += 1;
+                    if self.count.unknown_ids.len() < MAX_NAMED {
+                        self.count.unknown_ids.push(numbered.grain.id.to_string());
+                    }
+                }
+            }
+        }
+        self.count.adopted += self.grains.adopt(proven).await?;
+        Ok(Some(last))
+    }
+}
+
+/// The model that made most of a sample.
+async fn pick(
+    grains: &Grains,
+    models: &MultiModelManager,
+    sample: &[Candidate],
+    from: Option<&SpaceId>,
+) -> Result<ModelName, AdoptError> {
+    let lengths: Vec<usize> = sample.iter().filter_map(|candidate| Some(candidate.vector.as_ref()?.len())).collect();
+    let active = models.active();
+    let mut names = vec![active.clone()];
+    // What is not on this machine is not downloaded for a guess.
+    names.extend(models.list().into_iter().filter(|status| status.is_here()).map(|status| status.info.name.clone()));
+    names.dedup_by(|later, first| later == first);
+    let (mut best, mut tried): (Option<(usize, ModelName)>, Vec<String>) = (None, Vec::new());
+    for name in names {
+        if tried.iter().any(|tried| *tried == format!("`{name}`")) {
+            continue;
+        }
+        // A model that does not load has not made them as far as anybody can tell.
+        let Ok(lease) = models.lease(&name).await else { continue };
+        tried.push(format!("`{name}`"));
+        let facts = lease.facts();
+        if !lengths.contains(&(facts.dimensions.native.get() as usize)) || from == Some(&facts.fingerprint.space()) {
+            continue;
+        }
+        let made = embed(grains, &lease, sample).await?;
+        let agree = |(candidate, made): &(&Candidate, NewVector)| {
+            candidate.vector.as_ref().is_some_and(|vector| agrees(vector, &made.vector, least_cosine(from)))
+        };
+        let n_agree = sample.iter().zip(made).filter(agree).count();
+        if best.as_ref().is_none_or(|(n_best, _)| n_agree > *n_best) {
+            best = Some((n_agree, name));
+        }
+        if n_agree == sample.len() {
+            break;
+        }
+    }
+    match best {
+        Some((n_agree, name)) if n_agree as f64 >= LEAST_SHARE * sample.len() as f64 => Ok(name),
+        best => Err(AdoptError::NoModel {
+            n_sample: sample.len(),
+            best: best.map_or(0, |(n_agree, _)| n_agree),
+            tried: tried.join(", "),
+        }),
+    }
+}
+
+async fn candidates(
+    grains: &Grains,
+    from: Option<&SpaceId>,
+    after: i64,
+    limit: u32,
+) -> Result<Vec<Candidate>, GrainError> {
+    let found = match from {
+        None => {
+            let old = grains.old_vectors(after, limit).await?;
+            old.into_iter().map(|(numbered, bytes)| Candidate { numbered, vector: read(&bytes) }).collect()
+        }
+        Some(space) => {
+            let held = grains.vectors_of_space(space, after, limit).await?;
+            held.into_iter().map(|(numbered, vector)| Candidate { numbered, vector: Some(vector) }).collect()
+        }
+    };
+    Ok(found)
+}
+
+async fn embed(grains: &Grains, lease: &Lease, found: &[Candidate]) -> Result<Vec<NewVector>, GrainError> {
+    let texts = found.iter().map(|candidate| candidate.numbered.grain.content.text.clone()).collect();
+    grains.embed_texts(lease, texts, InputType::Document, Priority::Background).await
+}
+
+fn least_cosine(from: Option<&SpaceId>) -> f64 {
+    if from.is_some() { LEAST_COSINE_OF_SPACES } else { LEAST_COSINE }
+}
+
+/// Not a number, as of a vector of zeros, is no agreement.
+fn agrees(stored: &[f32], made: &[f32], least: f64) -> bool {
+    stored.len() == made.len() && cosine(stored, made) >= least
+}
+
+/// An old vector from its bytes; `None` when they are no vector.
+fn read(bytes: &[u8]) -> Option<Vec<f32>> {
+    let (values, rest) = bytes.as_chunks::<4>();
+    let vector: Vec<f32> = values.iter().map(|value| f32::from_le_bytes(*value)).collect();
+    (rest.is_empty() && vector.iter().all(|value| value.is_finite())).then_some(vector)
+}

@@ -1,0 +1,180 @@
+//! Whole copies of the database in a folder beside it.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::path::PathBuf;
+
+use time::OffsetDateTime;
+use time::format_description::FormatItem;
+use time::format_description::well_known::Rfc3339;
+use time::macros::format_description;
+
+use super::service::Grains;
+use super::store::StoreError;
+
+const STAMP: &[FormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
+
+/// The name of a snapshot's file: `granary-20261124T120000.000Z.db`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SnapshotName(String);
+
+impl SnapshotName {
+    /// Reads a name. Nothing else is one, so that none leads out of the folder.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let stamp = text.strip_prefix("granary-")?.strip_suffix(".db")?;
+        let is_stamp_byte = |b: u8| b.is_ascii_digit() || b"TZ.".contains(&b);
+        (stamp.len() == "20261124T120000.000Z".len() && stamp.bytes().all(is_stamp_byte)).then(|| Self(text.to_owned()))
+    }
+
+    fn of(time: OffsetDateTime) -> Self {
+        // A time has all the parts that the format asks for.
+        Self(format!("granary-{}.db", time.format(STAMP).unwrap_or_default()))
+    }
+}
+
+impl fmt::Display for SnapshotName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// A whole copy of the database.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Snapshot {
+    /// Its file's name.
+    pub name: SnapshotName,
+    /// Its size.
+    pub size_bytes: u64,
+    /// When it was made: RFC 3339, UTC.
+    pub created_at: String,
+}
+
+/// A snapshot cannot be made or found.
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    /// There is none of that name.
+    #[error("there is no snapshot `{0}`: `GET /snapshots` lists them")]
+    NotFound(SnapshotName),
+    /// The database, or no room for its copy.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The file system refused.
+    #[error("it was not possible to {doing} in `{folder}`: check that this user may read and write it")]
+    Files {
+        /// The folder of the snapshots.
+        folder: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What the system said.
+        source: std::io::Error,
+    },
+}
+
+/// The folder of the snapshots.
+#[derive(Clone, Debug)]
+pub struct Snapshots(PathBuf);
+
+impl Snapshots {
+    /// The snapshots in a folder, which is made when the first one is.
+    #[must_use]
+    pub fn at(folder: PathBuf) -> Self {
+        Self(folder)
+    }
+
+    /// All of them, the latest first.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub async fn list(&self) -> Result<Vec<Snapshot>, SnapshotError> {
+        let failed = |source| self.failed("list the snapshots", source);
+        let mut entries = match fs_err::tokio::read_dir(&self.0).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+            entries => entries.map_err(failed)?,
+        };
+        let mut found = Vec::new();
+        while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+            if let Some(name) = entry.file_name().to_str().and_then(SnapshotName::parse) {
+                found.push(self.describe(name).await?);
+            }
+        }
+        found.sort_by(|a, b| b.name.cmp(&a.name));
+        Ok(found)
+    }
+
+    /// One of them, to be read, and its size.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`], or the file system's.
+    pub async fn open(&self, name: &SnapshotName) -> Result<(fs_err::tokio::File, u64), SnapshotError> {
+        let refused = |source| self.of_one(name, "read a snapshot", source);
+        let file = fs_err::tokio::File::open(self.0.join(&name.0)).await.map_err(refused)?;
+        let size_bytes = file.metadata().await.map_err(refused)?.len();
+        Ok((file, size_bytes))
+    }
+
+    /// Deletes one of them.
+    ///
+    /// # Errors
+    /// [`SnapshotError::NotFound`], or the file system's.
+    pub async fn delete(&self, name: &SnapshotName) -> Result<(), SnapshotError> {
+        let deleted = fs_err::tokio::remove_file(self.0.join(&name.0)).await;
+        deleted.map_err(|source| self.of_one(name, "delete a snapshot", source))
+    }
+
+    async fn describe(&self, name: SnapshotName) -> Result<Snapshot, SnapshotError> {
+        let metadata = fs_err::tokio::metadata(self.0.join(&name.0)).await;
+        let metadata = metadata.map_err(|source| self.of_one(&name, "look at a snapshot", source))?;
+        let time = metadata.modified().map_or(OffsetDateTime::UNIX_EPOCH, OffsetDateTime::from);
+        Ok(Snapshot { name, size_bytes: metadata.len(), created_at: time.format(&Rfc3339).unwrap_or_default() })
+    }
+
+    fn of_one(&self, name: &SnapshotName, doing: &'static str, source: std::io::Error) -> SnapshotError {
+        match source.kind() {
+            ErrorKind::NotFound => SnapshotError::NotFound(name.clone()),
+            _ => self.failed(doing, source),
+        }
+    }
+
+    fn failed(&self, doing: &'static str, source: std::io::Error) -> SnapshotError {
+        SnapshotError::Files { folder: self.0.clone(), doing, source }
+    }
+}
+
+impl Grains {
+    /// Makes a snapshot. Reading and writing go on meanwhile, and it goes on when the caller leaves.
+    ///
+    /// # Errors
+    /// The database's, or when there is no room.
+    pub async fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
+        let grains = self.clone();
+        let work = async move {
+            let snapshots = grains.snapshots();
+            let made = fs_err::tokio::create_dir_all(&snapshots.0).await;
+            made.map_err(|source| snapshots.failed("make the folder", source))?;
+            let name = SnapshotName::of(OffsetDateTime::now_utc());
+            grains.store.copy_to(&snapshots.0.join(&name.0)).await?;
+            let snapshot = snapshots.describe(name).await?;
+            tracing::info!(name = %snapshot.name, size_bytes = snapshot.size_bytes, "a snapshot was made");
+            Ok(snapshot)
+        };
+        self.shutdown.finish("snapshot", work).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_times_and_lead_nowhere_else() {
+        let name = SnapshotName::of(OffsetDateTime::UNIX_EPOCH);
+        assert_eq!(name.to_string(), "granary-19700101T000000.000Z.db");
+        assert_eq!(SnapshotName::parse(&name.to_string()), Some(name));
+        for bad in
+            ["", "granary.db", "granary-.db", "../granary-19700101T000000.000Z.db", "granary-19700101T0000/0.000Z.db"]
+        {
+            assert_eq!(SnapshotName::parse(bad), None, "{bad}");
+        }
+    }
+}

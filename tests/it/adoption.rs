@@ -1,0 +1,162 @@
+//! A file of version 0.3: every grain reads back as it was, and its vectors get their provenance by proof.
+
+use std::path::Path;
+use std::process::Command;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, FromRow};
+use tempfile::TempDir;
+
+use crate::helpers::{TestApp, repository, send, with_tiny};
+
+/// Of every ten grains of the file, one has no vector and one has another's.
+const GRAINS: usize = 300;
+
+#[derive(Debug, FromRow)]
+struct OldGrain {
+    id: String,
+    text: String,
+    vector: Option<Vec<u8>>,
+    meta: String,
+    created_at: String,
+    updated_at: String,
+}
+
+/// How many grains the file gets: more by `make test-v03`.
+fn n_grains() -> usize {
+    std::env::var("GRANARY_TEST_V03_GRAINS").map_or(GRAINS, |text| text.parse().expect("a number"))
+}
+
+/// Starts a server over a database of version 0.3 whose vectors its active model has made.
+async fn over_old_file(toml: &str) -> (TestApp, Vec<OldGrain>) {
+    let maker = TestApp::start_with(toml).await;
+    let folder = TempDir::new().expect("a folder");
+    let file = folder.path().join("granary.db");
+    let script = repository().join("scripts/make-v03");
+    let mut command = Command::new(script);
+    command.arg(maker.url()).arg(&file).args(["--grains", &n_grains().to_string()]);
+    // The server that it asks runs on this thread.
+    let made = tokio::task::spawn_blocking(move || command.output().expect("run")).await.expect("no panic");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    maker.stop().await;
+    let old = old_grains(&file).await;
+    assert_eq!(old.len(), n_grains());
+    (TestApp::start_in(folder, toml).await, old)
+}
+
+async fn old_grains(file: &Path) -> Vec<OldGrain> {
+    let mut connection = SqliteConnectOptions::new().filename(file).read_only(true).connect().await.expect("open");
+    let grains = sqlx::query_as("SELECT * FROM grains ORDER BY rowid").fetch_all(&mut connection).await.expect("read");
+    connection.close().await.expect("closed");
+    grains
+}
+
+async fn get(app: &TestApp, id: &str) -> Value {
+    let url = reqwest::Url::parse(app.url()).expect("a URL");
+    let mut url = url.join("/grains/").expect("a URL");
+    url.path_segments_mut().expect("a path").pop_if_empty().push(id);
+    app.get(url.path()).await.ok()
+}
+
+/// The lines of an adoption.
+async fn adopt(app: &TestApp, body: Value) -> Vec<Value> {
+    let answer = send(app.request(Method::POST, "/spaces/adopt").json(&body)).await;
+    assert_eq!((answer.status.as_u16(), answer.content_type()), (200, "application/x-ndjson"), "{}", answer.text);
+    answer.text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}
+
+#[tokio::test]
+async fn old_grains_read_back_as_they_were_and_their_vectors_are_adopted() {
+    let (app, old) = over_old_file(&with_tiny(&[])).await;
+    for grain in old.iter().take(300) {
+        let read = get(&app, &grain.id).await;
+        assert_eq!(read["text"], grain.text, "{}", grain.id);
+        assert_eq!((&read["created_at"], &read["updated_at"]), (&json!(grain.created_at), &json!(grain.updated_at)));
+        assert_eq!((&read["meta"]["embedding_model"], &read["meta"]["space"]), (&Value::Null, &Value::Null));
+        assert_eq!(read["version"], 1);
+        assert_meta(&grain.meta, &read["meta"]);
+    }
+    let count = app.post("/grains/count", json!({"filter": {"space": "unknown"}})).await.ok();
+    assert_eq!(count["count"], n_grains());
+    let words = app.post("/grains/search", json!({"query": "wheat flour"})).await.ok();
+    assert_eq!(words["hits"].as_array().expect("hits").len(), 10, "old grains are found by words");
+
+    let lines = adopt(&app, json!({})).await;
+    let end = &lines.last().expect("an end")["end"];
+    let n_made = old.iter().enumerate().filter(|(n, _)| n % 10 != 3 && n % 10 != 9).count();
+    let n_others = old.iter().enumerate().filter(|(n, _)| n % 10 == 3).count();
+    assert_eq!((&end["model"], &end["adopted"], &end["unknown"]), (&json!("tiny"), &json!(n_made), &json!(n_others)));
+    assert_eq!(end["unknown_ids"].as_array().expect("ids").len(), n_others.min(1000));
+    assert!(lines[..lines.len() - 1].iter().all(|line| line["progress"]["compared"].is_u64()), "{lines:?}");
+
+    let adopted = &old[1];
+    let read = get(&app, &adopted.id).await;
+    assert_eq!((&read["meta"]["origin"], &read["meta"]["embedding_model"]), (&json!("adopted"), &json!("tiny")));
+    assert_eq!(read["meta"]["space"], end["space"]);
+    let page = app.get("/grains?include=vector&filter=%7B%22source%22%3A%22mail%22%7D&limit=1").await.ok();
+    assert_eq!(page["grains"][0]["id"], adopted.id);
+    let vector: Vec<f32> = serde_json::from_value(page["grains"][0]["vector"].clone()).expect("a vector");
+    let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+    assert_eq!(Some(bytes), adopted.vector, "the bytes are the old ones");
+    let dense = json!({"query": adopted.text, "mode": "dense", "limit": 1});
+    assert_eq!(app.post("/grains/search", dense.clone()).await.ok()["hits"][0]["grain"]["id"], adopted.id);
+
+    // Those that no model made stay, and nothing is left for another try but them.
+    let refused = app.post("/spaces/adopt", json!({})).await.problem();
+    assert_eq!((refused.0, refused.1.as_str()), (409, "conflict"));
+    let again = adopt(&app, json!({"model": "tiny"})).await;
+    assert_eq!(again.last().expect("an end")["end"]["adopted"], 0);
+
+    let app = app.restart_with(&with_tiny(&[])).await;
+    assert_eq!(app.post("/grains/search", dense).await.ok()["hits"][0]["grain"]["id"], adopted.id);
+    assert_eq!(get(&app, &adopted.id).await["meta"]["origin"], "adopted");
+    app.stop().await;
+}
+
+/// Keys beyond `source` and `tags` are attributes, and what is no object is shown raw.
+fn assert_meta(stored: &str, read: &Value) {
+    match serde_json::from_str::<Value>(stored) {
+        Ok(Value::Object(mut object)) if stored.matches("\"tags\"").count() < 2 => {
+            if let Some(source) = object.get("source").and_then(Value::as_str) {
+                assert_eq!(read["source"], source);
+                object.shift_remove("source");
+            }
+            if object.get("tags").is_some_and(Value::is_array) {
+                assert_eq!(read["tags"], object["tags"]);
+                object.shift_remove("tags");
+            }
+            assert_eq!(read["attributes"], Value::Object(object), "{stored}");
+            assert_eq!(read["raw"], Value::Null);
+        }
+        Ok(Value::Object(_)) => {}
+        // Not JSON, or no object, or numbers that no reader has room for.
+        _ => assert_eq!(read["raw"], stored, "{stored:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_space_is_joined_to_a_models_where_texts_agree() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let refused = app.post("/spaces/adopt", json!({})).await.problem();
+    assert_eq!((refused.0, refused.1.as_str()), (409, "conflict"), "there is nothing to adopt");
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
+    let texts = ["wheat", "barley", "rye"];
+    let vectors = app.post("/embed", json!({"inputs": texts})).await.ok();
+    for (n, text) in texts.iter().enumerate() {
+        // The last one is another text's vector.
+        let vector = &vectors[if n == 2 { 0 } else { n }];
+        let grain = json!({"id": text, "text": text, "space": declared["id"], "vector": vector});
+        app.post("/grains", grain).await.ok();
+    }
+    let lines = adopt(&app, json!({"from": declared["id"], "model": "tiny"})).await;
+    let end = &lines.last().expect("an end")["end"];
+    assert_eq!((&end["adopted"], &end["unknown"], &end["unknown_ids"]), (&json!(2), &json!(1), &json!(["rye"])));
+    assert_eq!(app.get("/grains/wheat").await.ok()["meta"]["space"], end["space"]);
+    assert_eq!(app.get("/grains/rye").await.ok()["meta"]["space"], declared["id"]);
+    let nearest = json!({"vector": vectors[0], "space": declared["id"], "limit": 10});
+    let hits = app.post("/grains/search", nearest).await.ok();
+    assert_eq!(hits["hits"].as_array().expect("hits").len(), 1, "what was joined is no longer in the old space");
+    app.stop().await;
+}

@@ -1,0 +1,80 @@
+//! Whole copies of the database, made while it is used.
+
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::helpers::{Process, TestApp, client, data_dir, send, with_tiny};
+
+#[tokio::test]
+async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    app.post("/grains", json!({"id": "before", "text": "wheat"})).await.ok();
+    let made = send(app.request(reqwest::Method::POST, "/snapshots")).await;
+    assert_eq!(made.status, 201, "{}", made.text);
+    let (location, snapshot) = (made.header("location").to_owned(), made.json());
+    app.post("/grains", json!({"id": "after", "text": "barley"})).await.ok();
+    assert_eq!(app.get("/snapshots").await.ok()["snapshots"], json!([snapshot]));
+
+    let fetched = client().get(format!("{}{location}", app.url())).send().await.expect("an answer");
+    assert_eq!(fetched.headers()["content-type"], "application/vnd.sqlite3");
+    let bytes = fetched.bytes().await.expect("a file");
+    assert_eq!(snapshot["size_bytes"], bytes.len());
+
+    // The file is a database, and a server begins with it where it was.
+    let folder = TempDir::new().expect("a folder");
+    fs_err::write(folder.path().join("granary.db"), &bytes).expect("written");
+    let restored = TestApp::start_in(folder, &with_tiny(&[])).await;
+    assert_eq!(restored.get("/grains/before").await.ok()["text"], "wheat");
+    assert_eq!(restored.get("/grains/after").await.status, 404);
+    let found = restored.post("/grains/search", json!({"query": "wheat", "mode": "dense"})).await.ok();
+    assert_eq!(found["hits"][0]["grain"]["id"], "before");
+    restored.stop().await;
+
+    assert_eq!(send(app.request(reqwest::Method::DELETE, &location)).await.status, 204);
+    assert_eq!(app.get(&location).await.problem().0, 404);
+    assert_eq!(app.get("/snapshots/..%2Fgranary.db").await.problem().0, 404);
+    assert_eq!(app.get("/snapshots").await.ok()["snapshots"], json!([]));
+    app.stop().await;
+}
+
+/// A running server would go on with the old file, and lose what it writes.
+#[tokio::test]
+async fn a_restore_waits_for_no_server_and_loses_nothing() {
+    let folder = TempDir::new().expect("a folder");
+    fs_err::write(folder.path().join("granary.toml"), with_tiny(&[])).expect("written");
+    let database = format!("sqlite:{}/granary.db", folder.path().display());
+    let env =
+        [("GRANARY_MODELS__DATA_DIR", data_dir().display().to_string()), ("GRANARY_GRAINS__DATABASE_URL", database)];
+    let env: Vec<(&str, &str)> = env.iter().map(|(key, value)| (*key, value.as_str())).collect();
+    let granary = |arguments: &[&str]| {
+        let mut process = Process::start(folder.path(), arguments, &env);
+        let code = process.wait().code();
+        (code, process.log())
+    };
+    let mut server = Process::start(folder.path(), &["serve", "--port", "0"], &env);
+    let url = server.wait_until_serving();
+    let post = |path: &str, body| client().post(format!("{url}{path}")).json(&body);
+    send(post("/grains", json!({"id": "before", "text": "wheat"}))).await.ok();
+    let snapshot = send(client().post(format!("{url}/snapshots"))).await.ok();
+    let file =
+        format!("{}/granary.db.snapshots/{}", folder.path().display(), snapshot["name"].as_str().expect("a name"));
+    send(post("/grains", json!({"id": "after", "text": "barley"}))).await.ok();
+
+    let (code, said) = granary(&["snapshot", "restore", &file]);
+    assert_eq!(code, Some(1));
+    assert!(said.contains("is in use by process"), "{said}");
+    server.signal(rustix::process::Signal::TERM);
+    assert!(server.wait().success());
+
+    assert_eq!(granary(&["snapshot", "restore", &file]).0, Some(0));
+    assert!(folder.path().join("granary.db.replaced.1").is_file(), "what was there is kept");
+    let mut server = Process::start(folder.path(), &["serve", "--port", "0"], &env);
+    let url = server.wait_until_serving();
+    assert_eq!(send(client().get(format!("{url}/grains/before"))).await.status, 200);
+    assert_eq!(send(client().get(format!("{url}/grains/after"))).await.status, 404);
+    // The index that the first server saved has `after` too, and is of another epoch.
+    let search = json!({"query": "barley", "mode": "dense"});
+    let hits = send(client().post(format!("{url}/grains/search")).json(&search)).await.ok();
+    assert_eq!(hits["hits"].as_array().expect("hits").len(), 1);
+    assert!(server.log().contains("was saved for another"), "{}", server.log());
+}
