@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use crate::domain::{InputType, ModelName, Origin, Provenance, SpaceId};
 use crate::engine::Priority;
 use crate::grains::store::{NewVector, Numbered, ProvenVector};
-use crate::grains::{GrainError, Grains, cosine};
+use crate::grains::{GrainError, Grains, TextKind, cosine};
 use crate::models::standing::LEAST_COSINE;
 use crate::models::{Lease, ModelError, MultiModelManager};
 
@@ -272,7 +272,8 @@ async fn candidates(
 
 async fn embed(grains: &Grains, lease: &Lease, found: &[Candidate]) -> Result<Vec<NewVector>, GrainError> {
     let texts = found.iter().map(|candidate| candidate.numbered.grain.content.text.clone()).collect();
-    grains.embed_texts(lease, texts, InputType::Document, Priority::Background).await
+    let kind = TextKind { input_type: InputType::Document, priority: Priority::Background };
+    grains.embed_texts(lease, texts, kind).await
 }
 
 fn least_cosine(from: Option<&SpaceId>) -> f64 {

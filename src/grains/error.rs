@@ -17,9 +17,6 @@ pub enum GrainError {
     /// The id is taken.
     #[error("there is a grain `{0}` already: `PUT /grains/{0}` replaces it, or leave `id` out")]
     Exists(GrainId),
-    /// The id of an import's line is taken.
-    #[error("there is a grain `{0}` already: `on_conflict=skip` leaves it as it is, `on_conflict=replace` replaces it")]
-    Taken(GrainId),
     /// One grain of a batch stands against all of them.
     #[error("grain {at} of the batch")]
     Among {
@@ -28,6 +25,9 @@ pub enum GrainError {
         /// What is wrong with it.
         source: Box<GrainError>,
     },
+    /// The id of an import's line is taken.
+    #[error("there is a grain `{0}` already: `on_conflict=skip` leaves it as it is, `on_conflict=replace` replaces it")]
+    Taken(GrainId),
     /// One id stands twice in a batch.
     #[error("the id `{0}` stands twice in the batch: send each grain once")]
     Twice(GrainId),

@@ -23,4 +23,4 @@ pub use service::{GrainLimits, Grains, GrainsParts};
 pub use snapshots::{Snapshot, SnapshotError, SnapshotName, Snapshots};
 pub use spaces::Declaration;
 pub use vector::cosine;
-pub use writing::{Draft, Outcome, Patch, Precondition, SourceChange, SuppliedVector, Token};
+pub use writing::{Draft, Outcome, Patch, Precondition, SourceChange, SuppliedVector, TextKind, Token};

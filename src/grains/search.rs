@@ -11,8 +11,8 @@ use super::merge::{Ranking, fuse};
 use super::service::Grains;
 use super::store::{Numbered, Scored};
 use super::vector::{checked, unit};
-use crate::domain::{Filter, Grain, InputType, ModelName, SpaceCondition, SpaceId};
-use crate::engine::Priority;
+use super::writing::TextKind;
+use crate::domain::{Filter, Grain, ModelName, SpaceCondition, SpaceId};
 use crate::models::error::with_causes;
 use crate::telemetry;
 
@@ -22,8 +22,8 @@ pub const MAX_DEPTH: usize = 10_000;
 /// Each side of a hybrid search brings at least so many candidates into the fusion.
 const FUSION_DEPTH: usize = 200;
 
-/// How much the ranking by words counts in a hybrid search, beside 1 for the ranking by vectors.
-const WORDS_WEIGHT: f64 = 1.0;
+/// How much the ranking by words counts in a hybrid search, beside 1 for the ranking by vectors: chosen with `merge::K`.
+const WORDS_WEIGHT: f64 = 1.5;
 
 /// The most grains that a filter may leave for each of them to be compared.
 const EXACT_UNDER_FILTER: u32 = 5_000;
@@ -262,7 +262,7 @@ impl Grains {
         if lease.facts().fingerprint.space() != *space {
             return Err(GrainError::NoMaker(space.clone()));
         }
-        let made = self.embed_texts(&lease, vec![text], InputType::Query, Priority::Interactive).await?;
+        let made = self.embed_texts(&lease, vec![text], TextKind::QUERY).await?;
         Ok((Some(name), made.first().map(|made| unit(&made.vector)).unwrap_or_default()))
     }
 
@@ -275,6 +275,9 @@ impl Grains {
         n: usize,
     ) -> Result<Vec<Scored>, GrainError> {
         let Some(index) = self.indexes.of(space) else { return Ok(Vec::new()) };
+        if filter.space.as_ref().is_some_and(|wanted| *wanted != SpaceCondition::Is(space.clone())) {
+            return Ok(Vec::new());
+        }
         // The index has nothing but what the space serves.
         let filter = Filter { space: None, ..filter.clone() };
         if filter.is_empty() {

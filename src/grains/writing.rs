@@ -121,6 +121,23 @@ pub enum Outcome {
     Refused(Refusal),
 }
 
+/// What texts are embedded for.
+#[derive(Clone, Copy, Debug)]
+pub struct TextKind {
+    /// Which of the model's prompts stands before them.
+    pub input_type: InputType,
+    /// Whether somebody waits.
+    pub priority: Priority,
+}
+
+impl TextKind {
+    /// The text of a grain that somebody writes.
+    pub const DOCUMENT: Self = Self { input_type: InputType::Document, priority: Priority::Interactive };
+
+    /// The text of a search.
+    pub const QUERY: Self = Self { input_type: InputType::Query, priority: Priority::Interactive };
+}
+
 /// A grain on its way to the store.
 pub(super) struct Planned {
     pub(super) id: GrainId,
@@ -404,7 +421,8 @@ impl Grains {
             let lease = self.models.lease(&name).await?;
             lease.check_grain_writes()?;
             for places in places.chunks(TEXTS_AT_ONCE) {
-                match self.embed_texts(&lease, texts_at(planned, places), InputType::Document, priority).await {
+                let kind = TextKind { input_type: InputType::Document, priority };
+                match self.embed_texts(&lease, texts_at(planned, places), kind).await {
                     Ok(made) => vectors.extend(places.iter().copied().zip(made)),
                     Err(error) => {
                         let (index, error) = of_one_text(error, &name)?;
@@ -415,7 +433,7 @@ impl Grains {
                         // Others may be at fault too: each for itself shows which.
                         for at in places {
                             let text = texts_at(planned, std::slice::from_ref(at));
-                            match self.embed_texts(&lease, text, InputType::Document, priority).await {
+                            match self.embed_texts(&lease, text, kind).await {
                                 Ok(mut made) => vectors.extend(made.pop().map(|vector| (*at, vector))),
                                 Err(error) => planned[*at] = Err(of_one_text(error, &name)?.1),
                             }
@@ -451,19 +469,18 @@ impl Grains {
         &self,
         lease: &Lease,
         texts: Vec<String>,
-        input_type: InputType,
-        priority: Priority,
+        kind: TextKind,
     ) -> Result<Vec<NewVector>, GrainError> {
         let over_long = if self.limits.auto_truncate { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse };
         let embedded = lease
             .embed(EmbedRequest {
                 inputs: texts.into_iter().map(Input::Text).collect(),
-                prompt: PromptChoice::For(input_type),
+                prompt: PromptChoice::For(kind.input_type),
                 over_long,
                 dimensions: None,
                 normalize: None,
                 expect_space: Some(lease.facts().fingerprint.space()),
-                priority,
+                priority: kind.priority,
             })
             .await?;
         let encoded = embedded.encoded;
@@ -506,8 +523,7 @@ impl Grains {
         if verify {
             let name = self.models.maker_of(&space).await?.ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let lease = self.models.lease(&name).await?;
-            let made =
-                self.embed_texts(&lease, vec![text.to_owned()], InputType::Document, Priority::Interactive).await?;
+            let made = self.embed_texts(&lease, vec![text.to_owned()], TextKind::DOCUMENT).await?;
             let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let cosine = cosine(&vector, &made.vector);
             // Not a number is no proof either.

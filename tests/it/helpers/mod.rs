@@ -1,5 +1,6 @@
 //! Starting servers, in this process or as one of their own, and asking them.
 
+mod chance;
 mod disk;
 mod hub;
 mod process;
@@ -10,6 +11,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use chance::Chance;
 pub use disk::SmallDisk;
 pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use process::Process;
@@ -54,6 +56,12 @@ pub fn folder_with(toml: &str) -> TempDir {
     let folder = TempDir::new().expect("a folder");
     fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
     folder
+}
+
+/// A number from the environment, for tests that may go on for longer than usual.
+pub fn number_from_env(name: &str, usual: u64) -> u64 {
+    let text = std::env::var(name).unwrap_or_default();
+    if text.is_empty() { usual } else { text.parse().unwrap_or_else(|_| panic!("{name} is `{text}`, no number")) }
 }
 
 /// The numbers of one vector.
