@@ -244,11 +244,16 @@ impl Writer {
         {
             return Ok(Err(Fate::Unchanged));
         }
-        let names_model = draft.model.is_some();
-        match self.grains.change_of(stored, draft).await {
-            Ok(changed) => Ok(changed.map_err(|_| Fate::Unchanged)),
-            Err(error @ GrainError::Model(_)) if names_model && pause_before_retry(&error).is_none() => refused(error),
-            Err(error) => Err(error),
+        loop {
+            let error = match self.grains.change_of(stored.clone(), draft.clone()).await {
+                Ok(changed) => return Ok(changed.map_err(|_| Fate::Unchanged)),
+                Err(error) => error,
+            };
+            match pause_before_retry(&error) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None if is_of_every_line(&error) && draft.model.is_none() => return Err(error),
+                None => return refused(error),
+            }
         }
     }
 
@@ -372,6 +377,11 @@ fn is_same_vector(supplied: &SuppliedVector, grain: &Grain, stored: Option<&[f32
         && supplied.known == grain.provenance
         && stored == Some(supplied.vector.as_slice())
         && !supplied.verify
+}
+
+/// Whether an error would meet any other line too.
+fn is_of_every_line(error: &GrainError) -> bool {
+    matches!(error, GrainError::Model(_) | GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
 }
 
 /// How long to wait before an error may have passed by itself; `None` when it will not.
