@@ -249,6 +249,11 @@ async fn a_taken_id_is_an_error_or_skipped_or_replaced() {
     let changed = app.get("/grains/g1").await.ok();
     assert_eq!((&changed["version"], &changed["meta"]["tags"]), (&json!(2), &json!(["changed"])));
     assert_eq!(app.get("/grains/g2").await.ok()["text"], "another text");
+    let space = app.get("/models/tiny").await.ok()["space"].clone();
+    let short = json!({"id": "g0", "text": "text number 0", "vector": [1.0], "space": space});
+    let refused = import(&app, "?on_conflict=replace", lines([short].into_iter().chain(numbered(3..4)))).await;
+    assert_eq!((refused.counts(), refused.failed[0].2.as_str()), ([2, 0, 0, 1, 0, 1], "invalid_request"));
+    assert_eq!(refused.end["complete"], true);
     for (query, param) in [("?on_conflict=maybe", "on_conflict"), ("?reembed=1", "reembed")] {
         let request = app.request(Method::POST, &format!("/grains/import{query}")).header("content-type", NDJSON);
         let (status, _, detail) = send(request.body("")).await.problem();

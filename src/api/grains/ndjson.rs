@@ -54,6 +54,7 @@ pub struct LineReader {
 
 impl LineReader {
     /// Reads a body, keeping at most so many bytes of a line.
+    #[must_use]
     pub fn new(body: Body, max_line_bytes: usize) -> Self {
         let body = body.into_data_stream();
         let (piece, line) = (Bytes::new(), Vec::new());

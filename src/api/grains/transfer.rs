@@ -235,6 +235,7 @@ struct IdOnly {
 
 /// A line: a grain as it is shown or as it is written, a manifest, or the end of an export.
 #[derive(Default, Deserialize)]
+#[serde(expecting = "a JSON object")]
 struct LineBody {
     id: Option<String>,
     text: Option<String>,

@@ -83,12 +83,16 @@ fn body(mut source: Box<dyn Read + Send>, bar: ProgressBar) -> Body {
     tokio::task::spawn_blocking(move || {
         loop {
             let mut piece = vec![0; PIECE_BYTES];
-            let read = source.read(&mut piece).map(|n| {
-                piece.truncate(n);
-                piece
-            });
-            let is_last = !matches!(&read, Ok(piece) if !piece.is_empty());
-            if is_last && read.is_ok() || sender.blocking_send(read).is_err() || is_last {
+            let read = match source.read(&mut piece) {
+                Ok(0) => return,
+                Ok(n) => {
+                    piece.truncate(n);
+                    Ok(piece)
+                }
+                Err(error) => Err(error),
+            };
+            let has_failed = read.is_err();
+            if sender.blocking_send(read).is_err() || has_failed {
                 return;
             }
         }

@@ -8,7 +8,6 @@ use tokio::sync::Mutex;
 use super::super::error::{GrainError, Refusal};
 use super::super::service::{Grains, now_us};
 use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Numbered};
-use super::super::vector::unit;
 use super::super::writing::{Plan, Planned, SuppliedVector, TEXTS_AT_ONCE, TRIES, check_content};
 use super::import::{ImportOptions, OnConflict, UnknownVectors};
 use super::lines::ImportGrain;
@@ -124,12 +123,10 @@ impl Writer {
     pub(super) async fn prepare(&self, lines: Vec<Line>, mut ahead: HashSet<GrainId>) -> Result<Prepared, GrainError> {
         let (first, repeated): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| ahead.insert(line.id.clone()));
         let found = self.grains.with_ids(first.iter().map(|line| line.id.clone()).collect()).await?;
-        let vectors = self.vectors_to_compare(&first, &found).await?;
+        let mut vectors = self.vectors_to_compare(&first, &found).await?;
         let mut found: HashMap<GrainId, Found> = found
             .into_iter()
-            .map(|Numbered { number, grain }| {
-                (grain.id.clone(), Found { number, grain, vector: vectors.get(&number).cloned() })
-            })
+            .map(|stored| (stored.grain.id.clone(), Found { vector: vectors.remove(&stored.number), stored }))
             .collect();
         let mut prepared = Prepared { groups: Vec::new(), verdicts: Vec::new(), repeated };
         let mut groups: HashMap<VectorSource, Group> = HashMap::new();
@@ -189,14 +186,14 @@ impl Writer {
         Ok(line.failed(refusal))
     }
 
-    /// The stored vectors of grains that a line would replace with one of its own.
+    /// The stored vectors of grains for which an export's line brings one.
     async fn vectors_to_compare(
         &self,
         lines: &[Line],
         found: &[Numbered],
     ) -> Result<HashMap<i64, Vec<f32>>, GrainError> {
         let bring: HashSet<&GrainId> =
-            lines.iter().filter(|line| line.grain.draft.vector.is_some()).map(|line| &line.id).collect();
+            lines.iter().filter(|line| line.grain.is_of_export()).map(|line| &line.id).collect();
         let numbers: Vec<i64> =
             found.iter().filter(|found| bring.contains(&found.grain.id)).map(|found| found.number).collect();
         if self.options.on_conflict != OnConflict::Replace || numbers.is_empty() {
@@ -232,7 +229,7 @@ impl Writer {
             }
         }
         let draft = line.grain.draft.clone();
-        let Some(Found { number, grain, vector }) = found else {
+        let Some(Found { stored, vector }) = found else {
             return Ok(Ok(Planned {
                 id: line.id.clone(),
                 expected: Expected::Absent,
@@ -242,16 +239,21 @@ impl Writer {
             }));
         };
         if let Some(supplied) = &draft.vector
-            && draft.content == grain.content
-            && is_same_vector(supplied, &grain, vector.as_deref())
+            && draft.content == stored.grain.content
+            && is_same_vector(supplied, &stored.grain, vector.as_deref())
         {
             return Ok(Err(Fate::Unchanged));
         }
-        let names_model = draft.model.is_some();
-        match self.grains.change_of(Numbered { number, grain }, draft).await {
-            Ok(changed) => Ok(changed.map_err(|_| Fate::Unchanged)),
-            Err(error @ GrainError::Model(_)) if names_model && pause_before_retry(&error).is_none() => refused(error),
-            Err(error) => Err(error),
+        loop {
+            let error = match self.grains.change_of(stored.clone(), draft.clone()).await {
+                Ok(changed) => return Ok(changed.map_err(|_| Fate::Unchanged)),
+                Err(error) => error,
+            };
+            match pause_before_retry(&error) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None if is_of_every_line(&error) && draft.model.is_none() => return Err(error),
+                None => return refused(error),
+            }
         }
     }
 
@@ -342,8 +344,7 @@ impl Writer {
 
 /// A stored grain, and the vector it is served by if a line brings another.
 struct Found {
-    number: i64,
-    grain: Grain,
+    stored: Numbered,
     vector: Option<Vec<f32>>,
 }
 
@@ -370,14 +371,17 @@ impl Line {
     }
 }
 
-/// Whether a grain is served by the vector that a line brings, and the same is known of it.
+/// Whether a grain is served by the vector of an export's line, and the same is known of it.
 fn is_same_vector(supplied: &SuppliedVector, grain: &Grain, stored: Option<&[f32]>) -> bool {
-    let (Some(served), Some(stored)) = (&grain.provenance, stored) else { return false };
-    let is_same = match &supplied.known {
-        Some(known) => known == served && supplied.vector == stored,
-        None => served.space == supplied.space && unit(&supplied.vector) == stored,
-    };
-    is_same && !supplied.verify
+    supplied.known.is_some()
+        && supplied.known == grain.provenance
+        && stored == Some(supplied.vector.as_slice())
+        && !supplied.verify
+}
+
+/// Whether an error would meet any other line too.
+fn is_of_every_line(error: &GrainError) -> bool {
+    matches!(error, GrainError::Model(_) | GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
 }
 
 /// How long to wait before an error may have passed by itself; `None` when it will not.

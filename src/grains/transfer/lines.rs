@@ -54,6 +54,13 @@ pub struct ImportSpace {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ReadingEnded;
 
+impl ImportGrain {
+    /// Whether it brings a vector with all that was known of it.
+    pub(super) fn is_of_export(&self) -> bool {
+        self.draft.vector.as_ref().is_some_and(|supplied| supplied.known.is_some())
+    }
+}
+
 impl ImportSpace {
     /// The declared space that this is; `None` for a model's, which only a model can make known.
     ///
