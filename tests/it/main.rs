@@ -12,6 +12,7 @@ mod broken_models;
 mod config_refusals;
 mod doctor;
 mod golden;
+mod grains;
 mod guard;
 mod hardware;
 mod hub;

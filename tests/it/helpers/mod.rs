@@ -5,6 +5,7 @@ mod hub;
 mod process;
 mod server;
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -54,6 +55,14 @@ pub fn folder_with(toml: &str) -> TempDir {
     let folder = TempDir::new().expect("a folder");
     fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
     folder
+}
+
+/// Every byte percent-encoded, letters too: `/grains/search` is another path than `/grains/%73earch`.
+pub fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        write!(encoded, "%{byte:02X}").expect("a string takes everything");
+        encoded
+    })
 }
 
 /// The numbers of one vector.

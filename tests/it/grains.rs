@@ -1,0 +1,589 @@
+//! Grains are written, read, changed and deleted by their ids, one or many at a time.
+
+use reqwest::Method;
+use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
+use tempfile::TempDir;
+
+use crate::helpers::{
+    Answer, Caller, TINY, TestApp, cosine, norm, percent_encoded, send, sha256, vector_of, vectors_of, with_tiny,
+};
+
+/// The space of a model.
+async fn space_of(app: &Caller, model: &str) -> String {
+    let model = app.post(&format!("/models/{model}/load"), json!({})).await.ok();
+    model["space"].as_str().expect("a space").to_owned()
+}
+
+async fn state_of(app: &Caller, model: &str) -> String {
+    app.get(&format!("/models/{model}")).await.ok()["state"].as_str().expect("a state").to_owned()
+}
+
+/// How many grains there are.
+async fn count(app: &Caller) -> u64 {
+    app.post("/grains/count", json!({})).await.ok()["count"].as_u64().expect("a count")
+}
+
+async fn embed(app: &Caller, text: &str) -> Vec<f32> {
+    vectors_of(&app.post("/embed", json!({"inputs": text})).await.ok()).remove(0)
+}
+
+async fn vector_of_grain(app: &Caller, id: &str) -> Vec<f32> {
+    vector_of(&app.get(&format!("/grains/{id}?include=vector")).await.ok()["vector"])
+}
+
+fn assert_same(a: &[f32], b: &[f32]) {
+    assert!(cosine(a, b) >= 0.9999, "cosine {}", cosine(a, b));
+}
+
+async fn with_header(app: &Caller, method: Method, path: &str, header: (&str, &str), body: Value) -> Answer {
+    send(app.request(method, path).header(header.0, header.1).json(&body)).await
+}
+
+fn refused(answer: &Answer, status: u16, code: &str, sentence: &str) {
+    let (found_status, found_code, detail) = answer.problem();
+    assert_eq!((found_status, found_code.as_str()), (status, code), "{detail}");
+    assert!(detail.contains(sentence), "`{detail}` does not say `{sentence}`");
+}
+
+#[tokio::test]
+async fn a_grain_is_read_back_with_what_made_its_vector() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let text = "Wheat is a grass. 🌾";
+    let body = json!({"id": "wheat", "text": text, "source": "encyclopedia", "tags": ["plants", "food"],
+                      "attributes": {"year": 2024, "nested": {"a": [1, null]}}});
+    let created = app.post("/grains", body).await;
+    assert_eq!(
+        (created.status.as_u16(), created.header("location"), created.header("etag")),
+        (201, "/grains/wheat", "\"1\"")
+    );
+    let embedded = app.post("/embed", json!({"inputs": text})).await;
+    let n_tokens = app.post("/tokenize", json!({"inputs": text})).await.ok()[0].as_array().map(Vec::len);
+    let grain = created.ok();
+    assert_eq!((&grain["text"], &grain["version"], grain.get("vector")), (&json!(text), &json!(1), None));
+    assert_eq!(
+        grain["meta"],
+        json!({
+            "source": "encyclopedia", "tags": ["plants", "food"],
+            "attributes": {"year": 2024, "nested": {"a": [1, null]}},
+            "embedding_model": TINY, "embedding_dimensions": 32, "space": embedded.header("x-space"),
+            "origin": "computed", "tokens": n_tokens, "truncated": false, "content_sha256": sha256(text.as_bytes()),
+        })
+    );
+    assert_eq!(grain["created_at"], grain["updated_at"]);
+    assert!(grain["created_at"].as_str().is_some_and(|time| time.starts_with("20") && time.ends_with('Z')));
+
+    let read = app.get("/grains/wheat").await;
+    assert_eq!((read.header("etag"), read.ok()), ("\"1\"", grain));
+    let vector = vector_of_grain(&app, "wheat").await;
+    assert_same(&vector, &vectors_of(&embedded.ok())[0]);
+    let listed = app.get("/grains?include=vector").await.ok();
+    assert_eq!(vector_of(&listed["grains"][0]["vector"]), vector);
+    refused(&app.get("/grains/wheat?include=everything").await, 422, "invalid_request", "`include` takes `vector`");
+    refused(&app.get("/grains/rye").await, 404, "grain_not_found", "there is no grain `rye`");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn new_ids_are_uuids_in_the_order_of_time_and_given_ones_have_a_form() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        let grain = app.post("/grains", json!({"text": format!("text {n}"), "id": null})).await.ok();
+        ids.push(grain["id"].as_str().expect("an id").to_owned());
+    }
+    assert!(ids.is_sorted() && ids.iter().all(|id| id.len() == 36 && id.as_bytes()[14] == b'7'), "{ids:?}");
+    let longest = "x".repeat(128);
+    for id in ["a", "A.b_c:d@e~f-9", "...", &longest] {
+        let created = app.post("/grains", json!({"id": id, "text": "t"})).await;
+        assert_eq!((created.status.as_u16(), created.ok()["id"].as_str()), (201, Some(id)));
+        app.get(&format!("/grains/{id}")).await.ok();
+    }
+    let n_before = count(&app).await;
+    let too_long = "x".repeat(129);
+    for id in ["", "a b", "a/b", "ü", "a\0", &too_long] {
+        refused(
+            &app.post("/grains", json!({"id": id, "text": "t"})).await,
+            422,
+            "invalid_request",
+            "is not a grain id",
+        );
+    }
+    for id in [".", "..", "search", "import", "export", "delete", "count"] {
+        let answer = app.post("/grains", json!({"id": id, "text": "t"})).await;
+        refused(&answer, 422, "invalid_request", "stands for something else");
+    }
+    refused(&app.put("/grains/a%20b", json!({"text": "t"})).await, 422, "invalid_request", "is not a grain id");
+    let other = app.put("/grains/a", json!({"id": "b", "text": "t"})).await;
+    refused(&other, 422, "invalid_request", "`id` is `b`, but the path says `a`");
+    assert_eq!(count(&app).await, n_before);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn old_ids_of_any_form_are_reached_through_percent_encoding() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let mut connection =
+        SqliteConnectOptions::new().filename(&database).create_if_missing(true).connect().await.expect("open");
+    let ids = ["old id/1", "ü%41", "search", "?#", "'; DROP TABLE grains; --", "count", "\u{1f33e}", "\"\\"];
+    let table = "CREATE TABLE grains (id TEXT PRIMARY KEY NOT NULL, text TEXT NOT NULL, vector BLOB, \
+                 meta TEXT NOT NULL DEFAULT '{}', created_at TEXT NOT NULL, updated_at TEXT NOT NULL)";
+    sqlx::query(table).execute(&mut connection).await.expect("made");
+    for id in ids {
+        let sql = "INSERT INTO grains VALUES (?, 'an old text', x'0000803f00000040', '{\"source\": \"s\", \"x\": 1}', \
+                   '2024-01-01T00:00:00Z', '2024-01-01T00:00:00Z')";
+        sqlx::query(sql).bind(id).execute(&mut connection).await.expect("written");
+    }
+    connection.close().await.expect("closed");
+
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    for id in ids {
+        let path = format!("/grains/{}", percent_encoded(id));
+        let grain = app.get(&path).await.ok();
+        assert_eq!(
+            (&grain["id"], &grain["meta"]["space"], &grain["meta"]["source"]),
+            (&json!(id), &json!(null), &json!("s"))
+        );
+        assert_eq!(grain["meta"]["attributes"], json!({"x": 1}));
+        let found = app.post("/grains/count", json!({"filter": {"ids": [id]}})).await.ok();
+        assert_eq!(found["count"], 1, "{id}");
+        let tagged = app.patch(&path, json!({"tags": ["seen"]})).await.ok();
+        assert_eq!((&tagged["version"], &tagged["meta"]["origin"]), (&json!(2), &json!(null)), "a tag embeds nothing");
+        let changed = app.put(&path, json!({"text": "a new text", "id": id})).await.ok();
+        assert_eq!((&changed["version"], &changed["meta"]["origin"]), (&json!(3), &json!("computed")));
+        let deleted = app.delete(&path).await;
+        assert_eq!((deleted.status.as_u16(), app.get(&path).await.status.as_u16()), (204, 404), "{id}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn many_grains_are_written_all_or_none() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let three =
+        json!({"grains": [{"id": "a", "text": "one"}, {"text": "two", "tags": ["t"]}, {"id": "c", "text": "three"}]});
+    let created = app.post("/grains", three).await;
+    assert_eq!(created.status.as_u16(), 201);
+    let grains = created.ok()["grains"].as_array().expect("grains").clone();
+    let texts: Vec<&str> = grains.iter().filter_map(|grain| grain["text"].as_str()).collect();
+    assert_eq!(texts, ["one", "two", "three"], "in the order they were sent");
+    for (text, grain) in texts.iter().zip(&grains) {
+        let id = grain["id"].as_str().expect("an id");
+        assert_same(&vector_of_grain(&app, id).await, &embed(&app, text).await);
+    }
+
+    let good = json!({"id": "x", "text": "good"});
+    for (bad, status, code, sentence) in [
+        (json!({"id": "a", "text": "taken"}), 409, "conflict", "`grains[1]`: there is a grain `a` already"),
+        (json!({"id": "x", "text": "twice"}), 409, "conflict", "`grains[1]`: the id `x` stands twice"),
+        (json!({"text": ""}), 400, "empty_input", "`grains[1]`: `text` is empty"),
+        (json!({"id": "a/b", "text": "t"}), 422, "invalid_request", "`grains[1]`: `a/b` is not a grain id"),
+        (json!({"text": "t", "model": "nobody"}), 404, "model_not_found", "nobody"),
+        (json!({"text": "t", "tags": [""]}), 422, "invalid_request", "`grains[1]`: a tag has 0 bytes"),
+        (json!({"text": "t", "vector": [1.0]}), 422, "invalid_request", "`grains[1]`: `vector` needs `space`"),
+        (json!({"text": 7}), 422, "invalid_request", "`grains[1].text`"),
+        (json!({"id": "y"}), 422, "invalid_request", "missing field `text`"),
+    ] {
+        refused(&app.post("/grains", json!({"grains": [good, bad]})).await, status, code, sentence);
+        assert_eq!(count(&app).await, 3);
+    }
+    refused(&app.post("/grains", json!({"grains": []})).await, 400, "empty_input", "`grains` is empty");
+    let both = json!({"text": "t", "grains": [good]});
+    refused(&app.post("/grains", both).await, 422, "invalid_request", "send one of them");
+    let many = vec![json!({"text": "t"}); 2049];
+    let answer = app.post("/grains", json!({"grains": many})).await;
+    refused(&answer, 422, "too_many_inputs", "`grains` has 2049 grains; a request takes 2048");
+    assert_eq!(count(&app).await, 3);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn of_many_those_that_can_be_written_are_when_that_is_asked_for() {
+    let app = TestApp::start_with(&format!("{}[engine]\nauto_truncate = false\n", with_tiny(&[]))).await;
+    let space = space_of(&app, TINY).await;
+    app.post("/grains", json!({"id": "a", "text": "here"})).await.ok();
+    let sent = json!({"grains": [
+        {"id": "a", "text": "taken"}, {"id": "b", "text": "good"}, {"id": "b", "text": "twice"}, {"text": ""},
+        {"id": "c", "text": "other model", "model": "nobody"}, {"id": "long", "text": "word ".repeat(400)},
+        {"id": "d", "text": "supplied", "space": space, "vector": vec![1.0; 31]},
+        {"id": "e", "text": "supplied", "space": space, "vector": vec![1.0; 32]}, {"id": "f", "text": "good too"},
+    ]});
+    let answer = app.post("/grains?partial=true", sent).await;
+    assert_eq!(answer.status.as_u16(), 207);
+    let results = answer.ok()["results"].as_array().expect("results").clone();
+    let said: Vec<(u64, &str)> = results
+        .iter()
+        .map(|result| {
+            let word = &result["problem"]["code"];
+            (
+                result["status"].as_u64().expect("a status"),
+                word.as_str().or(result["grain"]["id"].as_str()).expect("one"),
+            )
+        })
+        .collect();
+    let expected = [
+        (409, "conflict"),
+        (201, "b"),
+        (409, "conflict"),
+        (400, "empty_input"),
+        (404, "model_not_found"),
+        (422, "input_too_long"),
+        (422, "invalid_request"),
+        (201, "e"),
+        (201, "f"),
+    ];
+    assert_eq!(said, expected);
+    assert_eq!(results[0]["problem"]["status"], 409);
+    let sentence = results[5]["problem"]["detail"].as_str().expect("a sentence");
+    assert!(sentence.contains("402 tokens") && sentence.contains("takes 128"), "{sentence}");
+    assert_eq!(count(&app).await, 4);
+    assert_same(&vector_of_grain(&app, "f").await, &embed(&app, "good too").await);
+    refused(&app.post("/grains?partial=perhaps", json!({"text": "t"})).await, 422, "invalid_request", "`partial` is");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn put_makes_a_grain_what_it_says_and_doing_it_again_changes_nothing() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let wheat = json!({"text": "Wheat is a grass.", "source": "s", "tags": ["a"], "attributes": {"n": 1}});
+    let first = app.put("/grains/w", wheat.clone()).await;
+    assert_eq!((first.status.as_u16(), first.header("location"), first.header("etag")), (201, "/grains/w", "\"1\""));
+    let again = app.put("/grains/w", wheat.clone()).await;
+    assert_eq!((again.status.as_u16(), again.header("etag"), again.ok()), (200, "\"1\"", first.ok()));
+    let vector = vector_of_grain(&app, "w").await;
+
+    // Metadata alone: no model is needed.
+    app.post("/models/tiny/unload", json!({})).await.ok();
+    let mut other = wheat.clone();
+    other["tags"] = json!(["b"]);
+    let changed = app.put("/grains/w", other).await.ok();
+    assert_eq!((&changed["version"], &changed["meta"]["tags"]), (&json!(2), &json!(["b"])));
+    assert!(changed["updated_at"].as_str() > changed["created_at"].as_str());
+    assert_eq!(state_of(&app, TINY).await, "unloaded", "a change of metadata embeds nothing");
+    assert_eq!(vector_of_grain(&app, "w").await, vector);
+
+    let changed = app.put("/grains/w", json!({"text": "Rye is a grass too."})).await.ok();
+    assert_eq!(
+        (&changed["version"], &changed["meta"]["source"], &changed["meta"]["tags"]),
+        (&json!(3), &json!(null), &json!([]))
+    );
+    assert_same(&vector_of_grain(&app, "w").await, &embed(&app, "Rye is a grass too.").await);
+    assert_eq!(changed["meta"]["content_sha256"], json!(sha256(b"Rye is a grass too.")));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn put_again_changes_nothing_with_another_model_or_a_vector_of_ones_own_either() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let (tiny, class) = (space_of(&app, TINY).await, space_of(&app, "tiny-cls").await);
+    app.put("/grains/w", json!({"text": "Wheat"})).await.ok();
+    // A vector elsewhere is added; the grain stays where it is served.
+    let elsewhere = json!({"text": "Wheat", "model": "tiny-cls"});
+    let added = app.put("/grains/w", elsewhere.clone()).await.ok();
+    assert_eq!((&added["version"], &added["meta"]["space"]), (&json!(2), &json!(tiny)));
+    assert_eq!(app.put("/grains/w", elsewhere).await.ok(), added);
+
+    let mut own = vec![0.0; 32];
+    own[3] = 2.0;
+    let own = json!({"text": "Rye", "space": class, "vector": own, "tags": ["x"]});
+    let first = app.put("/grains/r", own.clone()).await.ok();
+    assert_eq!((&first["meta"]["origin"], &first["meta"]["space"]), (&json!("supplied"), &json!(class)));
+    assert_eq!(app.put("/grains/r", own.clone()).await.ok(), first);
+    let mut other = own;
+    other["vector"][4] = json!(2.0);
+    assert_eq!(app.put("/grains/r", other).await.ok()["version"], 2);
+    let vector = vector_of_grain(&app, "r").await;
+    assert!((vector[3] - 0.5f32.sqrt()).abs() < 1e-6 && (vector[3] - vector[4]).abs() < 1e-6, "{vector:?}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn patch_changes_what_it_names_and_null_removes() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let body = json!({"id": "w", "text": "Wheat", "source": "s", "tags": ["a", "b"], "attributes": {"n": 1, "m": [1, 2], "k": "v"}});
+    let first = app.post("/grains", body).await.ok();
+    let vector = vector_of_grain(&app, "w").await;
+    app.post("/models/tiny/unload", json!({})).await.ok();
+    for nothing in [
+        json!({}),
+        json!({"text": "Wheat"}),
+        json!({"tags": ["a", "b"]}),
+        json!({"text": null, "tags": null, "attributes": null}),
+        json!({"attributes": {"absent": null, "n": 1}}),
+    ] {
+        assert_eq!(app.patch("/grains/w", nothing).await.ok(), first);
+    }
+    let changed =
+        app.patch("/grains/w", json!({"source": null, "attributes": {"n": null, "m": 3, "new": {"x": null}}})).await;
+    assert_eq!(changed.header("etag"), "\"2\"");
+    let meta = &changed.ok()["meta"];
+    assert_eq!((&meta["source"], &meta["tags"]), (&json!(null), &json!(["a", "b"])));
+    assert_eq!(meta["attributes"], json!({"m": 3, "k": "v", "new": {"x": null}}));
+    let changed = app.patch("/grains/w", json!({"source": "t", "tags": []})).await.ok();
+    assert_eq!(
+        (&changed["meta"]["source"], &changed["meta"]["tags"], &changed["version"]),
+        (&json!("t"), &json!([]), &json!(3))
+    );
+    assert_eq!((state_of(&app, TINY).await.as_str(), vector_of_grain(&app, "w").await), ("unloaded", vector));
+
+    let changed = app.patch("/grains/w", json!({"text": "Rye"})).await.ok();
+    assert_eq!((&changed["version"], &changed["meta"]["source"]), (&json!(4), &json!("t")));
+    assert_same(&vector_of_grain(&app, "w").await, &embed(&app, "Rye").await);
+    refused(&app.patch("/grains/w", json!({"text": ""})).await, 400, "empty_input", "`text` is empty");
+    refused(&app.patch("/grains/w", json!({"tags": [7]})).await, 422, "invalid_request", "`tags[0]`");
+    refused(&app.patch("/grains/nobody", json!({"text": "t"})).await, 404, "grain_not_found", "`nobody`");
+    assert_eq!(app.get("/grains/w").await.header("etag"), "\"4\"");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_version_that_is_not_there_any_more_is_refused() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    app.put("/grains/w", json!({"text": "one"})).await.ok();
+    let stale = ("if-match", "\"1\"");
+    let changed = with_header(&app, Method::PUT, "/grains/w", stale, json!({"text": "two"})).await;
+    assert_eq!(changed.header("etag"), "\"2\"");
+    for (method, body) in [
+        (Method::PUT, json!({"text": "three"})),
+        (Method::PATCH, json!({"tags": ["x"]})),
+        (Method::DELETE, json!(null)),
+    ] {
+        let answer = with_header(&app, method, "/grains/w", stale, body).await;
+        refused(&answer, 412, "version_mismatch", "`w` is in version 2, not in 1");
+    }
+    let absent = with_header(&app, Method::PUT, "/grains/new", stale, json!({"text": "t"})).await;
+    refused(&absent, 412, "version_mismatch", "`new`");
+    let any = with_header(&app, Method::PUT, "/grains/new", ("if-match", "*"), json!({"text": "t"})).await;
+    refused(&any, 412, "version_mismatch", "`new`");
+    let odd = with_header(&app, Method::PATCH, "/grains/w", ("if-match", "\"x\""), json!({"tags": ["x"]})).await;
+    refused(&odd, 422, "invalid_request", "send the `etag` of an earlier answer");
+    assert_eq!(app.get("/grains/w").await.ok()["text"], "two");
+    with_header(&app, Method::PATCH, "/grains/w", ("if-match", "*"), json!({"tags": ["x"]})).await.ok();
+    let deleted = with_header(&app, Method::DELETE, "/grains/w", ("if-match", "\"3\""), json!(null)).await;
+    assert_eq!(deleted.status.as_u16(), 204);
+    refused(&app.delete("/grains/w").await, 404, "grain_not_found", "`w`");
+    assert_eq!(count(&app).await, 0);
+    // The id is free again, and begins anew.
+    assert_eq!(app.post("/grains", json!({"id": "w", "text": "again"})).await.ok()["version"], 1);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_with_an_idempotency_key_is_carried_out_once() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let key = ("idempotency-key", "7f3a");
+    let post = async |app: &Caller, body: Value| with_header(app, Method::POST, "/grains", key, body).await;
+    let body = json!({"text": "once", "tags": ["t"]});
+    let first = post(&app, body.clone()).await;
+    assert_eq!(first.status.as_u16(), 201);
+    let again = post(&app, body.clone()).await;
+    assert_eq!(
+        (again.status.as_u16(), again.header("location"), again.ok()),
+        (201, first.header("location"), first.ok())
+    );
+    refused(&post(&app, json!({"text": "other"})).await, 422, "invalid_request", "was used for another request");
+    let elsewhere = with_header(&app, Method::POST, "/grains?partial=true", key, body.clone()).await;
+    refused(&elsewhere, 422, "invalid_request", "was used for another request");
+    assert_eq!(count(&app).await, 1);
+
+    // What was refused may be sent again with the same key.
+    let other = ("idempotency-key", "other");
+    let bad = with_header(&app, Method::POST, "/grains", other, json!({"text": ""})).await;
+    refused(&bad, 400, "empty_input", "`text` is empty");
+    with_header(&app, Method::POST, "/grains", other, json!({"id": "o", "text": "good"})).await.ok();
+    // Of many, each in its order, refusals too.
+    let many = ("idempotency-key", "many");
+    let mixed = json!({"grains": [{"id": "o", "text": "taken"}, {"text": "new"}]});
+    let one = with_header(&app, Method::POST, "/grains?partial=true", many, mixed.clone()).await;
+    let two = with_header(&app, Method::POST, "/grains?partial=true", many, mixed).await;
+    assert_eq!((one.status.as_u16(), one.ok()), (207, two.ok()));
+    let long = "k".repeat(256);
+    let answer = with_header(&app, Method::POST, "/grains", ("idempotency-key", &long), body.clone()).await;
+    refused(&answer, 422, "invalid_request", "1 to 255");
+    assert_eq!(count(&app).await, 3);
+
+    let id = first.ok()["id"].as_str().expect("an id").to_owned();
+    let app = app.restart_with(&with_tiny(&[])).await;
+    assert_eq!(post(&app, body.clone()).await.ok(), first.ok(), "it is remembered over a restart");
+    assert_eq!(app.delete(&format!("/grains/{id}")).await.status.as_u16(), 204);
+    assert_eq!(post(&app, body).await.ok(), first.ok(), "what was answered stays what was answered");
+    assert_eq!(count(&app).await, 2);
+    app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_sent_many_times_at_once_is_carried_out_once() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    for (round, body) in [json!({"text": "once"}), json!({"id": "given", "text": "once"})].into_iter().enumerate() {
+        let key = format!("round {round}");
+        let sent = (0..8).map(|_| with_header(&app, Method::POST, "/grains", ("idempotency-key", &key), body.clone()));
+        let answers = futures::future::join_all(sent).await;
+        for answer in &answers {
+            assert_eq!((answer.status.as_u16(), answer.ok()), (201, answers[0].ok()));
+        }
+        assert_eq!(count(&app).await, round as u64 + 1);
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_text_longer_than_the_model_takes_is_kept_whole_and_marked() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let text = "word ".repeat(400);
+    let grain = app.post("/grains", json!({"id": "long", "text": text})).await.ok();
+    assert_eq!(
+        (&grain["text"], &grain["meta"]["truncated"], &grain["meta"]["tokens"]),
+        (&json!(text), &json!(true), &json!(128))
+    );
+    assert_eq!(grain["meta"]["content_sha256"], json!(sha256(text.as_bytes())));
+    let app = app.restart_with(&format!("{}[engine]\nauto_truncate = false\n", with_tiny(&[]))).await;
+    let answer = app.post("/grains", json!({"text": text})).await;
+    refused(&answer, 422, "input_too_long", "has 402 tokens");
+    assert!(answer.problem().2.contains("takes 128") && !answer.problem().2.contains("inputs"), "{}", answer.text);
+    assert_eq!(count(&app).await, 1);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn limits_are_named_by_what_they_refuse() {
+    let app = TestApp::start_with(&format!("{}[grains]\nmax_text = \"2 KiB\"\n", with_tiny(&[]))).await;
+    let text = |n_bytes: usize| json!({"text": "x".repeat(n_bytes)});
+    let with = |key: &str, value: Value| {
+        let mut body = json!({"text": "t"});
+        body[key] = value;
+        body
+    };
+    let many = |n: usize| json!((0..n).map(|n| n.to_string()).collect::<Vec<_>>());
+    for (field, good, bad, sentence) in [
+        ("text", text(2048), text(2049), "`text` has 2049 bytes; a grain takes 2048"),
+        (
+            "source",
+            with("source", json!("s".repeat(1024))),
+            with("source", json!("s".repeat(1025))),
+            "`source` has 1025 bytes; it takes 1024",
+        ),
+        ("tags", with("tags", many(100)), with("tags", many(101)), "there are 101 `tags`; a grain takes 100"),
+        (
+            "tag",
+            with("tags", json!(["t".repeat(256)])),
+            with("tags", json!(["t".repeat(257)])),
+            "a tag has 257 bytes; it takes 1 to 256",
+        ),
+        (
+            "attributes",
+            with("attributes", json!({"a": "b".repeat(65_000)})),
+            with("attributes", json!({"a": "b".repeat(65_536)})),
+            "`attributes` have",
+        ),
+    ] {
+        let created = app.post("/grains", good).await;
+        assert_eq!(created.status.as_u16(), 201, "{field}: {}", created.text);
+        refused(&app.post("/grains", bad.clone()).await, 422, "invalid_request", sentence);
+        refused(&app.put("/grains/p", bad).await, 422, "invalid_request", sentence);
+    }
+    for (field, bad) in [
+        ("text", json!({"text": "a\0b"})),
+        ("source", with("source", json!("\0"))),
+        ("tags", with("tags", json!(["a\0"]))),
+        ("attributes", with("attributes", json!({"a": ["\0"]}))),
+        ("attributes", with("attributes", json!({"\0": 1}))),
+    ] {
+        refused(&app.post("/grains", bad).await, 422, "invalid_request", &format!("`{field}` "));
+    }
+    // Six characters that only look like one.
+    app.post("/grains", with("attributes", json!({"a": "\\u0000"}))).await.ok();
+    refused(&app.post("/grains", json!({"text": ""})).await, 400, "empty_input", "`text` is empty");
+    let answer = app.post("/grains", json!({"text": "t", "model": "nobody"})).await;
+    refused(&answer, 404, "model_not_found", "`nobody`");
+    let answer = send(app.request(Method::POST, "/grains").body("{}")).await;
+    refused(&answer, 415, "content_type", "application/json");
+    let answer = send(app.request(Method::POST, "/grains").header("content-type", "application/json").body("{")).await;
+    refused(&answer, 400, "malformed_json", "not JSON");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn vectors_that_are_brought_along_are_taken_when_they_can_be() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let space = space_of(&app, TINY).await;
+    let own = embed(&app, "Wheat is a grass.").await;
+    let body = |vector: Value, verify: Value| json!({"text": "Wheat is a grass.", "space": space, "vector": vector, "verify": verify});
+    let scaled: Vec<f32> = own.iter().map(|x| x * 3.0).collect();
+    let grain = app.post("/grains", body(json!(scaled), json!(null))).await.ok();
+    let meta = &grain["meta"];
+    assert_eq!(
+        (&meta["origin"], &meta["space"], &meta["embedding_dimensions"]),
+        (&json!("supplied"), &json!(space), &json!(32))
+    );
+    assert_eq!(
+        (&meta["embedding_model"], &meta["tokens"], &meta["truncated"]),
+        (&json!(null), &json!(null), &json!(null))
+    );
+    let stored = vector_of_grain(&app, grain["id"].as_str().expect("an id")).await;
+    assert!((norm(&stored) - 1.0).abs() < 1e-6);
+    assert_same(&stored, &own);
+
+    let proved = app.post("/grains", body(json!(scaled), json!(true))).await.ok();
+    assert_eq!((&proved["meta"]["origin"], &proved["meta"]["embedding_model"]), (&json!("supplied"), &json!(TINY)));
+    let turned: Vec<f32> = own.iter().rev().copied().collect();
+    refused(
+        &app.post("/grains", body(json!(turned), json!(true))).await,
+        422,
+        "invalid_request",
+        "is not what `tiny` makes of the text",
+    );
+    app.post("/grains", body(json!(turned), json!(false))).await.ok();
+
+    for (vector, sentence) in [
+        (json!(vec![1.0; 31]), "`vector` has 31 numbers; its space has 32 dimensions"),
+        (json!([]), "`vector` has 0 numbers"),
+        (json!(vec![0.0; 32]), "all zeros"),
+        (json!(vec![1e39; 32]), "not finite"),
+        (json!("AACAPw=="), "`vector`"),
+    ] {
+        refused(&app.post("/grains", body(vector, json!(null))).await, 422, "invalid_request", sentence);
+    }
+    // Neither of them is a number of JSON.
+    for word in ["NaN", "1e999"] {
+        let text = format!("{{\"text\": \"t\", \"space\": \"{space}\", \"vector\": [{word}]}}");
+        let answer =
+            send(app.request(Method::POST, "/grains").header("content-type", "application/json").body(text)).await;
+        refused(&answer, 400, "malformed_json", "not JSON");
+    }
+    let elsewhere = |space: &str| json!({"text": "t", "space": space, "vector": [1.0]});
+    refused(&app.post("/grains", elsewhere("0123456789abcdef")).await, 422, "invalid_request", "`GET /spaces` lists");
+    refused(&app.post("/grains", elsewhere("nowhere")).await, 422, "invalid_request", "`space`");
+    refused(
+        &app.post("/grains", json!({"text": "t", "vector": [1.0]})).await,
+        422,
+        "invalid_request",
+        "`vector` needs `space`",
+    );
+    refused(
+        &app.post("/grains", json!({"text": "t", "space": space})).await,
+        422,
+        "invalid_request",
+        "which is missing",
+    );
+    let mut both = body(json!(own), json!(null));
+    both["model"] = json!(TINY);
+    refused(&app.post("/grains", both).await, 422, "invalid_request", "exclude each other");
+    // A new text without a vector is the model's again.
+    let id = grain["id"].as_str().expect("an id");
+    let changed = app.patch(&format!("/grains/{id}"), json!({"text": "Rye"})).await.ok();
+    assert_eq!(changed["meta"]["origin"], "computed");
+    assert_eq!(count(&app).await, 3);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn without_a_database_there_are_no_grains() {
+    let app = TestApp::start_with(&format!("{}[grains]\nenabled = false\n", with_tiny(&[]))).await;
+    let answer = app.post("/grains", json!({"text": "t"})).await;
+    refused(&answer, 503, "store_unavailable", "`grains.enabled` is false");
+    assert_eq!(answer.header("x-should-retry"), "false");
+    refused(&app.get("/grains").await, 503, "store_unavailable", "keeps no grains");
+    app.stop().await;
+}
