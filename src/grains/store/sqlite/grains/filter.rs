@@ -94,16 +94,11 @@ impl Conditions<'_> {
             push_attribute_range(query, range);
             end_of_lookup(query, plan);
         }
-        match exists {
-            None => {}
-            Some(true) => {
-                begin_attribute(query, name);
-                end_of_lookup(query, plan);
-            }
-            Some(false) => {
-                begin_absent_attribute(query, name);
-                query.push(")");
-            }
+        if let Some(exists) = exists {
+            // Objects and empty lists are attributes too, though they have no value to filter by.
+            query.push(if *exists { " AND EXISTS" } else { " AND NOT EXISTS" });
+            query.push(" (SELECT 1 FROM json_each(g.attributes) WHERE type <> 'null' AND key = ");
+            query.push_bind(name.to_owned()).push(")");
         }
     }
 }
