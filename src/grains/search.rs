@@ -274,6 +274,9 @@ impl Grains {
         n: usize,
     ) -> Result<Vec<Scored>, GrainError> {
         let Some(index) = self.indexes.of(space) else { return Ok(Vec::new()) };
+        if filter.space.as_ref().is_some_and(|wanted| *wanted != SpaceCondition::Is(space.clone())) {
+            return Ok(Vec::new());
+        }
         // The index has nothing but what the space serves.
         let filter = Filter { space: None, ..filter.clone() };
         if filter.is_empty() {
