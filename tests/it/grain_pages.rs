@@ -1,0 +1,368 @@
+//! Grains are listed page by page, counted and deleted, all of them or those that meet a filter.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Value, json};
+
+use crate::helpers::{Caller, TINY, TestApp, percent_encoded, with_tiny};
+
+/// A server, and the space of its model, for vectors that need no embedding.
+async fn start() -> (TestApp, String) {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let model = app.post("/models/tiny/load", json!({})).await.ok();
+    let space = model["space"].as_str().expect("a space").to_owned();
+    (app, space)
+}
+
+/// Writes grains, each with the same vector.
+async fn write(app: &Caller, space: &str, grains: Vec<Value>) {
+    let mut grains = grains;
+    for grain in &mut grains {
+        grain["space"] = json!(space);
+        grain["vector"] = json!(vec![1.0; 32]);
+        if grain["text"].is_null() {
+            grain["text"] = json!("t");
+        }
+    }
+    app.post("/grains", json!({"grains": grains})).await.ok();
+}
+
+fn ids(page: &Value) -> Vec<String> {
+    let grains = page["grains"].as_array().unwrap_or_else(|| panic!("no grains: {page}"));
+    grains.iter().map(|grain| grain["id"].as_str().expect("an id").to_owned()).collect()
+}
+
+async fn page(app: &Caller, query: &[(&str, &str)]) -> Value {
+    let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={}", percent_encoded(value))).collect();
+    app.get(&format!("/grains?{}", pairs.join("&"))).await.ok()
+}
+
+#[tokio::test]
+async fn pages_hold_every_grain_that_stays_once_whatever_is_written_between_them() {
+    let (app, space) = start().await;
+    for sort in ["created_at", "-created_at", "updated_at", "-updated_at", "id", "-id"] {
+        app.post("/grains/delete", json!({"filter": {"source": "page"}})).await.ok();
+        let named = |n: usize| json!({"id": format!("g{:03}", (n * 37) % 100), "source": "page"});
+        // Some in one batch, whose times are all the same.
+        write(&app, &space, (0..40).map(named).collect()).await;
+        for n in 40..60 {
+            write(&app, &space, vec![named(n)]).await;
+        }
+        let stays: BTreeSet<String> =
+            (0..60).map(|n| format!("g{:03}", (n * 37) % 100)).filter(|id| !id.ends_with('1')).collect();
+        let mut seen: Vec<String> = Vec::new();
+        let mut cursor: Option<String> = None;
+        for round in 0.. {
+            let mut query = vec![("limit", "7"), ("sort", sort)];
+            if let Some(cursor) = &cursor {
+                query.push(("cursor", cursor));
+            }
+            let found = page(&app, &query).await;
+            seen.extend(ids(&found));
+            let Some(next) = found["next"].as_str() else { break };
+            cursor = Some(next.to_owned());
+            // Some go, among them those where the next page begins, and some come.
+            for id in (0..100).map(|n| format!("g{n:03}")).filter(|id| id.ends_with('1')).skip(round).take(2) {
+                app.delete(&format!("/grains/{id}")).await;
+            }
+            write(
+                &app,
+                &space,
+                vec![
+                    json!({"id": format!("new-{round}"), "source": "page"}),
+                    json!({"id": format!("a-{round}"), "source": "page"}),
+                ],
+            )
+            .await;
+            // A change moves a grain in the order of changes only.
+            if !sort.ends_with("updated_at") {
+                app.patch("/grains/g037", json!({"attributes": {"round": round}})).await.ok();
+            }
+        }
+        let distinct: BTreeSet<String> = seen.iter().cloned().collect();
+        assert_eq!(distinct.len(), seen.len(), "{sort}: one comes twice in {seen:?}");
+        let lost: Vec<_> = stays.difference(&distinct).collect();
+        assert!(lost.is_empty(), "{sort}: {lost:?} are lost");
+        if sort == "id" {
+            assert!(seen.is_sorted(), "{seen:?}");
+        } else if sort == "-id" {
+            assert!(seen.is_sorted_by(|a, b| a >= b), "{seen:?}");
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn orders_are_of_times_and_ids_and_cursors_belong_to_one() {
+    let (app, space) = start().await;
+    for id in ["b", "a", "c"] {
+        write(&app, &space, vec![json!({"id": id})]).await;
+    }
+    app.patch("/grains/b", json!({"tags": ["changed"]})).await.ok();
+    for (sort, expected) in [
+        ("created_at", ["b", "a", "c"]),
+        ("-created_at", ["c", "a", "b"]),
+        ("updated_at", ["a", "c", "b"]),
+        ("-updated_at", ["b", "c", "a"]),
+        ("id", ["a", "b", "c"]),
+        ("-id", ["c", "b", "a"]),
+    ] {
+        let whole = page(&app, &[("sort", sort)]).await;
+        assert_eq!((ids(&whole), &whole["next"]), (expected.map(str::to_owned).to_vec(), &json!(null)), "{sort}");
+        // The cursor knows the order by itself.
+        let first = page(&app, &[("sort", sort), ("limit", "2")]).await;
+        let next = first["next"].as_str().expect("more");
+        assert_eq!(ids(&page(&app, &[("cursor", next)]).await), [expected[2]], "{sort}");
+    }
+    let next = page(&app, &[("limit", "1")]).await["next"].as_str().expect("more").to_owned();
+    for (query, sentence) in [
+        (format!("cursor={next}&sort=id"), "`cursor` is of pages sorted by created_at"),
+        ("cursor=nonsense".to_owned(), "`cursor` is not the `next` of an earlier page"),
+        ("sort=size".to_owned(), "`sort` takes created_at, updated_at or id"),
+        ("limit=0".to_owned(), "`limit` is 0; a page has 1 to 1000 grains"),
+        ("limit=1001".to_owned(), "`limit` is 1001"),
+        ("limit=many".to_owned(), "`limit` is a number from 1 to 1000"),
+        ("filter=%7B".to_owned(), "`filter` is not a filter in JSON"),
+        ("filter=%7B%22sauce%22%3A1%7D".to_owned(), "unknown field `sauce`"),
+        ("include=all".to_owned(), "`include` takes `vector`"),
+    ] {
+        let (status, code, detail) = app.get(&format!("/grains?{query}")).await.problem();
+        assert_eq!((status, code.as_str()), (422, "invalid_request"), "{query}");
+        assert!(detail.contains(sentence), "{query}: {detail}");
+    }
+    app.stop().await;
+}
+
+/// Six grains that differ in everything that is filtered by.
+async fn six(app: &Caller, space: &str) {
+    let grain = |id: &str, source: Value, tags: Value, attributes: Value| json!({"id": id, "source": source, "tags": tags, "attributes": attributes});
+    let grains = vec![
+        grain(
+            "a",
+            json!("x"),
+            json!(["red", "round"]),
+            json!({"year": 1999, "name": "Anna", "ok": true, "list": ["p", 1]}),
+        ),
+        grain(
+            "b",
+            json!("x"),
+            json!(["red"]),
+            json!({"year": 2020, "name": "Bert", "ok": false, "list": ["p", "q", "q"]}),
+        ),
+        grain(
+            "c",
+            json!("y"),
+            json!(["green", "round"]),
+            json!({"year": 2020.5, "name": "anna", "object": {"deep": 1}}),
+        ),
+        grain("d", json!(null), json!([]), json!({"year": "2020", "name": null, "list": []})),
+        grain("e", json!("z"), json!(["blue", "red"]), json!({"year": -3, "list": [true, [1], {"k": 2}]})),
+        json!({"id": "f"}),
+    ];
+    write(app, space, grains).await;
+}
+
+#[tokio::test]
+async fn filters_pick_grains_by_what_they_are() {
+    let (app, space) = start().await;
+    six(&app, &space).await;
+    for (filter, expected) in [
+        (json!({}), "abcdef"),
+        (
+            json!({"source": null, "tags": null, "attributes": null, "created_at": null, "space": null, "ids": null}),
+            "abcdef",
+        ),
+        (json!({"ids": ["a", "f", "nobody"]}), "af"),
+        (json!({"ids": []}), ""),
+        (json!({"source": "x"}), "ab"),
+        (json!({"source": ["x", "z"]}), "abe"),
+        (json!({"source": "X"}), ""),
+        (json!({"tags": {"any": ["red", "green"]}}), "abce"),
+        (json!({"tags": {"all": ["red", "round"]}}), "a"),
+        (json!({"tags": {"none": ["red"]}}), "cdf"),
+        (json!({"tags": {"any": ["round"], "none": ["green"]}}), "a"),
+        (json!({"tags": {"all": [], "none": []}}), "abcdef"),
+        (json!({"attributes": {"year": 2020}}), "b"),
+        (json!({"attributes": {"year": 2020.5}}), "c"),
+        (json!({"attributes": {"year": "2020"}}), "d"),
+        (json!({"attributes": {"year": {"gte": 1999, "lt": 2020.5}}}), "ab"),
+        (json!({"attributes": {"year": {"gt": 1999}}}), "bc"),
+        (json!({"attributes": {"year": {"lte": -3}}}), "e"),
+        (json!({"attributes": {"year": {"any": [-3, "2020", 7]}}}), "de"),
+        (json!({"attributes": {"year": {"none": [2020, -3]}}}), "acdf"),
+        (json!({"attributes": {"year": {"exists": true}}}), "abcde"),
+        (json!({"attributes": {"name": "anna"}}), "c"),
+        (json!({"attributes": {"name": {"gte": "B"}}}), "bc"),
+        (json!({"attributes": {"name": {"lt": "B"}}}), "a"),
+        (json!({"attributes": {"name": {"exists": true}}}), "abc"),
+        (json!({"attributes": {"name": {"exists": false}}}), "def"),
+        (json!({"attributes": {"ok": true}}), "a"),
+        (json!({"attributes": {"ok": {"any": [true, false]}}}), "ab"),
+        (json!({"attributes": {"ok": {"none": [true]}}}), "bcdef"),
+        (json!({"attributes": {"list": "p"}}), "ab"),
+        (json!({"attributes": {"list": 1}}), "a"),
+        (json!({"attributes": {"list": true}}), "e"),
+        (json!({"attributes": {"list": {"all": ["p", "q"]}}}), "b"),
+        (json!({"attributes": {"list": {"none": ["q"]}}}), "acdef"),
+        (json!({"attributes": {"list": {"exists": true}}}), "abde"),
+        (json!({"attributes": {"object": {"exists": true}}}), "c"),
+        (json!({"attributes": {"object": {"exists": false}}}), "abdef"),
+        (json!({"attributes": {"nothing": {"exists": true}}}), ""),
+        (json!({"attributes": {"year": {"gte": 2000}, "ok": false}}), "b"),
+        (json!({"space": space}), "abcdef"),
+        (json!({"space": "0123456789abcdef"}), ""),
+        (json!({"space": "unknown"}), ""),
+        (json!({"source": "x", "tags": {"any": ["round"]}, "attributes": {"ok": true}, "ids": ["a", "b"]}), "a"),
+        (json!({"source": "' OR 1=1 --"}), ""),
+        (json!({"attributes": {"year' OR 1=1 --": 1}}), ""),
+    ] {
+        let text = filter.to_string();
+        let found = page(&app, &[("filter", &text), ("sort", "id")]).await;
+        assert_eq!(ids(&found).concat(), expected, "{text}");
+        let counted = app.post("/grains/count", json!({"filter": filter})).await.ok();
+        assert_eq!(counted["count"], expected.len(), "{text}");
+        // A search has another plan for the same conditions.
+        let body = json!({"vector": vec![1.0; 32], "space": space, "filter": filter});
+        let found = app.post("/grains/search", body).await.ok();
+        let hits = found["hits"].as_array().expect("hits");
+        let mut ids: Vec<&str> = hits.iter().filter_map(|hit| hit["grain"]["id"].as_str()).collect();
+        ids.sort_unstable();
+        assert_eq!(ids.concat(), expected, "{text}");
+        let found = app.post("/grains/search", json!({"query": "t", "mode": "lexical", "filter": filter})).await.ok();
+        assert_eq!(found["hits"].as_array().map(Vec::len), Some(expected.len()), "{text}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn filters_pick_grains_by_their_times_and_spaces() {
+    let (app, space) = start().await;
+    write(&app, &space, vec![json!({"id": "a"}), json!({"id": "b"})]).await;
+    app.post("/grains", json!({"id": "c", "text": "elsewhere", "model": "tiny-cls"})).await.ok();
+    app.patch("/grains/a", json!({"tags": ["x"]})).await.ok();
+    let time = |grain: &Value, key: &str| grain[key].as_str().expect("a time").to_owned();
+    let (a, c) = (app.get("/grains/a").await.ok(), app.get("/grains/c").await.ok());
+    let elsewhere = c["meta"]["space"].as_str().expect("a space");
+    assert_ne!(elsewhere, space);
+    for (filter, expected) in [
+        (json!({"created_at": {"gte": time(&c, "created_at")}}), "c"),
+        (json!({"created_at": {"gt": time(&c, "created_at")}}), ""),
+        (json!({"created_at": {"lt": time(&c, "created_at")}}), "ab"),
+        (json!({"created_at": {"lte": time(&a, "created_at")}}), "ab"),
+        (json!({"updated_at": {"gte": time(&a, "updated_at")}}), "a"),
+        (json!({"updated_at": {"gt": time(&a, "created_at"), "lt": time(&a, "updated_at")}}), "c"),
+        (json!({"created_at": {"gte": "1999-12-31T23:59:59+01:00"}}), "abc"),
+        (json!({"created_at": {"gte": "2999-12-31T23:59:59Z"}}), ""),
+        (json!({"space": space}), "ab"),
+        (json!({"space": elsewhere}), "c"),
+    ] {
+        let text = filter.to_string();
+        let found = page(&app, &[("filter", &text), ("sort", "id")]).await;
+        assert_eq!(ids(&found).concat(), expected, "{text}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_no_filter_is_refused_on_every_route() {
+    let (app, _) = start().await;
+    let many = vec!["x"; 1001];
+    for (filter, sentence) in [
+        (json!({"sources": "x"}), "unknown field `sources`"),
+        (json!({"tags": {"any": []}}), "`any` is empty"),
+        (json!({"tags": {"some": ["x"]}}), "unknown field `some`"),
+        (json!({"attributes": {"a": {"above": 1}}}), "unknown field `above`"),
+        (json!({"attributes": {"a": null}}), "expected a string, a number or a boolean"),
+        (json!({"attributes": {"a": {"gte": [1]}}}), "expected a string, a number or a boolean"),
+        (json!({"created_at": {"gte": "yesterday"}}), "`yesterday` is not a time such as"),
+        (json!({"space": "here"}), "`filter.space`"),
+        (json!({"ids": many}), "`filter.ids` has 1001 values; it takes 1000"),
+        (json!({"source": 7}), "expected a string or a list of strings"),
+    ] {
+        let bodies = [
+            ("/grains/count", json!({"filter": filter})),
+            ("/grains/delete", json!({"filter": filter})),
+            ("/grains/search", json!({"query": "q", "filter": filter})),
+        ];
+        for (path, body) in bodies {
+            let (status, code, detail) = app.post(path, body).await.problem();
+            assert_eq!((status, code.as_str()), (422, "invalid_request"), "{path}: {filter}");
+            assert!(detail.contains(sentence), "{path}: {detail}");
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn counts_say_how_grains_are_distributed() {
+    let (app, space) = start().await;
+    assert_eq!(app.post("/grains/count", json!({})).await.ok(), json!({"count": 0, "facets": {}}));
+    six(&app, &space).await;
+    app.post("/grains", json!({"id": "c2", "text": "elsewhere", "model": "tiny-cls", "source": "y"})).await.ok();
+    let elsewhere = app.get("/grains/c2").await.ok()["meta"]["space"].clone();
+    let counted = app.post("/grains/count", json!({"facets": ["source", "tags", "space", "tags"]})).await.ok();
+    assert_eq!(
+        counted,
+        json!({"count": 7, "facets": {
+            "source": [{"value": null, "count": 2}, {"value": "x", "count": 2}, {"value": "y", "count": 2}, {"value": "z", "count": 1}],
+            "tags": [{"value": "red", "count": 3}, {"value": "round", "count": 2}, {"value": "blue", "count": 1}, {"value": "green", "count": 1}],
+            "space": [{"value": space, "count": 6}, {"value": elsewhere, "count": 1}],
+        }})
+    );
+    let counted =
+        app.post("/grains/count", json!({"filter": {"tags": {"any": ["red"]}}, "facets": ["source"]})).await.ok();
+    assert_eq!(
+        counted,
+        json!({"count": 3, "facets": {"source": [{"value": "x", "count": 2}, {"value": "z", "count": 1}]}})
+    );
+    let (status, code, _) = app.post("/grains/count", json!({"facets": ["year"]})).await.problem();
+    assert_eq!((status, code.as_str()), (422, "invalid_request"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn grains_are_deleted_by_filter_when_as_many_meet_it_as_expected() {
+    let (app, space) = start().await;
+    six(&app, &space).await;
+    let count = async || app.post("/grains/count", json!({})).await.ok()["count"].as_u64().expect("a count");
+    let red = json!({"tags": {"any": ["red"]}});
+    for expected in [2, 4, 0] {
+        let answer = app.post("/grains/delete", json!({"filter": red, "expected_count": expected})).await;
+        let (status, code, detail) = answer.problem();
+        assert_eq!((status, code.as_str()), (409, "conflict"));
+        assert!(detail.contains(&format!("3 grains meet the filter, not the {expected}")), "{detail}");
+        assert_eq!(count().await, 6, "nothing was deleted");
+    }
+    let (status, _, detail) = app.post("/grains/delete", json!({"filter": {}})).await.problem();
+    assert!(status == 422 && detail.contains("send `expected_count`"), "{detail}");
+    assert_eq!(app.post("/grains/delete", json!({})).await.problem().0, 422, "a filter must be there");
+    assert_eq!(count().await, 6);
+
+    let deleted = app.post("/grains/delete", json!({"filter": red, "expected_count": 3})).await.ok();
+    assert_eq!((deleted, count().await), (json!({"deleted": 3}), 3));
+    assert_eq!(app.post("/grains/delete", json!({"filter": red})).await.ok(), json!({"deleted": 0}));
+    let body = json!({"vector": vec![1.0; 32], "space": space});
+    let left = app.post("/grains/search", body.clone()).await.ok();
+    assert_eq!(left["hits"].as_array().map(Vec::len), Some(3), "what is deleted is not found");
+    assert_eq!(
+        app.post("/grains/delete", json!({"filter": {}, "expected_count": 3})).await.ok(),
+        json!({"deleted": 3})
+    );
+    assert_eq!(app.post("/grains/search", body).await.ok()["hits"], json!([]));
+    assert_eq!(page(&app, &[]).await, json!({"grains": [], "next": null}));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn vectors_come_with_a_page_when_they_are_asked_for() {
+    let (app, space) = start().await;
+    six(&app, &space).await;
+    let with = page(&app, &[("include", "vector"), ("limit", "2")]).await;
+    for grain in with["grains"].as_array().expect("grains") {
+        assert_eq!(grain["vector"].as_array().map(Vec::len), Some(32));
+        assert_eq!((&grain["meta"]["space"], &grain["meta"]["embedding_model"]), (&json!(space), &json!(null)));
+    }
+    assert_eq!(page(&app, &[("limit", "1")]).await["grains"][0].get("vector"), None);
+    assert_eq!(app.get(&format!("/models/{TINY}")).await.ok()["space"], space);
+    app.stop().await;
+}
