@@ -13,6 +13,7 @@ mod config_refusals;
 mod doctor;
 mod golden;
 mod grain_pages;
+mod grain_search;
 mod grains;
 mod guard;
 mod hardware;

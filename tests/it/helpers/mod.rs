@@ -1,5 +1,6 @@
 //! Starting servers, in this process or as one of their own, and asking them.
 
+mod chance;
 mod disk;
 mod hub;
 mod process;
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub use chance::Chance;
 pub use disk::SmallDisk;
 pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use process::Process;

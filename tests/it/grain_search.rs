@@ -1,0 +1,425 @@
+//! Grains are found by meaning, by words, by both, and by vectors; and after every change as they are then.
+
+use std::path::Path;
+
+use reqwest::Method;
+use rustix::process::Signal;
+use serde_json::{Value, json};
+
+use crate::helpers::{
+    Caller, Chance, MINILM, Process, TINY, TestApp, cosine, entry_of, folder_with, send, vectors_of, with_tiny,
+};
+
+/// Some grains that mean different things, in few words of each other.
+const TEXTS: [(&str, &str); 7] = [
+    ("wheat", "Wheat is a grass cultivated for its seed, a cereal."),
+    ("cat", "The cat sleeps on the warm windowsill all afternoon."),
+    ("rust", "Rust is a programming language that prevents memory errors."),
+    ("piano", "She practises the piano for two hours every evening."),
+    ("volcano", "The volcano erupted and covered the village in ash."),
+    ("tax", "The city council raised property taxes again this year."),
+    ("café", "Grüße aus dem Café in Zürich!"),
+];
+
+async fn write_texts(app: &Caller) {
+    let grain =
+        |(id, text): (&str, &str)| json!({"id": id.replace('é', "e"), "text": text, "attributes": {"n": text.len()}});
+    app.post("/grains", json!({"grains": TEXTS.map(grain)})).await.ok();
+}
+
+async fn search(app: &Caller, body: Value) -> Value {
+    app.post("/grains/search", body).await.ok()
+}
+
+fn ids(found: &Value) -> Vec<&str> {
+    let hits = found["hits"].as_array().unwrap_or_else(|| panic!("no hits: {found}"));
+    hits.iter().map(|hit| hit["grain"]["id"].as_str().expect("an id")).collect()
+}
+
+/// The id of the best hit.
+async fn best(app: &Caller, body: Value) -> String {
+    let found = search(app, body).await;
+    ids(&found).first().map(|id| (*id).to_owned()).unwrap_or_default()
+}
+
+fn scores<'a>(found: &'a Value, kind: &'a str) -> Vec<f64> {
+    let hits = found["hits"].as_array().expect("hits");
+    hits.iter().map(|hit| hit[kind].as_f64().expect("a score")).collect()
+}
+
+/// What was said of the spaces: model, whether it was searched, reason.
+fn said(found: &Value) -> Vec<(Option<&str>, bool, &str)> {
+    let spaces = found["spaces"].as_array().expect("spaces").iter();
+    let word = |space: &'_ Value| space["searched"].as_bool().expect("searched");
+    spaces.map(|space| (space["model"].as_str(), word(space), space["reason"].as_str().unwrap_or_default())).collect()
+}
+
+#[tokio::test]
+async fn texts_are_found_by_what_they_mean() {
+    let app = TestApp::start().await;
+    assert_eq!(search(&app, json!({"query": "anything"})).await, json!({"hits": [], "spaces": [], "merged": "score"}));
+    write_texts(&app).await;
+    for (query, id) in [
+        ("pets taking naps", "cat"),
+        ("software engineering", "rust"),
+        ("bread, flour", "wheat"),
+        ("natural disaster", "volcano"),
+        ("musical instrument", "piano"),
+        ("municipal budget", "tax"),
+        ("Swiss coffee house", "cafe"),
+    ] {
+        assert_eq!(best(&app, json!({"query": query, "mode": "dense"})).await, id, "{query}");
+        assert_eq!(best(&app, json!({"query": query})).await, id, "{query}");
+    }
+    let query = "pets taking naps";
+    let found = search(&app, json!({"query": query, "mode": "dense"})).await;
+    let embedded = app.post("/embed", json!({"inputs": [query, TEXTS[1].1]})).await;
+    let vectors = vectors_of(&embedded.ok());
+    let hit = &found["hits"][0];
+    assert!((hit["score"].as_f64().expect("a score") - cosine(&vectors[0], &vectors[1])).abs() < 1e-3, "{hit}");
+    assert_eq!((&hit["score"], &hit["space"]), (&hit["raw_score"], &json!(embedded.header("x-space"))));
+    assert_eq!(hit["grain"], app.get("/grains/cat").await.ok());
+    assert_eq!((ids(&found).len(), &found["merged"]), (TEXTS.len(), &json!("score")), "all of them are compared");
+    assert!(scores(&found, "score").is_sorted_by(|a, b| a >= b));
+    assert_eq!(found["spaces"], json!([{"space": embedded.header("x-space"), "model": MINILM, "searched": true}]));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn texts_are_found_by_their_words() {
+    let app = TestApp::start().await;
+    write_texts(&app).await;
+    for (query, expected) in [
+        ("taxes", &["tax"][..]),
+        ("TAXES! (again)", &["tax"]),
+        ("cafe zurich", &["cafe"]),
+        ("GRÜSSE", &[]),
+        ("grüße", &["cafe"]),
+        ("wheat OR NOT piano*", &["piano", "wheat"]),
+        ("tax", &[]),
+        ("\"", &[]),
+        ("nothing of it stands anywhere", &[]),
+    ] {
+        let found = search(&app, json!({"query": query, "mode": "lexical"})).await;
+        let mut sorted = ids(&found);
+        sorted.sort_unstable();
+        assert_eq!(sorted, expected, "{query}");
+        assert_eq!((&found["spaces"], &found["merged"]), (&json!([]), &json!("score")));
+        assert!(scores(&found, "score").iter().all(|score| *score > 0.0), "{found}");
+    }
+    let found = search(&app, json!({"query": "warm windowsill village", "mode": "lexical", "highlights": true})).await;
+    assert_eq!(ids(&found), ["cat", "volcano"], "two words count for more than one");
+    assert_eq!(
+        found["hits"][0]["highlight"],
+        "The cat sleeps on the <mark>warm</mark> <mark>windowsill</mark> all afternoon."
+    );
+    assert_eq!(
+        (&found["hits"][0]["space"], &found["hits"][0]["score"]),
+        (&json!(null), &found["hits"][0]["raw_score"])
+    );
+
+    // Both: words bring in front what the model does not know, and a grain without them shows no words.
+    let found = search(&app, json!({"query": "municipal budget windowsill", "highlights": true})).await;
+    assert_eq!(found["merged"], "rank");
+    assert_eq!(ids(&found).len(), TEXTS.len());
+    let marked = |hit: &Value| hit.get("highlight").is_some();
+    let hits = found["hits"].as_array().expect("hits");
+    assert!(hits.iter().all(|hit| marked(hit) == (hit["grain"]["id"] == "cat") && !hit["space"].is_null()), "{found}");
+    assert!(ids(&found)[..2].contains(&"cat") && ids(&found)[..2].contains(&"tax"), "{found}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn hits_are_bounded_by_filter_score_and_place() {
+    let app = TestApp::start().await;
+    write_texts(&app).await;
+    let query = "pets taking naps";
+    let all = search(&app, json!({"query": query, "mode": "dense"})).await;
+    for mode in ["dense", "lexical", "hybrid"] {
+        let body =
+            json!({"query": format!("{query} is the in"), "mode": mode, "filter": {"ids": ["wheat", "tax", "nobody"]}});
+        let found = search(&app, body).await;
+        assert!(
+            ids(&found).iter().all(|id| ["wheat", "tax"].contains(id)) && !ids(&found).is_empty(),
+            "{mode}: {found}"
+        );
+        let body = json!({"query": query, "mode": mode, "filter": {"source": "elsewhere"}});
+        assert!(ids(&search(&app, body).await).is_empty());
+    }
+    let bound = f64::midpoint(scores(&all, "score")[1], scores(&all, "score")[2]);
+    let found = search(&app, json!({"query": query, "mode": "dense", "min_score": bound})).await;
+    assert_eq!(ids(&found), ids(&all)[..2]);
+    assert!(ids(&search(&app, json!({"query": query, "min_score": 2})).await).is_empty());
+    for (offset, limit) in [(0, 1), (1, 3), (5, 5), (7, 1), (9999, 1), (0, 1000)] {
+        let found = search(&app, json!({"query": query, "mode": "dense", "offset": offset, "limit": limit})).await;
+        let expected: Vec<&str> = ids(&all).into_iter().skip(offset).take(limit).collect();
+        assert_eq!(ids(&found), expected, "{offset} {limit}");
+    }
+    let space = all["spaces"][0]["space"].as_str().expect("a space");
+    for (body, status, code, sentence) in [
+        (json!({"query": "q", "limit": 0}), 422, "invalid_request", "`limit` is 0; it takes 1 to 1000"),
+        (json!({"query": "q", "limit": 1001}), 422, "invalid_request", "`limit` is 1001"),
+        (json!({"query": "q", "limit": -1}), 422, "invalid_request", "`limit`"),
+        (json!({"query": "q", "offset": 10_000}), 422, "invalid_request", "`offset` is 10000; it takes 0 to 9999"),
+        (
+            json!({"query": "q", "offset": 9_999, "limit": 2}),
+            422,
+            "invalid_request",
+            "10001 together; a search reaches 10000",
+        ),
+        (json!({"query": "q", "mode": "psychic"}), 422, "invalid_request", "`mode`"),
+        (json!({"query": "q", "min_score": "high"}), 422, "invalid_request", "`min_score`"),
+        (json!({"query": " \n"}), 400, "empty_input", "`query` is empty"),
+        (json!({"query": "q".repeat(65_537)}), 422, "invalid_request", "`query` has 65537 bytes; it takes 65536"),
+        (json!({}), 422, "invalid_request", "there is nothing to search for"),
+        (json!({"query": "q", "vector": [1.0], "space": space}), 422, "invalid_request", "exclude each other"),
+        (json!({"vector": [1.0]}), 422, "invalid_request", "`vector` needs `space`"),
+        (json!({"query": "q", "space": space}), 422, "invalid_request", "`space` belongs to `vector`"),
+        (json!({"vector": [1.0], "space": space}), 422, "invalid_request", "`vector` has 1 numbers; its space has 384"),
+        (json!({"vector": vec![0.0; 384], "space": space}), 422, "invalid_request", "all zeros"),
+        (json!({"vector": [1.0], "space": "0123456789abcdef"}), 422, "invalid_request", "is not known here"),
+        (
+            json!({"vector": vec![1.0; 384], "space": space, "mode": "hybrid"}),
+            422,
+            "invalid_request",
+            "a vector has no words",
+        ),
+    ] {
+        let (found_status, found_code, detail) = app.post("/grains/search", body.clone()).await.problem();
+        assert_eq!((found_status, found_code.as_str()), (status, code), "{detail}");
+        assert!(detail.contains(sentence), "`{detail}` does not say `{sentence}`");
+    }
+    // The words of a NUL and of half a million characters are words like others.
+    search(&app, json!({"query": "a\0b"})).await;
+    search(&app, json!({"query": "grain ".repeat(10_000)})).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_change_is_found_at_once_and_what_was_there_before_is_not() {
+    let app = TestApp::start().await;
+    write_texts(&app).await;
+    let vector = vectors_of(&app.post("/embed", json!({"inputs": TEXTS[1].1})).await.ok()).remove(0);
+    let space = app.get(&format!("/models/{MINILM}")).await.ok()["space"].clone();
+    let exact = json!({"vector": vector, "space": space, "limit": 1});
+    let found = search(&app, exact.clone()).await;
+    assert_eq!(ids(&found), ["cat"]);
+    assert!(scores(&found, "score")[0] > 0.9999, "{found}");
+    assert_eq!(said(&found), [(None, true, "")]);
+
+    app.patch("/grains/cat", json!({"text": "The dog barks at the postman."})).await.ok();
+    assert!(scores(&search(&app, exact.clone()).await, "score")[0] < 0.9, "no vector of the old text is left");
+    assert!(ids(&search(&app, json!({"query": "windowsill", "mode": "lexical"})).await).is_empty());
+    assert_eq!(ids(&search(&app, json!({"query": "postman", "mode": "lexical"})).await), ["cat"]);
+    assert_eq!(best(&app, json!({"query": "a dog and a mailman", "mode": "dense"})).await, "cat");
+    // Metadata alone leaves all of it.
+    app.patch("/grains/cat", json!({"tags": ["pet"]})).await.ok();
+    assert_eq!(
+        best(&app, json!({"query": "a dog", "mode": "dense", "filter": {"tags": {"any": ["pet"]}}})).await,
+        "cat"
+    );
+
+    app.delete("/grains/cat").await;
+    for mode in ["dense", "lexical", "hybrid"] {
+        let found = search(&app, json!({"query": "The dog barks at the postman.", "mode": mode, "limit": 100})).await;
+        assert!(!ids(&found).contains(&"cat"), "{mode}");
+    }
+    app.put("/grains/cat", json!({"text": TEXTS[1].1})).await.ok();
+    assert_eq!(ids(&search(&app, exact).await), ["cat"]);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn each_space_is_searched_with_its_own_model() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    for n in 0..10 {
+        let model = if n % 2 == 0 { TINY } else { "tiny-cls" };
+        let body = json!({"id": n.to_string(), "text": format!("the text of number {n}"), "model": model});
+        app.post("/grains", body).await.ok();
+    }
+    let spaces = ["0", "1"].map(async |id| app.get(&format!("/grains/{id}")).await.ok()["meta"]["space"].clone());
+    let spaces = futures::future::join_all(spaces).await;
+    assert_ne!(spaces[0], spaces[1]);
+    // Whatever is active, and loaded.
+    for active in [TINY, "tiny-cls"] {
+        app.put("/models/active", json!({"name": active})).await.ok();
+        app.post("/models/tiny/unload", json!({})).await.ok();
+        for n in 0..10 {
+            let found =
+                search(&app, json!({"query": format!("the text of number {n}"), "mode": "dense", "limit": 100})).await;
+            assert_eq!((ids(&found).len(), &found["merged"]), (10, &json!("rank")));
+            assert_eq!(said(&found), [(Some(TINY), true, ""), (Some("tiny-cls"), true, "")]);
+            assert!(ids(&found)[..2].contains(&n.to_string().as_str()), "best in its own space: {found}");
+            let hits = found["hits"].as_array().expect("hits");
+            let hit = hits.iter().find(|hit| hit["grain"]["id"] == json!(n.to_string())).expect("found");
+            assert!(hit["raw_score"].as_f64() > Some(0.999), "{hit}");
+            assert!(hits.iter().all(|hit| hit["space"] == hit["grain"]["meta"]["space"]));
+        }
+    }
+    let found = search(&app, json!({"query": "the text", "mode": "dense", "filter": {"space": spaces[1]}})).await;
+    assert_eq!((said(&found), ids(&found).len()), (vec![(Some("tiny-cls"), true, "")], 5));
+    let found = search(&app, json!({"query": "number", "filter": {"space": spaces[0]}})).await;
+    assert!(ids(&found).iter().all(|id| ["0", "2", "4", "6", "8"].contains(id)) && ids(&found).len() == 5, "{found}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_space_whose_model_is_not_to_be_had_says_so_and_its_words_are_found() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    app.post("/grains", json!({"id": "a", "text": "alpha beta"})).await.ok();
+    app.post("/grains", json!({"id": "b", "text": "beta gamma", "model": "tiny-cls"})).await.ok();
+    app.post("/models/tiny-cls/unload", json!({"disable": true})).await.ok();
+    let found = search(&app, json!({"query": "beta", "mode": "dense"})).await;
+    let [(Some(TINY), true, ""), (_, false, reason)] = said(&found)[..] else { panic!("{found}") };
+    assert!(reason.contains("disabled"), "{reason}");
+    assert_eq!(ids(&found), ["a"]);
+    let found = search(&app, json!({"query": "gamma"})).await;
+    assert!(ids(&found).contains(&"b"), "its words are found: {found}");
+
+    // Nobody makes the space any more.
+    let app = app.restart_with(&with_tiny(&[])).await;
+    let found = search(&app, json!({"query": "gamma"})).await;
+    let [(Some(TINY), true, ""), (None, false, reason)] = said(&found)[..] else { panic!("{found}") };
+    assert!(reason.contains("no model of this server makes the space"), "{reason}");
+    let vector = app.get("/grains/b?include=vector").await.ok();
+    let body = json!({"vector": vector["vector"], "space": vector["meta"]["space"]});
+    assert_eq!(ids(&search(&app, body).await), ["b"], "a vector of the space needs no model");
+
+    // A model whose files are gone.
+    let toml = format!("{}[[ai.additional_models]]\nname = \"tiny-cls\"\npath = \"/nowhere/at/all\"\n", with_tiny(&[]));
+    let app = app.restart_with(&toml).await;
+    let found = search(&app, json!({"query": "gamma"})).await;
+    let [(Some(TINY), true, ""), (None, false, reason)] = said(&found)[..] else { panic!("{found}") };
+    assert!(!reason.is_empty());
+    assert!(ids(&found).contains(&"b"), "{found}");
+    app.stop().await;
+}
+
+/// Searches for vectors that were written: each must be found, and nothing else with that score.
+async fn find_all(app: &Caller, space: &Value, vectors: &[(String, Vec<f32>)]) {
+    for (id, vector) in vectors {
+        let found = search(app, json!({"vector": vector, "space": space, "limit": 2})).await;
+        assert_eq!(ids(&found)[0], id);
+        assert!(
+            scores(&found, "score")[0] > 0.9999 && scores(&found, "score")[1] < 0.999,
+            "{id}: {:?}",
+            scores(&found, "score")
+        );
+    }
+    let counted = app.post("/grains/count", json!({})).await.ok();
+    assert_eq!(counted["count"], vectors.len());
+}
+
+async fn write_vectors(app: &Caller, space: &Value, vectors: &[(String, Vec<f32>)]) {
+    let grain = |(id, vector): &(String, Vec<f32>)| json!({"id": id, "text": id, "space": space, "vector": vector});
+    app.post("/grains", json!({"grains": vectors.iter().map(grain).collect::<Vec<_>>()})).await.ok();
+}
+
+async fn space_of_tiny(app: &Caller) -> Value {
+    send(app.request(Method::POST, "/models/tiny/load")).await.ok()["space"].clone()
+}
+
+fn random_vectors(seed: u64, from: usize, to: usize) -> Vec<(String, Vec<f32>)> {
+    let mut chance = Chance::seeded(seed);
+    (from..to).map(|n| (format!("grain-{n}"), chance.unit_vector(32))).collect()
+}
+
+#[tokio::test]
+async fn everything_is_found_after_a_restart_and_after_a_kill() {
+    let folder = folder_with(&with_tiny(&[]));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    let space = space_of_tiny(&app).await;
+    let mut vectors = random_vectors(1, 0, 60);
+    write_vectors(&app, &space, &vectors).await;
+    find_all(&app, &space, &vectors).await;
+    process.stop();
+    let saved = folder.path().join("granary.db.index").join(format!("{}.index", space.as_str().expect("a space")));
+    assert!(saved.is_file(), "a clean stop saves the index");
+
+    let (mut process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    assert!(process.log().contains("n_vectors=60"), "{}", process.log());
+    find_all(&app, &space, &vectors).await;
+    let more = random_vectors(2, 60, 80);
+    write_vectors(&app, &space, &more).await;
+    vectors.extend(more);
+    app.delete("/grains/grain-7").await;
+    vectors.retain(|(id, _)| id != "grain-7");
+    process.signal(Signal::KILL);
+    process.wait();
+    assert!(!saved.exists(), "what was saved says nothing of what was written since");
+
+    let (process, url) = Process::serve(folder.path(), &[]);
+    assert!(process.log().contains("n_vectors=79") && !process.log().contains("WARN"), "{}", process.log());
+    find_all(&Caller::of(url), &space, &vectors).await;
+    process.stop();
+}
+
+#[tokio::test]
+async fn index_files_that_are_not_what_was_saved_are_thrown_away() {
+    let folder = folder_with(&with_tiny(&[]));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    let space = space_of_tiny(&app).await;
+    let mut vectors = random_vectors(3, 0, 40);
+    write_vectors(&app, &space, &vectors).await;
+    process.stop();
+    let files = folder.path().join("granary.db.index");
+    let file = |ending: &str| files.join(format!("{}.{ending}", space.as_str().expect("a space")));
+    let (index, raw) = (file("index"), file("vectors"));
+    let earlier = [&index, &raw].map(|path| fs_err::read(path).expect("a file"));
+
+    let cut = |path: &Path| {
+        let bytes = fs_err::read(path).expect("a file");
+        fs_err::write(path, &bytes[..bytes.len() / 2]).expect("written");
+    };
+    let flip = |path: &Path| {
+        let mut bytes = fs_err::read(path).expect("a file");
+        let at = bytes.len() / 2;
+        bytes[at] ^= 1;
+        fs_err::write(path, bytes).expect("written");
+    };
+    let damages: [(&str, &dyn Fn()); 7] = [
+        ("the index is cut", &|| cut(&index)),
+        ("the index is another", &|| flip(&index)),
+        ("the index is empty", &|| fs_err::write(&index, "").expect("written")),
+        ("the vectors are cut", &|| cut(&raw)),
+        ("the vectors are others", &|| flip(&raw)),
+        ("the vectors are gone", &|| fs_err::remove_file(&raw).expect("removed")),
+        ("both are of an earlier day", &|| {
+            fs_err::write(&index, &earlier[0]).expect("written");
+            fs_err::write(&raw, &earlier[1]).expect("written");
+        }),
+    ];
+    for (round, (what, damage)) in damages.into_iter().enumerate() {
+        damage();
+        let (process, url) = Process::serve(folder.path(), &[]);
+        let app = Caller::of(url);
+        let log = process.log();
+        let warned = log.lines().any(|line| line.contains("WARN") && line.contains("a saved index is not used"));
+        assert!(warned, "{what}: {log}");
+        find_all(&app, &space, &vectors).await;
+        let more = random_vectors(100 + round as u64, 40 + round, 41 + round);
+        write_vectors(&app, &space, &more).await;
+        vectors.extend(more);
+        process.stop();
+    }
+    // And without any.
+    fs_err::remove_dir_all(&files).expect("removed");
+    let (process, url) = Process::serve(folder.path(), &[]);
+    find_all(&Caller::of(url), &space, &vectors).await;
+    process.stop();
+}
+
+#[tokio::test]
+async fn a_real_model_finds_its_grains_beside_those_of_another() {
+    let app = TestApp::start_with(&entry_of(TINY)).await;
+    write_texts(&app).await;
+    app.post("/grains", json!({"id": "odd", "text": "zyx", "model": TINY})).await.ok();
+    let found = search(&app, json!({"query": "natural disaster"})).await;
+    assert!(ids(&found)[..2].contains(&"volcano"), "{found}");
+    assert_eq!(said(&found), [(Some(MINILM), true, ""), (Some(TINY), true, "")]);
+    assert_eq!(best(&app, json!({"query": "zyx"})).await, "odd");
+    app.stop().await;
+}
