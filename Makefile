@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-bench test test-schema bench bench-engine bench-overload soak cycles budget lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-bench test test-schema grain-model bench bench-engine bench-overload soak cycles budget lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -32,6 +32,12 @@ test: setup-test ## every test, the README's requests, the real Python clients, 
 test-schema: setup-test ## 10,000 requests generated from the OpenAPI document, against the release build
 	cargo build --release --locked
 	scripts/check-schema target/release/granary --requests 10000
+
+# Tests that `make test` runs for a few seconds each, for as long as they deserve.
+LONG_TEST := $(TOOLS)/cargo-nextest nextest run --locked --no-capture --test it
+
+grain-model: setup-test ## 10,000 random operations on grains, compared with a map; GRAIN_MODEL_SEED chooses others
+	GRAIN_MODEL_OPERATIONS=$${GRAIN_MODEL_OPERATIONS:-10000} $(LONG_TEST) grain_model::
 
 setup-bench: setup # what the benchmarks need beyond that: fastembed behind FastAPI, and texts
 	@scripts/setup-bench

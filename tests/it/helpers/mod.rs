@@ -59,6 +59,12 @@ pub fn folder_with(toml: &str) -> TempDir {
     folder
 }
 
+/// A number from the environment, for tests that may go on for longer than usual.
+pub fn number_from_env(name: &str, usual: u64) -> u64 {
+    let text = std::env::var(name).unwrap_or_default();
+    if text.is_empty() { usual } else { text.parse().unwrap_or_else(|_| panic!("{name} is `{text}`, no number")) }
+}
+
 /// Every byte percent-encoded, letters too: `/grains/search` is another path than `/grains/%73earch`.
 pub fn percent_encoded(text: &str) -> String {
     text.bytes().fold(String::new(), |mut encoded, byte| {
