@@ -129,9 +129,21 @@ async fn pool(path: &Path, connections: u32, options: SqliteConnectOptions) -> R
         .acquire_timeout(ACQUIRE_TIMEOUT)
         .idle_timeout(None)
         .max_lifetime(None)
+        .after_release(|connection, _| Box::pin(is_between_transactions(connection)))
         .connect_with(options)
         .await
         .map_err(|source| StoreError::sql("open the database", path, source))
+}
+
+/// Whether a connection that comes back to its pool may be used again.
+///
+/// SQLite ends a transaction by itself when the disk is full, say. sqlx, whose rollback then fails, goes on to count a
+/// transaction that is not there, takes the next one for a savepoint inside it, and never commits. Closing the connection
+/// ends the matter.
+async fn is_between_transactions(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // A rollback that was begun by a drop is over when the connection answers.
+    connection.ping().await?;
+    Ok(!connection.is_in_transaction())
 }
 
 /// Makes a created or renamed file's name durable, which syncing the file alone does not.

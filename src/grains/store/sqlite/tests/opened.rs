@@ -182,3 +182,27 @@ fn opening_can_be_awaited_by_any_task() {
     fn assert_send<T: Send>(_: T) {}
     assert_send(SqliteStore::open(OpenOptions::at("unused")));
 }
+
+#[tokio::test]
+async fn a_transaction_that_sqlite_ended_by_itself_takes_no_later_one_along() {
+    let (folder, _) = folder();
+    let store = open(&folder.path().join("granary.db")).await.expect("created");
+    let write = "UPDATE space_order SET spaces = ?";
+    for round in ["1", "2", "3"] {
+        let mut ended = store.writer.begin().await.expect("begun");
+        sqlx::query(write).bind("lost").execute(&mut *ended).await.expect("written");
+        // What SQLite does when the disk is full.
+        sqlx::raw_sql("ROLLBACK").execute(&mut *ended).await.expect("rolled back");
+        drop(ended);
+        let mut refused = store.writer.begin().await.expect("begun");
+        sqlx::query(write).bind("lost").execute(&mut *refused).await.expect("written");
+        drop(refused);
+        let mut whole = store.writer.begin().await.expect("begun");
+        sqlx::query(write).bind(round).execute(&mut *whole).await.expect("written");
+        whole.commit().await.expect("committed");
+        let found: String =
+            sqlx::query_scalar("SELECT spaces FROM space_order").fetch_one(&store.readers).await.expect("read");
+        assert_eq!(found, round, "others see what was committed");
+    }
+    store.close().await;
+}
