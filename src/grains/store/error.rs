@@ -4,7 +4,7 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// SQLite's primary result codes that mean something of their own here: <https://www.sqlite.org/rescode.html>.
+/// SQLite's result codes that mean something of their own here: <https://www.sqlite.org/rescode.html>.
 mod result_code {
     pub(super) const NOT_PERMITTED: i32 = 3;
     pub(super) const BUSY: i32 = 5;
@@ -14,6 +14,8 @@ mod result_code {
     pub(super) const FULL: i32 = 13;
     pub(super) const CANNOT_OPEN: i32 = 14;
     pub(super) const NOT_A_DATABASE: i32 = 26;
+    /// An extended code: the shared memory beside the file cannot grow. In practice that is for want of room.
+    pub(super) const NO_SHARED_MEMORY: i32 = 10 + 256 * 19;
 }
 
 /// The database could not be opened, read or written.
@@ -134,6 +136,9 @@ impl StoreError {
     /// Sorts an error of SQLite: what the caller can act on gets a variant of its own.
     pub(super) fn sql(doing: &'static str, path: &Path, source: sqlx::Error) -> Self {
         let path = path.to_owned();
+        if extended_code(&source) == Some(result_code::NO_SHARED_MEMORY) {
+            return Self::DiskFull { path, doing, source: source.into() };
+        }
         match primary_code(&source) {
             Some(result_code::BUSY | result_code::LOCKED) => Self::Busy { path, doing, source: Some(source) },
             Some(result_code::CORRUPT | result_code::NOT_A_DATABASE) => Self::Damaged { path, doing, source },
@@ -171,8 +176,11 @@ impl StoreError {
     }
 }
 
+fn extended_code(error: &sqlx::Error) -> Option<i32> {
+    error.as_database_error()?.code()?.parse().ok()
+}
+
 /// The primary result code; the extended one carries it in its lowest byte.
 fn primary_code(error: &sqlx::Error) -> Option<i32> {
-    let extended: i32 = error.as_database_error()?.code()?.parse().ok()?;
-    Some(extended & 0xff)
+    Some(extended_code(error)? & 0xff)
 }
