@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-bench test test-schema grain-model bench bench-engine bench-overload soak cycles budget lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-bench test test-schema grain-model grain-crash grain-contention bench bench-engine bench-overload soak cycles budget lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -38,6 +38,12 @@ LONG_TEST := $(TOOLS)/cargo-nextest nextest run --locked --no-capture --test it
 
 grain-model: setup-test ## 10,000 random operations on grains, compared with a map; GRAIN_MODEL_SEED chooses others
 	GRAIN_MODEL_OPERATIONS=$${GRAIN_MODEL_OPERATIONS:-10000} $(LONG_TEST) grain_model::
+
+grain-crash: setup-test ## a server that writes grains is killed 50 times: is everything there that it said it wrote?
+	GRAIN_CRASH_KILLS=$${GRAIN_CRASH_KILLS:-50} $(LONG_TEST) grain_crash::kill
+
+grain-contention: setup-test ## readers and a writer of grains for a minute: does one stand in another's way?
+	GRAIN_CONTENTION_SECONDS=$${GRAIN_CONTENTION_SECONDS:-60} $(LONG_TEST) grain_crash::readers
 
 setup-bench: setup # what the benchmarks need beyond that: fastembed behind FastAPI, and texts
 	@scripts/setup-bench

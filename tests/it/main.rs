@@ -12,6 +12,7 @@ mod broken_models;
 mod config_refusals;
 mod doctor;
 mod golden;
+mod grain_crash;
 mod grain_model;
 mod grain_pages;
 mod grain_search;
