@@ -116,7 +116,7 @@ async fn search(server: &Server, source: &Source, space: &str, n: usize) -> Resu
         let sorted = sorted_ms(&send_all(server.address, "/grains/search", bodies.clone(), 1).await?.latencies);
         let mut line = format!(
             "  nearest {N_HITS} of {:>7}: p50 {:.2} ms, p99 {:.2} ms, recall {:.4}",
-            n as i64 / step,
+            i64::try_from(n)? / step,
             percentile(&sorted, 50),
             percentile(&sorted, 99),
             total / truth.len() as f64,

@@ -11,7 +11,6 @@ use super::random::Random;
 pub const N_HITS: usize = 10;
 
 /// Vectors that are drawn, and compared with the queries, at once.
-#[allow(clippy::cast_possible_wrap, reason = "it is a few thousand")]
 const AT_ONCE: usize = 4_096;
 
 const N_CENTRES: usize = 10_000;
@@ -75,7 +74,7 @@ impl Source {
 
     /// The first `n` vectors in runs, each with the number of its first, from 1.
     pub fn runs(&self, n: usize) -> impl Iterator<Item = (i64, Cow<'_, [f32]>)> {
-        (0..n).step_by(AT_ONCE).zip(1_i64..).map(move |(first, run)| {
+        (0..n).step_by(AT_ONCE).zip((1..).step_by(AT_ONCE)).map(move |(first, number)| {
             let n_rows = AT_ONCE.min(n - first);
             let rows = match &self.rows {
                 Rows::File { rows } => Cow::Borrowed(&rows[first * self.dimensions..][..n_rows * self.dimensions]),
@@ -86,7 +85,7 @@ impl Source {
                     Cow::Owned(rows)
                 }
             };
-            ((run - 1) * AT_ONCE as i64 + 1, rows)
+            (number, rows)
         })
     }
 

@@ -181,8 +181,8 @@ impl Work {
         for (candidate, made) in found.into_iter().zip(made) {
             self.count.compared += 1;
             let Candidate { numbered, vector } = candidate;
-            let least = least_cosine(self.from.as_ref());
-            if let Some(vector) = vector.filter(|vector| agrees(vector, &made.vector, least)) {
+            let threshold = least_cosine(self.from.as_ref());
+            if let Some(vector) = vector.filter(|vector| agrees(vector, &made.vector, threshold)) {
                 let provenance = Provenance { origin: Origin::Adopted, ..made.provenance };
                 proven.push(ProvenVector {
                     number: numbered.number,
