@@ -26,11 +26,13 @@ const FUSION_DEPTH: usize = 200;
 const WORDS_WEIGHT: f64 = 1.5;
 
 /// The most grains that a filter may leave for each of them to be compared.
-const EXACT_UNDER_FILTER: u32 = 5_000;
+const EXACT_UNDER_FILTER: u32 = 2_000;
 
-/// Candidates of the first look under a broad filter, and how much wider the next look is.
-const FIRST_LOOK: usize = 500;
-const WIDER: usize = 8;
+/// Candidates that are checked against a broader filter: so many that one which keeps a tenth leaves enough of them.
+const FIRST_LOOK: usize = 1_500;
+
+/// The most candidates that are checked: when more would be needed, few grains meet the filter, and these are compared.
+const WIDEST_LOOK: usize = 8_000;
 
 /// Candidates that must remain under a filter: codes only estimate, and the nearest are among so many.
 const MIN_SURVIVORS: usize = 100;
@@ -287,17 +289,18 @@ impl Grains {
         if few.len() <= EXACT_UNDER_FILTER as usize {
             return index.nearest_among(query, few, n).await;
         }
+        let enough = n.max(MIN_SURVIVORS);
         let mut look = FIRST_LOOK.max(4 * n);
-        for _ in 0..2 {
+        while look <= WIDEST_LOOK {
             let candidates = index.candidates(query.clone(), look).await?;
             let is_everything = candidates.len() < look;
             let passing = self.store.passing(filter.clone(), candidates).await?;
-            if is_everything || passing.len() >= n.max(MIN_SURVIVORS) {
+            if is_everything || passing.len() >= enough {
                 return index.nearest_among(query, passing, n).await;
             }
-            look *= WIDER;
+            // As many as the share that has passed lets expect, and half as many again.
+            look = (look * enough * 3).checked_div(passing.len() * 2).unwrap_or(usize::MAX);
         }
-        // What is near the query does not meet the filter: compare all that do.
         let all = self.store.numbers(filter, u32::MAX).await?;
         index.nearest_among(query, all, n).await
     }

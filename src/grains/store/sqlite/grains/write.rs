@@ -1,5 +1,7 @@
 //! Grains come and change, each with its vector, in one transaction.
 
+use std::collections::BTreeSet;
+
 use sqlx::{Sqlite, Transaction};
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
@@ -7,11 +9,12 @@ use time::macros::format_description;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, Receipt, TextFate, Written,
+    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, Numbered, Receipt, TextFate, Written,
 };
 use super::super::SqliteStore;
 use super::count;
 use super::rows::{bytes_of, select_grains};
+use crate::domain::Grain;
 
 /// The grain that is stored under an id.
 struct Found {
@@ -48,6 +51,9 @@ impl SqliteStore {
                 return Ok(Committed::Answered(Receipt { request, answer }));
             }
         }
+        let vectors = changes.iter().filter_map(|change| change.vector.as_ref());
+        let spaces = vectors.map(|vector| vector.provenance.space.to_string()).collect();
+        order_spaces(&mut transaction, spaces).await.map_err(&failed)?;
         let mut applied = Vec::with_capacity(changes.len());
         for change in changes {
             applied.push(self.apply(&mut transaction, change, now_us).await?);
@@ -96,10 +102,11 @@ impl SqliteStore {
         });
         let (number, text) = match (found, change.expected) {
             (None, Expected::Absent) => {
-                (self.insert(transaction, &change, now_us).await.map_err(&failed)?, TextFate::New)
+                let numbered = insert(transaction, change, now_us).await.map_err(&failed)?;
+                return Ok(Applied::Written(Box::new(Written { numbered, text: TextFate::New })));
             }
             (Some(found), Expected::Version(version)) if count(found.version) == version => {
-                self.update(transaction, &change, &found, now_us).await.map_err(&failed)?;
+                update(transaction, &change, &found, now_us).await.map_err(&failed)?;
                 (found.number, if found.is_same_text { TextFate::Kept } else { TextFate::Replaced })
             }
             (found, _) => return Ok(Applied::Stale(found.map(|found| count(found.version)))),
@@ -109,77 +116,84 @@ impl SqliteStore {
         let row = query.build().fetch_one(&mut **transaction).await.map_err(&failed)?;
         Ok(Applied::Written(Box::new(Written { numbered: self.grain_of(&row)?, text })))
     }
+}
 
-    async fn insert(
-        &self,
-        transaction: &mut Transaction<'_, Sqlite>,
-        change: &Change,
-        now_us: i64,
-    ) -> Result<i64, sqlx::Error> {
-        let now = rfc3339(now_us);
-        let (created_at, created_us) =
-            change.created_at.as_ref().map_or((now.as_str(), now_us), |time| (time.as_str(), time.us()));
-        let number: i64 = sqlx::query_scalar(
-            "INSERT INTO grains (id, text, source, tags, attributes, created_at, updated_at, created_us, updated_us) \
-             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
-        )
-        .bind(change.id.as_str())
-        .bind(&change.content.text)
-        .bind(&change.content.source)
-        .bind(json(&change.content.tags))
-        .bind(json(&change.content.attributes))
-        .bind(created_at)
-        .bind(&now)
-        .bind(created_us)
-        .bind(now_us)
-        .fetch_one(&mut **transaction)
-        .await?;
-        if let Some(vector) = &change.vector {
-            put_vector(transaction, vector, number, 1).await?;
-        }
-        Ok(number)
+/// Writes a new grain. What is stored is what is answered, so nothing is read back.
+async fn insert(
+    transaction: &mut Transaction<'_, Sqlite>,
+    change: Change,
+    now_us: i64,
+) -> Result<Numbered, sqlx::Error> {
+    let Change { id, content, created_at, vector, .. } = change;
+    let now = rfc3339(now_us);
+    let (created_at, created_us) =
+        created_at.as_ref().map_or((now.as_str(), now_us), |time| (time.as_str(), time.us()));
+    let number: i64 = sqlx::query_scalar(
+        "INSERT INTO grains (id, text, source, tags, attributes, created_at, updated_at, created_us, updated_us) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
+    )
+    .bind(id.as_str())
+    .bind(&content.text)
+    .bind(&content.source)
+    .bind(json(&content.tags))
+    .bind(json(&content.attributes))
+    .bind(created_at)
+    .bind(&now)
+    .bind(created_us)
+    .bind(now_us)
+    .fetch_one(&mut **transaction)
+    .await?;
+    if let Some(vector) = &vector {
+        put_vector(transaction, vector, number, 1).await?;
     }
+    let grain = Grain {
+        id,
+        content,
+        raw_meta: None,
+        provenance: vector.map(|vector| vector.provenance),
+        unproven: None,
+        version: 1,
+        created_at: created_at.to_owned(),
+        updated_at: now,
+    };
+    Ok(Numbered { number, grain })
+}
 
-    async fn update(
-        &self,
-        transaction: &mut Transaction<'_, Sqlite>,
-        change: &Change,
-        found: &Found,
-        now_us: i64,
-    ) -> Result<(), sqlx::Error> {
-        let version = found.version + 1;
-        let text_version = if found.is_same_text { found.text_version } else { version };
-        sqlx::query(
-            "UPDATE grains SET text = ?, source = ?, tags = ?, attributes = ?, version = ?, text_version = ?, \
-             updated_at = ?, updated_us = ?, \
-             old_vector = CASE WHEN ? THEN old_vector END, old_model = CASE WHEN ? THEN old_model END, \
-             old_dimensions = CASE WHEN ? THEN old_dimensions END WHERE number = ?",
-        )
-        .bind(&change.content.text)
-        .bind(&change.content.source)
-        .bind(json(&change.content.tags))
-        .bind(json(&change.content.attributes))
-        .bind(version)
-        .bind(text_version)
-        .bind(rfc3339(now_us))
-        .bind(now_us)
-        .bind(found.is_same_text)
-        .bind(found.is_same_text)
-        .bind(found.is_same_text)
-        .bind(found.number)
-        .execute(&mut **transaction)
-        .await?;
-        if !found.is_same_text {
-            sqlx::query("DELETE FROM embeddings WHERE grain = ?")
-                .bind(found.number)
-                .execute(&mut **transaction)
-                .await?;
-        }
-        if let Some(vector) = &change.vector {
-            put_vector(transaction, vector, found.number, text_version).await?;
-        }
-        Ok(())
+async fn update(
+    transaction: &mut Transaction<'_, Sqlite>,
+    change: &Change,
+    found: &Found,
+    now_us: i64,
+) -> Result<(), sqlx::Error> {
+    let version = found.version + 1;
+    let text_version = if found.is_same_text { found.text_version } else { version };
+    sqlx::query(
+        "UPDATE grains SET text = ?, source = ?, tags = ?, attributes = ?, version = ?, text_version = ?, \
+         updated_at = ?, updated_us = ?, \
+         old_vector = CASE WHEN ? THEN old_vector END, old_model = CASE WHEN ? THEN old_model END, \
+         old_dimensions = CASE WHEN ? THEN old_dimensions END WHERE number = ?",
+    )
+    .bind(&change.content.text)
+    .bind(&change.content.source)
+    .bind(json(&change.content.tags))
+    .bind(json(&change.content.attributes))
+    .bind(version)
+    .bind(text_version)
+    .bind(rfc3339(now_us))
+    .bind(now_us)
+    .bind(found.is_same_text)
+    .bind(found.is_same_text)
+    .bind(found.is_same_text)
+    .bind(found.number)
+    .execute(&mut **transaction)
+    .await?;
+    if !found.is_same_text {
+        sqlx::query("DELETE FROM embeddings WHERE grain = ?").bind(found.number).execute(&mut **transaction).await?;
     }
+    if let Some(vector) = &change.vector {
+        put_vector(transaction, vector, found.number, text_version).await?;
+    }
+    Ok(())
 }
 
 pub(super) async fn put_vector(
@@ -206,15 +220,25 @@ pub(super) async fn put_vector(
     .bind(provenance.truncated)
     .execute(&mut **transaction)
     .await?;
-    // A space that is new here comes last: grains that have a vector elsewhere stay where they are served.
-    sqlx::query(
-        "UPDATE space_order SET spaces = json_insert(spaces, '$[#]', ?) \
-         WHERE NOT EXISTS (SELECT 1 FROM json_each(spaces) WHERE value = ?)",
-    )
-    .bind(&space)
-    .bind(&space)
-    .execute(&mut **transaction)
-    .await?;
+    Ok(())
+}
+
+/// Gives spaces a place in the order that have none. They come last: grains that have a vector elsewhere stay where they
+/// are served.
+pub(super) async fn order_spaces(
+    transaction: &mut Transaction<'_, Sqlite>,
+    spaces: BTreeSet<String>,
+) -> Result<(), sqlx::Error> {
+    for space in spaces {
+        sqlx::query(
+            "UPDATE space_order SET spaces = json_insert(spaces, '$[#]', ?) \
+             WHERE NOT EXISTS (SELECT 1 FROM json_each(spaces) WHERE value = ?)",
+        )
+        .bind(&space)
+        .bind(&space)
+        .execute(&mut **transaction)
+        .await?;
+    }
     Ok(())
 }
 
