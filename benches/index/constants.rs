@@ -5,11 +5,11 @@ use std::time::Instant;
 
 use granary::grains::index::{SpaceIndex, Standing};
 
+use crate::Options;
 use crate::sizes::recall;
 use crate::support::Failure;
+use crate::support::clusters::{N_HITS, Source, Truth};
 use crate::support::stats::{percentile, sorted_ms};
-use crate::vectors::{Source, Truth};
-use crate::{N_HITS, Options};
 
 /// From how many vectors on codes are faster than comparing all.
 pub fn crossover(options: &Options, source: &Source) -> Result<(), Failure> {

@@ -6,7 +6,6 @@ mod constants;
 mod sizes;
 #[path = "../support/mod.rs"]
 mod support;
-mod vectors;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,11 +15,8 @@ use granary::domain::space::SpaceId;
 use granary::grains::index::{Identity, IndexOptions};
 
 use self::support::Failure;
+use self::support::clusters::Source;
 use self::support::machine::Origin;
-use self::vectors::Source;
-
-/// Hits that are wanted of each search.
-const N_HITS: usize = 10;
 
 /// Search spaces of several sizes, and measure what the index's constants were chosen by
 #[derive(Debug, Parser)]
@@ -74,7 +70,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
-    let source = Source::open(options)?;
+    let source = Source::open(options.dimensions, options.queries, options.vectors.as_deref())?;
     if !options.no_constants {
         constants::crossover(options, &source)?;
     }

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use granary::grains::index::{QUANTISE_ABOVE, Scored, SpaceIndex, Standing};
 
 use crate::support::Failure;
+use crate::support::clusters::{N_HITS, Source, Truth};
 use crate::support::process::Usage;
 use crate::support::stats::{milliseconds, percentile, sorted_ms};
-use crate::vectors::{Source, Truth};
-use crate::{N_HITS, Options, constants};
+use crate::{Options, constants};
 
 /// Filters keep the numbers that are a multiple of: all, 10 %, 1 %, 0.1 %. So spread, no part of a scan can be left out.
 const STEPS: [i64; 4] = [1, 10, 100, 1_000];

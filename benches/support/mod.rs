@@ -6,6 +6,7 @@
 #![allow(dead_code, reason = "each program uses its part")]
 
 pub mod client;
+pub mod clusters;
 pub mod corpus;
 pub mod golden;
 pub mod load;

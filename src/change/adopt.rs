@@ -13,7 +13,7 @@ use crate::engine::Priority;
 use crate::grains::store::{NewVector, Numbered, ProvenVector};
 use crate::grains::{GrainError, Grains, TextKind, cosine};
 use crate::models::standing::LEAST_COSINE;
-use crate::models::{Lease, ModelError, MultiModelManager};
+use crate::models::{Lease, ModelError, ModelStatus, MultiModelManager};
 
 /// Grains that are read, embedded and written at once.
 const BATCH: u32 = 256;
@@ -181,21 +181,19 @@ impl Work {
         for (candidate, made) in found.into_iter().zip(made) {
             self.count.compared += 1;
             let Candidate { numbered, vector } = candidate;
-            match vector.filter(|vector| agrees(vector, &made.vector, least_cosine(self.from.as_ref()))) {
-                Some(vector) => {
-                    let provenance = Provenance { origin: Origin::Adopted, ..made.provenance };
-                    proven.push(ProvenVector {
-                        number: numbered.number,
-                        version: numbered.grain.version,
-                        from: self.from.clone(),
-                        vector: NewVector { provenance, vector },
-                    });
-                }
-                None => {
-                    self.count.unknown += 1;
-                    if self.count.unknown_ids.len() < MAX_NAMED {
-                        self.count.unknown_ids.push(numbered.grain.id.to_string());
-                    }
+            let threshold = least_cosine(self.from.as_ref());
+            if let Some(vector) = vector.filter(|vector| agrees(vector, &made.vector, threshold)) {
+                let provenance = Provenance { origin: Origin::Adopted, ..made.provenance };
+                proven.push(ProvenVector {
+                    number: numbered.number,
+                    version: numbered.grain.version,
+                    from: self.from.clone(),
+                    vector: NewVector { provenance, vector },
+                });
+            } else {
+                self.count.unknown += 1;
+                if self.count.unknown_ids.len() < MAX_NAMED {
+                    self.count.unknown_ids.push(numbered.grain.id.to_string());
                 }
             }
         }
@@ -215,7 +213,7 @@ async fn pick(
     let active = models.active();
     let mut names = vec![active.clone()];
     // What is not on this machine is not downloaded for a guess.
-    names.extend(models.list().into_iter().filter(|status| status.is_here()).map(|status| status.info.name.clone()));
+    names.extend(models.list().into_iter().filter(ModelStatus::is_here).map(|status| status.info.name.clone()));
     names.dedup_by(|later, first| later == first);
     let (mut best, mut tried): (Option<(usize, ModelName)>, Vec<String>) = (None, Vec::new());
     for name in names {

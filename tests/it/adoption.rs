@@ -83,6 +83,10 @@ async fn old_grains_read_back_as_they_were_and_their_vectors_are_adopted() {
     let words = app.post("/grains/search", json!({"query": "wheat flour"})).await.ok();
     assert_eq!(words["hits"].as_array().expect("hits").len(), 10, "old grains are found by words");
 
+    // By the command line first, with a model that made none of them: nothing is lost by that.
+    let (code, said) = adopt_by_command(&app, &["--from", "0123456789abcdef"]).await;
+    assert!(code != Some(0) && said.contains("there is nothing to join"), "{said}");
+
     let lines = adopt(&app, json!({})).await;
     let end = &lines.last().expect("an end")["end"];
     let n_made = old.iter().enumerate().filter(|(n, _)| n % 10 != 3 && n % 10 != 9).count();
@@ -108,11 +112,23 @@ async fn old_grains_read_back_as_they_were_and_their_vectors_are_adopted() {
     assert_eq!((refused.0, refused.1.as_str()), (409, "conflict"));
     let again = adopt(&app, json!({"model": "tiny"})).await;
     assert_eq!(again.last().expect("an end")["end"]["adopted"], 0);
+    let (code, said) = adopt_by_command(&app, &["--model", "tiny"]).await;
+    assert_eq!(code, Some(0));
+    assert!(said.contains(&format!("{n_others} compared with tiny: 0 adopted into")), "{said}");
 
     let app = app.restart_with(&with_tiny(&[])).await;
     assert_eq!(app.post("/grains/search", dense).await.ok()["hits"][0]["grain"]["id"], adopted.id);
     assert_eq!(get(&app, &adopted.id).await["meta"]["origin"], "adopted");
     app.stop().await;
+}
+
+/// What `granary grains adopt` says, and its exit code.
+async fn adopt_by_command(app: &TestApp, arguments: &[&str]) -> (Option<i32>, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.args(["grains", "adopt", "--url", app.url()]).args(arguments);
+    let output = tokio::task::spawn_blocking(move || command.output().expect("run")).await.expect("no panic");
+    let said = [output.stdout, output.stderr].concat();
+    (output.status.code(), String::from_utf8_lossy(&said).into_owned())
 }
 
 /// Keys beyond `source` and `tags` are attributes, and what is no object is shown raw.

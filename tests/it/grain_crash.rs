@@ -28,13 +28,29 @@ struct Text {
     vector: Option<Vec<f32>>,
 }
 
+/// What a grain is to become.
+#[derive(Clone, Debug)]
+enum Order {
+    Write(Text),
+    Delete,
+}
+
+impl Order {
+    fn carried_out(self) -> Option<Text> {
+        match self {
+            Self::Write(text) => Some(text),
+            Self::Delete => None,
+        }
+    }
+}
+
 /// What is known of a grain; `None` stands for no grain.
 #[derive(Clone, Debug, Default)]
 struct Fate {
     /// What the server said it had done.
     acknowledged: Option<Text>,
     /// What it was asked to do, and did not answer.
-    pending: Option<Option<Text>>,
+    pending: Option<Order>,
 }
 
 /// Somebody who writes grains of their own, and remembers what was answered.
@@ -59,7 +75,7 @@ impl Writer {
             assert!(status.is_success(), "{status}: {text}");
             for fate in self.fates.values_mut() {
                 if let Some(done) = fate.pending.take() {
-                    fate.acknowledged = done;
+                    fate.acknowledged = done.carried_out();
                 }
             }
             self.batch.clear();
@@ -87,7 +103,7 @@ impl Writer {
             let id = self.chance.pick(&present).clone();
             let path = format!("/grains/{id}");
             let (text, body) = self.draft(&id);
-            let pending = if what == 0 { None } else { Some(text) };
+            let pending = if what == 0 { Order::Delete } else { Order::Write(text) };
             let method = if what == 0 { Method::DELETE } else { Method::PUT };
             self.fates.entry(id).or_default().pending = Some(pending);
             return app.request(method, &path).json(&body);
@@ -99,7 +115,7 @@ impl Writer {
             let (text, body) = self.draft(&id);
             bodies.push(body);
             self.batch.push(id.clone());
-            self.fates.insert(id, Fate { acknowledged: None, pending: Some(Some(text)) });
+            self.fates.insert(id, Fate { acknowledged: None, pending: Some(Order::Write(text)) });
         }
         app.request(Method::POST, "/grains").json(&json!({"grains": bodies}))
     }
@@ -112,7 +128,7 @@ impl Writer {
         for (id, fate) in &mut self.fates {
             let found = stored.get(id).map(|grain| grain["text"].as_str().expect("a text"));
             let text = |text: &Option<Text>| text.as_ref().map(|text| text.text.clone());
-            let pending = fate.pending.take();
+            let pending = fate.pending.take().map(Order::carried_out);
             if let Some(pending) = pending
                 && found.map(str::to_owned) == text(&pending)
             {
@@ -265,8 +281,8 @@ async fn on_a_full_disk_reading_goes_on_and_writing_does_once_there_is_room() {
         assert!(detail.contains("the disk of the database is full, and nothing was written"), "{detail}");
         assert!(!detail.contains(&disk.path().display().to_string()), "where it lies is the operator's to know");
     }
-    let change = app.patch("/grains/0", json!({"text": "x".repeat(900_000)})).await;
-    assert_eq!(change.problem().1, "disk_full");
+    let refused = app.patch("/grains/0", json!({"text": "x".repeat(900_000)})).await;
+    assert_eq!(refused.problem().1, "disk_full");
 
     let check = async |app: &Caller, written: &[(String, Vec<f32>)]| {
         assert_eq!(app.post("/grains/count", json!({})).await.ok()["count"], written.len());
@@ -297,9 +313,9 @@ async fn on_a_full_disk_reading_goes_on_and_writing_does_once_there_is_room() {
     let log = process.stop();
     assert!(log.contains("the index is not saved"), "{log}");
     fill("another");
-    let mut refused = Process::start_server(disk.path(), &[]);
-    assert_eq!(refused.wait().code(), Some(1));
-    assert!(refused.log().contains("is full"), "{}", refused.log());
+    let mut without_room = Process::start_server(disk.path(), &[]);
+    assert_eq!(without_room.wait().code(), Some(1));
+    assert!(without_room.log().contains("is full"), "{}", without_room.log());
     for name in ["other", "another"] {
         fs_err::remove_file(disk.path().join(name)).expect("removed");
     }
@@ -444,8 +460,8 @@ async fn readers_and_writers_do_not_stand_in_each_others_way() {
         stay.len(),
         gone.len()
     );
-    let counted = shared.app.post("/grains/count", json!({})).await.ok();
-    assert_eq!(counted["count"], stay.len() + 2);
+    let all = shared.app.post("/grains/count", json!({})).await.ok();
+    assert_eq!(all["count"], stay.len() + 2);
     assert!(n_counted > 0 && gone.len() > 1);
     shared.app.stop().await;
 }

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Map, Value, json};
 
 use crate::helpers::{
-    Answer, Caller, Chance, TestApp, cosine, number_from_env, send, vector_of, vectors_of, with_tiny,
+    Answer, Caller, Chance, TestApp, cosine, number_from_env, percent_encoded, send, vector_of, vectors_of, with_tiny,
 };
 
 const N_IDS: u64 = 120;
@@ -52,10 +52,13 @@ fn configuration() -> String {
     with_tiny(&[])
 }
 
+/// Whether the grain of an id meets a condition.
+type Test = dyn Fn(&str, &Kept) -> bool;
+
 /// A condition, and which grains meet it.
 struct Condition {
     filter: Value,
-    holds: Box<dyn Fn(&str, &Kept) -> bool>,
+    holds: Box<Test>,
 }
 
 impl Checked {
@@ -94,7 +97,7 @@ impl Checked {
             }
             let value = match name {
                 "n" => json!(self.chance.below(10)),
-                "word" => json!(TAGS[0].repeat(self.chance.below(3) as usize + 1)),
+                "word" => json!(TAGS[0].repeat(self.chance.index(3) + 1)),
                 _ => json!([self.chance.below(3), "x", null]),
             };
             attributes.insert(name.to_owned(), value);
@@ -104,7 +107,7 @@ impl Checked {
 
     /// A grain, with its own vector or the model's, and the body that writes it.
     fn draft(&mut self) -> (Kept, Value) {
-        let number = self.chance.below(N_TEXTS as u64) as usize;
+        let number = self.chance.index(N_TEXTS);
         let (source, tags, attributes) = (self.source(), self.tags(), self.attributes());
         let mut body = json!({"text": text(number), "source": source, "tags": tags, "attributes": attributes});
         let (mut vector, mut origin) = (self.texts[number].clone(), "computed");
@@ -311,7 +314,7 @@ impl Checked {
             draft.attributes.insert("word".to_owned(), json!("red"));
         }
         if self.chance.below(4) == 0 {
-            let number = self.chance.below(N_TEXTS as u64) as usize;
+            let number = self.chance.index(N_TEXTS);
             body["text"] = json!(text(number));
             if number != draft.text {
                 (draft.text, draft.vector, draft.origin) = (number, self.texts[number].clone(), "computed");
@@ -384,7 +387,7 @@ impl Checked {
             _ => self.chance.unit_vector(DIMENSIONS),
         };
         let condition = self.condition();
-        let limit = 1 + self.chance.below(20) as usize;
+        let limit = 1 + self.chance.index(20);
         let mut expected: Vec<f64> =
             self.meeting(&condition).iter().map(|id| cosine(&query, &self.kept[id].vector)).collect();
         expected.sort_by(|a, b| b.total_cmp(a));
@@ -405,7 +408,7 @@ impl Checked {
     }
 
     async fn search_words(&mut self) {
-        let number = self.chance.below(N_TEXTS as u64) as usize;
+        let number = self.chance.index(N_TEXTS);
         let body = json!({"query": format!("unique{number}"), "mode": "lexical", "limit": 1000});
         let found = self.app.post("/grains/search", body).await.ok();
         let mut ids: Vec<&str> =
@@ -432,9 +435,9 @@ impl Checked {
         }
         for (facet, expected) in [("source", sources), ("tags", tags)] {
             let values = counted["facets"][facet].as_array().expect("values");
-            let found: BTreeMap<Option<&str>, i32> = values
+            let found: BTreeMap<Option<&str>, u64> = values
                 .iter()
-                .map(|value| (value["value"].as_str(), value["count"].as_i64().expect("a count") as i32))
+                .map(|value| (value["value"].as_str(), value["count"].as_u64().expect("a count")))
                 .collect();
             assert_eq!(found, expected, "{facet} of {}", condition.filter);
         }
@@ -445,7 +448,7 @@ impl Checked {
         let condition = self.condition();
         let sort = *self.chance.pick(&["created_at", "-created_at", "updated_at", "-updated_at", "id", "-id"]);
         let limit = 1 + self.chance.below(50);
-        let filter: String = condition.filter.to_string().bytes().map(|byte| format!("%{byte:02X}")).collect();
+        let filter = percent_encoded(&condition.filter.to_string());
         let mut path = format!("/grains?include=vector&limit={limit}&sort={sort}&filter={filter}");
         let mut found: Vec<String> = Vec::new();
         loop {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, TINY, TestApp, with_tiny};
+use crate::helpers::{Caller, TINY, TestApp, percent_encoded, with_tiny};
 
 /// A server, and the space of its model, for vectors that need no embedding.
 async fn start() -> (TestApp, String) {
@@ -33,16 +33,8 @@ fn ids(page: &Value) -> Vec<String> {
 }
 
 async fn page(app: &Caller, query: &[(&str, &str)]) -> Value {
-    let path: String = query.iter().map(|(name, value)| format!("&{name}={}", escaped(value))).collect();
-    app.get(&format!("/grains?{}", path.trim_start_matches('&'))).await.ok()
-}
-
-/// What may not stand in a query as it is, percent-encoded.
-fn escaped(value: &str) -> String {
-    value
-        .bytes()
-        .map(|byte| if byte.is_ascii_alphanumeric() { char::from(byte).to_string() } else { format!("%{byte:02X}") })
-        .collect()
+    let pairs: Vec<String> = query.iter().map(|(name, value)| format!("{name}={}", percent_encoded(value))).collect();
+    app.get(&format!("/grains?{}", pairs.join("&"))).await.ok()
 }
 
 #[tokio::test]

@@ -1,5 +1,6 @@
 //! Grains are found by meaning, by words, by both, and by vectors; and after every change as they are then.
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use reqwest::Method;
@@ -146,7 +147,7 @@ async fn hits_are_bounded_by_filter_score_and_place() {
         let body = json!({"query": query, "mode": mode, "filter": {"source": "elsewhere"}});
         assert!(ids(&search(&app, body).await).is_empty());
     }
-    let bound = (scores(&all, "score")[1] + scores(&all, "score")[2]) / 2.0;
+    let bound = f64::midpoint(scores(&all, "score")[1], scores(&all, "score")[2]);
     let found = search(&app, json!({"query": query, "mode": "dense", "min_score": bound})).await;
     assert_eq!(ids(&found), ids(&all)[..2]);
     assert!(ids(&search(&app, json!({"query": query, "min_score": 2})).await).is_empty());
@@ -421,5 +422,63 @@ async fn a_real_model_finds_its_grains_beside_those_of_another() {
     assert!(ids(&found)[..2].contains(&"volcano"), "{found}");
     assert_eq!(said(&found), [(Some(MINILM), true, ""), (Some(TINY), true, "")]);
     assert_eq!(best(&app, json!({"query": "zyx"})).await, "odd");
+    app.stop().await;
+}
+
+/// The ids and cosines of the nearest vectors, by comparing all of them.
+fn nearest<'a>(vectors: impl Iterator<Item = &'a (String, Vec<f32>)>, query: &[f32], n: usize) -> Vec<(&'a str, f64)> {
+    let mut all: Vec<(&str, f64)> = vectors.map(|(id, vector)| (id.as_str(), cosine(query, vector))).collect();
+    all.sort_by(|a, b| b.1.total_cmp(&a.1));
+    all.truncate(n);
+    all
+}
+
+#[tokio::test]
+async fn more_than_ten_thousand_grains_are_found_through_codes_under_every_filter() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let space = space_of_tiny(&app).await;
+    let mut vectors = random_vectors(7, 0, 10_600);
+    let south = |vector: &[f32]| vector[0] < 0.0;
+    for some in vectors.chunks(2000) {
+        let grain = |(id, vector): &(String, Vec<f32>)| {
+            let tag = if south(vector) { "south" } else { "north" };
+            json!({"id": id, "text": "t", "space": space, "vector": vector, "tags": [tag, "all"]})
+        };
+        app.post("/grains", json!({"grains": some.iter().map(grain).collect::<Vec<_>>()})).await.ok();
+    }
+    let n_south = vectors.iter().filter(|(_, vector)| south(vector)).count();
+    assert!(n_south > 5000, "{n_south} are few enough to be compared one by one");
+    let mut northern = vec![0.01; 32];
+    northern[0] = 1.0;
+
+    let check = async |app: &Caller, vectors: &[(String, Vec<f32>)]| {
+        let queries = [northern.clone(), Chance::seeded(70).unit_vector(32), vectors[5000].1.clone()];
+        let conditions = ["", "all", "south", "nobody"];
+        let holds = |tag: &str, vector: &[f32]| match tag {
+            "south" => south(vector),
+            tag => tag != "nobody",
+        };
+        for (query, tag) in queries.iter().flat_map(|query| conditions.map(|condition| (query, condition))) {
+            let filter = if tag.is_empty() { json!(null) } else { json!({"tags": {"any": [tag]}}) };
+            let body = json!({"vector": query, "space": space, "filter": filter, "limit": 10});
+            let found = search(app, body).await;
+            let expected = nearest(vectors.iter().filter(|(_, vector)| holds(tag, vector)), query, 10);
+            let n_right = ids(&found).iter().filter(|id| expected.iter().any(|(other, _)| other == *id)).count();
+            // Codes estimate: of so few dimensions, and with a query that all are far from, not each of the best is seen.
+            assert!(ids(&found).len() == expected.len() && n_right + 2 >= expected.len(), "{tag}: {n_right} of 10");
+            let by_id: HashMap<&str, &Vec<f32>> = vectors.iter().map(|(id, v)| (id.as_str(), v)).collect();
+            for (id, score) in ids(&found).iter().zip(scores(&found, "score")) {
+                assert!((score - cosine(query, by_id[id])).abs() < 1e-4, "scores are of the vectors, not of the codes");
+            }
+        }
+    };
+    check(&app, &vectors).await;
+    // The best of them go, and are not found any more.
+    let gone: Vec<String> = nearest(vectors.iter(), &northern, 20).iter().map(|(id, _)| (*id).to_owned()).collect();
+    app.post("/grains/delete", json!({"filter": {"ids": gone}, "expected_count": 20})).await.ok();
+    vectors.retain(|(id, _)| !gone.contains(id));
+    check(&app, &vectors).await;
+    let app = app.restart_with(&with_tiny(&[])).await;
+    check(&app, &vectors).await;
     app.stop().await;
 }

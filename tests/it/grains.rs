@@ -6,7 +6,9 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{Answer, Caller, TINY, TestApp, cosine, norm, send, sha256, vector_of, vectors_of, with_tiny};
+use crate::helpers::{
+    Answer, Caller, TINY, TestApp, cosine, norm, percent_encoded, send, sha256, vector_of, vectors_of, with_tiny,
+};
 
 /// The space of a model.
 async fn space_of(app: &Caller, model: &str) -> String {
@@ -155,15 +157,6 @@ async fn old_ids_of_any_form_are_reached_through_percent_encoding() {
         assert_eq!((deleted.status.as_u16(), app.get(&path).await.status.as_u16()), (204, 404), "{id}");
     }
     app.stop().await;
-}
-
-/// Every byte, letters too: `/grains/search` is another path than `/grains/%73earch`.
-fn percent_encoded(id: &str) -> String {
-    use std::fmt::Write;
-    id.bytes().fold(String::new(), |mut text, byte| {
-        write!(text, "%{byte:02X}").expect("a string takes everything");
-        text
-    })
 }
 
 #[tokio::test]

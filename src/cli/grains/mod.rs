@@ -1,5 +1,6 @@
 //! `granary grains`: the grains of a running server, over HTTP.
 
+mod adopt;
 mod export;
 mod import;
 
@@ -35,6 +36,8 @@ pub enum GrainsVerb {
     Export(ExportArgs),
     /// Find grains by meaning and by words
     Search(SearchArgs),
+    /// Give vectors whose model nobody wrote down their space, by proof; or join a space to a model's
+    Adopt(AdoptArgs),
     /// Count the grains
     Count {
         /// Only those that meet this filter, in JSON
@@ -81,6 +84,17 @@ pub struct ExportArgs {
     pub vectors: bool,
 }
 
+/// The flags of `granary grains adopt`.
+#[derive(Clone, Debug, Args)]
+pub struct AdoptArgs {
+    /// The model that made them; the one that most of a sample agrees with when absent
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Join this space to the model's, instead of vectors without one
+    #[arg(long, value_name = "SPACE")]
+    pub from: Option<String>,
+}
+
 /// The flags of `granary grains search`.
 #[derive(Clone, Debug, Args)]
 pub struct SearchArgs {
@@ -118,6 +132,14 @@ pub enum GrainsError {
     /// The answer has no end.
     #[error("the connection was cut. With `--on-conflict skip` an import goes on where it stopped")]
     Cut,
+    /// The server gave an adoption up.
+    #[error(
+        "the adoption stopped before its end: {0}. What was adopted stays so, and it goes on when it is asked for again"
+    )]
+    Adoption(String),
+    /// An adoption's answer has no end.
+    #[error("the connection was cut. What was adopted stays so, and it goes on when it is asked for again")]
+    CutAdoption,
     /// The process.
     #[error("cannot start")]
     Start(#[source] io::Error),
@@ -143,6 +165,7 @@ async fn carry_out(client: &Client, verb: GrainsVerb, out: &mut impl Write) -> R
     match verb {
         GrainsVerb::Import(args) => import::run(client, args, out).await,
         GrainsVerb::Export(args) => export::run(client, args, out).await,
+        GrainsVerb::Adopt(args) => adopt::run(client, args, out).await,
         GrainsVerb::Search(args) => {
             let body =
                 json!({"query": args.query, "mode": args.mode, "limit": args.limit, "filter": filter(args.filter)?});

@@ -5,8 +5,8 @@
 //! made again, so that files which are not beyond doubt are thrown away. It knows neither SQL nor HTTP, and nothing in
 //! it waits for another thread: callers decide on which thread to search and who may change what when.
 //!
-//! Start at [`SpaceIndex`]. Up to [`QUANTISE_ABOVE`] vectors are all compared ([`exact`]); above, codes of 4 bits a
-//! dimension find candidates, whose vectors are then compared ([`quantised`]). Scores are of the vectors either way.
+//! Start at [`SpaceIndex`]. Up to [`QUANTISE_ABOVE`] vectors are all compared (`exact`); above, codes of 4 bits a
+//! dimension find candidates, whose vectors are then compared (`quantised`). Scores are of the vectors either way.
 
 mod dot;
 mod error;

@@ -15,7 +15,7 @@ mod result_code {
     pub(super) const CANNOT_OPEN: i32 = 14;
     pub(super) const NOT_A_DATABASE: i32 = 26;
     /// An extended code: the shared memory beside the file cannot grow. In practice that is for want of room.
-    pub(super) const NO_SHARED_MEMORY: i32 = 10 | (19 << 8);
+    pub(super) const NO_SHARED_MEMORY: i32 = 10 + 256 * 19;
 }
 
 /// The database could not be opened, read or written.

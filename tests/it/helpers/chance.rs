@@ -1,6 +1,6 @@
 //! Chance that repeats itself: the same seed makes the same test.
 
-/// Numbers by SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
+/// Numbers by `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
 pub struct Chance(u64);
 
 impl Chance {
@@ -21,10 +21,14 @@ impl Chance {
         self.next() % end
     }
 
+    /// The same, of things in memory.
+    pub fn index(&mut self, end: usize) -> usize {
+        usize::try_from(self.below(end as u64)).expect("it is below a `usize`")
+    }
+
     /// One of these.
     pub fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        let at = usize::try_from(self.below(from.len() as u64)).expect("an index");
-        &from[at]
+        &from[self.index(from.len())]
     }
 
     /// A vector of length 1 that points anywhere.

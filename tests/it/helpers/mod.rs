@@ -6,6 +6,7 @@ mod hub;
 mod process;
 mod server;
 
+use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
@@ -62,6 +63,14 @@ pub fn folder_with(toml: &str) -> TempDir {
 pub fn number_from_env(name: &str, usual: u64) -> u64 {
     let text = std::env::var(name).unwrap_or_default();
     if text.is_empty() { usual } else { text.parse().unwrap_or_else(|_| panic!("{name} is `{text}`, no number")) }
+}
+
+/// Every byte percent-encoded, letters too: `/grains/search` is another path than `/grains/%73earch`.
+pub fn percent_encoded(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut encoded, byte| {
+        write!(encoded, "%{byte:02X}").expect("a string takes everything");
+        encoded
+    })
 }
 
 /// The numbers of one vector.

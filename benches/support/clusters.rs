@@ -1,10 +1,14 @@
 //! Vectors, queries, and the nearest found by looking at all.
 
+use std::borrow::Cow;
+use std::path::Path;
 use std::thread;
 
-use crate::support::Failure;
-use crate::support::random::Random;
-use crate::{N_HITS, Options};
+use super::Failure;
+use super::random::Random;
+
+/// Hits that are wanted of each search.
+pub const N_HITS: usize = 10;
 
 /// Vectors that are drawn, and compared with the queries, at once.
 const AT_ONCE: usize = 4_096;
@@ -30,20 +34,20 @@ enum Rows {
 pub type Truth = Vec<Vec<i64>>;
 
 impl Source {
-    pub fn open(options: &Options) -> Result<Self, Failure> {
-        let dimensions = options.dimensions;
-        if let Some(path) = &options.vectors {
+    /// Vectors around random centres, or those of a file of which the last are the queries.
+    pub fn open(dimensions: usize, n_queries: usize, file: Option<&Path>) -> Result<Self, Failure> {
+        if let Some(path) = file {
             let bytes = fs_err::read(path)?;
             let values = bytes.chunks_exact(4).map(|bytes| Ok(f32::from_le_bytes(bytes.try_into()?)));
             let mut rows = values.collect::<Result<Vec<f32>, Failure>>()?;
-            let n_rows = (rows.len() / dimensions).checked_sub(options.queries).ok_or("too few vectors")?;
+            let n_rows = (rows.len() / dimensions).checked_sub(n_queries).ok_or("too few vectors")?;
             let queries = rows.split_off(n_rows * dimensions);
             return Ok(Self { dimensions, queries, rows: Rows::File { rows } });
         }
         let mut random = Random::new(1);
         let mut centres = vec![0.0; N_CENTRES * dimensions];
         centres.chunks_exact_mut(dimensions).for_each(|centre| draw_unit(&mut random, centre));
-        let mut queries = vec![0.0; options.queries * dimensions];
+        let mut queries = vec![0.0; n_queries * dimensions];
         queries.chunks_exact_mut(dimensions).for_each(|query| draw_near(&mut random, &centres, query));
         Ok(Self { dimensions, queries, rows: Rows::Clusters { centres } })
     }
@@ -62,21 +66,27 @@ impl Source {
 
     /// Hands out the first `n` vectors in runs, each with the number of its first, from 1.
     pub fn each(&self, n: usize, mut take: impl FnMut(i64, &[f32]) -> Result<(), Failure>) -> Result<(), Failure> {
-        let mut drawn = vec![0.0; AT_ONCE * self.dimensions];
-        for first in (0..n).step_by(AT_ONCE) {
-            let n_rows = AT_ONCE.min(n - first);
-            let rows = match &self.rows {
-                Rows::File { rows } => &rows[first * self.dimensions..][..n_rows * self.dimensions],
-                Rows::Clusters { centres } => {
-                    let mut random = Random::new(first as u64 + 2);
-                    let rows = &mut drawn[..n_rows * self.dimensions];
-                    rows.chunks_exact_mut(self.dimensions).for_each(|row| draw_near(&mut random, centres, row));
-                    rows
-                }
-            };
-            take(i64::try_from(first)? + 1, rows)?;
+        for (first, rows) in self.runs(n) {
+            take(first, &rows)?;
         }
         Ok(())
+    }
+
+    /// The first `n` vectors in runs, each with the number of its first, from 1.
+    pub fn runs(&self, n: usize) -> impl Iterator<Item = (i64, Cow<'_, [f32]>)> {
+        (0..n).step_by(AT_ONCE).zip((1..).step_by(AT_ONCE)).map(move |(first, number)| {
+            let n_rows = AT_ONCE.min(n - first);
+            let rows = match &self.rows {
+                Rows::File { rows } => Cow::Borrowed(&rows[first * self.dimensions..][..n_rows * self.dimensions]),
+                Rows::Clusters { centres } => {
+                    let mut random = Random::new(first as u64 + 2);
+                    let mut rows = vec![0.0; n_rows * self.dimensions];
+                    rows.chunks_exact_mut(self.dimensions).for_each(|row| draw_near(&mut random, centres, row));
+                    Cow::Owned(rows)
+                }
+            };
+            (number, rows)
+        })
     }
 
     /// The nearest of the first `n` for each query, among the numbers that are a multiple of each of `steps`.

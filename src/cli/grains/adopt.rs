@@ -1,0 +1,49 @@
+//! `granary grains adopt`.
+
+use std::io::{self, IsTerminal, Write};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::super::client::{Client, Request};
+use super::{AdoptArgs, GrainsError, print, text_of};
+
+pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) -> Result<(), GrainsError> {
+    let body = json!({"model": args.model, "from": args.from});
+    let mut lines = client.open(Request::json(Method::POST, &["spaces", "adopt"], &body)).await?;
+    let bar = ProgressBar::hidden();
+    let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
+    bar.set_style(style);
+    if io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    let mut end = None;
+    while let Some(line) = lines.next().await? {
+        let said: Value = serde_json::from_slice(&line).unwrap_or_default();
+        if said["progress"].is_object() {
+            bar.set_message(counts(&said["progress"]));
+            bar.tick();
+        } else if said["end"].is_object() {
+            end = Some(said["end"].clone());
+        } else if let Some(reason) = said["error"].as_str() {
+            bar.finish_and_clear();
+            return Err(GrainsError::Adoption(reason.to_owned()));
+        }
+    }
+    bar.finish_and_clear();
+    let end = end.ok_or(GrainsError::CutAdoption)?;
+    let unknown = end["unknown_ids"].as_array().into_iter().flatten().map(|id| format!("unknown: {}\n", text_of(id)));
+    print(out, &format!("{}\n{}", counts(&end), unknown.collect::<String>()))
+}
+
+fn counts(tally: &Value) -> String {
+    format!(
+        "{} compared with {}: {} adopted into {}, {} stay unknown",
+        tally["compared"],
+        text_of(&tally["model"]),
+        tally["adopted"],
+        text_of(&tally["space"]),
+        tally["unknown"]
+    )
+}
