@@ -91,7 +91,7 @@ async fn grains(app: &TestApp) -> Vec<Value> {
 }
 
 fn lines(values: impl IntoIterator<Item = Value>) -> String {
-    values.into_iter().map(|value| format!("{value}\n")).collect()
+    values.into_iter().map(|value| value.to_string() + "\n").collect()
 }
 
 fn numbered(numbers: std::ops::Range<usize>) -> impl Iterator<Item = Value> {

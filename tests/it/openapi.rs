@@ -125,6 +125,15 @@ fn the_committed_document_is_what_the_code_makes() {
 }
 
 #[test]
+fn every_reference_has_its_schema() {
+    let (text, document) = (committed_text(), committed());
+    let names = text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split_once('"'));
+    for (name, _) in names {
+        assert!(document["components"]["schemas"][name].is_object(), "there is no schema `{name}`");
+    }
+}
+
+#[test]
 fn every_operation_documents_every_status_in_its_familys_words() {
     for operation in Operation::all() {
         let name = format!("{} {}", operation.method, operation.path);

@@ -172,7 +172,12 @@ impl PartialSchema for AttributeBody {
     }
 }
 
-impl ToSchema for AttributeBody {}
+impl ToSchema for AttributeBody {
+    // Its schema is written by hand, so what that refers to must be named by hand too.
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push((ValueBody::name().into_owned(), ValueBody::schema()));
+    }
+}
 
 impl FilterBody {
     /// The filter.
