@@ -60,6 +60,7 @@ fn size(bytes: u64) -> String {
 impl Memory {
     /// Measures the empty process.
     pub(super) fn new(budget_bytes: Option<u64>) -> Self {
+        keep_little();
         give_back();
         if let Some(bytes) = budget_bytes {
             gauge!(telemetry::MEMORY_BUDGET).set(bytes as f64);
@@ -135,6 +136,31 @@ pub(super) fn resident_bytes() -> u64 {
     let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap_or_default();
     kibibytes << 10
 }
+
+/// What the C allocator may keep at the end of each of its arenas, and from what size on a block is mapped by itself.
+/// These are its own defaults, in bytes.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+const KEPT_BYTES: libc::c_int = 128 << 10;
+
+/// Has the C allocator give back the end of an arena as soon as it is free.
+///
+/// Left alone, it raises both limits when a large block is freed: each arena may then keep 64 MiB at its end, and
+/// `malloc_trim` gives that back for the main arena only. Which threads load a model, and so which arenas, changes with
+/// every load. Setting a limit stops its raising.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+#[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
+fn keep_little() {
+    // SAFETY: mallopt takes no pointer and may be called at any time from any thread: it takes the allocator's lock.
+    unsafe {
+        // The second because it may have been raised before the first stopped that.
+        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, KEPT_BYTES);
+    }
+}
+
+/// Other allocators have limits of their own.
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn keep_little() {}
 
 /// Gives freed memory back to the system: the C allocator keeps a model's pages for reuse otherwise.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
