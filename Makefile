@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-bench test test-schema grain-model grain-crash grain-contention bench bench-engine bench-overload soak cycles budget lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-bench test test-schema test-v03 grain-model grain-crash grain-contention bench bench-engine bench-overload bench-index bench-search bench-quality soak cycles budget lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -36,6 +36,9 @@ test-schema: setup-test ## 10,000 requests generated from the OpenAPI document, 
 # Tests that `make test` runs for a few seconds each, for as long as they deserve.
 LONG_TEST := $(TOOLS)/cargo-nextest nextest run --locked --no-capture --test it
 
+test-v03: setup-test ## a file of version 0.3 with 10,000 grains: upgraded, read back and adopted
+	GRANARY_TEST_V03_GRAINS=$${GRANARY_TEST_V03_GRAINS:-10000} $(LONG_TEST) adoption::
+
 grain-model: setup-test ## 10,000 random operations on grains, compared with a map; GRAIN_MODEL_SEED chooses others
 	GRAIN_MODEL_OPERATIONS=$${GRAIN_MODEL_OPERATIONS:-10000} $(LONG_TEST) grain_model::
 
@@ -57,6 +60,15 @@ bench-engine: setup-bench ## the engine alone: tokens per second by length and b
 
 bench-overload: setup-bench ## Granary at twice the load it can serve
 	cargo bench --locked --bench overload -- $(ARGS)
+
+bench-index: ## the index of vectors alone: speed, recall and memory by size, and what its constants were chosen by
+	cargo bench --locked --bench index -- $(ARGS)
+
+bench-search: setup-bench ## grains over HTTP at 10,000, 100,000 and 1,000,000, beside sqlite-vec; ten minutes
+	cargo bench --locked --bench search -- growth $(ARGS)
+
+bench-quality: setup-bench ## how well 50,000 package descriptions are found, and how fast they are written; ten minutes
+	cargo bench --locked --bench search -- quality $(ARGS)
 
 soak: setup-test ## three models under load while they come and go: vectors, failures, memory; 12 minutes, ARGS="--seconds 60"
 	cargo bench --locked --bench soak -- soak $(ARGS)
