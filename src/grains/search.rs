@@ -29,7 +29,7 @@ const WORDS_WEIGHT: f64 = 1.5;
 const EXACT_UNDER_FILTER: u32 = 2_000;
 
 /// Candidates that are checked against a broader filter: so many that one which keeps a tenth leaves enough of them.
-const FIRST_LOOK: usize = 1_500;
+const FIRST_LOOK: usize = 1_250;
 
 /// The most candidates that are checked: when more would be needed, few grains meet the filter, and these are compared.
 const WIDEST_LOOK: usize = 8_000;

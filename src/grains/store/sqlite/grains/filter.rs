@@ -2,6 +2,7 @@
 
 use sqlx::{QueryBuilder, Sqlite};
 
+use super::json_array;
 use crate::domain::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
 
 /// The row of `embeddings` that a grain `g` is served by. The order of spaces is one short JSON array.
@@ -45,6 +46,58 @@ pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan
             query.push_bind(space.to_string());
         }
     }
+}
+
+/// Appends ` FROM … AS g WHERE TRUE AND …`: the grains that meet the filter. Where one tag or one value must be there, its
+/// index is where the database begins, so that the first grains are found without the rest; and where no condition asks for
+/// more than a number, the grains themselves are not read.
+pub(super) fn push_from(query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
+    let mut rest = filter.clone();
+    if !needs_rows(filter) {
+        let tag = rest.tags.all.pop().or_else(|| only(&mut rest.tags.any));
+        if let Some(tag) = tag {
+            query.push(" FROM (SELECT grain AS number FROM grain_tags WHERE tag = ").push_bind(tag);
+            query.push(") AS g WHERE TRUE");
+            return push(query, &rest, Plan::Check);
+        }
+        for (name, condition) in &mut rest.attributes {
+            let members = &mut condition.members;
+            let Some(value) = members.all.pop().or_else(|| only(&mut members.any)) else { continue };
+            query.push(" FROM (SELECT grain AS number FROM grain_attributes WHERE name = ").push_bind(name.clone());
+            query.push(" AND kind = ").push_bind(kind(&value)).push(" AND value = ");
+            push_value(query, &value);
+            query.push(") AS g WHERE TRUE");
+            return push(query, &rest, Plan::Check);
+        }
+    }
+    query.push(" FROM grains AS g WHERE TRUE");
+    push(query, filter, Plan::Enumerate);
+}
+
+/// Appends ` FROM … AS g WHERE TRUE AND …`: those of the numbers whose grains meet the filter, with their place as `g.key`.
+pub(super) fn push_from_numbers(query: &mut QueryBuilder<Sqlite>, filter: &Filter, numbers: &[i64]) {
+    let table = if needs_rows(filter) {
+        "place.key, g.* FROM json_each("
+    } else {
+        "place.key, value AS number FROM json_each("
+    };
+    query.push(" FROM (SELECT ").push(table).push_bind(json_array(numbers)).push(") AS place");
+    if needs_rows(filter) {
+        query.push(" JOIN grains AS g ON g.number = place.value");
+    }
+    query.push(") AS g WHERE TRUE");
+    push(query, filter, Plan::Check);
+}
+
+/// Whether a condition asks for more than the number of a grain.
+fn needs_rows(filter: &Filter) -> bool {
+    let Filter { ids, sources, created_us, updated_us, space, .. } = filter;
+    ids.is_some() || sources.is_some() || !created_us.is_empty() || !updated_us.is_empty() || space.is_some()
+}
+
+/// The only one of some values, taken out.
+fn only<T>(values: &mut Vec<T>) -> Option<T> {
+    if values.len() == 1 { values.pop() } else { None }
 }
 
 struct Conditions<'a> {

@@ -51,8 +51,8 @@ impl SqliteStore {
 
     pub(super) async fn count_grains(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError> {
         let failed = self.failed("count grains");
-        let mut query = QueryBuilder::new("SELECT count(*) FROM grains AS g WHERE TRUE");
-        filter::push(&mut query, &filter, Plan::Enumerate);
+        let mut query = QueryBuilder::new("SELECT count(*)");
+        filter::push_from(&mut query, &filter);
         let total: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(&failed)?;
         let mut counted = Vec::with_capacity(facets.len());
         for facet in facets {

@@ -13,9 +13,8 @@ use crate::domain::Filter;
 impl SqliteStore {
     pub(super) async fn find_numbers(&self, filter: Filter, at_most: u32) -> Result<Vec<i64>, StoreError> {
         // One row: a hundred thousand of them would take longer than the search.
-        let mut query =
-            QueryBuilder::new("SELECT group_concat(number) FROM (SELECT g.number FROM grains AS g WHERE TRUE");
-        filter::push(&mut query, &filter, Plan::Enumerate);
+        let mut query = QueryBuilder::new("SELECT group_concat(number) FROM (SELECT g.number");
+        filter::push_from(&mut query, &filter);
         query.push(" LIMIT ").push_bind(i64::from(at_most)).push(")");
         let failed = self.failed("find grains by a filter");
         let list: Option<String> = query.build_query_scalar().fetch_one(&self.readers).await.map_err(failed)?;
@@ -26,10 +25,9 @@ impl SqliteStore {
     }
 
     pub(super) async fn find_passing(&self, filter: Filter, numbers: Vec<i64>) -> Result<Vec<i64>, StoreError> {
-        let mut query = QueryBuilder::new("SELECT g.number FROM json_each(");
-        query.push_bind(json_array(&numbers)).push(") AS place JOIN grains AS g ON g.number = place.value WHERE TRUE");
-        filter::push(&mut query, &filter, Plan::Check);
-        query.push(" ORDER BY place.key");
+        let mut query = QueryBuilder::new("SELECT g.number");
+        filter::push_from_numbers(&mut query, &filter, &numbers);
+        query.push(" ORDER BY g.key");
         query.build_query_scalar().fetch_all(&self.readers).await.map_err(self.failed("check grains by a filter"))
     }
 
