@@ -3,6 +3,8 @@
 //! Owns what is stored and how it is found. It refuses to know HTTP, and leaves switching models and re-embedding to
 //! `change`. Start at [`service`], then [`search`] and [`store`].
 
+mod draft;
+mod embedding;
 pub mod error;
 pub mod index;
 mod indexes;
@@ -16,6 +18,8 @@ pub mod transfer;
 mod vector;
 mod writing;
 
+pub use draft::{Draft, Outcome, Patch, Precondition, SourceChange, SuppliedVector, Token};
+pub use embedding::TextKind;
 pub use error::{GrainError, Refusal, RefusalKind};
 pub use indexes::{Indexes, check_saved};
 pub use search::{Hit, Mode, Query, SearchRequest, SearchResult, SearchedSpace};
@@ -23,4 +27,3 @@ pub use service::{GrainLimits, Grains, GrainsParts};
 pub use snapshots::{Snapshot, SnapshotError, SnapshotName, Snapshots};
 pub use spaces::Declaration;
 pub use vector::cosine;
-pub use writing::{Draft, Outcome, Patch, Precondition, SourceChange, SuppliedVector, TextKind, Token};

@@ -6,12 +6,12 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use super::embedding::TextKind;
 use super::error::GrainError;
 use super::merge::{Ranking, fuse};
 use super::service::Grains;
 use super::store::{Numbered, Scored};
 use super::vector::{checked, unit};
-use super::writing::TextKind;
 use crate::domain::{Filter, Grain, ModelName, SpaceCondition, SpaceId};
 use crate::models::error::with_causes;
 use crate::telemetry;

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
+use super::draft::Precondition;
 use super::error::GrainError;
 use super::indexes::Indexes;
 use super::snapshots::Snapshots;
@@ -17,7 +18,6 @@ use super::store::{
     Applied, Batch, Committed, Counted, Facet, GrainStore, Numbered, OnlyIf, Page, PageRequest, ProvenVector,
     StoredVector,
 };
-use super::writing::Precondition;
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
 use crate::models::{Ledger, MultiModelManager};
 use crate::shutdown::Shutdown;

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use tokio::sync::Mutex;
 
+use super::super::draft::{SuppliedVector, check_content};
+use super::super::embedding::{Plan, Planned, TEXTS_AT_ONCE};
 use super::super::error::{GrainError, Refusal};
 use super::super::service::{Grains, now_us};
 use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Numbered};
-use super::super::writing::{Plan, Planned, SuppliedVector, TEXTS_AT_ONCE, TRIES, check_content};
+use super::super::writing::TRIES;
 use super::import::{ImportOptions, OnConflict, UnknownVectors};
 use super::lines::ImportGrain;
 use crate::domain::{Grain, GrainId, ModelName, SpaceId};

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
+use super::super::draft::Draft;
 use super::super::error::{GrainError, Refusal};
-use super::super::writing::Draft;
 use crate::domain::{CreatedAt, DeclaredSpace, Fingerprint};
 
 /// A line of an import.

@@ -1,0 +1,224 @@
+//! The vectors of grains on their way to the store: computed by a model, or brought along and checked.
+
+use std::collections::{HashMap, HashSet};
+
+use metrics::counter;
+
+use super::draft::SuppliedVector;
+use super::error::GrainError;
+use super::service::Grains;
+use super::store::{Atomicity, Change, Expected, NewVector};
+use super::vector::{check, checked, cosine};
+use crate::domain::{
+    Content, CreatedAt, GrainId, InputType, ModelName, Origin, PromptChoice, Provenance, TruncationSide,
+};
+use crate::engine::{EngineError, Input, OverLong, Priority};
+use crate::models::standing::LEAST_COSINE;
+use crate::models::{EmbedRequest, Lease, ModelError};
+use crate::telemetry;
+
+/// Texts that are embedded together at most: a batch of the greatest size must not fill a model's queue by itself.
+pub(super) const TEXTS_AT_ONCE: usize = 256;
+
+/// What texts are embedded for.
+#[derive(Clone, Copy, Debug)]
+pub struct TextKind {
+    /// Which of the model's prompts stands before them.
+    pub input_type: InputType,
+    /// Whether somebody waits.
+    pub priority: Priority,
+}
+
+impl TextKind {
+    /// The text of a grain that somebody writes.
+    pub const DOCUMENT: Self = Self { input_type: InputType::Document, priority: Priority::Interactive };
+
+    /// The text of a search.
+    pub const QUERY: Self = Self { input_type: InputType::Query, priority: Priority::Interactive };
+}
+
+/// A grain on its way to the store.
+pub(super) struct Planned {
+    pub(super) id: GrainId,
+    pub(super) expected: Expected,
+    pub(super) content: Content,
+    pub(super) created_at: Option<CreatedAt>,
+    pub(super) vector: Plan,
+}
+
+/// Where a grain's vector comes from.
+pub(super) enum Plan {
+    /// It stays as it is.
+    Keep,
+    /// A model makes it: the named one, or the active one.
+    Embed(Option<String>),
+    /// The caller brought it.
+    Supplied(SuppliedVector),
+}
+
+impl Grains {
+    /// Gives every planned grain its vector. Answers the changes of those that can be written, and the active model if
+    /// one of them was embedded with it for being that.
+    pub(super) async fn embed(
+        &self,
+        planned: &mut [Result<Planned, GrainError>],
+        atomicity: Atomicity,
+        priority: Priority,
+    ) -> Result<(Vec<Change>, Option<ModelName>), GrainError> {
+        let mut active = None;
+        let mut by_model: HashMap<ModelName, Vec<usize>> = HashMap::new();
+        for (at, slot) in planned.iter_mut().enumerate() {
+            let Ok(plan) = slot else { continue };
+            let Plan::Embed(word) = &plan.vector else { continue };
+            match self.models.resolve(word.as_deref()) {
+                Ok(name) => {
+                    if word.is_none() {
+                        active = Some(name.clone());
+                    }
+                    by_model.entry(name).or_default().push(at);
+                }
+                Err(error) => *slot = Err(error.into()),
+            }
+        }
+        let mut vectors: HashMap<usize, NewVector> = HashMap::new();
+        for (name, places) in by_model {
+            let lease = self.models.lease(&name).await?;
+            lease.check_grain_writes()?;
+            for places in places.chunks(TEXTS_AT_ONCE) {
+                let kind = TextKind { input_type: InputType::Document, priority };
+                match self.embed_texts(&lease, texts_at(planned, places), kind).await {
+                    Ok(made) => vectors.extend(places.iter().copied().zip(made)),
+                    Err(error) => {
+                        let (index, error) = of_one_text(error, &name)?;
+                        if atomicity == Atomicity::AllOrNothing {
+                            planned[places[index]] = Err(error);
+                            return Ok((Vec::new(), active));
+                        }
+                        // Others may be at fault too: each for itself shows which.
+                        for at in places {
+                            let text = texts_at(planned, std::slice::from_ref(at));
+                            match self.embed_texts(&lease, text, kind).await {
+                                Ok(mut made) => vectors.extend(made.pop().map(|vector| (*at, vector))),
+                                Err(error) => planned[*at] = Err(of_one_text(error, &name)?.1),
+                            }
+                        }
+                    }
+                }
+            }
+        }
+        for (at, slot) in planned.iter_mut().enumerate() {
+            if let Ok(Planned { id, content, vector: Plan::Supplied(supplied), .. }) = slot {
+                match self.take_supplied(id, &content.text, supplied.clone()).await {
+                    Ok(vector) => drop(vectors.insert(at, vector)),
+                    Err(error) => *slot = Err(error),
+                }
+            }
+        }
+        let change = |(at, plan): (usize, &Planned)| Change {
+            id: plan.id.clone(),
+            expected: plan.expected,
+            content: plan.content.clone(),
+            created_at: plan.created_at.clone(),
+            vector: vectors.remove(&at),
+        };
+        let good = planned.iter().enumerate().filter_map(|(at, plan)| Some((at, plan.as_ref().ok()?)));
+        Ok((good.map(change).collect(), active))
+    }
+
+    /// Embeds texts into a model's own space.
+    ///
+    /// # Errors
+    /// The model's.
+    pub async fn embed_texts(
+        &self,
+        lease: &Lease,
+        texts: Vec<String>,
+        kind: TextKind,
+    ) -> Result<Vec<NewVector>, GrainError> {
+        let over_long = if self.limits.auto_truncate { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse };
+        let embedded = lease
+            .embed(EmbedRequest {
+                inputs: texts.into_iter().map(Input::Text).collect(),
+                prompt: PromptChoice::For(kind.input_type),
+                over_long,
+                dimensions: None,
+                normalize: None,
+                expect_space: Some(lease.facts().fingerprint.space()),
+                priority: kind.priority,
+            })
+            .await?;
+        let encoded = embedded.encoded;
+        let label = embedded.model.to_string();
+        counter!(telemetry::TEXTS, "model" => label.clone()).increment(encoded.n_tokens.len() as u64);
+        counter!(telemetry::TOKENS, "model" => label.clone()).increment(encoded.n_tokens.iter().sum::<usize>() as u64);
+        counter!(telemetry::TRUNCATED_TEXTS, "model" => label).increment(encoded.truncated.len() as u64);
+        let truncated: HashSet<usize> = encoded.truncated.into_iter().collect();
+        let vectors = encoded.vectors.chunks(encoded.dimensions).zip(encoded.n_tokens).enumerate();
+        let made = |(at, (vector, n_tokens)): (usize, (&[f32], usize))| NewVector {
+            provenance: Provenance {
+                space: embedded.space.clone(),
+                model: Some(embedded.model.to_string()),
+                dimensions: u32::try_from(vector.len()).unwrap_or(u32::MAX),
+                origin: Origin::Computed,
+                n_tokens: u32::try_from(n_tokens).ok(),
+                truncated: Some(truncated.contains(&at)),
+            },
+            vector: vector.to_vec(),
+        };
+        Ok(vectors.map(made).collect())
+    }
+
+    async fn take_supplied(&self, id: &GrainId, text: &str, supplied: SuppliedVector) -> Result<NewVector, GrainError> {
+        let SuppliedVector { space, vector, verify, known } = supplied;
+        let record = self.ledger.space(&space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
+        // What an export says of a vector is of that very vector, so it stays as it is, whatever its length.
+        let vector = match &known {
+            Some(_) => check(&vector, record.dimensions).map(|()| vector)?,
+            None => checked(&vector, record.dimensions)?,
+        };
+        let mut provenance = known.unwrap_or(Provenance {
+            space: space.clone(),
+            model: None,
+            dimensions: record.dimensions,
+            origin: Origin::Supplied,
+            n_tokens: None,
+            truncated: None,
+        });
+        if verify {
+            let name = self.models.maker_of(&space).await?.ok_or_else(|| GrainError::NoMaker(space.clone()))?;
+            let lease = self.models.lease(&name).await?;
+            let made = self.embed_texts(&lease, vec![text.to_owned()], TextKind::DOCUMENT).await?;
+            let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
+            let cosine = cosine(&vector, &made.vector);
+            // Not a number is no proof either.
+            if !(made.provenance.space == space && cosine >= LEAST_COSINE) {
+                let (id, model) = (id.to_string(), name.to_string());
+                return Err(GrainError::Unverified { id, model, cosine, least: LEAST_COSINE });
+            }
+            provenance.model = Some(name.to_string());
+            provenance.n_tokens = made.provenance.n_tokens;
+            provenance.truncated = made.provenance.truncated;
+        }
+        Ok(NewVector { provenance, vector })
+    }
+}
+
+fn texts_at(planned: &[Result<Planned, GrainError>], places: &[usize]) -> Vec<String> {
+    let text = |at: &usize| planned[*at].as_ref().ok().map(|plan| plan.content.text.clone());
+    places.iter().filter_map(text).collect()
+}
+
+/// Which of several texts is at fault that they were not embedded, and what is wrong with it; or the error that is
+/// nobody's fault.
+fn of_one_text(error: GrainError, model: &ModelName) -> Result<(usize, GrainError), GrainError> {
+    match error {
+        GrainError::Model(ModelError::Engine(EngineError::InputTooLong { index, n_tokens, max_tokens })) => {
+            Ok((index, GrainError::TooLong { model: model.clone(), n_tokens, max_tokens }))
+        }
+        GrainError::Model(ModelError::Engine(EngineError::Tokenize { index, source })) => {
+            let message = format!("`text` cannot be split into tokens: {source}");
+            Ok((index, GrainError::invalid("text", message)))
+        }
+        error => Err(error),
+    }
+}
