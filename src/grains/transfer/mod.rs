@@ -1,4 +1,4 @@
-//! Grains in bulk: [`export`] reads them out, [`import`] takes them in, in whatever number. `lines` is what an import
+//! Grains in bulk: `export` reads them out, `import` takes them in, in whatever number. `lines` is what an import
 //! reads, `batch` how many of its lines are written together.
 //!
 //! Nothing here holds more than a few batches or pages at a time.
