@@ -70,7 +70,7 @@ async fn adopt(app: &TestApp, body: Value) -> Vec<Value> {
 #[tokio::test]
 async fn old_grains_read_back_as_they_were_and_their_vectors_are_adopted() {
     let (app, old) = over_old_file(&with_tiny(&[])).await;
-    for grain in old.iter().take(300) {
+    for grain in &old {
         let read = get(&app, &grain.id).await;
         assert_eq!(read["text"], grain.text, "{}", grain.id);
         assert_eq!((&read["created_at"], &read["updated_at"]), (&json!(grain.created_at), &json!(grain.updated_at)));
