@@ -3,7 +3,7 @@
 use std::fmt::Write;
 use std::time::Instant;
 
-use granary::grains::index::{SpaceIndex, Standing};
+use granary::grains::index::{Serving, SpaceIndex};
 
 use crate::Options;
 use crate::sizes::recall;
@@ -21,7 +21,7 @@ pub fn crossover(options: &Options, source: &Source) -> Result<(), Failure> {
             let mut index = SpaceIndex::create(options.index(quantise_above)?)?;
             source.each(n, |first, rows| {
                 for (row, number) in rows.chunks_exact(options.dimensions).zip(first..) {
-                    index.put(number, row, Standing::Served)?;
+                    index.put(number, row, Serving::Served)?;
                 }
                 Ok(())
             })?;

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use granary::grains::index::{QUANTISE_ABOVE, Scored, SpaceIndex, Standing};
+use granary::grains::index::{QUANTISE_ABOVE, Scored, Serving, SpaceIndex};
 
 use crate::support::Failure;
 use crate::support::clusters::{N_HITS, Source, Truth};
@@ -30,7 +30,7 @@ pub fn measure(options: &Options, source: &Source, n: usize) -> Result<(), Failu
     source.each(n, |first, rows| {
         let started = Instant::now();
         for (row, number) in rows.chunks_exact(options.dimensions).zip(first..) {
-            index.put(number, row, Standing::Served)?;
+            index.put(number, row, Serving::Served)?;
         }
         adding += started.elapsed();
         Ok(())
@@ -119,7 +119,7 @@ fn changes(mut index: SpaceIndex, source: &Source, n: usize) -> Result<SpaceInde
     let (mut changing, mut searching) = (Vec::new(), Vec::new());
     for (query, number) in source.queries().zip((1..=i64::try_from(n)?).step_by(n / 200 + 1)) {
         let started = Instant::now();
-        index.put(number, query, Standing::Served)?;
+        index.put(number, query, Serving::Served)?;
         changing.push(started.elapsed());
         let started = Instant::now();
         let hits = index.nearest(query, N_HITS)?;

@@ -1,16 +1,14 @@
 //! `POST /spaces/adopt`: old vectors get their provenance by proof.
 
-use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::header;
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Code};
+use super::error::{ApiError, Code, ProblemBody};
 use super::extract::{OptionalJson, space_in};
-use super::grains::Kept;
+use super::grains::{Kept, ndjson};
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::change::{AdoptError, AdoptRequest, Adoption, AdoptionCount, adopt};
@@ -36,8 +34,15 @@ pub enum AdoptionLine {
     Progress(AdoptionObject),
     /// That was all.
     End(AdoptionObject),
-    /// It was cut short, after `end` would have come. What was adopted stays so.
-    Error(String),
+    /// It was cut short, in place of `end`. What was adopted stays so.
+    Error(AdoptionProblem),
+}
+
+/// Why an adoption was cut short.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct AdoptionProblem {
+    #[schema(value_type = ProblemBody)]
+    problem: serde_json::Value,
 }
 
 /// How far an adoption is.
@@ -85,19 +90,15 @@ pub async fn adopt_space(
             Adoption::Progress(count) => vec![AdoptionLine::Progress(AdoptionObject::of(count, Named::No))],
             Adoption::Done(count) => vec![AdoptionLine::End(AdoptionObject::of(count, Named::Yes))],
             Adoption::Failed(count, error) => {
-                let error = with_causes(&error);
-                tracing::error!("an adoption was cut short: {error}");
-                vec![AdoptionLine::Progress(AdoptionObject::of(count, Named::Yes)), AdoptionLine::Error(error)]
+                tracing::error!("an adoption was cut short: {}", with_causes(&error));
+                let problem = ApiError::from(error).problem();
+                let cut_short = AdoptionLine::Error(AdoptionProblem { problem });
+                vec![AdoptionLine::Progress(AdoptionObject::of(count, Named::Yes)), cut_short]
             }
         };
         futures::stream::iter(lines)
     });
-    let bytes = lines.map(|line| {
-        let mut line = serde_json::to_vec(&line)?;
-        line.push(b'\n');
-        Ok::<_, serde_json::Error>(Bytes::from(line))
-    });
-    Ok(([(header::CONTENT_TYPE, "application/x-ndjson")], Body::from_stream(bytes)).into_response())
+    Ok(ndjson::answer(lines.map(|line| ndjson::line(&line))))
 }
 
 /// Whether grains that stay unknown are named.

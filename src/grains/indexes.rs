@@ -10,7 +10,7 @@ use std::time::Instant;
 use parking_lot::RwLock;
 
 use super::error::GrainError;
-use super::index::{self, IndexError, IndexOptions, NotLoaded, SpaceIndex, Standing};
+use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
 use super::store::{GrainStore, Identity, NewVector, Scored, TextFate, Written};
 use super::vector::unit;
 use crate::domain::SpaceId;
@@ -99,17 +99,17 @@ impl Indexes {
     pub(super) fn apply(&self, written: &Written, vector: Option<&NewVector>) {
         let number = written.numbered.number;
         let served = written.numbered.grain.provenance.as_ref().map(|provenance| &provenance.space);
-        let standing = |space: &SpaceId| if served == Some(space) { Standing::Served } else { Standing::Withheld };
+        let serving = |space: &SpaceId| if served == Some(space) { Serving::Served } else { Serving::Withheld };
         if let Some(NewVector { provenance, vector }) = vector {
             self.of_new(&provenance.space, vector.len());
         }
         for index in self.all.read().iter() {
             index.change(|whole| match vector {
                 Some(new) if new.provenance.space == index.space => {
-                    whole.put(number, &unit(&new.vector), standing(&index.space))
+                    whole.put(number, &unit(&new.vector), serving(&index.space))
                 }
                 _ if written.text == TextFate::Replaced => whole.remove(number),
-                _ => whole.set_standing(number, standing(&index.space)),
+                _ => whole.set_serving(number, serving(&index.space)),
             });
         }
     }
@@ -272,8 +272,8 @@ async fn build(store: &dyn GrainStore, space: &SpaceId, options: IndexOptions) -
         after = *last;
         index = blocking(move || -> Result<SpaceIndex, IndexError> {
             for ((number, vector), served) in batch.numbers.iter().zip(&batch.vectors).zip(&batch.served) {
-                let standing = if *served { Standing::Served } else { Standing::Withheld };
-                index.put(*number, &unit(vector), standing)?;
+                let serving = if *served { Serving::Served } else { Serving::Withheld };
+                index.put(*number, &unit(vector), serving)?;
             }
             Ok(index)
         })

@@ -26,9 +26,9 @@ pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) 
             bar.tick();
         } else if said["end"].is_object() {
             end = Some(said["end"].clone());
-        } else if let Some(reason) = said["error"].as_str() {
+        } else if said["error"].is_object() {
             bar.finish_and_clear();
-            return Err(GrainsError::Adoption(reason.to_owned()));
+            return Err(GrainsError::Adoption(text_of(&said["error"]["problem"]["detail"]).to_owned()));
         }
     }
     bar.finish_and_clear();

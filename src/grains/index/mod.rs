@@ -31,7 +31,7 @@ use self::vectors::VectorFile;
 pub use self::error::{IndexError, NotLoaded};
 pub use self::ranking::Scored;
 pub use self::saved::Identity;
-pub use self::slots::Standing;
+pub use self::slots::Serving;
 
 /// Vectors up to which all are compared.
 ///
@@ -132,20 +132,20 @@ impl SpaceIndex {
         } else {
             Vectors::Exact(ExactScan::read(&file, options.dimensions).map_err(wrong)?)
         };
-        let standings = served.iter().map(|&served| if served == 1 { Standing::Served } else { Standing::Withheld });
-        let slots = Slots::with_rows(numbers.into_iter().zip(standings));
+        let servings = served.iter().map(|&served| if served == 1 { Serving::Served } else { Serving::Withheld });
+        let slots = Slots::with_rows(numbers.into_iter().zip(servings));
         Ok(Self { options, files, slots, vectors, is_saved: true, lacks_a_change: false })
     }
 
     /// Adds the vector of a grain, or replaces the one it has. Vectors have length 1.
-    pub fn put(&mut self, number: i64, vector: &[f32], standing: Standing) -> Result<(), IndexError> {
+    pub fn put(&mut self, number: i64, vector: &[f32], serving: Serving) -> Result<(), IndexError> {
         self.check(vector)?;
-        let done = self.try_remove(number).and_then(|()| self.try_push(number, vector, standing));
+        let done = self.try_remove(number).and_then(|()| self.try_push(number, vector, serving));
         self.lacks_a_change |= done.is_err();
         done
     }
 
-    fn try_push(&mut self, number: i64, vector: &[f32], standing: Standing) -> Result<(), IndexError> {
+    fn try_push(&mut self, number: i64, vector: &[f32], serving: Serving) -> Result<(), IndexError> {
         self.distrust_files()?;
         if self.slots.len() >= self.options.quantise_above {
             self.quantise()?;
@@ -154,7 +154,7 @@ impl SpaceIndex {
             Vectors::Exact(scan) => scan.push(vector),
             Vectors::Quantised(scan) => scan.push(vector)?,
         }
-        self.slots.push(number, standing);
+        self.slots.push(number, serving);
         Ok(())
     }
 
@@ -177,12 +177,12 @@ impl SpaceIndex {
     }
 
     /// Says whether searches return the grain. Nothing happens to a grain without a vector here.
-    pub fn set_standing(&mut self, number: i64, standing: Standing) -> Result<(), IndexError> {
+    pub fn set_serving(&mut self, number: i64, serving: Serving) -> Result<(), IndexError> {
         if let Some(slot) = self.slots.slot_of(number) {
             let done = self.distrust_files();
             self.lacks_a_change |= done.is_err();
             done?;
-            self.slots.set_standing(slot, standing);
+            self.slots.set_serving(slot, serving);
         }
         Ok(())
     }
@@ -207,9 +207,9 @@ impl SpaceIndex {
 
     /// Whether the grain has a vector here, and whether it is served.
     #[must_use]
-    pub fn standing(&self, number: i64) -> Option<Standing> {
+    pub fn serving(&self, number: i64) -> Option<Serving> {
         let slot = self.slots.slot_of(number)?;
-        Some(if self.slots.served()[slot] { Standing::Served } else { Standing::Withheld })
+        Some(if self.slots.served()[slot] { Serving::Served } else { Serving::Withheld })
     }
 
     /// The length of every vector.

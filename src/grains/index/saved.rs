@@ -1,6 +1,6 @@
 //! The index between two runs of the process.
 //!
-//! `<space>.vectors` holds the vectors and `<space>.index` everything else: who it belongs to, the grain, standing and
+//! `<space>.vectors` holds the vectors and `<space>.index` everything else: who it belongs to, the grain, serving and
 //! checksum of every slot, and the codes. Only a clean stop writes `<space>.index`, last and under its name at once,
 //! and the first change after that takes it away again: what is there is whole and says the truth, unless the disk
 //! does not, which checksums tell.

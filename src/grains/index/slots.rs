@@ -4,7 +4,7 @@ use super::pages::Pages;
 
 /// Whether searches return a grain from this space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Standing {
+pub enum Serving {
     /// This space serves the grain.
     Served,
     /// The vector is kept, but a space of higher priority serves the grain.
@@ -22,10 +22,10 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    pub(super) fn with_rows(rows: impl Iterator<Item = (i64, Standing)>) -> Self {
+    pub(super) fn with_rows(rows: impl Iterator<Item = (i64, Serving)>) -> Self {
         let mut slots = Self::default();
-        for (number, standing) in rows {
-            slots.push(number, standing);
+        for (number, serving) in rows {
+            slots.push(number, serving);
         }
         slots
     }
@@ -60,12 +60,12 @@ impl Slots {
     }
 
     /// The grain takes the next slot. It must not have one.
-    pub(super) fn push(&mut self, number: i64, standing: Standing) {
+    pub(super) fn push(&mut self, number: i64, serving: Serving) {
         let slot = u32::try_from(self.len()).unwrap_or(u32::MAX);
         self.slot_of.insert(number, slot);
         self.numbers.push(number);
-        self.served.push(standing == Standing::Served);
-        self.n_served += usize::from(standing == Standing::Served);
+        self.served.push(serving == Serving::Served);
+        self.n_served += usize::from(serving == Serving::Served);
     }
 
     /// The grain of the last slot moves to this one.
@@ -78,8 +78,8 @@ impl Slots {
         }
     }
 
-    pub(super) fn set_standing(&mut self, slot: usize, standing: Standing) {
-        let served = standing == Standing::Served;
+    pub(super) fn set_serving(&mut self, slot: usize, serving: Serving) {
+        let served = serving == Serving::Served;
         let before = std::mem::replace(&mut self.served[slot], served);
         self.n_served = self.n_served + usize::from(served) - usize::from(before);
     }

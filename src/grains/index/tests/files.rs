@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::{Random, index_of, options};
 use crate::domain::space::SpaceId;
-use crate::grains::index::{IndexError, IndexOptions, NotLoaded, SpaceIndex, Standing};
+use crate::grains::index::{IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
 
 const DIMENSIONS: usize = 24;
 
@@ -26,7 +26,7 @@ fn a_saved_index_comes_back_the_same() {
         let options = options(folder.path(), DIMENSIONS, quantise_above);
         let vectors = Random(7).clusters(60, 5, DIMENSIONS);
         let mut index = index_of(&vectors, options.clone());
-        index.set_standing(3, Standing::Withheld).expect("withheld");
+        index.set_serving(3, Serving::Withheld).expect("withheld");
         index.remove(9).expect("removed");
         index.save().expect("saved");
         let loaded = SpaceIndex::load(options).expect("loaded");
@@ -109,9 +109,9 @@ fn a_file_that_is_cut_off_or_missing_is_found() {
 #[test]
 fn any_change_takes_the_files_away() {
     let changes: [fn(&mut SpaceIndex); 4] = [
-        |index| index.put(99, &[0.2; DIMENSIONS], Standing::Served).expect("put"),
+        |index| index.put(99, &[0.2; DIMENSIONS], Serving::Served).expect("put"),
         |index| index.remove(4).expect("removed"),
-        |index| index.set_standing(4, Standing::Withheld).expect("withheld"),
+        |index| index.set_serving(4, Serving::Withheld).expect("withheld"),
         |index| index.set_epoch("second".to_owned()).expect("renewed"),
     ];
     for quantise_above in [10, 100] {

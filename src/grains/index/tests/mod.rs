@@ -5,7 +5,7 @@ mod model;
 
 use std::path::Path;
 
-use super::{Identity, IndexError, IndexOptions, Scored, SpaceIndex, Standing};
+use super::{Identity, IndexError, IndexOptions, Scored, Serving, SpaceIndex};
 use crate::domain::space::SpaceId;
 
 /// Numbers from a seed (`SplitMix64`), the same on every machine.
@@ -58,7 +58,7 @@ fn options(folder: &Path, dimensions: usize, quantise_above: usize) -> IndexOpti
 fn index_of(vectors: &[Vec<f32>], options: IndexOptions) -> SpaceIndex {
     let mut index = SpaceIndex::create(options).expect("created");
     for (vector, number) in vectors.iter().zip(1..) {
-        index.put(number, vector, Standing::Served).expect("put");
+        index.put(number, vector, Serving::Served).expect("put");
     }
     index
 }
@@ -148,7 +148,7 @@ fn growing_past_the_crossover_loses_nothing() {
     let vectors = random.clusters(120, 4, 16);
     let mut index = SpaceIndex::create(options(folder.path(), 16, 100)).expect("created");
     for (vector, number) in vectors.iter().zip(1..) {
-        index.put(number, vector, Standing::Served).expect("put");
+        index.put(number, vector, Serving::Served).expect("put");
         assert_eq!(index.size().disk > 0, number > 100, "quantised from the first above the crossover on");
         let hits = index.nearest(vector, 5).expect("searched");
         let known = (1..=number).zip(&vectors);
@@ -165,15 +165,15 @@ fn withheld_grains_are_kept_and_not_found() {
         let mut index = index_of(&vectors, options(folder.path(), 16, quantise_above));
         let nearest = numbers(&index.nearest(&vectors[0], 3).expect("searched"));
         assert_eq!(nearest[0], 1);
-        index.set_standing(1, Standing::Withheld).expect("withheld");
-        index.set_standing(1, Standing::Withheld).expect("withheld again");
-        index.set_standing(999, Standing::Withheld).expect("unknown");
-        assert_eq!((index.len(), index.n_served(), index.standing(1)), (200, 199, Some(Standing::Withheld)));
+        index.set_serving(1, Serving::Withheld).expect("withheld");
+        index.set_serving(1, Serving::Withheld).expect("withheld again");
+        index.set_serving(999, Serving::Withheld).expect("unknown");
+        assert_eq!((index.len(), index.n_served(), index.serving(1)), (200, 199, Some(Serving::Withheld)));
         assert_eq!(index.nearest(&vectors[0], 2).expect("searched")[0].number, nearest[1]);
         assert!(index.nearest_among(&vectors[0], &[1], 10).expect("searched").is_empty());
         assert!(index.score(&vectors[0], &[1, 1]).expect("scored").is_empty());
         assert_eq!(index.vector(1).expect("read"), Some(vectors[0].clone()));
-        index.set_standing(1, Standing::Served).expect("served");
+        index.set_serving(1, Serving::Served).expect("served");
         assert_eq!(numbers(&index.nearest(&vectors[0], 3).expect("searched")), nearest);
         assert_eq!(index.score(&vectors[0], &[1, 1]).expect("scored").len(), 1, "each grain once");
     }
@@ -185,10 +185,10 @@ fn what_cannot_be_compared_is_refused() {
     for quantise_above in [0, 10] {
         let mut index = SpaceIndex::create(options(folder.path(), 8, quantise_above)).expect("created");
         assert!(index.nearest(&[0.5; 8], 10).expect("nothing is an answer").is_empty());
-        index.put(7, &[0.35; 8], Standing::Served).expect("put");
+        index.put(7, &[0.35; 8], Serving::Served).expect("put");
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
             let vector = [0.1, bad, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1];
-            let refused = [index.nearest(&vector, 1).err(), index.put(7, &vector, Standing::Served).err()];
+            let refused = [index.nearest(&vector, 1).err(), index.put(7, &vector, Serving::Served).err()];
             assert!(refused.iter().all(|e| matches!(e, Some(IndexError::Value { position: 1, .. }))), "{refused:?}");
         }
         let refused = index.nearest_among(&[0.5; 7], &[7], 1).err();
@@ -198,7 +198,7 @@ fn what_cannot_be_compared_is_refused() {
         assert_eq!(index.nearest(&[0.0; 8], 1).expect("no direction").len(), 1);
         assert_eq!(index.candidates(&[0.5; 8], usize::MAX).expect("all wanted").len(), 1);
         assert_eq!(index.nearest_among(&[0.5; 8], &[i64::MIN, -1, 0, 7, i64::MAX], 5).expect("searched").len(), 1);
-        index.set_standing(7, Standing::Withheld).expect("withheld");
+        index.set_serving(7, Serving::Withheld).expect("withheld");
         assert!(index.nearest(&[0.5; 8], 5).expect("none served").is_empty());
         assert!(index.candidates(&[0.5; 8], 5).expect("none served").is_empty());
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use proptest::prelude::*;
 
 use super::{Random, brute_force, numbers, options};
-use crate::grains::index::{SpaceIndex, Standing};
+use crate::grains::index::{Serving, SpaceIndex};
 
 const DIMENSIONS: usize = 9;
 
@@ -14,14 +14,14 @@ enum Change {
     Put {
         number: i64,
         seed: u64,
-        standing: Standing,
+        serving: Serving,
     },
     Remove {
         number: i64,
     },
-    SetStanding {
+    SetServing {
         number: i64,
-        standing: Standing,
+        serving: Serving,
     },
     /// Saves and loads.
     Restart,
@@ -29,20 +29,20 @@ enum Change {
 
 fn change() -> impl Strategy<Value = Change> {
     let number = prop_oneof![1..40_i64, 1_000..1_030_i64, Just(i64::MAX)];
-    let standing = prop_oneof![3 => Just(Standing::Served), 1 => Just(Standing::Withheld)];
+    let serving = prop_oneof![3 => Just(Serving::Served), 1 => Just(Serving::Withheld)];
     prop_oneof![
-        6 => (number.clone(), any::<u64>(), standing.clone())
-            .prop_map(|(number, seed, standing)| Change::Put { number, seed, standing }),
+        6 => (number.clone(), any::<u64>(), serving.clone())
+            .prop_map(|(number, seed, serving)| Change::Put { number, seed, serving }),
         2 => number.clone().prop_map(|number| Change::Remove { number }),
-        2 => (number, standing).prop_map(|(number, standing)| Change::SetStanding { number, standing }),
+        2 => (number, serving).prop_map(|(number, serving)| Change::SetServing { number, serving }),
         1 => Just(Change::Restart),
     ]
 }
 
-type Model = BTreeMap<i64, (Vec<f32>, Standing)>;
+type Model = BTreeMap<i64, (Vec<f32>, Serving)>;
 
 fn is_as(index: &SpaceIndex, model: &Model, query: &[f32]) -> Result<(), TestCaseError> {
-    let served = || model.iter().filter(|(_, (_, standing))| *standing == Standing::Served);
+    let served = || model.iter().filter(|(_, (_, serving))| *serving == Serving::Served);
     prop_assert_eq!(index.len(), model.len());
     prop_assert_eq!(index.n_served(), served().count());
     // With as many candidates as grains, codes miss nothing.
@@ -52,8 +52,8 @@ fn is_as(index: &SpaceIndex, model: &Model, query: &[f32]) -> Result<(), TestCas
     let expected = served().filter(|(number, _)| *number % 2 == 0).map(|(&number, (vector, _))| (number, vector));
     let expected = brute_force(query, expected, 5);
     prop_assert_eq!(numbers(&index.nearest_among(query, &even, 5).expect("searched")), expected);
-    for (&number, (vector, standing)) in model {
-        prop_assert_eq!(index.standing(number), Some(*standing));
+    for (&number, (vector, serving)) in model {
+        prop_assert_eq!(index.serving(number), Some(*serving));
         prop_assert_eq!(index.vector(number).expect("read"), Some(vector.clone()));
     }
     Ok(())
@@ -72,19 +72,19 @@ proptest! {
         let mut model = Model::new();
         for (change, seed) in changes.into_iter().zip(0..) {
             match change {
-                Change::Put { number, seed, standing } => {
+                Change::Put { number, seed, serving } => {
                     let vector = Random(seed).vector(DIMENSIONS);
-                    index.put(number, &vector, standing).expect("put");
-                    model.insert(number, (vector, standing));
+                    index.put(number, &vector, serving).expect("put");
+                    model.insert(number, (vector, serving));
                 }
                 Change::Remove { number } => {
                     index.remove(number).expect("removed");
                     model.remove(&number);
                 }
-                Change::SetStanding { number, standing } => {
-                    index.set_standing(number, standing).expect("set");
+                Change::SetServing { number, serving } => {
+                    index.set_serving(number, serving).expect("set");
                     if let Some(known) = model.get_mut(&number) {
-                        known.1 = standing;
+                        known.1 = serving;
                     }
                 }
                 Change::Restart => {
