@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use crate::api;
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
+use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
@@ -120,6 +121,7 @@ impl App {
                 cores,
                 hub: hub(&config)?,
                 cache: EmbeddingCache::with_capacity(config.models.embedding_cache.as_u64()),
+                interactive: Arc::default(),
             },
             ledger: Arc::clone(&ledger),
             shutdown: shutdown.clone(),
@@ -140,11 +142,24 @@ impl App {
             Some(store) => Some(grains(&config, store, &models, &shutdown).await?),
             None => None,
         };
+        let reembeddings = match &grains {
+            Some(grains) => Some(
+                Reembeddings::start(ReembeddingsParts {
+                    grains: grains.clone(),
+                    models: models.clone(),
+                    rollback_window: config.grains.rollback_window,
+                    shutdown: shutdown.clone(),
+                })
+                .await?,
+            ),
+            None => None,
+        };
         keep_active_loadable(&shutdown, models.clone());
         keep_metrics(&shutdown, metrics.clone());
         let state = AppState {
             models,
             grains,
+            reembeddings,
             ledger,
             limits: Limits {
                 max_body: config.server.max_body,

@@ -22,6 +22,7 @@ pub mod openai;
 pub mod openapi;
 pub mod operations;
 pub mod prompt;
+pub mod reembeddings;
 pub mod registration;
 pub mod requests;
 pub mod responses;
@@ -62,6 +63,16 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(hardware::get))
+        // Changing the model
+        .routes(routes!(reembeddings::list, reembeddings::begin))
+        .routes(routes!(reembeddings::get))
+        .routes(routes!(reembeddings::follow))
+        .routes(routes!(reembeddings::failures))
+        .routes(routes!(reembeddings::pause))
+        .routes(routes!(reembeddings::resume))
+        .routes(routes!(reembeddings::cancel))
+        .routes(routes!(reembeddings::roll_back))
+        .routes(routes!(reembeddings::purge))
         // Grains
         .routes(routes!(grains::many::list, grains::batch::create))
         .routes(routes!(grains::search::search))

@@ -17,6 +17,7 @@ use super::error::{OpenAiError, ProblemBody, TeiError};
         (name = "models", description = "Which models there are, and which are loaded"),
         (name = "spaces", description = "Which vectors may be compared, and what proves it"),
         (name = "grains", description = "Text records, found by meaning and by words"),
+        (name = "reembeddings", description = "Jobs that give grains vectors in another space, which then takes over"),
         (name = "snapshots", description = "Whole copies of the database"),
         (name = "tei", description = "The routes of text-embeddings-inference, at the root and for each model"),
         (name = "openai", description = "The routes of OpenAI's embeddings API"),

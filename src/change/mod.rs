@@ -1,8 +1,12 @@
 //! What spans models and grains: changes of which model a vector counts for.
 //!
 //! Owns the work that embeds stored texts anew to prove or to change something. It refuses to know HTTP and SQL. Start at
-//! [`adopt`].
+//! [`reembed`], then [`adopt`].
 
 pub mod adopt;
+pub mod reembed;
+pub mod switch;
 
 pub use adopt::{AdoptError, AdoptRequest, Adoption, AdoptionCount};
+pub use reembed::{ReembedError, ReembedRequest, ReembeddingStatus, Reembeddings, ReembeddingsParts};
+pub use switch::{Bring, Place, Switched, switch};

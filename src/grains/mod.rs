@@ -28,4 +28,5 @@ pub use search::{Hit, Mode, Query, SearchRequest, SearchResult, SearchedSpace};
 pub use service::{GrainLimits, Grains, GrainsParts};
 pub use snapshots::{Snapshot, SnapshotError, SnapshotName, Snapshots};
 pub use spaces::Declaration;
+pub use staging::{CutOver, Target};
 pub use vector::cosine;

@@ -291,6 +291,14 @@ impl Grains {
         Ok(self.store.reembedding_failures(id, at_most).await?)
     }
 
+    /// Forgets what a re-embedding could not embed, so that it is tried anew.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn forget_failures(&self, id: &ReembeddingId) -> Result<(), GrainError> {
+        Ok(self.store.forget_failures(id).await?)
+    }
+
     /// Grains that a re-embedding could not embed in fewer tries than that.
     ///
     /// # Errors

@@ -104,7 +104,10 @@ pub trait GrainStore: Send + Sync {
         at_most: u32,
     ) -> Reply<'a, (Vec<ReembeddingFailure>, u64)>;
 
-    /// Lets a re-embedding try again what it could not embed less than so many times.
+    /// Forgets what a re-embedding could not embed, so that it is tried anew.
+    fn forget_failures<'a>(&'a self, id: &'a ReembeddingId) -> Reply<'a, ()>;
+
+    /// What a re-embedding could not embed in fewer tries than that.
     fn retry_failures<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>>;
 
     /// Deletes superfluous vectors of the next grains after a number. `None` when there are no more grains.

@@ -133,6 +133,10 @@ impl GrainStore for SqliteStore {
         Box::pin(self.read_failures(id, at_most))
     }
 
+    fn forget_failures<'a>(&'a self, id: &'a ReembeddingId) -> Reply<'a, ()> {
+        Box::pin(self.delete_failures(id))
+    }
+
     fn retry_failures<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>> {
         Box::pin(self.failed_less_than(id, tries))
     }

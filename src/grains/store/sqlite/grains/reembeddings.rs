@@ -114,6 +114,15 @@ impl SqliteStore {
         Ok((rows.into_iter().map(failure).collect(), count(total)))
     }
 
+    pub(super) async fn delete_failures(&self, id: &ReembeddingId) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM reembedding_failures WHERE reembedding = ?")
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await
+            .map(drop)
+            .map_err(self.failed("forget what a re-embedding could not embed"))
+    }
+
     fn reembedding_of(&self, row: &SqliteRow) -> Result<Reembedding, StoreError> {
         let sql = self.failed("read a re-embedding");
         let text = |column: &str| row.try_get::<String, _>(column).map_err(&sql);
