@@ -124,6 +124,20 @@ class FolderWeights:
         return array[: shape[0]].astype(np.float32, copy=False)
 
 
+class WithBrokenToken:
+    """Weights in which the embedding of one token is not a number, so that no text with the token can be embedded."""
+
+    def __init__(self, weights, token_id):
+        self._weights, self._token_id = weights, token_id
+
+    def get(self, name, shape):
+        array = self._weights.get(name, shape)
+        if name.endswith("word_embeddings.weight"):
+            array = array.copy()
+            array[self._token_id] = np.nan
+        return array
+
+
 class RandomWeights:
     """Tensors drawn from a seed; one depends on the seed, its name and its shape alone, so a cut model keeps its layers.
 
@@ -451,6 +465,7 @@ def parse(arguments):
         help="put the dense layer of this safetensors file (linear.weight, linear.bias) behind pooling; needs --pooling")
     add("--output", default="last_hidden_state", metavar="NAME",
         help="the output's name; sentence_embedding is pooled (mean) in the graph (default last_hidden_state)")
+    add("--broken-token", metavar="TOKEN", help="make the embedding of this token not a number, to try what fails then")
     add("--logits", action="store_true", help="output vocabulary logits, and nothing else")
     add("--no-token-type-ids", dest="token_type_ids", action="store_false", help="leave out the input token_type_ids")
 
@@ -490,6 +505,12 @@ def main(arguments=None):
         shutil.copyfile(options.tokenizer, folder / "tokenizer.json")
     elif options.random == "bert-base":
         raise Refusal("--random bert-base needs --tokenizer, a tokenizer.json of bert-base-uncased.")
+
+    if options.broken_token:
+        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        if options.broken_token not in vocabulary:
+            raise Refusal(f"the tokenizer has no token {options.broken_token!r}.")
+        weights = WithBrokenToken(weights, vocabulary[options.broken_token])
 
     for key, wanted in [("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")]:
         if config.get(key, wanted) != wanted:
