@@ -33,6 +33,7 @@ mod openapi;
 mod poolings;
 mod prompts;
 mod providers;
+mod reembeddings;
 mod restart;
 mod shutdown;
 mod snapshots;
