@@ -8,6 +8,7 @@ pub mod config;
 pub mod doctor;
 pub mod grains;
 pub mod models;
+pub mod reembed;
 pub mod snapshot;
 
 use std::path::PathBuf;
@@ -40,6 +41,8 @@ pub enum Command {
     Models(models::ModelsArgs),
     /// Import, export, search and count the grains of a running server
     Grains(grains::GrainsArgs),
+    /// Move the grains of a running server to another model, and back
+    Reembed(reembed::ReembedArgs),
     /// Restore a snapshot of the database
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON

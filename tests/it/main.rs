@@ -33,6 +33,8 @@ mod openapi;
 mod poolings;
 mod prompts;
 mod providers;
+mod reembedding_crash;
+mod reembedding_load;
 mod reembeddings;
 mod restart;
 mod shutdown;

@@ -1,5 +1,6 @@
 //! Grains move to another model's space: beside what is served, at once, and back again.
 
+use std::process::Command;
 use std::time::Duration;
 
 use futures::StreamExt;
@@ -75,14 +76,20 @@ async fn space_of(app: &Caller, model: &str) -> Value {
 async fn served(app: &Caller) -> Vec<(Option<String>, u64)> {
     let counted = app.post("/grains/count", json!({"facets": ["space"]})).await.ok();
     let values = counted["facets"]["space"].as_array().unwrap_or_else(|| panic!("{counted}")).clone();
-    let value = |value: &Value| (value["value"].as_str().map(str::to_owned), value["count"].as_u64().expect("a number"));
+    let value =
+        |value: &Value| (value["value"].as_str().map(str::to_owned), value["count"].as_u64().expect("a number"));
     values.iter().map(value).collect()
 }
 
 async fn found(app: &Caller, query: &str) -> Vec<String> {
     let body = json!({"query": query, "mode": "dense", "limit": 1000});
     let found = app.post("/grains/search", body).await.ok();
-    found["hits"].as_array().expect("hits").iter().map(|hit| hit["grain"]["id"].as_str().expect("an id").into()).collect()
+    found["hits"]
+        .as_array()
+        .expect("hits")
+        .iter()
+        .map(|hit| hit["grain"]["id"].as_str().expect("an id").into())
+        .collect()
 }
 
 /// A grain's vector is what its space's model makes of its text.
@@ -375,5 +382,39 @@ async fn a_server_stops_though_somebody_follows_a_job() {
     let app = TestApp::start_in(folder, &with_tiny(&[OTHER])).await;
     let now = app.get(&format!("/reembeddings/{}", job["id"].as_str().expect("an id"))).await.ok();
     assert!(["queued", "running"].contains(&now["state"].as_str().expect("a state")), "{now}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_command_moves_grains_and_says_how_far_it_is() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, "tiny-broken-token"])).await;
+    write(&app, 20).await;
+    app.put("/grains/1", json!({"text": "one ~ that fails"})).await.ok();
+    let granary = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+        command.arg("reembed").args(arguments).args(["--url", app.url()]).env_clear();
+        // The server is in this process: waiting for the command must not hold it.
+        let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it runs");
+        let [out, error] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
+        (output.status.success(), out, error)
+    };
+    let (succeeded, out, error) =
+        granary(&["begin", OTHER, "--watch", "--filter", r#"{"ids": ["0", "1", "2"]}"#]).await;
+    assert!(succeeded && out.contains("(to tiny-cls) is completed"), "{out}{error}");
+    let id = out.split(' ').next().expect("an id").to_owned();
+    let (succeeded, out, _) = granary(&["list"]).await;
+    assert!(succeeded && out.contains(&id) && out.contains("3/3"), "{out}");
+    let (succeeded, out, _) = granary(&["rollback", &id]).await;
+    assert!(succeeded && out.contains("is roll"), "{out}");
+    let (succeeded, out, error) = granary(&["begin", "tiny-broken-token", "--watch"]).await;
+    assert!(
+        !succeeded && out.is_empty() && error.contains("the job is completed_with_failures: 1 grain"),
+        "{out}{error}"
+    );
+    let newest = app.get("/reembeddings").await.ok()["reembeddings"][0]["id"].as_str().expect("an id").to_owned();
+    let (succeeded, out, _) = granary(&["failures", &newest]).await;
+    assert!(succeeded && out.starts_with("1  "), "{out}");
+    let (succeeded, _, error) = granary(&["pause", "nobody"]).await;
+    assert!(!succeeded && error.contains("there is no re-embedding `nobody`"), "{error}");
     app.stop().await;
 }

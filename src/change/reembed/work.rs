@@ -162,8 +162,9 @@ impl Reembeddings {
         let (_, n_failed) = self.grains.reembedding_failures(id, 0).await?;
         if n_failed > 0 {
             let reason = format!(
-                "{n_failed} grains could not be embedded, so that nothing was cut over: `GET /reembeddings/{id}/failures` \
-                 says why. Edit or delete them, or leave them out by a filter, and resume"
+                "{n_failed} grain{} could not be embedded, so that nothing was cut over: `GET /reembeddings/{id}/failures` \
+                 says why. Edit or delete what it names, and resume the job",
+                if n_failed == 1 { "" } else { "s" }
             );
             let step = move |job: &mut Reembedding| {
                 let may = move_to(job, ReembeddingState::CompletedWithFailures);
