@@ -44,7 +44,7 @@ impl Trial {
                 from: "tiny",
                 to: "tiny-cls",
                 texts,
-                n_grains: 400,
+                n_grains: 200,
                 alone: Duration::from_millis(500),
             };
         }
