@@ -1,8 +1,9 @@
-//! What spans models and grains: changes of which model a vector counts for.
+//! What spans models and grains: changes of which model a vector counts for, and what they would do.
 //!
-//! Owns the work that embeds stored texts anew to prove or to change something. It refuses to know HTTP and SQL. Start at
-//! [`adopt`].
+//! Owns the work that embeds stored texts anew to prove, to compare or to change something. It refuses to know HTTP and
+//! SQL. Start at [`adopt`] and [`compare`].
 
 pub mod adopt;
+pub mod compare;
 
 pub use adopt::{AdoptError, AdoptRequest, Adoption, AdoptionCount};
