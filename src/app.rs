@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use crate::api;
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
+use crate::change::compare::Comparisons;
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
@@ -145,6 +146,7 @@ impl App {
         let state = AppState {
             models,
             grains,
+            comparisons: Comparisons::default(),
             ledger,
             limits: Limits {
                 max_body: config.server.max_body,

@@ -7,6 +7,7 @@ use bytesize::ByteSize;
 use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::guard::HostGuard;
+use crate::change::compare::Comparisons;
 use crate::grains::Grains;
 use crate::models::{Ledger, MultiModelManager};
 
@@ -17,6 +18,8 @@ pub struct AppState {
     pub models: MultiModelManager,
     /// The grains; `None` on a server that keeps none.
     pub grains: Option<Grains>,
+    /// Comparisons of models on them, since the server started.
+    pub comparisons: Comparisons,
     /// Whether the database answers, for readiness.
     pub ledger: Arc<dyn Ledger>,
     /// What a request may cost.
