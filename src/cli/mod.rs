@@ -4,6 +4,7 @@
 //! message. Start at [`Command`].
 
 mod client;
+pub mod compare;
 pub mod config;
 pub mod doctor;
 pub mod grains;
@@ -40,6 +41,8 @@ pub enum Command {
     Models(models::ModelsArgs),
     /// Import, export, search and count the grains of a running server
     Grains(grains::GrainsArgs),
+    /// Compare two models on the grains of a running server, before one takes the other's place
+    Compare(compare::CompareArgs),
     /// Restore a snapshot of the database
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON
