@@ -11,7 +11,7 @@ use crate::engine::{EncodeRequest, Encoded, EngineError, Finish, Input, OverLong
 use crate::models::{Lease, ModelError, MultiModelManager};
 
 /// Texts that are embedded at once, so that a comparison in the background has little in the queue.
-const TEXTS_AT_ONCE: usize = 128;
+const TEXTS_AT_ONCE: usize = 64;
 
 /// Texts that are embedded one by one, to see how long a caller waits for one.
 const TIMED_TEXTS: usize = 48;

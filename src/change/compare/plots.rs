@@ -7,10 +7,10 @@ use super::{Comparison, Overlap, Threshold};
 /// The drawing area inside a view of 640 × 280, with room for the numbers of both axes.
 const WIDTH: f64 = 640.0;
 const HEIGHT: f64 = 280.0;
-const LEFT: f64 = 48.0;
+const LEFT: f64 = 68.0;
 const RIGHT: f64 = 16.0;
 const TOP: f64 = 12.0;
-const BOTTOM: f64 = 44.0;
+const BOTTOM: f64 = 56.0;
 
 /// A plot under construction: from values to places on the page.
 struct Plot {
@@ -58,14 +58,14 @@ impl Plot {
             "<line class=\"grid\" x1=\"{left:.1}\" x2=\"{right:.1}\" y1=\"{down:.1}\" y2=\"{down:.1}\"/>\
              <text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"end\">{label}</text>",
             left - 6.0,
-            down + 4.0
+            down + 5.0
         ));
     }
 
     /// A number below the plot.
     fn mark(&mut self, x: f64, label: &str) {
         let (across, _) = self.place(x, self.y.0);
-        let down = HEIGHT - BOTTOM + 16.0;
+        let down = HEIGHT - BOTTOM + 20.0;
         self.add(format_args!("<text x=\"{across:.1}\" y=\"{down:.1}\" text-anchor=\"middle\">{label}</text>"));
     }
 
@@ -91,6 +91,7 @@ pub(super) fn scores(comparison: &Comparison) -> String {
         plot.line(class, std::iter::once((low, 0.0)).chain(steps).chain([(high, 0.0)]));
     }
     plot.level(0.0, "0");
+    plot.level(most, &most.to_string());
     for part in 0..=4 {
         let score = low + (high - low) * f64::from(part) / 4.0;
         plot.mark(score, &format!("{score:.2}"));

@@ -19,8 +19,10 @@ const MAX_DRAWN: usize = 100;
 const SENTENCE_WORDS: std::ops::RangeInclusive<usize> = 3..=32;
 const MOST_OF_A_TEXT: f64 = 0.6;
 
-/// Characters of a drawn query: not every script has spaces between its words.
+/// Characters of a drawn query: not every script has spaces between its words. What has none is halved when it is longer
+/// than a word.
 const MAX_QUERY_CHARS: usize = 200;
+const MAX_WORD_CHARS: usize = 20;
 
 /// A sampled grain.
 #[derive(Clone, Debug)]
@@ -73,9 +75,9 @@ fn beginning(text: &str) -> String {
     let is_fit = |n: &usize| SENTENCE_WORDS.contains(n) && (*n as f64) < MOST_OF_A_TEXT * words.len() as f64;
     let n_words = n_sentence.filter(is_fit).unwrap_or(words.len().div_ceil(2));
     let drawn = words[..n_words].join(" ");
-    let is_whole = words.len() <= 1;
-    let n_chars = if is_whole { drawn.chars().take(2 * MAX_QUERY_CHARS).count().div_ceil(2) } else { MAX_QUERY_CHARS };
-    drawn.chars().take(n_chars).collect()
+    let n_chars = drawn.chars().take(2 * MAX_QUERY_CHARS).count();
+    let is_halved = words.len() == 1 && n_chars > MAX_WORD_CHARS;
+    drawn.chars().take(if is_halved { n_chars / 2 } else { MAX_QUERY_CHARS }).collect()
 }
 
 /// The finaliser of `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
@@ -100,7 +102,8 @@ mod tests {
             "E. coli lives in the",
             "too short a sentence"
         );
-        assert_eq!(beginning("小麦是一种草"), "小麦是");
+        assert_eq!(beginning("小麦"), "小麦");
+        assert_eq!(beginning(&"小麦是一种草".repeat(4)), "小麦是一种草小麦是一种草");
         assert_eq!(beginning(" \n "), "");
         assert_eq!(beginning(&"word ".repeat(10_000)).split(' ').count(), *SENTENCE_WORDS.end());
         assert_eq!(beginning(&"草".repeat(10_000)).chars().count(), MAX_QUERY_CHARS);
