@@ -161,9 +161,8 @@ fn summary(result: &Value) -> String {
     said += &table(&std::iter::once(titles).chain(thresholds).collect::<Vec<_>>());
 
     said += "\nqueries whose answers move most:\n";
-    for moved in list("moved") {
-        said += &format!("  {}  {}\n", number(&moved["rank_biased_overlap"], 3), text(&moved["query"]));
-    }
+    let line = |moved: &Value| format!("  {}  {}\n", number(&moved["rank_biased_overlap"], 3), text(&moved["query"]));
+    said.extend(list("moved").iter().map(line));
     let cost = &result["reembedding"];
     let seconds = number(&cost["estimated_s"], 0);
     said + &format!("\na switch would embed {} grains anew, in about {seconds} s\n", cost["grains"])

@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_mins(5);
 const CUT: &str = "minilm-4-layers";
 
 /// Scores of one text differ by so much with what it was batched with.
-const ROUNDING: f64 = 2e-3;
+const ROUNDING: f64 = 5e-3;
 
 /// What users might search for among the texts.
 const QUERIES: [&str; 8] = [
@@ -115,7 +115,7 @@ async fn a_model_agrees_with_itself() {
     // The same files under another name are embedded once more, and differ by rounding only.
     let found = compare(&app, json!({"from": "again", "to": MINILM, "queries": QUERIES})).await;
     assert_eq!(found["from"]["space"], found["to"]["space"]);
-    assert!(number(&found["rank_biased_overlap"]) > 0.97, "{}", found["rank_biased_overlap"]);
+    assert!(number(&found["rank_biased_overlap"]) > 0.9, "{}", found["rank_biased_overlap"]);
     for at in list(&found["thresholds"]) {
         assert!((number(&at["from"]) - number(&at["to"])).abs() < ROUNDING, "{at}");
     }
@@ -224,10 +224,10 @@ async fn a_report_is_one_page_in_which_nothing_of_a_user_is_markup() {
     app.stop().await;
 }
 
-/// A server whose model `slow` is never downloaded, and the hub that never sends it.
+/// A server whose model `slow` takes minutes to be downloaded, and the hub that sends it.
 async fn with_slow_model() -> (StandInHub, TempDir, Process, Caller) {
     let hub = StandInHub::start(files_of(TINY)).await;
-    hub.fail(Failing { slow: Some(Duration::from_mins(30)), ..Failing::default() });
+    hub.fail(Failing { slow: Some(Duration::from_secs(10)), ..Failing::default() });
     let folder = TempDir::new().expect("a folder");
     let runtime = data_dir().canonicalize().expect("set up").join("runtime");
     std::os::unix::fs::symlink(runtime, folder.path().join("runtime")).expect("linked");
@@ -246,7 +246,7 @@ async fn with_slow_model() -> (StandInHub, TempDir, Process, Caller) {
 
 #[tokio::test]
 async fn a_comparison_is_cancelled_and_the_next_has_its_turn() {
-    let (_hub, _folder, _process, app) = with_slow_model().await;
+    let (_hub, _folder, process, app) = with_slow_model().await;
     write(&app, &["Wheat is a grass.".to_owned(), "Rye is another.".to_owned()]).await;
     let running = begin(&app, json!({"to": "slow"})).await;
     reach(&app, &running, &["running"]).await;
@@ -288,6 +288,11 @@ async fn a_comparison_is_cancelled_and_the_next_has_its_turn() {
     assert_eq!((ids.len(), &ids[..3]), (20, latest.as_slice()));
     assert!(!ids.contains(&waiting[0]), "the oldest made room");
     assert!(list(&all["comparisons"])[0].get("result").is_none(), "the list is short");
+
+    // One that runs does not hold up the end of the server.
+    let running = begin(&app, json!({"to": "slow"})).await;
+    reach(&app, &running, &["running"]).await;
+    tokio::task::spawn_blocking(move || process.stop()).await.expect("it stops in order");
 }
 
 #[tokio::test]

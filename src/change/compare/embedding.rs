@@ -172,6 +172,8 @@ async fn lease(models: &MultiModelManager, name: &ModelName) -> Result<Lease, Mo
 fn scale_to_1(vector: &mut [f32]) {
     let norm = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
     if norm > 0.0 {
-        vector.iter_mut().for_each(|value| *value /= norm);
+        for value in vector {
+            *value /= norm;
+        }
     }
 }
