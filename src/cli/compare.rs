@@ -8,6 +8,7 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{Client, Request, ServerError};
 
@@ -50,6 +51,9 @@ pub enum CompareCliError {
     /// It was not done.
     #[error("the comparison failed: {0}")]
     Failed(String),
+    /// Who waited for it does so no more.
+    #[error("interrupted, and the comparison is cancelled")]
+    Cancelled,
     /// The process.
     #[error("cannot start")]
     Start(#[source] io::Error),
@@ -78,9 +82,17 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
         |text: &String| text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     let queries: Option<Vec<String>> = queries.as_ref().map(lines);
     let body = json!({"from": args.from, "to": args.to, "sample": args.sample, "queries": queries, "k": args.k});
+    // Listened for before there is anything to cancel: none can slip through.
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(CompareCliError::Start)?;
     let begun = client.ask(Request::json(Method::POST, &["comparisons"], &body)).await?;
     let id = text(&begun["id"]);
-    let found = follow(client, id).await?;
+    let found = tokio::select! {
+        found = follow(client, id) => found?,
+        _ = interrupted.recv() => {
+            client.ask(Request::new(Method::DELETE, &["comparisons", id])).await?;
+            return Err(CompareCliError::Cancelled);
+        }
+    };
     if let Some(path) = args.html {
         let mut page = Vec::new();
         let mut lines = client.open(Request::get(&["comparisons", id, "report"])).await?;

@@ -1,9 +1,10 @@
 //! Two models compared on the grains of a server: what is told before a switch is what is found after it.
 
 use std::collections::BTreeSet;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -288,6 +289,25 @@ async fn a_comparison_is_cancelled_and_the_next_has_its_turn() {
     assert_eq!((ids.len(), &ids[..3]), (20, latest.as_slice()));
     assert!(!ids.contains(&waiting[0]), "the oldest made room");
     assert!(list(&all["comparisons"])[0].get("result").is_none(), "the list is short");
+
+    // Whoever interrupts the command wants no comparison either.
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    let command = command.args(["compare", "--url", app.url(), TINY, "slow"]).stderr(Stdio::piped());
+    let child = command.spawn().expect("it runs");
+    let path = loop {
+        let all = app.get("/comparisons").await.ok();
+        let latest = &list(&all["comparisons"])[0];
+        if latest["to"] == "slow" {
+            break format!("/comparisons/{}", latest["id"].as_str().expect("an id"));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    kill_process(Pid::from_child(&child), Signal::INT).expect("a signal");
+    let output =
+        tokio::task::spawn_blocking(move || child.wait_with_output().expect("an end")).await.expect("no panic");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert_eq!((output.status.code(), said.trim()), (Some(1), "granary: interrupted, and the comparison is cancelled"));
+    assert_eq!(app.get(&path).await.problem().1, "not_found");
 
     // One that runs does not hold up the end of the server.
     let running = begin(&app, json!({"to": "slow"})).await;
