@@ -1,7 +1,7 @@
 //! Two models on the user's own grains and queries: what would be found after a switch that is not found now.
 //!
 //! Owns the comparison and what it says. It changes nothing: vectors of the sample are made in memory and forgotten. Start
-//! at [`Comparisons::start`], which runs them; [`compare`] is one comparison, `measures` what its numbers mean.
+//! at [`Comparisons::start`], which runs them; `compare` is one of them, `measures` what its numbers mean.
 
 mod embedding;
 mod judging;
