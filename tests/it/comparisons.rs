@@ -362,7 +362,8 @@ async fn what_cannot_be_compared_is_refused_with_a_reason() {
 
 #[tokio::test]
 async fn the_command_line_shows_tables_and_writes_the_report() {
-    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    // Of other dimensions.
+    let app = TestApp::start_with(&with_tiny(&["tiny-dense"])).await;
     write(&app, &texts()).await;
     let folder = TempDir::new().expect("a folder");
     let (queries, html) = (folder.path().join("queries.txt"), folder.path().join("report.html"));
@@ -374,10 +375,18 @@ async fn the_command_line_shows_tables_and_writes_the_report() {
         tokio::task::spawn_blocking(move || command.output().expect("run")).await.expect("no panic")
     };
     let paths = [&queries, &html].map(|path| path.to_str().expect("UTF-8"));
-    let output = command(&[TINY, "tiny-cls", "--sample", "30", "--queries", paths[0], "--html", paths[1]]).await;
+    let output = command(&[TINY, "tiny-dense", "--sample", "30", "--queries", paths[0], "--html", paths[1]]).await;
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    for part in ["30 of 4", "2 queries of yours", "tiny-cls", "overlap@10", "rank-biased overlap", "  rye bread\n"] {
+    for part in [
+        "30 of 4",
+        "2 queries of yours",
+        "tiny-dense",
+        "bytes per vector  128               96\n",
+        "overlap@10",
+        "rank-biased overlap",
+        "  rye bread\n",
+    ] {
         assert!(said.contains(part), "{part}\n{said}");
     }
     let page = fs_err::read_to_string(&html).expect("the report");
