@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use crate::api;
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
+use crate::change::compare::Comparisons;
 use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
@@ -160,6 +161,7 @@ impl App {
             models,
             grains,
             reembeddings,
+            comparisons: Comparisons::default(),
             ledger,
             limits: Limits {
                 max_body: config.server.max_body,

@@ -21,6 +21,7 @@ fn main() -> ExitCode {
         Command::Models(args) => cli::models::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Snapshot(args) => cli::snapshot::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Grains(args) => cli::grains::run(args, &mut io::stdout()).map_err(Failure::from),
+        Command::Compare(args) => cli::compare::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Reembed(args) => cli::reembed::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Openapi => io::stdout().write_all(api::openapi::json().as_bytes()).map_err(Failure::from),
     };

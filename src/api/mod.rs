@@ -7,6 +7,8 @@ pub mod active;
 pub mod adoption;
 mod callers;
 pub mod code;
+pub mod comparison;
+pub mod comparisons;
 pub mod embed;
 pub mod error;
 pub mod events;
@@ -60,6 +62,9 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(spaces::accept))
         .routes(routes!(spaces::list, spaces::declare))
         .routes(routes!(adoption::adopt_space))
+        .routes(routes!(comparisons::list, comparisons::create))
+        .routes(routes!(comparisons::get, comparisons::delete))
+        .routes(routes!(comparisons::report))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(hardware::get))

@@ -8,6 +8,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::guard::HostGuard;
 use crate::change::Reembeddings;
+use crate::change::compare::Comparisons;
 use crate::grains::Grains;
 use crate::models::{Ledger, MultiModelManager};
 
@@ -20,6 +21,8 @@ pub struct AppState {
     pub grains: Option<Grains>,
     /// The jobs that give grains vectors in another space; `None` beside no grains.
     pub reembeddings: Option<Reembeddings>,
+    /// Comparisons of models on them, since the server started.
+    pub comparisons: Comparisons,
     /// Whether the database answers, for readiness.
     pub ledger: Arc<dyn Ledger>,
     /// What a request may cost.

@@ -4,6 +4,7 @@
 //! message. Start at [`Command`].
 
 mod client;
+pub mod compare;
 pub mod config;
 pub mod doctor;
 pub mod grains;
@@ -41,6 +42,8 @@ pub enum Command {
     Models(models::ModelsArgs),
     /// Import, export, search and count the grains of a running server
     Grains(grains::GrainsArgs),
+    /// Compare two models on the grains of a running server, before one takes the other's place
+    Compare(compare::CompareArgs),
     /// Move the grains of a running server to another model, and back
     Reembed(reembed::ReembedArgs),
     /// Restore a snapshot of the database

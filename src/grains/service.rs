@@ -219,6 +219,22 @@ impl Grains {
         Ok(grains.into_iter().filter_map(with_vector).collect())
     }
 
+    /// The numbers of all grains.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn all_numbers(&self) -> Result<Vec<i64>, GrainError> {
+        Ok(self.store.numbers(Filter::default(), u32::MAX).await?)
+    }
+
+    /// The grains that have these numbers, in no particular order.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn with_numbers(&self, numbers: Vec<i64>) -> Result<Vec<Numbered>, GrainError> {
+        Ok(self.store.grains(numbers).await?)
+    }
+
     /// Gives vectors their provenance, and answers how many got it.
     ///
     /// # Errors

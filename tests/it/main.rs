@@ -10,6 +10,7 @@ mod arrows;
 mod bad_input;
 mod batching;
 mod broken_models;
+mod comparisons;
 mod config_refusals;
 mod doctor;
 mod golden;
