@@ -98,7 +98,7 @@ impl Grains {
             return Ok(Renewal::Whole);
         }
         let mut makers = Vec::new();
-        for space in holding {
+        for space in holding.clone() {
             // A declared space has none, and what nobody can embed into has no anchors.
             if let Some(name) = self.models.maker_of(&space).await? {
                 makers.push(Maker { space, name });
@@ -130,15 +130,19 @@ impl Grains {
             self.anchors.measure(sample.len(), &spaces);
         }
         if renewal == Renewal::Whole {
-            self.retire_anchors(&sample, &spaces).await?;
+            // A space whose model is gone keeps what it has: the model may come back.
+            self.retire_anchors(&sample, &holding).await?;
         }
         self.anchors.measure(sample.len(), &spaces);
         Ok(renewal)
     }
 
+    /// Whether a space can be given what it lacks of the sample now, or lacks nothing.
     fn is_worth_a_load(&self, maker: &Maker, sample: &[i64]) -> bool {
-        self.models.status(&maker.name).is_ok_and(|status| status.is_ready())
-            || self.anchors.lacking(sample, &maker.space).len() * WORTH_A_LOAD >= sample.len()
+        let n_lacking = self.anchors.lacking(sample, &maker.space).len();
+        n_lacking == 0
+            || n_lacking * WORTH_A_LOAD >= sample.len()
+            || self.models.status(&maker.name).is_ok_and(|status| status.is_ready())
     }
 
     /// Takes over the vectors that grains have already.
