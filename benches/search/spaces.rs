@@ -90,8 +90,10 @@ pub async fn run(options: &Options, granary: impl Fn(Vec<(&'static str, String)>
     let mut embedded = Vec::new();
     for model in models {
         let began = Instant::now();
-        embedded.push(embed(&server, model, &pairs, &queries).await?);
-        println!("  embedded with {} in {:.0} s", embedded[embedded.len() - 1].model, began.elapsed().as_secs_f64());
+        let made = embed(&server, model, &pairs, &queries).await?;
+        let (took, alone) = (began.elapsed().as_secs_f64(), alone(&made, &queries));
+        println!("  {}: embedded in {took:.0} s; alone its MRR@{N_HITS} is {alone:.4}", made.model);
+        embedded.push(made);
     }
     server.stop().await?;
     let (first, others) = embedded.split_first().ok_or("no model")?;
@@ -226,6 +228,15 @@ async fn search(server: &Server, pairs: &[Pair], queries: &[usize], sums: &mut S
         sums.merged += reciprocal(hits.iter().position(|hit| hit["grain"]["id"] == id));
     }
     Ok(Asked { n_queries: queries.len(), n_by_anchors, latencies_ms: sorted_ms(&latencies) })
+}
+
+/// What a model finds of the grains when all of them are in its space.
+fn alone(model: &Embedded, queries: &[usize]) -> f64 {
+    let found = |(query, at): (usize, &usize)| {
+        let score = |grain: &Vec<f32>| dot(&model.queries[query], grain);
+        reciprocal(rank(model.grains.iter().map(score), score(&model.grains[*at])))
+    };
+    queries.iter().enumerate().map(found).sum::<f64>() / queries.len() as f64
 }
 
 /// What each grain's own space alone finds, and what a merge of raw scores and one of ranks do.
