@@ -26,6 +26,7 @@ mod hub;
 mod hub_models;
 mod lifecycle;
 mod memory;
+mod merged_search;
 mod metrics;
 mod models;
 mod modules;
