@@ -154,6 +154,8 @@ def write_onnx(data, *arguments):
 def run_writer(data, script, *arguments):
     """Runs a script of this folder with the packages of `ensure_writer`."""
     environment = {**os.environ, "PYTHONPATH": str(data / "python"), "PYTHONDONTWRITEBYTECODE": "1"}
+    # NumPy's threads wait for each other by spinning: on a busy machine two take several times as long as one.
+    environment["OPENBLAS_NUM_THREADS"] = "1"
     command = [sys.executable, "-s", str(SCRIPTS / script), *map(str, arguments)]
     finished = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     if finished.returncode:

@@ -29,7 +29,7 @@ sys.dont_write_bytecode = True  # no __pycache__ beside the scripts
 from write_onnx import FolderWeights
 
 DOCSTRING = re.compile(r'^ *"""(.+?)(?:\n\s*\n|""")', re.MULTILINE | re.DOTALL)
-WORDS = (5, 24)  # of a text
+WORDS = (5, 20)  # of a text
 BATCH = 64
 SHRINKAGE = 0.1
 
@@ -139,7 +139,7 @@ def main():
     parser.add_argument("texts", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--dimensions", type=int, default=256)
-    parser.add_argument("--count", type=int, default=2500, help="how many texts to embed")
+    parser.add_argument("--count", type=int, default=2000, help="how many texts to embed")
     options = parser.parse_args()
     vectors = vectors_of(options.model, texts_of(options.texts, options.count))
     weight, bias = whitening(vectors, options.dimensions)
