@@ -123,7 +123,7 @@ pub struct ScoreDistributions {
 /// What a switch would cost.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ReembeddingEstimate {
-    /// Grains that are not served from `to`'s space.
+    /// Grains that have no vector in `to`'s space, which `POST /reembeddings` would give them.
     grains: u64,
     /// How long embedding them would take, at the speed of this comparison.
     estimated_s: f64,

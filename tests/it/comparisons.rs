@@ -141,13 +141,20 @@ fn assert_found(predicted: &[Value], found: &Value) {
     }
 }
 
+/// Searches for each query, and compares with what was said of one model.
+async fn assert_all_found(app: &Caller, moved: &[Value], side: &str) {
+    for moved in moved {
+        let search = json!({"query": moved["query"], "mode": "dense", "limit": 7});
+        assert_found(list(&moved[side]), &app.post("/grains/search", search).await.ok());
+    }
+}
+
 #[tokio::test]
 async fn answers_after_a_switch_are_those_that_were_predicted() {
-    let config = entry_of(CUT);
-    let before = TestApp::start_with(&config).await;
+    let app = TestApp::start_with(&entry_of(CUT)).await;
     let texts = texts();
-    write(&before, &texts).await;
-    let found = compare(&before, json!({"to": CUT, "queries": QUERIES, "k": 7})).await;
+    write(&app, &texts).await;
+    let found = compare(&app, json!({"to": CUT, "queries": QUERIES, "k": 7})).await;
     assert_eq!((&found["from"]["name"], &found["to"]["name"]), (&json!(MINILM), &json!(CUT)));
     assert_eq!((&found["sample"]["queries"], &found["sample"]["queries_from"]), (&json!(8), &json!("caller")));
     assert_eq!(found["reembedding"]["grains"], texts.len());
@@ -161,7 +168,7 @@ async fn answers_after_a_switch_are_those_that_were_predicted() {
         assert!(number(&side["embed_p95_ms"]) >= number(&side["embed_p50_ms"]));
     }
     // As many texts are cut as the model cuts.
-    let embedded = before.post("/embed", json!({"inputs": texts})).await;
+    let embedded = app.post("/embed", json!({"inputs": texts})).await;
     let n_cut: f64 = embedded.header("x-truncated").split(';').next().and_then(|n| n.parse().ok()).expect("a number");
     assert!(n_cut > 0.0, "no text is long enough");
     assert!((number(&found["from"]["truncated_share"]) - n_cut / texts.len() as f64).abs() < 1e-6, "{}", found["from"]);
@@ -176,16 +183,11 @@ async fn answers_after_a_switch_are_those_that_were_predicted() {
         assert_eq!(list(&found["scores"][side]).iter().filter_map(Value::as_u64).sum::<u64>(), n_pairs);
     }
 
-    let after = TestApp::start_with(&format!("[ai]\nmodel_name = \"{CUT}\"\n{config}")).await;
-    write(&after, &texts).await;
     let moved = list(&found["moved"]);
     assert_eq!(moved.len(), QUERIES.len());
     assert!(moved.is_sorted_by_key(|moved| number(&moved["rank_biased_overlap"])), "most moved first");
     assert!(number(&moved[0]["overlap"]) < 1.0, "{}", moved[0]);
     for moved in moved {
-        let search = json!({"query": moved["query"], "mode": "dense", "limit": 7});
-        assert_found(list(&moved["from"]), &before.post("/grains/search", search.clone()).await.ok());
-        assert_found(list(&moved["to"]), &after.post("/grains/search", search).await.ok());
         for (side, other) in [("from", "to"), ("to", "from")] {
             let ids: Vec<&Value> = list(&moved[other]).iter().map(|found| &found["id"]).collect();
             for found in list(&moved[side]) {
@@ -194,8 +196,15 @@ async fn answers_after_a_switch_are_those_that_were_predicted() {
             }
         }
     }
-    before.stop().await;
-    after.stop().await;
+
+    assert_all_found(&app, moved, "from").await;
+    let job = app.post("/reembeddings", json!({"to": CUT})).await.ok();
+    let path = format!("/reembeddings/{}", job["id"].as_str().expect("an id"));
+    let ended = ["completed", "completed_with_failures", "failed", "cancelled"];
+    assert_eq!(reach(&app, &path, &ended).await["state"], "completed");
+    assert_all_found(&app, moved, "to").await;
+    assert_eq!(compare(&app, json!({"to": CUT, "queries": ["wheat"]})).await["reembedding"]["grains"], 0);
+    app.stop().await;
 }
 
 #[tokio::test]

@@ -21,7 +21,8 @@ pub use self::report::html;
 use self::embedding::Progress;
 use self::judging::{Basis, judge};
 use self::sample::Query;
-use crate::domain::{GrainId, ModelName, SpaceId};
+use crate::domain::{Filter, GrainId, ModelName, SpaceId};
+use crate::grains::store::Lacking;
 use crate::grains::{GrainError, Grains};
 use crate::models::{ModelError, MultiModelManager};
 
@@ -104,7 +105,7 @@ pub struct Comparison {
     pub thresholds: Vec<Threshold>,
     /// The least and the greatest score of both models: what [`Side::histogram`] is spread over.
     pub score_range: (f64, f64),
-    /// Grains that a switch would have to embed.
+    /// Grains without a current vector in the second model's space.
     pub n_to_reembed: u64,
     /// How long that would take at the speed of this comparison.
     pub estimated: Duration,
@@ -229,9 +230,8 @@ async fn compare(
     } else {
         Arc::new(embedding::embed(models, &request.to, asked, progress).await?)
     };
-    let served = grains.served_by_space().await?;
-    let n_there = served.iter().find(|(space, _)| *space == to.space).map_or(0, |(_, n)| *n);
-    let n_to_reembed = (n_grains as u64).saturating_sub(n_there);
+    let lacking = Lacking { space: to.space.clone(), filter: Filter::default(), unless_failed_in: None, among: None };
+    let n_to_reembed = grains.count_lacking(lacking).await?;
     let depth = request.depth.min(sampled.len());
     let basis = Basis { sampled, queries, source, n_grains, n_to_reembed, depth };
     let judged = grains.shutdown().spawn_blocking("compare answers", move || judge(&basis, [&from, &to]));
