@@ -1,5 +1,7 @@
 //! Reading requests: JSON bodies, models in paths, and spaces, each refused with a sentence that helps.
 
+use std::convert::Infallible;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 pub use axum::extract::rejection::QueryRejection as QueryRejected;
@@ -9,10 +11,11 @@ use axum::http::{StatusCode, header};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::access::Holder;
 use super::error::{ApiError, Code};
 use super::state::AppState;
-use crate::domain::SpaceId;
 use crate::domain::space::hex_digits;
+use crate::domain::{ModelName, SpaceId};
 use crate::grains::Token;
 use crate::grains::store::ReceiptKey;
 
@@ -47,12 +50,13 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Keyed<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let key = idempotency_key(&request)?;
+        let caller = request.extensions().get::<Holder>().map(|Holder(key)| key.name.to_string()).unwrap_or_default();
         let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
         let bytes = json_bytes(request, state).await?;
         let token = key.map(|key| {
             let hash = Sha256::new().chain_update(&target).chain_update([0]).chain_update(&bytes).finalize();
-            // This version has no API keys, so all callers share one name.
-            Token { key: ReceiptKey { caller: String::new(), key }, request: hex_digits(&hash) }
+            // Without API keys all callers share one name.
+            Token { key: ReceiptKey { caller: caller.clone(), key }, request: hex_digits(&hash) }
         });
         Ok(Self { body: parse(&bytes)?, bytes, token })
     }
@@ -110,6 +114,25 @@ impl FromRequestParts<AppState> for ModelWord {
         let word = Path::<String>::from_request_parts(parts, state).await;
         word.map(|Path(word)| Self(word))
             .map_err(|_| ApiError::new(Code::ModelNotFound, "the model's name in the path is not UTF-8"))
+    }
+}
+
+/// The model that the caller's key means where a request names none.
+pub struct UsualModel(Option<ModelName>);
+
+impl UsualModel {
+    /// The model that the request names, or else the key's; `None` is the active one.
+    #[must_use]
+    pub fn unless(&self, named: Option<String>) -> Option<String> {
+        named.or_else(|| self.0.as_ref().map(ToString::to_string))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for UsualModel {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Self(parts.extensions.get::<Holder>().and_then(|Holder(key)| key.model.clone())))
     }
 }
 

@@ -7,6 +7,7 @@ mod client;
 pub mod config;
 pub mod doctor;
 pub mod grains;
+pub mod keys;
 pub mod models;
 pub mod snapshot;
 
@@ -14,7 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use self::client::ServerError;
+pub use self::client::{ServerArgs, ServerError};
 pub use self::doctor::DoctorArgs;
 use crate::config::{ConfigSources, Overrides};
 
@@ -40,6 +41,8 @@ pub enum Command {
     Models(models::ModelsArgs),
     /// Import, export, search and count the grains of a running server
     Grains(grains::GrainsArgs),
+    /// Add, list and remove the API keys of a server on this machine
+    Keys(keys::KeysArgs),
     /// Restore a snapshot of the database
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON
