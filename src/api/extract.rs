@@ -7,7 +7,7 @@ use axum::extract::rejection::BytesRejection;
 pub use axum::extract::rejection::QueryRejection as QueryRejected;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
@@ -74,7 +74,20 @@ fn idempotency_key(request: &Request) -> Result<Option<String>, ApiError> {
     }
 }
 
+/// Refuses a compressed body: what is small on its way could become anything here.
+///
+/// # Errors
+/// When the request names an encoding.
+pub fn refuse_encoded(headers: &HeaderMap) -> Result<(), ApiError> {
+    let is_plain = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Ok(());
+    }
+    Err(ApiError::new(Code::ContentType, "the body has a `content-encoding`: send it as it is, without one"))
+}
+
 async fn json_bytes(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
+    refuse_encoded(request.headers())?;
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !content_type.is_some_and(is_json) {
         let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(found)));
@@ -93,6 +106,7 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        refuse_encoded(request.headers())?;
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts.clone(), body);
         let bytes = Bytes::from_request(request, state).await.map_err(|error| body_error(&error, state))?;

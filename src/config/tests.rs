@@ -279,7 +279,10 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[engine]\nauto_truncate = 1", &["engine.auto_truncate:", "true or false"]),
         ("[grains]\ndatabase_url = 'postgres://u:secret@h/d'", &["grains.database_url:", "not support", "sqlite:///"]),
         ("[grains]\ndatabase_url = 'g.db'", &["granary.toml: grains.database_url:", "sqlite:///absolute/path.db"]),
-        ("[auth]\nopen = ['health', 'docs', 'all']", &["auth.open[2]:", "\"all\"", "\"health\", \"metrics\" or \"docs\""]),
+        (
+            "[auth]\nopen = ['health', 'docs', 'all']",
+            &["auth.open[2]:", "\"all\"", "\"health\", \"metrics\" or \"docs\""],
+        ),
         ("[auth]\nkeys_file = ''", &["granary.toml: auth.keys_file:", "empty"]),
         ("[[auth.keys]]\nname = 'a'", &["granary.toml: auth.keys[0].hash:", "found nothing"]),
         ("[auth]\ndisabled = 'true'", &["granary.toml: auth.disabled:", "\"true\"", "true or false"]),
