@@ -284,9 +284,9 @@ mod tests {
         assert_eq!((key.scopes.to_string().as_str(), key.model, key.rate), ("embed,read", None, None));
         for wrong in ["scopes = []", "scopes = ['all']", "scopes = [0]", "key = 'x'", "rate = 0", "model = 'a/b'"] {
             let line = wrong.split(' ').next().expect("a word");
-            let text: String =
-                text.lines().filter(|kept| !kept.starts_with(line)).map(|kept| format!("{kept}\n")).collect();
-            assert!(toml::from_str::<ApiKey>(&format!("{text}{wrong}")).is_err(), "{wrong}");
+            let kept = text.lines().filter(|kept| !kept.starts_with(line));
+            let text: Vec<&str> = kept.chain([wrong]).collect();
+            assert!(toml::from_str::<ApiKey>(&text.join("\n")).is_err(), "{wrong}");
         }
         for name in ["", "-a", "a b", "a/b", "é", &"a".repeat(65), "a\n"] {
             assert_eq!(name.parse::<KeyName>(), Err(KeyNameError), "{name:?}");
