@@ -116,6 +116,9 @@ impl App {
     /// [`AppError`], with the setting at fault.
     pub async fn build(config: Config, shutdown: Shutdown) -> Result<Self, AppError> {
         let keys = Arc::new(keys(&config)?);
+        if keys.are_needed() {
+            tracing::info!(n_keys = keys.count(), "requests need a key");
+        }
         let metrics = telemetry::install_metrics()?;
         let catalog = catalog(&config)?;
         let store = if config.grains.enabled {

@@ -1,8 +1,9 @@
 //! API keys: who is let in, to what, how often, and where keys never show.
 
+use std::io::Write;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use granary::api::access::{Need, listed};
@@ -372,6 +373,34 @@ fn the_command_line_refuses_what_makes_no_key() {
     let again = keys(folder.path(), &["add", "a", "--scope", "write"]);
     assert!(String::from_utf8_lossy(&again.stderr).contains("there is a key named `a` already"), "{again:?}");
     assert!(said(folder.path(), &["list"]).contains("ops   admin"));
+}
+
+#[tokio::test]
+async fn a_key_that_somebody_chose_is_configured_by_its_hash() {
+    let folder = folder_with("");
+    let hash = |key: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+        command.current_dir(folder.path()).args(["keys", "hash"]).env_clear();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it runs");
+        child.stdin.take().expect("a pipe").write_all(key.as_bytes()).expect("written");
+        child.wait_with_output().expect("it ends")
+    };
+    let hashed = hash("chosen-by-somebody\n");
+    let hashed = String::from_utf8(hashed.stdout).expect("UTF-8");
+    let keys = format!("[auth]\nkeys = [{{ name = \"a\", hash = \"{}\", scopes = [\"read\"] }}]\n", hashed.trim_end());
+    let app = TestApp::start_with(&format!("{keys}{}", with_tiny(&[]))).await;
+    app.with_key("chosen-by-somebody").get("/models").await.ok();
+    assert_eq!(app.with_key("chosen-by-somebodY").get("/models").await.problem().0, 401);
+    app.stop().await;
+
+    for (key, says) in [("secret", "has 6 characters"), ("chosen by somebody", "that no header carries"), ("", "has 0")]
+    {
+        let refused = hash(key);
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && stderr.contains(says), "{stderr}");
+        assert!(key.is_empty() || !stderr.contains(key), "{stderr}");
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@ use bytesize::ByteSize;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
 
-use crate::app;
+use crate::app::{self, AppError};
 use crate::config::Config;
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::check_saved;
@@ -115,6 +115,13 @@ pub(super) fn data_dir(config: &Config) -> Check {
 pub(super) fn keys(config: &Config) -> Check {
     const SUBJECT: &str = "API keys";
     match app::keys(config) {
+        Err(AppError::OpenPort { host, .. }) => {
+            let finding = format!("none, and other machines can reach `server.host`, {host:?}");
+            Check::new(SUBJECT, Verdict::Problem, finding).with_way_out(
+                "make one with `granary keys add`, listen on \"127.0.0.1\", or set `auth.disabled = true` where a proxy or \
+                 a private network keeps strangers out",
+            )
+        }
         Err(error) => Check::new(SUBJECT, Verdict::Problem, with_causes(&error)),
         Ok(_) if config.auth.disabled => {
             Check::new(SUBJECT, Verdict::Note, "not asked for, because `auth.disabled` is true")
@@ -124,9 +131,7 @@ pub(super) fn keys(config: &Config) -> Check {
             Check::new(SUBJECT, Verdict::Problem, finding)
                 .with_way_out("make one with `granary keys add`, or delete the file to serve this machine without")
         }
-        Ok(keys) if keys.are_needed() => {
-            Check::new(SUBJECT, Verdict::Ok, format!("needed, and there are {}", keys.count()))
-        }
+        Ok(keys) if keys.are_needed() => Check::new(SUBJECT, Verdict::Ok, format!("needed; {} known", keys.count())),
         Ok(_) => Check::new(SUBJECT, Verdict::Ok, "none, so the server answers to this machine's own names only"),
     }
 }
