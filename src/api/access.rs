@@ -1,7 +1,7 @@
 //! Who may do what: the one table of routes and the scope that each needs, and the check before every request.
 //!
 //! A server without keys lets everybody through whom `guard` lets through. On one with keys a request presents its key,
-//! and [`ROUTES`] says what that must allow. A route that is not in the table needs `admin`; a test holds every operation
+//! and the table says what that must allow. A route that is not in the table needs `admin`; a test holds every operation
 //! of the document to be there.
 
 use std::sync::Arc;
