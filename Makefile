@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-bench test test-schema test-v03 grain-model grain-crash grain-contention bench bench-engine bench-overload bench-index bench-search bench-quality soak cycles budget lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-bench test test-schema test-v03 grain-model grain-crash grain-contention reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality soak cycles budget lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -47,6 +47,15 @@ grain-crash: setup-test ## a server that writes grains is killed 50 times: is ev
 
 grain-contention: setup-test ## readers and a writer of grains for a minute: does one stand in another's way?
 	GRAIN_CONTENTION_SECONDS=$${GRAIN_CONTENTION_SECONDS:-60} $(LONG_TEST) grain_crash::readers
+
+reembed-crash: setup-test ## a server that re-embeds is killed 20 times: does it go on by itself, and is everything there?
+	REEMBED_CRASH_KILLS=$${REEMBED_CRASH_KILLS:-20} $(LONG_TEST) reembedding_crash::
+
+reembed-load: setup-test setup-bench ## 20,000 real grains re-embedded beside ten callers, in release mode; 20 minutes
+	REEMBED_LOAD_GRAINS=$${REEMBED_LOAD_GRAINS:-20000} $(LONG_TEST) --release reembedding_load::nobody
+
+reembed-cut-over: setup-test ## the cut-over of 1,000,000 grains, in release mode; 15 minutes
+	REEMBED_CUT_OVER_GRAINS=$${REEMBED_CUT_OVER_GRAINS:-1000000} $(LONG_TEST) --release reembedding_load::a_cut_over
 
 setup-bench: setup # what the benchmarks need beyond that: fastembed behind FastAPI, and texts
 	@scripts/setup-bench

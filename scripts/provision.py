@@ -147,13 +147,18 @@ def ensure_writer(data):
 
 
 def write_onnx(data, *arguments):
-    """Runs scripts/write_onnx.py with the packages of `ensure_writer`."""
+    """Has scripts/write_onnx.py write a model folder, which is its first argument."""
+    run_writer(data, "write_onnx.py", *arguments)
+
+
+def run_writer(data, script, *arguments):
+    """Runs a script of this folder with the packages of `ensure_writer`."""
     environment = {**os.environ, "PYTHONPATH": str(data / "python"), "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-s", str(SCRIPTS / "write_onnx.py"), *map(str, arguments)]
+    command = [sys.executable, "-s", str(SCRIPTS / script), *map(str, arguments)]
     finished = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True)
     if finished.returncode:
         lines = finished.stderr.strip().splitlines() or [f"exit status {finished.returncode}"]
-        raise Failure(f"scripts/write_onnx.py failed on {arguments[0]}: {lines[-1]}")
+        raise Failure(f"scripts/{script} failed on {arguments[0]}: {lines[-1]}")
 
 
 def pip(verb, *arguments):

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
 """Writes a BERT-architecture encoder as a plain ONNX model folder.
 
-The weights come from a Hugging Face folder (`--from FOLDER`, safetensors) or are drawn from a seed (`--random bert-base`,
-`--random tiny`: a true architecture whose vectors mean nothing, for tests). The folder written is the ordinary Hugging Face
-layout: `onnx/model.onnx`, its weights beside it in `model.onnx_data`, `tokenizer.json`, `config.json`, `modules.json`,
-`1_Pooling/config.json`, `sentence_bert_config.json`, and the folders of dense layers behind pooling.
+The weights come from a Hugging Face folder (`--from FOLDER`, safetensors, or one that this tool wrote) or are drawn from a
+seed (`--random bert-base`, `--random tiny`: a true architecture whose vectors mean nothing, for tests). The folder written is
+the ordinary Hugging Face layout: `onnx/model.onnx`, its weights beside it in `model.onnx_data`, `tokenizer.json`,
+`config.json`, `modules.json`, `1_Pooling/config.json`, `sentence_bert_config.json`, and the folders of dense layers behind
+pooling.
 
 The graph holds standard operators of opset 17 only, unfused: ONNX Runtime's CPU kernels and the OpenVINO execution provider
 each fuse what they like, and measured the same within noise for every hand-made variation tried (merged QKV, Gemm, the Gelu
@@ -21,6 +22,7 @@ import math
 import shutil
 import sys
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,24 +93,49 @@ class Refusal(Exception):
 
 
 class FolderWeights:
-    """The float32 tensors of `model.safetensors`, read one at a time."""
+    """The float32 tensors of `model.safetensors`, read one at a time, or else of an `onnx/model.onnx` that this tool wrote."""
 
     def __init__(self, folder):
-        path = folder / "model.safetensors"
-        if not path.is_file():
-            raise Refusal(f"{path} does not exist; weights are read from one safetensors file.")
-        self._file = safe_open(path, framework="np")
-        # A model saved with a task's head keeps its encoder under `bert.`.
-        self._names = {name.removeprefix("bert."): name for name in self._file.keys()}
+        path, written = folder / "model.safetensors", folder / "onnx/model.onnx"
+        if path.is_file():
+            self._file = safe_open(path, framework="np")
+            # A model saved with a task's head keeps its encoder under `bert.`.
+            names = {name.removeprefix("bert."): name for name in self._file.keys()}
+            self._read = {name: partial(self._file.get_tensor, saved) for name, saved in names.items()}
+        elif written.is_file():
+            tensors = onnx.load(written).graph.initializer
+            self._read = {tensor.name: partial(self._of_graph, tensor) for tensor in tensors}
+        else:
+            raise Refusal(f"{folder} has neither model.safetensors nor onnx/model.onnx to read weights from.")
+
+    @staticmethod
+    def _of_graph(tensor):
+        array = onnx.numpy_helper.to_array(tensor)
+        # `linear` stores matrices as [in][out]; the tables of embeddings stand as they are.
+        return array.T if array.ndim == 2 and tensor.name.startswith("encoder.") else array
 
     def get(self, name, shape):
-        if name not in self._names:
-            raise Refusal(f"the safetensors file has no tensor `{name}`: it is not a BERT encoder.")
-        array = self._file.get_tensor(self._names[name])
+        if name not in self._read:
+            raise Refusal(f"the weights have no tensor `{name}`: it is not a BERT encoder.")
+        array = self._read[name]()
         # A table may have more rows than are asked for (--vocab-rows); nothing else may differ.
         if array.shape[1:] != shape[1:] or array.shape[0] < shape[0]:
             raise Refusal(f"tensor `{name}` has shape {list(array.shape)}; config.json makes it {list(shape)}.")
         return array[: shape[0]].astype(np.float32, copy=False)
+
+
+class WithBrokenToken:
+    """Weights in which the embedding of one token is not a number, so that no text with the token can be embedded."""
+
+    def __init__(self, weights, token_id):
+        self._weights, self._token_id = weights, token_id
+
+    def get(self, name, shape):
+        array = self._weights.get(name, shape)
+        if name.endswith("word_embeddings.weight"):
+            array = array.copy()
+            array[self._token_id] = np.nan
+        return array
 
 
 class RandomWeights:
@@ -366,9 +393,20 @@ def write_modules(folder, dimensions, options, weights):
     modules = [("", "Transformer"), ("1_Pooling", "Pooling")]
     for size, activation in options.dense:
         name = f"{len(modules)}_Dense"
-        write_dense(folder / name, (dimensions, size), activation, weights)
+        tensors = {
+            "linear.weight": weights.get(f"{name}.linear.weight", (size, dimensions)),
+            "linear.bias": weights.get(f"{name}.linear.bias", (size,)),
+        }
+        write_dense(folder / name, tensors, activation)
         modules.append((name, "Dense"))
         dimensions = size
+    if options.dense_from:
+        tensors = {name: read_tensor(options.dense_from, name) for name in ("linear.weight", "linear.bias")}
+        if tensors["linear.weight"].shape[1:] != (dimensions,):
+            raise Refusal(f"{options.dense_from} holds no layer that takes {dimensions} numbers.")
+        name = f"{len(modules)}_Dense"
+        write_dense(folder / name, tensors, "identity")
+        modules.append((name, "Dense"))
     if options.normalize:
         modules.append((f"{len(modules)}_Normalize", "Normalize"))
     write_json(
@@ -380,16 +418,17 @@ def write_modules(folder, dimensions, options, weights):
     )
 
 
-def write_dense(folder, sizes, activation, weights):
-    """Writes a dense layer from `sizes[0]` numbers to `sizes[1]`, with a bias."""
-    size_in, size_out = sizes
+def write_dense(folder, tensors, activation):
+    """Writes a dense layer with a bias; `linear.weight` is `[out][in]`."""
+    size_out, size_in = tensors["linear.weight"].shape
     config = {"in_features": size_in, "out_features": size_out, "bias": True}
     write_json(folder / "config.json", {**config, "activation_function": ACTIVATIONS[activation]})
-    tensors = {
-        "linear.weight": weights.get(f"{folder.name}.linear.weight", (size_out, size_in)),
-        "linear.bias": weights.get(f"{folder.name}.linear.bias", (size_out,)),
-    }
     (folder / "model.safetensors").write_bytes(as_safetensors(tensors))
+
+
+def read_tensor(path, name):
+    with safe_open(path, framework="np") as file:
+        return file.get_tensor(name)
 
 
 def dense_layer(text):
@@ -407,7 +446,8 @@ def parse(arguments):
     add("out", type=Path, metavar="OUT", help="the model folder to write; made if it is not there")
 
     source = parser.add_mutually_exclusive_group(required=True).add_argument
-    source("--from", dest="source", type=Path, metavar="FOLDER", help="a folder with model.safetensors and config.json")
+    source("--from", dest="source", type=Path, metavar="FOLDER",
+           help="a folder with config.json and model.safetensors, or else one that this tool wrote")
     source("--random", choices=sorted(ARCHITECTURES), help="draw the weights of this architecture")
     add("--seed", type=int, default=0, help="the seed of --random (default 0)")
     add("--tokenizer", type=Path, help="the tokenizer.json to copy; --random bert-base needs it")
@@ -421,8 +461,11 @@ def parse(arguments):
         help="with a pooling, list a Normalize module; with --output sentence_embedding, normalise in the graph too")
     add("--dense", action="append", type=dense_layer, default=[], metavar="OUT[:ACTIVATION]",
         help="with --random, put a dense layer behind pooling; may be repeated (default activation: identity)")
+    add("--dense-from", type=Path, metavar="FILE",
+        help="put the dense layer of this safetensors file (linear.weight, linear.bias) behind pooling; needs --pooling")
     add("--output", default="last_hidden_state", metavar="NAME",
         help="the output's name; sentence_embedding is pooled (mean) in the graph (default last_hidden_state)")
+    add("--broken-token", metavar="TOKEN", help="make the embedding of this token not a number, to try what fails then")
     add("--logits", action="store_true", help="output vocabulary logits, and nothing else")
     add("--no-token-type-ids", dest="token_type_ids", action="store_false", help="leave out the input token_type_ids")
 
@@ -441,6 +484,8 @@ def main(arguments=None):
 
     if options.dense and (options.source or options.pooling == "none"):
         raise Refusal("--dense draws weights and stands behind pooling: it needs --random and a --pooling.")
+    if options.dense_from and options.pooling in (None, "none"):
+        raise Refusal("--dense-from stands behind pooling: it needs a --pooling.")
     if options.source:
         for name in SIDE_FILES:
             if (options.source / name).is_file():
@@ -460,6 +505,12 @@ def main(arguments=None):
         shutil.copyfile(options.tokenizer, folder / "tokenizer.json")
     elif options.random == "bert-base":
         raise Refusal("--random bert-base needs --tokenizer, a tokenizer.json of bert-base-uncased.")
+
+    if options.broken_token:
+        vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+        if options.broken_token not in vocabulary:
+            raise Refusal(f"the tokenizer has no token {options.broken_token!r}.")
+        weights = WithBrokenToken(weights, vocabulary[options.broken_token])
 
     for key, wanted in [("model_type", "bert"), ("hidden_act", "gelu"), ("position_embedding_type", "absolute")]:
         if config.get(key, wanted) != wanted:

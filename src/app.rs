@@ -17,6 +17,8 @@ use crate::api::access::Access;
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::auth::{KeyFileError, Keys, KeysSetup, Policy};
+use crate::change::compare::Comparisons;
+use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
@@ -144,6 +146,7 @@ impl App {
                 cores,
                 hub: hub(&config)?,
                 cache: EmbeddingCache::with_capacity(config.models.embedding_cache.as_u64()),
+                interactive: Arc::default(),
             },
             ledger: Arc::clone(&ledger),
             shutdown: shutdown.clone(),
@@ -164,12 +167,26 @@ impl App {
             Some(store) => Some(grains(&config, store, &models, &shutdown).await?),
             None => None,
         };
+        let reembeddings = match &grains {
+            Some(grains) => Some(
+                Reembeddings::start(ReembeddingsParts {
+                    grains: grains.clone(),
+                    models: models.clone(),
+                    rollback_window: config.grains.rollback_window,
+                    shutdown: shutdown.clone(),
+                })
+                .await?,
+            ),
+            None => None,
+        };
         keep_active_loadable(&shutdown, models.clone());
         keep_keys(&shutdown, Arc::clone(&keys));
         keep_metrics(&shutdown, metrics.clone());
         let state = AppState {
             models,
             grains,
+            reembeddings,
+            comparisons: Comparisons::default(),
             ledger,
             limits: Limits {
                 max_body: config.server.max_body,

@@ -22,6 +22,8 @@ fn main() -> ExitCode {
         Command::Snapshot(args) => cli::snapshot::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Keys(args) => cli::keys::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Grains(args) => cli::grains::run(args, &mut io::stdout()).map_err(Failure::from),
+        Command::Compare(args) => cli::compare::run(args, &mut io::stdout()).map_err(Failure::from),
+        Command::Reembed(args) => cli::reembed::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Openapi => io::stdout().write_all(api::openapi::json().as_bytes()).map_err(Failure::from),
     };
     ended.map_or_else(

@@ -60,12 +60,21 @@ const ROUTES: &[(Method, &str, Need)] = &[
     (Method::GET, "/snapshots/{name}", ADMIN),
     (Method::DELETE, "/snapshots/{name}", ADMIN),
     // What spans models and grains
-    (Method::GET, "/reembeddings*", READ),
-    (Method::POST, "/reembeddings*", ADMIN),
-    (Method::DELETE, "/reembeddings*", ADMIN),
-    (Method::GET, "/comparisons*", READ),
-    (Method::POST, "/comparisons*", ADMIN),
-    (Method::DELETE, "/comparisons*", ADMIN),
+    (Method::GET, "/reembeddings", READ),
+    (Method::POST, "/reembeddings", ADMIN),
+    (Method::GET, "/reembeddings/{id}", READ),
+    (Method::GET, "/reembeddings/{id}/events", READ),
+    (Method::GET, "/reembeddings/{id}/failures", READ),
+    (Method::POST, "/reembeddings/{id}/pause", ADMIN),
+    (Method::POST, "/reembeddings/{id}/resume", ADMIN),
+    (Method::POST, "/reembeddings/{id}/cancel", ADMIN),
+    (Method::POST, "/reembeddings/{id}/rollback", ADMIN),
+    (Method::POST, "/reembeddings/{id}/purge", ADMIN),
+    (Method::GET, "/comparisons", READ),
+    (Method::POST, "/comparisons", ADMIN),
+    (Method::GET, "/comparisons/{id}", READ),
+    (Method::GET, "/comparisons/{id}/report", READ),
+    (Method::DELETE, "/comparisons/{id}", ADMIN),
     // Grains
     (Method::GET, "/grains", READ),
     (Method::POST, "/grains", WRITE),
@@ -270,7 +279,6 @@ mod tests {
         assert_eq!(listed(&Method::DELETE, "/models/{name}"), Some(ADMIN));
         assert_eq!(listed(&Method::HEAD, "/grains/{id}"), Some(READ));
         assert_eq!(listed(&Method::GET, "/docs/{*rest}"), Some(DOCS));
-        assert_eq!(listed(&Method::POST, "/reembeddings/{id}/pause"), Some(ADMIN));
         for (method, pattern) in
             [(Method::TRACE, "/embed"), (Method::GET, "/models/{name}/new"), (Method::POST, "/docs")]
         {

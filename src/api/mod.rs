@@ -8,6 +8,8 @@ pub mod active;
 pub mod adoption;
 mod callers;
 pub mod code;
+pub mod comparison;
+pub mod comparisons;
 pub mod embed;
 pub mod error;
 pub mod events;
@@ -23,6 +25,7 @@ pub mod openai;
 pub mod openapi;
 pub mod operations;
 pub mod prompt;
+pub mod reembeddings;
 pub mod registration;
 pub mod requests;
 pub mod responses;
@@ -60,9 +63,22 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(spaces::accept))
         .routes(routes!(spaces::list, spaces::declare))
         .routes(routes!(adoption::adopt_space))
+        .routes(routes!(comparisons::list, comparisons::create))
+        .routes(routes!(comparisons::get, comparisons::delete))
+        .routes(routes!(comparisons::report))
         .routes(routes!(snapshots::list, snapshots::create))
         .routes(routes!(snapshots::get, snapshots::delete))
         .routes(routes!(hardware::get))
+        // Changing the model
+        .routes(routes!(reembeddings::list, reembeddings::begin))
+        .routes(routes!(reembeddings::get))
+        .routes(routes!(reembeddings::follow))
+        .routes(routes!(reembeddings::failures))
+        .routes(routes!(reembeddings::pause))
+        .routes(routes!(reembeddings::resume))
+        .routes(routes!(reembeddings::cancel))
+        .routes(routes!(reembeddings::roll_back))
+        .routes(routes!(reembeddings::purge))
         // Grains
         .routes(routes!(grains::many::list, grains::batch::create))
         .routes(routes!(grains::search::search))

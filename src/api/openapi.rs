@@ -23,7 +23,9 @@ use crate::domain::Scope;
     tags(
         (name = "models", description = "Which models there are, and which are loaded"),
         (name = "spaces", description = "Which vectors may be compared, and what proves it"),
+        (name = "comparisons", description = "What a change of the model would do, before it is made"),
         (name = "grains", description = "Text records, found by meaning and by words"),
+        (name = "reembeddings", description = "Jobs that give grains vectors in another space, which then takes over"),
         (name = "snapshots", description = "Whole copies of the database"),
         (name = "tei", description = "The routes of text-embeddings-inference, at the root and for each model"),
         (name = "openai", description = "The routes of OpenAI's embeddings API"),

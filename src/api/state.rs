@@ -8,6 +8,8 @@ use metrics_exporter_prometheus::PrometheusHandle;
 
 use super::access::Access;
 use super::guard::HostGuard;
+use crate::change::Reembeddings;
+use crate::change::compare::Comparisons;
 use crate::grains::Grains;
 use crate::models::{Ledger, MultiModelManager};
 
@@ -18,6 +20,10 @@ pub struct AppState {
     pub models: MultiModelManager,
     /// The grains; `None` on a server that keeps none.
     pub grains: Option<Grains>,
+    /// The jobs that give grains vectors in another space; `None` beside no grains.
+    pub reembeddings: Option<Reembeddings>,
+    /// Comparisons of models on them, since the server started.
+    pub comparisons: Comparisons,
     /// Whether the database answers, for readiness.
     pub ledger: Arc<dyn Ledger>,
     /// What a request may cost.

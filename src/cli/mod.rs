@@ -4,11 +4,13 @@
 //! message. Start at [`Command`].
 
 mod client;
+pub mod compare;
 pub mod config;
 pub mod doctor;
 pub mod grains;
 pub mod keys;
 pub mod models;
+pub mod reembed;
 pub mod snapshot;
 
 use std::path::PathBuf;
@@ -43,6 +45,10 @@ pub enum Command {
     Grains(grains::GrainsArgs),
     /// Add, list and remove the API keys of a server on this machine
     Keys(keys::KeysArgs),
+    /// Compare two models on the grains of a running server, before one takes the other's place
+    Compare(compare::CompareArgs),
+    /// Move the grains of a running server to another model, and back
+    Reembed(reembed::ReembedArgs),
     /// Restore a snapshot of the database
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON

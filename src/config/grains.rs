@@ -12,6 +12,7 @@ use super::spelling::{self, Problem, outside};
 
 const MAX_TEXT: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::mib(64);
 const SLOW_SEARCH: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_hours(1);
+const ROLLBACK_WINDOW: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24 * 365);
 
 /// `[grains]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -28,6 +29,9 @@ pub struct GrainsConfig {
     /// Searches that take longer are logged.
     #[serde(with = "spelling::duration")]
     pub slow_search: Duration,
+    /// How long a re-embedding can be rolled back.
+    #[serde(with = "spelling::duration")]
+    pub rollback_window: Duration,
 }
 
 impl GrainsConfig {
@@ -35,6 +39,7 @@ impl GrainsConfig {
         [
             outside("grains.max_text", &self.max_text, &MAX_TEXT, |size| spelling::size::spell(*size)),
             outside("grains.slow_search", &self.slow_search, &SLOW_SEARCH, spelling::duration::spell),
+            outside("grains.rollback_window", &self.rollback_window, &ROLLBACK_WINDOW, spelling::duration::spell),
         ]
         .into_iter()
         .flatten()

@@ -1,10 +1,12 @@
 //! Which grains are meant: conditions on what a grain is besides its text. All of them must hold.
 
+use serde::{Deserialize, Serialize};
+
 use super::grain::GrainId;
 use super::space::SpaceId;
 
 /// Conditions that a grain meets or not. Without any, every grain does.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Filter {
     /// Its id is one of these.
     pub ids: Option<Vec<GrainId>>,
@@ -23,7 +25,7 @@ pub struct Filter {
 }
 
 /// Which members a set must have.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Membership<T> {
     /// At least one of these, when there are some.
     pub any: Vec<T>,
@@ -48,7 +50,7 @@ impl<T> Membership<T> {
 }
 
 /// Bounds of a value.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range<T> {
     /// Greater than this.
     pub gt: Option<T>,
@@ -75,7 +77,7 @@ impl<T> Range<T> {
 }
 
 /// What an attribute may be compared with.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub enum AttributeValue {
     /// A string; strings are ordered by their bytes.
     Text(String),
@@ -86,7 +88,7 @@ pub enum AttributeValue {
 }
 
 /// What an attribute must be. Of an attribute that is a list, each element counts.
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct AttributeCondition {
     /// The values it has.
     pub members: Membership<AttributeValue>,
@@ -97,12 +99,20 @@ pub struct AttributeCondition {
 }
 
 /// Where a grain is served from.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SpaceCondition {
     /// This space.
     Is(SpaceId),
     /// None: it has no vector whose space is known.
     Unknown,
+}
+
+impl SpaceCondition {
+    /// Whether a grain that is served from this space meets it.
+    #[must_use]
+    pub fn is(&self, space: &SpaceId) -> bool {
+        matches!(self, Self::Is(wanted) if wanted == space)
+    }
 }
 
 impl Filter {

@@ -13,6 +13,7 @@ pub mod model;
 pub mod module;
 pub mod prompt_choice;
 pub mod provider;
+pub mod reembedding;
 pub mod space;
 
 pub use caller::Caller;
@@ -27,4 +28,5 @@ pub use model::{
 pub use module::{Activation, DenseShape, HashedModule};
 pub use prompt_choice::{InputType, PromptChoice, TwoPromptsError};
 pub use provider::{GpuProvider, ProviderSetting};
+pub use reembedding::{OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState};
 pub use space::{DeclaredSpace, DeclaredSpaceError, Fingerprint, Manifest, SpaceId, SpaceIdError};

@@ -33,6 +33,9 @@ impl TextKind {
     /// The text of a grain that somebody writes.
     pub const DOCUMENT: Self = Self { input_type: InputType::Document, priority: Priority::Interactive };
 
+    /// The text of a grain, in work that nobody waits for.
+    pub const BACKGROUND: Self = Self { input_type: InputType::Document, priority: Priority::Background };
+
     /// The text of a search.
     pub const QUERY: Self = Self { input_type: InputType::Query, priority: Priority::Interactive };
 }
@@ -114,12 +117,14 @@ impl Grains {
                 }
             }
         }
+        let mut staged = self.stage(planned, &vectors, priority).await;
         let change = |(at, plan): (usize, &Planned)| Change {
             id: plan.id.clone(),
             expected: plan.expected,
             content: plan.content.clone(),
             created_at: plan.created_at.clone(),
             vector: vectors.remove(&at),
+            staged: staged.remove(&at),
         };
         let good = planned.iter().enumerate().filter_map(|(at, plan)| Some((at, plan.as_ref().ok()?)));
         Ok((good.map(change).collect(), active))
@@ -203,7 +208,7 @@ impl Grains {
     }
 }
 
-fn texts_at(planned: &[Result<Planned, GrainError>], places: &[usize]) -> Vec<String> {
+pub(super) fn texts_at(planned: &[Result<Planned, GrainError>], places: &[usize]) -> Vec<String> {
     let text = |at: &usize| planned[*at].as_ref().ok().map(|plan| plan.content.text.clone());
     places.iter().filter_map(text).collect()
 }

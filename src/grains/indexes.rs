@@ -1,7 +1,9 @@
 //! The indexes of all spaces that hold vectors, in step with the database.
 //!
-//! Whoever changes grains holds the gate of [`Grains`](super::Grains) and tells the indexes right after the commit. An
-//! index that could not be told is broken: it finds nothing until it is made again from the database.
+//! Whoever changes grains holds the gate of [`Grains`](super::Grains) and tells the indexes right after the commit. All
+//! of them stand behind one lock, so that a search sees every space at one moment: a grain that moves from one space to
+//! another is found in exactly one of them. An index that could not be told is broken: it finds nothing until it is made
+//! again from the database.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +13,7 @@ use parking_lot::RwLock;
 
 use super::error::GrainError;
 use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
-use super::store::{GrainStore, Identity, NewVector, Scored, TextFate, Written};
+use super::store::{GrainStore, Identity, NewVector, Scored, TextFate};
 use super::vector::unit;
 use crate::domain::SpaceId;
 use crate::models::error::with_causes;
@@ -24,14 +26,20 @@ const ROWS_AT_ONCE: u32 = 4096;
 pub struct Indexes {
     folder: PathBuf,
     identity: Identity,
-    all: RwLock<Vec<SharedIndex>>,
+    all: Arc<RwLock<All>>,
 }
 
-/// The index of one space. Clones share it.
-#[derive(Clone)]
-pub(super) struct SharedIndex {
+/// Every index, and how often grains have moved between them.
+#[derive(Default)]
+struct All {
+    in_order: Vec<OneIndex>,
+    n_moves: u64,
+}
+
+/// The index of one space.
+struct OneIndex {
     space: SpaceId,
-    state: Arc<RwLock<State>>,
+    state: State,
 }
 
 enum State {
@@ -39,6 +47,9 @@ enum State {
     /// Why it is not in step with the database, and the dimensions to make it with.
     Broken(String, usize),
 }
+
+/// All indexes at one moment.
+pub(super) struct Moment<'a>(&'a All);
 
 impl Indexes {
     /// Loads the indexes that the last process saved, and makes those that it did not.
@@ -49,7 +60,7 @@ impl Indexes {
         let last = store.identity().await?;
         // From here on, what is in the files is known to nobody but this process.
         let identity = store.renew_epoch().await?;
-        let mut all = Vec::new();
+        let mut in_order = Vec::new();
         for space in store.space_order().await? {
             let Some(dimensions) = dimensions_of(store, &space).await? else { continue };
             let options = |identity: &Identity| IndexOptions::new(folder.clone(), dimensions, mark(identity, &space));
@@ -68,108 +79,126 @@ impl Indexes {
                 }
             };
             tracing::info!(%space, n_vectors = index.len(), took = ?began.elapsed(), "the index of a space is ready");
-            all.push(SharedIndex { space, state: Arc::new(RwLock::new(State::Whole(Box::new(index)))) });
+            in_order.push(OneIndex { space, state: State::Whole(Box::new(index)) });
         }
-        let indexes = Self { folder, identity, all: RwLock::new(all) };
+        let indexes = Self { folder, identity, all: Arc::new(RwLock::new(All { in_order, n_moves: 0 })) };
         indexes.measure();
         Ok(indexes)
     }
 
     /// The spaces that serve grains, in their order.
     pub(super) fn serving(&self) -> Vec<SpaceId> {
-        self.all.read().iter().filter(|index| index.n_served() > 0).map(|index| index.space.clone()).collect()
+        Moment(&self.all.read()).serving()
+    }
+
+    /// How often grains have moved from one space to another.
+    pub(super) fn n_moves(&self) -> u64 {
+        self.all.read().n_moves
     }
 
     /// The spaces that hold vectors, and how many grains each serves; `None` while one of them is broken.
     pub(super) fn served(&self) -> Option<Vec<(SpaceId, u64)>> {
         let all = self.all.read();
-        let served = |index: &SharedIndex| match &*index.state.read() {
-            State::Whole(whole) => Some((index.space.clone(), whole.n_served() as u64)),
-            State::Broken(..) => None,
-        };
-        all.iter().map(served).collect()
+        let served = |index: &OneIndex| index.whole().map(|whole| (index.space.clone(), whole.n_served() as u64));
+        all.in_order.iter().map(served).collect()
     }
 
-    /// The index of a space that holds vectors.
-    pub(super) fn of(&self, space: &SpaceId) -> Option<SharedIndex> {
-        self.all.read().iter().find(|index| index.space == *space).cloned()
+    /// Looks at all indexes at one moment, off the async threads.
+    pub(super) async fn look<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Moment<'_>) -> Result<T, GrainError> + Send + 'static,
+    ) -> Result<T, GrainError> {
+        let all = Arc::clone(&self.all);
+        blocking(move || look(&Moment(&all.read()))).await
     }
 
-    /// Notes what was committed. The caller holds the gate.
-    pub(super) fn apply(&self, written: &Written, vector: Option<&NewVector>) {
-        let number = written.numbered.number;
-        let served = written.numbered.grain.provenance.as_ref().map(|provenance| &provenance.space);
-        let serving = |space: &SpaceId| if served == Some(space) { Serving::Served } else { Serving::Withheld };
-        if let Some(NewVector { provenance, vector }) = vector {
-            self.of_new(&provenance.space, vector.len());
+    /// Notes what was committed of a grain: what became of its text, and the vectors it got. The caller holds the gate.
+    pub(super) fn apply(&self, number: i64, text: TextFate, vectors: &[&NewVector]) {
+        let mut all = self.all.write();
+        for NewVector { provenance, vector } in vectors {
+            self.expect(&mut all, &provenance.space, vector.len());
         }
-        for index in self.all.read().iter() {
-            index.change(|whole| match vector {
-                Some(new) if new.provenance.space == index.space => {
-                    whole.put(number, &unit(&new.vector), serving(&index.space))
-                }
-                _ if written.text == TextFate::Replaced => whole.remove(number),
-                _ => whole.set_serving(number, serving(&index.space)),
+        let before = all.serving_of(number);
+        for index in &mut all.in_order {
+            let new = vectors.iter().find(|new| new.provenance.space == index.space);
+            index.change(|whole| match new {
+                // Whether it serves is settled when all indexes have their vectors.
+                Some(new) => whole.put(number, &unit(&new.vector), Serving::Withheld),
+                None if text == TextFate::Replaced => whole.remove(number),
+                None => Ok(()),
             });
         }
+        all.settle(number);
+        all.n_moves += u64::from(before.is_some() && before != all.serving_of(number));
     }
 
     /// Forgets deleted grains. The caller holds the gate.
     pub(super) fn remove(&self, numbers: &[i64]) {
-        for index in self.all.read().iter() {
+        for index in &mut self.all.write().in_order {
             index.change(|whole| numbers.iter().try_for_each(|number| whole.remove(*number)));
         }
     }
 
-    /// Forgets what a space had of a grain. The caller holds the gate.
-    pub(super) fn remove_from(&self, space: &SpaceId, number: i64) {
-        if let Some(index) = self.of(space) {
-            index.change(|whole| whole.remove(number));
-        }
+    /// Forgets what a space had of grains. The caller holds the gate.
+    pub(super) fn remove_from(&self, space: &SpaceId, numbers: &[i64]) {
+        let mut all = self.all.write();
+        let Some(index) = all.in_order.iter_mut().find(|index| index.space == *space) else { return };
+        index.change(|whole| numbers.iter().try_for_each(|number| whole.remove(*number)));
+        numbers.iter().for_each(|number| all.settle(*number));
+    }
+
+    /// Notes a new order of spaces: each grain is served from the first that holds it. The caller holds the gate.
+    pub(super) fn reorder(&self, order: &[SpaceId]) {
+        let mut all = self.all.write();
+        all.in_order.sort_by_key(|index| order.iter().position(|space| *space == index.space).unwrap_or(usize::MAX));
+        all.settle_all();
+        all.n_moves += 1;
     }
 
     /// Makes broken indexes again. The caller holds the gate.
     pub(super) async fn repair(&self, store: &dyn GrainStore) {
-        let all = self.all.read().clone();
-        for index in all {
-            let State::Broken(_, dimensions) = *index.state.read() else { continue };
-            let options = IndexOptions::new(self.folder.clone(), dimensions, mark(&self.identity, &index.space));
-            match build(store, &index.space, options).await {
+        let broken: Vec<(SpaceId, usize)> = self.all.read().in_order.iter().filter_map(OneIndex::broken).collect();
+        for (space, dimensions) in broken {
+            let options = IndexOptions::new(self.folder.clone(), dimensions, mark(&self.identity, &space));
+            match build(store, &space, options).await {
                 Ok(whole) => {
-                    tracing::info!(space = %index.space, n_vectors = whole.len(), "a broken index was made again");
-                    *index.state.write() = State::Whole(Box::new(whole));
+                    tracing::info!(%space, n_vectors = whole.len(), "a broken index was made again");
+                    let mut all = self.all.write();
+                    if let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) {
+                        index.state = State::Whole(Box::new(whole));
+                    }
+                    // While it was broken, other spaces served what it holds.
+                    all.settle_all();
+                    all.n_moves += 1;
                 }
-                Err(error) => {
-                    tracing::error!(space = %index.space, "an index stays broken: {}", with_causes(&error));
-                }
+                Err(error) => tracing::error!(%space, "an index stays broken: {}", with_causes(&error)),
             }
         }
     }
 
     /// Whether an index is not in step with the database.
     pub(super) fn has_broken(&self) -> bool {
-        self.all.read().iter().any(|index| matches!(*index.state.read(), State::Broken(..)))
+        self.all.read().in_order.iter().any(|index| index.broken().is_some())
     }
 
     /// Writes every index to its files. What cannot be written is made again at the next start.
     pub(super) async fn save(&self) {
-        let all = self.all.read().clone();
-        for index in all {
-            let state = Arc::clone(&index.state);
-            let saved = blocking(move || match &mut *state.write() {
-                State::Whole(whole) => whole.save(),
-                State::Broken(..) => Ok(()),
-            });
-            if let Err(error) = saved.await {
-                tracing::warn!(space = %index.space, "the index is not saved: {}", with_causes(&error));
+        let all = Arc::clone(&self.all);
+        blocking(move || {
+            for OneIndex { space, state } in &mut all.write().in_order {
+                let State::Whole(whole) = state else { continue };
+                if let Err(error) = whole.save() {
+                    tracing::warn!(%space, "the index is not saved: {}", with_causes(&error));
+                }
             }
-        }
+        })
+        .await;
     }
 
     /// Sets the gauges.
     pub(super) fn measure(&self) {
-        for index in self.all.read().iter() {
-            let State::Whole(whole) = &*index.state.read() else { continue };
+        for index in &self.all.read().in_order {
+            let Some(whole) = index.whole() else { continue };
             let (space, size) = (index.space.to_string(), whole.size());
             metrics::gauge!(telemetry::GRAINS, "space" => space.clone()).set(whole.n_served() as f64);
             metrics::gauge!(telemetry::INDEX_BYTES, "space" => space.clone(), "where" => "memory")
@@ -178,9 +207,9 @@ impl Indexes {
         }
     }
 
-    /// The index of a space that may hold its first vector now.
-    fn of_new(&self, space: &SpaceId, dimensions: usize) {
-        if self.of(space).is_some() {
+    /// The index of a space that may hold its first vector now. As in the database, a new space comes last.
+    fn expect(&self, all: &mut All, space: &SpaceId, dimensions: usize) {
+        if all.in_order.iter().any(|index| index.space == *space) {
             return;
         }
         let options = IndexOptions::new(self.folder.clone(), dimensions, mark(&self.identity, space));
@@ -188,62 +217,116 @@ impl Indexes {
             Ok(index) => State::Whole(Box::new(index)),
             Err(error) => State::Broken(with_causes(&error), dimensions),
         };
-        self.all.write().push(SharedIndex { space: space.clone(), state: Arc::new(RwLock::new(state)) });
+        all.in_order.push(OneIndex { space: space.clone(), state });
     }
 }
 
-impl SharedIndex {
-    /// The nearest grains that the space serves, best first.
-    pub(super) async fn nearest(&self, query: Vec<f32>, n: usize) -> Result<Vec<Scored>, GrainError> {
-        self.search(move |index| Ok(index.nearest(&query, n)?.into_iter().map(scored).collect())).await
+impl Moment<'_> {
+    /// The spaces that serve grains, in their order.
+    pub(super) fn serving(&self) -> Vec<SpaceId> {
+        self.0.in_order.iter().filter(|index| index.n_served() > 0).map(|index| index.space.clone()).collect()
     }
 
-    /// The nearest of these grains, best first.
-    pub(super) async fn nearest_among(
+    /// How often grains have moved from one space to another.
+    pub(super) fn n_moves(&self) -> u64 {
+        self.0.n_moves
+    }
+
+    /// The nearest grains that the space serves, best first.
+    pub(super) fn nearest(&self, space: &SpaceId, query: &[f32], n: usize) -> Result<Vec<Scored>, GrainError> {
+        self.of(space, |index| index.nearest(query, n))
+    }
+
+    /// The nearest of these grains, best first. Ascending numbers are looked up fastest.
+    pub(super) fn nearest_among(
         &self,
-        query: Vec<f32>,
-        mut numbers: Vec<i64>,
+        space: &SpaceId,
+        query: &[f32],
+        numbers: &[i64],
         n: usize,
     ) -> Result<Vec<Scored>, GrainError> {
-        self.search(move |index| {
-            numbers.sort_unstable();
-            Ok(index.nearest_among(&query, &numbers, n)?.into_iter().map(scored).collect())
-        })
-        .await
+        self.of(space, |index| index.nearest_among(query, numbers, n))
     }
 
     /// Grains that may be the nearest, best first by an estimate.
-    pub(super) async fn candidates(&self, query: Vec<f32>, n: usize) -> Result<Vec<i64>, GrainError> {
-        self.search(move |index| Ok(index.candidates(&query, n)?.into_iter().map(|hit| hit.number).collect())).await
+    pub(super) fn candidates(&self, space: &SpaceId, query: &[f32], n: usize) -> Result<Vec<i64>, GrainError> {
+        let found = self.of(space, |index| index.candidates(query, n))?;
+        Ok(found.into_iter().map(|hit| hit.number).collect())
     }
 
-    async fn search<T: Send + 'static>(
+    /// What a look into the index of a space finds; a space that holds no vectors has nothing to look into.
+    fn of(
         &self,
-        look: impl FnOnce(&SpaceIndex) -> Result<T, IndexError> + Send + 'static,
-    ) -> Result<T, GrainError> {
-        let (state, space) = (Arc::clone(&self.state), self.space.clone());
-        blocking(move || match &*state.read() {
-            State::Whole(index) => Ok(look(index)?),
-            State::Broken(reason, _) => Err(GrainError::BrokenIndex { space, reason: reason.clone() }),
-        })
-        .await
+        space: &SpaceId,
+        look: impl FnOnce(&SpaceIndex) -> Result<Vec<index::Scored>, IndexError>,
+    ) -> Result<Vec<Scored>, GrainError> {
+        match self.0.in_order.iter().find(|index| index.space == *space).map(|index| &index.state) {
+            None => Ok(Vec::new()),
+            Some(State::Whole(index)) => Ok(look(index)?.into_iter().map(scored).collect()),
+            Some(State::Broken(reason, _)) => {
+                Err(GrainError::BrokenIndex { space: space.clone(), reason: reason.clone() })
+            }
+        }
+    }
+}
+
+impl All {
+    /// The place of the index that serves a grain.
+    fn serving_of(&self, number: i64) -> Option<usize> {
+        let serves =
+            |index: &OneIndex| index.whole().is_some_and(|whole| whole.serving(number) == Some(Serving::Served));
+        self.in_order.iter().position(serves)
     }
 
-    fn n_served(&self) -> usize {
-        match &*self.state.read() {
-            State::Whole(index) => index.n_served(),
-            // As far as anybody knows; the search says why it finds nothing.
-            State::Broken(..) => 1,
+    /// The first index that holds a grain serves it.
+    fn settle(&mut self, number: i64) {
+        let mut serving = Serving::Served;
+        for index in &mut self.in_order {
+            if index.whole().is_some_and(|whole| whole.serving(number).is_some()) {
+                index.change(|whole| whole.set_serving(number, serving));
+                serving = Serving::Withheld;
+            }
         }
     }
 
-    fn change(&self, change: impl FnOnce(&mut SpaceIndex) -> Result<(), IndexError>) {
-        let mut state = self.state.write();
-        let State::Whole(index) = &mut *state else { return };
+    /// The first index that holds a grain serves it, of every grain.
+    fn settle_all(&mut self) {
+        for at in 0..self.in_order.len() {
+            let (before, rest) = self.in_order.split_at_mut(at);
+            let before: Vec<&SpaceIndex> = before.iter().filter_map(OneIndex::whole).collect();
+            if let Some(index) = rest.first_mut() {
+                index.change(|whole| whole.serve_unless_in(&before));
+            }
+        }
+    }
+}
+
+impl OneIndex {
+    fn whole(&self) -> Option<&SpaceIndex> {
+        match &self.state {
+            State::Whole(whole) => Some(whole),
+            State::Broken(..) => None,
+        }
+    }
+
+    fn broken(&self) -> Option<(SpaceId, usize)> {
+        match self.state {
+            State::Whole(_) => None,
+            State::Broken(_, dimensions) => Some((self.space.clone(), dimensions)),
+        }
+    }
+
+    fn n_served(&self) -> usize {
+        // Of a broken one as far as anybody knows; the search says why it finds nothing.
+        self.whole().map_or(1, SpaceIndex::n_served)
+    }
+
+    fn change(&mut self, change: impl FnOnce(&mut SpaceIndex) -> Result<(), IndexError>) {
+        let State::Whole(index) = &mut self.state else { return };
         if let Err(error) = change(index) {
             let (reason, dimensions) = (with_causes(&error), index.dimensions());
             tracing::error!(space = %self.space, "the index is out of step, and is made again: {reason}");
-            *state = State::Broken(reason, dimensions);
+            self.state = State::Broken(reason, dimensions);
         }
     }
 }

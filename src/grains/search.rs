@@ -1,19 +1,17 @@
 //! Finding grains by meaning, by words, or by both.
 //!
-//! Each space that serves grains is searched with its own model, whatever model is active. Under a filter that few
-//! grains meet, exactly those are compared; under a broad one the nearest candidates are checked against it.
+//! Each space that serves grains is searched with its own model, whatever model is active (`nearest`), and what they
+//! find becomes one ranking (`merge`).
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use super::embedding::TextKind;
 use super::error::GrainError;
 use super::merge::{Ranking, fuse};
+use super::nearest::SpaceSearch;
 use super::service::Grains;
 use super::store::{Numbered, Scored};
-use super::vector::{checked, unit};
-use crate::domain::{Filter, Grain, ModelName, SpaceCondition, SpaceId};
-use crate::models::error::with_causes;
+use crate::domain::{Filter, Grain, ModelName, SpaceId};
 use crate::telemetry;
 
 /// The most hits that one request reaches: `offset` and `limit` together.
@@ -24,18 +22,6 @@ const FUSION_DEPTH: usize = 200;
 
 /// How much the ranking by words counts in a hybrid search, beside 1 for the ranking by vectors: chosen with `merge::K`.
 const WORDS_WEIGHT: f64 = 1.5;
-
-/// The most grains that a filter may leave for each of them to be compared.
-const EXACT_UNDER_FILTER: u32 = 2_000;
-
-/// Candidates that are checked against a broader filter: so many that one which keeps a tenth leaves enough of them.
-const FIRST_LOOK: usize = 1_250;
-
-/// The most candidates that are checked: when more would be needed, few grains meet the filter, and these are compared.
-const WIDEST_LOOK: usize = 8_000;
-
-/// Candidates that must remain under a filter: codes only estimate, and the nearest are among so many.
-const MIN_SURVIVORS: usize = 100;
 
 /// What is searched for.
 #[derive(Clone, Debug, PartialEq)]
@@ -158,9 +144,9 @@ struct List {
 
 /// Where a search spends its time.
 #[derive(Debug, Default)]
-struct Spent {
-    embedding: Duration,
-    vectors: Duration,
+pub(super) struct Spent {
+    pub(super) embedding: Duration,
+    pub(super) vectors: Duration,
     words: Duration,
     reading: Duration,
 }
@@ -178,7 +164,11 @@ impl Grains {
         let depth = if request.mode == Mode::Hybrid { wanted.max(FUSION_DEPTH) } else { wanted };
         let (mut lists, mut spaces) = (Vec::new(), Vec::new());
         if request.mode != Mode::Lexical {
-            (lists, spaces) = self.search_spaces(&request, depth, &mut spent).await?;
+            for SpaceSearch { space, model, query, hits } in self.search_spaces(&request, depth, &mut spent).await? {
+                let found = query.and(hits);
+                spaces.push(SearchedSpace { space: space.clone(), model, reason: found.as_ref().err().cloned() });
+                lists.extend(found.ok().map(|hits| List { space: Some(space), hits }));
+            }
         }
         if request.mode != Mode::Dense
             && let Query::Text(text) = &request.query
@@ -206,103 +196,6 @@ impl Grains {
             );
         }
         Ok(SearchResult { hits, spaces, merged })
-    }
-
-    async fn search_spaces(
-        &self,
-        request: &SearchRequest,
-        depth: usize,
-        spent: &mut Spent,
-    ) -> Result<(Vec<List>, Vec<SearchedSpace>), GrainError> {
-        let mut lists = Vec::new();
-        let mut searched = Vec::new();
-        let targets = match (&request.query, &request.filter.space) {
-            (Query::Vector { space, .. }, _) | (Query::Text(_), Some(SpaceCondition::Is(space))) => vec![space.clone()],
-            (Query::Text(_), Some(SpaceCondition::Unknown)) => Vec::new(),
-            (Query::Text(_), None) => self.indexes.serving(),
-        };
-        for space in targets {
-            let began = Instant::now();
-            let made = self.query_vector(&request.query, &space).await;
-            spent.embedding += began.elapsed();
-            let (model, vector) = match made {
-                Ok(made) => made,
-                // What the caller got wrong is an error; a model that is not to be had is not.
-                Err(error @ (GrainError::Invalid { .. } | GrainError::UnknownSpace(_))) => return Err(error),
-                Err(error) => {
-                    searched.push(SearchedSpace { space, model: None, reason: Some(with_causes(&error)) });
-                    continue;
-                }
-            };
-            let began = Instant::now();
-            let found = self.nearest(&space, vector, &request.filter, depth).await;
-            spent.vectors += began.elapsed();
-            let reason = match found {
-                Ok(hits) => {
-                    lists.push(List { space: Some(space.clone()), hits });
-                    None
-                }
-                Err(error @ GrainError::BrokenIndex { .. }) => Some(error.to_string()),
-                Err(error) => return Err(error),
-            };
-            searched.push(SearchedSpace { space, model, reason });
-        }
-        Ok((lists, searched))
-    }
-
-    /// The query in a space, and the model that made it.
-    async fn query_vector(&self, query: &Query, space: &SpaceId) -> Result<(Option<ModelName>, Vec<f32>), GrainError> {
-        let text = match query {
-            Query::Text(text) => text.clone(),
-            Query::Vector { vector, .. } => {
-                let record = self.ledger.space(space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
-                return Ok((None, checked(vector, record.dimensions)?));
-            }
-        };
-        let name = self.models.maker_of(space).await?.ok_or_else(|| GrainError::NoMaker(space.clone()))?;
-        let lease = self.models.lease(&name).await?;
-        if lease.facts().fingerprint.space() != *space {
-            return Err(GrainError::NoMaker(space.clone()));
-        }
-        let made = self.embed_texts(&lease, vec![text], TextKind::QUERY).await?;
-        Ok((Some(name), made.first().map(|made| unit(&made.vector)).unwrap_or_default()))
-    }
-
-    /// The nearest grains that are served from a space and meet the filter.
-    async fn nearest(
-        &self,
-        space: &SpaceId,
-        query: Vec<f32>,
-        filter: &Filter,
-        n: usize,
-    ) -> Result<Vec<Scored>, GrainError> {
-        let Some(index) = self.indexes.of(space) else { return Ok(Vec::new()) };
-        if filter.space.as_ref().is_some_and(|wanted| *wanted != SpaceCondition::Is(space.clone())) {
-            return Ok(Vec::new());
-        }
-        // The index has nothing but what the space serves.
-        let filter = Filter { space: None, ..filter.clone() };
-        if filter.is_empty() {
-            return index.nearest(query, n).await;
-        }
-        let few = self.store.numbers(filter.clone(), EXACT_UNDER_FILTER + 1).await?;
-        if few.len() <= EXACT_UNDER_FILTER as usize {
-            return index.nearest_among(query, few, n).await;
-        }
-        let enough = n.max(MIN_SURVIVORS);
-        let mut look = FIRST_LOOK.max(4 * n);
-        while look <= WIDEST_LOOK {
-            let candidates = index.candidates(query.clone(), look).await?;
-            let is_everything = candidates.len() < look;
-            let passing = self.store.passing(filter.clone(), candidates).await?;
-            if is_everything || passing.len() >= enough {
-                return index.nearest_among(query, passing, n).await;
-            }
-            // As many as the share that has passed lets expect, and half as many again.
-            look = (look * enough * 3).checked_div(passing.len() * 2).unwrap_or(usize::MAX);
-        }
-        let all = self.store.numbers(filter, u32::MAX).await?;
-        index.nearest_among(query, all, n).await
     }
 
     async fn read_hits(

@@ -14,9 +14,10 @@ use super::draft::Precondition;
 use super::error::GrainError;
 use super::indexes::Indexes;
 use super::snapshots::Snapshots;
+use super::staging::Staging;
 use super::store::{
-    Applied, Batch, Committed, Counted, Facet, GrainStore, Numbered, OnlyIf, Page, PageRequest, ProvenVector,
-    StoredVector,
+    Applied, Batch, Committed, Counted, Facet, GrainStore, NewVector, Numbered, OnlyIf, Page, PageRequest,
+    ProvenVector, StoredVector,
 };
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
 use crate::models::{Ledger, MultiModelManager};
@@ -67,8 +68,10 @@ pub struct Grains {
     pub(super) indexes: Arc<Indexes>,
     pub(super) limits: GrainLimits,
     pub(super) shutdown: Shutdown,
+    pub(super) staging: Staging,
     snapshots: Snapshots,
-    gate: Arc<Mutex<()>>,
+    /// Whoever changes grains holds it, from before the commit until the indexes know.
+    pub(super) gate: Arc<Mutex<()>>,
 }
 
 impl Grains {
@@ -83,6 +86,7 @@ impl Grains {
             indexes: Arc::new(indexes),
             limits,
             shutdown,
+            staging: Staging::default(),
             snapshots,
             gate: Arc::default(),
         };
@@ -215,6 +219,22 @@ impl Grains {
         Ok(grains.into_iter().filter_map(with_vector).collect())
     }
 
+    /// The numbers of all grains.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn all_numbers(&self) -> Result<Vec<i64>, GrainError> {
+        Ok(self.store.numbers(Filter::default(), u32::MAX).await?)
+    }
+
+    /// The grains that have these numbers, in no particular order.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn with_numbers(&self, numbers: Vec<i64>) -> Result<Vec<Numbered>, GrainError> {
+        Ok(self.store.grains(numbers).await?)
+    }
+
     /// Gives vectors their provenance, and answers how many got it.
     ///
     /// # Errors
@@ -226,9 +246,11 @@ impl Grains {
             let _gate = grains.gate.lock().await;
             let written = grains.store.adopt(proven).await?;
             for (written, vector) in &written {
-                grains.indexes.apply(written, Some(vector));
+                let number = written.numbered.number;
+                grains.indexes.apply(number, written.text, &[vector]);
+                grains.staging.note(number, &[vector]);
                 if let Some(from) = &from {
-                    grains.indexes.remove_from(from, written.numbered.number);
+                    grains.indexes.remove_from(from, &[number]);
                 }
             }
             grains.indexes.measure();
@@ -248,7 +270,7 @@ impl Grains {
         let (grains, began) = (self.clone(), Instant::now());
         let work = async move {
             // What the indexes must learn, before the store takes it.
-            let vectors: Vec<_> = batch.changes.iter().map(|change| change.vector.clone()).collect();
+            let vectors: Vec<Option<NewVector>> = batch.changes.iter().map(|change| change.vector.clone()).collect();
             let is_whole = batch.atomicity;
             let _gate = grains.gate.lock().await;
             let committed = grains.store.write(batch).await?;
@@ -257,7 +279,9 @@ impl Grains {
             {
                 for (applied, vector) in applied.iter().zip(vectors) {
                     if let Applied::Written(written) = applied {
-                        grains.indexes.apply(written, vector.as_ref());
+                        let vectors: Vec<&NewVector> = vector.iter().chain(&written.staged).collect();
+                        grains.indexes.apply(written.numbered.number, written.text, &vectors);
+                        grains.staging.note(written.numbered.number, &vectors);
                     }
                 }
                 grains.indexes.measure();

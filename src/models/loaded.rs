@@ -10,6 +10,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use super::cache::EmbeddingCache;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
+use super::interactive::Interactive;
 use super::standing::Standing;
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, SpaceId, TruncationSide};
 use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
@@ -82,6 +83,7 @@ pub struct LoadedModel {
     pub(super) name: ModelName,
     pub(super) encoder: Encoder,
     pub(super) cache: Option<Arc<EmbeddingCache>>,
+    pub(super) interactive: Arc<Interactive>,
     pub(super) identity: ModelIdentity,
     pub(super) facts: Arc<LoadedFacts>,
     pub(super) standing: RwLock<Standing>,
@@ -159,6 +161,7 @@ impl Lease {
             return Err(ModelError::SpaceMismatch { field, name, expected, actual: space });
         }
         let prompt = self.prompt(&request.prompt)?;
+        let _waits = (request.priority == Priority::Interactive).then(|| self.model.interactive.begin());
         let request = EncodeRequest {
             inputs: request.inputs,
             prompt,

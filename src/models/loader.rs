@@ -15,6 +15,7 @@ use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::ModelFiles;
 use super::hardware::{self, Footprint};
 use super::hub::Hub;
+use super::interactive::Interactive;
 use super::loaded::{LoadedFacts, LoadedModel};
 use super::modules::{self, ModuleFile};
 use crate::config::{EngineConfig, QueryLaneSetting};
@@ -56,6 +57,8 @@ pub struct Loader {
     pub hub: Hub,
     /// Vectors of texts that were embedded before.
     pub cache: Option<Arc<EmbeddingCache>>,
+    /// Counts the requests that somebody waits for.
+    pub interactive: Arc<Interactive>,
 }
 
 impl Loader {
@@ -114,6 +117,7 @@ impl Loader {
             name: info.name.clone(),
             encoder,
             cache: self.cache.clone(),
+            interactive: Arc::clone(&self.interactive),
             identity,
             facts: Arc::new(facts),
             standing: RwLock::default(),

@@ -18,6 +18,7 @@ use super::catalog::Catalog;
 use super::entry::{Eagerness, Entry, ModelStatus, Next, NextUnload};
 use super::error::ModelError;
 use super::hardware::Selector;
+use super::interactive::Interactive;
 use super::ledger::{Ledger, LedgerError};
 use super::lifecycle::Phase;
 use super::loaded::{EmbedRequest, Embedded, Lease};
@@ -137,6 +138,12 @@ impl MultiModelManager {
         manager.watch_memory();
         manager.probe_loaded();
         Ok(manager)
+    }
+
+    /// The requests that somebody waits for.
+    #[must_use]
+    pub fn interactive(&self) -> &Interactive {
+        &self.loader.interactive
     }
 
     /// The active model's name.

@@ -20,8 +20,6 @@ pub struct Switch {
     pub space: SpaceId,
     /// Who used the previous model lately: if they name no model, they get vectors of another space now.
     pub recent_callers: Vec<RecentCaller>,
-    /// Grains that have vectors of other models.
-    pub grains_elsewhere: u64,
 }
 
 impl MultiModelManager {
@@ -71,12 +69,9 @@ impl MultiModelManager {
         self.ledger.record_active_model(&entry.info.name).await?;
         let previous = std::mem::replace(&mut *self.active.write(), entry.info.name.clone());
         tracing::info!(%previous, active = %entry.info.name, "the active model was set");
-        let by_model = self.ledger.grains_by_model().await?;
-        let elsewhere = by_model.iter().filter(|(maker, _)| !entry.info.answers_to(maker));
         Ok(Switch {
             space: lease.facts().fingerprint.space(),
             recent_callers: self.callers.recent(&previous, Instant::now()),
-            grains_elsewhere: elsewhere.map(|(_, n_grains)| n_grains).sum(),
             previous,
         })
     }

@@ -81,6 +81,8 @@ impl Operation {
     pub fn body(&self) -> Value {
         match self.id.trim_end_matches("_with_model") {
             "set_active_model" => json!({"name": TINY}),
+            "begin_reembedding" => json!({"to": TINY}),
+            "create_comparison" => json!({"to": TINY}),
             "register_model" => json!({"name": "another", "path": MINILM}),
             "unload_model" | "accept_space" | "export_grains" => json!({}),
             "declare_space" => json!({"name": "declared", "dimensions": 3}),
@@ -94,7 +96,8 @@ impl Operation {
     fn must_document(&self) -> Vec<u16> {
         let success = match self.id.as_str() {
             "register_model" | "declare_space" | "create_grains" | "create_snapshot" => 201,
-            "delete_model" | "delete_grain" | "delete_snapshot" => 204,
+            "begin_reembedding" | "create_comparison" => 202,
+            "delete_model" | "delete_grain" | "delete_snapshot" | "delete_comparison" => 204,
             _ => 200,
         };
         let mut statuses = vec![success, 401, 403, 405, 421, 429, 500, 503];

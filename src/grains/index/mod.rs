@@ -187,6 +187,16 @@ impl SpaceIndex {
         Ok(())
     }
 
+    /// Serves every grain but those that one of the other indexes has: they come before this one.
+    pub fn serve_unless_in(&mut self, others: &[&Self]) -> Result<(), IndexError> {
+        let done = self.distrust_files();
+        self.lacks_a_change |= done.is_err();
+        done?;
+        let others: Vec<&Slots> = others.iter().map(|other| &other.slots).collect();
+        self.slots.serve_unless_in(&others);
+        Ok(())
+    }
+
     /// How many grains have a vector here.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -35,18 +35,28 @@ impl Pages {
 
     /// The slots of `numbers`; a number without one is left out.
     pub(super) fn get_each(&self, numbers: &[i64]) -> Vec<usize> {
-        let mut current: Option<(i64, Option<&Page>)> = None;
         let mut slots = Vec::with_capacity(numbers.len());
-        for &number in numbers {
+        slots.extend(self.look_up(numbers).flatten());
+        slots
+    }
+
+    /// Whether each of `numbers` has a slot.
+    pub(super) fn has_each<'a>(&'a self, numbers: &'a [i64]) -> impl Iterator<Item = bool> + 'a {
+        self.look_up(numbers).map(|slot| slot.is_some())
+    }
+
+    /// The slot of each of `numbers`. Neighbours are on one page, which is looked for once.
+    fn look_up<'a>(&'a self, numbers: &'a [i64]) -> impl Iterator<Item = Option<usize>> + 'a {
+        let mut current: Option<(i64, Option<&Page>)> = None;
+        numbers.iter().map(move |&number| {
             let (page, at) = place(number);
             let found = match current {
                 Some((last, found)) if last == page => found,
                 _ => self.pages.get(&page),
             };
             current = Some((page, found));
-            slots.extend(found.and_then(|page| slot(page.slots[at])));
-        }
-        slots
+            found.and_then(|page| slot(page.slots[at]))
+        })
     }
 
     pub(super) fn insert(&mut self, number: i64, new: u32) {

@@ -84,6 +84,17 @@ impl Slots {
         self.n_served = self.n_served + usize::from(served) - usize::from(before);
     }
 
+    /// Serves the grain of every slot that has none among `others`.
+    pub(super) fn serve_unless_in(&mut self, others: &[&Self]) {
+        self.served.fill(true);
+        for other in others {
+            for (served, is_there) in self.served.iter_mut().zip(other.slot_of.has_each(&self.numbers)) {
+                *served &= !is_there;
+            }
+        }
+        self.n_served = self.served.iter().filter(|served| **served).count();
+    }
+
     pub(super) fn memory_bytes(&self) -> usize {
         self.slot_of.memory_bytes() + self.numbers.capacity() * size_of::<i64>() + self.served.capacity()
     }

@@ -4,11 +4,15 @@
 //! never leaves the process.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
 use super::StoreError;
-use crate::domain::{Content, CreatedAt, Filter, Grain, GrainId, ModelName, Provenance, SpaceId};
+use crate::domain::{
+    Content, CreatedAt, Filter, Grain, GrainId, ModelName, Provenance, Reembedding, ReembeddingFailure, ReembeddingId,
+    SpaceId,
+};
 
 /// What the store answers, when it has.
 pub type Reply<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
@@ -73,6 +77,42 @@ pub trait GrainStore: Send + Sync {
     /// compared. Answers these.
     fn adopt(&self, proven: Vec<ProvenVector>) -> Reply<'_, Vec<(Written, NewVector)>>;
 
+    /// Records a new re-embedding, unless there is an open one for its space: then it answers which.
+    fn add_reembedding(&self, job: Reembedding) -> Reply<'_, Result<(), ReembeddingId>>;
+
+    /// Every re-embedding, newest first.
+    fn reembeddings(&self) -> Reply<'_, Vec<Reembedding>>;
+
+    /// Records what has changed of a re-embedding; `done` is [`Self::write_made`]'s. With an order, the order of spaces
+    /// becomes that in the same transaction.
+    fn record_reembedding(&self, job: Reembedding, order: Option<Vec<SpaceId>>) -> Reply<'_, ()>;
+
+    /// Grains that have no current vector in a space, in the order of their numbers.
+    fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Reply<'_, Vec<Unembedded>>;
+
+    /// How many grains have no current vector in a space.
+    fn count_lacking(&self, lacking: Lacking) -> Reply<'_, u64>;
+
+    /// Writes vectors that were made in the background, of those grains that still have the text and got no vector in
+    /// the space meanwhile. Answers the numbers of these.
+    fn write_made(&self, made: Made) -> Reply<'_, Vec<i64>>;
+
+    /// Grains that a re-embedding could not embed, in the order of their numbers, and how many there are.
+    fn reembedding_failures<'a>(
+        &'a self,
+        id: &'a ReembeddingId,
+        at_most: u32,
+    ) -> Reply<'a, (Vec<ReembeddingFailure>, u64)>;
+
+    /// Forgets what a re-embedding could not embed, so that it is tried anew.
+    fn forget_failures<'a>(&'a self, id: &'a ReembeddingId) -> Reply<'a, ()>;
+
+    /// What a re-embedding could not embed in fewer tries than that.
+    fn retry_failures<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>>;
+
+    /// Deletes superfluous vectors of the next grains after a number. `None` when there are no more grains.
+    fn purge(&self, purge: Purge, after: i64, limit: u32) -> Reply<'_, Option<Purged>>;
+
     /// Writes a whole copy of the database, as of now, to a file that does not exist yet.
     fn copy_to<'a>(&'a self, target: &'a Path) -> Reply<'a, ()>;
 
@@ -81,6 +121,62 @@ pub trait GrainStore: Send + Sync {
 
     /// Begins a new epoch, so that no index file of an earlier one is believed.
     fn renew_epoch(&self) -> Reply<'_, Identity>;
+}
+
+/// Grains without a current vector in a space.
+#[derive(Clone, Debug)]
+pub struct Lacking {
+    /// The space.
+    pub space: SpaceId,
+    /// What the grains meet besides.
+    pub filter: Filter,
+    /// A re-embedding: what it could not embed is left out.
+    pub unless_failed_in: Option<ReembeddingId>,
+    /// Only these grains.
+    pub among: Option<Vec<i64>>,
+}
+
+/// A grain that is to get a vector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unembedded {
+    /// Its number.
+    pub number: i64,
+    /// Its text.
+    pub text: String,
+    /// Which of its texts that is.
+    pub text_version: i64,
+}
+
+/// What was made of some grains in the background.
+#[derive(Clone, Debug)]
+pub struct Made {
+    /// The re-embedding that made them, if one did: it counts them, and keeps what failed.
+    pub job: Option<ReembeddingId>,
+    /// Each grain, and its vector or why there is none.
+    pub vectors: Vec<(Unembedded, Result<NewVector, String>)>,
+}
+
+/// Vectors that are superfluous.
+#[derive(Clone, Debug)]
+pub enum Purge {
+    /// Those in `spaces`, of grains that have a current vector in `kept`.
+    Replaced {
+        /// The space that stays.
+        kept: SpaceId,
+        /// The spaces before it.
+        spaces: Vec<SpaceId>,
+    },
+    /// Those in this space that do not serve their grain.
+    Unserved(SpaceId),
+}
+
+/// What a purge deleted.
+#[derive(Clone, Debug, Default)]
+pub struct Purged {
+    /// The last grain that was looked at.
+    pub last: i64,
+    /// Each vector: its space and its grain's number.
+    pub vectors: Vec<(SpaceId, i64)>,
 }
 
 /// A grain and its number.
@@ -132,6 +228,17 @@ pub struct Change {
     pub created_at: Option<CreatedAt>,
     /// Its new vector. Without one, vectors of an unchanged text stay, and those of a changed one go.
     pub vector: Option<NewVector>,
+    /// Its vector for the re-embedding that runs, so that the job need not come back for it.
+    pub staged: Option<Staged>,
+}
+
+/// A vector in the space of a re-embedding.
+#[derive(Clone, Debug)]
+pub struct Staged {
+    /// The vector.
+    pub vector: NewVector,
+    /// It is written if the grain meets this.
+    pub selection: Arc<Filter>,
 }
 
 /// What is stored under an id.
@@ -201,6 +308,8 @@ pub struct Written {
     pub numbered: Numbered,
     /// What became of its text, and with it of vectors it had before.
     pub text: TextFate,
+    /// The staged vector that was written too.
+    pub staged: Option<NewVector>,
 }
 
 /// What a change did to a grain's text.

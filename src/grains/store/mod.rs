@@ -10,8 +10,8 @@ pub mod sqlite;
 
 pub use error::StoreError;
 pub use grain_store::{
-    Applied, Atomicity, Batch, Change, Committed, Counted, Expected, Facet, FacetValue, GrainStore, Identity,
-    NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Receipt, ReceiptKey, Reply,
-    Scored, Sort, SortKey, StoredVector, TextFate, VectorBatch, Written,
+    Applied, Atomicity, Batch, Change, Committed, Counted, Expected, Facet, FacetValue, GrainStore, Identity, Lacking,
+    Made, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Purge, Purged, Receipt,
+    ReceiptKey, Reply, Scored, Sort, SortKey, Staged, StoredVector, TextFate, Unembedded, VectorBatch, Written,
 };
 pub use sqlite::{Contents, FileState, OpenOptions, SqliteStore, restore};

@@ -36,7 +36,7 @@ impl SqliteStore {
             let mut query = select_grains();
             query.push(" WHERE g.number = ").push_bind(number);
             let row = query.build().fetch_one(&mut *transaction).await.map_err(&failed)?;
-            written.push((Written { numbered: self.grain_of(&row)?, text: TextFate::Kept }, vector));
+            written.push((Written { numbered: self.grain_of(&row)?, text: TextFate::Kept, staged: None }, vector));
         }
         transaction.commit().await.map_err(&failed)?;
         Ok(written)

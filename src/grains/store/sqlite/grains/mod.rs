@@ -1,11 +1,13 @@
 //! Grains in SQLite: `read` and `search` find them, `write` and `delete` change them, `vectors` feeds indexes,
-//! `adopt` gives old vectors their space. `rows` is
-//! how a grain is read, `filter` how conditions become SQL, `words` how a query becomes one of the full text.
+//! `adopt` gives old vectors their space, `reembed` new ones of another space, which `reembeddings` keeps account of.
+//! `rows` is how a grain is read, `filter` how conditions become SQL, `words` how a query becomes one of the full text.
 
 mod adopt;
 mod delete;
 mod filter;
 mod read;
+mod reembed;
+mod reembeddings;
 mod rows;
 mod search;
 mod vectors;
@@ -15,11 +17,12 @@ mod write;
 use std::path::Path;
 
 use super::super::grain_store::{
-    Batch, Committed, Counted, Facet, GrainStore, Identity, NewVector, Numbered, OnlyIf, Page, PageRequest,
-    ProvenVector, Receipt, ReceiptKey, Reply, Scored, StoredVector, VectorBatch, Written,
+    Batch, Committed, Counted, Facet, GrainStore, Identity, Lacking, Made, NewVector, Numbered, OnlyIf, Page,
+    PageRequest, ProvenVector, Purge, Purged, Receipt, ReceiptKey, Reply, Scored, StoredVector, Unembedded,
+    VectorBatch, Written,
 };
 use super::SqliteStore;
-use crate::domain::{Filter, GrainId, SpaceId};
+use crate::domain::{Filter, GrainId, Reembedding, ReembeddingFailure, ReembeddingId, SpaceId};
 
 impl GrainStore for SqliteStore {
     fn write(&self, batch: Batch) -> Reply<'_, Committed> {
@@ -96,6 +99,50 @@ impl GrainStore for SqliteStore {
 
     fn adopt(&self, proven: Vec<ProvenVector>) -> Reply<'_, Vec<(Written, NewVector)>> {
         Box::pin(self.write_proven(proven))
+    }
+
+    fn add_reembedding(&self, job: Reembedding) -> Reply<'_, Result<(), ReembeddingId>> {
+        Box::pin(self.insert_reembedding(job))
+    }
+
+    fn reembeddings(&self) -> Reply<'_, Vec<Reembedding>> {
+        Box::pin(self.read_reembeddings())
+    }
+
+    fn record_reembedding(&self, job: Reembedding, order: Option<Vec<SpaceId>>) -> Reply<'_, ()> {
+        Box::pin(self.update_reembedding(job, order))
+    }
+
+    fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Reply<'_, Vec<Unembedded>> {
+        Box::pin(self.find_lacking(lacking, after, limit))
+    }
+
+    fn count_lacking(&self, lacking: Lacking) -> Reply<'_, u64> {
+        Box::pin(self.count_lacking_grains(lacking))
+    }
+
+    fn write_made(&self, made: Made) -> Reply<'_, Vec<i64>> {
+        Box::pin(self.write_made_vectors(made))
+    }
+
+    fn reembedding_failures<'a>(
+        &'a self,
+        id: &'a ReembeddingId,
+        at_most: u32,
+    ) -> Reply<'a, (Vec<ReembeddingFailure>, u64)> {
+        Box::pin(self.read_failures(id, at_most))
+    }
+
+    fn forget_failures<'a>(&'a self, id: &'a ReembeddingId) -> Reply<'a, ()> {
+        Box::pin(self.delete_failures(id))
+    }
+
+    fn retry_failures<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>> {
+        Box::pin(self.failed_less_than(id, tries))
+    }
+
+    fn purge(&self, purge: Purge, after: i64, limit: u32) -> Reply<'_, Option<Purged>> {
+        Box::pin(self.delete_superfluous(purge, after, limit))
     }
 
     fn copy_to<'a>(&'a self, target: &'a Path) -> Reply<'a, ()> {

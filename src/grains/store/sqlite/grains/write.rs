@@ -2,19 +2,21 @@
 
 use std::collections::BTreeSet;
 
-use sqlx::{Sqlite, Transaction};
+use sqlx::{QueryBuilder, Sqlite, Transaction};
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
 use time::macros::format_description;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, Numbered, Receipt, TextFate, Written,
+    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, Numbered, Receipt, Staged, TextFate,
+    Written,
 };
 use super::super::SqliteStore;
 use super::count;
+use super::filter;
 use super::rows::{bytes_of, select_grains};
-use crate::domain::Grain;
+use crate::domain::{Filter, Grain};
 
 /// The grain that is stored under an id.
 struct Found {
@@ -51,8 +53,11 @@ impl SqliteStore {
                 return Ok(Committed::Answered(Receipt { request, answer }));
             }
         }
+        let staged =
+            |change: &'_ Change| change.staged.as_ref().map(|staged| staged.vector.provenance.space.to_string());
         let vectors = changes.iter().filter_map(|change| change.vector.as_ref());
-        let spaces = vectors.map(|vector| vector.provenance.space.to_string()).collect();
+        let spaces = vectors.map(|vector| vector.provenance.space.to_string());
+        let spaces = spaces.chain(changes.iter().filter_map(staged)).collect();
         order_spaces(&mut transaction, spaces).await.map_err(&failed)?;
         let mut applied = Vec::with_capacity(changes.len());
         for change in changes {
@@ -83,10 +88,11 @@ impl SqliteStore {
     async fn apply(
         &self,
         transaction: &mut Transaction<'_, Sqlite>,
-        change: Change,
+        mut change: Change,
         now_us: i64,
     ) -> Result<Applied, StoreError> {
         let failed = self.failed("write a grain");
+        let staged = change.staged.take();
         let found: Option<(i64, i64, i64, bool)> =
             sqlx::query_as("SELECT number, version, text_version, text = ? FROM grains WHERE id = ?")
                 .bind(&change.content.text)
@@ -100,25 +106,55 @@ impl SqliteStore {
             text_version,
             is_same_text,
         });
-        let (number, text) = match (found, change.expected) {
+        let (number, text_version, text) = match (found, change.expected) {
             (None, Expected::Absent) => {
                 let numbered = insert(transaction, change, now_us).await.map_err(&failed)?;
-                return Ok(Applied::Written(Box::new(Written { numbered, text: TextFate::New })));
+                if staged.is_none() {
+                    return Ok(Applied::Written(Box::new(Written { numbered, text: TextFate::New, staged: None })));
+                }
+                (numbered.number, 1, TextFate::New)
             }
             (Some(found), Expected::Version(version)) if count(found.version) == version => {
-                update(transaction, &change, &found, now_us).await.map_err(&failed)?;
-                (found.number, if found.is_same_text { TextFate::Kept } else { TextFate::Replaced })
+                let text_version = update(transaction, &change, &found, now_us).await.map_err(&failed)?;
+                (found.number, text_version, if found.is_same_text { TextFate::Kept } else { TextFate::Replaced })
             }
             (found, _) => return Ok(Applied::Stale(found.map(|found| count(found.version)))),
+        };
+        let staged = match staged {
+            Some(Staged { vector, selection }) if self.meets(transaction, &selection, number).await? => {
+                put_vector(transaction, &vector, number, text_version).await.map_err(&failed)?;
+                Some(vector)
+            }
+            _ => None,
         };
         let mut query = select_grains();
         query.push(" WHERE g.number = ").push_bind(number);
         let row = query.build().fetch_one(&mut **transaction).await.map_err(&failed)?;
-        Ok(Applied::Written(Box::new(Written { numbered: self.grain_of(&row)?, text })))
+        Ok(Applied::Written(Box::new(Written { numbered: self.grain_of(&row)?, text, staged })))
+    }
+
+    /// Whether a grain meets a filter as it is written now.
+    async fn meets(
+        &self,
+        transaction: &mut Transaction<'_, Sqlite>,
+        filter: &Filter,
+        number: i64,
+    ) -> Result<bool, StoreError> {
+        if filter.is_empty() {
+            return Ok(true);
+        }
+        let mut query = QueryBuilder::new("SELECT g.number");
+        filter::push_from_numbers(&mut query, filter, &[number]);
+        let found: Option<i64> = query
+            .build_query_scalar()
+            .fetch_optional(&mut **transaction)
+            .await
+            .map_err(self.failed("check a grain by a filter"))?;
+        Ok(found.is_some())
     }
 }
 
-/// Writes a new grain. What is stored is what is answered, so nothing is read back.
+/// Writes a new grain. What is stored is what is answered, so nothing need be read back.
 async fn insert(
     transaction: &mut Transaction<'_, Sqlite>,
     change: Change,
@@ -159,12 +195,13 @@ async fn insert(
     Ok(Numbered { number, grain })
 }
 
+/// Writes what a grain becomes, and answers the version of its text.
 async fn update(
     transaction: &mut Transaction<'_, Sqlite>,
     change: &Change,
     found: &Found,
     now_us: i64,
-) -> Result<(), sqlx::Error> {
+) -> Result<i64, sqlx::Error> {
     let version = found.version + 1;
     let text_version = if found.is_same_text { found.text_version } else { version };
     sqlx::query(
@@ -193,7 +230,7 @@ async fn update(
     if let Some(vector) = &change.vector {
         put_vector(transaction, vector, found.number, text_version).await?;
     }
-    Ok(())
+    Ok(text_version)
 }
 
 pub(super) async fn put_vector(

@@ -103,7 +103,8 @@ async fn killed_at_every_statement() {
             Recognised::Recorded(2),
             Recognised::Recorded(3),
             Recognised::Recorded(4),
-            Recognised::Recorded(5)
+            Recognised::Recorded(5),
+            Recognised::Recorded(6)
         ],
         "every version was left, and nothing else"
     );

@@ -1,0 +1,67 @@
+//! Why something with a re-embedding was not done.
+
+use crate::domain::{ModelName, ReembeddingId, ReembeddingState, SpaceId};
+use crate::grains::GrainError;
+use crate::models::ModelError;
+
+/// Why something with a re-embedding was not done.
+#[derive(Debug, thiserror::Error)]
+pub enum ReembedError {
+    /// No job has the name.
+    #[error("there is no re-embedding `{0}`: `GET /reembeddings` lists them")]
+    NotFound(ReembeddingId),
+    /// There is a job for the space.
+    #[error(
+        "the re-embedding `{id}` gives grains vectors of `{model}` already: wait for it, or cancel it with `POST \
+         /reembeddings/{id}/cancel`"
+    )]
+    Open {
+        /// The job.
+        id: ReembeddingId,
+        /// The model.
+        model: ModelName,
+    },
+    /// The job is in a state in which it cannot be done.
+    #[error("the re-embedding `{id}` is {}: it cannot be {verb}", .state.as_str())]
+    State {
+        /// The job.
+        id: ReembeddingId,
+        /// Where it is.
+        state: ReembeddingState,
+        /// What was asked: `paused`, say.
+        verb: &'static str,
+    },
+    /// The time to take it back is over.
+    #[error("the re-embedding `{0}` cannot be rolled back any more: its old vectors are gone, or the window is over")]
+    TooLate(ReembeddingId),
+    /// Another space has taken over since.
+    #[error(
+        "the re-embedding `{id}` cannot be rolled back: the space {space} is not the first one any more. Roll back the \
+         later one first"
+    )]
+    Overtaken {
+        /// The job.
+        id: ReembeddingId,
+        /// Its space.
+        space: SpaceId,
+    },
+    /// The model makes another space than when the job was asked for.
+    #[error(
+        "`{model}` makes the space {found} now, not {expected}: its files or settings have changed since the job was asked \
+         for. Ask for a new one"
+    )]
+    OtherSpace {
+        /// The model.
+        model: ModelName,
+        /// The space of the job.
+        expected: SpaceId,
+        /// What the model makes.
+        found: SpaceId,
+    },
+    /// A model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The grains.
+    #[error(transparent)]
+    Grains(#[from] GrainError),
+}

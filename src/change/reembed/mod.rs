@@ -1,0 +1,212 @@
+//! Re-embeddings: grains get vectors in another space, which then takes over, and may be taken back.
+//!
+//! Owns the jobs: what their operators may ask of them (here and in `verbs`), the one task that works on them (`work`),
+//! and how much of the machine it takes (`pace`). A job's work is a set, the selected grains that have no current vector
+//! in the space, so that nothing but the account of the jobs must survive a restart. The vectors wait in a space of lower
+//! priority; the cut-over, and the way back, change one row (`grains::staging`).
+
+mod error;
+mod pace;
+mod verbs;
+mod work;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::Stream;
+use parking_lot::RwLock;
+use tokio::sync::{Mutex, Notify, watch};
+
+use self::pace::Rate;
+use crate::domain::{OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState};
+use crate::grains::{GrainError, Grains};
+use crate::models::MultiModelManager;
+use crate::shutdown::Shutdown;
+
+pub use self::error::ReembedError;
+pub use self::verbs::ReembedRequest;
+
+/// How often a followed job is shown at most.
+const SHOWN_EVERY: Duration = Duration::from_millis(250);
+
+/// What [`Reembeddings::start`] needs.
+pub struct ReembeddingsParts {
+    /// The grains.
+    pub grains: Grains,
+    /// What embeds them.
+    pub models: MultiModelManager,
+    /// How long a cut-over can be taken back; then the old vectors are deleted.
+    pub rollback_window: Duration,
+    /// Owns the task that works.
+    pub shutdown: Shutdown,
+}
+
+/// The re-embeddings of the process. Clones share them.
+#[derive(Clone)]
+pub struct Reembeddings {
+    grains: Grains,
+    models: MultiModelManager,
+    rollback_window: Duration,
+    shutdown: Shutdown,
+    jobs: Arc<RwLock<BTreeMap<ReembeddingId, Job>>>,
+    /// One change of a job's state at a time, so that the database and the memory cannot part.
+    turn: Arc<Mutex<()>>,
+    wake: Arc<Notify>,
+    changes: watch::Sender<u64>,
+}
+
+/// A job, and what is not recorded of it.
+#[derive(Clone, Debug)]
+struct Job {
+    record: Reembedding,
+    n_failed: u64,
+    rate: Rate,
+}
+
+/// A job as it is shown.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ReembeddingStatus {
+    /// What is recorded of it.
+    pub record: Reembedding,
+    /// Grains that could not be embedded.
+    pub n_failed: u64,
+    /// Grains a second lately, while it runs.
+    pub rate: Option<f64>,
+    /// Seconds until it is done at that rate.
+    pub eta_s: Option<f64>,
+    /// Until when it can be rolled back, in microseconds since 1970.
+    pub rollback_until_us: Option<i64>,
+}
+
+impl Reembeddings {
+    /// Goes on with the jobs of the last process.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn start(parts: ReembeddingsParts) -> Result<Self, GrainError> {
+        let ReembeddingsParts { grains, models, rollback_window, shutdown } = parts;
+        let mut jobs = BTreeMap::new();
+        for record in grains.reembeddings().await? {
+            let (_, n_failed) = grains.reembedding_failures(&record.id, 0).await?;
+            if record.state.is_at_work() {
+                tracing::info!(id = %record.id, model = %record.model, state = record.state.as_str(),
+                    "a re-embedding goes on where the last process left it");
+            }
+            jobs.insert(record.id.clone(), Job { record, n_failed, rate: Rate::default() });
+        }
+        let reembeddings = Self {
+            grains,
+            models,
+            rollback_window,
+            shutdown,
+            jobs: Arc::new(RwLock::new(jobs)),
+            turn: Arc::default(),
+            wake: Arc::default(),
+            changes: watch::Sender::new(0),
+        };
+        reembeddings.work_on();
+        Ok(reembeddings)
+    }
+
+    /// Every job, newest first.
+    #[must_use]
+    pub fn list(&self) -> Vec<ReembeddingStatus> {
+        self.jobs.read().values().rev().map(|job| self.status_of(job)).collect()
+    }
+
+    /// One job.
+    ///
+    /// # Errors
+    /// [`ReembedError::NotFound`].
+    pub fn get(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
+        let jobs = self.jobs.read();
+        jobs.get(id).map(|job| self.status_of(job)).ok_or_else(|| ReembedError::NotFound(id.clone()))
+    }
+
+    /// The first grains that a job could not embed, and how many there are.
+    ///
+    /// # Errors
+    /// [`ReembedError::NotFound`], or the database's.
+    pub async fn failures(
+        &self,
+        id: &ReembeddingId,
+        at_most: u32,
+    ) -> Result<(Vec<ReembeddingFailure>, u64), ReembedError> {
+        self.get(id)?;
+        Ok(self.grains.reembedding_failures(id, at_most).await?)
+    }
+
+    /// A job now and after each change, until nothing goes on any more or the process stops.
+    ///
+    /// # Errors
+    /// [`ReembedError::NotFound`].
+    pub fn follow(&self, id: &ReembeddingId) -> Result<impl Stream<Item = ReembeddingStatus> + use<>, ReembedError> {
+        self.get(id)?;
+        let (jobs, id, changes) = (self.clone(), id.clone(), self.changes.subscribe());
+        // The state that was shown last; its stream has ended when nothing follows it.
+        Ok(futures::stream::unfold((changes, None), move |(mut changes, shown)| {
+            let (jobs, id) = (jobs.clone(), id.clone());
+            async move {
+                loop {
+                    // From here on a change is noticed, also one that comes while this one is shown.
+                    changes.borrow_and_update();
+                    let status = jobs.get(&id).ok()?;
+                    if shown.as_ref() != Some(&status) {
+                        return Some((status.clone(), (changes, Some(status))));
+                    }
+                    if !goes_on(&status.record) {
+                        return None;
+                    }
+                    tokio::select! {
+                        () = jobs.shutdown.soft().cancelled() => return None,
+                        changed = changes.changed() => changed.ok()?,
+                    }
+                    tokio::select! {
+                        () = jobs.shutdown.soft().cancelled() => return None,
+                        () = tokio::time::sleep(SHOWN_EVERY) => {}
+                    }
+                }
+            }
+        }))
+    }
+
+    fn status_of(&self, job: &Job) -> ReembeddingStatus {
+        let Job { record, n_failed, rate } = job;
+        let rate = if record.state == ReembeddingState::Running { rate.per_second() } else { None };
+        let n_left = record.total.saturating_sub(record.done + n_failed);
+        let window_us = i64::try_from(self.rollback_window.as_micros()).unwrap_or(i64::MAX);
+        let can_be_taken_back = record.state == ReembeddingState::Completed && record.old_vectors == OldVectors::Kept;
+        ReembeddingStatus {
+            record: record.clone(),
+            n_failed: *n_failed,
+            rate,
+            eta_s: rate.filter(|rate| *rate > 0.0).map(|rate| n_left as f64 / rate),
+            rollback_until_us: record.cut_over_us.filter(|_| can_be_taken_back).map(|us| us.saturating_add(window_us)),
+        }
+    }
+
+    fn record(&self, id: &ReembeddingId) -> Result<Reembedding, ReembedError> {
+        let jobs = self.jobs.read();
+        jobs.get(id).map(|job| job.record.clone()).ok_or_else(|| ReembedError::NotFound(id.clone()))
+    }
+
+    /// Changes what is known of a job, and tells those who follow it.
+    fn change(&self, id: &ReembeddingId, change: impl FnOnce(&mut Job)) {
+        if let Some(job) = self.jobs.write().get_mut(id) {
+            change(job);
+        }
+        self.changes.send_modify(|n_changes| *n_changes += 1);
+    }
+
+    /// Takes over what was recorded of a job. Its worker alone counts what is done.
+    fn put(&self, record: Reembedding) {
+        let id = record.id.clone();
+        self.change(&id, |job| job.record = Reembedding { done: job.record.done, ..record });
+    }
+}
+
+/// Whether something of a job changes by itself.
+fn goes_on(record: &Reembedding) -> bool {
+    record.state.is_at_work() || record.state == ReembeddingState::Paused || record.old_vectors == OldVectors::Purging
+}

@@ -1,0 +1,102 @@
+//! Changing the active model, with what that means for the grains there are.
+
+use super::reembed::{ReembedError, ReembedRequest, ReembeddingStatus, Reembeddings};
+use crate::domain::{Filter, ModelName, SpaceId};
+use crate::grains::{GrainError, Grains};
+use crate::models::{ModelError, MultiModelManager, Switch};
+
+/// Whether the grains of other spaces are brought along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bring {
+    /// They stay where they are, and are searched with their own models.
+    Nothing,
+    /// A re-embedding begins.
+    Along,
+}
+
+/// Where grains are served from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The space; `None` for grains that have no vector whose space is known.
+    pub space: Option<SpaceId>,
+    /// The model that makes the space.
+    pub model: Option<ModelName>,
+    /// How many.
+    pub n_grains: u64,
+}
+
+/// What a change of the active model did.
+#[derive(Clone, Debug)]
+pub struct Switched {
+    /// The change.
+    pub switch: Switch,
+    /// What lies where.
+    pub places: Vec<Place>,
+    /// The job that brings the rest along.
+    pub reembedding: Option<ReembeddingStatus>,
+}
+
+impl Switched {
+    /// Grains that are not served from the active model's space.
+    #[must_use]
+    pub fn n_elsewhere(&self) -> u64 {
+        let elsewhere = |place: &&Place| place.space.as_ref() != Some(&self.switch.space);
+        self.places.iter().filter(elsewhere).map(|place| place.n_grains).sum()
+    }
+}
+
+/// Makes a model the active one, and begins to bring the grains along if that is wanted: in this order, so that what is
+/// written from then on need not be brought.
+///
+/// # Errors
+/// As [`MultiModelManager::set_active`] and [`Reembeddings::begin`]. That there is a job for the model already is found
+/// before anything changes.
+pub async fn switch(
+    models: &MultiModelManager,
+    kept: Option<(&Grains, &Reembeddings)>,
+    name: &ModelName,
+    bring: Bring,
+) -> Result<Switched, ReembedError> {
+    let begins = match (bring, kept) {
+        (Bring::Nothing, _) => None,
+        (Bring::Along, Some((_, reembeddings))) => {
+            if let Some(id) = reembeddings.open_for(name) {
+                return Err(ReembedError::Open { id, model: name.clone() });
+            }
+            Some(reembeddings)
+        }
+        (Bring::Along, None) => {
+            let sentence = "this server keeps no grains (`grains.enabled` is false): leave `reembed` out";
+            return Err(ModelError::Conflict(sentence.to_owned()).into());
+        }
+    };
+    let switch = models.set_active(name).await?;
+    let reembedding = match begins {
+        None => None,
+        Some(reembeddings) => {
+            let previous_model = Some(switch.previous.clone()).filter(|previous| previous != name);
+            let selection = Filter::default();
+            let request = ReembedRequest { model: name.clone(), selection, throttle: 1.0, previous_model };
+            Some(reembeddings.begin(request).await?)
+        }
+    };
+    let places = match kept {
+        None => Vec::new(),
+        Some((grains, _)) => places(models, grains).await?,
+    };
+    Ok(Switched { switch, places, reembedding })
+}
+
+/// What lies where.
+async fn places(models: &MultiModelManager, grains: &Grains) -> Result<Vec<Place>, GrainError> {
+    let n_all = grains.count(Filter::default(), Vec::new()).await?.total;
+    let mut places = Vec::new();
+    for (space, n_grains) in grains.served_by_space().await?.into_iter().filter(|(_, n_grains)| *n_grains > 0) {
+        places.push(Place { model: models.maker_of(&space).await?, space: Some(space), n_grains });
+    }
+    let n_unknown = n_all.saturating_sub(places.iter().map(|place| place.n_grains).sum());
+    if n_unknown > 0 {
+        places.push(Place { space: None, model: None, n_grains: n_unknown });
+    }
+    Ok(places)
+}

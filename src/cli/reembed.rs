@@ -1,0 +1,249 @@
+//! `granary reembed`: moving the grains of a running server to another model, over HTTP.
+
+use std::io::{self, IsTerminal, Write};
+
+use clap::{Args, Subcommand};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use super::client::{Client, Request, ServerArgs, ServerError};
+
+/// The flags of `granary reembed`.
+#[derive(Clone, Debug, Args)]
+pub struct ReembedArgs {
+    /// Which server, and the key for it.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: ReembedVerb,
+}
+
+/// What `granary reembed` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum ReembedVerb {
+    /// Give grains vectors of another model, in the background; its space takes over when all have them
+    Begin(BeginArgs),
+    /// List the jobs and their states
+    List,
+    /// Show all that is known of a job, as JSON
+    Show {
+        /// The job's id
+        id: String,
+    },
+    /// Show how far a job is until it ends
+    Watch {
+        /// The job's id
+        id: String,
+    },
+    /// List the grains that a job could not embed, and why
+    Failures {
+        /// The job's id
+        id: String,
+    },
+    /// Hold a job; what it has done stays done
+    Pause {
+        /// The job's id
+        id: String,
+    },
+    /// Let a held job go on, or try one again that failed
+    Resume {
+        /// The job's id
+        id: String,
+    },
+    /// Give a job up
+    Cancel {
+        /// The job's id
+        id: String,
+    },
+    /// Let the old space serve again
+    Rollback {
+        /// The job's id
+        id: String,
+    },
+    /// Delete the vectors that a job has made superfluous: there is no way back then
+    Purge {
+        /// The job's id
+        id: String,
+    },
+}
+
+/// The flags of `granary reembed begin`.
+#[derive(Clone, Debug, Args)]
+pub struct BeginArgs {
+    /// The model that is to make the vectors: its name or an alias
+    pub to: String,
+    /// Only grains of this space, or `unknown` for those whose space nobody knows
+    #[arg(long, value_name = "SPACE")]
+    pub from: Option<String>,
+    /// Only grains that meet this filter, as JSON
+    #[arg(long, value_name = "JSON", value_parser = parse_json)]
+    pub filter: Option<Value>,
+    /// The share of the time that the job may work, up to 1
+    #[arg(long, value_name = "SHARE")]
+    pub throttle: Option<f64>,
+    /// Show how far it is until it ends
+    #[arg(long)]
+    pub watch: bool,
+}
+
+/// `granary reembed` did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum ReembedCliError {
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// The job has ended otherwise than it should.
+    #[error("the job is {state}{reason}")]
+    Ended {
+        /// Where it is.
+        state: String,
+        /// Why, after a colon.
+        reason: String,
+    },
+    /// The process.
+    #[error("cannot start")]
+    Start(#[source] io::Error),
+    /// Nobody takes the output.
+    #[error("the answer cannot be printed")]
+    Print(#[source] io::Error),
+}
+
+/// Does what `args` say and prints to `out` what came of it.
+///
+/// # Errors
+/// What the server refused, in its own words; a watched job that has failed.
+pub fn run(args: ReembedArgs, out: &mut impl Write) -> Result<(), ReembedCliError> {
+    let client = Client::new(&args.server)?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ReembedCliError::Start)?;
+    let text = runtime.block_on(carry_out(&client, args.verb))?;
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ReembedCliError::Print(error)),
+        _ => Ok(()),
+    }
+}
+
+async fn carry_out(client: &Client, verb: ReembedVerb) -> Result<String, ReembedCliError> {
+    let step = async |id: &str, verb: &str| -> Result<String, ReembedCliError> {
+        let path = ["reembeddings", id, verb];
+        Ok(said(&client.ask(Request::json(Method::POST, &path, &json!({}))).await?))
+    };
+    match verb {
+        ReembedVerb::Begin(args) => begin(client, args).await,
+        ReembedVerb::List => Ok(table(&client.ask(Request::get(&["reembeddings"])).await?)),
+        ReembedVerb::Show { id } => Ok(format!("{:#}\n", client.ask(Request::get(&["reembeddings", &id])).await?)),
+        ReembedVerb::Watch { id } => watch(client, &id).await,
+        ReembedVerb::Failures { id } => {
+            let failures = client.ask(Request::get(&["reembeddings", &id, "failures"])).await?;
+            let line = |failure: &Value| format!("{}  {}\n", text(&failure["grain"]), text(&failure["reason"]));
+            Ok(failures["failures"].as_array().into_iter().flatten().map(line).collect())
+        }
+        ReembedVerb::Pause { id } => step(&id, "pause").await,
+        ReembedVerb::Resume { id } => step(&id, "resume").await,
+        ReembedVerb::Cancel { id } => step(&id, "cancel").await,
+        ReembedVerb::Rollback { id } => step(&id, "rollback").await,
+        ReembedVerb::Purge { id } => step(&id, "purge").await,
+    }
+}
+
+async fn begin(client: &Client, args: BeginArgs) -> Result<String, ReembedCliError> {
+    let BeginArgs { to, from, filter, throttle, watch: is_watched } = args;
+    let body = json!({"to": to, "from": from, "filter": filter, "throttle": throttle});
+    let job = client.ask(Request::json(Method::POST, &["reembeddings"], &body)).await?;
+    if is_watched { watch(client, text(&job["id"])).await } else { Ok(said(&job)) }
+}
+
+/// Follows a job to its end.
+async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
+    let bar = ProgressBar::hidden();
+    if io::stderr().is_terminal() {
+        bar.set_draw_target(ProgressDrawTarget::stderr());
+    }
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}");
+    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let mut lines = client.open(Request::get(&["reembeddings", id, "events"])).await?;
+    while let Some(line) = lines.next().await? {
+        let job = line.strip_prefix(b"data:").and_then(|data| serde_json::from_slice::<Value>(data).ok());
+        if let Some(job) = job {
+            bar.set_length(job["total"].as_u64().unwrap_or_default());
+            bar.set_position(job["done"].as_u64().unwrap_or_default());
+            bar.set_message(progress(&job));
+        }
+    }
+    bar.finish_and_clear();
+    // The stream ends when the server stops, too.
+    let job = client.ask(Request::get(&["reembeddings", id])).await?;
+    match text(&job["state"]) {
+        "completed" | "rolled_back" => Ok(said(&job)),
+        state => {
+            let reason = job["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
+            Err(ReembedCliError::Ended { state: state.to_owned(), reason })
+        }
+    }
+}
+
+/// Where a job is, how fast it is, and how long it takes.
+fn progress(job: &Value) -> String {
+    let mut progress = text(&job["state"]).to_owned();
+    if let Some(rate) = job["rate"].as_f64() {
+        progress += &format!(", {rate:.1} grains/s");
+    }
+    if let Some(eta) = job["eta_s"].as_f64() {
+        progress += &format!(", {eta:.0} s left");
+    }
+    match job["failed"].as_u64() {
+        None | Some(0) => progress,
+        Some(failed) => format!("{progress}, {failed} failed"),
+    }
+}
+
+fn said(job: &Value) -> String {
+    format!("{} (to {}) is {}\n", text(&job["id"]), text(&job["to"]), progress(job))
+}
+
+/// One line a job, under a line of titles.
+fn table(jobs: &Value) -> String {
+    let rows = jobs["reembeddings"].as_array().into_iter().flatten().map(|job| {
+        let done = format!("{}/{}", job["done"], job["total"]);
+        [&job["id"], &job["to"], &job["state"]].map(|value| text(value).to_owned()).into_iter().chain([done]).collect()
+    });
+    let titles = ["ID", "TO", "STATE", "DONE"].map(str::to_owned).to_vec();
+    let rows: Vec<Vec<String>> = std::iter::once(titles).chain(rows).collect();
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
+    let line = |row: &Vec<String>| {
+        let cells: Vec<String> =
+            row.iter().enumerate().map(|(column, cell)| format!("{cell:width$}", width = width(column))).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
+}
+
+fn parse_json(text: &str) -> Result<Value, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_and_the_sentences_say_where_jobs_are() {
+        let job = json!({"id": "1", "to": "bert", "state": "running", "done": 5, "total": 120, "failed": 2, "rate": 2.5,
+                         "eta_s": 45.2});
+        assert_eq!(said(&job), "1 (to bert) is running, 2.5 grains/s, 45 s left, 2 failed\n");
+        let done =
+            json!({"id": "02", "to": "a", "state": "completed", "done": 7, "total": 7, "failed": 0, "rate": null});
+        assert_eq!(said(&done), "02 (to a) is completed\n");
+        assert_eq!(
+            table(&json!({"reembeddings": [job, done]})),
+            "ID  TO    STATE      DONE\n\
+             1   bert  running    5/120\n\
+             02  a     completed  7/7\n"
+        );
+    }
+}

@@ -1,0 +1,219 @@
+//! The nearest grains in each of several spaces, seen at one moment.
+//!
+//! The query is made in every space first, which may take a model's load; then all spaces are looked at together. When a
+//! space has begun to serve meanwhile, or grains have moved, the look is taken again: else a grain that moved would be
+//! missed, or found twice.
+
+use std::time::Instant;
+
+use super::embedding::TextKind;
+use super::error::GrainError;
+use super::indexes::Moment;
+use super::search::{Query, SearchRequest, Spent};
+use super::service::Grains;
+use super::store::Scored;
+use super::vector::{checked, unit};
+use crate::domain::{Filter, ModelName, SpaceCondition, SpaceId};
+use crate::models::error::with_causes;
+
+/// The most grains that a filter may leave for each of them to be compared.
+const EXACT_UNDER_FILTER: u32 = 2_000;
+
+/// Candidates that are checked against a broader filter: so many that one which keeps a tenth leaves enough of them.
+const FIRST_LOOK: usize = 1_250;
+
+/// The most candidates that are checked: when more would be needed, few grains meet the filter, and these are compared.
+const WIDEST_LOOK: usize = 8_000;
+
+/// Candidates that must remain under a filter: codes only estimate, and the nearest are among so many.
+const MIN_SURVIVORS: usize = 100;
+
+/// How often the look is taken again when grains move.
+const LOOKS: usize = 5;
+
+/// A space that was to be searched, and what came of it.
+#[derive(Clone, Debug)]
+pub(super) struct SpaceSearch {
+    pub(super) space: SpaceId,
+    /// The model that made its query.
+    pub(super) model: Option<ModelName>,
+    /// The query in this space, of length 1; or why there is none.
+    pub(super) query: Result<Vec<f32>, String>,
+    /// The nearest grains, best first; or why they are not known.
+    pub(super) hits: Result<Vec<Scored>, String>,
+}
+
+/// Which grains are compared.
+enum Among {
+    Everything,
+    /// These, ascending.
+    These(Vec<i64>),
+}
+
+impl Grains {
+    /// The nearest grains in each space that is to be searched.
+    pub(super) async fn search_spaces(
+        &self,
+        request: &SearchRequest,
+        depth: usize,
+        spent: &mut Spent,
+    ) -> Result<Vec<SpaceSearch>, GrainError> {
+        let mut searches: Vec<SpaceSearch> = Vec::new();
+        for look in 1.. {
+            let began = Instant::now();
+            for space in self.targets(request) {
+                if !searches.iter().any(|search| search.space == space) {
+                    searches.push(self.ask(&request.query, space).await?);
+                }
+            }
+            spent.embedding += began.elapsed();
+            let began = Instant::now();
+            let is_settled = self.find_nearest(&mut searches, request, depth).await?;
+            spent.vectors += began.elapsed();
+            if is_settled || look == LOOKS {
+                break;
+            }
+        }
+        Ok(searches)
+    }
+
+    /// The spaces that are to be searched.
+    fn targets(&self, request: &SearchRequest) -> Vec<SpaceId> {
+        match (&request.query, &request.filter.space) {
+            (Query::Vector { space, .. }, _) | (Query::Text(_), Some(SpaceCondition::Is(space))) => vec![space.clone()],
+            (Query::Text(_), Some(SpaceCondition::Unknown)) => Vec::new(),
+            (Query::Text(_), None) => self.indexes.serving(),
+        }
+    }
+
+    /// The query in a space. What the caller got wrong is an error; a model that is not to be had is not.
+    async fn ask(&self, query: &Query, space: SpaceId) -> Result<SpaceSearch, GrainError> {
+        let (model, query) = match self.query_vector(query, &space).await {
+            Ok((model, vector)) => (model, Ok(vector)),
+            Err(error @ (GrainError::Invalid { .. } | GrainError::UnknownSpace(_))) => return Err(error),
+            Err(error) => (None, Err(with_causes(&error))),
+        };
+        Ok(SpaceSearch { space, model, query, hits: Ok(Vec::new()) })
+    }
+
+    /// The query in a space, and the model that made it.
+    async fn query_vector(&self, query: &Query, space: &SpaceId) -> Result<(Option<ModelName>, Vec<f32>), GrainError> {
+        let text = match query {
+            Query::Text(text) => text.clone(),
+            Query::Vector { vector, .. } => {
+                let record = self.ledger.space(space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
+                return Ok((None, checked(vector, record.dimensions)?));
+            }
+        };
+        let name = self.models.maker_of(space).await?.ok_or_else(|| GrainError::NoMaker(space.clone()))?;
+        let lease = self.models.lease(&name).await?;
+        if lease.facts().fingerprint.space() != *space {
+            return Err(GrainError::NoMaker(space.clone()));
+        }
+        let made = self.embed_texts(&lease, vec![text], TextKind::QUERY).await?;
+        Ok((Some(name), made.first().map(|made| unit(&made.vector)).unwrap_or_default()))
+    }
+
+    /// Looks for the nearest grains in all spaces at one moment. Answers whether that moment shows every space that
+    /// serves, and no grain moved since the look began.
+    async fn find_nearest(
+        &self,
+        searches: &mut [SpaceSearch],
+        request: &SearchRequest,
+        n: usize,
+    ) -> Result<bool, GrainError> {
+        let n_moves = self.indexes.n_moves();
+        let queries: Vec<(SpaceId, Vec<f32>)> = searches
+            .iter()
+            // Under the wrong condition on its space no grain can be found.
+            .filter(|search| request.filter.space.as_ref().is_none_or(|wanted| wanted.is(&search.space)))
+            .filter_map(|search| Some((search.space.clone(), search.query.clone().ok()?)))
+            .collect();
+        // The index has nothing but what the space serves.
+        let filter = Filter { space: None, ..request.filter.clone() };
+        let among = self.among(&queries, &filter, n).await?;
+        let checks_moves = matches!(among, Among::These(_));
+        let (found, serving, n_moves_now) = self
+            .indexes
+            .look(move |moment| {
+                let nearest = |(space, query): (SpaceId, Vec<f32>)| {
+                    let hits = match &among {
+                        Among::Everything => moment.nearest(&space, &query, n),
+                        Among::These(numbers) => moment.nearest_among(&space, &query, numbers, n),
+                    };
+                    (space, hits)
+                };
+                let found: Vec<_> = queries.into_iter().map(nearest).collect();
+                Ok((found, moment.serving(), moment.n_moves()))
+            })
+            .await?;
+        for (space, hits) in found {
+            let hits = match hits {
+                Ok(hits) => Ok(hits),
+                Err(error @ GrainError::BrokenIndex { .. }) => Err(error.to_string()),
+                Err(error) => return Err(error),
+            };
+            if let Some(search) = searches.iter_mut().find(|search| search.space == space) {
+                search.hits = hits;
+            }
+        }
+        let is_for_all = matches!(request.query, Query::Text(_)) && request.filter.space.is_none();
+        let knows = |space: &SpaceId| searches.iter().any(|search| search.space == *space);
+        Ok((!is_for_all || serving.iter().all(knows)) && (!checks_moves || n_moves == n_moves_now))
+    }
+
+    /// Which grains are to be compared so that the nearest under the filter are among them.
+    async fn among(&self, queries: &[(SpaceId, Vec<f32>)], filter: &Filter, n: usize) -> Result<Among, GrainError> {
+        if filter.is_empty() {
+            return Ok(Among::Everything);
+        }
+        let mut few = self.store.numbers(filter.clone(), EXACT_UNDER_FILTER + 1).await?;
+        if few.len() <= EXACT_UNDER_FILTER as usize {
+            few.sort_unstable();
+            return Ok(Among::These(few));
+        }
+        let mut all = Vec::new();
+        for (space, query) in queries {
+            match self.passing(space, query, filter, n).await? {
+                Some(passing) => all.extend(passing),
+                None => {
+                    all = self.store.numbers(filter.clone(), u32::MAX).await?;
+                    break;
+                }
+            }
+        }
+        all.sort_unstable();
+        all.dedup();
+        Ok(Among::These(all))
+    }
+
+    /// Candidates of a space that meet a broad filter, enough of them; `None` when it is not so broad after all.
+    async fn passing(
+        &self,
+        space: &SpaceId,
+        query: &[f32],
+        filter: &Filter,
+        n: usize,
+    ) -> Result<Option<Vec<i64>>, GrainError> {
+        let enough = n.max(MIN_SURVIVORS);
+        let mut look = FIRST_LOOK.max(4 * n);
+        while look <= WIDEST_LOOK {
+            let (of, query) = (space.clone(), query.to_vec());
+            let candidates = self.indexes.look(move |moment: &Moment<'_>| moment.candidates(&of, &query, look)).await;
+            let candidates = match candidates {
+                Ok(candidates) => candidates,
+                // The look at all spaces says so.
+                Err(GrainError::BrokenIndex { .. }) => return Ok(Some(Vec::new())),
+                Err(error) => return Err(error),
+            };
+            let is_everything = candidates.len() < look;
+            let passing = self.store.passing(filter.clone(), candidates).await?;
+            if is_everything || passing.len() >= enough {
+                return Ok(Some(passing));
+            }
+            // As many as the share that has passed lets expect, and half as many again.
+            look = (look * enough * 3).checked_div(passing.len() * 2).unwrap_or(usize::MAX);
+        }
+        Ok(None)
+    }
+}

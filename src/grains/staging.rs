@@ -1,0 +1,329 @@
+//! Vectors in another space: made beside the ones that serve, until that space takes over.
+//!
+//! While a re-embedding runs, whoever writes a text also makes its vector for the job, and what could not be made is
+//! noted, so that the job knows what it has left to do without looking at every grain again. The cut-over and the way
+//! back change one row under the gate, after which the indexes serve from the new order.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+
+use super::embedding::{Planned, TEXTS_AT_ONCE, TextKind, texts_at};
+use super::error::GrainError;
+use super::service::{Grains, now_us};
+use super::store::{Lacking, Made, NewVector, Purge, Staged, TextFate, Unembedded};
+use crate::domain::{
+    Filter, InputType, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
+};
+use crate::engine::Priority;
+use crate::models::error::with_causes;
+
+/// The re-embedding that writes help, if one runs.
+#[derive(Clone, Default)]
+pub(super) struct Staging(Arc<Mutex<Option<Running>>>);
+
+struct Running {
+    target: Target,
+    /// Grains that were written without a vector in its space.
+    missed: BTreeSet<i64>,
+}
+
+/// Where a re-embedding puts which grains.
+#[derive(Clone, Debug)]
+pub struct Target {
+    /// The model.
+    pub model: ModelName,
+    /// Its space.
+    pub space: SpaceId,
+    /// What the grains meet.
+    pub selection: Arc<Filter>,
+}
+
+/// What became of a cut-over.
+#[derive(Clone, Debug)]
+pub enum CutOver {
+    /// The space serves. The job as it is recorded now, and for how long writes waited.
+    Done(Box<Reembedding>, Duration),
+    /// Some grains have no vector in the space yet.
+    TooEarly,
+}
+
+impl Staging {
+    fn target(&self) -> Option<Target> {
+        self.0.lock().as_ref().map(|running| running.target.clone())
+    }
+
+    /// Notes that a grain was written, and which vectors it got. The caller holds the gate.
+    pub(super) fn note(&self, number: i64, vectors: &[&NewVector]) {
+        if let Some(Running { target, missed }) = &mut *self.0.lock()
+            && !vectors.iter().any(|vector| vector.provenance.space == target.space)
+        {
+            missed.insert(number);
+        }
+    }
+}
+
+impl Grains {
+    /// From now on writes make vectors for a re-embedding, and what they miss is noted.
+    pub async fn begin_staging(&self, target: Target) {
+        // No write is between its commit and its note.
+        let _gate = self.gate.lock().await;
+        *self.staging.0.lock() = Some(Running { target, missed: BTreeSet::new() });
+    }
+
+    /// Writes make no vectors for a re-embedding any more.
+    pub fn end_staging(&self) {
+        *self.staging.0.lock() = None;
+    }
+
+    /// The grains that were written without a vector for the re-embedding since this was last asked.
+    #[must_use]
+    pub fn take_missed(&self) -> Vec<i64> {
+        let mut staging = self.staging.0.lock();
+        staging.as_mut().map(|running| std::mem::take(&mut running.missed).into_iter().collect()).unwrap_or_default()
+    }
+
+    /// Vectors of planned grains for the re-embedding that runs, by their places. What cannot be made now is left to the
+    /// job, which says why.
+    pub(super) async fn stage(
+        &self,
+        planned: &[Result<Planned, GrainError>],
+        vectors: &HashMap<usize, NewVector>,
+        priority: Priority,
+    ) -> HashMap<usize, Staged> {
+        let Some(Target { model, space, selection }) = self.staging.target() else { return HashMap::new() };
+        let is_new = |at: &usize| vectors.get(at).is_some_and(|vector| vector.provenance.space != space);
+        let places: Vec<usize> = (0..planned.len()).filter(is_new).collect();
+        // A write does not wait for the job's model.
+        if places.is_empty() || !self.models.status(&model).is_ok_and(|status| status.is_ready()) {
+            return HashMap::new();
+        }
+        let Ok(lease) = self.models.lease(&model).await else { return HashMap::new() };
+        let mut staged = HashMap::new();
+        for places in places.chunks(TEXTS_AT_ONCE) {
+            let kind = TextKind { input_type: InputType::Document, priority };
+            match self.embed_texts(&lease, texts_at(planned, places), kind).await {
+                Ok(made) if lease.facts().fingerprint.space() == space => {
+                    let made = made.into_iter().map(|vector| Staged { vector, selection: Arc::clone(&selection) });
+                    staged.extend(places.iter().copied().zip(made));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    tracing::debug!(%model, "a write leaves vectors to a re-embedding: {}", with_causes(&error))
+                }
+            }
+        }
+        staged
+    }
+
+    /// Writes vectors that were made in the background, and answers how many were still wanted.
+    ///
+    /// # Errors
+    /// The database's: then none was written.
+    pub async fn write_made(&self, made: Made) -> Result<u64, GrainError> {
+        let grains = self.clone();
+        let work = async move {
+            let vectors: HashMap<i64, NewVector> = made
+                .vectors
+                .iter()
+                .filter_map(|(grain, vector)| Some((grain.number, vector.as_ref().ok()?.clone())))
+                .collect();
+            let _gate = grains.gate.lock().await;
+            let written = grains.store.write_made(made).await?;
+            for number in &written {
+                if let Some(vector) = vectors.get(number) {
+                    grains.indexes.apply(*number, TextFate::Kept, &[vector]);
+                }
+            }
+            grains.indexes.measure();
+            Ok(written.len() as u64)
+        };
+        self.shutdown.finish("write vectors", work).await
+    }
+
+    /// Makes the space of a re-embedding the first one, if every selected grain has a vector there.
+    ///
+    /// # Errors
+    /// The database's: then nothing has changed.
+    pub async fn cut_over(&self, job: Reembedding) -> Result<CutOver, GrainError> {
+        let grains = self.clone();
+        let work = async move {
+            let mut job = job;
+            let _gate = grains.gate.lock().await;
+            let began = Instant::now();
+            let missed: Vec<i64> = grains
+                .staging
+                .0
+                .lock()
+                .as_ref()
+                .map(|running| running.missed.iter().copied().collect())
+                .unwrap_or_default();
+            if !missed.is_empty() {
+                let lacking = Lacking {
+                    space: job.space.clone(),
+                    filter: job.selection.clone(),
+                    unless_failed_in: None,
+                    among: Some(missed),
+                };
+                if !grains.store.lacking(lacking, 0, 1).await?.is_empty() {
+                    return Ok(CutOver::TooEarly);
+                }
+            }
+            let before = grains.store.space_order().await?;
+            let mut order = vec![job.space.clone()];
+            order.extend(before.iter().filter(|space| **space != job.space).cloned());
+            job.state = ReembeddingState::Completed;
+            job.reason = None;
+            job.previous_order = Some(before);
+            job.changed_us = now_us();
+            job.cut_over_us = Some(job.changed_us);
+            grains.store.record_reembedding(job.clone(), Some(order.clone())).await?;
+            grains.indexes.reorder(&order);
+            grains.end_staging();
+            grains.indexes.measure();
+            Ok(CutOver::Done(Box::new(job), began.elapsed()))
+        };
+        self.shutdown.finish("cut over", work).await
+    }
+
+    /// Makes the order of spaces what it was before a re-embedding was cut over. `None` when another space has become
+    /// the first since: then nothing has changed.
+    ///
+    /// # Errors
+    /// The database's: then nothing has changed.
+    pub async fn roll_back(&self, job: Reembedding) -> Result<Option<Reembedding>, GrainError> {
+        let grains = self.clone();
+        let work = async move {
+            let mut job = job;
+            let _gate = grains.gate.lock().await;
+            let now = grains.store.space_order().await?;
+            let mut order = job.previous_order.clone().unwrap_or_default();
+            if now.first() != Some(&job.space) {
+                return Ok(None);
+            }
+            let new: Vec<SpaceId> = now.into_iter().filter(|space| !order.contains(space)).collect();
+            order.extend(new);
+            job.state = ReembeddingState::RollingBack;
+            job.reason = None;
+            job.changed_us = now_us();
+            grains.store.record_reembedding(job.clone(), Some(order.clone())).await?;
+            grains.indexes.reorder(&order);
+            grains.indexes.measure();
+            Ok(Some(job))
+        };
+        self.shutdown.finish("roll back", work).await
+    }
+
+    /// Deletes superfluous vectors of the next grains after a number. Answers the last grain that was looked at; `None`
+    /// when there are no more.
+    ///
+    /// # Errors
+    /// The database's: then none was deleted.
+    pub async fn purge(&self, purge: Purge, after: i64, limit: u32) -> Result<Option<i64>, GrainError> {
+        let grains = self.clone();
+        let work = async move {
+            let _gate = grains.gate.lock().await;
+            let Some(purged) = grains.store.purge(purge, after, limit).await? else { return Ok(None) };
+            let mut by_space: HashMap<SpaceId, Vec<i64>> = HashMap::new();
+            for (space, number) in purged.vectors {
+                by_space.entry(space).or_default().push(number);
+            }
+            for (space, numbers) in by_space {
+                grains.indexes.remove_from(&space, &numbers);
+            }
+            grains.indexes.measure();
+            Ok(Some(purged.last))
+        };
+        self.shutdown.finish("purge vectors", work).await
+    }
+
+    /// Grains that have no current vector in a space, in the order of their numbers.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Result<Vec<Unembedded>, GrainError> {
+        Ok(self.store.lacking(lacking, after, limit).await?)
+    }
+
+    /// How many grains have no current vector in a space.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn count_lacking(&self, lacking: Lacking) -> Result<u64, GrainError> {
+        Ok(self.store.count_lacking(lacking).await?)
+    }
+
+    /// Every re-embedding, newest first.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn reembeddings(&self) -> Result<Vec<Reembedding>, GrainError> {
+        Ok(self.store.reembeddings().await?)
+    }
+
+    /// Records a new re-embedding, unless there is an open one for its space: then it answers which.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn add_reembedding(&self, job: Reembedding) -> Result<Result<(), ReembeddingId>, GrainError> {
+        Ok(self.store.add_reembedding(job).await?)
+    }
+
+    /// Records what has changed of a re-embedding, but for `done`.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn record_reembedding(&self, job: Reembedding) -> Result<(), GrainError> {
+        Ok(self.store.record_reembedding(job, None).await?)
+    }
+
+    /// Grains that a re-embedding could not embed, at most so many, and how many there are.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn reembedding_failures(
+        &self,
+        id: &ReembeddingId,
+        at_most: u32,
+    ) -> Result<(Vec<ReembeddingFailure>, u64), GrainError> {
+        Ok(self.store.reembedding_failures(id, at_most).await?)
+    }
+
+    /// Forgets what a re-embedding could not embed, so that it is tried anew.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn forget_failures(&self, id: &ReembeddingId) -> Result<(), GrainError> {
+        Ok(self.store.forget_failures(id).await?)
+    }
+
+    /// Grains that a re-embedding could not embed in fewer tries than that.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, GrainError> {
+        Ok(self.store.retry_failures(id, tries).await?)
+    }
+
+    /// What a purge of a re-embedding's superfluous vectors deletes: those of the spaces before, where it has cut over,
+    /// else its own that serve nothing.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn superfluous(&self, job: &Reembedding) -> Result<Purge, GrainError> {
+        if job.state != ReembeddingState::Completed || job.old_vectors == OldVectors::Purged {
+            return Ok(Purge::Unserved(job.space.clone()));
+        }
+        // A later job may have brought one of them before this one again.
+        let order = self.store.space_order().await?;
+        let behind = order.into_iter().skip_while(|space| *space != job.space).skip(1);
+        let previous = job.previous_order.iter().flatten().take_while(|space| **space != job.space);
+        let previous: Vec<&SpaceId> = previous.collect();
+        Ok(Purge::Replaced {
+            kept: job.space.clone(),
+            spaces: behind.filter(|space| previous.contains(&space)).collect(),
+        })
+    }
+}

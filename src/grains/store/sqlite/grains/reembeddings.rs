@@ -1,0 +1,174 @@
+//! The account of re-embeddings: where each is, and what it could not embed.
+
+use sqlx::sqlite::SqliteRow;
+use sqlx::{Row, Sqlite, Transaction};
+
+use super::super::super::StoreError;
+use super::super::SqliteStore;
+use super::count;
+use crate::domain::{
+    GrainId, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
+};
+
+/// What [`SqliteStore::reembedding_of`] reads.
+const COLUMNS: &str = "id, model, space, selection, throttle, state, reason, done, total, previous_model, \
+     previous_order, old_vectors, created_us, changed_us, cut_over_us";
+
+impl SqliteStore {
+    pub(super) async fn insert_reembedding(&self, job: Reembedding) -> Result<Result<(), ReembeddingId>, StoreError> {
+        let failed = self.failed("record a re-embedding");
+        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        let of_space: Vec<(String, String)> = sqlx::query_as("SELECT id, state FROM reembeddings WHERE space = ?")
+            .bind(job.space.as_str())
+            .fetch_all(&mut *transaction)
+            .await
+            .map_err(&failed)?;
+        let is_open = |state: &str| ReembeddingState::parse(state).is_some_and(ReembeddingState::is_open);
+        if let Some((id, _)) = of_space.into_iter().find(|(_, state)| is_open(state)) {
+            return Ok(Err(ReembeddingId::of(id)));
+        }
+        sqlx::query(
+            "INSERT INTO reembeddings (id, model, space, selection, throttle, state, reason, done, total, \
+             previous_model, previous_order, old_vectors, created_us, changed_us, cut_over_us) \
+             VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, NULL, ?, ?, ?, NULL)",
+        )
+        .bind(job.id.as_str())
+        .bind(job.model.as_str())
+        .bind(job.space.as_str())
+        .bind(json(&job.selection))
+        .bind(job.throttle)
+        .bind(job.state.as_str())
+        .bind(&job.reason)
+        .bind(signed(job.done))
+        .bind(signed(job.total))
+        .bind(job.previous_model.as_ref().map(ModelName::as_str))
+        .bind(job.old_vectors.as_str())
+        .bind(job.created_us)
+        .bind(job.changed_us)
+        .execute(&mut *transaction)
+        .await
+        .map_err(&failed)?;
+        transaction.commit().await.map_err(&failed)?;
+        Ok(Ok(()))
+    }
+
+    pub(super) async fn read_reembeddings(&self) -> Result<Vec<Reembedding>, StoreError> {
+        let failed = self.failed("read the re-embeddings");
+        let query = format!("SELECT {COLUMNS} FROM reembeddings ORDER BY id DESC");
+        let rows = sqlx::query(sqlx::AssertSqlSafe(query)).fetch_all(&self.readers).await.map_err(failed)?;
+        rows.iter().map(|row| self.reembedding_of(row)).collect()
+    }
+
+    pub(super) async fn update_reembedding(
+        &self,
+        job: Reembedding,
+        order: Option<Vec<SpaceId>>,
+    ) -> Result<(), StoreError> {
+        let failed = self.failed("record where a re-embedding is");
+        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        if let Some(order) = order {
+            write_order(&mut transaction, &order).await.map_err(&failed)?;
+        }
+        sqlx::query(
+            "UPDATE reembeddings SET state = ?, reason = ?, total = ?, previous_order = ?, old_vectors = ?, \
+             changed_us = ?, cut_over_us = ? WHERE id = ?",
+        )
+        .bind(job.state.as_str())
+        .bind(&job.reason)
+        .bind(signed(job.total))
+        .bind(job.previous_order.as_ref().map(json))
+        .bind(job.old_vectors.as_str())
+        .bind(job.changed_us)
+        .bind(job.cut_over_us)
+        .bind(job.id.as_str())
+        .execute(&mut *transaction)
+        .await
+        .map_err(&failed)?;
+        transaction.commit().await.map_err(failed)
+    }
+
+    pub(super) async fn read_failures(
+        &self,
+        id: &ReembeddingId,
+        at_most: u32,
+    ) -> Result<(Vec<ReembeddingFailure>, u64), StoreError> {
+        let failed = self.failed("read what a re-embedding could not embed");
+        let total: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM reembedding_failures AS f JOIN grains AS g ON g.number = f.grain \
+             WHERE f.reembedding = ? AND f.text_version = g.text_version",
+        )
+        .bind(id.as_str())
+        .fetch_one(&self.readers)
+        .await
+        .map_err(&failed)?;
+        let rows: Vec<(String, String, u32)> = sqlx::query_as(
+            "SELECT g.id, f.reason, f.tries FROM reembedding_failures AS f JOIN grains AS g ON g.number = f.grain \
+             WHERE f.reembedding = ? AND f.text_version = g.text_version ORDER BY f.grain LIMIT ?",
+        )
+        .bind(id.as_str())
+        .bind(i64::from(at_most))
+        .fetch_all(&self.readers)
+        .await
+        .map_err(&failed)?;
+        let failure = |(grain, reason, tries)| ReembeddingFailure { grain: GrainId::stored(grain), reason, tries };
+        Ok((rows.into_iter().map(failure).collect(), count(total)))
+    }
+
+    pub(super) async fn delete_failures(&self, id: &ReembeddingId) -> Result<(), StoreError> {
+        sqlx::query("DELETE FROM reembedding_failures WHERE reembedding = ?")
+            .bind(id.as_str())
+            .execute(&self.writer)
+            .await
+            .map(drop)
+            .map_err(self.failed("forget what a re-embedding could not embed"))
+    }
+
+    fn reembedding_of(&self, row: &SqliteRow) -> Result<Reembedding, StoreError> {
+        let sql = self.failed("read a re-embedding");
+        let text = |column: &str| row.try_get::<String, _>(column).map_err(&sql);
+        let number = |column: &str| row.try_get::<i64, _>(column).map(count).map_err(&sql);
+        let wrong = |what| move |source: Box<dyn std::error::Error + Send + Sync>| self.malformed(what, source);
+        let unknown = || "it is none of the known words".into();
+        let (state, old_vectors) = (text("state")?, text("old_vectors")?);
+        let previous_model: Option<String> = row.try_get("previous_model").map_err(&sql)?;
+        let previous_order: Option<String> = row.try_get("previous_order").map_err(&sql)?;
+        let model = |name: &str| {
+            ModelName::parse(name).map_err(|source| wrong("a model (table `reembeddings`)")(source.into()))
+        };
+        Ok(Reembedding {
+            id: ReembeddingId::of(text("id")?),
+            model: model(&text("model")?)?,
+            space: self.space_id(&text("space")?)?,
+            selection: serde_json::from_str(&text("selection")?)
+                .map_err(|source| wrong("a selection (table `reembeddings`)")(source.into()))?,
+            throttle: row.try_get("throttle").map_err(&sql)?,
+            state: ReembeddingState::parse(&state).ok_or_else(|| wrong("a state (table `reembeddings`)")(unknown()))?,
+            reason: row.try_get("reason").map_err(&sql)?,
+            done: number("done")?,
+            total: number("total")?,
+            previous_model: previous_model.map(|name| model(&name)).transpose()?,
+            previous_order: previous_order
+                .map(|order| serde_json::from_str(&order))
+                .transpose()
+                .map_err(|source| wrong("an order of spaces (table `reembeddings`)")(source.into()))?,
+            old_vectors: OldVectors::parse(&old_vectors)
+                .ok_or_else(|| wrong("old vectors (table `reembeddings`)")(unknown()))?,
+            created_us: row.try_get("created_us").map_err(&sql)?,
+            changed_us: row.try_get("changed_us").map_err(&sql)?,
+            cut_over_us: row.try_get("cut_over_us").map_err(&sql)?,
+        })
+    }
+}
+
+async fn write_order(transaction: &mut Transaction<'_, Sqlite>, order: &[SpaceId]) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE space_order SET spaces = ?").bind(json(&order)).execute(&mut **transaction).await.map(drop)
+}
+
+fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("strings, numbers and lists are always JSON")
+}
+
+/// Counts stay far below the greatest number.
+fn signed(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
