@@ -205,7 +205,7 @@ async fn a_server_answers_what_the_document_says() {
             seen.insert(status);
         }
     }
-    assert_eq!(seen, BTreeSet::from([200, 201, 400, 403, 404, 405, 409, 412, 413, 415, 421, 422]));
+    assert_eq!(seen, BTreeSet::from([200, 201, 202, 400, 403, 404, 405, 409, 412, 413, 415, 421, 422]));
     app.stop().await;
 }
 
