@@ -13,8 +13,10 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
 
 use crate::api;
+use crate::api::access::Access;
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
+use crate::auth::{KeyFileError, Keys, KeysSetup, Policy};
 use crate::change::compare::Comparisons;
 use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::config::{Config, MemoryBudget};
@@ -32,6 +34,9 @@ use crate::telemetry::{self, MetricsError};
 
 /// How often histograms are folded: between two folds the recorder keeps every observation.
 const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often the file of keys is looked at.
+const REFRESH_KEYS: Duration = Duration::from_secs(1);
 
 /// How often a failed load of the active model is looked at.
 const RETRY_ACTIVE: Duration = Duration::from_secs(1);
@@ -54,6 +59,21 @@ pub enum AppError {
         origin: String,
         /// The setting, and what is wrong with it.
         source: CatalogError,
+    },
+    /// The file of keys.
+    #[error("the keys cannot be used")]
+    Keys(#[from] KeyFileError),
+    /// An open port is a decision, not an accident: beyond loopback it must be written down.
+    #[error(
+        "the configuration is refused:\n  {origin}: server.host: found {host:?}, which other machines can reach, and there \
+         is no key; make one with `granary keys add`, or listen on a loopback address such as \"127.0.0.1\", or set \
+         `auth.disabled = true` (GRANARY_AUTH__DISABLED=true) where a reverse proxy or a private network keeps strangers out"
+    )]
+    OpenPort {
+        /// The file, variable or flag that says so.
+        origin: String,
+        /// The host.
+        host: String,
     },
     /// The database.
     #[error("the database cannot be used")]
@@ -97,6 +117,10 @@ impl App {
     /// # Errors
     /// [`AppError`], with the setting at fault.
     pub async fn build(config: Config, shutdown: Shutdown) -> Result<Self, AppError> {
+        let keys = Arc::new(keys(&config)?);
+        if keys.are_needed() {
+            tracing::info!(n_keys = keys.count(), "requests need a key");
+        }
         let metrics = telemetry::install_metrics()?;
         let catalog = catalog(&config)?;
         let store = if config.grains.enabled {
@@ -156,6 +180,7 @@ impl App {
             None => None,
         };
         keep_active_loadable(&shutdown, models.clone());
+        keep_keys(&shutdown, Arc::clone(&keys));
         keep_metrics(&shutdown, metrics.clone());
         let state = AppState {
             models,
@@ -175,6 +200,7 @@ impl App {
                 max_queue_tokens: config.engine.max_queue_tokens,
                 cores,
             },
+            access: Access::new(keys, config.auth.open.clone()),
             guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone())),
             metrics,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
@@ -260,11 +286,29 @@ fn beside(database: &Path, suffix: &str) -> PathBuf {
     path.into()
 }
 
+/// The keys of the server.
+///
+/// # Errors
+/// When their file cannot be used; [`AppError::OpenPort`] when there is none and other machines can reach the server.
+pub fn keys(config: &Config) -> Result<Keys, AppError> {
+    let keys = Keys::open(KeysSetup {
+        configured: config.auth.keys.clone(),
+        file: config.keys_path(),
+        policy: if config.auth.disabled { Policy::Never } else { Policy::WhereThereAreKeys },
+    })?;
+    let host = &config.server.host;
+    if config.auth.disabled || keys.are_needed() || host.is_loopback() {
+        return Ok(keys);
+    }
+    Err(AppError::OpenPort { origin: config.origin("server.host"), host: host.to_string() })
+}
+
 /// Opens the socket that the configuration names.
 ///
 /// # Errors
-/// [`AppError::Bind`].
+/// [`AppError::Bind`], or what stands against the keys: no port is opened without them.
 pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
+    keys(config)?;
     let (host, port) = (config.server.host.as_str(), config.server.port);
     let refused = |source| AppError::Bind { host: host.to_owned(), port, source };
     let listener = TcpListener::bind((host, port)).await.map_err(refused)?;
@@ -329,6 +373,25 @@ fn keep_active_loadable(shutdown: &Shutdown, models: MultiModelManager) {
             if std::mem::take(&mut first) || has_failed {
                 // Requests get the reason of a failure, and the log has it already.
                 let _ = models.lease(&active).await;
+            }
+        }
+    });
+}
+
+/// Takes over what `granary keys` changes.
+fn keep_keys(shutdown: &Shutdown, keys: Arc<Keys>) {
+    let (soft, blocking) = (shutdown.soft().clone(), shutdown.clone());
+    shutdown.spawn("keys", async move {
+        let mut every = tokio::time::interval(REFRESH_KEYS);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return,
+                _ = every.tick() => {}
+            }
+            let keys = Arc::clone(&keys);
+            if let Err(panic) = blocking.spawn_blocking("keys", move || keys.refresh()).await {
+                tracing::error!("a bug: the keys could not be looked at: {panic}");
             }
         }
     });

@@ -15,10 +15,12 @@
 //! | [`change`] | what spans models and grains: giving old vectors their provenance, comparing models |
 //! | [`api`] | HTTP: routes, errors, the OpenAPI document |
 //! | [`app`] | builds everything from a configuration and runs it; nothing imports it |
+//! | [`auth`] | API keys: which there are, who presents one |
 //! | [`config`], [`telemetry`], [`shutdown`], [`cli`] | leaves: settings, logs and metrics, stopping, the command line |
 
 pub mod api;
 pub mod app;
+pub mod auth;
 pub mod change;
 pub mod cli;
 pub mod config;

@@ -20,6 +20,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => cli::doctor::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Models(args) => cli::models::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Snapshot(args) => cli::snapshot::run(args, &mut io::stdout()).map_err(Failure::from),
+        Command::Keys(args) => cli::keys::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Grains(args) => cli::grains::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Compare(args) => cli::compare::run(args, &mut io::stdout()).map_err(Failure::from),
         Command::Reembed(args) => cli::reembed::run(args, &mut io::stdout()).map_err(Failure::from),

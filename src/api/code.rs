@@ -51,7 +51,9 @@ pub enum Code {
     TokenIds,
     /// A vector length that the model does not offer.
     Dimensions,
-    /// The page that sent the request has no business here.
+    /// No key, or none that is known.
+    Unauthorized,
+    /// The key does not allow it, or the page that sent the request has no business here.
     Forbidden,
     /// What is asked contradicts what there is.
     Conflict,
@@ -73,7 +75,7 @@ pub enum Code {
     BodyTooLarge,
     /// The body is not declared as JSON.
     ContentType,
-    /// The queue is full.
+    /// The queue is full, or the rate of the key is used up.
     Overloaded,
     /// The model is still loading.
     ModelLoading,
@@ -105,6 +107,7 @@ impl Code {
             Self::InputTooLong => "input_too_long",
             Self::TokenIds => "token_ids",
             Self::Dimensions => "dimensions",
+            Self::Unauthorized => "unauthorized",
             Self::Forbidden => "forbidden",
             Self::Conflict => "conflict",
             Self::ModelNotFound => "model_not_found",
@@ -138,6 +141,7 @@ impl Code {
                 Family::OpenAi => StatusCode::BAD_REQUEST,
                 Family::Native | Family::Tei => StatusCode::UNPROCESSABLE_ENTITY,
             },
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden => StatusCode::FORBIDDEN,
             Self::ModelNotFound | Self::GrainNotFound | Self::NotFound => StatusCode::NOT_FOUND,
             Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
@@ -161,6 +165,7 @@ impl Code {
         match self {
             Self::EmptyInput => "Empty",
             Self::TokenIds => "Tokenizer",
+            Self::Unauthorized => "Unauthorized",
             Self::Forbidden | Self::Misdirected => "Forbidden",
             Self::ModelNotFound | Self::GrainNotFound | Self::NotFound => "NotFound",
             Self::Overloaded => "Overloaded",
@@ -201,6 +206,7 @@ impl Code {
             | Self::EmptyInput
             | Self::InvalidRequest
             | Self::Dimensions
+            | Self::Unauthorized
             | Self::Forbidden
             | Self::Conflict
             | Self::ModelNotFound

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{Json, ModelWord, expected_space};
+use super::extract::{Json, ModelWord, UsualModel, expected_space};
 use super::inputs::{Inputs, RootInputs};
 use super::measured;
 use super::prompt::{self, InputTypeWord};
@@ -178,9 +178,13 @@ impl EmbedOptions {
         ("x-truncated" = String, description = "How many inputs were cut, then which"),
     )), TeiErrors, TeiBodyErrors)
 )]
-pub async fn embed(State(state): State<AppState>, Json(body): Json<EmbedBody<Inputs>>) -> Result<Response, ApiError> {
+pub async fn embed(
+    State(state): State<AppState>,
+    usual: UsualModel,
+    Json(body): Json<EmbedBody<Inputs>>,
+) -> Result<Response, ApiError> {
     let (inputs, options) = body.into_parts();
-    answer(&state, inputs, &options).await
+    answer(&state, inputs, &EmbedOptions { model: usual.unless(options.model), ..options }).await
 }
 
 /// Embeds texts with the model in the path.
@@ -208,10 +212,11 @@ pub async fn embed_with_model(
 )]
 pub async fn infer(
     State(state): State<AppState>,
+    usual: UsualModel,
     Json(body): Json<EmbedBody<RootInputs>>,
 ) -> Result<Response, ApiError> {
     let (inputs, options) = body.into_parts();
-    answer_root(&state, inputs, &options).await
+    answer_root(&state, inputs, &EmbedOptions { model: usual.unless(options.model), ..options }).await
 }
 
 /// What `InferenceClient` posts to when it is given a model's URL.

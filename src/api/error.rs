@@ -144,6 +144,9 @@ impl ApiError {
             let seconds = wait.as_secs() + u64::from(wait.subsec_nanos() > 0);
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds.max(1)));
         }
+        if self.code == Code::Unauthorized {
+            headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if self.never_retry {
             headers.insert(SHOULD_RETRY, HeaderValue::from_static("false"));
         }
@@ -291,7 +294,7 @@ pub struct ProblemBody {
 pub struct TeiError {
     /// What was wrong, the limit, and the way out.
     error: String,
-    /// `Empty`, `Validation`, `Tokenizer`, `NotFound`, `Forbidden`, `Overloaded`, `Unhealthy` or `Backend`.
+    /// `Empty`, `Validation`, `Tokenizer`, `NotFound`, `Unauthorized`, `Forbidden`, `Overloaded`, `Unhealthy` or `Backend`.
     error_type: String,
 }
 

@@ -1,18 +1,21 @@
 //! Reading requests: JSON bodies, models in paths, and spaces, each refused with a sentence that helps.
 
+use std::convert::Infallible;
+
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 pub use axum::extract::rejection::QueryRejection as QueryRejected;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
+use super::access::Holder;
 use super::error::{ApiError, Code};
 use super::state::AppState;
-use crate::domain::SpaceId;
 use crate::domain::space::hex_digits;
+use crate::domain::{ModelName, SpaceId};
 use crate::grains::Token;
 use crate::grains::store::ReceiptKey;
 
@@ -47,12 +50,13 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Keyed<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         let key = idempotency_key(&request)?;
+        let caller = request.extensions().get::<Holder>().map(|Holder(key)| key.name.to_string()).unwrap_or_default();
         let target = request.uri().path_and_query().map(ToString::to_string).unwrap_or_default();
         let bytes = json_bytes(request, state).await?;
         let token = key.map(|key| {
             let hash = Sha256::new().chain_update(&target).chain_update([0]).chain_update(&bytes).finalize();
-            // This version has no API keys, so all callers share one name.
-            Token { key: ReceiptKey { caller: String::new(), key }, request: hex_digits(&hash) }
+            // Without API keys all callers share one name.
+            Token { key: ReceiptKey { caller: caller.clone(), key }, request: hex_digits(&hash) }
         });
         Ok(Self { body: parse(&bytes)?, bytes, token })
     }
@@ -70,7 +74,20 @@ fn idempotency_key(request: &Request) -> Result<Option<String>, ApiError> {
     }
 }
 
+/// Refuses a compressed body: what is small on its way could become anything here.
+///
+/// # Errors
+/// When the request names an encoding.
+pub fn refuse_encoded(headers: &HeaderMap) -> Result<(), ApiError> {
+    let is_plain = |value: &HeaderValue| value.as_bytes().trim_ascii().eq_ignore_ascii_case(b"identity");
+    if headers.get_all(header::CONTENT_ENCODING).iter().all(is_plain) {
+        return Ok(());
+    }
+    Err(ApiError::new(Code::ContentType, "the body has a `content-encoding`: send it as it is, without one"))
+}
+
 async fn json_bytes(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
+    refuse_encoded(request.headers())?;
     let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
     if !content_type.is_some_and(is_json) {
         let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(found)));
@@ -89,6 +106,7 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJson<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
+        refuse_encoded(request.headers())?;
         let (parts, body) = request.into_parts();
         let request = Request::from_parts(parts.clone(), body);
         let bytes = Bytes::from_request(request, state).await.map_err(|error| body_error(&error, state))?;
@@ -110,6 +128,25 @@ impl FromRequestParts<AppState> for ModelWord {
         let word = Path::<String>::from_request_parts(parts, state).await;
         word.map(|Path(word)| Self(word))
             .map_err(|_| ApiError::new(Code::ModelNotFound, "the model's name in the path is not UTF-8"))
+    }
+}
+
+/// The model that the caller's key means where a request names none.
+pub struct UsualModel(Option<ModelName>);
+
+impl UsualModel {
+    /// The model that the request names, or else the key's; `None` is the active one.
+    #[must_use]
+    pub fn unless(&self, named: Option<String>) -> Option<String> {
+        named.or_else(|| self.0.as_ref().map(ToString::to_string))
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for UsualModel {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        Ok(Self(parts.extensions.get::<Holder>().and_then(|Holder(key)| key.model.clone())))
     }
 }
 

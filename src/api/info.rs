@@ -6,7 +6,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::ModelWord;
+use super::extract::{ModelWord, UsualModel};
 use super::operations::{check_loadable, check_ready};
 use super::responses::TeiErrors;
 use super::state::AppState;
@@ -58,8 +58,8 @@ pub struct EmbeddingType {
     get, path = "/info", tag = "tei", operation_id = "info",
     responses((status = 200, description = "The active model and the server's limits", body = Info), TeiErrors)
 )]
-pub async fn info(State(state): State<AppState>) -> Result<axum::Json<Info>, ApiError> {
-    info_of(state, None).await
+pub async fn info(State(state): State<AppState>, usual: UsualModel) -> Result<axum::Json<Info>, ApiError> {
+    info_of(state, usual.unless(None).as_deref()).await
 }
 
 /// Says what the model in the path is and what a request may hold. Loads the model if it is not loaded.

@@ -3,6 +3,7 @@
 //! Owns the routes, how requests are read and errors written, and the OpenAPI document. Handlers hold no logic: they
 //! extract, parse, call one service method and convert. Start at [`routes()`], which reads as a table of contents.
 
+pub mod access;
 pub mod active;
 pub mod adoption;
 mod callers;
@@ -124,6 +125,7 @@ pub fn router(state: AppState) -> Router {
         .layer(DefaultBodyLimit::max(max_body))
         .layer(from_fn_with_state(state.clone(), callers::note))
         .layer(from_fn_with_state(state.clone(), requests::limit_time))
+        .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))
         .layer(CatchPanicLayer::custom(requests::answer_panic))
         .layer(from_fn(error::render))

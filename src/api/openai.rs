@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::embed::PriorityWord;
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, expected_space};
+use super::extract::{Json, ModelWord, UsualModel, expected_space};
 use super::inputs::Inputs;
 use super::measured::{self, Answer};
 use super::prompt::{self, InputTypeWord};
@@ -113,7 +113,11 @@ pub struct Usage {
         ("x-truncated" = String, description = "How many inputs were cut, then which"),
     )), OpenAiErrors, OpenAiBodyErrors)
 )]
-pub async fn embeddings(State(state): State<AppState>, Json(body): Json<EmbeddingsBody>) -> Result<Response, ApiError> {
+pub async fn embeddings(
+    State(state): State<AppState>,
+    usual: UsualModel,
+    Json(body): Json<EmbeddingsBody>,
+) -> Result<Response, ApiError> {
     if body.input.has_token_ids() {
         return Err(ApiError::new(
             Code::TokenIds,
@@ -134,7 +138,7 @@ pub async fn embeddings(State(state): State<AppState>, Json(body): Json<Embeddin
         expect_space: expected_space(body.expect_space.as_deref())?,
         priority: body.priority.unwrap_or_default().into(),
     };
-    let answer = measured::embed(&state, body.model.as_deref(), request, shape).await?;
+    let answer = measured::embed(&state, usual.unless(body.model).as_deref(), request, shape).await?;
     Ok(list(answer, body.encoding_format.unwrap_or_default()))
 }
 

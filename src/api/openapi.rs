@@ -1,8 +1,15 @@
 //! The OpenAPI document: what `routes!` gathers, under this head.
 
-use utoipa::OpenApi;
+use axum::http::Method;
+use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::security::{
+    ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
+};
+use utoipa::{Modify, OpenApi};
 
+use super::access::{self, Need};
 use super::error::{OpenAiError, ProblemBody, TeiError};
+use crate::domain::Scope;
 
 /// The document without its routes.
 #[derive(OpenApi)]
@@ -25,16 +32,70 @@ use super::error::{OpenAiError, ProblemBody, TeiError};
         (name = "operations", description = "Health and metrics"),
     ),
     components(schemas(ProblemBody, TeiError, OpenAiError)),
+    modifiers(&KeySchemes),
     servers((url = "/"))
 )]
 pub struct Head;
 
-/// Completes what `routes!` gathered: OpenAPI's paths have no wildcards.
+/// `Authorization: Bearer KEY`.
+const BEARER: &str = "bearer";
+
+/// `x-api-key: KEY`.
+const HEADER: &str = "api_key";
+
+/// The ways to present a key.
+struct KeySchemes;
+
+impl Modify for KeySchemes {
+    fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
+        let bearer = HttpBuilder::new().scheme(HttpAuthScheme::Bearer).description(Some(
+            "An API key of this server. A server without keys asks for none, and ignores what is sent.",
+        ));
+        let header = ApiKeyValue::with_description("x-api-key", "The same key; it counts where both are sent.");
+        let schemes =
+            [(BEARER, SecurityScheme::Http(bearer.build())), (HEADER, SecurityScheme::ApiKey(ApiKey::Header(header)))];
+        document.components.get_or_insert_default().add_security_schemes_from_iter(schemes);
+    }
+}
+
+/// Completes what `routes!` gathered: says which scope each operation needs, and writes the paths without wildcards,
+/// which OpenAPI does not have.
 #[must_use]
 pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let gathered = std::mem::take(&mut document.paths.paths);
-    document.paths.paths = gathered.into_iter().map(|(path, item)| (path.replace("{*", "{"), item)).collect();
+    document.paths.paths = gathered
+        .into_iter()
+        .map(|(path, mut item)| {
+            for (method, operation) in operations(&mut item) {
+                operation.security = access::listed(&method, &path).map(security);
+            }
+            (path.replace("{*", "{"), item)
+        })
+        .collect();
     document
+}
+
+fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {
+    let PathItem { get, post, put, patch, delete, .. } = item;
+    let all = [
+        (Method::GET, get),
+        (Method::POST, post),
+        (Method::PUT, put),
+        (Method::PATCH, patch),
+        (Method::DELETE, delete),
+    ];
+    all.into_iter().filter_map(|(method, operation)| Some((method, operation.as_mut()?)))
+}
+
+/// Either way to present a key, with the scope it must have, as OpenAPI 3.1 lists roles; or no key, where the
+/// configuration may leave the operation open.
+fn security(need: Need) -> Vec<SecurityRequirement> {
+    let (scope, is_optional) = match need {
+        Need::Scope(scope) => (scope, false),
+        Need::Unless(_) => (Scope::Read, true),
+    };
+    let with_a_key = [BEARER, HEADER].map(|scheme| SecurityRequirement::new(scheme, [scope.as_str()]));
+    is_optional.then(SecurityRequirement::default).into_iter().chain(with_a_key).collect()
 }
 
 /// The whole document as it is committed: pretty JSON with a last newline.

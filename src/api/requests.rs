@@ -30,7 +30,8 @@ pub async fn observe(request: Request, next: Next) -> Response {
         "request",
         id = id.to_str().unwrap_or_default(),
         %method,
-        path = ?request.uri().path()
+        path = ?request.uri().path(),
+        key = tracing::field::Empty
     );
     async move {
         let mut response = next.run(request).await;

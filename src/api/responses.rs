@@ -8,7 +8,12 @@ use super::error::{OpenAiError, ProblemBody, TeiError};
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "utoipa reads the variants")]
 pub enum NativeErrors {
-    /// A page of another origin sent the request.
+    /// The server needs a key, and none was sent or it is not known.
+    #[response(status = 401, content_type = "application/problem+json", headers(
+        ("www-authenticate" = String, description = "`Bearer`"),
+    ))]
+    Unauthorized(ProblemBody),
+    /// The key does not have the scope; or, without keys, a page of another origin sent the request.
     #[response(status = 403, content_type = "application/problem+json")]
     Forbidden(ProblemBody),
     /// The path has other methods.
@@ -17,6 +22,11 @@ pub enum NativeErrors {
     /// The `Host` header names another server.
     #[response(status = 421, content_type = "application/problem+json")]
     Misdirected(ProblemBody),
+    /// The key's rate is used up.
+    #[response(status = 429, content_type = "application/problem+json", headers(
+        ("retry-after" = u64, description = "Seconds until the next request is taken"),
+    ))]
+    RateExceeded(ProblemBody),
     /// A bug.
     #[response(status = 500, content_type = "application/problem+json")]
     Internal(ProblemBody),
@@ -67,7 +77,12 @@ pub enum NativeBodyErrors {
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "utoipa reads the variants")]
 pub enum TeiErrors {
-    /// A page of another origin sent the request.
+    /// The server needs a key, and none was sent or it is not known.
+    #[response(status = 401, headers(
+        ("www-authenticate" = String, description = "`Bearer`"),
+    ))]
+    Unauthorized(TeiError),
+    /// The key does not have the scope; or, without keys, a page of another origin sent the request.
     #[response(status = 403)]
     Forbidden(TeiError),
     /// No model has this name.
@@ -79,6 +94,11 @@ pub enum TeiErrors {
     /// The `Host` header names another server.
     #[response(status = 421)]
     Misdirected(TeiError),
+    /// The key's rate is used up.
+    #[response(status = 429, headers(
+        ("retry-after" = u64, description = "Seconds until the next request is taken"),
+    ))]
+    RateExceeded(TeiError),
     /// A bug.
     #[response(status = 500)]
     Internal(TeiError),
@@ -112,7 +132,7 @@ pub enum TeiBodyErrors {
     /// A field is missing or wrong, there are too many inputs, or one is too long and may not be cut.
     #[response(status = 422)]
     Invalid(TeiError),
-    /// The model's queue is full.
+    /// The model's queue is full, or the key's rate is used up.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
     Overloaded(TeiError),
 }
@@ -121,7 +141,12 @@ pub enum TeiBodyErrors {
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "utoipa reads the variants")]
 pub enum OpenAiErrors {
-    /// A page of another origin sent the request.
+    /// The server needs a key, and none was sent or it is not known.
+    #[response(status = 401, headers(
+        ("www-authenticate" = String, description = "`Bearer`"),
+    ))]
+    Unauthorized(OpenAiError),
+    /// The key does not have the scope; or, without keys, a page of another origin sent the request.
     #[response(status = 403)]
     Forbidden(OpenAiError),
     /// No model has this name or alias.
@@ -133,6 +158,11 @@ pub enum OpenAiErrors {
     /// The `Host` header names another server.
     #[response(status = 421)]
     Misdirected(OpenAiError),
+    /// The key's rate is used up.
+    #[response(status = 429, headers(
+        ("retry-after" = u64, description = "Seconds until the next request is taken"),
+    ))]
+    RateExceeded(OpenAiError),
     /// A bug.
     #[response(status = 500)]
     Internal(OpenAiError),
@@ -163,7 +193,7 @@ pub enum OpenAiBodyErrors {
     /// The body is not declared as JSON.
     #[response(status = 415)]
     ContentType(OpenAiError),
-    /// The model's queue is full.
+    /// The model's queue is full, or the key's rate is used up.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
     Overloaded(OpenAiError),
 }

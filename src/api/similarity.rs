@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::embed::EmbedOptions;
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord};
+use super::extract::{Json, ModelWord, UsualModel};
 use super::inputs::{Inputs, SentencePair};
 use super::measured;
 use super::responses::{TeiBodyErrors, TeiErrors};
@@ -28,8 +28,13 @@ pub struct SimilarityBody {
     post, path = "/similarity", tag = "tei", operation_id = "similarity", request_body = SimilarityBody,
     responses((status = 200, description = "One cosine similarity per sentence", body = Vec<f32>), TeiErrors, TeiBodyErrors)
 )]
-pub async fn similarity(State(state): State<AppState>, Json(body): Json<SimilarityBody>) -> Result<Response, ApiError> {
-    answer(&state, body.inputs, &body.parameters.unwrap_or_default()).await
+pub async fn similarity(
+    State(state): State<AppState>,
+    usual: UsualModel,
+    Json(body): Json<SimilarityBody>,
+) -> Result<Response, ApiError> {
+    let options = body.parameters.unwrap_or_default();
+    answer(&state, body.inputs, &EmbedOptions { model: usual.unless(options.model), ..options }).await
 }
 
 /// Compares sentences with the model in the path.

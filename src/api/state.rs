@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use super::access::Access;
 use super::guard::HostGuard;
 use crate::change::Reembeddings;
 use crate::change::compare::Comparisons;
@@ -29,7 +30,9 @@ pub struct AppState {
     pub limits: Limits,
     /// What `/info` says of the engine.
     pub engine: EngineFacts,
-    /// Which hosts and pages may be served.
+    /// Who may do what.
+    pub access: Access,
+    /// Which hosts and pages may be served without keys.
     pub guard: Arc<HostGuard>,
     /// The metrics of the process.
     pub metrics: PrometheusHandle,

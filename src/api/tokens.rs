@@ -7,7 +7,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord};
+use super::extract::{Json, ModelWord, UsualModel};
 use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};
@@ -105,9 +105,10 @@ impl From<TokenDetail> for Token {
 )]
 pub async fn tokenize(
     State(state): State<AppState>,
+    usual: UsualModel,
     Json(body): Json<TokenizeBody>,
 ) -> Result<axum::Json<Vec<Vec<Token>>>, ApiError> {
-    tokens_of(state, body).await
+    tokens_of(state, TokenizeBody { model: usual.unless(body.model), ..body }).await
 }
 
 /// Shows the tokens of texts for the model in the path.
@@ -154,9 +155,10 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
 )]
 pub async fn decode(
     State(state): State<AppState>,
+    usual: UsualModel,
     Json(body): Json<DecodeBody>,
 ) -> Result<axum::Json<Vec<String>>, ApiError> {
-    texts_of(state, body).await
+    texts_of(state, DecodeBody { model: usual.unless(body.model), ..body }).await
 }
 
 /// Turns token ids of the model in the path back into text.

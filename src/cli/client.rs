@@ -1,16 +1,29 @@
 //! A client of a running server: JSON or lines there, JSON, lines or a problem document back.
 
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::Args;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Body, Method, Url};
 use serde_json::Value;
 
 use crate::models::hub::tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The flags that say which server is meant.
+#[derive(Clone, Debug, Args)]
+pub struct ServerArgs {
+    /// The server's address
+    #[arg(long, global = true, env = "GRANARY_URL", default_value = "http://127.0.0.1:8080")]
+    pub url: String,
+    /// The file whose first line is the API key to send. On the command line itself, others could see the key
+    #[arg(long, global = true, value_name = "PATH", env = "GRANARY_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+}
 
 /// The server at an address.
 pub(super) struct Client {
@@ -24,6 +37,20 @@ pub enum ServerError {
     /// The address is none.
     #[error("`{0}` is not the address of a server: write it like http://127.0.0.1:8080")]
     Address(String),
+    /// The file with the key.
+    #[error("the key in `{}` cannot be read", path.display())]
+    KeyFile {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// What is in it could not be sent.
+    #[error("`{}` begins with no key: its first line takes visible characters of ASCII", .0.display())]
+    NoKey(PathBuf),
+    /// The server asks for a key, or does not know the one that was sent.
+    #[error("{0}. Here: put the key into a file and name it with --api-key-file")]
+    Unauthorized(String),
     /// Nobody answers.
     #[error("no Granary answers at {base}: start one with `granary serve`, or name another with --url")]
     Unreachable {
@@ -58,13 +85,16 @@ impl ServerError {
 }
 
 impl Client {
-    pub(super) fn new(url: &str) -> Result<Self, ServerError> {
+    pub(super) fn new(server: &ServerArgs) -> Result<Self, ServerError> {
+        let url = server.url.as_str();
+        let headers = server.api_key_file.as_deref().map(key_header).transpose()?.unwrap_or_default();
         let base = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let base = base.ok_or_else(|| ServerError::Address(url.to_owned()))?;
         let built = reqwest::Client::builder()
             .user_agent(concat!("granary-cli/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls())
             .connect_timeout(CONNECT_TIMEOUT)
+            .default_headers(headers)
             .build();
         built.map(|http| Self { http, base: base.clone() }).map_err(|source| ServerError::Unreachable { base, source })
     }
@@ -112,6 +142,7 @@ impl Client {
         let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;
         let word = |key: &str| answer[key].as_str().map(str::to_owned);
         Err(match (word("code"), word("detail")) {
+            (Some(code), Some(detail)) if code == "unauthorized" => ServerError::Unauthorized(detail),
             (Some(code), Some(detail)) => ServerError::Refused { code, detail },
             _ => self.foreign(status.as_u16()),
         })
@@ -124,6 +155,18 @@ impl Client {
     fn foreign(&self, status: u16) -> ServerError {
         ServerError::Foreign { base: self.base.clone(), status }
     }
+}
+
+/// The header that presents the key in a file.
+fn key_header(path: &Path) -> Result<HeaderMap, ServerError> {
+    let text = fs_err::read_to_string(path)
+        .map_err(|source| ServerError::KeyFile { path: path.to_owned(), source: source.kind().into() })?;
+    let key = text.lines().next().unwrap_or_default().trim();
+    let value = HeaderValue::from_str(&format!("Bearer {key}")).ok().filter(|_| !key.is_empty());
+    let mut value = value.ok_or_else(|| ServerError::NoKey(path.to_owned()))?;
+    // Kept out of what the client's library logs.
+    value.set_sensitive(true);
+    Ok(HeaderMap::from_iter([(AUTHORIZATION, value)]))
 }
 
 /// What is asked of a server.

@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::client::{Client, Request, ServerError};
+use super::client::{Client, Request, ServerArgs, ServerError};
 
 /// Between two looks at a comparison that has not ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -22,9 +22,9 @@ pub struct CompareArgs {
     pub from: String,
     /// The model that may take its place: its name or an alias
     pub to: String,
-    /// The server's address
-    #[arg(long, env = "GRANARY_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    /// Which server, and the key for it.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// The most grains to compare on
     #[arg(long, value_name = "N", default_value_t = 1000)]
     pub sample: u32,
@@ -67,7 +67,7 @@ pub enum CompareCliError {
 /// # Errors
 /// What the server refused, in its own words; [`CompareCliError::Failed`] with the reason.
 pub fn run(args: CompareArgs, out: &mut impl Write) -> Result<(), CompareCliError> {
-    let client = Client::new(&args.url)?;
+    let client = Client::new(&args.server)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CompareCliError::Start)?;
     let text = runtime.block_on(carry_out(&client, args))?;
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod config;
 pub mod doctor;
 pub mod grains;
+pub mod keys;
 pub mod models;
 pub mod reembed;
 pub mod snapshot;
@@ -16,7 +17,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
-pub use self::client::ServerError;
+pub use self::client::{ServerArgs, ServerError};
 pub use self::doctor::DoctorArgs;
 use crate::config::{ConfigSources, Overrides};
 
@@ -42,6 +43,8 @@ pub enum Command {
     Models(models::ModelsArgs),
     /// Import, export, search and count the grains of a running server
     Grains(grains::GrainsArgs),
+    /// Add, list and remove the API keys of a server on this machine
+    Keys(keys::KeysArgs),
     /// Compare two models on the grains of a running server, before one takes the other's place
     Compare(compare::CompareArgs),
     /// Move the grains of a running server to another model, and back

@@ -7,14 +7,14 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::client::{Client, Request, ServerError};
+use super::client::{Client, Request, ServerArgs, ServerError};
 
 /// The flags of `granary reembed`.
 #[derive(Clone, Debug, Args)]
 pub struct ReembedArgs {
-    /// The server's address
-    #[arg(long, global = true, env = "GRANARY_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    /// Which server, and the key for it.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// What to do
     #[command(subcommand)]
     pub verb: ReembedVerb,
@@ -115,7 +115,7 @@ pub enum ReembedCliError {
 /// # Errors
 /// What the server refused, in its own words; a watched job that has failed.
 pub fn run(args: ReembedArgs, out: &mut impl Write) -> Result<(), ReembedCliError> {
-    let client = Client::new(&args.url)?;
+    let client = Client::new(&args.server)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ReembedCliError::Start)?;
     let text = runtime.block_on(carry_out(&client, args.verb))?;
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

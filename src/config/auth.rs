@@ -1,9 +1,13 @@
 //! `[auth]`: who may use the server.
 
+use std::collections::HashSet;
+use std::path::PathBuf;
+
+use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 
-use super::server::ServerConfig;
 use super::spelling::Problem;
+use crate::domain::{ApiKey, KeyName};
 
 /// `[auth]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -11,20 +15,64 @@ use super::spelling::Problem;
 pub struct AuthConfig {
     /// Whether the operator says that whoever reaches the port may use it.
     pub disabled: bool,
+    /// What is answered without a key on a server that needs one.
+    pub open: Vec<OpenRoutes>,
+    /// Where the other keys are; `keys.toml` in the data directory when `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keys_file: Option<PathBuf>,
+    /// Keys, as their hashes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub keys: Vec<ApiKey>,
+}
+
+/// Routes that may be left open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OpenRoutes {
+    /// `/health` and what is below it, and the health of each model.
+    Health,
+    /// `/metrics`.
+    Metrics,
+    /// `/docs` and `/openapi.json`.
+    Docs,
+}
+
+impl<'de> Deserialize<'de> for OpenRoutes {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match String::deserialize(deserializer)?.as_str() {
+            "health" => Ok(Self::Health),
+            "metrics" => Ok(Self::Metrics),
+            "docs" => Ok(Self::Docs),
+            other => Err(de::Error::invalid_value(de::Unexpected::Str(other), &"\"health\", \"metrics\" or \"docs\"")),
+        }
+    }
 }
 
 impl AuthConfig {
-    /// An open port is a decision, not an accident: beyond loopback it must be written down.
-    pub(super) fn problems(&self, server: &ServerConfig) -> Vec<Problem> {
-        if self.disabled || server.host.is_loopback() {
-            return Vec::new();
-        }
-        let sentence = format!(
-            "found {:?}, which other machines can reach, and this version has no keys; expected a loopback address such \
-             as \"127.0.0.1\", or `auth.disabled = true` (GRANARY_AUTH__DISABLED=true) where a reverse proxy or a private \
-             network keeps strangers out",
-            server.host.as_str()
-        );
-        vec![Problem::new("server.host", sentence)]
+    pub(super) fn problems(&self) -> Vec<Problem> {
+        let repeated = repeated_name(&self.keys)
+            .map(|name| Problem::new("auth.keys", format!("found two keys named \"{name}\", expected one")));
+        let empty = self
+            .keys_file
+            .as_deref()
+            .filter(|path| path.as_os_str().is_empty())
+            .map(|_| Problem::new("auth.keys_file", "found an empty path, expected the path of a file"));
+        repeated.into_iter().chain(empty).collect()
     }
+}
+
+/// Adds `added` to `keys`; one of the same name takes the older one's place.
+pub(super) fn add_by_name(keys: &mut Vec<ApiKey>, added: Vec<ApiKey>) {
+    for key in added {
+        match keys.iter_mut().find(|older| older.name == key.name) {
+            Some(older) => *older = key,
+            None => keys.push(key),
+        }
+    }
+}
+
+/// The first name that two keys of one source share.
+pub(super) fn repeated_name(keys: &[ApiKey]) -> Option<&KeyName> {
+    let mut seen = HashSet::new();
+    keys.iter().map(|key| &key.name).find(|name| !seen.insert(*name))
 }

@@ -70,8 +70,19 @@ fn key_of(section: &str, path: &[&str]) -> String {
     })
 }
 
+/// What [`AuthConfig::keys`](super::AuthConfig) is written as.
+pub(super) const LIST_OF_KEYS: &str =
+    "a list of tables: [{ name = \"…\", hash = \"sha256:…\", scopes = [\"embed\", \"read\"] }]";
+
 fn sentence(key: &str, kind: &Kind) -> String {
     match kind {
+        Kind::InvalidType(..) | Kind::InvalidValue(..) if key == "auth.keys" => {
+            format!("found something else, expected {LIST_OF_KEYS}")
+        }
+        // What was found may be a key, and is not repeated.
+        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) if key.starts_with("auth.keys[") => {
+            format!("found something else, expected {}", expected_in_words(expected))
+        }
         Kind::InvalidType(found, _) if key == "ai.additional_models" => {
             format!("found {}, expected a list of tables: [{{ name = \"…\", path = \"…\" }}]", found_in_words(found))
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Map, Value};
 use figment::{Metadata, Profile, Provider};
 
-use super::error::unknown_key;
+use super::error::{LIST_OF_KEYS, unknown_key};
 use super::{ConfigError, ConfigSources, Overrides, Refusal, SECTIONS};
 
 /// The commented default configuration, which is the default.
@@ -17,6 +17,11 @@ pub(super) const DEFAULT_TOML: &str = include_str!("default.toml");
 pub(super) const DEFAULT_ORIGIN: &str = "the built-in default";
 const FILE_NAME: &str = "granary.toml";
 const ENV_PREFIX: &str = "GRANARY_";
+
+/// Settings of many entries with names.
+pub(super) const MODELS: &str = "ai.additional_models";
+pub(super) const KEYS: &str = "auth.keys";
+const ADDED_BY_NAME: [&str; 2] = [MODELS, KEYS];
 
 /// Settings of one origin, by section.
 #[derive(Debug, Default)]
@@ -53,8 +58,8 @@ impl Provider for &Layer {
 #[derive(Debug, Default)]
 pub(super) struct Layers {
     pub(super) merged: Vec<Layer>,
-    /// The variable whose entries are added to the file's by name, rather than put in their place.
-    pub(super) added_models: Option<Layer>,
+    /// The variables whose entries are added to the file's by name, rather than put in their place, by their setting.
+    pub(super) added: BTreeMap<&'static str, Layer>,
     pub(super) refusals: Vec<Refusal>,
 }
 
@@ -132,13 +137,18 @@ impl Layers {
             Some(text) => parse_variable(text, default_value),
         };
         match parsed {
+            // What was found may be a key.
+            Err(_) if (section.as_str(), key.as_str()) == ("auth", "keys") => {
+                let sentence = format!("found no TOML value, expected {LIST_OF_KEYS}");
+                self.refuse(name, KEYS, sentence);
+            }
             Err(sentence) => self.refuse(name, format!("{section}.{key}"), sentence),
             Ok(value) => {
                 let layer = Layer::one(name, &section, &key, to_figment(value));
-                if section == "ai" && key == "additional_models" {
-                    self.added_models = Some(layer);
-                } else {
-                    self.merged.push(layer);
+                let setting = format!("{section}.{key}");
+                match ADDED_BY_NAME.into_iter().find(|added| *added == setting) {
+                    Some(added) => drop(self.added.insert(added, layer)),
+                    None => self.merged.push(layer),
                 }
             }
         }

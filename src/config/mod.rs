@@ -27,7 +27,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 pub use ai::{AdditionalModel, AiConfig, ModelChoice};
-pub use auth::AuthConfig;
+pub use auth::{AuthConfig, OpenRoutes};
 pub use engine::{EngineConfig, QueryLaneSetting};
 pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
@@ -35,7 +35,8 @@ pub use models::{MemoryBudget, ModelsConfig};
 pub use server::{AllowedHost, BindHost, HostError, ServerConfig};
 pub use telemetry::{LogFilter, LogFilterError, LogFormat, TelemetryConfig};
 
-use layers::{Layer, Layers};
+use crate::domain::ApiKey;
+use layers::{KEYS, Layer, Layers, MODELS};
 use spelling::Problem;
 
 const SECTIONS: [&str; 7] = ["server", "ai", "models", "engine", "grains", "auth", "telemetry"];
@@ -106,22 +107,22 @@ impl Config {
     /// # Panics
     /// Never: the embedded default is TOML, as a test holds.
     pub fn load(sources: &ConfigSources) -> Result<Self, ConfigError> {
-        let Layers { merged, added_models, mut refusals } = layers::gather(sources)?;
+        let Layers { merged, added, mut refusals } = layers::gather(sources)?;
         let mut origins = Origins::of(&merged);
         let figment = merged.iter().fold(Figment::new(), Figment::merge);
         let mut reader = SectionReader { figment: &figment, origins: &origins, refusals: &mut refusals };
 
         let sections = (
             reader.read::<ServerConfig>("server"),
-            reader.read_ai(added_models.as_ref()),
+            reader.read_ai(added.get(MODELS)),
             reader.read::<ModelsConfig>("models"),
             reader.read::<EngineConfig>("engine"),
             reader.read::<GrainsConfig>("grains"),
-            reader.read::<AuthConfig>("auth"),
+            reader.read_auth(added.get(KEYS)),
             reader.read::<TelemetryConfig>("telemetry"),
         );
-        if let Some(layer) = &added_models {
-            origins.add("ai.additional_models", &layer.origin);
+        for (setting, layer) in &added {
+            origins.add(setting, &layer.origin);
         }
         let (Some(server), Some(ai), Some(models), Some(engine), Some(grains), Some(auth), Some(telemetry)) = sections
         else {
@@ -142,8 +143,7 @@ impl Config {
         layers::DEFAULT_TOML
     }
 
-    /// This configuration as TOML; loading it as the only file gives the same one again. Holds no secrets, because no
-    /// setting is one yet.
+    /// This configuration as TOML; loading it as the only file gives the same one again. Of keys it holds the hashes.
     ///
     /// # Panics
     /// Never: every setting came from TOML.
@@ -168,6 +168,12 @@ impl Config {
         }
     }
 
+    /// The file of API keys: `auth.keys_file`, or `keys.toml` in the data directory.
+    #[must_use]
+    pub fn keys_path(&self) -> PathBuf {
+        self.auth.keys_file.clone().unwrap_or_else(|| self.models.data_dir.join("keys.toml"))
+    }
+
     fn problems(&self) -> Vec<Problem> {
         [
             self.server.problems(),
@@ -175,7 +181,7 @@ impl Config {
             self.models.problems(),
             self.engine.problems(),
             self.grains.problems(),
-            self.auth.problems(&self.server),
+            self.auth.problems(),
         ]
         .concat()
     }
@@ -229,10 +235,29 @@ impl SectionReader<'_> {
         // Adding by name would hide a name that the variable has twice; one that the file has twice stays visible.
         if let (Some(layer), Some(name)) = (added, ai::repeated_name(&entries)) {
             let sentence = format!("found two entries named \"{name}\", expected one (case is ignored)");
-            let (origin, key) = (layer.origin.clone(), "ai.additional_models".to_owned());
-            self.refusals.push(Refusal { origin, key, sentence });
+            self.refusals.push(Refusal { origin: layer.origin.clone(), key: MODELS.to_owned(), sentence });
         }
         ai::add_by_name(&mut configured.additional_models, entries);
+        Some(configured)
+    }
+
+    fn read_auth(&mut self, added: Option<&Layer>) -> Option<AuthConfig> {
+        #[derive(Deserialize)]
+        struct Added {
+            keys: Vec<ApiKey>,
+        }
+
+        let configured: Option<AuthConfig> = self.read("auth");
+        let keys = match added {
+            Some(layer) => self.read_from::<Added>(&Figment::from(layer), "auth")?.keys,
+            None => Vec::new(),
+        };
+        let mut configured = configured?;
+        if let (Some(layer), Some(name)) = (added, auth::repeated_name(&keys)) {
+            let sentence = format!("found two keys named \"{name}\", expected one");
+            self.refusals.push(Refusal { origin: layer.origin.clone(), key: KEYS.to_owned(), sentence });
+        }
+        auth::add_by_name(&mut configured.keys, keys);
         Some(configured)
     }
 }

@@ -213,7 +213,6 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[sever]\nport = 1", &["granary.toml: sever:", "did you mean `server`?", "telemetry"]),
         ("port = 1", &["granary.toml: port:", "unknown key", "server, ai"]),
         ("server = 5", &["granary.toml: server:", "found 5", "[server]"]),
-        ("[server]\nhost = '0.0.0.0'", &["granary.toml: server.host:", "0.0.0.0", "auth.disabled = true"]),
         ("[server]\nhost = 'a:80'", &["server.host:", "\"a:80\"", "without a port"]),
         (
             "[server]\nallowed_hosts = ['http://a']",
@@ -280,6 +279,12 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[engine]\nauto_truncate = 1", &["engine.auto_truncate:", "true or false"]),
         ("[grains]\ndatabase_url = 'postgres://u:secret@h/d'", &["grains.database_url:", "not support", "sqlite:///"]),
         ("[grains]\ndatabase_url = 'g.db'", &["granary.toml: grains.database_url:", "sqlite:///absolute/path.db"]),
+        (
+            "[auth]\nopen = ['health', 'docs', 'all']",
+            &["auth.open[2]:", "\"all\"", "\"health\", \"metrics\" or \"docs\""],
+        ),
+        ("[auth]\nkeys_file = ''", &["granary.toml: auth.keys_file:", "empty"]),
+        ("[[auth.keys]]\nname = 'a'", &["granary.toml: auth.keys[0].hash:", "found nothing"]),
         ("[auth]\ndisabled = 'true'", &["granary.toml: auth.disabled:", "\"true\"", "true or false"]),
         ("[telemetry]\nlog_format = 'xml'", &["telemetry.log_format:", "\"xml\"", "\"text\" or \"json\""]),
         ("[telemetry]\nlog_filter = 'verbose'", &["telemetry.log_filter:", "\"verbose\"", "`info`"]),
@@ -298,7 +303,6 @@ fn refusals_of_the_environment_name_the_variable() {
         ("GRANARY_SERVER__PROT", "1", &["GRANARY_SERVER__PROT: server.prot:", "`port`"]),
         ("GRANARY_SERVER__", "1", &["GRANARY_SERVER__: server.:", "unknown key"]),
         ("GRANARY_SERVER__HOST", "", &["GRANARY_SERVER__HOST: server.host:", "empty", "unset"]),
-        ("GRANARY_SERVER__HOST", "0.0.0.0", &["GRANARY_SERVER__HOST: server.host:", "GRANARY_AUTH__DISABLED=true"]),
         ("GRANARY_SERVER__ALLOWED_HOSTS", "a,b", &["GRANARY_SERVER__ALLOWED_HOSTS: server.allowed_hosts:", "list"]),
         ("GRANARY_SERVER__ALLOWED_HOSTS", "[a", &["GRANARY_SERVER__ALLOWED_HOSTS:", "\"[a\"", "TOML"]),
         ("GRANARY_SERVER__MAX_INPUTS", "0", &["GRANARY_SERVER__MAX_INPUTS: server.max_inputs:", "1 to 1000000"]),
@@ -341,8 +345,8 @@ fn refusals_of_flags_name_the_flag_and_nothing_leaks() {
     let mut given = Given::file("");
     given.sources.overrides = Overrides { model: Some("active".into()), ..Overrides::default() };
     refused(&given, &["--model: ai.model_name:", "active"]);
-    given.sources.overrides = Overrides { host: Some("::".into()), ..Overrides::default() };
-    refused(&given, &["--host: server.host:", "\"::\"", "auth.disabled"]);
+    given.sources.overrides = Overrides { host: Some("a b".into()), ..Overrides::default() };
+    refused(&given, &["--host: server.host:", "\"a b\"", "host name"]);
     given.sources.overrides = Overrides { port: Some("http".into()), ..Overrides::default() };
     refused(&given, &["--port: server.port:", "\"http\"", "a whole number from 0 to 65535"]);
     given.sources.overrides = Overrides { port: Some("-1".into()), ..Overrides::default() };
@@ -359,10 +363,50 @@ fn one_start_names_every_bad_section() {
     }
 }
 
+/// A key's line of the configuration.
+fn key(name: &str, scopes: &str) -> String {
+    let hash = crate::domain::KeyHash::of(name);
+    format!("{{ name = \"{name}\", hash = \"{hash}\", scopes = [{scopes}] }}")
+}
+
 #[test]
-fn an_open_port_is_accepted_when_it_is_meant() {
-    let config = Given::file("[server]\nhost = '0.0.0.0'\n[auth]\ndisabled = true").load().expect("meant");
-    assert!(!config.server.host.is_loopback());
+fn keys_of_the_environment_are_added_by_name() {
+    let file = format!("[auth]\nkeys = [{}, {}]", key("one", "'read'"), key("two", "'read'"));
+    let added = format!("[{}, {}]", key("two", "'embed', 'write'"), key("three", "'admin'"));
+    let config = Given::file(&file).env("GRANARY_AUTH__KEYS", &added).load().expect("three keys");
+    let keys: Vec<_> = config.auth.keys.iter().map(|key| format!("{}:{}", key.name, key.scopes)).collect();
+    assert_eq!(keys, ["one:read", "two:embed,write", "three:admin"], "a key of the same name replaces the file's");
+    let again = Given::file(&config.effective_toml()).load().expect("what was printed");
+    assert_eq!(again.auth, config.auth);
+
+    let twice = format!("[{}, {}]", key("one", "'read'"), key("one", "'read'"));
+    refused(&env("GRANARY_AUTH__KEYS", &twice), &["GRANARY_AUTH__KEYS: auth.keys:", "two keys named \"one\""]);
+    refused(&Given::file(&format!("[auth]\nkeys = {twice}")), &["granary.toml: auth.keys:", "two keys named \"one\""]);
+}
+
+#[test]
+fn a_key_that_stands_where_its_hash_belongs_is_not_repeated() {
+    let secret = "grn_secret-of-somebody";
+    for value in [
+        secret,
+        &format!("['{secret}']"),
+        &format!("[{secret}"),
+        &format!("[{{ name = 'a', hash = '{secret}', scopes = ['read'] }}]"),
+        &format!("[{{ name = 'a', hash = 'sha256:{secret}', scopes = ['read'] }}]"),
+        &format!("[{{ name = 'a', scopes = '{secret}' }}]"),
+        &format!("[{{ name = ' {secret}' }}]"),
+        &format!("[{{ name = 'a', scopes = ['{secret}'] }}]"),
+        &format!("[{{ name = 'a', rate = '{secret}' }}]"),
+    ] {
+        let given = env("GRANARY_AUTH__KEYS", value);
+        refused(&given, &["GRANARY_AUTH__KEYS: auth.keys"]);
+        assert!(!given.refusal().contains("secret"), "{}", given.refusal());
+        if value.starts_with('[') && value.ends_with(']') {
+            let given = Given::file(&format!("[auth]\nkeys = {value}"));
+            refused(&given, &["granary.toml: auth.keys"]);
+            assert!(!given.refusal().contains("secret"), "{}", given.refusal());
+        }
+    }
 }
 
 proptest! {

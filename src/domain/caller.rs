@@ -1,11 +1,13 @@
-//! Who calls: by what a caller says of itself, as long as there are no keys.
+//! Who calls: by the name of its key, or by what a caller says of itself where there are no keys.
 
 use std::fmt;
+
+use super::key::KeyName;
 
 /// The longest name that is kept of a caller, in characters.
 const MAX_CHARS: usize = 100;
 
-/// A caller's name: the beginning of its `User-Agent`.
+/// A caller's name: that of its key, or the beginning of its `User-Agent`.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Caller(String);
 
@@ -15,6 +17,12 @@ impl Caller {
     pub fn of_user_agent(text: Option<&str>) -> Self {
         let text = text.map(str::trim).filter(|text| !text.is_empty()).unwrap_or("unknown");
         Self(text.chars().filter(|c| !c.is_control()).take(MAX_CHARS).collect())
+    }
+
+    /// The holder of the key of this name.
+    #[must_use]
+    pub fn of_key(name: &KeyName) -> Self {
+        Self(name.to_string())
     }
 
     /// The name.

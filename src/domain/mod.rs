@@ -1,4 +1,5 @@
-//! The words of the product as types: models, their encoders' settings, what executes them, vector spaces, and grains.
+//! The words of the product as types: models, their encoders' settings, what executes them, vector spaces,
+//! grains, and the keys of those who call.
 //!
 //! Owns what is true without a server: how a name is spelled, what makes two vectors comparable. It refuses to know
 //! HTTP, SQL, ONNX Runtime and tokio. Start at [`model`], then [`space`].
@@ -7,6 +8,7 @@ pub mod caller;
 pub mod filter;
 pub mod grain;
 pub mod hub;
+pub mod key;
 pub mod model;
 pub mod module;
 pub mod prompt_choice;
@@ -18,6 +20,7 @@ pub use caller::Caller;
 pub use filter::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
 pub use grain::{Content, CreatedAt, Grain, GrainId, GrainIdError, Origin, Provenance, Unproven};
 pub use hub::{HubFile, HubId, HubNameError, HubRevision, HubSource};
+pub use key::{ApiKey, KeyHash, KeyHashError, KeyName, KeyNameError, NoScopeError, Scope, ScopeError, Scopes};
 pub use model::{
     Dimensions, EncoderSettings, ModelInfo, ModelName, ModelNameError, ModelOrigin, ModelSize, ModelSource,
     OutputDimensionsError, Pooling, Prompts, Training, TruncationSide,

@@ -42,7 +42,10 @@ fn a_refused_start_says_where_which_key_and_what_was_expected() {
             "granary.toml: server.port: found \"http\", expected a whole number from 0 to 65535",
         ),
         ("[engine]\nworkers = 1000", "granary.toml: engine.workers: found 1000, expected 0 to 256"),
-        ("[server]\nhost = '0.0.0.0'", "granary.toml: server.host: found \"0.0.0.0\", which other machines can reach"),
+        (
+            "[server]\nhost = '0.0.0.0'",
+            "granary.toml: server.host: found \"0.0.0.0\", which other machines can reach, and there is no key",
+        ),
         (model, "granary.toml: ai.additional_models: `mine` is no built-in model, so its entry needs a `path`"),
         (
             "[ai.aliases]\nada = 'mine'",
@@ -69,7 +72,7 @@ fn a_refused_start_says_where_which_key_and_what_was_expected() {
         ("--port", "http", "server.port: found \"http\", expected a whole number from 0 to 65535"),
         ("--port", "65536", "server.port: found the number 65536, expected a whole number from 0 to 65535"),
         ("--port", "-1", "server.port: found the number -1, expected a whole number from 0 to 65535"),
-        ("--host", "::", "server.host: found \"::\", which other machines can reach, and this version has no keys"),
+        ("--host", "::", "server.host: found \"::\", which other machines can reach, and there is no key; make one"),
         ("--model", "mine", "ai.model_name: no model is called `mine`; there are `all-MiniLM-L6-v2`"),
         ("--log-format", "xml", "telemetry.log_format: found \"xml\", expected \"text\" or \"json\""),
     ] {

@@ -73,6 +73,24 @@ fn where_serving_works_it_says_so_and_leaves_nothing_behind() {
 }
 
 #[test]
+fn an_open_port_without_a_key_is_a_problem_and_keys_are_counted() {
+    let open = folder_with("[server]\nhost = '0.0.0.0'\n[auth]\nkeys_file = 'keys.toml'");
+    let found = report(open.path(), &installed());
+    let check_of = |report: &Value| check(report, "API keys").clone();
+    assert_eq!((&found["works"], &check_of(&found)["verdict"]), (&json!(false), &json!("problem")));
+    assert!(check_of(&found)["way_out"].as_str().is_some_and(|way| way.contains("`granary keys add`")), "{found}");
+
+    fs_err::write(open.path().join("keys.toml"), "keys = []\n").expect("written");
+    let found = report(open.path(), &installed());
+    assert_eq!(check_of(&found)["verdict"], "problem", "a file of keys without a key: {found}");
+    let key = granary::domain::KeyHash::of("a");
+    let keys = format!("[[keys]]\nname = 'a'\nhash = '{key}'\nscopes = ['read']\n");
+    fs_err::write(open.path().join("keys.toml"), keys).expect("written");
+    let found = report(open.path(), &installed());
+    assert_eq!(check_of(&found)["finding"], "needed; 1 known");
+}
+
+#[test]
 fn a_missing_runtime_library_is_a_problem_with_a_way_out() {
     let folder = folder_with("[engine]\nruntime_library = 'no/such.so'");
     let output = doctor(folder.path(), &[], &installed());

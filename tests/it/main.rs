@@ -7,6 +7,7 @@ mod helpers;
 
 mod adoption;
 mod arrows;
+mod attacks;
 mod bad_input;
 mod batching;
 mod broken_models;
@@ -24,6 +25,7 @@ mod guard;
 mod hardware;
 mod hub;
 mod hub_models;
+mod keys;
 mod lifecycle;
 mod memory;
 mod merged_search;

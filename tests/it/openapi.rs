@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
+use granary::api::access::{Need, listed};
 use granary::api::code::Family;
 use granary::app::App;
 use granary::config::{Config, ConfigSources};
+use granary::domain::Scope;
 use granary::shutdown::Shutdown;
 use reqwest::header::{ALLOW, CONTENT_TYPE, HOST, ORIGIN};
 use reqwest::{Method, RequestBuilder};
@@ -34,16 +36,16 @@ const WITHOUT_NAMES: [&str; 7] = [
 /// The operation whose body is lines of any number: what is wrong with them stands in its answer.
 const OF_LINES: &str = "import_grains";
 
-struct Operation {
-    method: Method,
-    path: String,
+pub struct Operation {
+    pub method: Method,
+    pub path: String,
     id: String,
-    has_body: bool,
+    pub has_body: bool,
     responses: BTreeMap<u16, Value>,
 }
 
 impl Operation {
-    fn all() -> Vec<Self> {
+    pub fn all() -> Vec<Self> {
         let document = committed();
         let paths = document["paths"].as_object().expect("paths");
         let items =
@@ -62,16 +64,21 @@ impl Operation {
     }
 
     /// The path for a model of this name.
-    fn path_of(&self, model: &str) -> String {
+    pub fn path_of(&self, model: &str) -> String {
         self.path.replace("{name}", model)
     }
 
-    fn family(&self) -> Family {
+    /// The path as the router has it.
+    pub fn pattern(&self) -> String {
+        if self.path.starts_with("/v1/") { self.path.replace("{name}", "{*name}") } else { self.path.clone() }
+    }
+
+    pub fn family(&self) -> Family {
         Family::of(&self.method, &self.path_of("m"))
     }
 
     /// A body that it takes.
-    fn body(&self) -> Value {
+    pub fn body(&self) -> Value {
         match self.id.trim_end_matches("_with_model") {
             "set_active_model" => json!({"name": TINY}),
             "begin_reembedding" => json!({"to": TINY}),
@@ -93,7 +100,7 @@ impl Operation {
             "delete_model" | "delete_grain" | "delete_snapshot" | "delete_comparison" => 204,
             _ => 200,
         };
-        let mut statuses = vec![success, 403, 405, 421, 500, 503];
+        let mut statuses = vec![success, 401, 403, 405, 421, 429, 500, 503];
         if self.has_body {
             statuses.push(415);
             statuses.extend([400, 413].into_iter().filter(|_| self.id != OF_LINES));
@@ -104,7 +111,7 @@ impl Operation {
             statuses.push(404);
         }
         if EMBEDDING.contains(&self.id.as_str()) {
-            statuses.extend([412, 429]);
+            statuses.push(412);
         }
         statuses
     }
@@ -133,6 +140,26 @@ fn every_reference_has_its_schema() {
     let names = text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split_once('"'));
     for (name, _) in names {
         assert!(document["components"]["schemas"][name].is_object(), "there is no schema `{name}`");
+    }
+}
+
+#[test]
+fn every_operation_says_which_scope_it_needs() {
+    let document = committed();
+    let schemes = &document["components"]["securitySchemes"];
+    for operation in Operation::all() {
+        let security = &document["paths"][&operation.path][operation.method.as_str().to_lowercase()]["security"];
+        let mut security = security.as_array().unwrap_or_else(|| panic!("{}: no security", operation.path)).clone();
+        if listed(&operation.method, &operation.pattern()).is_some_and(|need| matches!(need, Need::Unless(_))) {
+            assert_eq!(security.remove(0), json!({}), "{}: it may be open", operation.path);
+        }
+        assert_eq!(security.len(), 2, "{}", operation.path);
+        for requirement in security {
+            let (scheme, scopes) = requirement.as_object().and_then(|one| one.iter().next()).expect("a requirement");
+            assert!(schemes[scheme].is_object(), "{scheme}");
+            let word = scopes[0].as_str().expect("a scope");
+            assert!(word.parse::<Scope>().is_ok(), "{word}");
+        }
     }
 }
 
@@ -228,7 +255,7 @@ fn essence(answer: &Answer) -> &str {
     answer.content_type().split(';').next().unwrap_or_default()
 }
 
-fn assert_error(answer: &Answer, family: Family) {
+pub fn assert_error(answer: &Answer, family: Family) {
     match family {
         Family::Native => drop(answer.problem()),
         Family::Tei => drop(answer.tei_error()),

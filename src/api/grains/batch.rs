@@ -8,10 +8,10 @@ use utoipa::openapi::schema::OneOfBuilder;
 use utoipa::openapi::{RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
-use super::wire::{DraftBody, GrainObject};
+use super::wire::{DraftBody, GrainObject, with_usual_model};
 use super::{Kept, WriteErrors, etag};
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{Keyed, QueryRejected};
+use crate::api::extract::{Keyed, QueryRejected, UsualModel};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::api::state::AppState;
 use crate::grains::Outcome;
@@ -109,6 +109,7 @@ pub struct CreateQuery {
 pub async fn create(
     State(state): State<AppState>,
     Kept(grains): Kept,
+    usual: UsualModel,
     query: Result<Query<CreateQuery>, QueryRejected>,
     request: Keyed<CreateBody>,
 ) -> Result<Response, ApiError> {
@@ -117,6 +118,7 @@ pub async fn create(
     };
     let is_one = request.body.grains.is_none();
     let (drafts, token) = request.map(drafts)?;
+    let drafts: Vec<_> = drafts.into_iter().map(|draft| with_usual_model(draft, &usual)).collect();
     if drafts.is_empty() {
         return Err(ApiError::new(Code::EmptyInput, "`grains` is empty: send at least one").with_param("grains"));
     }

@@ -134,7 +134,7 @@ pub enum WriteErrors {
     /// A grain has the id, others change it, or the model may not write grains now.
     #[response(status = 409, content_type = "application/problem+json")]
     Conflict(ProblemBody),
-    /// The model's queue is full.
+    /// The model's queue is full, or the key's rate is used up.
     #[response(status = 429, content_type = "application/problem+json", headers(
         ("retry-after" = u64, description = "Seconds until there should be room"),
     ))]

@@ -9,6 +9,7 @@ use futures::{Stream, StreamExt};
 use serde::Serialize;
 
 use crate::api::error::{ApiError, Code};
+use crate::api::extract::refuse_encoded;
 use crate::grains::transfer::ReadingEnded;
 
 /// What such bodies are called.
@@ -23,6 +24,7 @@ const PIECE_BYTES: usize = 64 << 10;
 
 /// Refuses a body that is not declared as one document a line.
 pub fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
+    refuse_encoded(headers)?;
     let declared = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let essence = declared.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
     if essence == NDJSON || ALIASES.contains(&essence.as_str()) {

@@ -7,10 +7,10 @@ use serde::{Deserialize, Deserializer};
 use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
-use super::wire::{DraftBody, GrainObject};
+use super::wire::{DraftBody, GrainObject, with_usual_model};
 use super::{IdInPath, IfMatch, Kept, OtherVersion, UnknownGrain, WriteErrors, etag};
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{Json, QueryRejected};
+use crate::api::extract::{Json, QueryRejected, UsualModel};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::grains::{Outcome, Patch, SourceChange};
 
@@ -81,13 +81,15 @@ pub async fn put(
     Kept(grains): Kept,
     IdInPath(id): IdInPath,
     IfMatch(version): IfMatch,
+    usual: UsualModel,
     Json(body): Json<DraftBody>,
 ) -> Result<Response, ApiError> {
     if let Some(other) = body.id.as_deref().filter(|other| *other != id.as_str()) {
         let message = format!("`id` is `{other}`, but the path says `{id}`: leave it out of the body");
         return Err(ApiError::new(Code::InvalidRequest, message).with_param("id"));
     }
-    Ok(written(grains.put(&id, body.into_draft()?, version).await?))
+    let draft = with_usual_model(body.into_draft()?, &usual);
+    Ok(written(grains.put(&id, draft, version).await?))
 }
 
 /// What to change of a grain.

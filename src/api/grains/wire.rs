@@ -6,7 +6,7 @@ use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use crate::api::error::{ApiError, Code};
-use crate::api::extract::required_space;
+use crate::api::extract::{UsualModel, required_space};
 use crate::domain::space::hex_digits;
 use crate::domain::{Content, Grain};
 use crate::grains::{Draft, SuppliedVector};
@@ -160,4 +160,9 @@ impl DraftBody {
         };
         Ok(Draft { id: self.id, content, model: self.model, vector })
     }
+}
+
+/// A draft that names no model is embedded with the one of the caller's key. One that brings its vector needs none.
+pub(super) fn with_usual_model(draft: Draft, usual: &UsualModel) -> Draft {
+    if draft.vector.is_some() { draft } else { Draft { model: usual.unless(draft.model), ..draft } }
 }

@@ -6,6 +6,7 @@ use bytesize::ByteSize;
 use rustix::fs::{Access, access, statvfs};
 use serde::Serialize;
 
+use crate::app::{self, AppError};
 use crate::config::Config;
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::check_saved;
@@ -108,6 +109,31 @@ pub(super) fn data_dir(config: &Config) -> Check {
         return Check::new(SUBJECT, Verdict::Note, finding).with_way_out("make room for models and the database");
     }
     Check::new(SUBJECT, Verdict::Ok, finding)
+}
+
+/// Whether strangers are kept out.
+pub(super) fn keys(config: &Config) -> Check {
+    const SUBJECT: &str = "API keys";
+    match app::keys(config) {
+        Err(AppError::OpenPort { host, .. }) => {
+            let finding = format!("none, and other machines can reach `server.host`, {host:?}");
+            Check::new(SUBJECT, Verdict::Problem, finding).with_way_out(
+                "make one with `granary keys add`, listen on \"127.0.0.1\", or set `auth.disabled = true` where a proxy or \
+                 a private network keeps strangers out",
+            )
+        }
+        Err(error) => Check::new(SUBJECT, Verdict::Problem, with_causes(&error)),
+        Ok(_) if config.auth.disabled => {
+            Check::new(SUBJECT, Verdict::Note, "not asked for, because `auth.disabled` is true")
+        }
+        Ok(keys) if keys.are_needed() && keys.count() == 0 => {
+            let finding = format!("needed, because `{}` is there, and there is none", config.keys_path().display());
+            Check::new(SUBJECT, Verdict::Problem, finding)
+                .with_way_out("make one with `granary keys add`, or delete the file to serve this machine without")
+        }
+        Ok(keys) if keys.are_needed() => Check::new(SUBJECT, Verdict::Ok, format!("needed; {} known", keys.count())),
+        Ok(_) => Check::new(SUBJECT, Verdict::Ok, "none, so the server answers to this machine's own names only"),
+    }
 }
 
 /// Whether the database can be opened; `None` when the configuration wants none.

@@ -110,6 +110,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         None
     };
     let mut checks = vec![checks::runtime(&selection.runtime), checks::data_dir(config)];
+    checks.push(checks::keys(config));
     checks.push(checks::database(config, database.as_ref()));
     if let Some(Ok(FileState::Known { contents: Some(contents), .. })) = &database {
         checks.push(checks::grains(contents));

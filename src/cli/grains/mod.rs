@@ -11,7 +11,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::client::{Client, Request, ServerError};
+use super::client::{Client, Request, ServerArgs, ServerError};
 
 /// Characters of a text that a search shows.
 const SHOWN_TEXT: usize = 80;
@@ -19,9 +19,9 @@ const SHOWN_TEXT: usize = 80;
 /// The flags of `granary grains`.
 #[derive(Clone, Debug, Args)]
 pub struct GrainsArgs {
-    /// The server's address
-    #[arg(long, global = true, env = "GRANARY_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    /// Which server, and the key for it.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// What to do
     #[command(subcommand)]
     pub verb: GrainsVerb,
@@ -153,7 +153,7 @@ pub enum GrainsError {
 /// # Errors
 /// What the server refused, in its own words; [`GrainsError::Failed`] when an import did not take every line.
 pub fn run(args: GrainsArgs, out: &mut impl Write) -> Result<(), GrainsError> {
-    let client = Client::new(&args.url)?;
+    let client = Client::new(&args.server)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(GrainsError::Start)?;
     let ended = runtime.block_on(carry_out(&client, args.verb, out));
     // Standard input may never end.

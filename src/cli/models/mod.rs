@@ -8,7 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::client::{Client, Request, ServerError};
+use super::client::{Client, Request, ServerArgs, ServerError};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -17,9 +17,9 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// The flags of `granary models`.
 #[derive(Clone, Debug, Args)]
 pub struct ModelsArgs {
-    /// The server's address
-    #[arg(long, global = true, env = "GRANARY_URL", default_value = "http://127.0.0.1:8080")]
-    pub url: String,
+    /// Which server, and the key for it.
+    #[command(flatten)]
+    pub server: ServerArgs,
     /// What to do
     #[command(subcommand)]
     pub verb: ModelsVerb,
@@ -111,7 +111,7 @@ pub enum ModelsError {
 /// # Errors
 /// What the server refused, in its own words.
 pub fn run(args: ModelsArgs, out: &mut impl Write) -> Result<(), ModelsError> {
-    let client = Client::new(&args.url)?;
+    let client = Client::new(&args.server)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ModelsError::Start)?;
     let text = runtime.block_on(carry_out(&client, args.verb))?;
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {

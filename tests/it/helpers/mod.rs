@@ -3,6 +3,7 @@
 mod chance;
 mod disk;
 mod hub;
+mod keys;
 mod process;
 mod server;
 
@@ -15,6 +16,7 @@ use tempfile::TempDir;
 pub use chance::Chance;
 pub use disk::SmallDisk;
 pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
+pub use keys::{key_entry, secret, with_keys};
 pub use process::Process;
 pub use server::{Answer, Caller, TestApp, client, send};
 

@@ -78,7 +78,10 @@ impl Process {
     /// Waits until it serves, and returns its address.
     pub fn wait_until_serving(&mut self) -> String {
         let log = self.wait_for("serving on http://");
-        let address = log.split("serving on http://").nth(1).and_then(|rest| rest.split_whitespace().next());
+        let address = log
+            .split("serving on http://")
+            .nth(1)
+            .and_then(|rest| rest.split(|c: char| c.is_whitespace() || c == '"').next());
         format!("http://{}", address.expect("an address"))
     }
 

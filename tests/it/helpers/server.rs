@@ -19,6 +19,7 @@ use super::data_dir;
 pub struct Caller {
     url: String,
     client: Client,
+    key: Option<String>,
 }
 
 /// A running server, which is asked as a [`Caller`] does. [`TestApp::stop`] ends it in order.
@@ -150,7 +151,12 @@ impl TestApp {
 impl Caller {
     /// Somebody who asks the server at this address.
     pub fn of(url: String) -> Self {
-        Self { url, client: client() }
+        Self { url, client: client(), key: None }
+    }
+
+    /// The same with this API key.
+    pub fn with_key(&self, key: &str) -> Self {
+        Self { key: Some(key.to_owned()), ..self.clone() }
     }
 
     /// The server's address, without a path.
@@ -160,7 +166,11 @@ impl Caller {
 
     /// A request to be completed by the caller.
     pub fn request(&self, method: Method, path: &str) -> RequestBuilder {
-        self.client.request(method, format!("{}{path}", self.url))
+        let request = self.client.request(method, format!("{}{path}", self.url));
+        match &self.key {
+            Some(key) => request.bearer_auth(key),
+            None => request,
+        }
     }
 
     pub async fn get(&self, path: &str) -> Answer {

@@ -1,0 +1,287 @@
+//! The file of keys, `keys.toml`: hashes, names and what they allow. `granary keys` writes it, the server reads it.
+
+use std::io::{self, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::domain::{ApiKey, KeyName};
+
+const HEAD: &str = "# The API keys of Granary, as hashes: `granary keys add`, `list` and `remove` write and read this file.\n\
+                    # A running server takes a change over within seconds. While this file is here, requests need a key.\n\n";
+
+/// Only the owner reads and writes it.
+const MODE: u32 = 0o600;
+
+/// The bits by which others than the owner may write.
+const WRITABLE_BY_OTHERS: u32 = 0o022;
+
+/// A file of keys, which need not be there.
+#[derive(Clone, Debug)]
+pub struct KeyFile(PathBuf);
+
+/// The file of keys cannot be used. What is in it is not repeated: somebody may have written a key there.
+#[derive(Debug, thiserror::Error)]
+pub enum KeyFileError {
+    /// It cannot be read.
+    #[error("the keys in `{}` cannot be read", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// It is not what a file of keys is.
+    #[error(
+        "`{}` is not understood{}: it holds a table `[[keys]]` for each key, with `name`, `hash` (\"sha256:…\"), `scopes` \
+         (a list of \"embed\", \"read\", \"write\" and \"admin\") and, where wanted, `model` and `rate`",
+        path.display(),
+        line.map(|line| format!(" from line {line} on")).unwrap_or_default()
+    )]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where it stops to make sense.
+        line: Option<usize>,
+    },
+    /// Two keys have one name.
+    #[error("`{}` has two keys named `{name}`: remove one", path.display())]
+    Repeated {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: KeyName,
+    },
+    /// Others could add keys of their own.
+    #[error("others than its owner may write `{}`: take that from them with `chmod 600`", path.display())]
+    Exposed {
+        /// The file.
+        path: PathBuf,
+    },
+    /// It cannot be written.
+    #[error("the keys in `{}` cannot be written", path.display())]
+    Unwritable {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// There is a key of this name.
+    #[error("there is a key named `{0}` already: remove it first, or choose another name")]
+    Taken(KeyName),
+    /// There is none.
+    #[error("no key in `{}` is named `{name}`", path.display())]
+    NotThere {
+        /// The file.
+        path: PathBuf,
+        /// The name.
+        name: KeyName,
+    },
+}
+
+#[derive(Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Contents {
+    #[serde(default)]
+    keys: Vec<ApiKey>,
+}
+
+impl KeyFile {
+    /// The file at a path.
+    #[must_use]
+    pub fn at(path: PathBuf) -> Self {
+        Self(path)
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The keys in it; none where there is no file.
+    ///
+    /// # Errors
+    /// When it cannot be read or understood.
+    pub fn read(&self) -> Result<Vec<ApiKey>, KeyFileError> {
+        self.text()?.map_or_else(|| Ok(Vec::new()), |text| self.parse(&text))
+    }
+
+    /// Adds a key.
+    ///
+    /// # Errors
+    /// [`KeyFileError::Taken`], or when the file cannot be read or written.
+    pub fn add(&self, key: ApiKey) -> Result<(), KeyFileError> {
+        self.change(|keys| {
+            if keys.iter().any(|other| other.name == key.name) {
+                return Err(KeyFileError::Taken(key.name.clone()));
+            }
+            keys.push(key);
+            Ok(())
+        })
+    }
+
+    /// Removes a key. The file stays, without a key too.
+    ///
+    /// # Errors
+    /// [`KeyFileError::NotThere`], or when the file cannot be read or written.
+    pub fn remove(&self, name: &KeyName) -> Result<(), KeyFileError> {
+        self.change(|keys| {
+            let before = keys.len();
+            keys.retain(|key| key.name != *name);
+            let path = self.0.clone();
+            if keys.len() < before { Ok(()) } else { Err(KeyFileError::NotThere { path, name: name.clone() }) }
+        })
+    }
+
+    /// Its text; `None` where there is no file.
+    pub(super) fn text(&self) -> Result<Option<String>, KeyFileError> {
+        let text = match fs_err::read_to_string(&self.0) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(self.unreadable(error.kind().into())),
+            Ok(text) => text,
+        };
+        let mode =
+            fs_err::metadata(&self.0).map_err(|error| self.unreadable(error.kind().into()))?.permissions().mode();
+        if mode & WRITABLE_BY_OTHERS != 0 {
+            return Err(KeyFileError::Exposed { path: self.0.clone() });
+        }
+        Ok(Some(text))
+    }
+
+    /// The keys that a text of it holds.
+    pub(super) fn parse(&self, text: &str) -> Result<Vec<ApiKey>, KeyFileError> {
+        let path = || self.0.clone();
+        let Contents { keys } = toml::from_str(text).map_err(|error| {
+            let line = error.span().map(|span| text[..span.start.min(text.len())].matches('\n').count() + 1);
+            KeyFileError::Malformed { path: path(), line }
+        })?;
+        let repeated = keys.iter().enumerate().find(|(at, key)| keys[..*at].iter().any(|other| other.name == key.name));
+        match repeated {
+            Some((_, key)) => Err(KeyFileError::Repeated { path: path(), name: key.name.clone() }),
+            None => Ok(keys),
+        }
+    }
+
+    fn unreadable(&self, source: io::Error) -> KeyFileError {
+        KeyFileError::Unreadable { path: self.0.clone(), source }
+    }
+
+    /// Changes the keys, one process at a time. A reader sees the old file or the new one.
+    fn change(&self, edit: impl FnOnce(&mut Vec<ApiKey>) -> Result<(), KeyFileError>) -> Result<(), KeyFileError> {
+        let unwritable = |source: io::Error| KeyFileError::Unwritable { path: self.0.clone(), source };
+        let folder = self.0.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        fs_err::create_dir_all(folder).map_err(unwritable)?;
+        let lock = create(&beside(&self.0, ".lock")).map_err(unwritable)?;
+        lock.lock().map_err(unwritable)?;
+
+        let mut keys = self.read()?;
+        edit(&mut keys)?;
+        let text = toml::to_string(&Contents { keys }).map_err(|error| unwritable(io::Error::other(error)))?;
+        let new = beside(&self.0, ".new");
+        // What a killed process left may belong to somebody with other rights.
+        match fs_err::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unwritable(error)),
+            _ => {}
+        }
+        let mut file = create(&new).map_err(unwritable)?;
+        file.write_all(HEAD.as_bytes())
+            .and_then(|()| file.write_all(text.as_bytes()))
+            .and_then(|()| file.sync_all())
+            .and_then(|()| fs_err::rename(&new, &self.0))
+            .and_then(|()| fs_err::File::open(folder)?.sync_all())
+            .map_err(unwritable)
+    }
+}
+
+/// Opens a file for its owner alone, made if need be.
+fn create(path: &Path) -> io::Result<fs_err::File> {
+    let mut options = fs_err::OpenOptions::new();
+    options.create(true).truncate(true).write(true);
+    options.options_mut().mode(MODE);
+    options.open(path)
+}
+
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut beside = path.as_os_str().to_owned();
+    beside.push(suffix);
+    beside.into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{KeyHash, Scope, Scopes};
+
+    fn key(name: &str) -> ApiKey {
+        ApiKey {
+            name: name.parse().expect("a name"),
+            hash: KeyHash::of(name),
+            scopes: Scopes::of([Scope::Read, Scope::Write]).expect("scopes"),
+            model: Some("m".parse().expect("a name")),
+            rate: std::num::NonZeroU32::new(7),
+        }
+    }
+
+    fn in_a_folder() -> (tempfile::TempDir, KeyFile) {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = KeyFile::at(folder.path().join("deep/er/keys.toml"));
+        (folder, file)
+    }
+
+    #[test]
+    fn keys_are_read_as_they_were_added() {
+        let (_folder, file) = in_a_folder();
+        assert_eq!(file.read().expect("no file, no keys"), []);
+        file.add(key("a")).expect("added");
+        file.add(key("b")).expect("added");
+        assert!(matches!(file.add(key("a")), Err(KeyFileError::Taken(name)) if name.as_str() == "a"));
+        assert_eq!(file.read().expect("keys"), [key("a"), key("b")]);
+        file.remove(&key("a").name).expect("removed");
+        assert!(matches!(file.remove(&key("a").name), Err(KeyFileError::NotThere { .. })));
+        file.remove(&key("b").name).expect("removed");
+        assert_eq!(file.text().expect("a file"), Some(HEAD.to_owned() + "keys = []\n"));
+    }
+
+    #[test]
+    fn the_file_is_its_owners_alone() {
+        let (_folder, file) = in_a_folder();
+        file.add(key("a")).expect("added");
+        let mode = || fs_err::metadata(file.path()).expect("a file").permissions().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o644)).expect("shown to others");
+        file.add(key("b")).expect("added");
+        assert_eq!(mode(), 0o600);
+        fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o660)).expect("given to others");
+        assert!(matches!(file.read(), Err(KeyFileError::Exposed { .. })));
+    }
+
+    #[test]
+    fn what_is_wrong_is_said_without_what_stands_there() {
+        let (_folder, file) = in_a_folder();
+        for text in [
+            "keys = ['grn_secret']",
+            "[[keys]]\nname = 'a'\nkey = 'grn_secret'",
+            "[[keys]]\nname = 'a'\nhash = 'grn_secret'",
+            "[[keys]]\nhash = grn_secret",
+            "[[keys]]\nname = 'grn secret'",
+        ] {
+            let error = file.parse(text).expect_err("malformed");
+            assert!(!format!("{error} {error:?}").contains("secret"), "{error}");
+            assert!(error.to_string().contains(" line "), "{error}");
+        }
+    }
+
+    #[test]
+    fn two_who_write_at_once_lose_nothing() {
+        let (_folder, file) = in_a_folder();
+        std::thread::scope(|scope| {
+            for writer in ["a", "b"] {
+                let file = file.clone();
+                scope.spawn(move || (0..20).for_each(|n| file.add(key(&format!("{writer}{n}"))).expect("added")));
+            }
+        });
+        assert_eq!(file.read().expect("keys").len(), 40);
+    }
+}

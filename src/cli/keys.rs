@@ -1,0 +1,199 @@
+//! `granary keys`: the file of API keys. It opens that file only; a running server takes a change over by itself.
+
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::num::NonZeroU32;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use crate::auth::{KeyFile, KeyFileError, NewKey, NewKeyError};
+use crate::config::{Config, ConfigError, ConfigSources, Overrides};
+use crate::domain::{ApiKey, KeyName, ModelName, NoScopeError, Scope, Scopes};
+
+/// The arguments of `granary keys`.
+#[derive(Clone, Debug, Args)]
+pub struct KeysArgs {
+    /// Read this configuration file [default: granary.toml, if there is one]
+    #[arg(long, global = true, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// The keys are in this directory (`models.data_dir`)
+    #[arg(long, global = true, value_name = "PATH")]
+    pub data_dir: Option<PathBuf>,
+    /// What to do
+    #[command(subcommand)]
+    pub verb: KeysVerb,
+}
+
+/// What `granary keys` does.
+#[derive(Clone, Debug, Subcommand)]
+pub enum KeysVerb {
+    /// Make a key, keep its hash, and print the key: it is shown this once
+    Add(AddArgs),
+    /// List the keys, those of the configuration too
+    List,
+    /// Remove a key: it is not valid any more within seconds
+    Remove {
+        /// The key's name
+        name: KeyName,
+    },
+    /// Read a key from standard input and print its hash, for `[[auth.keys]]` or `GRANARY_AUTH__KEYS`
+    Hash,
+}
+
+/// The flags of `granary keys add`.
+#[derive(Clone, Debug, Args)]
+pub struct AddArgs {
+    /// What the log and `keys list` call it
+    pub name: KeyName,
+    /// What it allows, with commas between: embed, read, write, admin (which is all of them)
+    #[arg(long = "scope", value_name = "SCOPES", required = true, value_delimiter = ',')]
+    pub scopes: Vec<Scope>,
+    /// The model of its requests that name none [default: the active one]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<ModelName>,
+    /// Requests a minute [default: any number]
+    #[arg(long, value_name = "N")]
+    pub rate: Option<NonZeroU32>,
+}
+
+/// `granary keys` did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum KeysCliError {
+    /// The configuration says not where the keys are.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The file of keys.
+    #[error(transparent)]
+    File(#[from] KeyFileError),
+    /// There is no new key.
+    #[error(transparent)]
+    New(#[from] NewKeyError),
+    /// A key that allows nothing.
+    #[error(transparent)]
+    NoScope(#[from] NoScopeError),
+    /// The configuration has the last word on its keys.
+    #[error("`{name}` is a key of the configuration ({origin}): change it there, or choose another name")]
+    Configured {
+        /// The name.
+        name: KeyName,
+        /// The file or variable that has it.
+        origin: String,
+    },
+    /// Standard input holds nothing to hash.
+    #[error("no key can be read from standard input")]
+    Read(#[source] io::Error),
+    /// Nobody takes the output.
+    #[error("the answer cannot be printed")]
+    Print(#[source] io::Error),
+}
+
+/// Does what `args` say and prints to `out` what came of it.
+///
+/// # Errors
+/// [`KeysCliError`].
+pub fn run(args: KeysArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
+    if matches!(args.verb, KeysVerb::Hash) {
+        return print(out, &format!("{}\n", read_key()?.hash()));
+    }
+    let overrides = Overrides { data_dir: args.data_dir, ..Overrides::default() };
+    let config = Config::load(&ConfigSources::from_process(args.config, overrides))?;
+    let file = KeyFile::at(config.keys_path());
+    match args.verb {
+        KeysVerb::Add(args) => add(&config, &file, args, out),
+        KeysVerb::List => print(out, &table(&config.auth.keys, &file.read()?)),
+        KeysVerb::Remove { name } => {
+            refuse_configured(&config, &name)?;
+            file.remove(&name)?;
+            print(out, &format!("`{name}` is removed from `{}`\n", file.path().display()))
+        }
+        KeysVerb::Hash => Ok(()),
+    }
+}
+
+fn add(config: &Config, file: &KeyFile, args: AddArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
+    let AddArgs { name, scopes, model, rate } = args;
+    refuse_configured(config, &name)?;
+    let key = NewKey::random()?;
+    file.add(ApiKey { name: name.clone(), hash: key.hash(), scopes: Scopes::of(scopes)?, model, rate })?;
+    // Standard output holds the key alone, so that a script can take it from there.
+    eprintln!("`{name}` is in `{}`. This is the key, shown this once:", file.path().display());
+    if config.auth.disabled {
+        eprintln!("`auth.disabled` is true: the server asks for no key.");
+    }
+    print(out, &format!("{}\n", key.reveal()))
+}
+
+fn refuse_configured(config: &Config, name: &KeyName) -> Result<(), KeysCliError> {
+    if config.auth.keys.iter().any(|key| key.name == *name) {
+        return Err(KeysCliError::Configured { name: name.clone(), origin: config.origin("auth.keys") });
+    }
+    Ok(())
+}
+
+/// The first line of standard input.
+fn read_key() -> Result<NewKey, KeysCliError> {
+    let mut input = io::stdin().lock();
+    if input.is_terminal() {
+        eprintln!("The key, then Enter:");
+    }
+    let mut line = String::new();
+    input.read_line(&mut line).map_err(KeysCliError::Read)?;
+    Ok(NewKey::chosen(line.trim_end_matches(['\r', '\n']))?)
+}
+
+fn print(out: &mut impl Write, text: &str) -> Result<(), KeysCliError> {
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(KeysCliError::Print(error)),
+        _ => Ok(()),
+    }
+}
+
+/// One line a key, under a line of titles.
+fn table(configured: &[ApiKey], kept: &[ApiKey]) -> String {
+    let row = |key: &ApiKey, place: &str| {
+        [
+            key.name.to_string(),
+            key.scopes.to_string(),
+            key.model.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
+            key.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate}/min")),
+            place.to_owned(),
+        ]
+    };
+    let titles = ["NAME", "SCOPES", "MODEL", "RATE", "FROM"].map(str::to_owned);
+    let configured = configured.iter().map(|key| row(key, "configuration"));
+    let rows: Vec<[String; 5]> =
+        std::iter::once(titles).chain(configured).chain(kept.iter().map(|key| row(key, "file"))).collect();
+    let widths: [usize; 5] =
+        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or_default());
+    let line = |row: &[String; 5]| {
+        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+        format!("{}\n", cells.join("  ").trim_end())
+    };
+    rows.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::KeyHash;
+
+    #[test]
+    fn the_table_shows_what_each_key_allows_and_no_hash() {
+        let key = |name: &str, scopes: &[Scope]| ApiKey {
+            name: name.parse().expect("a name"),
+            hash: KeyHash::of(name),
+            scopes: Scopes::of(scopes.iter().copied()).expect("scopes"),
+            model: None,
+            rate: None,
+        };
+        let mut limited = key("search", &[Scope::Read, Scope::Embed]);
+        limited.rate = NonZeroU32::new(60);
+        limited.model = Some("tiny".parse().expect("a name"));
+        assert_eq!(
+            table(&[key("ops", &[Scope::Admin])], &[limited]),
+            "NAME    SCOPES      MODEL  RATE    FROM\n\
+             ops     admin       -      -       configuration\n\
+             search  embed,read  tiny   60/min  file\n"
+        );
+    }
+}

@@ -1,0 +1,512 @@
+//! API keys: who is let in, to what, how often, and where keys never show.
+
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use granary::api::access::{Need, listed};
+use granary::domain::Scope;
+use reqwest::Method;
+use reqwest::header::{AUTHORIZATION, HOST, ORIGIN};
+use serde_json::json;
+
+use crate::helpers::{
+    Answer, Caller, Process, TINY, TestApp, entry_of, folder_with, key_entry, secret, send, with_keys, with_tiny,
+};
+use crate::openapi::{Operation, assert_error};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A server with one key for each scope, of the scope's name, and one for all but it: `not-embed`, say.
+async fn app_with_all_scopes() -> TestApp {
+    let words = ["embed", "read", "write", "admin"];
+    let alone = words.map(|word| key_entry(word, &[word], ""));
+    let others = ["embed", "read", "write"].map(|word| {
+        let others: Vec<&str> = words.into_iter().filter(|other| ![word, "admin"].contains(other)).collect();
+        key_entry(&format!("not-{word}"), &others, "")
+    });
+    let not_admin = key_entry("not-admin", &["embed", "read", "write"], "");
+    let keys = [&alone[..], &others[..], &[not_admin]].concat();
+    TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&[]))).await
+}
+
+/// An operation as a caller asks for it who does not get as far as its body.
+async fn ask(caller: &Caller, operation: &Operation) -> Answer {
+    send(caller.request(operation.method.clone(), &operation.path_of(TINY))).await
+}
+
+fn need(operation: &Operation) -> Need {
+    listed(&operation.method, &operation.pattern())
+        .unwrap_or_else(|| panic!("{} {} is not in the table of api/access.rs", operation.method, operation.path))
+}
+
+fn assert_unauthorized(answer: &Answer, operation: &Operation) {
+    let name = format!("{} {}: {}", operation.method, operation.path, answer.text);
+    assert_eq!((answer.status.as_u16(), answer.header("www-authenticate")), (401, "Bearer"), "{name}");
+    assert_error(answer, operation.family());
+    assert!(answer.text.contains("nauthorized"), "{name}");
+}
+
+#[test]
+fn every_operation_is_in_the_table_of_scopes() {
+    for operation in Operation::all() {
+        need(&operation);
+    }
+}
+
+#[tokio::test]
+async fn every_route_refuses_who_has_no_key_and_whom_it_does_not_know() {
+    let app = app_with_all_scopes().await;
+    for operation in Operation::all() {
+        let request = || app.request(operation.method.clone(), &operation.path_of(TINY));
+        if need(&operation) == Need::Unless(granary::config::OpenRoutes::Health) {
+            assert_eq!(send(request()).await.status, 200, "{}", operation.path);
+            continue;
+        }
+        let known = secret("admin");
+        for refused in [
+            request(),
+            request().bearer_auth("grn_somebody-elses-key-0123456789"),
+            request().bearer_auth(""),
+            request().bearer_auth(&known[1..]),
+            request().bearer_auth(format!("{known}x")),
+            request().bearer_auth(known.to_uppercase()),
+            request().header("x-api-key", "admin"),
+            request().header("x-api-key", granary::domain::KeyHash::of(&known).to_string()),
+            request().basic_auth("admin", Some(&known)),
+            request().bearer_auth(&known).header(AUTHORIZATION, "Bearer other"),
+            app.request(
+                operation.method.clone(),
+                &format!("{}?api_key={known}&x-api-key={known}", operation.path_of(TINY)),
+            ),
+            request().header("cookie", format!("x-api-key={known}")),
+        ] {
+            assert_unauthorized(&send(refused).await, &operation);
+        }
+    }
+    for path in
+        ["/openapi.json", "/docs", "/docs/", "/docs/index.html", "/nothing", "/models/tiny/nothing", "/grains/a/b"]
+    {
+        let (status, code, _) = app.get(path).await.problem();
+        assert_eq!((status, code.as_str()), (401, "unauthorized"), "{path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn every_route_refuses_keys_without_its_scope_and_takes_those_with_it() {
+    let app = app_with_all_scopes().await;
+    for operation in Operation::all() {
+        let scope = match need(&operation) {
+            Need::Scope(scope) => scope,
+            Need::Unless(granary::config::OpenRoutes::Health) => continue,
+            Need::Unless(_) => Scope::Read,
+        };
+        let name = format!("{} {}", operation.method, operation.path);
+        let refused = ask(&app.with_key(&secret(&format!("not-{scope}"))), &operation).await;
+        assert_eq!(refused.status, 403, "{name}: {}", refused.text);
+        assert_error(&refused, operation.family());
+        assert!(refused.text.contains("orbidden") && refused.text.contains(&format!("`{scope}`")), "{}", refused.text);
+
+        for key in [scope, Scope::Admin] {
+            let taken = ask(&app.with_key(&secret(key.as_str())), &operation).await;
+            assert!(![401, 403].contains(&taken.status.as_u16()), "{name}: {} {}", taken.status, taken.text);
+        }
+    }
+    let embeds = app.with_key(&secret("embed"));
+    assert_eq!(embeds.get("/nothing").await.problem().0, 404, "any key learns that there is nothing");
+    assert_eq!(embeds.get("/docs").await.problem().0, 403);
+    assert_eq!(app.with_key(&secret("read")).get("/docs").await.status, 200);
+    assert_eq!(send(embeds.request(Method::TRACE, "/embed")).await.tei_error().0, 403, "not in the table");
+    assert_eq!(send(app.with_key(&secret("admin")).request(Method::TRACE, "/embed")).await.tei_error().0, 405);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_refused_is_not_done() {
+    let app = app_with_all_scopes().await;
+    let admin = app.with_key(&secret("admin"));
+    admin.post("/grains", json!({"id": "kept", "text": "kept"})).await.ok();
+    for caller in [app.with_key(&secret("not-write")), app.with_key("grn_nobodys-key-0123456789")] {
+        caller.delete("/grains/kept").await.problem();
+        caller.post("/grains", json!({"id": "new", "text": "new"})).await.problem();
+        caller.post("/grains/delete", json!({"filter": {}})).await.problem();
+    }
+    assert_eq!(admin.post("/grains/count", json!({})).await.ok()["count"], 1);
+    assert_eq!(admin.get("/grains/new").await.problem().0, 404);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_is_taken_from_every_place_where_clients_put_it() {
+    let app = app_with_all_scopes().await;
+    let key = secret("embed");
+    let embed = || app.request(Method::POST, "/embed").json(&json!({"inputs": "a"}));
+    for request in [
+        embed().bearer_auth(&key),
+        embed().header(AUTHORIZATION, format!("bearer  {key}")),
+        embed().header(AUTHORIZATION, &key),
+        embed().header("x-api-key", &key),
+        embed().header("x-api-key", &key).basic_auth("proxy", Some("password")),
+    ] {
+        send(request).await.ok();
+    }
+    // A server with keys may have any name, and a page must have one too.
+    let foreign = embed().bearer_auth(&key).header(HOST, "granary.example.org").header(ORIGIN, "http://page.example");
+    send(foreign).await.ok();
+    assert_eq!(send(embed().header(HOST, "granary.example.org")).await.tei_error().0, 401);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_server_without_keys_ignores_what_is_sent_as_one() {
+    let disabled = format!("{}disabled = true\n", with_keys(&[key_entry("a", &["read"], "")]));
+    for toml in ["", &disabled] {
+        let app = TestApp::start_with(&format!("{toml}{}", with_tiny(&[]))).await;
+        let embed = || app.request(Method::POST, "/embed").json(&json!({"inputs": "a"}));
+        for request in [
+            embed(),
+            embed().bearer_auth(""),
+            embed().bearer_auth("unused"),
+            embed().basic_auth("a", Some("b")),
+            embed().header("x-api-key", "x").header("x-api-key", "y"),
+        ] {
+            send(request).await.ok();
+        }
+        assert_eq!(send(embed().header(HOST, "evil.example")).await.tei_error().0, 421);
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn the_configuration_says_what_is_open() {
+    let keys = with_keys(&[key_entry("reader", &["read"], ""), key_entry("embedder", &["embed"], "")]);
+    let app = TestApp::start_with(&format!("{keys}open = [\"metrics\", \"docs\"]\n{}", with_tiny(&[]))).await;
+    for path in ["/metrics", "/openapi.json", "/docs"] {
+        assert_eq!(app.get(path).await.status, 200, "{path}");
+    }
+    for path in ["/health", "/health/live", "/health/ready", "/models/tiny/health", "/models"] {
+        assert_eq!(app.get(path).await.status, 401, "{path}");
+        assert_eq!(app.with_key(&secret("embedder")).get(path).await.status, 403, "{path}");
+        assert_eq!(app.with_key(&secret("reader")).get(path).await.status, 200, "{path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_brings_its_model() {
+    let keys = [key_entry("plain", &["admin"], ""), key_entry("other", &["admin"], "model = \"tiny-cls\"")];
+    let app = TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&["tiny-cls"]))).await;
+    for (name, model) in [("plain", "tiny"), ("other", "tiny-cls")] {
+        let caller = app.with_key(&secret(name));
+        for (path, body) in [
+            ("/embed", json!({"inputs": "a"})),
+            ("/", json!({"inputs": "a"})),
+            ("/embed", json!({"inputs": "a", "model": null})),
+            ("/similarity", json!({"inputs": {"source_sentence": "a", "sentences": ["b"]}})),
+            ("/v1/embeddings", json!({"input": "a"})),
+        ] {
+            let answer = caller.post(path, body).await;
+            answer.ok();
+            assert_eq!(answer.header("x-model"), model, "{path}");
+        }
+        let named = caller.post("/embed", json!({"inputs": "a", "model": "tiny"})).await;
+        assert_eq!(named.header("x-model"), "tiny", "the model of the request counts first");
+        let in_path = caller.post("/models/tiny/embed", json!({"inputs": "a"})).await;
+        assert_eq!(in_path.header("x-model"), "tiny");
+        assert_eq!(caller.get("/info").await.ok()["served_model_name"], model);
+        let written = caller.post("/grains", json!({"text": "a"})).await.ok();
+        assert_eq!(written["meta"]["embedding_model"], model);
+        let put = caller.put(&format!("/grains/{name}"), json!({"text": "a"})).await.ok();
+        assert_eq!(put["meta"]["embedding_model"], model);
+        let supplied = json!({"text": "b", "vector": vec![1.0; 32], "space": written["meta"]["space"]});
+        caller.post("/grains", supplied).await.ok();
+    }
+    // Whoever switches learns who used the model before, by the names of their keys.
+    let switch = app.with_key(&secret("plain")).put("/models/active", json!({"name": "tiny-cls"})).await.ok();
+    let callers: Vec<_> =
+        switch["recent_callers"].as_array().expect("callers").iter().map(|seen| &seen["caller"]).collect();
+    assert!(callers.contains(&&json!("plain")) && callers.contains(&&json!("other")), "{switch}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_key_that_is_used_too_often_is_told_when_to_come_back() {
+    let keys: Vec<String> = ["native", "tei", "openai"].map(|name| key_entry(name, &["admin"], "rate = 1")).into();
+    let keys = [keys, vec![key_entry("free", &["admin"], "")]].concat();
+    let app = TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&[]))).await;
+    for (name, path) in [("native", "/models"), ("tei", "/info"), ("openai", "/v1/models")] {
+        let limited = app.with_key(&secret(name));
+        limited.get(path).await.ok();
+        let refused = limited.get(path).await;
+        let (status, code, sentence) = match name {
+            "native" => refused.problem(),
+            "tei" => refused.tei_error(),
+            _ => refused.openai_error(),
+        };
+        assert_eq!((status, code.to_lowercase().as_str()), (429, "overloaded"), "{sentence}");
+        assert!(sentence.contains(&format!("`{name}` allows 1 requests a minute")), "{sentence}");
+        let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
+        assert!((1..=60).contains(&seconds), "{seconds}");
+        app.with_key(&secret("free")).get(path).await.ok();
+        assert_eq!(limited.get("/health/ready").await.status, 200, "what is open does not count");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn two_callers_may_choose_the_same_idempotency_key() {
+    let keys = ["one", "other"].map(|name| key_entry(name, &["write"], ""));
+    let app = TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&[]))).await;
+    let write = async |name: &str| {
+        let request = app.with_key(&secret(name)).request(Method::POST, "/grains").header("idempotency-key", "load-1");
+        send(request.json(&json!({"text": "a"}))).await.ok()["id"].clone()
+    };
+    let first = write("one").await;
+    assert_eq!(write("one").await, first);
+    assert_ne!(write("other").await, first);
+    app.stop().await;
+}
+
+/// Runs `granary keys …` in a folder.
+fn keys(folder: &Path, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.current_dir(folder).arg("keys").args(arguments).env_clear().output().expect("it runs")
+}
+
+/// The same, which must succeed; and what it prints to standard output.
+fn said(folder: &Path, arguments: &[&str]) -> String {
+    let output = keys(folder, arguments);
+    assert!(output.status.success(), "{arguments:?}: {output:?}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// Asks until the answer has this status.
+async fn until(caller: &Caller, path: &str, status: u16) {
+    let started = Instant::now();
+    loop {
+        let answer = caller.get(path).await;
+        if answer.status == status {
+            return;
+        }
+        assert!(started.elapsed() < PATIENCE, "{path}: still {} instead of {status}", answer.status);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn keys_come_and_go_while_the_server_runs() {
+    let folder = folder_with(&format!("[auth]\nkeys_file = \"keys.toml\"\n{}", with_tiny(&[])));
+    let (mut process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    app.get("/models").await.ok();
+
+    let ops = said(folder.path(), &["add", "ops", "--scope", "admin"]);
+    let ops = app.with_key(ops.trim_end());
+    until(&app, "/models", 401).await;
+    ops.get("/models").await.ok();
+    let file = folder.path().join("keys.toml");
+    let mode = || fs_err::metadata(&file).expect("a file").permissions().mode() & 0o777;
+    assert_eq!(mode(), 0o600);
+
+    let reader = said(folder.path(), &["add", "reader", "--scope", "read,embed", "--rate", "1000000"]);
+    assert!(reader.starts_with("grn_") && reader.trim_end().len() == 47, "{reader}");
+    let reader = app.with_key(reader.trim_end());
+    until(&reader, "/models", 200).await;
+    let list = said(folder.path(), &["list"]);
+    assert!(list.contains("reader  embed,read  -      1000000/min  file"), "{list}");
+    said(folder.path(), &["remove", "reader"]);
+    until(&reader, "/models", 401).await;
+    ops.get("/models").await.ok();
+
+    // What is not understood changes nothing, and nobody edits it.
+    let good = fs_err::read_to_string(&file).expect("the file");
+    assert!(!good.contains("grn_"), "{good}");
+    fs_err::write(&file, format!("{good}\n[[keys")).expect("written");
+    let log = process.wait_for("the keys stay as they were");
+    assert!(log.contains("`keys.toml` is not understood from line"), "{log}");
+    ops.get("/models").await.ok();
+    let refused = keys(folder.path(), &["add", "more", "--scope", "read"]);
+    assert!(
+        !refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("not understood"),
+        "{refused:?}"
+    );
+    fs_err::write(&file, good).expect("written");
+
+    // Who takes the last key away does not open the server, nor the next start.
+    said(folder.path(), &["remove", "ops"]);
+    until(&ops, "/models", 401).await;
+    app.get("/models").await.problem();
+    process.wait_for("there is no key any more");
+    assert_eq!(process.log().matches("the keys stay as they were").count(), 1, "a bad file is told of once");
+    process.stop();
+    let (process, url) = Process::serve(folder.path(), &[]);
+    assert_eq!(Caller::of(url).get("/models").await.status, 401);
+    process.stop();
+    fs_err::remove_file(&file).expect("deleted");
+    let (process, url) = Process::serve(folder.path(), &[]);
+    Caller::of(url).get("/models").await.ok();
+    process.stop();
+}
+
+#[test]
+fn the_command_line_refuses_what_makes_no_key() {
+    let configured = with_keys(&[key_entry("ops", &["admin"], "")]);
+    let folder = folder_with(&format!("{configured}keys_file = \"keys.toml\"\n"));
+    for (arguments, says) in [
+        (&["add", "a b", "--scope", "read"][..], "the name of a key takes"),
+        (&["add", "a", "--scope", "all"], "a scope is `embed`, `read`, `write` or `admin`"),
+        (&["add", "a"], "--scope"),
+        (&["add", "a", "--scope", "read", "--rate", "0"], "--rate"),
+        (&["add", "ops", "--scope", "read"], "`ops` is a key of the configuration (granary.toml)"),
+        (&["remove", "ops"], "`ops` is a key of the configuration (granary.toml)"),
+        (&["remove", "a"], "no key in `keys.toml` is named `a`"),
+    ] {
+        let refused = keys(folder.path(), arguments);
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && stderr.contains(says), "{arguments:?}: {stderr}");
+        assert_eq!(refused.stdout, b"");
+    }
+    said(folder.path(), &["add", "a", "--scope", "read"]);
+    let again = keys(folder.path(), &["add", "a", "--scope", "write"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("there is a key named `a` already"), "{again:?}");
+    assert!(said(folder.path(), &["list"]).contains("ops   admin"));
+}
+
+#[tokio::test]
+async fn a_key_that_somebody_chose_is_configured_by_its_hash() {
+    let folder = folder_with("");
+    let hash = |key: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+        command.current_dir(folder.path()).args(["keys", "hash"]).env_clear();
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("it runs");
+        child.stdin.take().expect("a pipe").write_all(key.as_bytes()).expect("written");
+        child.wait_with_output().expect("it ends")
+    };
+    let hashed = hash("chosen-by-somebody\n");
+    let hashed = String::from_utf8(hashed.stdout).expect("UTF-8");
+    let keys = format!("[auth]\nkeys = [{{ name = \"a\", hash = \"{}\", scopes = [\"read\"] }}]\n", hashed.trim_end());
+    let app = TestApp::start_with(&format!("{keys}{}", with_tiny(&[]))).await;
+    app.with_key("chosen-by-somebody").get("/models").await.ok();
+    assert_eq!(app.with_key("chosen-by-somebodY").get("/models").await.problem().0, 401);
+    app.stop().await;
+
+    for (key, says) in [("secret", "has 6 characters"), ("chosen by somebody", "that no header carries"), ("", "has 0")]
+    {
+        let refused = hash(key);
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && stderr.contains(says), "{stderr}");
+        assert!(key.is_empty() || !stderr.contains(key), "{stderr}");
+    }
+}
+
+#[tokio::test]
+async fn the_client_verbs_send_the_key_of_a_file() {
+    let folder = folder_with(&format!("{}{}", with_keys(&[key_entry("ops", &["admin"], "")]), with_tiny(&[])));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+        command.current_dir(folder.path()).args(arguments).args(["--url", &url]).env_clear();
+        command.output().expect("it runs")
+    };
+    fs_err::write(folder.path().join("good"), format!("{}\n", secret("ops"))).expect("written");
+    fs_err::write(folder.path().join("wrong"), secret("nobody")).expect("written");
+    fs_err::write(folder.path().join("empty"), "\n").expect("written");
+    let listed = run(&["models", "list", "--api-key-file", "good"]);
+    assert!(String::from_utf8_lossy(&listed.stdout).contains("tiny*"), "{listed:?}");
+    assert!(run(&["grains", "count", "--api-key-file", "good"]).status.success());
+    for (arguments, says) in [
+        (&["models", "list"][..], "this server needs a key"),
+        (&["models", "list", "--api-key-file", "wrong"], "does not know the key"),
+        (&["models", "list", "--api-key-file", "empty"], "`empty` begins with no key"),
+        (&["models", "list", "--api-key-file", "missing"], "the key in `missing` cannot be read"),
+    ] {
+        let refused = run(arguments);
+        let stderr = String::from_utf8_lossy(&refused.stderr);
+        assert!(!refused.status.success() && stderr.contains(says), "{arguments:?}: {stderr}");
+        assert!(!stderr.contains(&secret("nobody")), "{stderr}");
+    }
+    process.stop();
+}
+
+#[tokio::test]
+async fn keys_are_in_no_log_and_in_no_answer() {
+    for format in ["text", "json"] {
+        let toml = format!(
+            "[telemetry]\nlog_filter = \"trace,ort=info\"\nlog_format = \"{format}\"\n{}{}",
+            with_keys(&[key_entry("ops", &["admin"], ""), key_entry("embedder", &["embed"], "rate = 1")]),
+            with_tiny(&[])
+        );
+        let folder = folder_with(&toml);
+        let (process, url) = Process::serve(folder.path(), &[]);
+        let app = Caller::of(url);
+        let wrong = secret("nobody");
+        for key in [secret("ops"), secret("embedder"), wrong.clone()] {
+            for request in [
+                app.request(Method::GET, "/models").bearer_auth(&key),
+                app.request(Method::GET, "/models").header(AUTHORIZATION, &key),
+                app.request(Method::GET, "/models").header("x-api-key", &key),
+                app.request(Method::GET, "/models").basic_auth("user", Some(&key)),
+                app.request(Method::POST, "/embed").header("x-api-key", &key).json(&json!({"inputs": "a"})),
+                app.request(Method::POST, "/v1/embeddings").header("x-api-key", &key).json(&json!({"input": "a"})),
+                app.request(Method::POST, "/v1/embeddings").bearer_auth(&key).body("{"),
+                app.request(Method::GET, "/nothing").bearer_auth(&key),
+            ] {
+                let answer = send(request).await;
+                let shown = format!("{} {:?}", answer.text, answer.headers);
+                assert!(!shown.contains("-0123456789"), "{shown}");
+            }
+        }
+        let document = app.with_key(&secret("ops")).get("/openapi.json").await.text;
+        assert!(!document.contains("grn_"), "an example of a key");
+        let log = process.stop();
+        assert!(log.contains("ops") && log.contains("answered"), "{log}");
+        for secret in [secret("ops"), secret("embedder"), wrong] {
+            let basic = base64_of(&format!("user:{secret}"));
+            assert!(!log.contains(&secret) && !log.contains(&basic), "a key is in the log");
+        }
+    }
+}
+
+fn base64_of(text: &str) -> String {
+    use base64::Engine;
+    base64::prelude::BASE64_STANDARD.encode(text)
+}
+
+#[tokio::test]
+async fn beyond_loopback_the_server_wants_a_key_or_a_word() {
+    let folder = folder_with(&format!("[auth]\nkeys_file = \"keys.toml\"\n{}", with_tiny(&[])));
+    let mut refused = Process::start_server(folder.path(), &["--host", "0.0.0.0"]);
+    assert_eq!(refused.wait().code(), Some(1));
+    let log = refused.log();
+    assert!(log.contains("--host: server.host: found \"0.0.0.0\"") && log.contains("`granary keys add`"), "{log}");
+
+    let key = said(folder.path(), &["add", "ops", "--scope", "admin"]);
+    let (process, url) = Process::serve(folder.path(), &["--host", "0.0.0.0"]);
+    let app = Caller::of(url.replace("0.0.0.0", "127.0.0.1"));
+    assert_eq!(app.get("/models").await.status, 401);
+    app.with_key(key.trim_end()).get("/models").await.ok();
+    process.stop();
+}
+
+#[test]
+fn a_file_of_keys_that_cannot_be_trusted_stops_the_start() {
+    let toml = format!("[auth]\nkeys_file = \"keys.toml\"\n{}", entry_of(TINY));
+    for (text, mode, says) in [
+        ("[[keys]]\nname = 'a'\nkey = 'grn_plain-0123456789'\n", 0o600, "`keys.toml` is not understood from line"),
+        ("keys = []\n", 0o666, "others than its owner may write `keys.toml`"),
+    ] {
+        let folder = folder_with(&toml);
+        let file = folder.path().join("keys.toml");
+        fs_err::write(&file, text).expect("written");
+        fs_err::set_permissions(&file, PermissionsExt::from_mode(mode)).expect("set");
+        let mut refused = Process::start_server(folder.path(), &[]);
+        assert_eq!(refused.wait().code(), Some(1), "{}", refused.log());
+        let log = refused.log();
+        assert!(log.starts_with("granary: the keys cannot be used: ") && log.contains(says), "{log}");
+        assert!(!log.contains("0123456789"), "{log}");
+    }
+}
