@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-bench test test-schema test-v03 grain-model grain-crash grain-contention reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality soak cycles budget lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-bench test test-schema test-v03 grain-model grain-crash grain-contention reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -78,6 +78,9 @@ bench-search: setup-bench ## grains over HTTP at 10,000, 100,000 and 1,000,000, 
 
 bench-quality: setup-bench ## how well 50,000 package descriptions are found, and how fast they are written; ten minutes
 	cargo bench --locked --bench search -- quality $(ARGS)
+
+bench-spaces: setup-bench setup-test ## how well they are found when two models have them, split three ways; half an hour
+	cargo bench --locked --bench search -- spaces $(ARGS)
 
 soak: setup-test ## three models under load while they come and go: vectors, failures, memory; 12 minutes, ARGS="--seconds 60"
 	cargo bench --locked --bench soak -- soak $(ARGS)

@@ -103,14 +103,20 @@ class FolderWeights:
             names = {name.removeprefix("bert."): name for name in self._file.keys()}
             self._read = {name: partial(self._file.get_tensor, saved) for name, saved in names.items()}
         elif written.is_file():
-            tensors = onnx.load(written).graph.initializer
-            self._read = {tensor.name: partial(self._of_graph, tensor) for tensor in tensors}
+            # onnx itself refuses to read data of which there is a hard link, as scripts/setup-bench makes.
+            tensors = onnx.load(written, load_external_data=False).graph.initializer
+            self._read = {tensor.name: partial(self._of_graph, tensor, written.parent) for tensor in tensors}
         else:
             raise Refusal(f"{folder} has neither model.safetensors nor onnx/model.onnx to read weights from.")
 
     @staticmethod
-    def _of_graph(tensor):
-        array = onnx.numpy_helper.to_array(tensor)
+    def _of_graph(tensor, folder):
+        if tensor.data_location == TensorProto.EXTERNAL:
+            place = {entry.key: entry.value for entry in tensor.external_data}
+            count, offset = math.prod(tensor.dims), int(place["offset"])
+            array = np.fromfile(folder / place["location"], "<f4", count, offset=offset).reshape(tensor.dims)
+        else:
+            array = onnx.numpy_helper.to_array(tensor)
         # `linear` stores matrices as [in][out]; the tables of embeddings stand as they are.
         return array.T if array.ndim == 2 and tensor.name.startswith("encoder.") else array
 

@@ -22,7 +22,7 @@ use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::config::{Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
-use crate::grains::{GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
+use crate::grains::{Anchors, GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
 use crate::models::hub::{Hub, HubError, HubSettings};
 use crate::models::lifecycle::Phase;
 use crate::models::{
@@ -263,6 +263,7 @@ async fn grains(
         models: models.clone(),
         ledger: Arc::clone(store) as _,
         indexes,
+        anchors: Anchors::open(store.as_ref()).await?,
         snapshots: Snapshots::at(beside(store.path(), ".snapshots")),
         limits: GrainLimits {
             max_text_bytes: config.grains.max_text.as_u64(),

@@ -64,6 +64,7 @@ metric_names! {
     describe_histogram GRAIN_WRITE_DURATION = "granary_grain_write_duration_seconds": "Seconds from the gate to the commit, by `kind`: `write` or `delete`.";
     describe_histogram SEARCH_DURATION = "granary_search_duration_seconds": "Seconds of a search, by `mode`.";
     describe_gauge INDEX_BYTES = "granary_index_bytes": "Bytes that the index of each `space` takes in `memory` and on `disk`, by `where`.";
+    describe_gauge ANCHORS = "granary_anchors": "Grains by which the scores of spaces are compared, by `state`: `sampled`, or `complete`, with a vector in every live space.";
     describe_counter HTTP_REQUESTS = "granary_http_requests_total": "Answers by `route` (the pattern), `method` and `status`.";
     describe_histogram HTTP_REQUEST_DURATION = "granary_http_request_duration_seconds": "Seconds to an answer's head, by `route` and `method`.";
     describe_gauge BUILD_INFO = "granary_build_info": "1, with the `version` of this server.";

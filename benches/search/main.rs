@@ -1,11 +1,13 @@
 //! Searching and writing grains over HTTP.
 //!
 //! `cargo bench --bench search -- --help`. `growth` searches vectors drawn around random centres, as many as asked for,
-//! beside sqlite-vec on the same ones; `quality` searches Debian's package descriptions by what they are in short.
+//! beside sqlite-vec on the same ones; `quality` searches Debian's package descriptions by what they are in short; `spaces`
+//! does so with the descriptions in two spaces.
 
 mod growth;
 mod peer;
 mod quality;
+mod spaces;
 mod store;
 #[path = "../support/mod.rs"]
 mod support;
@@ -37,6 +39,8 @@ enum What {
     Growth(growth::Options),
     /// How well real texts are found, and how fast they are written
     Quality(quality::Options),
+    /// How well real texts are found that lie in two spaces
+    Spaces(spaces::Options),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +51,7 @@ fn main() -> ExitCode {
         match &options.what {
             What::Growth(growth) => growth::run(growth, granary).await,
             What::Quality(quality) => quality::run(quality, granary).await,
+            What::Spaces(spaces) => spaces::run(spaces, granary).await,
         }
     });
     match done {

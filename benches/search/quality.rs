@@ -1,7 +1,7 @@
 //! Real texts: package descriptions. The short one of a package is the query, its long one the grain it must find.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -35,13 +35,16 @@ pub struct Options {
     pairs: Option<PathBuf>,
 }
 
-struct Pair {
-    short: String,
-    long: String,
+/// A package.
+pub struct Pair {
+    /// What it is in a few words.
+    pub short: String,
+    /// What it is at length.
+    pub long: String,
 }
 
 pub async fn run(options: &Options, granary: impl Fn(Vec<(&'static str, String)>) -> Granary) -> Result<(), Failure> {
-    let pairs = read(options)?;
+    let pairs = read(options.pairs.as_deref(), options.grains)?;
     let server = Server::start(Contender::Granary, &granary(Vec::new())).await?;
     println!("\n{} package descriptions:", pairs.len());
     engine(&server, &pairs).await?;
@@ -54,8 +57,9 @@ pub async fn run(options: &Options, granary: impl Fn(Vec<(&'static str, String)>
     server.stop().await
 }
 
-fn read(options: &Options) -> Result<Vec<Pair>, Failure> {
-    let path = options.pairs.clone().unwrap_or_else(|| data_folder().join("bench/pairs.tsv"));
+/// So many packages, in an order that is the same in every run.
+pub fn read(path: Option<&Path>, n: usize) -> Result<Vec<Pair>, Failure> {
+    let path = path.map_or_else(|| data_folder().join("bench/pairs.tsv"), Path::to_owned);
     let text = fs_err::read_to_string(path)?;
     let pair = |line: &str| {
         let (short, long) = line.split_once('\t')?;
@@ -63,10 +67,10 @@ fn read(options: &Options) -> Result<Vec<Pair>, Failure> {
     };
     let mut pairs: Vec<Pair> = text.lines().filter_map(pair).collect();
     Random::new(1).shuffle(&mut pairs);
-    if pairs.len() < options.grains {
-        return Err(format!("there are {} pairs, not {}", pairs.len(), options.grains).into());
+    if pairs.len() < n {
+        return Err(format!("there are {} pairs, not {n}", pairs.len()).into());
     }
-    pairs.truncate(options.grains);
+    pairs.truncate(n);
     Ok(pairs)
 }
 

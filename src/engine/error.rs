@@ -147,6 +147,19 @@ pub enum EngineError {
 }
 
 impl EngineError {
+    /// The place in the request of the input that is at fault; `None` when no single one is.
+    #[must_use]
+    pub fn index(&self) -> Option<usize> {
+        match self {
+            Self::Tokenize { index, .. }
+            | Self::InputTooLong { index, .. }
+            | Self::TokenOutOfVocabulary { index, .. }
+            | Self::Inference { index, .. }
+            | Self::NotANumber { index, .. } => Some(*index),
+            _ => None,
+        }
+    }
+
     /// The same error with the input it names at another place, for a request of which the engine saw a part.
     #[must_use]
     pub fn with_index(mut self, place_of: impl FnOnce(usize) -> usize) -> Self {

@@ -91,6 +91,18 @@ impl Indexes {
         Moment(&self.all.read()).serving()
     }
 
+    /// The spaces that hold vectors, in their order, whether they serve grains or not.
+    pub(super) fn holding(&self) -> Vec<SpaceId> {
+        let holds = |index: &&OneIndex| index.whole().is_none_or(|whole| whole.len() > 0);
+        self.all.read().in_order.iter().filter(holds).map(|index| index.space.clone()).collect()
+    }
+
+    /// How many grains a space serves.
+    pub(super) fn n_served(&self, space: &SpaceId) -> usize {
+        let all = self.all.read();
+        all.in_order.iter().find(|index| index.space == *space).map_or(0, OneIndex::n_served)
+    }
+
     /// How often grains have moved from one space to another.
     pub(super) fn n_moves(&self) -> u64 {
         self.all.read().n_moves

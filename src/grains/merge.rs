@@ -1,24 +1,130 @@
-//! One ranking of several: reciprocal-rank fusion.
+//! One ranking of several.
 //!
-//! Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods",
-//! SIGIR 2009. Ranks need no common scale, which the scores of words, and of vectors of two spaces, do not have.
+//! Spaces are merged by their anchors: for one query, the scores of the same texts in two spaces, each sorted, say what a
+//! score in one is worth in the other. What has no common scale, as words and vectors, or spaces without anchors, is fused
+//! by rank: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
+//! Methods", SIGIR 2009.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 
+use super::search::Merged;
 use super::store::Scored;
+use crate::domain::SpaceId;
 
 /// How little the first ranks stand out; the paper has 60. `make bench-quality` chose it on one half of its queries.
 const K: f64 = 5.0;
 
+/// How much the ranking by words counts in a hybrid search, beside 1 for the ranking by vectors: chosen with [`K`].
+const WORDS_WEIGHT: f64 = 1.5;
+
+/// Anchors that two spaces must have in common: with fewer the map between their scores is too coarse.
+pub(super) const MIN_ANCHORS: usize = 200;
+
+/// What was found in a space.
+#[derive(Clone, Debug)]
+pub(super) struct SpaceHits {
+    pub(super) space: SpaceId,
+    /// Grains that the space serves.
+    pub(super) n_served: usize,
+    /// Best first.
+    pub(super) hits: Vec<Scored>,
+    /// The scores of the query against the anchors, in the order of their numbers.
+    pub(super) anchors: Vec<Scored>,
+}
+
+/// One ranking of what spaces found and what words did. A lone one keeps its scores; hits of several spaces get scores on
+/// the scale of the searched space that serves most grains; what words found is fused with that by rank.
+pub(super) fn merge(spaces: &[SpaceHits], words: Option<&[Scored]>) -> (Vec<Scored>, Merged) {
+    let (by_meaning, merged) = match spaces {
+        [] => (Vec::new(), Merged::Score),
+        [only] => (only.hits.clone(), Merged::Score),
+        several => match on_one_scale(several) {
+            Some(hits) => (hits, Merged::Anchors),
+            None => (fuse(&several.iter().map(|space| Ranking::of(&space.hits)).collect::<Vec<_>>()), Merged::Rank),
+        },
+    };
+    match words {
+        None => (by_meaning, merged),
+        Some(words) if spaces.is_empty() => (words.to_vec(), Merged::Score),
+        Some(words) => {
+            let both = [Ranking::of(&by_meaning), Ranking { hits: words, weight: WORDS_WEIGHT }];
+            (fuse(&both), Merged::Rank)
+        }
+    }
+}
+
+/// The hits of all spaces, with scores on the scale of the one that serves most grains; `None` when a space has too few
+/// anchors in common with it.
+fn on_one_scale(spaces: &[SpaceHits]) -> Option<Vec<Scored>> {
+    // The first of equals, which is the first in the order of spaces.
+    let (at, reference) = spaces.iter().enumerate().min_by_key(|(_, space)| Reverse(space.n_served))?;
+    let mut merged = reference.hits.clone();
+    for (_, space) in spaces.iter().enumerate().filter(|(other, _)| *other != at) {
+        let map = ScoreMap::between(&space.anchors, &reference.anchors)?;
+        merged.extend(space.hits.iter().map(|hit| Scored { number: hit.number, score: map.score(hit.score) }));
+    }
+    merged.sort_by(best_first);
+    Some(merged)
+}
+
+/// From the scores of one space to those of another, for one query. Never turns the order of two scores around.
+struct ScoreMap {
+    /// Of the anchors in the one space, ascending.
+    from: Vec<f64>,
+    /// Of the same anchors in the other, ascending.
+    to: Vec<f64>,
+}
+
+impl ScoreMap {
+    /// The map, if the two have [`MIN_ANCHORS`] in common. Both are in the order of their numbers.
+    fn between(from: &[Scored], to: &[Scored]) -> Option<Self> {
+        let mut map = Self { from: Vec::with_capacity(from.len()), to: Vec::with_capacity(from.len()) };
+        let mut others = to.iter().peekable();
+        for anchor in from {
+            while others.next_if(|other| other.number < anchor.number).is_some() {}
+            if let Some(other) = others.next_if(|other| other.number == anchor.number) {
+                map.from.push(anchor.score);
+                map.to.push(other.score);
+            }
+        }
+        map.from.sort_by(f64::total_cmp);
+        map.to.sort_by(f64::total_cmp);
+        (map.from.len() >= MIN_ANCHORS).then_some(map)
+    }
+
+    /// Between two anchors in proportion; beyond the first and the last as far as in the one space.
+    fn score(&self, score: f64) -> f64 {
+        let (from, to) = (&self.from, &self.to);
+        // The first anchor that is better.
+        let next = from.partition_point(|anchor| *anchor <= score);
+        match (next.checked_sub(1), from.get(next)) {
+            (Some(last), Some(better)) => {
+                to[last] + (score - from[last]) / (better - from[last]) * (to[next] - to[last])
+            }
+            (Some(last), None) => to[last] + (score - from[last]),
+            (None, Some(better)) => to[next] + (score - better),
+            // There are no anchors.
+            (None, None) => score,
+        }
+    }
+}
+
 /// A ranking, best first, and how much it counts.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Ranking<'a> {
-    pub(super) hits: &'a [Scored],
-    pub(super) weight: f64,
+struct Ranking<'a> {
+    hits: &'a [Scored],
+    weight: f64,
+}
+
+impl<'a> Ranking<'a> {
+    fn of(hits: &'a [Scored]) -> Self {
+        Self { hits, weight: 1.0 }
+    }
 }
 
 /// All grains of the rankings, best first. Equal ones are in the order of their numbers.
-pub(super) fn fuse(rankings: &[Ranking<'_>]) -> Vec<Scored> {
+fn fuse(rankings: &[Ranking<'_>]) -> Vec<Scored> {
     let mut scores: HashMap<i64, f64> = HashMap::new();
     for Ranking { hits, weight } in rankings {
         for (rank, hit) in hits.iter().enumerate() {
@@ -26,8 +132,12 @@ pub(super) fn fuse(rankings: &[Ranking<'_>]) -> Vec<Scored> {
         }
     }
     let mut fused: Vec<Scored> = scores.into_iter().map(|(number, score)| Scored { number, score }).collect();
-    fused.sort_by(|a, b| b.score.total_cmp(&a.score).then(a.number.cmp(&b.number)));
+    fused.sort_by(best_first);
     fused
+}
+
+fn best_first(a: &Scored, b: &Scored) -> std::cmp::Ordering {
+    b.score.total_cmp(&a.score).then(a.number.cmp(&b.number))
 }
 
 #[cfg(test)]
@@ -38,13 +148,86 @@ mod tests {
         numbers.iter().map(|number| Scored { number: *number, score: 0.0 }).collect()
     }
 
+    fn numbers(hits: &[Scored]) -> Vec<i64> {
+        hits.iter().map(|hit| hit.number).collect()
+    }
+
+    /// Anchors with these numbers and scores.
+    fn anchors(numbers: impl Iterator<Item = i64>, score: impl Fn(f64) -> f64) -> Vec<Scored> {
+        numbers.map(|number| Scored { number, score: score(number as f64 / 1000.0) }).collect()
+    }
+
+    fn space(n: u64, n_served: usize, hits: &[(i64, f64)], anchors: Vec<Scored>) -> SpaceHits {
+        let hits = hits.iter().map(|(number, score)| Scored { number: *number, score: *score }).collect();
+        SpaceHits { space: SpaceId::parse(&format!("{n:016x}")).expect("an id"), n_served, hits, anchors }
+    }
+
     #[test]
     fn what_both_rankings_have_comes_first() {
         let (words, vectors) = (hits(&[1, 2, 3]), hits(&[4, 3, 1]));
-        let rankings = [Ranking { hits: &words, weight: 1.0 }, Ranking { hits: &vectors, weight: 1.0 }];
-        let fused = fuse(&rankings);
-        assert_eq!(fused.iter().map(|hit| hit.number).collect::<Vec<_>>(), [1, 3, 4, 2]);
+        let fused = fuse(&[Ranking::of(&words), Ranking::of(&vectors)]);
+        assert_eq!(numbers(&fused), [1, 3, 4, 2]);
         assert!((fused[0].score - (1.0 / 6.0 + 1.0 / 8.0)).abs() < 1e-12);
         assert!(fuse(&[]).is_empty());
+    }
+
+    #[test]
+    fn the_map_of_a_space_to_itself_changes_nothing() {
+        let all = anchors(0..500, |score| (score * 7.0).sin());
+        let map = ScoreMap::between(&all, &all).expect("enough");
+        for score in [-3.0, -1.0, 0.0, 0.123, 0.9999, 1.0, 2.0] {
+            assert!((map.score(score) - score).abs() < 1e-12, "{score}: {}", map.score(score));
+        }
+    }
+
+    #[test]
+    fn the_map_goes_through_the_anchors_and_on_with_slope_one() {
+        // Half the scores, and an order of its own: sorting puts the same texts' scores side by side.
+        let (from, to) = (anchors(0..500, |score| score), anchors(0..500, |score| 0.5 * (0.499 - score)));
+        let map = ScoreMap::between(&from, &to).expect("enough");
+        for (score, expected) in
+            [(0.1, 0.05), (0.1005, 0.05025), (0.0, 0.0), (0.499, 0.2495), (0.6, 0.3505), (-0.2, -0.2)]
+        {
+            assert!((map.score(score) - expected).abs() < 1e-9, "{score}: {} for {expected}", map.score(score));
+        }
+    }
+
+    #[test]
+    fn the_map_keeps_every_order_even_where_anchors_are_equal() {
+        let steps = |score: f64| (score * 20.0).floor() / 20.0;
+        let (from, to) = (anchors(0..700, steps), anchors(0..700, |score| score.powi(3) - 0.2));
+        let map = ScoreMap::between(&from, &to).expect("enough");
+        let mapped: Vec<f64> = (-100..900).map(|n| map.score(f64::from(n) / 1000.0)).collect();
+        assert!(mapped.is_sorted() && mapped.iter().all(|score| score.is_finite()));
+    }
+
+    #[test]
+    fn only_common_anchors_count_and_few_make_no_map() {
+        let (from, to) = (anchors(0..400, |score| score), anchors(200..600, |score| score + 1.0));
+        let map = ScoreMap::between(&from, &to).expect("200 in common");
+        assert!((map.score(0.3) - 1.3).abs() < 1e-9);
+        assert!(ScoreMap::between(&from, &to[1..]).is_none());
+    }
+
+    #[test]
+    fn scores_are_on_the_scale_of_the_space_that_serves_most() {
+        let low = || anchors(0..300, |score| score);
+        let high = || anchors(0..300, |score| score + 10.0);
+        let small = space(1, 5, &[(1, 0.25), (2, 0.15)], low());
+        let great = space(2, 90, &[(3, 10.2), (4, 10.1)], high());
+        let (merged, how) = merge(&[small.clone(), great.clone()], None);
+        assert_eq!((numbers(&merged), how), (vec![1, 3, 2, 4], Merged::Anchors));
+        assert!((merged[0].score - 10.25).abs() < 1e-9 && (merged[1].score - 10.2).abs() < 1e-9, "{merged:?}");
+
+        // The scale is the same when the greatest space finds nothing.
+        let (merged, _) = merge(&[small.clone(), space(2, 90, &[], high())], None);
+        assert!((merged[0].score - 10.25).abs() < 1e-9, "{merged:?}");
+
+        let (merged, how) = merge(&[small.clone(), great.clone()], Some(&hits(&[4])));
+        assert_eq!((numbers(&merged), how), (vec![4, 1, 3, 2], Merged::Rank));
+
+        let (merged, how) = merge(&[small, space(2, 90, &[(3, 10.2), (4, 10.1)], Vec::new())], None);
+        assert_eq!((numbers(&merged), how), (vec![1, 3, 2, 4], Merged::Rank));
+        assert!((merged[0].score - 1.0 / 6.0).abs() < 1e-12, "{merged:?}");
     }
 }

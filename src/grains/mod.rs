@@ -3,6 +3,7 @@
 //! Owns what is stored and how it is found. It refuses to know HTTP, and leaves switching models and re-embedding to
 //! `change`. Start at [`service`], then [`search`] and [`store`].
 
+mod anchors;
 mod draft;
 mod embedding;
 pub mod error;
@@ -20,6 +21,7 @@ pub mod transfer;
 mod vector;
 mod writing;
 
+pub use anchors::Anchors;
 pub use draft::{Draft, Outcome, Patch, Precondition, SourceChange, SuppliedVector, Token};
 pub use embedding::TextKind;
 pub use error::{GrainError, Refusal, RefusalKind};

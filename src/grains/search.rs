@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use super::error::GrainError;
-use super::merge::{Ranking, fuse};
+use super::merge::{SpaceHits, merge};
 use super::nearest::SpaceSearch;
 use super::service::Grains;
 use super::store::{Numbered, Scored};
@@ -19,9 +19,6 @@ pub const MAX_DEPTH: usize = 10_000;
 
 /// Each side of a hybrid search brings at least so many candidates into the fusion.
 const FUSION_DEPTH: usize = 200;
-
-/// How much the ranking by words counts in a hybrid search, beside 1 for the ranking by vectors: chosen with `merge::K`.
-const WORDS_WEIGHT: f64 = 1.5;
 
 /// What is searched for.
 #[derive(Clone, Debug, PartialEq)]
@@ -121,6 +118,8 @@ pub struct SearchedSpace {
 pub enum Merged {
     /// By one score that all of them have.
     Score,
+    /// By scores of several spaces, put on the scale of the one that serves most grains.
+    Anchors,
     /// By their ranks in several lists: the scores say nothing but the order.
     Rank,
 }
@@ -134,12 +133,6 @@ pub struct SearchResult {
     pub spaces: Vec<SearchedSpace>,
     /// How the order came about.
     pub merged: Merged,
-}
-
-/// One ranking and where it is from.
-struct List {
-    space: Option<SpaceId>,
-    hits: Vec<Scored>,
 }
 
 /// Where a search spends its time.
@@ -162,28 +155,33 @@ impl Grains {
         let mut spent = Spent::default();
         let wanted = request.offset + request.limit;
         let depth = if request.mode == Mode::Hybrid { wanted.max(FUSION_DEPTH) } else { wanted };
-        let (mut lists, mut spaces) = (Vec::new(), Vec::new());
+        let (mut found, mut spaces) = (Vec::new(), Vec::new());
         if request.mode != Mode::Lexical {
-            for SpaceSearch { space, model, query, hits } in self.search_spaces(&request, depth, &mut spent).await? {
-                let found = query.and(hits);
-                spaces.push(SearchedSpace { space: space.clone(), model, reason: found.as_ref().err().cloned() });
-                lists.extend(found.ok().map(|hits| List { space: Some(space), hits }));
+            let searches = self.search_spaces(&request, depth, &mut spent).await?;
+            let is_alone = searches.len() < 2;
+            for SpaceSearch { space, model, query, hits } in searches {
+                let reason = query.as_ref().err().or(hits.as_ref().err()).cloned();
+                spaces.push(SearchedSpace { space: space.clone(), model, reason });
+                if let (Ok(query), Ok(hits)) = (query, hits) {
+                    let anchors = if is_alone { Vec::new() } else { self.anchors.scores(&space, &query) };
+                    found.push(SpaceHits { n_served: self.indexes.n_served(&space), space, hits, anchors });
+                }
             }
         }
+        let mut words = None;
         if request.mode != Mode::Dense
             && let Query::Text(text) = &request.query
         {
             let began = Instant::now();
             let at_most = u32::try_from(depth).unwrap_or(u32::MAX);
-            let hits = self.store.with_words(text.clone(), request.filter.clone(), at_most).await?;
+            words = Some(self.store.with_words(text.clone(), request.filter.clone(), at_most).await?);
             spent.words = began.elapsed();
-            lists.push(List { space: None, hits });
         }
-        let (ranked, merged) = merge(&lists);
+        let (ranked, merged) = merge(&found, words.as_deref());
         let min_score = request.min_score.unwrap_or(f64::NEG_INFINITY);
         let ranked: Vec<Scored> = ranked.into_iter().take_while(|hit| hit.score >= min_score).collect();
         let reading = Instant::now();
-        let hits = self.read_hits(&request, &ranked, &lists).await?;
+        let hits = self.read_hits(&request, &ranked, &raw_scores(&found, words.as_deref())).await?;
         spent.reading = reading.elapsed();
         let took = began.elapsed();
         metrics::histogram!(telemetry::SEARCH_DURATION, "mode" => request.mode.as_str()).record(took);
@@ -202,7 +200,7 @@ impl Grains {
         &self,
         request: &SearchRequest,
         ranked: &[Scored],
-        lists: &[List],
+        raw: &HashMap<i64, (f64, Option<&SpaceId>)>,
     ) -> Result<Vec<Hit>, GrainError> {
         let shown: Vec<Scored> = ranked.iter().skip(request.offset).take(request.limit).copied().collect();
         let numbers: Vec<i64> = shown.iter().map(|hit| hit.number).collect();
@@ -215,13 +213,6 @@ impl Grains {
             }
             _ => HashMap::new(),
         };
-        let mut raw: HashMap<i64, (f64, Option<&SpaceId>)> = HashMap::new();
-        // Spaces come before words: a grain that was found by both shows its cosine.
-        for List { space, hits } in lists {
-            for hit in hits {
-                raw.entry(hit.number).or_insert((hit.score, space.as_ref()));
-            }
-        }
         let hit = |found: Scored| {
             // Deleted since: it is not found.
             let grain = grains.remove(&found.number)?;
@@ -233,25 +224,17 @@ impl Grains {
     }
 }
 
-/// One ranking keeps its scores; several are fused by rank. Of spaces the order among them is fused first, since each
-/// grain is in one of them only.
-fn merge(lists: &[List]) -> (Vec<Scored>, Merged) {
-    match lists {
-        [] => (Vec::new(), Merged::Score),
-        [only] => (only.hits.clone(), Merged::Score),
-        several => {
-            let of_spaces: Vec<Ranking<'_>> = several
-                .iter()
-                .filter(|list| list.space.is_some())
-                .map(|list| Ranking { hits: &list.hits, weight: 1.0 })
-                .collect();
-            let by_meaning = fuse(&of_spaces);
-            let Some(by_words) = several.iter().find(|list| list.space.is_none()) else {
-                return (by_meaning, Merged::Rank);
-            };
-            let both =
-                [Ranking { hits: &by_meaning, weight: 1.0 }, Ranking { hits: &by_words.hits, weight: WORDS_WEIGHT }];
-            (fuse(&both), Merged::Rank)
+/// Each found grain's own score and where it is from. Spaces come before words: a grain that was found by both shows its
+/// cosine.
+fn raw_scores<'a>(spaces: &'a [SpaceHits], words: Option<&[Scored]>) -> HashMap<i64, (f64, Option<&'a SpaceId>)> {
+    let mut raw = HashMap::new();
+    for hit in words.unwrap_or_default() {
+        raw.insert(hit.number, (hit.score, None));
+    }
+    for SpaceHits { space, hits, .. } in spaces.iter().rev() {
+        for hit in hits {
+            raw.insert(hit.number, (hit.score, Some(space)));
         }
     }
+    raw
 }

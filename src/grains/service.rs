@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use time::OffsetDateTime;
 use tokio::sync::Mutex;
 
+use super::anchors::Anchors;
 use super::draft::Precondition;
 use super::error::GrainError;
 use super::indexes::Indexes;
@@ -51,6 +52,8 @@ pub struct GrainsParts {
     pub ledger: Arc<dyn Ledger>,
     /// What finds them by their vectors.
     pub indexes: Indexes,
+    /// What makes the scores of several spaces comparable.
+    pub anchors: Anchors,
     /// Where copies of the database are kept.
     pub snapshots: Snapshots,
     /// What they may be like.
@@ -66,6 +69,7 @@ pub struct Grains {
     pub(super) models: MultiModelManager,
     pub(super) ledger: Arc<dyn Ledger>,
     pub(super) indexes: Arc<Indexes>,
+    pub(super) anchors: Arc<Anchors>,
     pub(super) limits: GrainLimits,
     pub(super) shutdown: Shutdown,
     pub(super) staging: Staging,
@@ -78,12 +82,13 @@ impl Grains {
     /// Begins to serve grains.
     #[must_use]
     pub fn start(parts: GrainsParts) -> Self {
-        let GrainsParts { store, models, ledger, indexes, snapshots, limits, shutdown } = parts;
+        let GrainsParts { store, models, ledger, indexes, anchors, snapshots, limits, shutdown } = parts;
         let grains = Self {
             store,
             models,
             ledger,
             indexes: Arc::new(indexes),
+            anchors: Arc::new(anchors),
             limits,
             shutdown,
             staging: Staging::default(),
@@ -91,6 +96,7 @@ impl Grains {
             gate: Arc::default(),
         };
         grains.keep_tidy();
+        grains.keep_anchors();
         grains
     }
 
@@ -179,6 +185,7 @@ impl Grains {
             let removed = grains.store.delete(filter, only_if).await?;
             Ok(removed.map(|numbers| {
                 grains.indexes.remove(&numbers);
+                grains.anchors.forget(&numbers);
                 grains.indexes.measure();
                 metrics::histogram!(telemetry::GRAIN_WRITE_DURATION, "kind" => "delete").record(began.elapsed());
                 numbers.len() as u64
@@ -248,6 +255,7 @@ impl Grains {
             for (written, vector) in &written {
                 let number = written.numbered.number;
                 grains.indexes.apply(number, written.text, &[vector]);
+                grains.anchors.apply(number, written.text, &[vector]);
                 grains.staging.note(number, &[vector]);
                 if let Some(from) = &from {
                     grains.indexes.remove_from(from, &[number]);
@@ -281,6 +289,7 @@ impl Grains {
                     if let Applied::Written(written) = applied {
                         let vectors: Vec<&NewVector> = vector.iter().chain(&written.staged).collect();
                         grains.indexes.apply(written.numbered.number, written.text, &vectors);
+                        grains.anchors.apply(written.numbered.number, written.text, &vectors);
                         grains.staging.note(written.numbered.number, &vectors);
                     }
                 }

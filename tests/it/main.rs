@@ -28,6 +28,7 @@ mod hub_models;
 mod keys;
 mod lifecycle;
 mod memory;
+mod merged_search;
 mod metrics;
 mod models;
 mod modules;

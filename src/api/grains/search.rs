@@ -65,7 +65,8 @@ pub struct SearchAnswer {
     hits: Vec<HitObject>,
     /// Every space that serves grains, and whether it took part.
     spaces: Vec<SpaceObject>,
-    /// `score`: by one score that all hits have. `rank`: by their ranks in several lists; scores say only the order.
+    /// `score`: by one score that all hits have. `anchors`: by scores of several spaces, put on the scale of the one that
+    /// serves most grains. `rank`: by their ranks in several lists; scores say only the order.
     merged: String,
 }
 
@@ -74,7 +75,8 @@ pub struct SearchAnswer {
 #[schema(as = Hit)]
 pub struct HitObject {
     grain: GrainObject,
-    /// What hits are ordered by: a cosine, BM25, or the sum of reciprocal ranks.
+    /// What hits are ordered by: a cosine, or what would be one in the space that serves most grains; BM25; or the sum of
+    /// reciprocal ranks.
     score: f64,
     /// The cosine in its space, or BM25 for a grain that was found by its words only.
     raw_score: f64,
@@ -110,6 +112,7 @@ pub async fn search(Kept(grains): Kept, Json(body): Json<SearchBody>) -> Result<
         spaces: found.spaces.into_iter().map(SpaceObject::of).collect(),
         merged: match found.merged {
             Merged::Score => "score",
+            Merged::Anchors => "anchors",
             Merged::Rank => "rank",
         }
         .to_owned(),

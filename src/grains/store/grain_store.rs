@@ -9,6 +9,7 @@ use std::sync::Arc;
 use futures::future::BoxFuture;
 
 use super::StoreError;
+use super::anchor_store::AnchorStore;
 use crate::domain::{
     Content, CreatedAt, Filter, Grain, GrainId, ModelName, Provenance, Reembedding, ReembeddingFailure, ReembeddingId,
     SpaceId,
@@ -18,7 +19,7 @@ use crate::domain::{
 pub type Reply<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// Grains in a database. Everything that was written is durable when the future resolves.
-pub trait GrainStore: Send + Sync {
+pub trait GrainStore: AnchorStore {
     /// Writes grains and their vectors in one transaction.
     fn write(&self, batch: Batch) -> Reply<'_, Committed>;
 

@@ -4,10 +4,12 @@
 //! database must do for grains is the trait [`GrainStore`], for models the [`Ledger`](crate::models::Ledger). The only
 //! database so far is [`sqlite`], an embedded file. Start at [`GrainStore`], then [`SqliteStore::open`].
 
+mod anchor_store;
 mod error;
 mod grain_store;
 pub mod sqlite;
 
+pub use anchor_store::{Anchor, AnchorStore, NewAnchor, lot};
 pub use error::StoreError;
 pub use grain_store::{
     Applied, Atomicity, Batch, Change, Committed, Counted, Expected, Facet, FacetValue, GrainStore, Identity, Lacking,

@@ -1,8 +1,10 @@
 //! Grains in SQLite: `read` and `search` find them, `write` and `delete` change them, `vectors` feeds indexes,
-//! `adopt` gives old vectors their space, `reembed` new ones of another space, which `reembeddings` keeps account of.
-//! `rows` is how a grain is read, `filter` how conditions become SQL, `words` how a query becomes one of the full text.
+//! `adopt` gives old vectors their space, `reembed` new ones of another space, which `reembeddings` keeps account of;
+//! `anchors` makes the scores of two spaces comparable. `rows` is how a grain is read, `filter` how conditions become
+//! SQL, `words` how a query becomes one of the full text.
 
 mod adopt;
+mod anchors;
 mod delete;
 mod filter;
 mod read;

@@ -174,7 +174,7 @@ fn landed_migrations_are_frozen() {
     assert_eq!(
         format!("{landed:x?}"),
         "[(1, [c2, 92, 8a, b]), (2, [a0, e3, 2, 3]), (3, [11, de, a5, 1]), (4, [73, 4f, 60, f2]), (5, [e3, 80, 8e, 0]), \
-         (6, [c2, ba, 64, fa])]"
+         (6, [c2, ba, 64, fa]), (7, [99, 3f, 95, 7e])]"
     );
 }
 
