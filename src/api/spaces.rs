@@ -41,6 +41,7 @@ pub struct SpaceObject {
 
 /// All spaces.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = SpaceList)]
 pub struct Spaces {
     spaces: Vec<SpaceObject>,
 }
