@@ -32,7 +32,7 @@ from granary_client.api.tei import tokenize_with_model
 from granary_client.models import AcceptBody, ActiveBody, AdoptBody, CompareBody, Comparison, ComparisonList, Count
 from granary_client.models import CountBody, CreatedGrains, DeclareBody, DecodeBody, DeleteBody, Deleted, EmbedBodyInputs
 from granary_client.models import EmbedBodyRootInputs, EmbeddingList, EmbeddingsBody, EncodingFormat, ExportBody
-from granary_client.models import ExportInclude, Facet, Filter, Grain, GrainDraft, GrainDrafts, GrainPage, GrainPatch
+from granary_client.models import ExportInclude, Facet, Filter, Grain, GrainDraft, GrainDraftAttributesType0, GrainDrafts, GrainPage, GrainPatch
 from granary_client.models import GrainResults, Hardware, Info, Live, Model, ModelList, OpenAiError, OpenAiModel
 from granary_client.models import OpenAiModelList, Problem, Ready, Reembedding, ReembeddingBody, ReembeddingFailureList
 from granary_client.models import ReembeddingList, RegistrationBody, SearchAnswer, SearchBody, SearchMode, SentencePair
@@ -43,7 +43,7 @@ from granary_client.types import File, Response
 T = TypeVar("T")
 MINILM, TINY = "all-MiniLM-L6-v2", "tiny"
 WAIT_SECONDS = 120
-MANY = 40
+MANY = 200
 
 
 def ok(answer: Response[Any], kind: type[T], status: int = 200) -> T:
@@ -136,14 +136,15 @@ def drive_openai(client: AuthenticatedClient) -> None:
 
 
 def drive_grains(client: AuthenticatedClient) -> None:
-    oats = GrainDraft(id="oats", text="Oats grow in wet summers.", source="almanac", tags=["cereals"])
+    year = GrainDraftAttributesType0.from_dict({"year": 2024})
+    oats = GrainDraft(id="oats", text="Oats grow in wet summers.", source="almanac", tags=["cereals"], attributes=year)
     assert ok(create_grains.sync_detailed(client=client, body=oats, idempotency_key="once"), Grain, 201).id == "oats"
     two = GrainDrafts(grains=[GrainDraft(id="rye", text="Rye."), GrainDraft(id="maize", text="Maize wants warmth.")])
     assert len(ok(create_grains.sync_detailed(client=client, body=two), CreatedGrains, 201).grains) == 2
     results = ok(create_grains.sync_detailed(client=client, body=two, partial=True), GrainResults, 207).results
     assert [result.status for result in results] == [409, 409]
     grain = ok(get_grain.sync_detailed("oats", client=client, include="vector"), Grain)
-    assert isinstance(grain.vector, list) and len(grain.vector) == 32 and grain.meta.tags == ["cereals"]
+    assert isinstance(grain.vector, list) and len(grain.vector) == 32 and grain.meta.attributes["year"] == 2024
     assert ok(put_grain.sync_detailed("oats", client=client, body=oats, if_match=f'"{grain.version}"'), Grain).id == "oats"
     assert ok(put_grain.sync_detailed("new", client=client, body=GrainDraft(text="Millet.")), Grain, 201).text == "Millet."
     patched = ok(patch_grain.sync_detailed("oats", client=client, body=GrainPatch(tags=["fodder"])), Grain)
@@ -195,20 +196,14 @@ def drive_comparisons(client: AuthenticatedClient) -> None:
     empty(delete_comparison.sync_detailed(begun.id, client=client), 204)
 
 
-def drive_reembeddings(client: AuthenticatedClient) -> None:
-    drafts = [GrainDraft(id=f"many-{n}", text=f"Field {n} has oats.", source="many") for n in range(MANY)]
+def write_fields(client: AuthenticatedClient, source: str, n_grains: int) -> Filter:
+    drafts = [GrainDraft(id=f"{source}-{n}", text=f"Field {n} has oats.", source=source) for n in range(n_grains)]
     ok(create_grains.sync_detailed(client=client, body=GrainDrafts(grains=drafts)), CreatedGrains, 201)
-    many = Filter(source="many")
-    # It rests for a hundred times as long as it works, so that it is there to be held.
-    body = ReembeddingBody(to=MINILM, filter_=many, throttle=0.01)
-    held = ok(begin_reembedding.sync_detailed(client=client, body=body), Reembedding, 202)
-    assert ok(pause_reembedding.sync_detailed(held.id, client=client), Reembedding).state == "paused"
-    assert held.id in [job.id for job in ok(list_reembeddings.sync_detailed(client=client), ReembeddingList).reembeddings]
-    assert ok(resume_reembedding.sync_detailed(held.id, client=client), Reembedding).state in ("queued", "running")
-    assert ok(cancel_reembedding.sync_detailed(held.id, client=client), Reembedding).state == "cancelled"
-    assert ok(list_reembedding_failures.sync_detailed(held.id, client=client), ReembeddingFailureList).total == 0
+    return Filter(source=source)
 
-    body = ReembeddingBody(to=MINILM, filter_=many)
+
+def drive_reembeddings(client: AuthenticatedClient) -> None:
+    body = ReembeddingBody(to=MINILM, filter_=write_fields(client, "few", 3))
     job = ok(begin_reembedding.sync_detailed(client=client, body=body), Reembedding, 202)
     events = ok(follow_reembedding.sync_detailed(job.id, client=client), str)
     assert "event: reembedding\n" in events and '"state":"completed"' in events, events
@@ -216,11 +211,20 @@ def drive_reembeddings(client: AuthenticatedClient) -> None:
     def ask() -> Reembedding:
         return ok(get_reembedding.sync_detailed(job.id, client=client), Reembedding)
 
-    assert ask().done == MANY
+    assert ask().done == 3
     ok(roll_back_reembedding.sync_detailed(job.id, client=client), Reembedding)
     until(ask, lambda job: job.state == "rolled_back")
     ok(purge_reembedding.sync_detailed(job.id, client=client), Reembedding)
     until(ask, lambda job: job.old_vectors == "purged")
+
+    # After each batch, of at most 64 grains, it rests for about a hundred times as long: it is there to be held.
+    body = ReembeddingBody(to=MINILM, filter_=write_fields(client, "many", MANY), throttle=0.01)
+    held = ok(begin_reembedding.sync_detailed(client=client, body=body), Reembedding, 202)
+    assert ok(pause_reembedding.sync_detailed(held.id, client=client), Reembedding).state == "paused"
+    assert held.id in [job.id for job in ok(list_reembeddings.sync_detailed(client=client), ReembeddingList).reembeddings]
+    assert ok(resume_reembedding.sync_detailed(held.id, client=client), Reembedding).state in ("queued", "running")
+    assert ok(cancel_reembedding.sync_detailed(held.id, client=client), Reembedding).state == "cancelled"
+    assert ok(list_reembedding_failures.sync_detailed(held.id, client=client), ReembeddingFailureList).total == 0
 
 
 def drive_snapshots(client: AuthenticatedClient) -> None:
