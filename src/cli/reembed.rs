@@ -185,17 +185,11 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
 
 /// Where a job is, how fast it is, and how long it takes.
 fn progress(job: &Value) -> String {
-    let mut progress = text(&job["state"]).to_owned();
-    if let Some(rate) = job["rate"].as_f64() {
-        progress += &format!(", {rate:.1} grains/s");
-    }
-    if let Some(eta) = job["eta_s"].as_f64() {
-        progress += &format!(", {eta:.0} s left");
-    }
-    match job["failed"].as_u64() {
-        None | Some(0) => progress,
-        Some(failed) => format!("{progress}, {failed} failed"),
-    }
+    let rate = job["rate"].as_f64().map(|rate| format!("{rate:.1} grains/s"));
+    let eta = job["eta_s"].as_f64().map(|eta| format!("{eta:.0} s left"));
+    let failed = job["failed"].as_u64().filter(|n_failed| *n_failed > 0).map(|n_failed| format!("{n_failed} failed"));
+    let parts = [Some(text(&job["state"]).to_owned()), rate, eta, failed];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn said(job: &Value) -> String {
