@@ -93,7 +93,7 @@ impl Indexes {
 
     /// The spaces that hold vectors, in their order, whether they serve grains or not.
     pub(super) fn holding(&self) -> Vec<SpaceId> {
-        let holds = |index: &&OneIndex| index.whole().is_none_or(|whole| whole.len() > 0);
+        let holds = |index: &&OneIndex| index.whole().is_none_or(|whole| !whole.is_empty());
         self.all.read().in_order.iter().filter(holds).map(|index| index.space.clone()).collect()
     }
 
