@@ -27,10 +27,10 @@ async fn wait_for(app: &Caller, job: &Value, is_there: impl Fn(&Value) -> bool) 
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    match tokio::time::timeout(PATIENCE, look).await {
-        Ok(job) => job,
-        Err(_) => panic!("it does not get there: {}", app.get(&path).await.text),
-    }
+    let Ok(job) = tokio::time::timeout(PATIENCE, look).await else {
+        panic!("it does not get there: {}", app.get(&path).await.text);
+    };
+    job
 }
 
 async fn wait_until(app: &Caller, job: &Value, state: &str) -> Value {
