@@ -32,7 +32,7 @@ pub struct ReembeddingBody {
     #[schema(example = "all-MiniLM-L6-v2")]
     to: String,
     /// Only grains that are served from this space; `unknown` for those that have no vector whose space is known.
-    #[schema(example = json!(null))]
+    #[schema(pattern = "^([0-9a-fA-F]{16}|unknown)$", example = json!(null))]
     from: Option<String>,
     filter: Option<FilterBody>,
     /// The share of the time that the job may work: above 0, at most 1, which is also what is meant when absent.

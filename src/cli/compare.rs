@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
+use super::output::{print, table};
 
 /// Between two looks at a comparison that has not ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -70,10 +71,7 @@ pub fn run(args: CompareArgs, out: &mut impl Write) -> Result<(), CompareCliErro
     let client = Client::new(&args.server)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CompareCliError::Start)?;
     let text = runtime.block_on(carry_out(&client, args))?;
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(CompareCliError::Print(error)),
-        _ => Ok(()),
-    }
+    print(&text, out).map_err(CompareCliError::Print)
 }
 
 async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, CompareCliError> {
@@ -178,17 +176,6 @@ fn summary(result: &Value) -> String {
     let cost = &result["reembedding"];
     let seconds = number(&cost["estimated_s"], 0);
     said + &format!("\na switch would embed {} grains anew, in about {seconds} s\n", cost["grains"])
-}
-
-/// Columns as wide as their widest cell.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let widths: [usize; N] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default());
-    let line = |row: &[String; N]| {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
 }
 
 #[cfg(test)]

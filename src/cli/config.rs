@@ -1,8 +1,8 @@
 //! `granary config`: print the configuration the server would start with, or the commented default.
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, output};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 
 /// `granary config` did not work.
@@ -29,10 +29,7 @@ pub fn run(args: ConfigArgs, out: &mut impl Write) -> Result<(), ConfigCommandEr
 }
 
 fn print(text: &str, out: &mut impl Write) -> Result<(), ConfigCommandError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(ConfigCommandError::Print(error)),
-        _ => Ok(()),
-    }
+    output::print(text, out).map_err(ConfigCommandError::Print)
 }
 
 #[cfg(test)]

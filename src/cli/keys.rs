@@ -6,6 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::output;
 use crate::auth::{KeyFile, KeyFileError, NewKey, NewKeyError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::domain::{ApiKey, KeyName, ModelName, NoScopeError, Scope, Scopes};
@@ -100,7 +101,7 @@ pub fn run(args: KeysArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
     let file = KeyFile::at(config.keys_path());
     match args.verb {
         KeysVerb::Add(args) => add(&config, &file, args, out),
-        KeysVerb::List => print(out, &table(&config.auth.keys, &file.read()?)),
+        KeysVerb::List => print(out, &listed(&config.auth.keys, &file.read()?)),
         KeysVerb::Remove { name } => {
             refuse_configured(&config, &name)?;
             file.remove(&name)?;
@@ -142,14 +143,11 @@ fn read_key() -> Result<NewKey, KeysCliError> {
 }
 
 fn print(out: &mut impl Write, text: &str) -> Result<(), KeysCliError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(KeysCliError::Print(error)),
-        _ => Ok(()),
-    }
+    output::print(text, out).map_err(KeysCliError::Print)
 }
 
 /// One line a key, under a line of titles.
-fn table(configured: &[ApiKey], kept: &[ApiKey]) -> String {
+fn listed(configured: &[ApiKey], kept: &[ApiKey]) -> String {
     let row = |key: &ApiKey, place: &str| {
         [
             key.name.to_string(),
@@ -161,15 +159,8 @@ fn table(configured: &[ApiKey], kept: &[ApiKey]) -> String {
     };
     let titles = ["NAME", "SCOPES", "MODEL", "RATE", "FROM"].map(str::to_owned);
     let configured = configured.iter().map(|key| row(key, "configuration"));
-    let rows: Vec<[String; 5]> =
-        std::iter::once(titles).chain(configured).chain(kept.iter().map(|key| row(key, "file"))).collect();
-    let widths: [usize; 5] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].len()).max().unwrap_or_default());
-    let line = |row: &[String; 5]| {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
+    let kept = kept.iter().map(|key| row(key, "file"));
+    output::table(&std::iter::once(titles).chain(configured).chain(kept).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -190,7 +181,7 @@ mod tests {
         limited.rate = NonZeroU32::new(60);
         limited.model = Some("tiny".parse().expect("a name"));
         assert_eq!(
-            table(&[key("ops", &[Scope::Admin])], &[limited]),
+            listed(&[key("ops", &[Scope::Admin])], &[limited]),
             "NAME    SCOPES      MODEL  RATE    FROM\n\
              ops     admin       -      -       configuration\n\
              search  embed,read  tiny   60/min  file\n"

@@ -10,6 +10,7 @@ pub mod doctor;
 pub mod grains;
 pub mod keys;
 pub mod models;
+mod output;
 pub mod reembed;
 pub mod snapshot;
 

@@ -8,6 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
+use super::output::{print, table};
 
 /// The flags of `granary reembed`.
 #[derive(Clone, Debug, Args)]
@@ -118,10 +119,7 @@ pub fn run(args: ReembedArgs, out: &mut impl Write) -> Result<(), ReembedCliErro
     let client = Client::new(&args.server)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ReembedCliError::Start)?;
     let text = runtime.block_on(carry_out(&client, args.verb))?;
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ReembedCliError::Print(error)),
-        _ => Ok(()),
-    }
+    print(&text, out).map_err(ReembedCliError::Print)
 }
 
 async fn carry_out(client: &Client, verb: ReembedVerb) -> Result<String, ReembedCliError> {
@@ -131,7 +129,7 @@ async fn carry_out(client: &Client, verb: ReembedVerb) -> Result<String, Reembed
     };
     match verb {
         ReembedVerb::Begin(args) => begin(client, args).await,
-        ReembedVerb::List => Ok(table(&client.ask(Request::get(&["reembeddings"])).await?)),
+        ReembedVerb::List => Ok(listed(&client.ask(Request::get(&["reembeddings"])).await?)),
         ReembedVerb::Show { id } => Ok(format!("{:#}\n", client.ask(Request::get(&["reembeddings", &id])).await?)),
         ReembedVerb::Watch { id } => watch(client, &id).await,
         ReembedVerb::Failures { id } => {
@@ -185,17 +183,11 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
 
 /// Where a job is, how fast it is, and how long it takes.
 fn progress(job: &Value) -> String {
-    let mut progress = text(&job["state"]).to_owned();
-    if let Some(rate) = job["rate"].as_f64() {
-        progress += &format!(", {rate:.1} grains/s");
-    }
-    if let Some(eta) = job["eta_s"].as_f64() {
-        progress += &format!(", {eta:.0} s left");
-    }
-    match job["failed"].as_u64() {
-        None | Some(0) => progress,
-        Some(failed) => format!("{progress}, {failed} failed"),
-    }
+    let rate = job["rate"].as_f64().map(|rate| format!("{rate:.1} grains/s"));
+    let eta = job["eta_s"].as_f64().map(|eta| format!("{eta:.0} s left"));
+    let failed = job["failed"].as_u64().filter(|n_failed| *n_failed > 0).map(|n_failed| format!("{n_failed} failed"));
+    let parts = [Some(text(&job["state"]).to_owned()), rate, eta, failed];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 fn said(job: &Value) -> String {
@@ -203,20 +195,13 @@ fn said(job: &Value) -> String {
 }
 
 /// One line a job, under a line of titles.
-fn table(jobs: &Value) -> String {
+fn listed(jobs: &Value) -> String {
     let rows = jobs["reembeddings"].as_array().into_iter().flatten().map(|job| {
-        let done = format!("{}/{}", job["done"], job["total"]);
-        [&job["id"], &job["to"], &job["state"]].map(|value| text(value).to_owned()).into_iter().chain([done]).collect()
+        let [id, to, state] = [&job["id"], &job["to"], &job["state"]].map(|value| text(value).to_owned());
+        [id, to, state, format!("{}/{}", job["done"], job["total"])]
     });
-    let titles = ["ID", "TO", "STATE", "DONE"].map(str::to_owned).to_vec();
-    let rows: Vec<Vec<String>> = std::iter::once(titles).chain(rows).collect();
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default();
-    let line = |row: &Vec<String>| {
-        let cells: Vec<String> =
-            row.iter().enumerate().map(|(column, cell)| format!("{cell:width$}", width = width(column))).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
+    let titles = ["ID", "TO", "STATE", "DONE"].map(str::to_owned);
+    table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
 }
 
 fn text(value: &Value) -> &str {
@@ -240,7 +225,7 @@ mod tests {
             json!({"id": "02", "to": "a", "state": "completed", "done": 7, "total": 7, "failed": 0, "rate": null});
         assert_eq!(said(&done), "02 (to a) is completed\n");
         assert_eq!(
-            table(&json!({"reembeddings": [job, done]})),
+            listed(&json!({"reembeddings": [job, done]})),
             "ID  TO    STATE      DONE\n\
              1   bert  running    5/120\n\
              02  a     completed  7/7\n"

@@ -93,7 +93,7 @@ impl Indexes {
 
     /// The spaces that hold vectors, in their order, whether they serve grains or not.
     pub(super) fn holding(&self) -> Vec<SpaceId> {
-        let holds = |index: &&OneIndex| index.whole().is_none_or(|whole| whole.len() > 0);
+        let holds = |index: &&OneIndex| index.whole().is_none_or(|whole| !whole.is_empty());
         self.all.read().in_order.iter().filter(holds).map(|index| index.space.clone()).collect()
     }
 
@@ -156,7 +156,9 @@ impl Indexes {
         let mut all = self.all.write();
         let Some(index) = all.in_order.iter_mut().find(|index| index.space == *space) else { return };
         index.change(|whole| numbers.iter().try_for_each(|number| whole.remove(*number)));
-        numbers.iter().for_each(|number| all.settle(*number));
+        for number in numbers {
+            all.settle(*number);
+        }
     }
 
     /// Notes a new order of spaces: each grain is served from the first that holds it. The caller holds the gate.

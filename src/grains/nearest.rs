@@ -174,13 +174,11 @@ impl Grains {
         }
         let mut all = Vec::new();
         for (space, query) in queries {
-            match self.passing(space, query, filter, n).await? {
-                Some(passing) => all.extend(passing),
-                None => {
-                    all = self.store.numbers(filter.clone(), u32::MAX).await?;
-                    break;
-                }
-            }
+            let Some(passing) = self.passing(space, query, filter, n).await? else {
+                all = self.store.numbers(filter.clone(), u32::MAX).await?;
+                break;
+            };
+            all.extend(passing);
         }
         all.sort_unstable();
         all.dedup();

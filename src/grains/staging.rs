@@ -111,7 +111,7 @@ impl Grains {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    tracing::debug!(%model, "a write leaves vectors to a re-embedding: {}", with_causes(&error))
+                    tracing::debug!(%model, "a write leaves vectors to a re-embedding: {}", with_causes(&error));
                 }
             }
         }

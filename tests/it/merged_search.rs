@@ -182,11 +182,11 @@ async fn anchors_of_edited_texts_are_made_anew_and_outlive_the_process() {
     search_until(&app, "bread", "anchors").await;
     // All of them at once: none is left that counts.
     let grain = |n: usize| json!({"id": n.to_string(), "text": format!("{} again", text_of(n)), "model": model_of(n)});
-    let lines: String = (0..240).map(|n| format!("{}\n", grain(n))).collect();
+    let lines: Vec<String> = (0..240).map(|n| grain(n).to_string()).collect();
     let import = app
         .request(reqwest::Method::POST, "/grains/import?on_conflict=replace")
         .header("content-type", "application/x-ndjson")
-        .body(lines);
+        .body(lines.join("\n"));
     let imported = crate::helpers::send(import).await;
     assert!(imported.status.is_success(), "{}", imported.text);
     let found = search_until(&app, "bread", "anchors").await;

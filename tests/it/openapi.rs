@@ -81,8 +81,7 @@ impl Operation {
     pub fn body(&self) -> Value {
         match self.id.trim_end_matches("_with_model") {
             "set_active_model" => json!({"name": TINY}),
-            "begin_reembedding" => json!({"to": TINY}),
-            "create_comparison" => json!({"to": TINY}),
+            "begin_reembedding" | "create_comparison" => json!({"to": TINY}),
             "register_model" => json!({"name": "another", "path": MINILM}),
             "unload_model" | "accept_space" | "export_grains" => json!({}),
             "declare_space" => json!({"name": "declared", "dimensions": 3}),

@@ -87,8 +87,8 @@ impl Seen {
 }
 
 /// Searches for grains that nobody changes, by their own words: each must be found, in any state of any job.
-async fn search(app: &Caller, trial: &Trial, seen: &Seen, seed: u64) {
-    let mut chance = Chance::seeded(seed);
+async fn search(app: &Caller, trial: &Trial, seen: &Seen, who: u64) {
+    let mut chance = Chance::seeded(who);
     while !seen.stop.load(Ordering::Relaxed) {
         let n = usize::try_from(chance.below(trial.n_grains as u64)).expect("a place");
         let id = format!("still-{n}");
@@ -116,15 +116,15 @@ async fn search(app: &Caller, trial: &Trial, seen: &Seen, seed: u64) {
 
 /// Writes, edits and deletes grains of its own, and looks at once for what it has written. Answers what is there in the
 /// end.
-async fn write(app: &Caller, trial: &Trial, seen: &Seen, seed: u64) -> HashMap<String, String> {
-    let mut chance = Chance::seeded(seed);
+async fn write(app: &Caller, trial: &Trial, seen: &Seen, who: u64) -> HashMap<String, String> {
+    let mut chance = Chance::seeded(who);
     let mut mine: HashMap<String, String> = HashMap::new();
     let mut n = 0;
     while !seen.stop.load(Ordering::Relaxed) {
         n += 1;
         let at = trial.n_grains
             + usize::try_from(chance.below((trial.texts.len() - trial.n_grains) as u64)).expect("a place");
-        let text = format!("{} (by {seed}, {n})", trial.texts[at]);
+        let text = format!("{} (by {who}, {n})", trial.texts[at]);
         let known = mine.keys().min().cloned();
         let (answer, id) = match (chance.below(4), known) {
             (0, Some(id)) => {
@@ -136,7 +136,7 @@ async fn write(app: &Caller, trial: &Trial, seen: &Seen, seed: u64) -> HashMap<S
                 (app.patch(&format!("/grains/{id}"), json!({"text": text})).await, Some(id))
             }
             _ => {
-                let id = format!("by-{seed}-{n}");
+                let id = format!("by-{who}-{n}");
                 mine.insert(id.clone(), text.clone());
                 (app.post("/grains", json!({"id": id, "text": text})).await, Some(id))
             }
@@ -173,8 +173,8 @@ async fn nobody_beside_a_job_fails_or_misses_a_grain() {
     app.post(&format!("/models/{}/load", trial.to), json!({})).await.ok();
 
     let seen = Arc::new(Seen::default());
-    let searching = futures::future::join_all((0..N_SEARCHERS).map(|seed| search(&app, &trial, &seen, seed)));
-    let writing = futures::future::join_all((0..N_WRITERS).map(|seed| write(&app, &trial, &seen, 100 + seed)));
+    let searching = futures::future::join_all((0..N_SEARCHERS).map(|who| search(&app, &trial, &seen, who)));
+    let writing = futures::future::join_all((0..N_WRITERS).map(|who| write(&app, &trial, &seen, 100 + who)));
     let job = async {
         tokio::time::sleep(trial.alone).await;
         let alone = seen.p95();
@@ -196,7 +196,7 @@ async fn nobody_beside_a_job_fails_or_misses_a_grain() {
         (job, alone, beside, took)
     };
     let ((job, alone, beside, took), _, written) = tokio::join!(job, searching, writing);
-    let failures = seen.failures.lock();
+    let failures = std::mem::take(&mut *seen.failures.lock());
     assert!(failures.is_empty(), "{} failed: {:?}", failures.len(), &failures[..failures.len().min(3)]);
     assert_eq!(seen.n_missed.load(Ordering::Relaxed), 0);
 
@@ -248,18 +248,19 @@ async fn a_cut_over_takes_no_longer_for_many_grains() {
     let mut chance = Chance::seeded(3);
     for (space, dimensions, method) in [(&old, 8, "error"), (&new, 32, "replace")] {
         for from in (0..n_grains).step_by(10_000) {
-            let lines: String = (from..n_grains.min(from + 10_000))
+            let lines: Vec<String> = (from..n_grains.min(from + 10_000))
                 .map(|n| {
                     let vector = chance.unit_vector(dimensions);
-                    format!(
-                        "{}\n",
-                        json!({"id": n.to_string(), "text": n.to_string(), "space": space, "vector": vector})
-                    )
+                    json!({"id": n.to_string(), "text": n.to_string(), "space": space, "vector": vector}).to_string()
                 })
                 .collect();
             let request = app.request(reqwest::Method::POST, &format!("/grains/import?on_conflict={method}"));
-            let answer =
-                request.header("content-type", "application/x-ndjson").body(lines).send().await.expect("an answer");
+            let answer = request
+                .header("content-type", "application/x-ndjson")
+                .body(lines.join("\n"))
+                .send()
+                .await
+                .expect("an answer");
             let text = answer.text().await.expect("its lines");
             let last: Value = serde_json::from_str(text.lines().last().expect("a last line")).expect("JSON");
             assert_eq!(last["end"]["failed"], 0, "{last}");

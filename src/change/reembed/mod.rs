@@ -160,7 +160,7 @@ impl Reembeddings {
                     }
                     tokio::select! {
                         () = jobs.shutdown.soft().cancelled() => return None,
-                        changed = changes.changed() => changed.ok()?,
+                        is_told = changes.changed() => is_told.ok()?,
                     }
                     tokio::select! {
                         () = jobs.shutdown.soft().cancelled() => return None,

@@ -247,7 +247,7 @@ impl Reembeddings {
             match self.models.maker_of(space).await.map_err(GrainError::from)? {
                 Some(model) => self.bring_back_to(job, &model, space).await?,
                 None => {
-                    reason = Some(format!("no model makes {space} any more: what was written since stays as it is"))
+                    reason = Some(format!("no model makes {space} any more: what was written since stays as it is"));
                 }
             }
         }

@@ -4,7 +4,7 @@
 
 mod checks;
 
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use bytesize::ByteSize;
@@ -12,6 +12,7 @@ use clap::Args;
 use serde::Serialize;
 
 use self::checks::{Check, Verdict};
+use super::output;
 use crate::app::{self, AppError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::domain::ModelName;
@@ -82,10 +83,7 @@ pub fn run(args: DoctorArgs, out: &mut impl Write) -> Result<(), DoctorError> {
     } else {
         report.in_words()
     };
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => return Err(DoctorError::Print(error)),
-        _ => {}
-    }
+    output::print(&text, out).map_err(DoctorError::Print)?;
     match report.n_problems() {
         0 => Ok(()),
         1 => Err(DoctorError::Problems("1 problem".to_owned())),

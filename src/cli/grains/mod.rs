@@ -12,6 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
+use super::output;
 
 /// Characters of a text that a search shows.
 const SHOWN_TEXT: usize = 80;
@@ -185,10 +186,7 @@ fn filter(text: Option<String>) -> Result<Option<Value>, GrainsError> {
 }
 
 fn print(out: &mut impl Write, text: &str) -> Result<(), GrainsError> {
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(GrainsError::Print(error)),
-        _ => Ok(()),
-    }
+    output::print(text, out).map_err(GrainsError::Print)
 }
 
 /// One line a hit, best first, and one for each space that was not searched.

@@ -9,6 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
+use super::output::{print, table};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -114,16 +115,13 @@ pub fn run(args: ModelsArgs, out: &mut impl Write) -> Result<(), ModelsError> {
     let client = Client::new(&args.server)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ModelsError::Start)?;
     let text = runtime.block_on(carry_out(&client, args.verb))?;
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ModelsError::Print(error)),
-        _ => Ok(()),
-    }
+    print(&text, out).map_err(ModelsError::Print)
 }
 
 async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, ModelsError> {
     let post = async |path: &[&str], body: Value| client.ask(Request::json(Method::POST, path, &body)).await;
     Ok(match verb {
-        ModelsVerb::List => table(&client.ask(Request::get(&["models"])).await?),
+        ModelsVerb::List => listed(&client.ask(Request::get(&["models"])).await?),
         ModelsVerb::Show { model } => {
             let shown = client.ask(Request::get(&["models", &model])).await?;
             format!("{shown:#}\n")
@@ -236,7 +234,7 @@ fn said(model: &Value) -> String {
 }
 
 /// One line a model, under a line of titles.
-fn table(models: &Value) -> String {
+fn listed(models: &Value) -> String {
     let rows = models["models"].as_array().into_iter().flatten().map(|model| {
         let number = |key: &str| model[key].as_u64().map_or_else(|| "-".to_owned(), |n| n.to_string());
         let mark = if model["active"] == true { "*" } else { "" };
@@ -250,14 +248,7 @@ fn table(models: &Value) -> String {
         ]
     });
     let titles = ["NAME", "STATE", "DIMENSIONS", "PROVIDER", "MEMORY", "SPACE"].map(str::to_owned);
-    let rows: Vec<[String; 6]> = std::iter::once(titles).chain(rows).collect();
-    let widths: [usize; 6] =
-        std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default());
-    let line = |row: &[String; 6]| {
-        let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
-    };
-    rows.iter().map(line).collect()
+    table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -271,7 +262,7 @@ mod tests {
              "provider": {"name": "cpu"}, "space": "0123456789abcdef"},
             {"name": "long-name", "state": "unloaded", "disabled": true}]});
         assert_eq!(
-            table(&models),
+            listed(&models),
             "NAME       STATE     DIMENSIONS  PROVIDER  MEMORY  SPACE\n\
              a*         ready     32          cpu       3 MiB   0123456789abcdef\n\
              long-name  disabled  -           -         -       -\n"

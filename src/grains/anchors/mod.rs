@@ -214,7 +214,7 @@ mod tests {
         all.note_unfit(&[3]);
         assert_eq!(all.take_sample(vec![1, 3, 2]), [1, 2]);
         assert_eq!(all.state.read().bound, None, "every grain is in the sample");
-        let many: Vec<i64> = (10..10 + N_ANCHORS as i64 + 1).collect();
+        let many: Vec<i64> = (10..).take(N_ANCHORS + 1).collect();
         assert_eq!(all.take_sample(many.clone()).len(), N_ANCHORS);
         assert_eq!(all.state.read().bound, Some(lot(many[N_ANCHORS - 1])));
     }
