@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-bench test test-schema test-v03 grain-model grain-crash grain-contention reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -24,10 +24,18 @@ setup-test: setup # what tests need beyond that: nextest and cargo-deny, models 
 	@scripts/setup-tools
 	@scripts/setup-test
 
-test: setup-test ## every test, the README's requests, the real Python clients, a few hundred generated requests
+setup-generated: setup-test # what generated clients need beyond that: their generators, type checkers, Node.js, a linter
+	@scripts/setup-generated
+
+test: setup-generated ## every test, the README's requests, the real Python clients, generated requests and clients
 	$(TOOLS)/cargo-nextest nextest run --locked
 	scripts/check-clients $(DEV_BINARY)
 	scripts/check-schema $(DEV_BINARY) --requests 400
+	scripts/check-generated $(DEV_BINARY)
+
+test-generated: setup-generated ## Python and TypeScript clients made from the OpenAPI document call every operation; a linter reads it
+	cargo build --locked
+	scripts/check-generated $(DEV_BINARY)
 
 test-schema: setup-test ## 10,000 requests generated from the OpenAPI document, against the release build
 	cargo build --release --locked

@@ -8,6 +8,7 @@ use utoipa::ToSchema;
 
 use super::error::{ApiError, Code, ProblemBody};
 use super::extract::{OptionalJson, space_in};
+use super::grains::transfer::Ndjson;
 use super::grains::{Kept, ndjson};
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
@@ -24,6 +25,17 @@ pub struct AdoptBody {
     /// agree at 0.999, when absent.
     #[schema(pattern = "^[0-9a-fA-F]{16}$", example = json!(null))]
     from: Option<String>,
+}
+
+/// The answer for the document: lines, each of which has the other shape.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "utoipa reads the variants; none is ever made")]
+pub enum AdoptionLines {
+    /// The whole, as it is sent.
+    Whole(Ndjson),
+    /// One line of it.
+    Line(AdoptionLine),
 }
 
 /// A line of the answer: one of its fields.
@@ -73,7 +85,7 @@ pub struct AdoptionObject {
     post, path = "/spaces/adopt", tag = "spaces", operation_id = "adopt_space", request_body = Option<AdoptBody>,
     responses(
         (status = 200, description = "Lines of progress, then the end", content_type = "application/x-ndjson",
-         body = AdoptionLine),
+         body = AdoptionLines),
         NativeErrors, NativeBodyErrors, UnknownModel, Conflict, NoRoom
     )
 )]

@@ -71,6 +71,7 @@ pub struct ComparisonObject {
 
 /// The comparisons that are kept.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ComparisonList)]
 pub struct Comparisons {
     /// The latest first.
     comparisons: Vec<ComparisonObject>,

@@ -6,6 +6,7 @@ use axum::extract::State;
 use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
 use futures::Stream;
+use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
@@ -14,8 +15,19 @@ use super::models::Model;
 use super::responses::{NativeErrors, UnknownModel};
 use super::state::AppState;
 
+/// The stream for the document: text, and to who reads events what each is.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "utoipa reads the variants; none is ever made")]
+pub enum ModelEvents {
+    /// The whole, as it is sent.
+    Whole(String),
+    /// One event of it.
+    Event(ModelEvent),
+}
+
 /// An event of the stream, as it is written; this is its shape for the document.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[allow(dead_code, reason = "utoipa reads the fields")]
 pub struct ModelEvent {
     /// Always `model`.
@@ -32,7 +44,7 @@ pub struct ModelEvent {
     get, path = "/models/{name}/events", tag = "models", operation_id = "follow_model",
     params(("name" = String, Path, description = "A model's name or alias")),
     responses(
-        (status = 200, description = "Events of the type `model`", content_type = "text/event-stream", body = ModelEvent),
+        (status = 200, description = "Events of the type `model`", content_type = "text/event-stream", body = ModelEvents),
         NativeErrors, UnknownModel
     )
 )]

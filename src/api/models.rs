@@ -136,6 +136,7 @@ pub struct ModelFailure {
 
 /// All models.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ModelList)]
 pub struct Models {
     /// The name of the active one.
     active: String,

@@ -167,6 +167,7 @@ fn list(answer: Answer, format: EncodingFormat) -> Response {
 
 /// The models of the server.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = OpenAiModelList)]
 pub struct ModelList {
     /// Always `list`.
     object: String,

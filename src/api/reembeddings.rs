@@ -89,6 +89,7 @@ pub struct ReembeddingList {
 
 /// What a job could not embed.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = ReembeddingFailureList)]
 pub struct Failures {
     /// How many there are.
     total: u64,
@@ -108,8 +109,19 @@ pub struct FailureObject {
     tries: u32,
 }
 
+/// The stream for the document: text, and to who reads events what each is.
+#[derive(Serialize, ToSchema)]
+#[serde(untagged)]
+#[allow(dead_code, reason = "utoipa reads the variants; none is ever made")]
+pub enum ReembeddingEvents {
+    /// The whole, as it is sent.
+    Whole(String),
+    /// One event of it.
+    Event(ReembeddingEvent),
+}
+
 /// An event of the stream, as it is written; this is its shape for the document.
-#[derive(ToSchema)]
+#[derive(Serialize, ToSchema)]
 #[allow(dead_code, reason = "utoipa reads the fields")]
 pub struct ReembeddingEvent {
     /// Always `reembedding`.
@@ -201,7 +213,7 @@ pub async fn get(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Reembe
     params(("id" = String, Path, description = "A job's id")),
     responses(
         (status = 200, description = "Events of the type `reembedding`", content_type = "text/event-stream",
-         body = ReembeddingEvent),
+         body = ReembeddingEvents),
         NativeErrors, UnknownReembedding
     )
 )]

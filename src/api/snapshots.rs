@@ -27,8 +27,15 @@ pub struct SnapshotObject {
     created_at: String,
 }
 
+/// An SQLite file, whole.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "utoipa reads the type")]
+pub struct SnapshotFile(Vec<u8>);
+
 /// The copies that are kept.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = SnapshotList)]
 pub struct Snapshots {
     /// The latest first.
     snapshots: Vec<SnapshotObject>,
@@ -87,7 +94,7 @@ pub async fn create(Kept(grains): Kept) -> Result<Response, ApiError> {
     get, path = "/snapshots/{name}", tag = "snapshots", operation_id = "get_snapshot",
     params(("name" = String, Path, description = "A snapshot's name")),
     responses(
-        (status = 200, description = "The file", content_type = "application/vnd.sqlite3", body = Vec<u8>),
+        (status = 200, description = "The file", content_type = "application/vnd.sqlite3", body = SnapshotFile),
         NativeErrors, UnknownSnapshot
     )
 )]

@@ -29,7 +29,7 @@ pub struct SpaceObject {
     /// The length of its vectors.
     dimensions: u32,
     /// Everything that decides where a text lands in it.
-    #[schema(value_type = Object)]
+    #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
     manifest: serde_json::Value,
     /// Provider, precision and runtime library that its canary texts were first embedded with; null for a declared space.
     numeric_class: Option<String>,
@@ -41,6 +41,7 @@ pub struct SpaceObject {
 
 /// All spaces.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = SpaceList)]
 pub struct Spaces {
     spaces: Vec<SpaceObject>,
 }

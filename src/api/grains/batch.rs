@@ -5,7 +5,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::schema::OneOfBuilder;
-use utoipa::openapi::{RefOr, Schema};
+use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::wire::{DraftBody, GrainObject, with_usual_model};
@@ -36,11 +36,19 @@ pub struct DraftsBody {
 
 impl PartialSchema for CreateBody {
     fn schema() -> RefOr<Schema> {
-        Schema::from(OneOfBuilder::new().item(DraftBody::schema()).item(DraftsBody::schema())).into()
+        Schema::from(
+            OneOfBuilder::new().item(Ref::from_schema_name("GrainDraft")).item(Ref::from_schema_name("GrainDrafts")),
+        )
+        .into()
     }
 }
 
-impl ToSchema for CreateBody {}
+impl ToSchema for CreateBody {
+    fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
+        schemas.push(("GrainDrafts".to_owned(), DraftsBody::schema()));
+        DraftsBody::schemas(schemas);
+    }
+}
 
 /// Many new grains.
 #[derive(Clone, Debug, Serialize, ToSchema)]

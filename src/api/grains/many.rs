@@ -32,6 +32,7 @@ pub struct PageQuery {
 
 /// A page of grains.
 #[derive(Clone, Debug, Serialize, ToSchema)]
+#[schema(as = GrainPage)]
 pub struct Grains {
     grains: Vec<GrainObject>,
     /// The `cursor` of the next page; null when this is the last.

@@ -107,7 +107,7 @@ pub struct PatchBody {
     #[schema(max_items = 100, example = json!(["plants", "grasses"]))]
     tags: Option<Vec<String>>,
     /// Attributes to set; null removes one. Others stay.
-    #[schema(value_type = Option<Object>, example = json!({"year": 2025}))]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, example = json!({"year": 2025}))]
     attributes: Option<Map<String, Value>>,
     /// The model to embed it with; where it is served from, or the active one, when absent.
     #[schema(example = json!(null))]

@@ -52,9 +52,9 @@ pub enum IncludeWord {
     Vector,
 }
 
-/// One JSON document a line.
-#[derive(ToSchema)]
-#[schema(value_type = String, format = "ndjson", example = "{\"id\": \"a\", \"text\": \"Wheat is a grass.\"}\n")]
+/// One JSON document a line. For the document it is bytes, which generated clients send and keep as they are.
+#[derive(Serialize, ToSchema)]
+#[schema(value_type = String, format = Binary, example = "{\"id\": \"a\", \"text\": \"Wheat is a grass.\"}\n")]
 #[allow(dead_code, reason = "utoipa reads the type")]
 pub struct Ndjson(String);
 

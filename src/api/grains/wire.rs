@@ -36,7 +36,7 @@ pub struct GrainObject {
 pub struct MetaObject {
     source: Option<String>,
     tags: Vec<String>,
-    #[schema(value_type = Object)]
+    #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
     attributes: Map<String, Value>,
     /// Metadata of version 0.3 that is no JSON object, as it was stored.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -111,7 +111,7 @@ pub struct DraftBody {
     #[schema(max_items = 100, example = json!(["plants"]))]
     pub(super) tags: Option<Vec<String>>,
     /// Anything else. Strings, numbers, booleans and lists of them can be filtered by.
-    #[schema(value_type = Option<Object>, example = json!({"year": 2024}))]
+    #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, example = json!({"year": 2024}))]
     pub(super) attributes: Option<Map<String, Value>>,
     /// The model to embed it with: its name or an alias; the active one when absent.
     #[schema(example = json!(null))]

@@ -139,8 +139,7 @@ impl Reembeddings {
             }
             for grains in grains.chunks(at_most as usize) {
                 self.embed_batch(job, grains).await?;
-                tokio::time::sleep(pace.rest(self.models.interactive())).await;
-                self.check_running(id)?;
+                self.rest(id, pace.rest(self.models.interactive())).await?;
                 pace.begin(self.models.interactive());
             }
         }
@@ -315,6 +314,20 @@ impl Reembeddings {
         }
         lease.check_grain_writes()?;
         Ok(lease)
+    }
+
+    /// Rests, unless somebody holds the job or gives it up: others wait behind it.
+    async fn rest(&self, id: &ReembeddingId, time: Duration) -> Result<(), Stopped> {
+        let until = tokio::time::Instant::now() + time;
+        let mut changes = self.changes.subscribe();
+        loop {
+            self.check_running(id)?;
+            match tokio::time::timeout_at(until, changes.changed()).await {
+                Ok(Ok(())) => {}
+                // The time is over, or nothing changes any more.
+                Ok(Err(_)) | Err(_) => return self.check_running(id),
+            }
+        }
     }
 
     fn check_running(&self, id: &ReembeddingId) -> Result<(), Stopped> {
