@@ -13,6 +13,7 @@ mod batching;
 mod broken_models;
 mod comparisons;
 mod config_refusals;
+mod dashboards;
 mod doctor;
 mod golden;
 mod grain_crash;
