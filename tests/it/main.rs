@@ -28,6 +28,7 @@ mod hub;
 mod hub_models;
 mod keys;
 mod lifecycle;
+mod logs;
 mod memory;
 mod merged_search;
 mod metrics;
