@@ -11,6 +11,7 @@ mod attacks;
 mod bad_input;
 mod batching;
 mod broken_models;
+mod chaos;
 mod comparisons;
 mod config_refusals;
 mod dashboards;
