@@ -1,6 +1,6 @@
 //! The dashboard and the alert rules in `docker/` name nothing that a running server does not show.
 //!
-//! Names and labels are read out of the PromQL, so that a panel that is added is checked too.
+//! Names and labels are read out of the expressions, so that a panel that is added is checked too.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
@@ -17,7 +17,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 /// Prometheus adds these to every series of a target.
 const LABELS_OF_TARGETS: [&str; 2] = ["instance", "job"];
 
-/// What PromQL names besides metrics and labels; functions are told by their parenthesis.
+/// What an expression names besides metrics and labels; functions are told by their parenthesis.
 const OPERATORS: [&str; 6] = ["and", "or", "unless", "bool", "offset", "atan2"];
 
 /// What is followed by labels in parentheses.
