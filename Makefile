@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention chaos reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget lint fmt openapi docs audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -55,6 +55,9 @@ grain-crash: setup-test ## a server that writes grains is killed 50 times: is ev
 
 grain-contention: setup-test ## readers and a writer of grains for a minute: does one stand in another's way?
 	GRAIN_CONTENTION_SECONDS=$${GRAIN_CONTENTION_SECONDS:-60} $(LONG_TEST) grain_crash::readers
+
+chaos: setup-test ## the server stopped for 10 s, its files replaced, taken away or read-only, no file left to open
+	CHAOS_SECONDS=$${CHAOS_SECONDS:-10} $(LONG_TEST) chaos::
 
 reembed-crash: setup-test ## a server that re-embeds is killed 20 times: does it go on by itself, and is everything there?
 	REEMBED_CRASH_KILLS=$${REEMBED_CRASH_KILLS:-20} $(LONG_TEST) reembedding_crash::

@@ -182,6 +182,7 @@ impl App {
         keep_active_loadable(&shutdown, models.clone());
         keep_keys(&shutdown, Arc::clone(&keys));
         keep_metrics(&shutdown, metrics.clone());
+        watch_for_standstills(&shutdown);
         let state = AppState {
             models,
             grains,
@@ -406,6 +407,16 @@ fn keep_metrics(shutdown: &Shutdown, metrics: PrometheusHandle) {
                 () = soft.cancelled() => return,
                 _ = every.tick() => metrics.run_upkeep(),
             }
+        }
+    });
+}
+
+fn watch_for_standstills(shutdown: &Shutdown) {
+    let soft = shutdown.soft().clone();
+    shutdown.spawn("standstills", async move {
+        tokio::select! {
+            () = soft.cancelled() => {}
+            () = telemetry::tell_of_standstills() => {}
         }
     });
 }

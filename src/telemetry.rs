@@ -7,6 +7,7 @@
 
 use std::backtrace::BacktraceStatus;
 use std::io::IsTerminal;
+use std::time::{Duration, Instant};
 
 use metrics::{describe_counter, describe_gauge, describe_histogram};
 use metrics_exporter_prometheus::{BuildError, Matcher, PrometheusBuilder, PrometheusHandle};
@@ -203,6 +204,25 @@ fn log_panics() {
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
         tracing::error!(location, backtrace, "a bug: {message}");
     }));
+}
+
+/// How often [`tell_of_standstills`] looks.
+const BETWEEN_LOOKS: Duration = Duration::from_millis(500);
+
+/// Shorter delays happen on a machine that is merely busy.
+const STANDSTILL: Duration = Duration::from_secs(2);
+
+/// Warns, for ever, of each time in which nothing ran: the process was stopped by a signal or frozen by its container, or
+/// something blocked it. What waited is answered late, and the log would not say why.
+pub async fn tell_of_standstills() {
+    loop {
+        let asleep = Instant::now();
+        tokio::time::sleep(BETWEEN_LOOKS).await;
+        let stood = asleep.elapsed().saturating_sub(BETWEEN_LOOKS);
+        if stood >= STANDSTILL {
+            tracing::warn!(seconds = stood.as_secs_f64(), "the process stood still; what waited is answered late");
+        }
+    }
 }
 
 #[cfg(test)]

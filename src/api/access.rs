@@ -160,6 +160,8 @@ impl Access {
             return Ok(None);
         }
         let key = self.keys.find(presented(request.headers())?)?;
+        // Before anything is refused: whose request it was is wanted then most of all.
+        tracing::Span::current().record("key", key.name.as_str());
         self.keys.count_request(&key, now)?;
         let scope = match need {
             Some(Need::Scope(scope)) => scope,
@@ -228,7 +230,6 @@ pub async fn check(State(state): State<AppState>, mut request: Request, next: Ne
         Err(error) => return error.into_response(),
         Ok(None) => {}
         Ok(Some(key)) => {
-            tracing::Span::current().record("key", key.name.as_str());
             request.extensions_mut().insert(Holder(key));
         }
     }

@@ -34,7 +34,9 @@ pub async fn observe(request: Request, next: Next) -> Response {
         key = tracing::field::Empty
     );
     async move {
+        let mut waiting = Waiting { started, is_answered: false };
         let mut response = next.run(request).await;
+        waiting.is_answered = true;
         let status = response.status();
         let elapsed = started.elapsed();
         let method = known_method(method.as_str());
@@ -56,6 +58,24 @@ pub async fn observe(request: Request, next: Next) -> Response {
     }
     .instrument(span)
     .await
+}
+
+/// The status of nginx's log for a request whose caller did not wait. No answer has it.
+const CALLER_LEFT: u16 = 499;
+
+/// A request that waits for its answer. Dropped before that, its caller has left: it gets its line in the log too.
+struct Waiting {
+    started: Instant,
+    is_answered: bool,
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if !self.is_answered {
+            let elapsed_ms = self.started.elapsed().as_secs_f64() * 1e3;
+            tracing::info!(status = CALLER_LEFT, elapsed_ms, "the caller left before the answer");
+        }
+    }
 }
 
 /// Gives up on a request after the configured time.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
 
 use super::data_dir;
 
@@ -90,6 +90,17 @@ impl Process {
         let status = fs_err::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident set");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("kibibytes") << 10
+    }
+
+    /// How many files and connections it has open.
+    pub fn n_open_files(&self) -> u64 {
+        fs_err::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a running process").count() as u64
+    }
+
+    /// Lets it have no more than so many files and connections open, from now on.
+    pub fn limit_open_files(&self, n_files: u64) {
+        let limit = Rlimit { current: Some(n_files), maximum: Some(n_files) };
+        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).expect("a lower limit");
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -70,8 +70,10 @@ impl SqliteStore {
         closed.map_err(|source| StoreError::sql("finish the upgrade", &path, source))?;
 
         // Should a statement of a reader ever try to write, it fails instead of fighting the writer for the lock.
-        let readers = pool(&path, options.readers.get(), connect_options(&path).pragma("query_only", "ON")).await?;
-        let writer = pool(&path, 1, connect_options(&path)).await?;
+        let readers = pool(options.readers.get());
+        let readers = open_pool(readers, &path, connect_options(&path).pragma("query_only", "ON")).await?;
+        let writer = pool(1).before_acquire(|connection, _| Box::pin(can_write(connection)));
+        let writer = open_pool(writer, &path, connect_options(&path)).await?;
         Ok(Self { path, readers, writer, lock: Mutex::new(Some(lock)) })
     }
 }
@@ -122,7 +124,7 @@ pub(super) async fn connect(path: &Path) -> Result<SqliteConnection, StoreError>
 }
 
 /// Connections that stay: without these settings sqlx closes them after ten idle minutes.
-async fn pool(path: &Path, connections: u32, options: SqliteConnectOptions) -> Result<SqlitePool, StoreError> {
+fn pool(connections: u32) -> SqlitePoolOptions {
     SqlitePoolOptions::new()
         .min_connections(1)
         .max_connections(connections)
@@ -130,9 +132,14 @@ async fn pool(path: &Path, connections: u32, options: SqliteConnectOptions) -> R
         .idle_timeout(None)
         .max_lifetime(None)
         .after_release(|connection, _| Box::pin(is_between_transactions(connection)))
-        .connect_with(options)
-        .await
-        .map_err(|source| StoreError::sql("open the database", path, source))
+}
+
+async fn open_pool(
+    pool: SqlitePoolOptions,
+    path: &Path,
+    options: SqliteConnectOptions,
+) -> Result<SqlitePool, StoreError> {
+    pool.connect_with(options).await.map_err(|source| StoreError::sql("open the database", path, source))
 }
 
 /// Whether a connection that comes back to its pool may be used again.
@@ -144,6 +151,15 @@ async fn is_between_transactions(connection: &mut SqliteConnection) -> Result<bo
     // A rollback that was begun by a drop is over when the connection answers.
     connection.ping().await?;
     Ok(!connection.is_in_transaction())
+}
+
+/// Whether a connection that waits in the writer's pool can still write.
+///
+/// SQLite opens a file that it may not write for reading alone, and stays so. A connection that took the place of one
+/// that failed on a read-only file system would refuse every write until the next start, however writable that becomes.
+async fn can_write(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
+    // Takes the lock of writers and gives it back: it says no to a connection that only reads, and writes nothing.
+    Ok(sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(connection).await.is_ok())
 }
 
 /// Makes a created or renamed file's name durable, which syncing the file alone does not.

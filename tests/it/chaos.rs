@@ -1,0 +1,224 @@
+//! What an operator's bad day does to a server: each fault ends in a state that README's "Operating" names, a sentence in
+//! the log, and with every grain where it was.
+//!
+//! `CHAOS_SECONDS` stops the server for longer than usual: see `make chaos`.
+
+use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::helpers::{
+    Caller, Process, TINY, data_dir, folder_with, number_from_env, test_model, vectors_of, with_tiny,
+};
+
+async fn embed(app: &Caller, model: &str) -> Vec<Vec<f32>> {
+    vectors_of(&app.post(&format!("/models/{model}/embed"), json!({"inputs": "hello"})).await.ok())
+}
+
+async fn write(app: &Caller, id: &str) {
+    app.post("/grains", json!({"id": id, "text": format!("the grain {id}")})).await.ok();
+}
+
+/// Every grain that was written can be read and found, and no other is there.
+async fn assert_all_there(app: &Caller, ids: &[&str]) {
+    assert_eq!(app.post("/grains/count", json!({})).await.ok()["count"], ids.len());
+    for id in ids {
+        assert_eq!(app.get(&format!("/grains/{id}")).await.ok()["text"], format!("the grain {id}"));
+        let query = json!({"query": format!("the grain {id}"), "mode": "dense", "limit": 1});
+        let found = app.post("/grains/search", query).await.ok();
+        assert_eq!(found["hits"].as_array().map(Vec::len), Some(1), "{found}");
+    }
+}
+
+/// Copies a folder; a link in it stays a link.
+fn copy_folder(from: &Path, to: &Path) {
+    let status = Command::new("cp").arg("-a").arg(from).arg(to).status();
+    assert!(status.expect("cp runs").success(), "{} is not copied", from.display());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_meet_a_stopped_server_are_answered_when_it_goes_on() {
+    let folder = folder_with(&with_tiny(&[]));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    write(&app, "before").await;
+    process.signal(Signal::STOP);
+    let embeds = futures::future::join_all((0..20).map(|_| embed(&app, TINY)));
+    let writes = write(&app, "meanwhile");
+    let going_on = async {
+        // Longer than the server takes for a delay of a busy machine.
+        tokio::time::sleep(Duration::from_secs(number_from_env("CHAOS_SECONDS", 4))).await;
+        process.signal(Signal::CONT);
+    };
+    let (vectors, (), ()) = tokio::join!(embeds, writes, going_on);
+    assert!(vectors.iter().all(|vector| *vector == vectors[0]));
+    assert_all_there(&app, &["before", "meanwhile"]).await;
+    let log = process.stop();
+    assert!(log.contains("the process stood still; what waited is answered late"), "{log}");
+}
+
+#[tokio::test]
+async fn a_model_whose_file_is_replaced_serves_on_and_waits_for_a_word_after_its_next_load() {
+    let folder = TempDir::new().expect("a folder");
+    let own = folder.path().join("own");
+    copy_folder(&test_model(TINY), &own);
+    let toml = "[ai]\nmodel_name = \"own\"\n[[ai.additional_models]]\nname = \"own\"\npath = \"";
+    fs_err::write(folder.path().join("granary.toml"), format!("{toml}{}\"\n", own.display())).expect("written");
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    write(&app, "before").await;
+    let (vectors, space) = (embed(&app, "own").await, app.get("/models/own").await.ok()["space"].clone());
+
+    // Once in the file's place, and once into it.
+    let (weights, others) = (own.join("onnx/model.onnx"), test_model("tiny-max").join("onnx/model.onnx"));
+    let beside = own.join("onnx/new.onnx");
+    fs_err::copy(test_model("tiny-cls").join("onnx/model.onnx"), &beside).expect("copied");
+    fs_err::rename(&beside, &weights).expect("replaced");
+    assert_eq!(embed(&app, "own").await, vectors);
+    fs_err::copy(others, &weights).expect("overwritten");
+    assert_eq!(embed(&app, "own").await, vectors);
+    write(&app, "meanwhile").await;
+
+    app.post("/models/own/unload", json!({})).await.ok();
+    let loaded = app.post("/models/own/load", json!({})).await.ok();
+    assert_ne!(loaded["space"], space);
+    assert_ne!(embed(&app, "own").await, vectors);
+    let (status, code, detail) = app.post("/grains", json!({"text": "refused"})).await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    assert!(detail.contains("`POST /models/own/accept`"), "{detail}");
+    assert_eq!(app.post("/grains/count", json!({})).await.ok()["count"], 2);
+    app.post("/models/own/accept", json!({})).await.ok();
+    write(&app, "after").await;
+    assert_all_there(&app, &["before", "meanwhile", "after"]).await;
+    let log = process.stop();
+    assert!(log.contains("no grains can be written with the model"), "{log}");
+}
+
+#[tokio::test]
+async fn without_its_runtime_library_a_server_serves_on_and_loads_again_when_it_is_back() {
+    let folder = TempDir::new().expect("a folder");
+    let (runtime, away) = (folder.path().join("runtime"), folder.path().join("away"));
+    copy_folder(&data_dir().canonicalize().expect("set up").join("runtime"), &runtime);
+    let toml = format!("[models]\nfailed_load_cooldown = \"0s\"\n{}", with_tiny(&["tiny-cls"]));
+    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
+    let mut process = Process::start(folder.path(), &["serve", "--port", "0", "--data-dir", "."], &[]);
+    let app = Caller::of(process.wait_until_serving());
+    write(&app, "before").await;
+    let vectors = embed(&app, TINY).await;
+
+    fs_err::rename(&runtime, &away).expect("taken away");
+    assert_eq!(embed(&app, TINY).await, vectors);
+    write(&app, "meanwhile").await;
+    let refused = app.post("/models/tiny-cls/load", json!({})).await;
+    let (status, code, detail) = refused.problem();
+    assert_eq!((status, code.as_str()), (503, "model_failed"), "{detail}");
+    assert!(detail.contains("no ONNX Runtime library at") && detail.contains("`make setup`"), "{detail}");
+    assert_eq!(embed(&app, TINY).await, vectors);
+    app.get("/health/ready").await.ok();
+
+    fs_err::rename(&away, &runtime).expect("brought back");
+    assert_eq!(app.post("/models/tiny-cls/load", json!({})).await.ok()["state"], "ready");
+    embed(&app, "tiny-cls").await;
+    assert_all_there(&app, &["before", "meanwhile"]).await;
+    let log = process.stop();
+    assert!(log.contains("no ONNX Runtime library at"), "{log}");
+}
+
+/// Files that nobody can write, not even who has opened them before, as on a file system that was made read-only.
+struct ReadOnly(Vec<PathBuf>);
+
+impl ReadOnly {
+    /// `None`, with a word of it on standard output, where that is not possible: it takes root, and ext4 or its like. A
+    /// mount cannot be made read-only while a file on it is open for writing.
+    fn make(files: Vec<PathBuf>) -> Option<Self> {
+        let read_only = Self(files);
+        if read_only.change("+i") {
+            return Some(read_only);
+        }
+        println!("skipped: only root can make files immutable, and not on every file system");
+        None
+    }
+
+    fn change(&self, attribute: &str) -> bool {
+        let changed = Command::new("chattr").arg(attribute).args(&self.0).output();
+        changed.is_ok_and(|output| output.status.success())
+    }
+}
+
+impl Drop for ReadOnly {
+    fn drop(&mut self) {
+        self.change("-i");
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_be_written_is_read_and_loses_nothing() {
+    let folder = folder_with(&with_tiny(&[]));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    for id in ["a", "b"] {
+        write(&app, id).await;
+    }
+    let files = ["granary.db", "granary.db-wal"].map(|name| folder.path().join(name));
+    let Some(read_only) = ReadOnly::make(files.into()) else { return };
+    for _ in 0..3 {
+        for answer in [
+            app.post("/grains", json!({"id": "refused", "text": "refused"})).await,
+            app.patch("/grains/a", json!({"text": "refused"})).await,
+            app.delete("/grains/b").await,
+        ] {
+            let (status, code, detail) = answer.problem();
+            assert_eq!((status, code.as_str()), (503, "store_unavailable"), "{detail}");
+            assert!(detail.contains("see the log"), "{detail}");
+        }
+    }
+    assert_all_there(&app, &["a", "b"]).await;
+    app.get("/health/ready").await.ok();
+    drop(read_only);
+
+    write(&app, "c").await;
+    assert_all_there(&app, &["a", "b", "c"]).await;
+    let log = process.stop();
+    assert!(log.contains("ERROR") && log.contains("granary.db"), "{log}");
+    let (process, url) = Process::serve(folder.path(), &[]);
+    assert_all_there(&Caller::of(url), &["a", "b", "c"]).await;
+    process.stop();
+}
+
+#[tokio::test]
+async fn a_server_without_a_file_to_open_answers_again_when_there_is_one() {
+    let folder = folder_with(&with_tiny(&[]));
+    let (mut process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url.clone());
+    write(&app, "before").await;
+    let vectors = embed(&app, TINY).await;
+
+    process.limit_open_files(process.n_open_files() + 8);
+    let address = url.trim_start_matches("http://");
+    // The system accepts them on the server's behalf, which then cannot take them over.
+    let connections: Vec<TcpStream> =
+        (0..40).map(|_| TcpStream::connect(address).expect("in the system's queue")).collect();
+    process.wait_for("Too many open files");
+    drop(connections);
+
+    let newcomer = Caller::of(url);
+    assert_eq!(embed(&newcomer, TINY).await, vectors);
+    write(&newcomer, "after").await;
+    assert_all_there(&newcomer, &["before", "after"]).await;
+    process.stop();
+}
+
+/// README's table names every fault of this file.
+#[test]
+fn the_readme_says_what_each_of_these_ends_in() {
+    let readme: &str = include_str!("../../README.md");
+    for fault in ["SIGSTOP", "model file", "runtime library", "read-only", "Too many open files"] {
+        let row = readme.lines().find(|line| line.starts_with("| ") && line.contains(fault));
+        assert!(row.is_some(), "no row of README's table names {fault}");
+    }
+}
