@@ -6,10 +6,12 @@
 pub mod access;
 pub mod active;
 pub mod adoption;
+pub mod bodies;
 mod callers;
 pub mod code;
 pub mod comparison;
 pub mod comparisons;
+pub mod connections;
 pub mod embed;
 pub mod error;
 pub mod events;
@@ -125,6 +127,7 @@ pub fn router(state: AppState) -> Router {
         .layer(DefaultBodyLimit::max(max_body))
         .layer(from_fn_with_state(state.clone(), callers::note))
         .layer(from_fn_with_state(state.clone(), requests::limit_time))
+        .layer(from_fn_with_state(state.clone(), requests::limit_number))
         .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))
         .layer(CatchPanicLayer::custom(requests::answer_panic))

@@ -27,6 +27,7 @@ mod hub;
 mod hub_models;
 mod keys;
 mod lifecycle;
+mod limits;
 mod memory;
 mod merged_search;
 mod metrics;

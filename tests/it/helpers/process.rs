@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::data_dir;
 
@@ -90,6 +90,14 @@ impl Process {
         let status = fs_err::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident set");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("kibibytes") << 10
+    }
+
+    /// Lets it have so many open files, and returns how many it could have before.
+    pub fn limit_files(&self, n_files: Option<u64>) -> Option<u64> {
+        let pid = Some(Pid::from_child(&self.child));
+        // The process has its limits from this one.
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        prlimit(pid, Resource::Nofile, Rlimit { current: n_files, maximum }).expect("a limit it may have").current
     }
 
     pub fn signal(&self, signal: Signal) {
