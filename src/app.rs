@@ -20,7 +20,7 @@ use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::auth::{KeyFileError, Keys, KeysSetup, Policy};
 use crate::change::compare::Comparisons;
 use crate::change::{Reembeddings, ReembeddingsParts};
-use crate::config::{Config, MemoryBudget};
+use crate::config::{BasePath, Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
 use crate::grains::{Anchors, GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
@@ -49,6 +49,7 @@ pub struct App {
     shutdown: Shutdown,
     shutdown_timeout: Duration,
     connections: ConnectionLimits,
+    base_path: BasePath,
 }
 
 /// Why a server cannot be built or run.
@@ -219,12 +220,13 @@ impl App {
                 header_timeout: config.server.header_timeout,
                 idle_timeout: config.server.idle_timeout,
             },
+            base_path: config.server.base_path,
         })
     }
 
     /// All routes, with everything that stands around them.
     pub fn router(&self) -> Router {
-        api::router(self.state.clone())
+        api::router(self.state.clone(), &self.base_path)
     }
 
     /// Serves until the shutdown begins, then finishes what was begun, unloads the models and closes the database.

@@ -7,6 +7,7 @@
 
 mod ai;
 mod auth;
+mod base_path;
 mod engine;
 mod error;
 mod grains;
@@ -28,6 +29,7 @@ use serde::{Deserialize, Serialize};
 
 pub use ai::{AdditionalModel, AiConfig, ModelChoice};
 pub use auth::{AuthConfig, OpenRoutes};
+pub use base_path::{BasePath, BasePathError};
 pub use engine::{EngineConfig, QueryLaneSetting};
 pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};

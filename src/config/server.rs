@@ -9,6 +9,7 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use super::base_path::BasePath;
 use super::spelling::{self, Problem, outside};
 
 const MAX_BODY: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::gib(2);
@@ -29,6 +30,8 @@ pub struct ServerConfig {
     pub host: BindHost,
     /// The port to listen on; 0 takes a free one.
     pub port: u16,
+    /// The path below which everything is served.
+    pub base_path: BasePath,
     /// Host names that are served besides `localhost`, `127.0.0.1` and `[::1]`.
     pub allowed_hosts: Vec<AllowedHost>,
     /// The largest request body.

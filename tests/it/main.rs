@@ -9,6 +9,7 @@ mod adoption;
 mod arrows;
 mod attacks;
 mod bad_input;
+mod base_path;
 mod batching;
 mod broken_models;
 mod comparisons;
