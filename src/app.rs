@@ -191,14 +191,7 @@ impl App {
             reembeddings,
             comparisons: Comparisons::default(),
             ledger,
-            limits: Limits {
-                max_body: config.server.max_body,
-                max_inputs: config.server.max_inputs,
-                max_concurrent_requests: config.server.max_concurrent_requests,
-                request_timeout: config.server.request_timeout,
-                body_timeout: config.server.body_timeout,
-                auto_truncate: config.engine.auto_truncate,
-            },
+            limits: limits(&config),
             places: Arc::new(Semaphore::new(config.server.max_concurrent_requests)),
             engine: EngineFacts {
                 max_batch_tokens: config.engine.max_batch_tokens,
@@ -252,6 +245,18 @@ impl App {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// What a request may cost.
+fn limits(config: &Config) -> Limits {
+    Limits {
+        max_body: config.server.max_body,
+        max_inputs: config.server.max_inputs,
+        max_concurrent_requests: config.server.max_concurrent_requests,
+        request_timeout: config.server.request_timeout,
+        body_timeout: config.server.body_timeout,
+        auto_truncate: config.engine.auto_truncate,
     }
 }
 
