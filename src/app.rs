@@ -199,7 +199,7 @@ impl App {
                 cores,
             },
             access: Access::new(keys, config.auth.open.clone()),
-            guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone())),
+            guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone(), config.server.cors_origins.clone())),
             metrics,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         };

@@ -13,6 +13,7 @@ pub mod code;
 pub mod comparison;
 pub mod comparisons;
 pub mod connections;
+mod cors;
 pub mod embed;
 pub mod error;
 pub mod events;
@@ -133,9 +134,12 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
         .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))
         .layer(CatchPanicLayer::custom(requests::answer_panic))
-        .layer(from_fn(error::render))
-        .layer(from_fn(requests::observe))
-        .with_state(state);
+        .layer(from_fn(error::render));
+    let router = match cors::layer(state.guard.pages()) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    let router = router.layer(from_fn(requests::observe)).with_state(state);
     base::below(base, router)
 }
 

@@ -13,6 +13,7 @@ mod error;
 mod grains;
 mod layers;
 mod models;
+mod origin;
 mod server;
 mod spelling;
 mod telemetry;
@@ -34,6 +35,7 @@ pub use engine::{EngineConfig, QueryLaneSetting};
 pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
 pub use models::{MemoryBudget, ModelsConfig};
+pub use origin::{Origin, OriginError};
 pub use server::{AllowedHost, BindHost, HostError, ServerConfig};
 pub use telemetry::{LogFilter, LogFilterError, LogFormat, TelemetryConfig};
 

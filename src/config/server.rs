@@ -10,6 +10,7 @@ use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
 use super::base_path::BasePath;
+use super::origin::Origin;
 use super::spelling::{self, Problem, outside};
 
 const MAX_BODY: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::gib(2);
@@ -34,6 +35,8 @@ pub struct ServerConfig {
     pub base_path: BasePath,
     /// Host names that are served besides `localhost`, `127.0.0.1` and `[::1]`.
     pub allowed_hosts: Vec<AllowedHost>,
+    /// Pages of other origins that may use the server.
+    pub cors_origins: Vec<Origin>,
     /// The largest request body.
     #[serde(with = "spelling::size")]
     pub max_body: ByteSize,

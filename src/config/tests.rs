@@ -224,6 +224,10 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[server]\nmax_body = -5", &["server.max_body:", "-5", "\"64MiB\""]),
         ("[server]\nmax_inputs = 0", &["granary.toml: server.max_inputs:", "found 0", "1 to 1000000"]),
         ("[server]\nbase_path = 'granary'", &["granary.toml: server.base_path:", "\"granary\"", "\"/granary\""]),
+        (
+            "[server]\ncors_origins = ['*']",
+            &["granary.toml: server.cors_origins[0]:", "\"*\"", "\"https://app.example\""],
+        ),
         ("[server]\nmax_connections = 0", &["server.max_connections:", "found 0", "1 to 1000000"]),
         ("[server]\nmax_concurrent_requests = 0", &["server.max_concurrent_requests:", "found 0", "1 to 1000000"]),
         ("[server]\nheader_timeout = '0s'", &["server.header_timeout:", "\"0s\"", "\"100ms\" to \"1day\""]),

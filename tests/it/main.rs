@@ -14,6 +14,7 @@ mod batching;
 mod broken_models;
 mod comparisons;
 mod config_refusals;
+mod cors;
 mod doctor;
 mod golden;
 mod grain_crash;
