@@ -8,18 +8,19 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
-use axum::serve::ListenerExt;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::net::TcpListener;
+use tokio::sync::Semaphore;
 
 use crate::api;
 use crate::api::access::Access;
+use crate::api::connections::{self, ConnectionLimits};
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::auth::{KeyFileError, Keys, KeysSetup, Policy};
 use crate::change::compare::Comparisons;
 use crate::change::{Reembeddings, ReembeddingsParts};
-use crate::config::{Config, MemoryBudget};
+use crate::config::{BasePath, Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
 use crate::grains::{Anchors, GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
@@ -47,6 +48,8 @@ pub struct App {
     store: Option<Arc<SqliteStore>>,
     shutdown: Shutdown,
     shutdown_timeout: Duration,
+    connections: ConnectionLimits,
+    base_path: BasePath,
 }
 
 /// Why a server cannot be built or run.
@@ -189,29 +192,35 @@ impl App {
             reembeddings,
             comparisons: Comparisons::default(),
             ledger,
-            limits: Limits {
-                max_body: config.server.max_body,
-                max_inputs: config.server.max_inputs,
-                request_timeout: config.server.request_timeout,
-                auto_truncate: config.engine.auto_truncate,
-            },
+            limits: limits(&config),
+            places: Arc::new(Semaphore::new(config.server.max_concurrent_requests)),
             engine: EngineFacts {
                 max_batch_tokens: config.engine.max_batch_tokens,
                 max_batch_texts: config.engine.max_batch_texts,
-                max_queue_tokens: config.engine.max_queue_tokens,
                 cores,
             },
             access: Access::new(keys, config.auth.open.clone()),
-            guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone())),
+            guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone(), config.server.cors_origins.clone())),
             metrics,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         };
-        Ok(Self { state, store, shutdown, shutdown_timeout: config.server.shutdown_timeout })
+        Ok(Self {
+            state,
+            store,
+            shutdown,
+            shutdown_timeout: config.server.shutdown_timeout,
+            connections: ConnectionLimits {
+                max_connections: config.server.max_connections,
+                header_timeout: config.server.header_timeout,
+                idle_timeout: config.server.idle_timeout,
+            },
+            base_path: config.server.base_path,
+        })
     }
 
     /// All routes, with everything that stands around them.
     pub fn router(&self) -> Router {
-        api::router(self.state.clone())
+        api::router(self.state.clone(), &self.base_path)
     }
 
     /// Serves until the shutdown begins, then finishes what was begun, unloads the models and closes the database.
@@ -220,25 +229,14 @@ impl App {
     /// [`AppError::Serve`], or [`AppError::Unfinished`] when the time to stop was over or a second signal came.
     pub async fn run(self, listener: TcpListener) -> Result<(), AppError> {
         let router = self.router();
-        // Small answers must not wait for the acknowledgement of the last ones.
-        let listener = listener.tap_io(|connection| {
-            if let Err(error) = connection.set_nodelay(true) {
-                tracing::debug!(%error, "a connection keeps Nagle's algorithm");
-            }
-        });
         let soft = self.shutdown.soft().clone();
-        let server = self.shutdown.spawn("http", async move {
-            axum::serve(listener, router).with_graceful_shutdown(soft.cancelled_owned()).await
-        });
+        let server = self.shutdown.spawn("http", connections::serve(listener, router, self.connections, soft));
         self.shutdown.soft().cancelled().await;
         match self.shutdown.drain(self.shutdown_timeout).await {
             Drained::Completely => {}
             Drained::TooLate(names) | Drained::GivenUp(names) => return Err(AppError::Unfinished(names)),
         }
-        server.await.map_or_else(
-            |join| Err(AppError::Serve(std::io::Error::other(join))),
-            |served| served.map_err(AppError::Serve),
-        )?;
+        server.await.map_err(|join| AppError::Serve(std::io::Error::other(join)))?;
         self.state.models.unload_all().await;
         if let Some(grains) = &self.state.grains {
             grains.save_indexes().await;
@@ -248,6 +246,18 @@ impl App {
         }
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// What a request may cost.
+fn limits(config: &Config) -> Limits {
+    Limits {
+        max_body: config.server.max_body,
+        max_inputs: config.server.max_inputs,
+        max_concurrent_requests: config.server.max_concurrent_requests,
+        request_timeout: config.server.request_timeout,
+        body_timeout: config.server.body_timeout,
+        auto_truncate: config.engine.auto_truncate,
     }
 }
 

@@ -123,6 +123,13 @@ pub fn listed(method: &Method, pattern: &str) -> Option<Need> {
     ROUTES.iter().find(|(known, listed, _)| known == method && fits(listed)).map(|(_, _, need)| *need)
 }
 
+/// Whether a request asks how the server is, and is answered however busy it is.
+#[must_use]
+pub fn is_probe(request: &Request) -> bool {
+    let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
+    matches!(pattern.and_then(|pattern| listed(request.method(), pattern)), Some(HEALTH | METRICS))
+}
+
 /// The keys, and what is answered without one.
 #[derive(Clone, Debug)]
 pub struct Access {

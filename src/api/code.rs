@@ -73,9 +73,11 @@ pub enum Code {
     VersionMismatch,
     /// The body is over the limit.
     BodyTooLarge,
+    /// The body stopped coming.
+    SlowBody,
     /// The body is not declared as JSON.
     ContentType,
-    /// The queue is full, or the rate of the key is used up.
+    /// The queue is full, there are too many requests at once, or the rate of the key is used up.
     Overloaded,
     /// The model is still loading.
     ModelLoading,
@@ -118,6 +120,7 @@ impl Code {
             Self::SpaceMismatch => "space_mismatch",
             Self::VersionMismatch => "version_mismatch",
             Self::BodyTooLarge => "body_too_large",
+            Self::SlowBody => "slow_body",
             Self::ContentType => "content_type",
             Self::Overloaded => "overloaded",
             Self::ModelLoading => "model_loading",
@@ -149,6 +152,7 @@ impl Code {
             Self::Conflict => StatusCode::CONFLICT,
             Self::SpaceMismatch | Self::VersionMismatch => StatusCode::PRECONDITION_FAILED,
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
@@ -183,6 +187,7 @@ impl Code {
             | Self::SpaceMismatch
             | Self::VersionMismatch
             | Self::BodyTooLarge
+            | Self::SlowBody
             | Self::ContentType => "Validation",
         }
     }
@@ -217,6 +222,7 @@ impl Code {
             | Self::SpaceMismatch
             | Self::VersionMismatch
             | Self::BodyTooLarge
+            | Self::SlowBody
             | Self::ContentType => failure::VALIDATION,
         }
     }

@@ -12,6 +12,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::access::Holder;
+use super::bodies::SlowBody;
 use super::error::{ApiError, Code};
 use super::state::AppState;
 use crate::domain::space::hex_digits;
@@ -163,7 +164,8 @@ fn body_error(error: &BytesRejection, state: &AppState) -> ApiError {
             format!("the body is over {limit}; send fewer inputs a request, or raise `server.max_body`"),
         );
     }
-    ApiError::new(Code::MalformedJson, "the body could not be read to its end")
+    SlowBody::behind(error)
+        .map_or_else(|| ApiError::new(Code::MalformedJson, "the body could not be read to its end"), Into::into)
 }
 
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

@@ -11,7 +11,7 @@ use axum::response::{IntoResponse, Response};
 
 use super::error::{ApiError, Code};
 use super::state::AppState;
-use crate::config::AllowedHost;
+use crate::config::{AllowedHost, Origin};
 
 /// The names of this machine that are always served.
 const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
@@ -20,13 +20,20 @@ const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
 #[derive(Debug)]
 pub struct HostGuard {
     allowed: Vec<AllowedHost>,
+    pages: Vec<Origin>,
 }
 
 impl HostGuard {
-    /// Serves this machine's own names and the configured ones.
+    /// Serves this machine's own names and the configured ones, and besides their own pages those of these origins.
     #[must_use]
-    pub fn new(allowed: Vec<AllowedHost>) -> Self {
-        Self { allowed }
+    pub fn new(allowed: Vec<AllowedHost>, pages: Vec<Origin>) -> Self {
+        Self { allowed, pages }
+    }
+
+    /// The other origins whose pages are served.
+    #[must_use]
+    pub fn pages(&self) -> &[Origin] {
+        &self.pages
     }
 
     fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
@@ -45,13 +52,17 @@ impl HostGuard {
             ));
         }
         match headers.get(header::ORIGIN) {
-            Some(origin) if !is_same_origin(origin.to_str().unwrap_or_default(), authority) => Err(ApiError::new(
+            Some(origin) if !self.serves_page(origin.to_str().unwrap_or_default(), authority) => Err(ApiError::new(
                 Code::Forbidden,
-                "a page of another origin may not use this server: call it from the page's own server, or serve the \
-                 page from here",
+                "a page of another origin may not use this server: call it from the page's own server, serve the \
+                 page from here, or name its origin in `server.cors_origins`",
             )),
             _ => Ok(()),
         }
+    }
+
+    fn serves_page(&self, origin: &str, authority: &str) -> bool {
+        is_same_origin(origin, authority) || self.pages.iter().any(|page| page.as_str() == origin)
     }
 
     fn serves(&self, host: &str) -> bool {
@@ -89,7 +100,8 @@ mod tests {
     use super::*;
 
     fn check(host: Option<&str>, origin: Option<&str>) -> Result<(), Code> {
-        let guard = HostGuard::new(vec![AllowedHost::try_from("granary.example.org".to_owned()).expect("a host")]);
+        let guard =
+            HostGuard::new(vec![AllowedHost::try_from("granary.example.org".to_owned()).expect("a host")], Vec::new());
         let mut headers = HeaderMap::new();
         for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
             if let Some(value) = value {

@@ -88,7 +88,7 @@ async fn info_of(state: AppState, model: Option<&str>) -> Result<axum::Json<Info
         model_type: ModelType {
             embedding: EmbeddingType { pooling: facts.pooling.map_or("graph", Pooling::as_str).to_owned() },
         },
-        max_concurrent_requests: state.engine.max_queue_tokens,
+        max_concurrent_requests: state.limits.max_concurrent_requests,
         max_input_length: facts.max_tokens,
         max_batch_tokens: state.engine.max_batch_tokens,
         max_batch_requests: state.engine.max_batch_texts,

@@ -6,10 +6,14 @@
 pub mod access;
 pub mod active;
 pub mod adoption;
+pub mod base;
+pub mod bodies;
 mod callers;
 pub mod code;
 pub mod comparison;
 pub mod comparisons;
+pub mod connections;
+mod cors;
 pub mod embed;
 pub mod error;
 pub mod events;
@@ -49,6 +53,7 @@ use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::error::{ApiError, Code};
 use self::state::AppState;
+use crate::config::BasePath;
 
 /// Every route of the server.
 pub fn routes() -> OpenApiRouter<AppState> {
@@ -112,12 +117,12 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(operations::metrics))
 }
 
-/// The routes with everything that stands around them.
-pub fn router(state: AppState) -> Router {
+/// The routes with everything that stands around them, below a path.
+pub fn router(state: AppState, base: &BasePath) -> Router {
     let (router, document) = routes().split_for_parts();
     let max_body = usize::try_from(state.limits.max_body.as_u64()).unwrap_or(usize::MAX);
-    router
-        .merge(docs(openapi::complete(document)))
+    let router = router
+        .merge(docs(openapi::at(openapi::complete(document), base), base))
         .fallback(|| async { nothing_here() })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")
@@ -125,18 +130,24 @@ pub fn router(state: AppState) -> Router {
         .layer(DefaultBodyLimit::max(max_body))
         .layer(from_fn_with_state(state.clone(), callers::note))
         .layer(from_fn_with_state(state.clone(), requests::limit_time))
+        .layer(from_fn_with_state(state.clone(), requests::limit_number))
         .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))
         .layer(CatchPanicLayer::custom(requests::answer_panic))
-        .layer(from_fn(error::render))
-        .layer(from_fn(requests::observe))
-        .with_state(state)
+        .layer(from_fn(error::render));
+    let router = match cors::layer(state.guard.pages()) {
+        Some(cors) => router.layer(cors),
+        None => router,
+    };
+    let router = router.layer(from_fn(requests::observe)).with_state(state);
+    base::below(base, router)
 }
 
 /// The document, and a page that shows it. The page's own answer to an unknown file is an empty one.
-fn docs(document: utoipa::openapi::OpenApi) -> Router<AppState> {
+fn docs(document: utoipa::openapi::OpenApi, base: &BasePath) -> Router<AppState> {
     // By default the page sends the document's address to a validator on the web.
-    let page = SwaggerUi::new("/docs").config(Config::default().validator_url("none")).url("/openapi.json", document);
+    let config = Config::new([format!("{base}/openapi.json")]).validator_url("none");
+    let page = SwaggerUi::new("/docs").config(config).url("/openapi.json", document);
     Router::from(page).layer(map_response(async |response: Response| match response.status() {
         StatusCode::NOT_FOUND => nothing_here().into_response(),
         _ => response,

@@ -5,10 +5,12 @@ use utoipa::openapi::path::{Operation, PathItem};
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
+use utoipa::openapi::server::Server;
 use utoipa::{Modify, OpenApi};
 
 use super::access::{self, Need};
 use super::error::{OpenAiError, ProblemBody, TeiError};
+use crate::config::BasePath;
 use crate::domain::Scope;
 
 /// The document without its routes.
@@ -76,6 +78,13 @@ pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::Open
         // utoipa writes the parameter of a generic type into that type, and nothing refers to this one besides.
         components.schemas.remove("RootInputs");
     }
+    document
+}
+
+/// The document of a server whose paths are below this one.
+#[must_use]
+pub fn at(mut document: utoipa::openapi::OpenApi, base: &BasePath) -> utoipa::openapi::OpenApi {
+    document.servers = Some(vec![Server::new(String::from(base.clone()))]);
     document
 }
 

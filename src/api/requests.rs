@@ -1,7 +1,9 @@
-//! Around every request: an id, one line in the log, one count, a deadline.
+//! Around every request: an id, one line in the log, one count, a deadline, and its place among the others.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
@@ -10,6 +12,8 @@ use metrics::{counter, histogram};
 use tracing::Instrument;
 use uuid::Uuid;
 
+use super::access;
+use super::bodies::{Held, Impatient};
 use super::error::{ApiError, Code};
 use super::state::AppState;
 use crate::telemetry;
@@ -78,9 +82,10 @@ impl Drop for Waiting {
     }
 }
 
-/// Gives up on a request after the configured time.
+/// Gives up on a request after the configured time, and on a body that stops coming.
 pub async fn limit_time(State(state): State<AppState>, request: Request, next: Next) -> Response {
     let limit = state.limits.request_timeout;
+    let request = request.map(|body| Body::new(Impatient::new(body, state.limits.body_timeout)));
     tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
         let message = format!(
             "the request took longer than {} s and was given up; send fewer inputs, or raise `server.request_timeout`",
@@ -88,6 +93,23 @@ pub async fn limit_time(State(state): State<AppState>, request: Request, next: N
         );
         ApiError::new(Code::Timeout, message).with_retry_after(Duration::from_secs(5)).into_response()
     })
+}
+
+/// Answers so many requests at once and refuses more (429), but for those that ask how the server is. A request counts
+/// until its answer is sent.
+pub async fn limit_number(State(state): State<AppState>, request: Request, next: Next) -> Response {
+    if access::is_probe(&request) {
+        return next.run(request).await;
+    }
+    let Ok(place) = Arc::clone(&state.places).try_acquire_owned() else {
+        let message = format!(
+            "the server is answering {} requests, as many at once as `server.max_concurrent_requests` allows; try again \
+             in a moment",
+            state.limits.max_concurrent_requests
+        );
+        return ApiError::new(Code::Overloaded, message).with_retry_after(Duration::from_secs(1)).into_response();
+    };
+    next.run(request).await.map(|body| Body::new(Held::new(body, place)))
 }
 
 /// Makes a panic a 500 in the route's own format.

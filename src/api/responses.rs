@@ -22,7 +22,7 @@ pub enum NativeErrors {
     /// The `Host` header names another server.
     #[response(status = 421, content_type = "application/problem+json")]
     Misdirected(ProblemBody),
-    /// The key's rate is used up.
+    /// The server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, content_type = "application/problem+json", headers(
         ("retry-after" = u64, description = "Seconds until the next request is taken"),
     ))]
@@ -62,6 +62,9 @@ pub enum NativeBodyErrors {
     /// The body is not JSON.
     #[response(status = 400, content_type = "application/problem+json")]
     Malformed(ProblemBody),
+    /// The body stopped coming.
+    #[response(status = 408, content_type = "application/problem+json")]
+    Slow(ProblemBody),
     /// The body is over the limit.
     #[response(status = 413, content_type = "application/problem+json")]
     TooLarge(ProblemBody),
@@ -94,7 +97,7 @@ pub enum TeiErrors {
     /// The `Host` header names another server.
     #[response(status = 421)]
     Misdirected(TeiError),
-    /// The key's rate is used up.
+    /// The server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, headers(
         ("retry-after" = u64, description = "Seconds until the next request is taken"),
     ))]
@@ -123,6 +126,9 @@ pub enum TeiBodyErrors {
     /// The vectors would be in another space than `expect_space`.
     #[response(status = 412)]
     SpaceMismatch(TeiError),
+    /// The body stopped coming.
+    #[response(status = 408)]
+    Slow(TeiError),
     /// The body is over the limit.
     #[response(status = 413)]
     TooLarge(TeiError),
@@ -132,7 +138,7 @@ pub enum TeiBodyErrors {
     /// A field is missing or wrong, there are too many inputs, or one is too long and may not be cut.
     #[response(status = 422)]
     Invalid(TeiError),
-    /// The model's queue is full, or the key's rate is used up.
+    /// The model's queue is full, the server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
     Overloaded(TeiError),
 }
@@ -158,7 +164,7 @@ pub enum OpenAiErrors {
     /// The `Host` header names another server.
     #[response(status = 421)]
     Misdirected(OpenAiError),
-    /// The key's rate is used up.
+    /// The server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, headers(
         ("retry-after" = u64, description = "Seconds until the next request is taken"),
     ))]
@@ -187,13 +193,16 @@ pub enum OpenAiBodyErrors {
     /// The vectors would be in another space than `expect_space`.
     #[response(status = 412)]
     SpaceMismatch(OpenAiError),
+    /// The body stopped coming.
+    #[response(status = 408)]
+    Slow(OpenAiError),
     /// The body is over the limit.
     #[response(status = 413)]
     TooLarge(OpenAiError),
     /// The body is not declared as JSON.
     #[response(status = 415)]
     ContentType(OpenAiError),
-    /// The model's queue is full, or the key's rate is used up.
+    /// The model's queue is full, the server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
     Overloaded(OpenAiError),
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 use metrics_exporter_prometheus::PrometheusHandle;
+use tokio::sync::Semaphore;
 
 use super::access::Access;
 use super::guard::HostGuard;
@@ -28,6 +29,8 @@ pub struct AppState {
     pub ledger: Arc<dyn Ledger>,
     /// What a request may cost.
     pub limits: Limits,
+    /// Places for requests that are answered at the same time.
+    pub places: Arc<Semaphore>,
     /// What `/info` says of the engine.
     pub engine: EngineFacts,
     /// Who may do what.
@@ -47,8 +50,12 @@ pub struct Limits {
     pub max_body: ByteSize,
     /// Inputs of a request.
     pub max_inputs: usize,
+    /// Requests at once.
+    pub max_concurrent_requests: usize,
     /// Time until it is given up.
     pub request_timeout: Duration,
+    /// Time that each piece of its body may take.
+    pub body_timeout: Duration,
     /// Whether over-long texts are cut when a request does not say.
     pub auto_truncate: bool,
 }
@@ -60,8 +67,6 @@ pub struct EngineFacts {
     pub max_batch_tokens: usize,
     /// Texts in a batch.
     pub max_batch_texts: usize,
-    /// Tokens waiting for one model.
-    pub max_queue_tokens: usize,
     /// Cores this process may use.
     pub cores: usize,
 }

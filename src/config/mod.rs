@@ -7,11 +7,13 @@
 
 mod ai;
 mod auth;
+mod base_path;
 mod engine;
 mod error;
 mod grains;
 mod layers;
 mod models;
+mod origin;
 mod server;
 mod spelling;
 mod telemetry;
@@ -28,10 +30,12 @@ use serde::{Deserialize, Serialize};
 
 pub use ai::{AdditionalModel, AiConfig, ModelChoice};
 pub use auth::{AuthConfig, OpenRoutes};
+pub use base_path::{BasePath, BasePathError};
 pub use engine::{EngineConfig, QueryLaneSetting};
 pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
 pub use models::{MemoryBudget, ModelsConfig};
+pub use origin::{Origin, OriginError};
 pub use server::{AllowedHost, BindHost, HostError, ServerConfig};
 pub use telemetry::{LogFilter, LogFilterError, LogFormat, TelemetryConfig};
 

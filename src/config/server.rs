@@ -9,11 +9,17 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use serde::{Deserialize, Serialize};
 
+use super::base_path::BasePath;
+use super::origin::Origin;
 use super::spelling::{self, Problem, outside};
 
 const MAX_BODY: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::gib(2);
 const MAX_INPUTS: RangeInclusive<usize> = 1..=1_000_000;
 const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(24);
+const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
+const MAX_CONCURRENT_REQUESTS: RangeInclusive<usize> = 1..=1_000_000;
+/// Of a head, of a pause in a body, and between two requests.
+const SILENCE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(24);
 const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 
 /// `[server]`.
@@ -25,13 +31,30 @@ pub struct ServerConfig {
     pub host: BindHost,
     /// The port to listen on; 0 takes a free one.
     pub port: u16,
+    /// The path below which everything is served.
+    pub base_path: BasePath,
     /// Host names that are served besides `localhost`, `127.0.0.1` and `[::1]`.
     pub allowed_hosts: Vec<AllowedHost>,
+    /// Pages of other origins that may use the server.
+    pub cors_origins: Vec<Origin>,
     /// The largest request body.
     #[serde(with = "spelling::size")]
     pub max_body: ByteSize,
     /// The most texts in one request.
     pub max_inputs: usize,
+    /// The most connections at once; more wait in the system's backlog.
+    pub max_connections: usize,
+    /// The most requests at once, but for those that ask how the server is.
+    pub max_concurrent_requests: usize,
+    /// How long the head of a request may take.
+    #[serde(with = "spelling::duration")]
+    pub header_timeout: Duration,
+    /// How long no byte of a body may come.
+    #[serde(with = "spelling::duration")]
+    pub body_timeout: Duration,
+    /// How long a connection may ask nothing between two requests.
+    #[serde(with = "spelling::duration")]
+    pub idle_timeout: Duration,
     /// How long one request may take.
     #[serde(with = "spelling::duration")]
     pub request_timeout: Duration,
@@ -45,6 +68,16 @@ impl ServerConfig {
         [
             outside("server.max_body", &self.max_body, &MAX_BODY, |size| spelling::size::spell(*size)),
             outside("server.max_inputs", &self.max_inputs, &MAX_INPUTS, ToString::to_string),
+            outside("server.max_connections", &self.max_connections, &MAX_CONNECTIONS, ToString::to_string),
+            outside(
+                "server.max_concurrent_requests",
+                &self.max_concurrent_requests,
+                &MAX_CONCURRENT_REQUESTS,
+                ToString::to_string,
+            ),
+            outside("server.header_timeout", &self.header_timeout, &SILENCE, spelling::duration::spell),
+            outside("server.body_timeout", &self.body_timeout, &SILENCE, spelling::duration::spell),
+            outside("server.idle_timeout", &self.idle_timeout, &SILENCE, spelling::duration::spell),
             outside("server.request_timeout", &self.request_timeout, &REQUEST_TIMEOUT, spelling::duration::spell),
             outside("server.shutdown_timeout", &self.shutdown_timeout, &SHUTDOWN_TIMEOUT, spelling::duration::spell),
         ]

@@ -198,7 +198,7 @@ async fn a_server_without_a_file_to_open_answers_again_when_there_is_one() {
     write(&app, "before").await;
     let vectors = embed(&app, TINY).await;
 
-    process.limit_open_files(process.n_open_files() + 8);
+    process.limit_files(Some(process.n_open_files() + 8));
     let address = url.trim_start_matches("http://");
     // The system accepts them on the server's behalf, which then cannot take them over.
     let connections: Vec<TcpStream> =

@@ -102,7 +102,7 @@ impl Operation {
         let mut statuses = vec![success, 401, 403, 405, 421, 429, 500, 503];
         if self.has_body {
             statuses.push(415);
-            statuses.extend([400, 413].into_iter().filter(|_| self.id != OF_LINES));
+            statuses.extend([400, 408, 413].into_iter().filter(|_| self.id != OF_LINES));
             statuses.extend((self.family() != Family::OpenAi).then_some(422));
         }
         let names_something = self.path.contains('{') || (self.has_body && !WITHOUT_NAMES.contains(&self.id.as_str()));

@@ -8,6 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 
+use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code};
 use crate::api::extract::refuse_encoded;
 use crate::grains::transfer::ReadingEnded;
@@ -81,11 +82,12 @@ impl LineReader {
             }
             match self.body.next().await {
                 Some(Ok(piece)) => self.piece = piece,
-                Some(Err(_)) => {
+                Some(Err(error)) => {
                     self.has_ended = true;
                     self.line.clear();
                     self.is_too_long = false;
-                    return Some(Err(ReadingEnded));
+                    let slow = SlowBody::behind(&error).map(|SlowBody(limit)| ReadingEnded::Slow(limit));
+                    return Some(Err(slow.unwrap_or(ReadingEnded::Cut)));
                 }
                 None => self.has_ended = true,
             }
@@ -182,7 +184,7 @@ mod tests {
         let pieces = [Ok("a\nb"), Err(std::io::Error::other("cut"))];
         let mut reader = LineReader::new(Body::from_stream(futures::stream::iter(pieces)), 100);
         assert_eq!(reader.next().await, Some(Ok(RawLine { number: 1, bytes: Some(b"a".to_vec()) })));
-        assert_eq!(reader.next().await, Some(Err(ReadingEnded)));
+        assert_eq!(reader.next().await, Some(Err(ReadingEnded::Cut)));
         assert_eq!(reader.next().await, None);
     }
 }

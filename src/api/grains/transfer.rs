@@ -14,6 +14,7 @@ use super::Kept;
 use super::filter::FilterBody;
 use super::ndjson::{LineReader, RawLine, answer, check_content_type, line};
 use super::wire::{DraftBody, GrainObject};
+use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{OptionalJson, QueryRejected, parse};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
@@ -399,6 +400,7 @@ impl From<ImportStop> for ApiError {
         match stop {
             ImportStop::Grains(error) => error.into(),
             ImportStop::Cut => Self::new(Code::MalformedJson, "the body could not be read to its end"),
+            ImportStop::Slow(limit) => SlowBody(limit).into(),
             ImportStop::ShuttingDown => Self::new(
                 Code::StoreUnavailable,
                 "the server is stopping: send the lines again with `on_conflict=skip` to go on where it stopped",

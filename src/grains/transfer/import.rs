@@ -120,6 +120,8 @@ pub enum ImportStop {
     Grains(GrainError),
     /// The lines ended in the middle.
     Cut,
+    /// No line came for so long.
+    Slow(Duration),
     /// The server is stopping.
     ShuttingDown,
 }
@@ -200,7 +202,8 @@ impl Import {
             tokio::select! {
                 line = lines.next(), if is_open && !self.batch.is_full() => match line {
                     Some(Ok(line)) => self.take(line).await,
-                    Some(Err(ReadingEnded)) => self.stop_with(ImportStop::Cut),
+                    Some(Err(ReadingEnded::Cut)) => self.stop_with(ImportStop::Cut),
+                    Some(Err(ReadingEnded::Slow(limit))) => self.stop_with(ImportStop::Slow(limit)),
                     None => is_open = false,
                 },
                 Some(prepared) = self.preparing.next() => match prepared {

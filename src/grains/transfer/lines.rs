@@ -1,5 +1,7 @@
 //! What an import reads, one line at a time.
 
+use std::time::Duration;
+
 use serde_json::Value;
 
 use super::super::draft::Draft;
@@ -52,7 +54,12 @@ pub struct ImportSpace {
 
 /// No more lines will come, though this is not the end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ReadingEnded;
+pub enum ReadingEnded {
+    /// The sender has left.
+    Cut,
+    /// The sender sent nothing for so long.
+    Slow(Duration),
+}
 
 impl ImportGrain {
     /// Whether it brings a vector with all that was known of it.

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, prlimit};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::data_dir;
 
@@ -97,10 +97,12 @@ impl Process {
         fs_err::read_dir(format!("/proc/{}/fd", self.child.id())).expect("a running process").count() as u64
     }
 
-    /// Lets it have no more than so many files and connections open, from now on.
-    pub fn limit_open_files(&self, n_files: u64) {
-        let limit = Rlimit { current: Some(n_files), maximum: Some(n_files) };
-        prlimit(Some(Pid::from_child(&self.child)), Resource::Nofile, limit).expect("a lower limit");
+    /// Lets it have so many open files, and returns how many it could have before.
+    pub fn limit_files(&self, n_files: Option<u64>) -> Option<u64> {
+        let pid = Some(Pid::from_child(&self.child));
+        // The process has its limits from this one.
+        let maximum = getrlimit(Resource::Nofile).maximum;
+        prlimit(pid, Resource::Nofile, Rlimit { current: n_files, maximum }).expect("a limit it may have").current
     }
 
     pub fn signal(&self, signal: Signal) {

@@ -1,0 +1,246 @@
+//! What a connection and a request may cost, and that nobody else pays for it.
+
+use std::io::{Read, Write};
+use std::time::Duration;
+
+use reqwest::StatusCode;
+use serde_json::json;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::helpers::{Process, TestApp, folder_with, with_tiny};
+
+const ASK: &str = "GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
+const BODY: &str = r#"{"inputs": "hello"}"#;
+
+async fn serve(limits: &str) -> TestApp {
+    TestApp::start_with(&format!("[server]\n{limits}\n{}", with_tiny(&[]))).await
+}
+
+/// A connection of which every byte is in the test's hand.
+struct Raw(TcpStream);
+
+impl Raw {
+    async fn open(app: &TestApp) -> Self {
+        Self(TcpStream::connect(app.url().trim_start_matches("http://")).await.expect("a connection"))
+    }
+
+    async fn send(&mut self, text: &str) {
+        self.0.write_all(text.as_bytes()).await.expect("sent");
+    }
+
+    /// What comes until this text has.
+    async fn read_until(&mut self, text: &str) -> String {
+        let mut read = String::new();
+        while !read.contains(text) {
+            let byte = self.0.read_u8().await.unwrap_or_else(|error| panic!("no `{text}`: {error}\n{read}"));
+            read.push(char::from(byte));
+        }
+        read
+    }
+
+    /// What comes until the server closes the connection.
+    async fn read_to_end(&mut self) -> String {
+        let mut read = String::new();
+        self.0.read_to_string(&mut read).await.expect("closed in order");
+        read
+    }
+
+    /// Asks whether the server lives, and keeps the connection.
+    async fn ask(&mut self) {
+        self.send(ASK).await;
+        assert!(self.read_until("\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+        self.read_until("}").await;
+    }
+
+    /// A request to embed of which the server has the head and waits for the body.
+    async fn begin(&mut self) {
+        let length = BODY.len();
+        self.send(&format!(
+            "POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n\
+             content-length: {length}\r\nexpect: 100-continue\r\n\r\n"
+        ))
+        .await;
+        assert_eq!(self.read_until("\r\n\r\n").await.trim(), "HTTP/1.1 100 Continue");
+    }
+}
+
+#[tokio::test]
+async fn a_head_has_its_time_and_so_has_a_connection_that_asks_nothing() {
+    let app = serve("header_timeout = \"2s\"").await;
+    let mut kept = Raw::open(&app).await;
+    kept.ask().await;
+    let (mut silent, mut slow) = (Raw::open(&app).await, Raw::open(&app).await);
+    slow.send("GET /health/live HTTP/1.1\r\nhost: loc").await;
+    assert_eq!(silent.read_to_end().await, "");
+    assert_eq!(slow.read_to_end().await, "");
+    // Between two requests there is more time, but not within the next head.
+    kept.ask().await;
+    kept.send("GET /health/live HT").await;
+    assert_eq!(kept.read_to_end().await, "");
+    assert_eq!(app.get("/health/live").await.status, StatusCode::OK);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn between_two_requests_a_connection_has_its_time_too() {
+    let app = serve("idle_timeout = \"100ms\"").await;
+    let mut kept = Raw::open(&app).await;
+    kept.ask().await;
+    assert_eq!(kept.read_to_end().await, "");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_request_in_flight_is_not_silent() {
+    let app = serve("header_timeout = \"2s\"\nidle_timeout = \"100ms\"").await;
+    let mut request = Raw::open(&app).await;
+    request.begin().await;
+    // By then the request would have been over any limit of silence.
+    assert_eq!(Raw::open(&app).await.read_to_end().await, "");
+    request.send(BODY).await;
+    assert!(request.read_to_end().await.contains("[["));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_head_has_its_size() {
+    let app = serve("").await;
+    let long = "x".repeat(70 << 10);
+    let answer =
+        app.request(reqwest::Method::GET, "/health/live").header("x-long", long).send().await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE);
+    let fits = "x".repeat(40 << 10);
+    let answer =
+        app.request(reqwest::Method::GET, "/health/live").header("x-long", fits).send().await.expect("an answer");
+    assert_eq!(answer.status(), StatusCode::OK);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn many_that_ask_nothing_hold_nobody_up() {
+    let app = serve("header_timeout = \"10m\"").await;
+    let mut idle = Vec::new();
+    for _ in 0..200 {
+        idle.push(Raw::open(&app).await);
+        idle.push(Raw::open(&app).await);
+        idle.last_mut().expect("one").send("GET /").await;
+    }
+    app.post("/embed", json!({"inputs": "hello"})).await.ok();
+    drop(idle);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn connections_beyond_the_limit_wait_for_a_place() {
+    let app = serve("max_connections = 2").await;
+    let (mut first, mut second) = (Raw::open(&app).await, Raw::open(&app).await);
+    first.ask().await;
+    second.ask().await;
+    let mut third = Raw::open(&app).await;
+    third.send(ASK).await;
+    let early = tokio::time::timeout(Duration::from_millis(200), third.0.read_u8()).await;
+    assert!(early.is_err(), "it is served though there is no place");
+    second.ask().await;
+    drop(first);
+    assert!(third.read_until("\r\n\r\n").await.starts_with("HTTP/1.1 200"));
+    drop((second, third));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn requests_beyond_the_limit_are_told_to_come_again() {
+    let app = serve("max_concurrent_requests = 1").await;
+    let mut request = Raw::open(&app).await;
+    request.begin().await;
+    let refused = app.post("/embed", json!({"inputs": "hello"})).await;
+    assert_eq!(refused.header("retry-after"), "1");
+    let (status, kind, message) = refused.tei_error();
+    assert_eq!((status, kind.as_str()), (429, "Overloaded"));
+    assert!(
+        message.contains("answering 1 requests") && message.contains("`server.max_concurrent_requests`"),
+        "{message}"
+    );
+    assert_eq!(app.get("/models").await.problem().1, "overloaded");
+    assert_eq!(app.get("/v1/models").await.openai_error().1, "overloaded");
+    for probe in ["/health", "/health/live", "/health/ready", "/models/tiny/health", "/metrics"] {
+        assert_eq!(app.get(probe).await.status, StatusCode::OK, "{probe}");
+    }
+    request.send(BODY).await;
+    assert!(request.read_to_end().await.contains("[["));
+    app.post("/embed", json!({"inputs": "hello"})).await.ok();
+    // Who leaves in the middle gives the place back.
+    let mut request = Raw::open(&app).await;
+    request.begin().await;
+    drop(request);
+    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
+        tokio::task::yield_now().await;
+    }
+    app.get("/models").await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_body_that_stops_coming_is_given_up() {
+    let app = serve("body_timeout = \"500ms\"").await;
+    for (path, code) in [("/grains/search", "slow_body"), ("/embed", "Validation"), ("/v1/embeddings", "slow_body")] {
+        for (length, body) in [("content-length: 100", "{\"in"), ("transfer-encoding: chunked", "4\r\n{\"in\r\n")] {
+            let mut raw = Raw::open(&app).await;
+            let head = format!("POST {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n{length}");
+            raw.send(&format!("{head}\r\n\r\n{body}")).await;
+            let answer = raw.read_until("body_timeout").await;
+            assert!(answer.starts_with("HTTP/1.1 408"), "{path}: {answer}");
+            assert!(answer.contains(code) || raw.read_to_end().await.contains(code), "{path}: {answer}");
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_import_that_pauses_is_cut_with_a_sentence() {
+    let app = serve("body_timeout = \"500ms\"").await;
+    let line = "{\"id\": \"a\", \"text\": \"hello\"}\n";
+    let mut raw = Raw::open(&app).await;
+    raw.send(&format!(
+        "POST /grains/import HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\nconnection: close\r\n\
+         transfer-encoding: chunked\r\n\r\n{:x}\r\n{line}\r\n",
+        line.len()
+    ))
+    .await;
+    let answer = raw.read_until("\"complete\"").await;
+    assert!(answer.contains("slow_body") && answer.contains("`server.body_timeout`"), "{answer}");
+    // The lines that came before are taken.
+    app.get("/grains/a").await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_closes_connections_that_ask_nothing_and_answers_the_others() {
+    let app = serve("").await;
+    let (mut kept, mut fresh, mut request) = (Raw::open(&app).await, Raw::open(&app).await, Raw::open(&app).await);
+    kept.ask().await;
+    request.begin().await;
+    let stopped = async {
+        assert_eq!(kept.read_to_end().await, "");
+        assert_eq!(fresh.read_to_end().await, "");
+        request.send(BODY).await;
+        assert!(request.read_to_end().await.contains("[["));
+    };
+    tokio::join!(app.stop(), stopped);
+}
+
+#[test]
+fn without_file_descriptors_connections_wait_and_the_log_says_so() {
+    let folder = folder_with(&with_tiny(&[]));
+    let (mut process, url) = Process::serve(folder.path(), &[]);
+    let usual = process.limit_files(Some(3));
+    let mut waiting = std::net::TcpStream::connect(url.trim_start_matches("http://")).expect("the system takes it");
+    waiting.write_all(ASK.replace("\r\n\r\n", "\r\nconnection: close\r\n\r\n").as_bytes()).expect("sent");
+    process.wait_for("no file descriptors are left");
+    process.limit_files(usual);
+    let mut answer = String::new();
+    waiting.read_to_string(&mut answer).expect("an answer");
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    let log = process.stop();
+    assert_eq!(log.matches("no file descriptors are left").count(), 1, "{log}");
+}
