@@ -200,6 +200,23 @@ fn models_of_the_environment_are_added_by_name() {
 }
 
 #[test]
+fn refusals_of_limits_and_paths_say_what_is_taken() {
+    let cases: [(&str, &[&str]); 5] = [
+        ("[server]\nbase_path = 'granary'", &["granary.toml: server.base_path:", "\"granary\"", "\"/granary\""]),
+        (
+            "[server]\ncors_origins = ['*']",
+            &["granary.toml: server.cors_origins[0]:", "\"*\"", "\"https://app.example\""],
+        ),
+        ("[server]\nmax_connections = 0", &["server.max_connections:", "found 0", "1 to 1000000"]),
+        ("[server]\nmax_concurrent_requests = 0", &["server.max_concurrent_requests:", "found 0", "1 to 1000000"]),
+        ("[server]\nheader_timeout = '0s'", &["server.header_timeout:", "\"0s\"", "\"100ms\" to \"1day\""]),
+    ];
+    for (file, parts) in cases {
+        refused(&Given::file(file), parts);
+    }
+}
+
+#[test]
 fn refusals_of_the_file_name_file_key_and_expectation() {
     let cases: &[(&str, &[&str])] = &[
         ("[server]\nport = 'abc'", &["granary.toml: server.port:", "\"abc\"", "a whole number from 0 to 65535"]),
@@ -223,14 +240,6 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[server]\nmax_body = 0", &["server.max_body:", "\"0B\"", "\"1KiB\" to \"2GiB\""]),
         ("[server]\nmax_body = -5", &["server.max_body:", "-5", "\"64MiB\""]),
         ("[server]\nmax_inputs = 0", &["granary.toml: server.max_inputs:", "found 0", "1 to 1000000"]),
-        ("[server]\nbase_path = 'granary'", &["granary.toml: server.base_path:", "\"granary\"", "\"/granary\""]),
-        (
-            "[server]\ncors_origins = ['*']",
-            &["granary.toml: server.cors_origins[0]:", "\"*\"", "\"https://app.example\""],
-        ),
-        ("[server]\nmax_connections = 0", &["server.max_connections:", "found 0", "1 to 1000000"]),
-        ("[server]\nmax_concurrent_requests = 0", &["server.max_concurrent_requests:", "found 0", "1 to 1000000"]),
-        ("[server]\nheader_timeout = '0s'", &["server.header_timeout:", "\"0s\"", "\"100ms\" to \"1day\""]),
         ("[server]\nrequest_timeout = 30", &["granary.toml: server.request_timeout:", "30", "\"30s\""]),
         ("[server]\nrequest_timeout = '30'", &["server.request_timeout:", "\"30\"", "\"30s\""]),
         ("[server]\nrequest_timeout = '0s'", &["server.request_timeout:", "\"0s\"", "\"100ms\" to \"1day\""]),
