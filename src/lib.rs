@@ -12,7 +12,7 @@
 //! | [`engine`] | text in, vectors out: tokenizer, queue, ONNX Runtime, pooling |
 //! | [`models`] | which model, in what state; the fingerprint of its space |
 //! | [`grains`] | text records with their vectors: the database, the indexes, search |
-//! | [`change`] | what spans models and grains: giving old vectors their provenance, comparing models |
+//! | [`change`] | what spans models and grains: old vectors get their provenance, models are compared, grains re-embedded |
 //! | [`api`] | HTTP: routes, errors, the OpenAPI document |
 //! | [`app`] | builds everything from a configuration and runs it; nothing imports it |
 //! | [`auth`] | API keys: which there are, who presents one |
