@@ -34,6 +34,9 @@ pub struct ApiKey {
     /// Requests that its holder may make in a minute; any number when `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub rate: Option<NonZeroU32>,
+    /// Tokens that may be embedded for its holder in a minute; any number when `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tokens: Option<NonZeroU32>,
 }
 
 /// The name of a key: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`. It is no secret.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::index::IndexError;
+use super::service::MAX_IMPORTS;
 use super::store::StoreError;
 use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, SpaceId};
 use crate::models::error::with_causes;
@@ -119,6 +120,15 @@ pub enum GrainError {
         /// Its dimensions.
         found: u32,
     },
+    /// An import would declare a space, and whoever sent it may not.
+    #[error(
+        "the space `{0}` is not declared here, and this key may not declare it: that takes the scope `admin` \
+         (`POST /spaces`)"
+    )]
+    Undeclared(String),
+    /// As many imports as may run do.
+    #[error("{MAX_IMPORTS} imports are running, as many as may at once: try again when one has ended")]
+    TooManyImports,
     /// A manifest and its fingerprint do not belong together.
     #[error(
         "the fingerprint {fingerprint} is not the SHA-256 of its manifest, which is {}: the line was changed since it \
@@ -193,9 +203,11 @@ impl GrainError {
             | Self::UnknownSpace(_)
             | Self::NoMaker(_)
             | Self::ForeignManifest { .. }
+            | Self::Undeclared(_)
             | Self::Cut { .. }
             | Self::Unverified { .. } => RefusalKind::Invalid,
-            Self::Model(_)
+            Self::TooManyImports
+            | Self::Model(_)
             | Self::Store(_)
             | Self::Ledger(_)
             | Self::Index(_)

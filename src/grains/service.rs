@@ -7,8 +7,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use time::OffsetDateTime;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, Semaphore};
 
 use super::anchors::Anchors;
 use super::draft::Precondition;
@@ -20,6 +19,7 @@ use super::store::{
     Applied, Batch, Committed, Counted, Facet, GrainStore, NewVector, Numbered, OnlyIf, Page, PageRequest,
     ProvenVector, StoredVector,
 };
+use crate::clock::{Clock, now_us};
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
 use crate::models::{Ledger, MultiModelManager};
 use crate::shutdown::Shutdown;
@@ -42,6 +42,9 @@ pub struct GrainLimits {
     pub slow_search: Duration,
 }
 
+/// Imports that may run at once: each holds some batches of lines with their vectors.
+pub(super) const MAX_IMPORTS: usize = 4;
+
 /// What [`Grains::start`] needs.
 pub struct GrainsParts {
     /// Where grains are kept.
@@ -58,6 +61,8 @@ pub struct GrainsParts {
     pub snapshots: Snapshots,
     /// What they may be like.
     pub limits: GrainLimits,
+    /// Whether what is old may be deleted.
+    pub clock: Arc<Clock>,
     /// Owns the tasks that write.
     pub shutdown: Shutdown,
 }
@@ -71,9 +76,12 @@ pub struct Grains {
     pub(super) indexes: Arc<Indexes>,
     pub(super) anchors: Arc<Anchors>,
     pub(super) limits: GrainLimits,
+    clock: Arc<Clock>,
     pub(super) shutdown: Shutdown,
     pub(super) staging: Staging,
     snapshots: Snapshots,
+    /// Places for imports.
+    pub(super) imports: Arc<Semaphore>,
     /// Whoever changes grains holds it, from before the commit until the indexes know.
     pub(super) gate: Arc<Mutex<()>>,
 }
@@ -82,7 +90,7 @@ impl Grains {
     /// Begins to serve grains.
     #[must_use]
     pub fn start(parts: GrainsParts) -> Self {
-        let GrainsParts { store, models, ledger, indexes, anchors, snapshots, limits, shutdown } = parts;
+        let GrainsParts { store, models, ledger, indexes, anchors, snapshots, limits, clock, shutdown } = parts;
         let grains = Self {
             store,
             models,
@@ -90,9 +98,11 @@ impl Grains {
             indexes: Arc::new(indexes),
             anchors: Arc::new(anchors),
             limits,
+            clock,
             shutdown,
             staging: Staging::default(),
             snapshots,
+            imports: Arc::new(Semaphore::new(MAX_IMPORTS)),
             gate: Arc::default(),
         };
         grains.keep_tidy();
@@ -320,7 +330,9 @@ impl Grains {
 
     async fn tidy(&self) {
         let lifetime_us = i64::try_from(RECEIPT_LIFETIME.as_micros()).unwrap_or(i64::MAX);
-        if let Err(error) = self.store.forget_receipts(now_us().saturating_sub(lifetime_us)).await {
+        if self.clock.is_settled()
+            && let Err(error) = self.store.forget_receipts(now_us().saturating_sub(lifetime_us)).await
+        {
             tracing::warn!(%error, "answers to writes of more than a day ago are still kept");
         }
         if self.indexes.has_broken() {
@@ -329,9 +341,4 @@ impl Grains {
         }
         self.indexes.measure();
     }
-}
-
-/// The time, in microseconds since 1970.
-pub(super) fn now_us() -> i64 {
-    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }

@@ -12,8 +12,9 @@ use parking_lot::Mutex;
 
 use super::embedding::{Planned, TEXTS_AT_ONCE, TextKind, texts_at};
 use super::error::GrainError;
-use super::service::{Grains, now_us};
+use super::service::Grains;
 use super::store::{Lacking, Made, NewVector, Purge, Staged, TextFate, Unembedded};
+use crate::clock::now_us;
 use crate::domain::{
     Filter, InputType, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
 };

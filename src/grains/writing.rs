@@ -8,11 +8,12 @@ use uuid::Uuid;
 use super::draft::{Draft, Outcome, Patch, Precondition, SuppliedVector, Token, check_content};
 use super::embedding::{Plan, Planned};
 use super::error::{GrainError, Refusal};
-use super::service::{Grains, now_us};
+use super::service::Grains;
 use super::store::{
     Applied, Atomicity, Batch, Committed, Expected, NewReceipt, Numbered, PageRequest, Receipt, Sort, SortKey,
 };
 use super::vector::checked;
+use crate::clock::now_us;
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
 use crate::engine::Priority;
 use crate::models::ModelError;
@@ -191,7 +192,15 @@ impl Grains {
             return Ok(Vec::new());
         }
         let sort = Sort { key: SortKey::Id, descending: false };
-        Ok(self.store.page(PageRequest { filter, sort, after: None, limit }).await?.grains)
+        let (mut grains, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.store.page(PageRequest { filter: filter.clone(), sort, after, limit }).await?;
+            grains.extend(page.grains);
+            after = page.next;
+            if after.is_none() {
+                return Ok(grains);
+            }
+        }
     }
 
     /// What must be written so that a stored grain becomes the draft; the grain itself when nothing must.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, TINY, TestApp, percent_encoded, with_tiny};
+use crate::helpers::{Caller, TINY, TestApp, percent_encoded, send, with_tiny};
 
 /// A server, and the space of its model, for vectors that need no embedding.
 async fn start() -> (TestApp, String) {
@@ -364,5 +364,27 @@ async fn vectors_come_with_a_page_when_they_are_asked_for() {
     }
     assert_eq!(page(&app, &[("limit", "1")]).await["grains"][0].get("vector"), None);
     assert_eq!(app.get(&format!("/models/{TINY}")).await.ok()["space"], space);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_page_of_long_texts_ends_early_and_says_where_to_go_on() {
+    let (app, space) = start().await;
+    let text = "x".repeat(1_000_000);
+    for n in 0..20 {
+        write(&app, &space, vec![json!({"id": format!("g{n:02}"), "text": text})]).await;
+    }
+    let first = page(&app, &[("limit", "1000"), ("sort", "id")]).await;
+    assert_eq!(ids(&first).len(), 17, "16 MiB, and the grain with which they are full");
+    let next = first["next"].as_str().expect("another page");
+    let second = page(&app, &[("limit", "1000"), ("sort", "id"), ("cursor", next)]).await;
+    assert_eq!(ids(&second), ["g17", "g18", "g19"]);
+    assert!(second["next"].is_null());
+    // What looks many up by their ids finds all of them.
+    let lines: Vec<String> = (0..20).map(|n| json!({"id": format!("g{n:02}"), "text": text}).to_string()).collect();
+    let import = app.request(reqwest::Method::POST, "/grains/import?on_conflict=skip");
+    let import = import.header("content-type", "application/x-ndjson").body(lines.join("\n"));
+    let answer = send(import).await.text;
+    assert!(answer.contains("\"skipped\":20"), "{answer}");
     app.stop().await;
 }

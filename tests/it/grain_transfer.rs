@@ -477,3 +477,32 @@ async fn the_command_line_moves_grains_from_one_server_to_another() {
     assert!(!cut.status.success() && String::from_utf8_lossy(&cut.stderr).contains("the filter is not JSON"));
     drop(send(client().get(format!("{}/health/live", to.url))).await);
 }
+
+#[tokio::test]
+async fn so_many_imports_run_at_once_and_no_more() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let begin = || {
+        let lines = stream::pending::<Result<Vec<u8>, std::io::Error>>();
+        app.request(Method::POST, "/grains/import").header("content-type", NDJSON).body(Body::wrap_stream(lines))
+    };
+    let mut running = Vec::new();
+    for _ in 0..4 {
+        let answer = begin().send().await.expect("an answer begins");
+        assert_eq!(answer.status(), 200);
+        running.push(answer);
+    }
+    let refused = app.request(Method::POST, "/grains/import").header("content-type", NDJSON).body("{}");
+    let (status, code, sentence) = send(refused).await.problem();
+    assert_eq!((status, code.as_str()), (429, "overloaded"));
+    assert!(sentence.contains("4 imports are running"), "{sentence}");
+    drop(running);
+    let line = json!({"id": "a", "text": "hello"}).to_string();
+    let again = || app.request(Method::POST, "/grains/import").header("content-type", NDJSON).body(line.clone());
+    let mut answer = send(again()).await;
+    while answer.status == 429 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        answer = send(again()).await;
+    }
+    Imported::of(&answer).assert_whole([1, 1, 0, 0, 0, 0]);
+    app.stop().await;
+}

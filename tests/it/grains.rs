@@ -505,6 +505,40 @@ async fn limits_are_named_by_what_they_refuse() {
 }
 
 #[tokio::test]
+async fn a_condition_may_have_as_many_values_as_it_says() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let (numbers, words): (Vec<u32>, Vec<String>) = (0..1000).map(|n| (n, format!("w{n}"))).unzip();
+    let tags: Vec<&String> = words.iter().take(20).collect();
+    let grain = json!({"text": "hello", "tags": tags, "attributes": {"number": 7, "words": words[..50], "yes": true}});
+    app.post("/grains", grain).await.ok();
+    app.post("/grains", json!({"text": "others"})).await.ok();
+    let mixed: Vec<Value> =
+        numbers.iter().take(500).map(|n| json!(n)).chain(words[..499].iter().map(|w| json!(w))).collect();
+    let of_each = |condition: &Value| (0..20).map(|n| (format!("a{n}"), condition.clone())).collect::<Value>();
+    for (filter, found) in [
+        (json!({"tags": {"any": words}}), 1),
+        (json!({"tags": {"all": tags}}), 1),
+        (json!({"tags": {"all": words}}), 0),
+        (json!({"tags": {"none": words}}), 1),
+        (json!({"attributes": {"number": {"any": numbers}}}), 1),
+        (json!({"attributes": {"number": {"none": numbers}}}), 1),
+        (json!({"attributes": {"words": {"all": words[..50]}}}), 1),
+        (json!({"attributes": {"words": {"all": words}}}), 0),
+        (json!({"attributes": {"yes": {"any": [true, "true", 1]}}}), 1),
+        (json!({"attributes": {"words": {"any": mixed, "none": ["w50", false]}}}), 1),
+        (json!({"attributes": of_each(&json!({"any": mixed, "all": mixed, "none": mixed}))}), 0),
+        (json!({"attributes": of_each(&json!({"none": mixed}))}), 2),
+    ] {
+        let counted = app.post("/grains/count", json!({"filter": filter})).await.ok();
+        assert_eq!(counted["count"], found, "{}", filter.to_string().chars().take(100).collect::<String>());
+        let query = json!({"query": "hello", "filter": filter});
+        let hits = app.post("/grains/search", query).await.ok();
+        assert_eq!(hits["hits"].as_array().map(Vec::len), Some(found));
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn vectors_that_are_brought_along_are_taken_when_they_can_be() {
     let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
     let space = space_of(&app, TINY).await;

@@ -57,7 +57,7 @@ struct Cursor {
 #[utoipa::path(
     get, path = "/grains", tag = "grains", operation_id = "list_grains",
     params(
-        ("limit" = Option<u32>, Query, description = "Grains of a page: 1 to 1000, 100 when absent", minimum = 1, maximum = 1000),
+        ("limit" = Option<u32>, Query, description = "Grains of a page: 1 to 1000, 100 when absent; a page of long texts ends after 16 MiB", minimum = 1, maximum = 1000),
         ("cursor" = Option<String>, Query, description = "`next` of the page before"),
         ("sort" = Option<String>, Query, description = "`created_at`, `updated_at` or `id`, with `-` before it to reverse; \
          `created_at` when absent"),

@@ -11,6 +11,8 @@ pub mod search;
 pub mod transfer;
 pub mod wire;
 
+use std::time::Duration;
+
 use axum::extract::FromRequestParts;
 use axum::extract::Path;
 use axum::http::request::Parts;
@@ -86,6 +88,9 @@ impl From<GrainError> for ApiError {
             GrainError::Invalid { field, .. } => Self::new(Code::InvalidRequest, message).with_param(field),
             GrainError::UnknownSpace(_) | GrainError::NoMaker(_) => {
                 Self::new(Code::InvalidRequest, message).with_param("space")
+            }
+            GrainError::TooManyImports => {
+                Self::new(Code::Overloaded, message).with_retry_after(Duration::from_secs(10))
             }
             GrainError::Model(error) => error.into(),
             GrainError::Ledger(error) => error.into(),

@@ -14,7 +14,7 @@ use crate::grains::{Hit, SearchedSpace};
 
 const DEFAULT_LIMIT: usize = 10;
 const MAX_LIMIT: usize = 1000;
-const MAX_QUERY_BYTES: usize = 64 << 10;
+pub(in crate::api) const MAX_QUERY_BYTES: usize = 64 << 10;
 
 /// How grains are compared with the query.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]

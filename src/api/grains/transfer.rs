@@ -1,7 +1,7 @@
 //! `POST /grains/export` and `POST /grains/import`: grains in bulk, one JSON document a line.
 
 use axum::body::Body;
-use axum::extract::Query;
+use axum::extract::{Extension, Query};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use futures::{Stream, StreamExt};
@@ -14,14 +14,15 @@ use super::Kept;
 use super::filter::FilterBody;
 use super::ndjson::{LineReader, RawLine, answer, check_content_type, line};
 use super::wire::{DraftBody, GrainObject};
+use crate::api::access::Holder;
 use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{OptionalJson, QueryRejected, parse};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
-use crate::domain::{CreatedAt, Origin, Provenance};
+use crate::domain::{CreatedAt, Origin, Provenance, Scope};
 use crate::grains::transfer::{
-    ExportItem, ExportRequest, ExportedVectors, ImportEntry, ImportEvent, ImportGrain, ImportLine, ImportOptions,
-    ImportSpace, ImportStop, OnConflict, ReadingEnded, Tally, UnknownVectors,
+    Declarations, ExportItem, ExportRequest, ExportedVectors, ImportEntry, ImportEvent, ImportGrain, ImportLine,
+    ImportOptions, ImportSpace, ImportStop, OnConflict, ReadingEnded, Tally, UnknownVectors,
 };
 use crate::grains::{Refusal, RefusalKind};
 use crate::models::ledger::SpaceRecord;
@@ -146,17 +147,25 @@ pub struct ImportQuery {
 pub async fn import(
     Kept(grains): Kept,
     query: Result<Query<ImportQuery>, QueryRejected>,
+    holder: Option<Extension<Holder>>,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let options = query.map_or_else(|_| Err(refused("on_conflict", ON_CONFLICT)), |Query(query)| query.options())?;
+    let mut options =
+        query.map_or_else(|_| Err(refused("on_conflict", ON_CONFLICT)), |Query(query)| query.options())?;
+    // As for `POST /spaces`.
+    if holder.is_some_and(|Extension(Holder(key))| !key.scopes.allow(Scope::Admin)) {
+        options.declarations = Declarations::Refused;
+    }
     check_content_type(&headers)?;
     let max_line = grains.limits().max_text_bytes.saturating_mul(JSON_BYTES_PER_BYTE).saturating_add(REST_BYTES);
     let reader = LineReader::new(body, usize::try_from(max_line).unwrap_or(usize::MAX));
-    Ok(answer(events(
-        grains.import(lines(reader, LineRules { max_line, unknown_vectors: options.unknown_vectors }), options),
-    )))
+    let lines = lines(reader, LineRules { max_line, unknown_vectors: options.unknown_vectors });
+    Ok(answer(events(grains.import(lines, options)?)))
 }
+
+/// The longest name of a model in a line: that of a repository on a hub is shorter.
+const MAX_MODEL_BYTES: usize = 256;
 
 const ON_CONFLICT: &str = "`on_conflict` takes error, skip or replace, once";
 
@@ -173,7 +182,7 @@ impl ImportQuery {
             Some("true") => UnknownVectors::Reembed,
             Some(_) => return Err(refused("reembed", "`reembed` is `true` or `false`")),
         };
-        Ok(ImportOptions { on_conflict, unknown_vectors })
+        Ok(ImportOptions { on_conflict, unknown_vectors, declarations: Declarations::Taken })
     }
 }
 
@@ -322,6 +331,10 @@ impl LineBody {
             verify: self.verify,
         };
         let mut draft = body.into_draft()?;
+        if meta.embedding_model.as_ref().is_some_and(|model| model.len() > MAX_MODEL_BYTES) {
+            let sentence = format!("`meta.embedding_model` takes {MAX_MODEL_BYTES} bytes");
+            return Err(refused("meta.embedding_model", &sentence));
+        }
         if let Some(supplied) = &mut draft.vector
             && let Some(origin) = meta.origin.as_deref()
         {

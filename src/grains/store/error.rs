@@ -10,6 +10,7 @@ mod result_code {
     pub(super) const BUSY: i32 = 5;
     pub(super) const LOCKED: i32 = 6;
     pub(super) const READ_ONLY: i32 = 8;
+    pub(super) const INTERRUPTED: i32 = 9;
     pub(super) const CORRUPT: i32 = 11;
     pub(super) const FULL: i32 = 13;
     pub(super) const CANNOT_OPEN: i32 = 14;
@@ -77,6 +78,16 @@ pub enum StoreError {
         /// What SQLite said; `None` when the file was seen changing.
         source: Option<sqlx::Error>,
     },
+    /// It took too long, and others wait.
+    #[error("`{path}` took too long to {doing}, and was interrupted: ask for less, with a narrower filter")]
+    TooSlow {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// What SQLite said.
+        source: sqlx::Error,
+    },
     /// There is no room, or the quota is spent.
     #[error("the disk of `{path}` is full, so it was not possible to {doing}: make room, and it goes on")]
     DiskFull {
@@ -142,6 +153,7 @@ impl StoreError {
         match primary_code(&source) {
             Some(result_code::BUSY | result_code::LOCKED) => Self::Busy { path, doing, source: Some(source) },
             Some(result_code::CORRUPT | result_code::NOT_A_DATABASE) => Self::Damaged { path, doing, source },
+            Some(result_code::INTERRUPTED) => Self::TooSlow { path, doing, source },
             Some(result_code::FULL) => Self::DiskFull { path, doing, source: source.into() },
             Some(result_code::NOT_PERMITTED | result_code::READ_ONLY | result_code::CANNOT_OPEN) => {
                 Self::Files { path, doing, source: io::Error::other(source) }

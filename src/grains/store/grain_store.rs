@@ -425,7 +425,7 @@ pub struct PageRequest {
 pub struct Page {
     /// The grains.
     pub grains: Vec<Numbered>,
-    /// Where the next page begins; `None` when this was the last.
+    /// Where the next page begins; `None` when this was the last. A page of long texts may have fewer grains than its limit.
     pub next: Option<Position>,
 }
 

@@ -8,11 +8,12 @@ use tokio::sync::Mutex;
 use super::super::draft::{SuppliedVector, check_content};
 use super::super::embedding::{Plan, Planned, TEXTS_AT_ONCE};
 use super::super::error::{GrainError, Refusal};
-use super::super::service::{Grains, now_us};
+use super::super::service::Grains;
 use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Numbered};
 use super::super::writing::TRIES;
 use super::import::{ImportOptions, OnConflict, UnknownVectors};
 use super::lines::ImportGrain;
+use crate::clock::now_us;
 use crate::domain::{Grain, GrainId, ModelName, SpaceId};
 use crate::engine::{EngineError, Priority};
 use crate::models::ModelError;
@@ -86,6 +87,9 @@ pub(super) struct Prepared {
     /// Their ids are those of earlier lines: they come after them, one by one.
     repeated: Vec<Line>,
 }
+
+/// The most spaces that one import has looked for.
+const MAX_SOUGHT: usize = 1000;
 
 /// Lines whose vectors come from one place.
 struct Group {
@@ -265,7 +269,7 @@ impl Writer {
             return Ok(true);
         }
         let mut sought = self.sought.lock().await;
-        if !sought.insert((space.clone(), made_by.map(str::to_owned))) {
+        if sought.len() >= MAX_SOUGHT || !sought.insert((space.clone(), made_by.map(str::to_owned))) {
             return Ok(self.grains.ledger.space(space).await?.is_some());
         }
         // A model that was never loaded has not shown its space yet.

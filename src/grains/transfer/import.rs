@@ -22,6 +22,7 @@ use super::super::service::Grains;
 use super::batch::{Fate, Line, Lines, Prepared, Verdict, Writer};
 use super::lines::{ImportEntry, ImportLine, ImportSpace, ReadingEnded};
 use crate::domain::GrainId;
+use crate::engine::meter;
 
 /// Batches that are looked up and embedded at the same time.
 const PREPARED_AT_ONCE: usize = 2;
@@ -67,6 +68,17 @@ pub struct ImportOptions {
     pub on_conflict: OnConflict,
     /// What becomes of a vector whose space is not known here.
     pub unknown_vectors: UnknownVectors,
+    /// What becomes of a line that declares a space.
+    pub declarations: Declarations,
+}
+
+/// What becomes of a line that declares a space.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Declarations {
+    /// The space is known from then on.
+    Taken,
+    /// The line is refused, unless the space is known already.
+    Refused,
 }
 
 /// What became of the lines so far.
@@ -128,12 +140,15 @@ pub enum ImportStop {
 
 impl Grains {
     /// Takes in the grains of these lines, as a task. It ends early when the receiver is dropped.
-    #[must_use]
+    ///
+    /// # Errors
+    /// [`GrainError::TooManyImports`].
     pub fn import(
         &self,
         lines: impl Stream<Item = Result<ImportLine, ReadingEnded>> + Send + 'static,
         options: ImportOptions,
-    ) -> Receiver<ImportEvent> {
+    ) -> Result<Receiver<ImportEvent>, GrainError> {
+        let place = Arc::clone(&self.imports).try_acquire_owned().map_err(|_| GrainError::TooManyImports)?;
         let (events, receiver) = channel(MAX_REPORTED + OTHER_EVENTS);
         let writer = Writer { grains: self.clone(), options, sought: tokio::sync::Mutex::default() };
         let import = Import {
@@ -149,14 +164,16 @@ impl Grains {
             stop: None,
         };
         let hard = self.shutdown.hard().clone();
-        self.shutdown.spawn("import grains", async move {
+        let work = async move {
+            let _place = place;
             tokio::select! {
                 () = events.closed() => tracing::info!("an import was given up by its caller"),
                 () = hard.cancelled() => {}
                 () = import.run(lines) => {}
             }
-        });
-        receiver
+        };
+        self.shutdown.spawn("import grains", meter::carried(work));
+        Ok(receiver)
     }
 }
 
@@ -251,9 +268,13 @@ impl Import {
                 let id = GrainId::stored(id.unwrap_or_else(|| Uuid::now_v7().to_string()));
                 self.batch.push(Line { number, id, grain: *grain }, size);
             }
-            Ok(ImportEntry::Space(space)) => match declare(&Arc::clone(&self.writer).grains, &space).await {
+            Ok(ImportEntry::Space(space)) => match declare(&Arc::clone(&self.writer), &space).await {
                 Ok(()) => {}
-                Err(error @ (GrainError::ForeignManifest { .. } | GrainError::DeclaredOtherwise { .. })) => {
+                Err(
+                    error @ (GrainError::ForeignManifest { .. }
+                    | GrainError::DeclaredOtherwise { .. }
+                    | GrainError::Undeclared(_)),
+                ) => {
                     self.fail(number, id, error.refusal());
                 }
                 Err(error) => self.give_up(error),
@@ -349,9 +370,13 @@ async fn wait_for(writing: &mut Option<Writing>) -> Result<Vec<Verdict>, GrainEr
 }
 
 /// Makes a space known that the lines to come may have vectors of.
-async fn declare(grains: &Grains, space: &ImportSpace) -> Result<(), GrainError> {
-    match space.declared()? {
-        Some(declared) => grains.declare_space(&declared).await.map(drop),
-        None => Ok(()),
+async fn declare(writer: &Writer, space: &ImportSpace) -> Result<(), GrainError> {
+    let Some(declared) = space.declared()? else { return Ok(()) };
+    let grains = &writer.grains;
+    if writer.options.declarations == Declarations::Refused
+        && grains.ledger.space(&declared.fingerprint().space()).await?.is_none()
+    {
+        return Err(GrainError::Undeclared(declared.name().to_owned()));
     }
+    grains.declare_space(&declared).await.map(drop)
 }

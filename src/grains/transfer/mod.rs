@@ -9,5 +9,5 @@ mod import;
 mod lines;
 
 pub use export::{ExportItem, ExportRequest, ExportedVectors};
-pub use import::{ImportEvent, ImportOptions, ImportStop, OnConflict, Tally, UnknownVectors};
+pub use import::{Declarations, ImportEvent, ImportOptions, ImportStop, OnConflict, Tally, UnknownVectors};
 pub use lines::{ImportEntry, ImportGrain, ImportLine, ImportSpace, ReadingEnded};

@@ -53,6 +53,8 @@ const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
 pub struct SqliteStore {
     path: PathBuf,
     readers: SqlitePool,
+    /// A connection of its own for readiness: a server that is busy reading is not away.
+    probe: SqlitePool,
     writer: SqlitePool,
     lock: Mutex<Option<StoreLock>>,
 }
@@ -68,7 +70,7 @@ impl SqliteStore {
     pub async fn check(&self) -> Result<(), StoreError> {
         // A constant would be answered without the file.
         sqlx::query_scalar::<_, i64>("SELECT max(version) FROM schema_version")
-            .fetch_one(&self.readers)
+            .fetch_one(&self.probe)
             .await
             .map(drop)
             .map_err(|source| StoreError::sql("read the schema version", &self.path, source))
@@ -79,6 +81,7 @@ impl SqliteStore {
     /// A store that is dropped instead loses nothing, and leaves the log to the next start.
     pub async fn close(&self) {
         self.readers.close().await;
+        self.probe.close().await;
         // Last, because the last connection to close is the one that empties the log.
         self.writer.close().await;
         self.lock.lock().take();

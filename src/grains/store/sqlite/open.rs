@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use parking_lot::Mutex;
@@ -21,6 +21,13 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a free connection before the database counts as away.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long a read may hold its connection: in the middle of a statement nobody notices that its caller has left, and a few
+/// of such would keep all others waiting.
+const READ_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// Instructions of SQLite's machine between two looks at the time: about a millisecond.
+const INSTRUCTIONS_BETWEEN_LOOKS: i32 = 100_000;
+
 /// The write-ahead log is cut back to this size once its content is in the file.
 const LOG_SIZE_LIMIT_BYTES: u32 = 64 << 20;
 
@@ -31,6 +38,8 @@ pub struct OpenOptions {
     pub path: PathBuf,
     /// How many reads run at the same time.
     pub readers: NonZeroU32,
+    /// How long one of them may take.
+    pub read_timeout: Duration,
 }
 
 impl OpenOptions {
@@ -38,7 +47,7 @@ impl OpenOptions {
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
         const READERS: NonZeroU32 = NonZeroU32::new(4).expect("four is not zero");
-        Self { path: path.into(), readers: READERS }
+        Self { path: path.into(), readers: READERS, read_timeout: READ_TIMEOUT }
     }
 }
 
@@ -70,11 +79,18 @@ impl SqliteStore {
         closed.map_err(|source| StoreError::sql("finish the upgrade", &path, source))?;
 
         // Should a statement of a reader ever try to write, it fails instead of fighting the writer for the lock.
-        let readers = pool(options.readers.get());
-        let readers = open_pool(readers, &path, connect_options(&path).pragma("query_only", "ON")).await?;
+        let time = options.read_timeout;
+        let readers = pool(options.readers.get())
+            .after_connect(move |connection, _| Box::pin(give_time(connection, time)))
+            .before_acquire(move |connection, _| {
+                Box::pin(async move { give_time(connection, time).await.map(|()| true) })
+            });
+        let reading = connect_options(&path).pragma("query_only", "ON");
+        let readers = open_pool(readers, &path, reading.clone()).await?;
+        let probe = open_pool(pool(1), &path, reading).await?;
         let writer = pool(1).before_acquire(|connection, _| Box::pin(can_write(connection)));
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
-        Ok(Self { path, readers, writer, lock: Mutex::new(Some(lock)) })
+        Ok(Self { path, readers, probe, writer, lock: Mutex::new(Some(lock)) })
     }
 }
 
@@ -151,6 +167,14 @@ async fn is_between_transactions(connection: &mut SqliteConnection) -> Result<bo
     // A rollback that was begun by a drop is over when the connection answers.
     connection.ping().await?;
     Ok(!connection.is_in_transaction())
+}
+
+/// Interrupts what a connection does when its time is over.
+async fn give_time(connection: &mut SqliteConnection, time: Duration) -> Result<(), sqlx::Error> {
+    let until = Instant::now() + time;
+    let mut handle = connection.lock_handle().await?;
+    handle.set_progress_handler(INSTRUCTIONS_BETWEEN_LOOKS, move || Instant::now() < until);
+    Ok(())
 }
 
 /// Whether a connection that waits in the writer's pool can still write.

@@ -1,5 +1,6 @@
 //! Conditions as SQL. Every value of the caller's is a parameter; what is built of strings is ours alone.
 
+use serde_json::{Value, json};
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::json_array;
@@ -9,6 +10,10 @@ use crate::domain::{AttributeCondition, AttributeValue, Filter, Membership, Rang
 pub(super) const SERVED: &str = "(SELECT served.rowid FROM json_each((SELECT spaces FROM space_order)) AS place \
      JOIN embeddings AS served ON served.grain = g.number AND served.space = place.value \
      WHERE served.text_version = g.text_version ORDER BY place.key LIMIT 1)";
+
+/// Of values that must all be there, so many are looked up each for itself, by its index. The others are checked together:
+/// SQLite takes a thousand terms in a row at most.
+const LOOKUPS: usize = 8;
 
 /// How the database goes about a condition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -113,9 +118,14 @@ impl Conditions<'_> {
             push_list(query, tags.any.iter().cloned());
             end_of_lookup(query, plan);
         }
-        for tag in &tags.all {
+        let (first, rest) = tags.all.split_at(tags.all.len().min(LOOKUPS));
+        for tag in first {
             query.push(" AND g.number IN (SELECT grain FROM grain_tags WHERE tag = ").push_bind(tag.clone());
             end_of_lookup(query, plan);
+        }
+        if !rest.is_empty() {
+            begin_all(query, rest.iter().map(|tag| Value::from(tag.as_str())));
+            query.push("SELECT 1 FROM grain_tags WHERE grain = g.number AND tag = wanted.value))");
         }
         if !tags.none.is_empty() {
             query.push(" AND NOT EXISTS (SELECT 1 FROM grain_tags WHERE grain = g.number AND tag");
@@ -132,10 +142,16 @@ impl Conditions<'_> {
             push_values(query, &members.any);
             end_of_lookup(query, plan);
         }
-        for value in &members.all {
+        let (first, rest) = members.all.split_at(members.all.len().min(LOOKUPS));
+        for value in first {
             begin_attribute(query, name);
             push_values(query, std::slice::from_ref(value));
             end_of_lookup(query, plan);
+        }
+        if !rest.is_empty() {
+            begin_all(query, rest.iter().map(|value| json!([kind(value), json_of(value)])));
+            query.push("SELECT 1 FROM grain_attributes WHERE grain = g.number AND name = ").push_bind(name.to_owned());
+            query.push(" AND kind = wanted.value ->> 0 AND value = wanted.value ->> 1))");
         }
         if !members.none.is_empty() {
             begin_absent_attribute(query, name);
@@ -180,15 +196,25 @@ fn push_list(query: &mut QueryBuilder<Sqlite>, values: impl Iterator<Item = Stri
     query.push(" IN (SELECT value FROM json_each(").push_bind(json).push("))");
 }
 
+/// Begins the condition that each of these values is there; the lookup of one, `wanted`, follows.
+fn begin_all(query: &mut QueryBuilder<Sqlite>, values: impl Iterator<Item = Value>) {
+    query.push(" AND NOT EXISTS (SELECT 1 FROM json_each(").push_bind(Value::from_iter(values).to_string());
+    query.push(") AS wanted WHERE NOT EXISTS (");
+}
+
 fn push_values(query: &mut QueryBuilder<Sqlite>, values: &[AttributeValue]) {
-    query.push(" AND (");
-    for (index, value) in values.iter().enumerate() {
-        if index > 0 {
-            query.push(" OR ");
+    if let [value] = values {
+        query.push(" AND kind = ").push_bind(kind(value)).push(" AND value = ");
+        return push_value(query, value);
+    }
+    query.push(" AND (FALSE");
+    for wanted in KINDS {
+        let of_kind = values.iter().filter(|value| kind(value) == wanted).map(json_of);
+        let of_kind = Value::from_iter(of_kind);
+        if of_kind != Value::Array(Vec::new()) {
+            query.push(" OR (kind = ").push_bind(wanted).push(" AND value IN (SELECT value FROM json_each(");
+            query.push_bind(of_kind.to_string()).push(")))");
         }
-        query.push("(kind = ").push_bind(kind(value)).push(" AND value = ");
-        push_value(query, value);
-        query.push(")");
     }
     query.push(")");
 }
@@ -213,11 +239,22 @@ fn bounds<T>(range: &Range<T>) -> impl Iterator<Item = (&'static str, &T)> {
         .filter_map(|(operator, bound)| Some((operator, bound.as_ref()?)))
 }
 
+/// What [`kind`] answers.
+const KINDS: [&str; 3] = ["text", "number", "boolean"];
+
 fn kind(value: &AttributeValue) -> &'static str {
     match value {
         AttributeValue::Text(_) => "text",
         AttributeValue::Number(_) => "number",
         AttributeValue::Boolean(_) => "boolean",
+    }
+}
+
+fn json_of(value: &AttributeValue) -> Value {
+    match value {
+        AttributeValue::Text(text) => text.as_str().into(),
+        AttributeValue::Number(number) => (*number).into(),
+        AttributeValue::Boolean(yes) => (*yes).into(),
     }
 }
 

@@ -1,5 +1,6 @@
 //! Grains by id and number, page by page, and counted.
 
+use futures::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite};
 
@@ -12,6 +13,9 @@ use super::filter::{self, Plan, SERVED};
 use super::rows::select_grains;
 use super::{count, json_array};
 use crate::domain::{Filter, GrainId};
+
+/// Bytes of text after which a page ends, however many grains it may have.
+const PAGE_BYTES: usize = 16 << 20;
 
 /// The most values that are counted of a facet.
 const MAX_FACET_VALUES: i64 = 100;
@@ -40,13 +44,19 @@ impl SqliteStore {
         // One more than asked for tells whether there is another page.
         query.push(" LIMIT ").push_bind(i64::from(limit) + 1);
         let failed = self.failed("list grains");
-        let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
-        let shown = &rows[..rows.len().min(limit as usize)];
-        let next = match shown.last() {
-            Some(last) if rows.len() > shown.len() => Some(position_of(last, sort.key).map_err(&failed)?),
-            _ => None,
-        };
-        Ok(Page { grains: shown.iter().map(|row| self.grain_of(row)).collect::<Result<_, _>>()?, next })
+        let mut rows = query.build().fetch(&self.readers);
+        let (mut grains, mut n_bytes, mut last) = (Vec::new(), 0, None);
+        while let Some(row) = rows.try_next().await.map_err(&failed)? {
+            if grains.len() == limit as usize || n_bytes >= PAGE_BYTES {
+                let next = last.map(|last| position_of(&last, sort.key)).transpose().map_err(&failed)?;
+                return Ok(Page { grains, next });
+            }
+            let numbered = self.grain_of(&row)?;
+            n_bytes += numbered.grain.content.text.len();
+            grains.push(numbered);
+            last = Some(row);
+        }
+        Ok(Page { grains, next: None })
     }
 
     pub(super) async fn count_grains(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError> {

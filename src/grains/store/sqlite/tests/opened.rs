@@ -1,6 +1,7 @@
 //! A file that is new, or ours and up to date.
 
 use std::os::unix::fs::PermissionsExt;
+use std::time::Duration;
 
 use super::super::{MIGRATOR, latest_version};
 use super::*;
@@ -204,6 +205,27 @@ async fn a_transaction_that_sqlite_ended_by_itself_takes_no_later_one_along() {
         let found: String =
             sqlx::query_scalar("SELECT spaces FROM space_order").fetch_one(&store.readers).await.expect("read");
         assert_eq!(found, round, "others see what was committed");
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_read_that_takes_too_long_is_interrupted_and_the_database_is_not_away_meanwhile() {
+    let (folder, _) = folder();
+    let path = folder.path().join("granary.db");
+    let options = OpenOptions { read_timeout: Duration::from_millis(200), ..OpenOptions::at(&path) };
+    let store = SqliteStore::open(options).await.expect("created");
+    let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let reads = (0..4).map(|_| sqlx::query_scalar::<_, i64>(endless).fetch_one(&store.readers));
+    let (ended, is_there) = tokio::join!(futures::future::join_all(reads), store.check());
+    is_there.expect("a database that is busy is there");
+    for end in ended {
+        let error = StoreError::sql("count", &path, end.expect_err("it has no end"));
+        assert!(matches!(error, StoreError::TooSlow { .. }), "{error:?}");
+    }
+    for _ in 0..4 {
+        let one: i64 = sqlx::query_scalar("SELECT 1").fetch_one(&store.readers).await.expect("reading goes on");
+        assert_eq!(one, 1);
     }
     store.close().await;
 }
