@@ -2,6 +2,8 @@
 //!
 //! Nothing imports this module but `main` and the tests, which call [`App::build`] and [`App::run`] as `main` does.
 
+mod upkeep;
+
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -14,33 +16,25 @@ use tokio::sync::Semaphore;
 
 use crate::api;
 use crate::api::access::Access;
-use crate::api::connections::{self, ConnectionLimits};
+use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsError, TlsFiles};
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
+use crate::api::timeouts::{Timeouts, UnknownRoute};
 use crate::auth::{KeyFileError, Keys, KeysSetup, Policy};
 use crate::change::compare::Comparisons;
 use crate::change::{Reembeddings, ReembeddingsParts};
+use crate::clock::Clock;
 use crate::config::{BasePath, Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
 use crate::grains::{Anchors, GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
 use crate::models::hub::{Hub, HubError, HubSettings};
-use crate::models::lifecycle::Phase;
 use crate::models::{
     Catalog, CatalogError, EmbeddingCache, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager,
     Timing, VolatileLedger, hardware,
 };
 use crate::shutdown::{Drained, Shutdown};
 use crate::telemetry::{self, MetricsError};
-
-/// How often histograms are folded: between two folds the recorder keeps every observation.
-const METRICS_UPKEEP: Duration = Duration::from_secs(5);
-
-/// How often the file of keys is looked at.
-const REFRESH_KEYS: Duration = Duration::from_secs(1);
-
-/// How often a failed load of the active model is looked at.
-const RETRY_ACTIVE: Duration = Duration::from_secs(1);
 
 /// A server that is ready to run.
 pub struct App {
@@ -49,6 +43,7 @@ pub struct App {
     shutdown: Shutdown,
     shutdown_timeout: Duration,
     connections: ConnectionLimits,
+    tls: Option<Arc<Tls>>,
     base_path: BasePath,
 }
 
@@ -78,6 +73,17 @@ pub enum AppError {
         /// The host.
         host: String,
     },
+    /// A time for a route that there is not.
+    #[error("the configuration is refused:\n  {origin}: server.route_timeouts")]
+    Route {
+        /// The file, variable or flag that says so.
+        origin: String,
+        /// What is no route.
+        source: UnknownRoute,
+    },
+    /// The certificate.
+    #[error("TLS cannot be served")]
+    Tls(#[from] TlsError),
     /// The database.
     #[error("the database cannot be used")]
     Store(#[from] StoreError),
@@ -124,6 +130,8 @@ impl App {
         if keys.are_needed() {
             tracing::info!(n_keys = keys.count(), "requests need a key");
         }
+        let timeouts = Arc::new(timeouts(&config)?);
+        let tls = tls(&config)?;
         let metrics = telemetry::install_metrics()?;
         let catalog = catalog(&config)?;
         let store = if config.grains.enabled {
@@ -166,8 +174,9 @@ impl App {
                 models.load_model(&entry.name).await.map_err(AppError::AutoLoad)?;
             }
         }
+        let clock = Arc::new(Clock::default());
         let grains = match &store {
-            Some(store) => Some(grains(&config, store, &models, &shutdown).await?),
+            Some(store) => Some(grains(&config, store, &models, &clock, &shutdown).await?),
             None => None,
         };
         let reembeddings = match &grains {
@@ -176,16 +185,21 @@ impl App {
                     grains: grains.clone(),
                     models: models.clone(),
                     rollback_window: config.grains.rollback_window,
+                    clock: Arc::clone(&clock),
                     shutdown: shutdown.clone(),
                 })
                 .await?,
             ),
             None => None,
         };
-        keep_active_loadable(&shutdown, models.clone());
-        keep_keys(&shutdown, Arc::clone(&keys));
-        keep_metrics(&shutdown, metrics.clone());
-        watch_for_standstills(&shutdown);
+        upkeep::keep_active_loadable(&shutdown, models.clone());
+        upkeep::keep_keys(&shutdown, Arc::clone(&keys));
+        if let Some(tls) = &tls {
+            upkeep::keep_tls(&shutdown, Arc::clone(tls));
+        }
+        upkeep::keep_metrics(&shutdown, metrics.clone());
+        upkeep::watch_for_standstills(&shutdown);
+        upkeep::watch_clock(&shutdown, clock);
         let state = AppState {
             models,
             grains,
@@ -193,10 +207,12 @@ impl App {
             comparisons: Comparisons::default(),
             ledger,
             limits: limits(&config),
+            timeouts,
             places: Arc::new(Semaphore::new(config.server.max_concurrent_requests)),
             engine: EngineFacts {
                 max_batch_tokens: config.engine.max_batch_tokens,
                 max_batch_texts: config.engine.max_batch_texts,
+                max_request_tokens: config.engine.max_request_tokens,
                 cores,
             },
             access: Access::new(keys, config.auth.open.clone()),
@@ -213,9 +229,17 @@ impl App {
                 max_connections: config.server.max_connections,
                 header_timeout: config.server.header_timeout,
                 idle_timeout: config.server.idle_timeout,
+                body_timeout: config.server.body_timeout,
             },
+            tls,
             base_path: config.server.base_path,
         })
+    }
+
+    /// How URLs of the server begin.
+    #[must_use]
+    pub fn scheme(&self) -> &'static str {
+        if self.tls.is_some() { "https" } else { "http" }
     }
 
     /// All routes, with everything that stands around them.
@@ -228,9 +252,9 @@ impl App {
     /// # Errors
     /// [`AppError::Serve`], or [`AppError::Unfinished`] when the time to stop was over or a second signal came.
     pub async fn run(self, listener: TcpListener) -> Result<(), AppError> {
-        let router = self.router();
+        let serving = Serving { router: self.router(), limits: self.connections, tls: self.tls.clone() };
         let soft = self.shutdown.soft().clone();
-        let server = self.shutdown.spawn("http", connections::serve(listener, router, self.connections, soft));
+        let server = self.shutdown.spawn("http", connections::serve(listener, serving, soft));
         self.shutdown.soft().cancelled().await;
         match self.shutdown.drain(self.shutdown_timeout).await {
             Drained::Completely => {}
@@ -254,11 +278,18 @@ fn limits(config: &Config) -> Limits {
     Limits {
         max_body: config.server.max_body,
         max_inputs: config.server.max_inputs,
+        max_text: config.server.max_text,
         max_concurrent_requests: config.server.max_concurrent_requests,
-        request_timeout: config.server.request_timeout,
         body_timeout: config.server.body_timeout,
         auto_truncate: config.engine.auto_truncate,
     }
+}
+
+/// How long a request may take.
+fn timeouts(config: &Config) -> Result<Timeouts, AppError> {
+    let of_routes = config.server.route_timeouts.iter().map(|(route, time)| (route.clone(), time.0)).collect();
+    Timeouts::new(config.server.request_timeout, of_routes)
+        .map_err(|source| AppError::Route { origin: config.origin("server.route_timeouts"), source })
 }
 
 /// The grains of a database, with the indexes that find them.
@@ -266,6 +297,7 @@ async fn grains(
     config: &Config,
     store: &Arc<SqliteStore>,
     models: &MultiModelManager,
+    clock: &Arc<Clock>,
     shutdown: &Shutdown,
 ) -> Result<Grains, AppError> {
     let indexes = Indexes::open(store.as_ref(), index_folder(store.path())).await?;
@@ -281,6 +313,7 @@ async fn grains(
             auto_truncate: config.engine.auto_truncate,
             slow_search: config.grains.slow_search,
         },
+        clock: Arc::clone(clock),
         shutdown: shutdown.clone(),
     }))
 }
@@ -312,6 +345,17 @@ pub fn keys(config: &Config) -> Result<Keys, AppError> {
         return Ok(keys);
     }
     Err(AppError::OpenPort { origin: config.origin("server.host"), host: host.to_string() })
+}
+
+/// The certificate that the configuration names.
+///
+/// # Errors
+/// [`AppError::Tls`].
+fn tls(config: &Config) -> Result<Option<Arc<Tls>>, AppError> {
+    let (Some(certificate), Some(key)) = (config.server.tls_certificate.clone(), config.server.tls_key.clone()) else {
+        return Ok(None);
+    };
+    Ok(Some(Arc::new(Tls::open(TlsFiles { certificate, key })?)))
 }
 
 /// Opens the socket that the configuration names.
@@ -365,68 +409,4 @@ pub fn runtime_library(config: &Config) -> PathBuf {
     let configured = config.engine.runtime_library.clone();
     let of_environment = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
     configured.or_else(of_environment).unwrap_or_else(|| config.models.data_dir.join("runtime/libonnxruntime.so"))
-}
-
-/// Loads the active model in the background: the port opens at once, and the first request waits for the load. A
-/// failed load is tried again when it has cooled down, since a server that is not ready gets no request that would.
-fn keep_active_loadable(shutdown: &Shutdown, models: MultiModelManager) {
-    let soft = shutdown.soft().clone();
-    shutdown.spawn("preload", async move {
-        let mut every = tokio::time::interval(RETRY_ACTIVE);
-        let mut first = true;
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return,
-                _ = every.tick() => {}
-            }
-            let active = models.active();
-            let has_failed = models.status(&active).is_ok_and(|status| status.phase == Phase::Failed);
-            if std::mem::take(&mut first) || has_failed {
-                // Requests get the reason of a failure, and the log has it already.
-                let _ = models.lease(&active).await;
-            }
-        }
-    });
-}
-
-/// Takes over what `granary keys` changes.
-fn keep_keys(shutdown: &Shutdown, keys: Arc<Keys>) {
-    let (soft, blocking) = (shutdown.soft().clone(), shutdown.clone());
-    shutdown.spawn("keys", async move {
-        let mut every = tokio::time::interval(REFRESH_KEYS);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return,
-                _ = every.tick() => {}
-            }
-            let keys = Arc::clone(&keys);
-            if let Err(panic) = blocking.spawn_blocking("keys", move || keys.refresh()).await {
-                tracing::error!("a bug: the keys could not be looked at: {panic}");
-            }
-        }
-    });
-}
-
-fn keep_metrics(shutdown: &Shutdown, metrics: PrometheusHandle) {
-    let soft = shutdown.soft().clone();
-    shutdown.spawn("metrics", async move {
-        let mut every = tokio::time::interval(METRICS_UPKEEP);
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return,
-                _ = every.tick() => metrics.run_upkeep(),
-            }
-        }
-    });
-}
-
-fn watch_for_standstills(shutdown: &Shutdown) {
-    let soft = shutdown.soft().clone();
-    shutdown.spawn("standstills", async move {
-        tokio::select! {
-            () = soft.cancelled() => {}
-            () = telemetry::tell_of_standstills() => {}
-        }
-    });
 }

@@ -16,13 +16,14 @@
 //! | [`api`] | HTTP: routes, errors, the OpenAPI document |
 //! | [`app`] | builds everything from a configuration and runs it; nothing imports it |
 //! | [`auth`] | API keys: which there are, who presents one |
-//! | [`config`], [`telemetry`], [`shutdown`], [`cli`] | leaves: settings, logs and metrics, stopping, the command line |
+//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`cli`] | leaves: settings, logs and metrics, stopping, the time, the command line |
 
 pub mod api;
 pub mod app;
 pub mod auth;
 pub mod change;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod engine;

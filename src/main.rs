@@ -46,7 +46,7 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
         shutdown.on_signals()?;
         let (listener, address) = app::bind(&config).await?;
         let app = App::build(config, shutdown).await?;
-        tracing::info!("serving on http://{address}");
+        tracing::info!("serving on {}://{address}", app.scheme());
         Ok(app.run(listener).await?)
     });
     // A load that nobody waits for any more must not hold the exit.

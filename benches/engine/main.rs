@@ -120,6 +120,7 @@ async fn measure(options: &Options) -> Result<(), Failure> {
                 max_batch_tokens: options.batch_tokens,
                 max_batch_texts: 32,
                 max_queue_tokens: 1 << 24,
+                max_request_tokens: 1 << 24,
                 width_step: if provider == GpuProvider::Cpu { 1 } else { 16 },
             },
         },

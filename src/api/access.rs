@@ -17,6 +17,7 @@ use super::state::AppState;
 use crate::auth::{Keys, RateExceeded, Unknown};
 use crate::config::OpenRoutes;
 use crate::domain::{ApiKey, Scope};
+use crate::engine::meter::Meter;
 
 /// What a route needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -121,6 +122,13 @@ pub fn listed(method: &Method, pattern: &str) -> Option<Need> {
     let method = if method == Method::HEAD { &Method::GET } else { method };
     let fits = |listed: &str| listed.strip_suffix('*').map_or(listed == pattern, |start| pattern.starts_with(start));
     ROUTES.iter().find(|(known, listed, _)| known == method && fits(listed)).map(|(_, _, need)| *need)
+}
+
+/// Whether the table has exactly this route.
+#[must_use]
+pub fn is_listed(method: &Method, pattern: &str) -> bool {
+    let is_one = |listed: &str| listed == pattern && !listed.ends_with('*');
+    ROUTES.iter().any(|(known, listed, _)| known == method && is_one(listed))
 }
 
 /// Whether a request asks how the server is, and is answered however busy it is.
@@ -231,16 +239,20 @@ impl From<RateExceeded> for ApiError {
     }
 }
 
-/// Refuses who has no key (401), too many requests of one (429), and what it does not allow (403).
+/// Refuses who has no key (401), too many requests or tokens of one (429), and what it does not allow (403).
 pub async fn check(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
-    match state.access.admit(&request, Instant::now()) {
+    let key = match state.access.admit(&request, Instant::now()) {
         Err(error) => return error.into_response(),
-        Ok(None) => {}
-        Ok(Some(key)) => {
-            request.extensions_mut().insert(Holder(key));
-        }
+        Ok(None) => return next.run(request).await,
+        Ok(Some(key)) => key,
+    };
+    request.extensions_mut().insert(Holder(Arc::clone(&key)));
+    if key.tokens.is_none() {
+        return next.run(request).await;
     }
-    next.run(request).await
+    let keys = Arc::clone(&state.access.keys);
+    let meter = Meter::new(move |n_tokens| keys.count_tokens(&key, n_tokens, Instant::now()));
+    meter.measure(next.run(request)).await
 }
 
 #[cfg(test)]

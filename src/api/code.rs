@@ -45,6 +45,8 @@ pub enum Code {
     InvalidRequest,
     /// More inputs than a request may have.
     TooManyInputs,
+    /// More tokens than a request may have.
+    TooManyTokens,
     /// A text is longer than the model takes and may not be cut.
     InputTooLong,
     /// Token ids where text is needed, or ids of another vocabulary.
@@ -106,6 +108,7 @@ impl Code {
             Self::EmptyInput => "empty_input",
             Self::InvalidRequest => "invalid_request",
             Self::TooManyInputs => "too_many_inputs",
+            Self::TooManyTokens => "too_many_tokens",
             Self::InputTooLong => "input_too_long",
             Self::TokenIds => "token_ids",
             Self::Dimensions => "dimensions",
@@ -140,7 +143,11 @@ impl Code {
         match self {
             Self::MalformedJson | Self::EmptyInput | Self::TokenIds => StatusCode::BAD_REQUEST,
             // OpenAI's clients know no 422.
-            Self::InvalidRequest | Self::TooManyInputs | Self::InputTooLong | Self::Dimensions => match family {
+            Self::InvalidRequest
+            | Self::TooManyInputs
+            | Self::TooManyTokens
+            | Self::InputTooLong
+            | Self::Dimensions => match family {
                 Family::OpenAi => StatusCode::BAD_REQUEST,
                 Family::Native | Family::Tei => StatusCode::UNPROCESSABLE_ENTITY,
             },
@@ -180,6 +187,7 @@ impl Code {
             Self::MalformedJson
             | Self::InvalidRequest
             | Self::TooManyInputs
+            | Self::TooManyTokens
             | Self::InputTooLong
             | Self::Dimensions
             | Self::Conflict
@@ -196,7 +204,7 @@ impl Code {
     #[must_use]
     pub fn failure_label(self) -> &'static str {
         match self {
-            Self::TooManyInputs => failure::BATCH_SIZE,
+            Self::TooManyInputs | Self::TooManyTokens => failure::BATCH_SIZE,
             Self::InputTooLong | Self::TokenIds => failure::TOKENIZATION,
             Self::Overloaded => failure::OVERLOADED,
             Self::ModelLoading

@@ -14,6 +14,7 @@ use super::comparison::ComparisonResult;
 use super::error::{ApiError, Code, ProblemBody};
 use super::extract::Json;
 use super::grains::Kept;
+use super::grains::search::MAX_QUERY_BYTES;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, UnknownModel};
 use super::state::AppState;
 use crate::change::compare::{
@@ -210,6 +211,9 @@ fn checked_queries(queries: Vec<String>) -> Result<Vec<String>, ApiError> {
     }
     if queries.len() > MAX_QUERIES {
         return refused(format!("`queries` has {}; a comparison takes {MAX_QUERIES}", queries.len()));
+    }
+    if let Some((at, query)) = queries.iter().enumerate().find(|(_, query)| query.len() > MAX_QUERY_BYTES) {
+        return refused(format!("`queries[{at}]` has {} bytes; it takes {MAX_QUERY_BYTES}", query.len()));
     }
     if let Some(at) = queries.iter().position(String::is_empty) {
         return refused(format!("`queries[{at}]` is empty: a query is a text"));

@@ -154,7 +154,7 @@ impl EmbedOptions {
     /// When an input is empty, there are too many, or a field is malformed.
     pub fn request(&self, inputs: Inputs, limits: &Limits) -> Result<EmbedRequest, ApiError> {
         Ok(EmbedRequest {
-            inputs: inputs.checked("inputs", limits.max_inputs)?,
+            inputs: inputs.checked("inputs", limits)?,
             prompt: prompt::choice(self.prompt_name.clone(), self.input_type)?,
             over_long: self.over_long(limits),
             dimensions: self.dimensions,

@@ -222,6 +222,7 @@ impl From<EngineError> for ApiError {
         let message = with_causes(&error);
         match error {
             EngineError::InputTooLong { .. } => Self::new(Code::InputTooLong, message).with_param("inputs"),
+            EngineError::TooManyTokens { .. } => Self::new(Code::TooManyTokens, message),
             EngineError::TokenOutOfVocabulary { .. } => Self::new(Code::TokenIds, message).with_param("inputs"),
             EngineError::Tokenize { .. } => Self::new(Code::InvalidRequest, message).with_param("inputs"),
             EngineError::Overloaded { retry_after, .. } => {
@@ -247,6 +248,13 @@ impl From<StoreError> for ApiError {
                 "the disk of the database is full, and nothing was written: reading goes on, and so does writing once \
                  there is room",
             ),
+            StoreError::TooSlow { doing, .. } => Self::new(
+                Code::Timeout,
+                format!(
+                    "the database took too long to {doing}, and was interrupted: ask for less, with a narrower filter"
+                ),
+            )
+            .with_retry_after(Duration::from_secs(5)),
             _ => Self::new(Code::StoreUnavailable, "the database does not answer, see the log")
                 .with_retry_after(Duration::from_secs(5)),
         }

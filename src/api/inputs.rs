@@ -9,6 +9,7 @@ use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::error::{ApiError, Code};
+use super::state::Limits;
 use crate::engine::Input;
 
 /// What a caller wants embedded: one text, several, or token ids.
@@ -50,12 +51,13 @@ impl Inputs {
         self.items.iter().any(|input| matches!(input, Input::Tokens(_)))
     }
 
-    /// The inputs, when there are some, none of them empty, and no more than a request may have. `field` is what the
-    /// route calls them.
+    /// The inputs, when there are some, none of them empty or too large, and no more than a request may have. `field` is
+    /// what the route calls them.
     ///
     /// # Errors
     /// With the code of the rule that is broken.
-    pub fn checked(self, field: &str, max_inputs: usize) -> Result<Vec<Input>, ApiError> {
+    pub fn checked(self, field: &str, limits: &Limits) -> Result<Vec<Input>, ApiError> {
+        let max_inputs = limits.max_inputs;
         if self.items.is_empty() {
             return Err(ApiError::new(Code::EmptyInput, format!("`{field}` is empty: send at least one text"))
                 .with_param(field));
@@ -69,6 +71,11 @@ impl Inputs {
                 ),
             )
             .with_param(field));
+        }
+        for (index, input) in self.items.iter().enumerate() {
+            if let Input::Text(text) = input {
+                limits.check_text(text, || format!("{field}[{index}]"))?;
+            }
         }
         let is_empty = |input: &Input| match input {
             Input::Text(text) => text.is_empty(),
@@ -284,11 +291,23 @@ impl ToSchema for RootInputs {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use bytesize::ByteSize;
+
     use super::super::extract::parse;
     use super::*;
 
     fn inputs(json: &str) -> Result<Vec<Input>, ApiError> {
-        parse::<Inputs>(json.as_bytes())?.checked("inputs", 3)
+        let limits = Limits {
+            max_body: ByteSize::kib(1),
+            max_inputs: 3,
+            max_text: ByteSize::b(20),
+            max_concurrent_requests: 1,
+            body_timeout: Duration::ZERO,
+            auto_truncate: true,
+        };
+        parse::<Inputs>(json.as_bytes())?.checked("inputs", &limits)
     }
 
     fn text(text: &str) -> Input {
@@ -316,6 +335,7 @@ mod tests {
             (r#"["a", ""]"#, Code::EmptyInput, "inputs[1]"),
             ("[[]]", Code::EmptyInput, "inputs[0]"),
             (r#"["a", "b", "c", "d"]"#, Code::TooManyInputs, "takes 3"),
+            (r#"["a", "twenty-one bytes, now"]"#, Code::InputTooLong, "inputs[1]` has 21 bytes; a text takes 20"),
             ("5", Code::InvalidRequest, "a text"),
             (r#"["a", 5]"#, Code::InvalidRequest, "token ids"),
             (r#"["a", null]"#, Code::InvalidRequest, "[1]"),

@@ -37,6 +37,7 @@ pub mod similarity;
 pub mod snapshots;
 pub mod spaces;
 pub mod state;
+pub mod timeouts;
 pub mod tokens;
 mod vectors;
 
@@ -129,7 +130,7 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
         })
         .layer(DefaultBodyLimit::max(max_body))
         .layer(from_fn_with_state(state.clone(), callers::note))
-        .layer(from_fn_with_state(state.clone(), requests::limit_time))
+        .layer(from_fn_with_state(state.clone(), timeouts::limit))
         .layer(from_fn_with_state(state.clone(), requests::limit_number))
         .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))

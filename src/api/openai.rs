@@ -129,7 +129,7 @@ pub async fn embeddings(
     let shape = body.input.shape();
     let cuts = body.truncate.unwrap_or(state.limits.auto_truncate);
     let request = EmbedRequest {
-        inputs: body.input.checked("input", state.limits.max_inputs)?,
+        inputs: body.input.checked("input", &state.limits)?,
         prompt: prompt::choice(body.prompt_name, body.input_type)?,
         over_long: if cuts { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse },
         dimensions: body.dimensions,

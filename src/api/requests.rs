@@ -1,4 +1,4 @@
-//! Around every request: an id, one line in the log, one count, a deadline, and its place among the others.
+//! Around every request: an id, one line in the log, one count, and its place among the others.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::access;
-use super::bodies::{Held, Impatient};
+use super::bodies::Held;
 use super::error::{ApiError, Code};
 use super::state::AppState;
 use crate::telemetry;
@@ -22,6 +22,9 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
 /// The longest request id taken over from a caller.
 const MAX_REQUEST_ID_BYTES: usize = 128;
+
+/// The most of a path that is logged: strangers choose it.
+const MAX_LOGGED_PATH_BYTES: usize = 256;
 
 /// Gives the request its id, the caller's when it is fit to be logged, and logs how it ended.
 pub async fn observe(request: Request, next: Next) -> Response {
@@ -34,7 +37,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
         "request",
         id = id.to_str().unwrap_or_default(),
         %method,
-        path = ?request.uri().path(),
+        path = ?beginning(request.uri().path()),
         key = tracing::field::Empty
     );
     async move {
@@ -82,19 +85,6 @@ impl Drop for Waiting {
     }
 }
 
-/// Gives up on a request after the configured time, and on a body that stops coming.
-pub async fn limit_time(State(state): State<AppState>, request: Request, next: Next) -> Response {
-    let limit = state.limits.request_timeout;
-    let request = request.map(|body| Body::new(Impatient::new(body, state.limits.body_timeout)));
-    tokio::time::timeout(limit, next.run(request)).await.unwrap_or_else(|_| {
-        let message = format!(
-            "the request took longer than {} s and was given up; send fewer inputs, or raise `server.request_timeout`",
-            limit.as_secs_f64()
-        );
-        ApiError::new(Code::Timeout, message).with_retry_after(Duration::from_secs(5)).into_response()
-    })
-}
-
 /// Answers so many requests at once and refuses more (429), but for those that ask how the server is. A request counts
 /// until its answer is sent.
 pub async fn limit_number(State(state): State<AppState>, request: Request, next: Next) -> Response {
@@ -119,6 +109,11 @@ pub fn answer_panic(panic: Box<dyn std::any::Any + Send>) -> Response {
     let message = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     tracing::error!("a bug: a handler panicked: {}", message.unwrap_or("no message"));
     ApiError::internal().into_response()
+}
+
+/// As much of a path as the log takes.
+fn beginning(path: &str) -> &str {
+    &path[..path.floor_char_boundary(MAX_LOGGED_PATH_BYTES)]
 }
 
 fn is_fit(id: &HeaderValue) -> bool {

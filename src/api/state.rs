@@ -8,7 +8,9 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
 
 use super::access::Access;
+use super::error::{ApiError, Code};
 use super::guard::HostGuard;
+use super::timeouts::Timeouts;
 use crate::change::Reembeddings;
 use crate::change::compare::Comparisons;
 use crate::grains::Grains;
@@ -29,6 +31,8 @@ pub struct AppState {
     pub ledger: Arc<dyn Ledger>,
     /// What a request may cost.
     pub limits: Limits,
+    /// How long a request may take.
+    pub timeouts: Arc<Timeouts>,
     /// Places for requests that are answered at the same time.
     pub places: Arc<Semaphore>,
     /// What `/info` says of the engine.
@@ -50,14 +54,33 @@ pub struct Limits {
     pub max_body: ByteSize,
     /// Inputs of a request.
     pub max_inputs: usize,
+    /// Bytes of one of them.
+    pub max_text: ByteSize,
     /// Requests at once.
     pub max_concurrent_requests: usize,
-    /// Time until it is given up.
-    pub request_timeout: Duration,
     /// Time that each piece of its body may take.
     pub body_timeout: Duration,
     /// Whether over-long texts are cut when a request does not say.
     pub auto_truncate: bool,
+}
+
+impl Limits {
+    /// Refuses a text that is too large to be looked at. `place` says where it stands in the request.
+    ///
+    /// # Errors
+    /// With the code of texts that are too long.
+    pub fn check_text(&self, text: &str, place: impl FnOnce() -> String) -> Result<(), ApiError> {
+        if text.len() as u64 <= self.max_text.as_u64() {
+            return Ok(());
+        }
+        let place = place();
+        let message = format!(
+            "`{place}` has {} bytes; a text takes {}. Send it in parts, or raise `server.max_text`",
+            text.len(),
+            self.max_text.as_u64()
+        );
+        Err(ApiError::new(Code::InputTooLong, message).with_param(place))
+    }
 }
 
 /// Settings of the engine that TEI's clients ask for.
@@ -67,6 +90,8 @@ pub struct EngineFacts {
     pub max_batch_tokens: usize,
     /// Texts in a batch.
     pub max_batch_texts: usize,
+    /// Tokens of a request.
+    pub max_request_tokens: usize,
     /// Cores this process may use.
     pub cores: usize,
 }

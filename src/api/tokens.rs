@@ -12,7 +12,7 @@ use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
-use crate::engine::TokenDetail;
+use crate::engine::{EngineError, TokenDetail};
 
 /// One text or several.
 #[derive(Clone, Debug, Deserialize)]
@@ -131,6 +131,10 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
         Texts::Many(texts) => texts,
     };
     check("inputs", &texts, String::is_empty, state.limits.max_inputs)?;
+    for (index, text) in texts.iter().enumerate() {
+        state.limits.check_text(text, || format!("inputs[{index}]"))?;
+    }
+    let max_request_tokens = state.engine.max_request_tokens;
     let prompt = prompt::choice(body.prompt_name, body.input_type)?;
     let name = state.models.resolve(body.model.as_deref())?;
     let lease = state.models.lease(&name).await?;
@@ -138,8 +142,13 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
     let with_special = body.add_special_tokens.unwrap_or(true);
     off_the_async_threads(move || {
         let tokenizer = lease.encoder().tokenizer();
+        let mut n_tokens = 0;
         let tokens_of = |(index, text): (usize, &String)| {
             let details = tokenizer.details(index, &format!("{prompt}{text}"), with_special)?;
+            n_tokens += details.len();
+            if n_tokens > max_request_tokens {
+                return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens }.into());
+            }
             Ok(details.into_iter().map(Token::from).collect())
         };
         texts.iter().enumerate().map(tokens_of).collect()

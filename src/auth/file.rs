@@ -35,7 +35,7 @@ pub enum KeyFileError {
     /// It is not what a file of keys is.
     #[error(
         "`{}` is not understood{}: it holds a table `[[keys]]` for each key, with `name`, `hash` (\"sha256:…\"), `scopes` \
-         (a list of \"embed\", \"read\", \"write\" and \"admin\") and, where wanted, `model` and `rate`",
+         (a list of \"embed\", \"read\", \"write\" and \"admin\") and, where wanted, `model`, `rate` and `tokens`",
         path.display(),
         line.map(|line| format!(" from line {line} on")).unwrap_or_default()
     )]
@@ -221,6 +221,7 @@ mod tests {
             scopes: Scopes::of([Scope::Read, Scope::Write]).expect("scopes"),
             model: Some("m".parse().expect("a name")),
             rate: std::num::NonZeroU32::new(7),
+            tokens: std::num::NonZeroU32::new(70),
         }
     }
 

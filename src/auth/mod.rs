@@ -16,8 +16,8 @@ use parking_lot::RwLock;
 use subtle::ConstantTimeEq;
 
 pub use self::file::{KeyFile, KeyFileError};
-pub use self::rate::RateExceeded;
 use self::rate::Rates;
+pub use self::rate::{RateExceeded, Unit};
 pub use self::secret::{MIN_KEY_CHARS, NewKey, NewKeyError};
 use crate::domain::{ApiKey, KeyHash};
 
@@ -129,9 +129,14 @@ impl Keys {
     /// Counts a request of a key's holder.
     ///
     /// # Errors
-    /// [`RateExceeded`] when it is one too many.
+    /// [`RateExceeded`] when it is one too many, or tokens are owed.
     pub fn count_request(&self, key: &ApiKey, now: Instant) -> Result<(), RateExceeded> {
-        self.rates.count(key, now)
+        self.rates.count_request(key, now)
+    }
+
+    /// Counts tokens that were embedded for a key's holder.
+    pub fn count_tokens(&self, key: &ApiKey, n_tokens: u64, now: Instant) {
+        self.rates.count_tokens(key, n_tokens, now);
     }
 
     /// Looks at the file, and takes over what has changed in it. A file that cannot be understood changes nothing.
@@ -200,7 +205,14 @@ mod tests {
 
     fn key(name: &str, secret: &str) -> ApiKey {
         let scopes = Scopes::of([Scope::Embed]).expect("a scope");
-        ApiKey { name: name.parse().expect("a name"), hash: KeyHash::of(secret), scopes, model: None, rate: None }
+        ApiKey {
+            name: name.parse().expect("a name"),
+            hash: KeyHash::of(secret),
+            scopes,
+            model: None,
+            rate: None,
+            tokens: None,
+        }
     }
 
     fn keys(folder: &tempfile::TempDir, configured: &[ApiKey]) -> Keys {

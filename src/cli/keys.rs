@@ -55,6 +55,9 @@ pub struct AddArgs {
     /// Requests a minute [default: any number]
     #[arg(long, value_name = "N")]
     pub rate: Option<NonZeroU32>,
+    /// Tokens a minute, of the texts that are embedded for it [default: any number]
+    #[arg(long, value_name = "N")]
+    pub tokens: Option<NonZeroU32>,
 }
 
 /// `granary keys` did not work.
@@ -112,10 +115,10 @@ pub fn run(args: KeysArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
 }
 
 fn add(config: &Config, file: &KeyFile, args: AddArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
-    let AddArgs { name, scopes, model, rate } = args;
+    let AddArgs { name, scopes, model, rate, tokens } = args;
     refuse_configured(config, &name)?;
     let key = NewKey::random()?;
-    file.add(ApiKey { name: name.clone(), hash: key.hash(), scopes: Scopes::of(scopes)?, model, rate })?;
+    file.add(ApiKey { name: name.clone(), hash: key.hash(), scopes: Scopes::of(scopes)?, model, rate, tokens })?;
     // Standard output holds the key alone, so that a script can take it from there.
     eprintln!("`{name}` is in `{}`. This is the key, shown this once:", file.path().display());
     if config.auth.disabled {
@@ -148,16 +151,18 @@ fn print(out: &mut impl Write, text: &str) -> Result<(), KeysCliError> {
 
 /// One line a key, under a line of titles.
 fn listed(configured: &[ApiKey], kept: &[ApiKey]) -> String {
+    let per_minute = |most: Option<NonZeroU32>| most.map_or_else(|| "-".to_owned(), |most| format!("{most}/min"));
     let row = |key: &ApiKey, place: &str| {
         [
             key.name.to_string(),
             key.scopes.to_string(),
             key.model.as_ref().map_or_else(|| "-".to_owned(), ToString::to_string),
-            key.rate.map_or_else(|| "-".to_owned(), |rate| format!("{rate}/min")),
+            per_minute(key.rate),
+            per_minute(key.tokens),
             place.to_owned(),
         ]
     };
-    let titles = ["NAME", "SCOPES", "MODEL", "RATE", "FROM"].map(str::to_owned);
+    let titles = ["NAME", "SCOPES", "MODEL", "RATE", "TOKENS", "FROM"].map(str::to_owned);
     let configured = configured.iter().map(|key| row(key, "configuration"));
     let kept = kept.iter().map(|key| row(key, "file"));
     output::table(&std::iter::once(titles).chain(configured).chain(kept).collect::<Vec<_>>())
@@ -176,15 +181,17 @@ mod tests {
             scopes: Scopes::of(scopes.iter().copied()).expect("scopes"),
             model: None,
             rate: None,
+            tokens: None,
         };
         let mut limited = key("search", &[Scope::Read, Scope::Embed]);
         limited.rate = NonZeroU32::new(60);
+        limited.tokens = NonZeroU32::new(9000);
         limited.model = Some("tiny".parse().expect("a name"));
         assert_eq!(
             listed(&[key("ops", &[Scope::Admin])], &[limited]),
-            "NAME    SCOPES      MODEL  RATE    FROM\n\
-             ops     admin       -      -       configuration\n\
-             search  embed,read  tiny   60/min  file\n"
+            "NAME    SCOPES      MODEL  RATE    TOKENS    FROM\n\
+             ops     admin       -      -       -         configuration\n\
+             search  embed,read  tiny   60/min  9000/min  file\n"
         );
     }
 }

@@ -34,6 +34,8 @@ pub struct EngineConfig {
     pub max_batch_texts: usize,
     /// Tokens that may wait for one model.
     pub max_queue_tokens: usize,
+    /// Tokens that one request may have, after the cut.
+    pub max_request_tokens: usize,
     /// Whether texts longer than the model takes are cut rather than refused, where a request does not say.
     pub auto_truncate: bool,
 }
@@ -67,6 +69,7 @@ impl EngineConfig {
                 let is_batch = *n == self.max_batch_tokens;
                 if is_batch { format!("{n} (`engine.max_batch_tokens`)") } else { n.to_string() }
             }),
+            outside("engine.max_request_tokens", &self.max_request_tokens, &(1..=MAX_QUEUE_TOKENS), number),
         ]
         .into_iter()
         .flatten()

@@ -36,7 +36,7 @@ pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
 pub use models::{MemoryBudget, ModelsConfig};
 pub use origin::{Origin, OriginError};
-pub use server::{AllowedHost, BindHost, HostError, ServerConfig};
+pub use server::{AllowedHost, BindHost, HostError, RouteTimeout, ServerConfig};
 pub use telemetry::{LogFilter, LogFilterError, LogFormat, TelemetryConfig};
 
 use crate::domain::ApiKey;

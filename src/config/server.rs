@@ -1,8 +1,10 @@
 //! `[server]`: where the server listens and what a request may cost.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use super::origin::Origin;
 use super::spelling::{self, Problem, outside};
 
 const MAX_BODY: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::gib(2);
+const MAX_TEXT: RangeInclusive<ByteSize> = ByteSize::b(1)..=ByteSize::gib(2);
 const MAX_INPUTS: RangeInclusive<usize> = 1..=1_000_000;
 const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(24);
 const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
@@ -31,6 +34,12 @@ pub struct ServerConfig {
     pub host: BindHost,
     /// The port to listen on; 0 takes a free one.
     pub port: u16,
+    /// The certificates that TLS shows, in PEM, the server's own first; plain HTTP when `None`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The key of the first of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_key: Option<PathBuf>,
     /// The path below which everything is served.
     pub base_path: BasePath,
     /// Host names that are served besides `localhost`, `127.0.0.1` and `[::1]`.
@@ -42,6 +51,9 @@ pub struct ServerConfig {
     pub max_body: ByteSize,
     /// The most texts in one request.
     pub max_inputs: usize,
+    /// The most bytes of one text, but for those of grains.
+    #[serde(with = "spelling::size")]
+    pub max_text: ByteSize,
     /// The most connections at once; more wait in the system's backlog.
     pub max_connections: usize,
     /// The most requests at once, but for those that ask how the server is.
@@ -49,7 +61,7 @@ pub struct ServerConfig {
     /// How long the head of a request may take.
     #[serde(with = "spelling::duration")]
     pub header_timeout: Duration,
-    /// How long no byte of a body may come.
+    /// How long no byte of a body may come, nor one of an answer be taken.
     #[serde(with = "spelling::duration")]
     pub body_timeout: Duration,
     /// How long a connection may ask nothing between two requests.
@@ -58,16 +70,24 @@ pub struct ServerConfig {
     /// How long one request may take.
     #[serde(with = "spelling::duration")]
     pub request_timeout: Duration,
+    /// How long requests of single routes may take, by method and pattern.
+    pub route_timeouts: BTreeMap<String, RouteTimeout>,
     /// How long requests may finish after the first signal to stop.
     #[serde(with = "spelling::duration")]
     pub shutdown_timeout: Duration,
 }
+
+/// How long a request of a route may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct RouteTimeout(#[serde(with = "spelling::duration")] pub Duration);
 
 impl ServerConfig {
     pub(super) fn problems(&self) -> Vec<Problem> {
         [
             outside("server.max_body", &self.max_body, &MAX_BODY, |size| spelling::size::spell(*size)),
             outside("server.max_inputs", &self.max_inputs, &MAX_INPUTS, ToString::to_string),
+            outside("server.max_text", &self.max_text, &MAX_TEXT, |size| spelling::size::spell(*size)),
             outside("server.max_connections", &self.max_connections, &MAX_CONNECTIONS, ToString::to_string),
             outside(
                 "server.max_concurrent_requests",
@@ -83,7 +103,22 @@ impl ServerConfig {
         ]
         .into_iter()
         .flatten()
+        .chain(self.half_of_tls())
+        .chain(self.route_timeouts.iter().filter_map(|(route, time)| {
+            let key = format!("server.route_timeouts.{route:?}");
+            outside(&key, &time.0, &REQUEST_TIMEOUT, spelling::duration::spell)
+        }))
         .collect()
+    }
+
+    /// A certificate is of no use without its key, nor a key without its certificate.
+    fn half_of_tls(&self) -> Option<Problem> {
+        let (there, missing) = match (&self.tls_certificate, &self.tls_key) {
+            (Some(_), None) => ("server.tls_certificate", "server.tls_key"),
+            (None, Some(_)) => ("server.tls_key", "server.tls_certificate"),
+            _ => return None,
+        };
+        Some(Problem::new(there, format!("found a path, and none in `{missing}`, expected both for TLS, or neither")))
     }
 }
 

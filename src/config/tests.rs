@@ -300,6 +300,10 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
             "[auth]\nopen = ['health', 'docs', 'all']",
             &["auth.open[2]:", "\"all\"", "\"health\", \"metrics\" or \"docs\""],
         ),
+        (
+            "[server]\ntls_key = 'k.pem'",
+            &["granary.toml: server.tls_key:", "none in `server.tls_certificate`", "both for TLS"],
+        ),
         ("[auth]\nkeys_file = ''", &["granary.toml: auth.keys_file:", "empty"]),
         ("[[auth.keys]]\nname = 'a'", &["granary.toml: auth.keys[0].hash:", "found nothing"]),
         ("[auth]\ndisabled = 'true'", &["granary.toml: auth.disabled:", "\"true\"", "true or false"]),

@@ -96,7 +96,7 @@ impl Batcher {
     /// Queues a job of at least one text.
     ///
     /// # Errors
-    /// [`EngineError::Overloaded`] when the queue is full, [`EngineError::Closed`] when the model is going away.
+    /// [`EngineError::TooManyTokens`], [`EngineError::Overloaded`] when the queue is full, [`EngineError::Closed`] when the model is going away.
     pub fn submit(&self, texts: Vec<Tokens>, finish: Finish, priority: Priority) -> Result<JobHandle, EngineError> {
         let n_tokens: usize = texts.iter().map(|text| text.ids.len()).sum();
         let line = match priority {
@@ -104,6 +104,9 @@ impl Batcher {
             Priority::Interactive if n_tokens <= QUERY_TOKENS => Line::Queries,
             Priority::Interactive => Line::Requests,
         };
+        if line != Line::Background && n_tokens > self.limits.max_request_tokens {
+            return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens: self.limits.max_request_tokens });
+        }
         let (job, handle) = Job::new(texts, finish);
         let mut state = self.state.lock();
         if state.closed {
@@ -211,8 +214,13 @@ mod tests {
 
     use super::*;
 
-    const LIMITS: BatchLimits =
-        BatchLimits { max_batch_tokens: 256, max_batch_texts: 8, max_queue_tokens: 2_000, width_step: 16 };
+    const LIMITS: BatchLimits = BatchLimits {
+        max_batch_tokens: 256,
+        max_batch_texts: 8,
+        max_queue_tokens: 2_000,
+        max_request_tokens: 50_000,
+        width_step: 16,
+    };
     const FINISH: Finish = Finish { dimensions: 1, normalize: false };
 
     fn texts(lengths: &[usize]) -> Vec<Tokens> {

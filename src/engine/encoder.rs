@@ -5,11 +5,12 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use metrics::histogram;
+use tokio::sync::Semaphore;
 use tracing::Span;
 
 use super::batcher::{Batcher, Lane};
@@ -17,6 +18,7 @@ use super::dense::{self, Module};
 use super::error::{Cause, EngineError};
 use super::head::Head;
 use super::job::{Finish, Priority};
+use super::meter;
 use super::queue::{BatchItem, BatchLimits, MicroBatch};
 use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
@@ -25,6 +27,15 @@ use crate::telemetry;
 
 /// Inputs that one blocking task tokenizes: more are spread over several.
 const INPUTS_PER_TOKENIZE_TASK: usize = 64;
+
+/// Bytes of text after which a blocking task takes no further input: tokenizing takes some hundred bytes for each.
+const BYTES_PER_TOKENIZE_TASK: usize = 256 << 10;
+
+/// Blocking tasks that tokenize at once, of all models: one for each core. More would take memory, and be no faster.
+static TOKENIZERS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    Arc::new(Semaphore::new(cores))
+});
 
 /// A request of so many bytes of text is tokenized where it is, in some tens of microseconds: less than it costs to wake
 /// another thread and be woken by it, and short enough for an async thread.
@@ -253,6 +264,8 @@ impl Encoder {
         let texts = self.tokenize(request).await?;
         let tokenization_time = started.elapsed();
         let n_tokens: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
+        // Who leaves before the end has cost as much.
+        meter::note(n_tokens.iter().sum());
         let truncated = (0..texts.len()).filter(|index| texts[*index].truncated).collect();
         let job = self.batcher.submit(texts, finish, priority)?;
         let result = job.wait().await?;
@@ -280,12 +293,13 @@ impl Encoder {
         let mut tasks = Vec::new();
         let mut first_index = 0;
         while !rest.is_empty() {
-            let chunk: Vec<Input> = rest.drain(..rest.len().min(INPUTS_PER_TOKENIZE_TASK)).collect();
+            let turn = Arc::clone(&TOKENIZERS).acquire_owned().await.map_err(|_| EngineError::Closed)?;
+            let chunk: Vec<Input> = rest.drain(..n_in_one_task(&rest)).collect();
             let (tokenizer, prompt, span) = (Arc::clone(&self.tokenizer), prompt.clone(), Span::current());
             let offset = first_index;
             first_index += chunk.len();
             tasks.push(tokio::task::spawn_blocking(move || {
-                let _entered = span.enter();
+                let (_turn, _entered) = (turn, span.enter());
                 let tokens_of =
                     |(i, input): (usize, &Input)| tokenizer.tokens(offset + i, input, prompt.as_deref(), over_long);
                 chunk.iter().enumerate().map(tokens_of).collect::<Result<Vec<_>, _>>()
@@ -299,6 +313,17 @@ impl Encoder {
         }
         Ok(texts)
     }
+}
+
+/// How many of the inputs one task tokenizes: one at least.
+fn n_in_one_task(inputs: &[Input]) -> usize {
+    let mut n_taken = 0;
+    let fits = |input: &&Input| {
+        let has_room = n_taken < BYTES_PER_TOKENIZE_TASK;
+        n_taken += n_bytes(input);
+        has_room
+    };
+    inputs.iter().take(INPUTS_PER_TOKENIZE_TASK).take_while(fits).count()
 }
 
 fn n_bytes(input: &Input) -> usize {

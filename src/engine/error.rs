@@ -91,6 +91,17 @@ pub enum EngineError {
         /// The most the model takes.
         max_tokens: usize,
     },
+    /// The texts have more tokens together than a request may have.
+    #[error(
+        "the texts have {n_tokens} tokens together; a request takes {max_request_tokens}. Send fewer at a time, or raise \
+         `engine.max_request_tokens`"
+    )]
+    TooManyTokens {
+        /// Their tokens, after the cut.
+        n_tokens: usize,
+        /// The bound.
+        max_request_tokens: usize,
+    },
     /// A token id that is not the model's.
     #[error(
         "`inputs[{index}]` holds token id {id}, but this model's vocabulary ends at {highest_id}: the ids come from \

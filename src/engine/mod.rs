@@ -9,6 +9,7 @@ pub mod encoder;
 pub mod error;
 mod head;
 pub mod job;
+pub mod meter;
 pub mod pooling;
 pub mod provider;
 pub mod queue;

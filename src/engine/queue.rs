@@ -32,6 +32,8 @@ pub struct BatchLimits {
     pub max_batch_texts: usize,
     /// Tokens waiting; a job that finds the queue empty is always taken.
     pub max_queue_tokens: usize,
+    /// Tokens of one job that somebody waits for.
+    pub max_request_tokens: usize,
     /// Widths are multiples of this: a provider that compiles per shape wants few shapes.
     pub width_step: usize,
 }
@@ -233,8 +235,13 @@ mod tests {
     use super::super::tokenize::Tokens;
     use super::*;
 
-    const LIMITS: BatchLimits =
-        BatchLimits { max_batch_tokens: 256, max_batch_texts: 8, max_queue_tokens: 2_000, width_step: 16 };
+    const LIMITS: BatchLimits = BatchLimits {
+        max_batch_tokens: 256,
+        max_batch_texts: 8,
+        max_queue_tokens: 2_000,
+        max_request_tokens: 50_000,
+        width_step: 16,
+    };
     const FINISH: Finish = Finish { dimensions: 1, normalize: false };
 
     /// A job of texts of these lengths in its line; it waits as long as the handle lives.

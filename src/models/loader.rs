@@ -238,6 +238,7 @@ impl Loader {
                 max_batch_tokens: self.engine.max_batch_tokens,
                 max_batch_texts: self.engine.max_batch_texts,
                 max_queue_tokens: self.engine.max_queue_tokens,
+                max_request_tokens: self.engine.max_request_tokens,
                 width_step: match provider {
                     GpuProvider::Cpu => 1,
                     GpuProvider::OpenVino => OPENVINO_WIDTH_STEP,

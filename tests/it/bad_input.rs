@@ -29,7 +29,7 @@ async fn inputs_that_cannot_be_embedded_are_refused_by_every_family() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let many: Vec<&str> = vec!["a"; 2049];
     // Input, then status, code and a word of the sentence: as TEI's clients and as OpenAI's read them.
-    let cases: [(Value, Refusal, Refusal); 11] = [
+    let cases: [(Value, Refusal, Refusal); 12] = [
         (json!(""), (400, "Empty", "inputs[0]"), (400, "empty_input", "input[0]")),
         (json!([]), (400, "Empty", "at least one"), (400, "empty_input", "at least one")),
         (json!([""]), (400, "Empty", "inputs[0]"), (400, "empty_input", "input[0]")),
@@ -39,6 +39,11 @@ async fn inputs_that_cannot_be_embedded_are_refused_by_every_family() {
         (json!({"a": 1}), (422, "Validation", "a text"), (400, "invalid_request", "a text")),
         (json!(["a", 5]), (422, "Validation", "token ids"), (400, "invalid_request", "token ids")),
         (json!(many), (422, "Validation", "2049"), (400, "too_many_inputs", "2048")),
+        (
+            json!(["a", "a".repeat((1 << 20) + 1)]),
+            (422, "Validation", "`inputs[1]` has 1048577 bytes; a text takes 1048576"),
+            (400, "input_too_long", "`server.max_text`"),
+        ),
         (
             json!([[99_999]]),
             (400, "Tokenizer", "check_embedding_ctx_length=False"),

@@ -6,7 +6,7 @@
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
@@ -213,11 +213,85 @@ async fn a_server_without_a_file_to_open_answers_again_when_there_is_one() {
     process.stop();
 }
 
+/// A server whose clock the test sets, by the file `clock` in its folder: a difference to the true time, such as `+30d`.
+fn serve_with_a_clock(folder: &Path) -> (Process, Caller) {
+    let library = data_dir().join("test/clients/libfaketime/vendor/libfaketime/src/libfaketime.so.1");
+    let library = library.canonicalize().expect("`make setup-test` installs it").display().to_string();
+    let (data, clock) = (data_dir().display().to_string(), folder.join("clock").display().to_string());
+    set_clock(folder, "+0");
+    let variables = [
+        ("GRANARY_MODELS__DATA_DIR", data.as_str()),
+        ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db"),
+        ("LD_PRELOAD", library.as_str()),
+        ("FAKETIME_TIMESTAMP_FILE", clock.as_str()),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ];
+    let mut process = Process::start(folder, &["serve", "--port", "0"], &variables);
+    let app = Caller::of(process.wait_until_serving());
+    (process, app)
+}
+
+fn set_clock(folder: &Path, difference: &str) {
+    // Replaced as a whole: the server may read it at any time.
+    fs_err::write(folder.join("clock.new"), difference).expect("written");
+    fs_err::rename(folder.join("clock.new"), folder.join("clock")).expect("renamed");
+}
+
+async fn re_embed(app: &Caller, to: &str) -> String {
+    let job = app.post("/reembeddings", json!({"to": to})).await.ok();
+    let path = format!("/reembeddings/{}", job["id"].as_str().expect("an id"));
+    wait_until(app, &path, "completed").await;
+    path
+}
+
+async fn wait_until(app: &Caller, path: &str, state: &str) {
+    let began = Instant::now();
+    loop {
+        let job = app.get(path).await.ok();
+        if job["state"] == state {
+            return;
+        }
+        assert!(began.elapsed() < Duration::from_secs(60), "it does not become {state}: {job}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_is_told_of_and_nothing_is_deleted_for_its_age() {
+    if !cfg!(target_arch = "x86_64") {
+        return println!("skipped: the library that shows a process another time is there for x86-64 alone");
+    }
+    let folder = folder_with(&with_tiny(&["tiny-cls", "tiny-max"]));
+    let (mut process, app) = serve_with_a_clock(folder.path());
+    write(&app, "before").await;
+    let first = re_embed(&app, "tiny-cls").await;
+
+    // A month: longer than a re-embedding can be rolled back.
+    set_clock(folder.path(), "+30d");
+    process.wait_for("the clock was set forward");
+    write(&app, "meanwhile").await;
+    assert_eq!(app.post(&format!("{first}/rollback"), json!({})).await.status, 409);
+    // Whoever begins a job wakes those who look for what is too old.
+    let second = re_embed(&app, "tiny-max").await;
+
+    set_clock(folder.path(), "-1d");
+    process.wait_for("the clock was set back");
+    write(&app, "after").await;
+    for job in [second, first] {
+        assert_eq!(app.get(&job).await.ok()["old_vectors"], "kept");
+        app.post(&format!("{job}/rollback"), json!({})).await.ok();
+        wait_until(&app, &job, "rolled_back").await;
+    }
+    assert_all_there(&app, &["before", "meanwhile", "after"]).await;
+    process.stop();
+}
+
 /// README's table names every fault of this file.
 #[test]
 fn the_readme_says_what_each_of_these_ends_in() {
     let readme: &str = include_str!("../../README.md");
-    for fault in ["SIGSTOP", "model file", "runtime library", "read-only", "Too many open files"] {
+    for fault in ["SIGSTOP", "model file", "runtime library", "read-only", "Too many open files", "the clock jumps"] {
         let row = readme.lines().find(|line| line.starts_with("| ") && line.contains(fault));
         assert!(row.is_some(), "no row of README's table names {fault}");
     }

@@ -10,7 +10,7 @@ use granary::api::access::{Need, listed};
 use granary::domain::Scope;
 use reqwest::Method;
 use reqwest::header::{AUTHORIZATION, HOST, ORIGIN};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::helpers::{
     Answer, Caller, Process, TINY, TestApp, entry_of, folder_with, key_entry, secret, send, with_keys, with_tiny,
@@ -253,6 +253,64 @@ async fn a_key_that_is_used_too_often_is_told_when_to_come_back() {
         app.with_key(&secret("free")).get(path).await.ok();
         assert_eq!(limited.get("/health/ready").await.status, 200, "what is open does not count");
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn tokens_that_a_key_has_used_up_are_owed() {
+    let keys = ["embeds", "writes", "imports", "searches"].map(|name| key_entry(name, &["admin"], "tokens = 30"));
+    let app = TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&[]))).await;
+    let text = "a text of some words and then some more of them, so that it has over thirty tokens, for which a key of \
+                thirty tokens a minute has to wait";
+    let line = json!({"id": "imported", "text": text}).to_string();
+    for name in ["embeds", "writes", "imports", "searches"] {
+        let caller = app.with_key(&secret(name));
+        // A text that is looked at and not embedded costs nothing.
+        caller.post("/tokenize", json!({"inputs": text})).await.ok();
+        match name {
+            "embeds" => drop(caller.post("/embed", json!({"inputs": text})).await.ok()),
+            "writes" => drop(caller.post("/grains", json!({"text": text})).await.ok()),
+            "searches" => drop(caller.post("/grains/search", json!({"query": text})).await.ok()),
+            _ => {
+                let import = caller.request(reqwest::Method::POST, "/grains/import");
+                let import = import.header("content-type", "application/x-ndjson").body(line.clone());
+                assert!(send(import).await.text.contains("\"created\":1"), "it is imported");
+            }
+        }
+        let refused = caller.get("/models").await;
+        let (status, code, sentence) = refused.problem();
+        assert_eq!((status, code.as_str()), (429, "overloaded"), "{name}: {sentence}");
+        assert!(sentence.contains(&format!("`{name}` allows 30 tokens a minute (its `tokens`)")), "{sentence}");
+        let seconds: u64 = refused.header("retry-after").parse().expect("seconds");
+        assert!((1..=120).contains(&seconds), "{seconds}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn who_may_write_may_not_declare_spaces_by_an_import() {
+    let keys = [("writes", "write"), ("declares", "admin")].map(|(name, scope)| key_entry(name, &[scope], ""));
+    let app = TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&[]))).await;
+    let admin = app.with_key(&secret("declares"));
+    let declared = admin.post("/spaces", json!({"name": "known", "dimensions": 2})).await.ok();
+    let line = |space: &Value, id: &str| {
+        let manifest = json!({"space": {"fingerprint": space["fingerprint"], "manifest": space["manifest"]}});
+        let grain = json!({"id": id, "text": "hello", "vector": [1.0, 0.0], "space": space["id"]});
+        format!("{manifest}\n{grain}")
+    };
+    let import = async |name: &str, lines: String| {
+        let request = app.with_key(&secret(name)).request(reqwest::Method::POST, "/grains/import");
+        send(request.header("content-type", "application/x-ndjson").body(lines)).await.text
+    };
+    let known = import("writes", line(&declared, "a")).await;
+    assert!(known.contains("\"created\":1"), "{known}");
+    let manifest = json!({"declared": "new", "dimensions": 2});
+    let fingerprint = granary::domain::Fingerprint::of_canonical(&manifest.to_string());
+    let new = json!({"fingerprint": fingerprint.as_str(), "manifest": manifest, "id": fingerprint.space().to_string()});
+    let refused = import("writes", line(&new, "b")).await;
+    assert!(refused.contains("the space `new` is not declared here") && refused.contains("\"created\":0"), "{refused}");
+    let taken = import("declares", line(&new, "b")).await;
+    assert!(taken.contains("\"created\":1"), "{taken}");
     app.stop().await;
 }
 

@@ -3,6 +3,7 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
+use granary::models::error::with_causes;
 use reqwest::StatusCode;
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -181,6 +182,46 @@ async fn requests_beyond_the_limit_are_told_to_come_again() {
 }
 
 #[tokio::test]
+async fn a_route_may_have_a_time_of_its_own() {
+    let app = serve("request_timeout = \"1h\"\nroute_timeouts = { \"POST /grains/search\" = \"300ms\" }").await;
+    let slow_body = "content-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+    let mut search = Raw::open(&app).await;
+    search.send(&format!("POST /grains/search HTTP/1.1\r\nhost: localhost\r\n{slow_body}")).await;
+    let answer = search.read_until("route_timeouts").await;
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("longer than 0.3 s"), "{answer}");
+    let mut embed = Raw::open(&app).await;
+    embed.send(&format!("POST /embed HTTP/1.1\r\nhost: localhost\r\n{slow_body}")).await;
+    let early = tokio::time::timeout(Duration::from_millis(600), embed.0.read_u8()).await;
+    assert!(early.is_err(), "the time of another route counts");
+    drop(embed);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_time_for_what_is_no_route_refuses_the_start() {
+    let toml = "[server]\nroute_timeouts = { \"POST /grains/serch\" = \"5s\" }";
+    let error = with_causes(&TestApp::try_start_with(toml).await.err().expect("refused"));
+    assert!(error.contains("granary.toml: server.route_timeouts: found \"POST /grains/serch\""), "{error}");
+}
+
+#[tokio::test]
+async fn the_tokens_of_a_request_have_a_limit_of_their_own() {
+    let app = TestApp::start_with(&format!("[engine]\nmax_request_tokens = 20\n{}", with_tiny(&[]))).await;
+    let few = json!(["one", "two"]);
+    let many = json!(vec!["a text of some words"; 10]);
+    app.post("/embed", json!({"inputs": few})).await.ok();
+    let (status, kind, message) = app.post("/embed", json!({"inputs": many})).await.tei_error();
+    assert_eq!((status, kind.as_str()), (422, "Validation"));
+    assert!(message.contains("a request takes 20") && message.contains("`engine.max_request_tokens`"), "{message}");
+    let (status, code, _) = app.post("/v1/embeddings", json!({"input": many})).await.openai_error();
+    assert_eq!((status, code.as_str()), (400, "too_many_tokens"));
+    let grains: Vec<_> = (0..10).map(|n| json!({"text": format!("a text of some words, {n}")})).collect();
+    let (status, code, _) = app.post("/grains", json!({"grains": grains})).await.problem();
+    assert_eq!((status, code.as_str()), (422, "too_many_tokens"));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_body_that_stops_coming_is_given_up() {
     let app = serve("body_timeout = \"500ms\"").await;
     for (path, code) in [("/grains/search", "slow_body"), ("/embed", "Validation"), ("/v1/embeddings", "slow_body")] {
@@ -193,6 +234,29 @@ async fn a_body_that_stops_coming_is_given_up() {
             assert!(answer.contains(code) || raw.read_to_end().await.contains(code), "{path}: {answer}");
         }
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_nobody_takes_is_given_up() {
+    let app = serve("body_timeout = \"500ms\"\nmax_concurrent_requests = 1").await;
+    // More than the system takes in for somebody who does not read.
+    let text = "many words ".repeat(50_000);
+    for n in 0..40 {
+        app.post("/grains", json!({"id": n.to_string(), "text": text})).await.ok();
+    }
+    let mut unread = Raw::open(&app).await;
+    unread.send("POST /grains/export HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n").await;
+    unread.read_until("HTTP/1.1 200").await;
+    assert_eq!(app.get("/models").await.status, StatusCode::TOO_MANY_REQUESTS);
+    let began = std::time::Instant::now();
+    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
+        assert!(began.elapsed() < Duration::from_secs(60), "its place is never given back");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let mut rest = Vec::new();
+    let _ = unread.0.read_to_end(&mut rest).await;
+    assert!(!rest.ends_with(b"0\r\n\r\n"), "it was sent to its end");
     app.stop().await;
 }
 

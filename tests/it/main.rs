@@ -51,4 +51,5 @@ mod shutdown;
 mod snapshots;
 mod spaces;
 mod tei;
+mod tls;
 mod under_fire;

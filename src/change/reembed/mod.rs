@@ -19,6 +19,7 @@ use parking_lot::RwLock;
 use tokio::sync::{Mutex, Notify, watch};
 
 use self::pace::Rate;
+use crate::clock::Clock;
 use crate::domain::{OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState};
 use crate::grains::{GrainError, Grains};
 use crate::models::MultiModelManager;
@@ -38,6 +39,8 @@ pub struct ReembeddingsParts {
     pub models: MultiModelManager,
     /// How long a cut-over can be taken back; then the old vectors are deleted.
     pub rollback_window: Duration,
+    /// Whether the window may be measured.
+    pub clock: Arc<Clock>,
     /// Owns the task that works.
     pub shutdown: Shutdown,
 }
@@ -48,6 +51,7 @@ pub struct Reembeddings {
     grains: Grains,
     models: MultiModelManager,
     rollback_window: Duration,
+    clock: Arc<Clock>,
     shutdown: Shutdown,
     jobs: Arc<RwLock<BTreeMap<ReembeddingId, Job>>>,
     /// One change of a job's state at a time, so that the database and the memory cannot part.
@@ -85,7 +89,7 @@ impl Reembeddings {
     /// # Errors
     /// The database's.
     pub async fn start(parts: ReembeddingsParts) -> Result<Self, GrainError> {
-        let ReembeddingsParts { grains, models, rollback_window, shutdown } = parts;
+        let ReembeddingsParts { grains, models, rollback_window, clock, shutdown } = parts;
         let mut jobs = BTreeMap::new();
         for record in grains.reembeddings().await? {
             let (_, n_failed) = grains.reembedding_failures(&record.id, 0).await?;
@@ -99,6 +103,7 @@ impl Reembeddings {
             grains,
             models,
             rollback_window,
+            clock,
             shutdown,
             jobs: Arc::new(RwLock::new(jobs)),
             turn: Arc::default(),

@@ -1,11 +1,11 @@
 //! What operators ask of a job.
 
-use time::OffsetDateTime;
 use uuid::Uuid;
 
 use super::error::ReembedError;
 use super::pace::Rate;
 use super::{Job, ReembeddingStatus, Reembeddings};
+use crate::clock::now_us;
 use crate::domain::{Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState};
 
 /// A job that is asked for.
@@ -203,9 +203,4 @@ pub(super) fn move_to(job: &mut Reembedding, state: ReembeddingState) -> bool {
         job.reason = None;
     }
     may
-}
-
-/// The time, in microseconds since 1970.
-pub(super) fn now_us() -> i64 {
-    i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
 }

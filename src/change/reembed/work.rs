@@ -6,7 +6,8 @@ use std::time::Duration;
 use super::Reembeddings;
 use super::error::ReembedError;
 use super::pace::Pace;
-use super::verbs::{move_to, now_us};
+use super::verbs::move_to;
+use crate::clock::now_us;
 use crate::domain::{
     Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceCondition, SpaceId,
 };
@@ -296,6 +297,10 @@ impl Reembeddings {
 
     /// Begins to delete the old vectors of jobs that cannot be rolled back any more.
     async fn close_windows(&self) {
+        // Where nothing is to be kept, no clock is needed.
+        if !self.rollback_window.is_zero() && !self.clock.is_settled() {
+            return;
+        }
         let now_us = now_us();
         let is_over = |status: &super::ReembeddingStatus| status.rollback_until_us.is_some_and(|until| now_us > until);
         for status in self.list().into_iter().filter(is_over) {

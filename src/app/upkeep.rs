@@ -1,0 +1,118 @@
+//! What runs beside the requests, for as long as the server does.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use metrics_exporter_prometheus::PrometheusHandle;
+
+use crate::api::connections::Tls;
+use crate::auth::Keys;
+use crate::clock::Clock;
+use crate::models::MultiModelManager;
+use crate::models::lifecycle::Phase;
+use crate::shutdown::Shutdown;
+use crate::telemetry;
+
+/// How often histograms are folded: between two folds the recorder keeps every observation.
+const METRICS_UPKEEP: Duration = Duration::from_secs(5);
+
+/// How often the file of keys is looked at.
+const REFRESH_KEYS: Duration = Duration::from_secs(1);
+
+/// How often the files of the certificate are looked at.
+const REFRESH_TLS: Duration = Duration::from_secs(2);
+
+/// How often the clock is looked at.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+
+/// How often a failed load of the active model is looked at.
+const RETRY_ACTIVE: Duration = Duration::from_secs(1);
+
+/// Loads the active model in the background: the port opens at once, and the first request waits for the load. A
+/// failed load is tried again when it has cooled down, since a server that is not ready gets no request that would.
+pub(super) fn keep_active_loadable(shutdown: &Shutdown, models: MultiModelManager) {
+    let soft = shutdown.soft().clone();
+    shutdown.spawn("preload", async move {
+        let mut every = tokio::time::interval(RETRY_ACTIVE);
+        let mut first = true;
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return,
+                _ = every.tick() => {}
+            }
+            let active = models.active();
+            let has_failed = models.status(&active).is_ok_and(|status| status.phase == Phase::Failed);
+            if std::mem::take(&mut first) || has_failed {
+                // Requests get the reason of a failure, and the log has it already.
+                let _ = models.lease(&active).await;
+            }
+        }
+    });
+}
+
+/// Takes over what `granary keys` changes.
+pub(super) fn keep_keys(shutdown: &Shutdown, keys: Arc<Keys>) {
+    look_again(shutdown, "keys", REFRESH_KEYS, move || keys.refresh());
+}
+
+/// Takes over a certificate that was renewed.
+pub(super) fn keep_tls(shutdown: &Shutdown, tls: Arc<Tls>) {
+    look_again(shutdown, "certificate", REFRESH_TLS, move || tls.refresh());
+}
+
+/// Looks at files again and again, off the async threads.
+fn look_again(shutdown: &Shutdown, what: &'static str, pause: Duration, look: impl Fn() + Clone + Send + 'static) {
+    let (soft, blocking) = (shutdown.soft().clone(), shutdown.clone());
+    shutdown.spawn(what, async move {
+        let mut every = tokio::time::interval(pause);
+        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return,
+                _ = every.tick() => {}
+            }
+            if let Err(panic) = blocking.spawn_blocking(what, look.clone()).await {
+                tracing::error!("a bug: what is in the files of the {what} could not be looked at: {panic}");
+            }
+        }
+    });
+}
+
+/// Tells of a clock that was set.
+pub(super) fn watch_clock(shutdown: &Shutdown, clock: Arc<Clock>) {
+    let soft = shutdown.soft().clone();
+    shutdown.spawn("clock", async move {
+        let mut every = tokio::time::interval(LOOK_AT_CLOCK);
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return,
+                _ = every.tick() => clock.look(),
+            }
+        }
+    });
+}
+
+/// Keeps what metrics take small.
+pub(super) fn keep_metrics(shutdown: &Shutdown, metrics: PrometheusHandle) {
+    let soft = shutdown.soft().clone();
+    shutdown.spawn("metrics", async move {
+        let mut every = tokio::time::interval(METRICS_UPKEEP);
+        loop {
+            tokio::select! {
+                () = soft.cancelled() => return,
+                _ = every.tick() => metrics.run_upkeep(),
+            }
+        }
+    });
+}
+
+/// Tells of a process that stood still.
+pub(super) fn watch_for_standstills(shutdown: &Shutdown) {
+    let soft = shutdown.soft().clone();
+    shutdown.spawn("standstills", async move {
+        tokio::select! {
+            () = soft.cancelled() => {}
+            () = telemetry::tell_of_standstills() => {}
+        }
+    });
+}

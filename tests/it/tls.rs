@@ -1,0 +1,137 @@
+//! TLS: what is spoken, who is refused, and certificates that change while the server runs.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use granary::models::error::with_causes;
+use rcgen::{CertifiedKey, KeyPair};
+use reqwest::{Certificate, Client, Version};
+use serde_json::json;
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use crate::helpers::{Process, TestApp, client, folder_with, with_tiny};
+
+/// How long a changed file may take to be seen, on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// A certificate for `localhost` that trusts nobody but itself.
+fn certificate() -> CertifiedKey<KeyPair> {
+    rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate")
+}
+
+fn write(folder: &Path, made: &CertifiedKey<KeyPair>) {
+    fs_err::write(folder.join("tls.key"), made.signing_key.serialize_pem()).expect("a key");
+    fs_err::write(folder.join("tls.crt"), made.cert.pem()).expect("a certificate");
+}
+
+/// What a server with the certificate of a folder reads.
+fn toml(folder: &Path, others: &str) -> String {
+    let folder = folder.display();
+    format!(
+        "[server]\ntls_certificate = '{folder}/tls.crt'\ntls_key = '{folder}/tls.key'\n{others}\n{}",
+        with_tiny(&[])
+    )
+}
+
+async fn serve(others: &str) -> (TempDir, CertifiedKey<KeyPair>, TestApp) {
+    let (folder, made) = (TempDir::new().expect("a folder"), certificate());
+    write(folder.path(), &made);
+    let app = TestApp::start_with(&toml(folder.path(), others)).await;
+    (folder, made, app)
+}
+
+/// A client that trusts this certificate and no other.
+fn trusting(made: &CertifiedKey<KeyPair>) -> Client {
+    // It names the crate of the ciphers.
+    drop(client());
+    let certificate = Certificate::from_pem(made.cert.pem().as_bytes()).expect("a certificate");
+    Client::builder().no_proxy().tls_certs_only([certificate]).build().expect("a client")
+}
+
+fn url(app: &TestApp, path: &str) -> String {
+    app.url().replace("http://127.0.0.1", "https://localhost") + path
+}
+
+#[tokio::test]
+async fn requests_are_answered_inside_tls_in_both_versions_of_http() {
+    let (_folder, made, app) = serve("").await;
+    let answer = trusting(&made).get(url(&app, "/health/live")).send().await.expect("an answer");
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_2));
+    let certificate = Certificate::from_pem(made.cert.pem().as_bytes()).expect("a certificate");
+    let old = Client::builder().no_proxy().http1_only().tls_certs_only([certificate]).build().expect("a client");
+    let body = json!({"inputs": "hello"});
+    let answer = old.post(url(&app, "/embed")).json(&body).send().await.expect("an answer");
+    assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_11));
+    assert!(trusting(&certificate()).get(url(&app, "/health/live")).send().await.is_err());
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn who_does_not_shake_hands_is_not_answered() {
+    let (_folder, made, app) = serve("header_timeout = \"1s\"").await;
+    let open = async || TcpStream::connect(app.url().trim_start_matches("http://")).await.expect("a connection");
+    let mut plain = open().await;
+    plain.write_all(b"GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n").await.expect("sent");
+    let mut read = Vec::new();
+    // What comes is an alert of TLS, or the end.
+    let _ = plain.read_to_end(&mut read).await;
+    assert!(!String::from_utf8_lossy(&read).contains("HTTP"), "{read:?}");
+    let mut silent = open().await;
+    read.clear();
+    let _ = silent.read_to_end(&mut read).await;
+    assert!(read.is_empty(), "{read:?}");
+    assert!(trusting(&made).get(url(&app, "/health/live")).send().await.is_ok());
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_renewed_certificate_is_served_and_a_bad_one_is_not() {
+    let (files, old) = (TempDir::new().expect("a folder"), certificate());
+    write(files.path(), &old);
+    let folder = folder_with(&toml(files.path(), ""));
+    let mut process = Process::start_server(folder.path(), &[]);
+    let log = process.wait_for("serving on https://");
+    let port = log.split("serving on https://127.0.0.1:").nth(1).and_then(|rest| rest.split_whitespace().next());
+    let url = format!("https://localhost:{}/health/live", port.expect("a port"));
+    let kept = trusting(&old);
+    assert!(kept.get(&url).send().await.expect("an answer").status().is_success());
+
+    fs_err::write(files.path().join("tls.crt"), "no certificate").expect("written");
+    let log = process.wait_for("the certificate was not taken anew, and the one before is served");
+    assert!(log.contains("tls.crt` holds no certificate in PEM, which `server.tls_certificate` needs"), "{log}");
+    assert!(trusting(&old).get(&url).send().await.is_ok());
+
+    let new = certificate();
+    write(files.path(), &new);
+    process.wait_for("a new certificate is served");
+    let began = Instant::now();
+    while trusting(&new).get(&url).send().await.is_err() {
+        assert!(began.elapsed() < PATIENCE, "the new certificate is not served:\n{}", process.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert!(trusting(&old).get(&url).send().await.is_err());
+    // Who is connected stays so.
+    assert!(kept.get(&url).send().await.is_ok());
+    process.stop();
+}
+
+#[tokio::test]
+async fn a_certificate_that_cannot_be_served_refuses_the_start() {
+    let folder = TempDir::new().expect("a folder");
+    let refused = async || {
+        let error = TestApp::try_start_with(&toml(folder.path(), "")).await.err().expect("refused");
+        with_causes(&error)
+    };
+    let missing = refused().await;
+    assert!(missing.contains("tls.crt` cannot be read, which `server.tls_certificate` names"), "{missing}");
+    let (one, other) = (certificate(), certificate());
+    write(folder.path(), &one);
+    fs_err::write(folder.path().join("tls.key"), other.signing_key.serialize_pem()).expect("a key");
+    let foreign = refused().await;
+    assert!(foreign.contains("the certificate in `") && foreign.contains("cannot be served"), "{foreign}");
+    fs_err::write(folder.path().join("tls.key"), one.cert.pem()).expect("written");
+    let no_key = refused().await;
+    assert!(no_key.contains("tls.key` holds no private key in PEM, which `server.tls_key` needs"), "{no_key}");
+}
