@@ -1,7 +1,8 @@
 //! A re-embedding beside callers who search, write, edit and delete: none of them fails, and nothing is ever missed.
 //!
 //! In `make test` a few hundred grains of the small models. `make reembed-load` takes 20,000 real texts, the default model
-//! and one of equal quality, and prints what searches took with and without the job.
+//! and one of equal quality, and prints what searches took with and without the job. Since a grain is searched by its whole
+//! text, texts are cut to the length of a long question.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -18,6 +19,9 @@ use crate::helpers::{
 
 const N_SEARCHERS: u64 = 8;
 const N_WRITERS: u64 = 2;
+
+/// Words of a real text.
+const N_WORDS: usize = 32;
 
 /// How long a job may take.
 const PATIENCE: Duration = Duration::from_hours(1);
@@ -50,7 +54,8 @@ impl Trial {
         }
         let path = data_dir().join("bench/texts.txt");
         let file = fs_err::read_to_string(path).expect("`make setup-bench` fetches it");
-        let texts: Vec<String> = file.lines().map(str::to_owned).collect();
+        let cut = |line: &str| line.split_whitespace().take(N_WORDS).collect::<Vec<_>>().join(" ");
+        let texts: Vec<String> = file.lines().map(cut).collect();
         let n_grains = usize::try_from(n_grains).expect("a count");
         assert!(texts.len() > n_grains + 2_000, "only {} texts", texts.len());
         Self {

@@ -11,9 +11,9 @@ const TEXTS_ALONE: u32 = 64;
 /// Texts that are embedded together while somebody does: a batch that has begun is not interrupted.
 const TEXTS_BESIDE_OTHERS: u32 = 8;
 
-/// How long a job rests beside others, as a multiple of how long it has worked: searches keep two thirds of the time to
+/// How long a job rests beside others, as a multiple of how long it has worked: searches keep half of the time to
 /// themselves.
-const REST_BESIDE_OTHERS: f64 = 2.0;
+const REST_BESIDE_OTHERS: f64 = 1.0;
 
 /// For so long after the last request somebody is expected to come again.
 const EXPECTED_AGAIN: Duration = Duration::from_secs(1);
@@ -98,7 +98,7 @@ mod tests {
         drop(interactive.begin());
         assert_eq!(pace.begin(&interactive), TEXTS_BESIDE_OTHERS);
         pace.began = Instant::now().checked_sub(Duration::from_millis(100)).expect("a clock that has run");
-        assert!(pace.rest(&interactive) >= Duration::from_millis(200));
+        assert!(pace.rest(&interactive) >= Duration::from_millis(100));
     }
 
     #[test]
