@@ -355,16 +355,22 @@ pub fn memory_budget(config: &Config) -> Option<u64> {
 /// # Errors
 /// [`AppError::Catalog`].
 pub fn catalog(config: &Config) -> Result<Catalog, AppError> {
-    Catalog::from_config(&config.ai, &config.models.models_dir())
+    Catalog::from_config(&config.ai, &config.models)
         .map_err(|source| AppError::Catalog { origin: config.origin(source.key()), source })
 }
 
-/// The ONNX Runtime library: the configured one, that of `ORT_DYLIB_PATH`, or the one `make setup` installed.
+/// The ONNX Runtime library: the configured one, that of `ORT_DYLIB_PATH`, or the one that `make setup` has put into the
+/// data directory, or an installation into its folder.
 #[must_use]
 pub fn runtime_library(config: &Config) -> PathBuf {
     let configured = config.engine.runtime_library.clone();
     let of_environment = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
-    configured.or_else(of_environment).unwrap_or_else(|| config.models.data_dir.join("runtime/libonnxruntime.so"))
+    configured.or_else(of_environment).unwrap_or_else(|| {
+        let installed = |folder: &Path| folder.join("runtime/libonnxruntime.so");
+        let own = installed(&config.models.data_dir);
+        // Where neither has it, the data directory is where it should be.
+        config.models.system_dir.as_deref().map(installed).filter(|system| !own.exists() && system.exists()).unwrap_or(own)
+    })
 }
 
 /// Loads the active model in the background: the port opens at once, and the first request waits for the load. A
