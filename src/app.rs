@@ -275,7 +275,7 @@ async fn grains(
         ledger: Arc::clone(store) as _,
         indexes,
         anchors: Anchors::open(store.as_ref()).await?,
-        snapshots: Snapshots::at(beside(store.path(), ".snapshots")),
+        snapshots: Snapshots::at(snapshots_folder(store.path())),
         limits: GrainLimits {
             max_text_bytes: config.grains.max_text.as_u64(),
             auto_truncate: config.engine.auto_truncate,
@@ -289,6 +289,12 @@ async fn grains(
 #[must_use]
 pub fn index_folder(database: &Path) -> PathBuf {
     beside(database, ".index")
+}
+
+/// Where the snapshots of a database are.
+#[must_use]
+pub fn snapshots_folder(database: &Path) -> PathBuf {
+    beside(database, ".snapshots")
 }
 
 fn beside(database: &Path, suffix: &str) -> PathBuf {
