@@ -30,6 +30,7 @@ mod hardware;
 mod health;
 mod hub;
 mod hub_models;
+mod installation;
 mod keys;
 mod lifecycle;
 mod limits;
