@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention chaos reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget lint fmt openapi docs audit clean
+.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention chaos reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget lint fmt openapi docs image test-image sbom audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -32,6 +32,7 @@ test: setup-generated ## every test, the README's requests, the real Python clie
 	scripts/check-clients $(DEV_BINARY)
 	scripts/check-schema $(DEV_BINARY) --requests 400
 	scripts/check-generated $(DEV_BINARY)
+	scripts/check-deploy
 
 test-generated: setup-generated ## Python and TypeScript clients made from the OpenAPI document call every operation; a linter reads it
 	cargo build --locked
@@ -118,6 +119,15 @@ openapi: ## write openapi/openapi.json anew
 
 docs: ## the code's documentation, in target/doc/granary/
 	cargo doc --locked --no-deps --document-private-items
+
+image: ## the container image granary:latest, with docker, podman or buildah
+	scripts/build-image
+
+test-image: ## a container of granary:latest, closed as far as can be, answers the README's requests
+	scripts/test-image
+
+sbom: ## what the binary is made of (CycloneDX) and all licences, in target/sbom/
+	scripts/sbom target/sbom
 
 audit: ## known vulnerabilities of the dependencies; fetches the advisory database
 	@scripts/setup-tools

@@ -307,7 +307,7 @@ async fn grains(
         ledger: Arc::clone(store) as _,
         indexes,
         anchors: Anchors::open(store.as_ref()).await?,
-        snapshots: Snapshots::at(beside(store.path(), ".snapshots")),
+        snapshots: Snapshots::at(snapshots_folder(store.path())),
         limits: GrainLimits {
             max_text_bytes: config.grains.max_text.as_u64(),
             auto_truncate: config.engine.auto_truncate,
@@ -322,6 +322,12 @@ async fn grains(
 #[must_use]
 pub fn index_folder(database: &Path) -> PathBuf {
     beside(database, ".index")
+}
+
+/// Where the snapshots of a database are.
+#[must_use]
+pub fn snapshots_folder(database: &Path) -> PathBuf {
+    beside(database, ".snapshots")
 }
 
 fn beside(database: &Path, suffix: &str) -> PathBuf {
@@ -399,14 +405,20 @@ pub fn memory_budget(config: &Config) -> Option<u64> {
 /// # Errors
 /// [`AppError::Catalog`].
 pub fn catalog(config: &Config) -> Result<Catalog, AppError> {
-    Catalog::from_config(&config.ai, &config.models.models_dir())
+    Catalog::from_config(&config.ai, &config.models)
         .map_err(|source| AppError::Catalog { origin: config.origin(source.key()), source })
 }
 
-/// The ONNX Runtime library: the configured one, that of `ORT_DYLIB_PATH`, or the one `make setup` installed.
+/// The ONNX Runtime library: the configured one, that of `ORT_DYLIB_PATH`, or the one that `make setup` has put into the
+/// data directory, or an installation into its folder.
 #[must_use]
 pub fn runtime_library(config: &Config) -> PathBuf {
     let configured = config.engine.runtime_library.clone();
     let of_environment = || std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()).map(PathBuf::from);
-    configured.or_else(of_environment).unwrap_or_else(|| config.models.data_dir.join("runtime/libonnxruntime.so"))
+    configured.or_else(of_environment).unwrap_or_else(|| {
+        let installed = |folder: &Path| folder.join("runtime/libonnxruntime.so");
+        let own = installed(&config.models.data_dir);
+        // Where neither has it, the data directory is where it should be.
+        config.models.system_dir.as_deref().map(installed).filter(|system| !own.exists() && system.exists()).unwrap_or(own)
+    })
 }

@@ -1,30 +1,20 @@
 //! The binary: parses, loads the configuration, starts the logs, and runs.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
 use granary::app::{self, App};
-use granary::cli::{Cli, Command, ServeArgs};
+use granary::cli::{Cli, Command, Failure, ServeArgs};
 use granary::config::{Config, LogFormat};
 use granary::models::error::with_causes;
 use granary::shutdown::{self, Shutdown};
-use granary::{api, cli, telemetry};
-
-type Failure = Box<dyn std::error::Error>;
+use granary::{cli, telemetry};
 
 fn main() -> ExitCode {
     let ended = match Cli::parse().command {
         Command::Serve(args) => serve(args),
-        Command::Config(args) => cli::config::run(args, &mut io::stdout()).map_err(Failure::from),
-        Command::Doctor(args) => cli::doctor::run(args, &mut io::stdout()).map_err(Failure::from),
-        Command::Models(args) => cli::models::run(args, &mut io::stdout()).map_err(Failure::from),
-        Command::Snapshot(args) => cli::snapshot::run(args, &mut io::stdout()).map_err(Failure::from),
-        Command::Keys(args) => cli::keys::run(args, &mut io::stdout()).map_err(Failure::from),
-        Command::Grains(args) => cli::grains::run(args, &mut io::stdout()).map_err(Failure::from),
-        Command::Compare(args) => cli::compare::run(args, &mut io::stdout()).map_err(Failure::from),
-        Command::Reembed(args) => cli::reembed::run(args, &mut io::stdout()).map_err(Failure::from),
-        Command::Openapi => io::stdout().write_all(api::openapi::json().as_bytes()).map_err(Failure::from),
+        Command::Verb(verb) => cli::run(verb, &mut io::stdout()),
     };
     ended.map_or_else(
         |error| {

@@ -10,6 +10,7 @@ use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::{Body, Method, Url};
 use serde_json::Value;
 
+use crate::config::BindHost;
 use crate::models::hub::tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -90,13 +91,14 @@ impl Client {
         let headers = server.api_key_file.as_deref().map(key_header).transpose()?.unwrap_or_default();
         let base = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let base = base.ok_or_else(|| ServerError::Address(url.to_owned()))?;
-        let built = reqwest::Client::builder()
+        let http = reqwest::Client::builder()
             .user_agent(concat!("granary-cli/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls())
             .connect_timeout(CONNECT_TIMEOUT)
-            .default_headers(headers)
-            .build();
-        built.map(|http| Self { http, base: base.clone() }).map_err(|source| ServerError::Unreachable { base, source })
+            .default_headers(headers);
+        // A proxy that the environment names, for downloads say, cannot reach this machine's own addresses.
+        let http = if is_loopback(&base) { http.no_proxy() } else { http };
+        http.build().map(|http| Self { http, base: base.clone() }).map_err(|source| ServerError::Unreachable { base, source })
     }
 
     /// Sends a request and reads its answer; `Null` when that is empty.
@@ -155,6 +157,10 @@ impl Client {
     fn foreign(&self, status: u16) -> ServerError {
         ServerError::Foreign { base: self.base.clone(), status }
     }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    url.host_str().is_some_and(|host| host.parse::<BindHost>().is_ok_and(|host| host.is_loopback()))
 }
 
 /// The header that presents the key in a file.

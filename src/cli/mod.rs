@@ -8,23 +8,31 @@ pub mod compare;
 pub mod config;
 pub mod doctor;
 pub mod grains;
+pub mod health;
 pub mod keys;
+pub mod manual;
 pub mod models;
 mod output;
 pub mod reembed;
 pub mod snapshot;
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 
 pub use self::client::{ServerArgs, ServerError};
 pub use self::doctor::DoctorArgs;
+use crate::api;
 use crate::config::{ConfigSources, Overrides};
 
 /// The arguments of the process.
 #[derive(Debug, Parser)]
 #[command(name = "granary", version, about, arg_required_else_help = true)]
+#[command(
+    after_help = "Settings come from granary.toml in the working directory, from variables such as GRANARY_SERVER__PORT, \
+                  and from flags. `granary config --default` prints them all, with comments."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -36,10 +44,20 @@ pub struct Cli {
 pub enum Command {
     /// Serve embeddings over HTTP
     Serve(ServeArgs),
+    /// What ends by itself.
+    #[command(flatten)]
+    Verb(Verb),
+}
+
+/// What the process does besides serving.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
     /// Print the effective configuration as TOML, or check it
     Config(ConfigArgs),
-    /// Check whether serving would work here, and say what to do if not
+    /// Check whether serving would work here, and say what to do if not; what it prints belongs into a bug report
     Doctor(DoctorArgs),
+    /// Ask a running server whether it is ready; the exit status says it too
+    Health(health::HealthArgs),
     /// List, pull, load, switch and delete the models of a running server
     Models(models::ModelsArgs),
     /// Import, export, search and count the grains of a running server
@@ -54,6 +72,34 @@ pub enum Command {
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON
     Openapi,
+    /// Print the manual page, or write those of all commands
+    Man(manual::ManArgs),
+    /// Print the script by which a shell completes commands and flags
+    Completions(manual::CompletionsArgs),
+}
+
+/// Why a verb did not work, in its own words.
+pub type Failure = Box<dyn std::error::Error>;
+
+/// Does what `verb` says, and prints to `out` what came of it.
+///
+/// # Errors
+/// Those of the verb.
+pub fn run(verb: Verb, out: &mut impl Write) -> Result<(), Failure> {
+    match verb {
+        Verb::Config(args) => config::run(args, out).map_err(Failure::from),
+        Verb::Doctor(args) => doctor::run(args, out).map_err(Failure::from),
+        Verb::Health(args) => health::run(args, out).map_err(Failure::from),
+        Verb::Models(args) => models::run(args, out).map_err(Failure::from),
+        Verb::Grains(args) => grains::run(args, out).map_err(Failure::from),
+        Verb::Keys(args) => keys::run(args, out).map_err(Failure::from),
+        Verb::Compare(args) => compare::run(args, out).map_err(Failure::from),
+        Verb::Reembed(args) => reembed::run(args, out).map_err(Failure::from),
+        Verb::Snapshot(args) => snapshot::run(args, out).map_err(Failure::from),
+        Verb::Openapi => out.write_all(api::openapi::json().as_bytes()).map_err(Failure::from),
+        Verb::Man(args) => manual::man(args, out).map_err(Failure::from),
+        Verb::Completions(args) => manual::completions(&args, out).map_err(Failure::from),
+    }
 }
 
 /// The flags of `granary serve`: each wins over the environment and the file.

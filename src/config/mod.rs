@@ -163,6 +163,12 @@ impl Config {
         self.origins.of_key(key)
     }
 
+    /// Every `section.key` that something else than the built-in default has set, and that file, variable or flag.
+    pub fn changed(&self) -> impl Iterator<Item = (&str, &str)> {
+        let set = self.origins.0.iter().filter(|(_, origin)| *origin != layers::DEFAULT_ORIGIN);
+        set.map(|(key, origin)| (key.as_str(), origin.as_str()))
+    }
+
     /// The database file: `grains.database_url`, or `granary.db` in the data directory.
     #[must_use]
     pub fn database_path(&self) -> PathBuf {

@@ -21,6 +21,9 @@ const FAILED_LOAD_COOLDOWN: RangeInclusive<Duration> = Duration::ZERO..=Duration
 pub struct ModelsConfig {
     /// Holds models and the database; relative to the working directory.
     pub data_dir: PathBuf,
+    /// What an installation brings along, laid out as the data directory and only read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub system_dir: Option<PathBuf>,
     /// How long a request waits for a model that is loading.
     #[serde(with = "spelling::duration")]
     pub load_timeout: Duration,
@@ -83,13 +86,22 @@ impl ModelsConfig {
         self.data_dir.join("models")
     }
 
+    /// Where built-in models are looked for, the first place first.
+    pub fn built_in_dirs(&self) -> impl Iterator<Item = PathBuf> {
+        std::iter::once(&self.data_dir).chain(&self.system_dir).map(|folder| folder.join("models"))
+    }
+
     pub(super) fn problems(&self) -> Vec<Problem> {
         let empty = (self.data_dir == Path::new("")).then(|| {
             Problem::new("models.data_dir", "found an empty path, expected a directory; \".\" is the working directory")
         });
+        let empty_system = (self.system_dir.as_deref() == Some(Path::new(""))).then(|| {
+            Problem::new("models.system_dir", "found an empty path, expected a directory; leave it out if there is none")
+        });
         let cooldown = &self.failed_load_cooldown;
         [
             empty,
+            empty_system,
             outside("models.load_timeout", &self.load_timeout, &LOAD_TIMEOUT, spelling::duration::spell),
             outside("models.idle_unload", &self.idle_unload, &IDLE_UNLOAD, spelling::duration::spell),
             outside("models.failed_load_cooldown", cooldown, &FAILED_LOAD_COOLDOWN, spelling::duration::spell),

@@ -3,7 +3,7 @@
 use std::num::NonZeroU32;
 use std::path::Path;
 
-use crate::config::{AdditionalModel, AiConfig, ModelChoice};
+use crate::config::{AdditionalModel, AiConfig, ModelChoice, ModelsConfig};
 use crate::domain::{
     EncoderSettings, HubFile, HubId, HubRevision, HubSource, ModelInfo, ModelName, ModelOrigin, ModelSize, ModelSource,
     Pooling, Prompts, Training,
@@ -70,14 +70,14 @@ impl CatalogError {
 }
 
 impl Catalog {
-    /// The built-in models and the configured ones; model folders are looked for in `models_dir`.
+    /// The built-in models and the configured ones, which are looked for where `[models]` says.
     ///
     /// # Errors
     /// When an entry has no files, or a word means two models or none.
-    pub fn from_config(config: &AiConfig, models_dir: &Path) -> Result<Self, CatalogError> {
-        let mut catalog = Self { models: built_in(models_dir), undecided: None };
+    pub fn from_config(config: &AiConfig, places: &ModelsConfig) -> Result<Self, CatalogError> {
+        let mut catalog = Self { models: built_in(places), undecided: None };
         for entry in &config.additional_models {
-            catalog.add(entry, models_dir)?;
+            catalog.add(entry, &places.models_dir())?;
         }
         let undecided = Undecided { dimensions: config.embedding_dim, keeps_others: config.multi_model_enabled };
         match &config.model_name {
@@ -296,15 +296,15 @@ const BUILT_IN: [BuiltIn; 3] = [
     },
 ];
 
-fn built_in(models_dir: &Path) -> Vec<ModelInfo> {
-    BUILT_IN.iter().map(|model| model.info(models_dir)).collect()
+fn built_in(places: &ModelsConfig) -> Vec<ModelInfo> {
+    BUILT_IN.iter().map(|model| model.info(places)).collect()
 }
 
 impl BuiltIn {
-    /// Its folder where set-up or the operator has put one, else the hub.
-    fn source(&self, models_dir: &Path) -> ModelSource {
-        let folder = models_dir.join(self.name);
-        if folder.is_dir() {
+    /// Its folder where set-up, the operator or an installation has put one, else the hub.
+    fn source(&self, places: &ModelsConfig) -> ModelSource {
+        let mut folders = places.built_in_dirs().map(|models_dir| models_dir.join(self.name));
+        if let Some(folder) = folders.find(|folder| folder.is_dir()) {
             return ModelSource::Folder(folder);
         }
         ModelSource::Hub(HubSource {
@@ -314,7 +314,7 @@ impl BuiltIn {
         })
     }
 
-    fn info(&self, models_dir: &Path) -> ModelInfo {
+    fn info(&self, places: &ModelsConfig) -> ModelInfo {
         let prompts = self.prompts.map_or_else(Prompts::default, |(query, document)| Prompts {
             query: Some(query.to_owned()),
             document: Some(document.to_owned()),
@@ -324,7 +324,7 @@ impl BuiltIn {
             origin: ModelOrigin::BuiltIn,
             size: self.size,
             aliases: vec![self.repository.to_owned()],
-            source: self.source(models_dir),
+            source: self.source(places),
             hub_repository: Some(self.repository.to_owned()),
             approximate_size_bytes: Some(self.size_bytes),
             training: Some(self.training),
@@ -349,12 +349,17 @@ mod tests {
     use super::*;
     use crate::config::{Config, ConfigSources};
 
-    fn catalog(toml: &str) -> Result<Vec<ModelInfo>, CatalogError> {
+    fn config(toml: &str) -> Config {
         let file = tempfile::NamedTempFile::new().expect("a file");
         fs_err::write(file.path(), toml).expect("written");
         let sources = ConfigSources { file: Some(file.path().to_owned()), ..ConfigSources::default() };
-        let config = Config::load(&sources).expect("a good file");
-        Catalog::from_config(&config.ai, Path::new("/models")).map(|catalog| catalog.into_models().collect())
+        Config::load(&sources).expect("a good file")
+    }
+
+    fn catalog(toml: &str) -> Result<Vec<ModelInfo>, CatalogError> {
+        let mut config = config(toml);
+        config.models.data_dir = "/".into();
+        Catalog::from_config(&config.ai, &config.models).map(|catalog| catalog.into_models().collect())
     }
 
     #[test]
@@ -389,5 +394,26 @@ mod tests {
     fn one_model_alone_is_known_when_several_are_not_wanted() {
         let models = catalog("[ai]\nmulti_model_enabled = false").expect("a catalog");
         assert_eq!(models.iter().map(|model| model.name.as_str()).collect::<Vec<_>>(), ["all-MiniLM-L6-v2"]);
+    }
+
+    #[test]
+    fn what_an_installation_brings_is_taken_where_the_data_directory_has_none() {
+        let [own, system] = [(); 2].map(|()| tempfile::tempdir().expect("a folder"));
+        let mut config = config("");
+        config.models.data_dir = own.path().to_owned();
+        config.models.system_dir = Some(system.path().to_owned());
+        let folder = |of: &tempfile::TempDir, name: &str| of.path().join("models").join(name);
+        for brought in ["all-MiniLM-L6-v2", "bert-base-uncased"] {
+            fs_err::create_dir_all(folder(&system, brought)).expect("made");
+        }
+        fs_err::create_dir_all(folder(&own, "bert-base-uncased")).expect("made");
+        let catalog = Catalog::from_config(&config.ai, &config.models).expect("a catalog");
+        let source = |name: &str| {
+            let found = catalog.iter().find(|model| model.answers_to(name)).expect("listed");
+            found.source.clone()
+        };
+        assert_eq!(source("all-MiniLM-L6-v2"), ModelSource::Folder(folder(&system, "all-MiniLM-L6-v2")));
+        assert_eq!(source("bert-base-uncased"), ModelSource::Folder(folder(&own, "bert-base-uncased")));
+        assert!(matches!(source("nomic-embed-text-v1.5"), ModelSource::Hub(_)));
     }
 }

@@ -6,7 +6,7 @@ use std::process::{Command, Output};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{MINILM, Process, client, data_dir, entry_of, send, with_tiny};
+use crate::helpers::{MINILM, Process, client, data_dir, entry_of, key_entry, secret, send, with_tiny};
 
 fn folder_with(toml: &str) -> TempDir {
     let folder = TempDir::new().expect("a folder");
@@ -162,4 +162,80 @@ fn a_configuration_that_is_refused_is_refused_here_too() {
     let output = doctor(folder.path(), &[], &[]);
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8_lossy(&output.stderr).contains("needs a `path`"), "{output:?}");
+}
+
+#[test]
+fn a_bug_report_says_which_build_runs_where_with_which_settings() {
+    let folder = folder_with("[server]\nport = 9000\n[engine]\nworkers = 1");
+    let variables = [&installed()[..], &[("GRANARY_SERVER__MAX_INPUTS", "7".to_owned())]].concat();
+    let found = report(folder.path(), &variables);
+    assert_eq!(found["granary"]["version"], env!("CARGO_PKG_VERSION"));
+    assert!(found["system"]["kernel"].as_str().is_some_and(|kernel| kernel.contains('.')), "{found}");
+    assert!(found["system"]["max_open_files"].as_u64().is_some_and(|n| n > 0), "{found}");
+    let settings: Vec<(&str, &str, &str)> = found["settings"]
+        .as_array()
+        .expect("settings")
+        .iter()
+        .map(|setting| ["key", "value", "origin"].map(|part| setting[part].as_str().expect("text")))
+        .map(|[key, value, origin]| (key, value, origin))
+        .collect();
+    let data_dir = format!("\"{}\"", data_dir().display());
+    assert_eq!(
+        settings,
+        [
+            ("engine.workers", "1", "granary.toml"),
+            ("grains.database_url", "\"sqlite:granary.db\"", "GRANARY_GRAINS__DATABASE_URL"),
+            ("models.data_dir", &data_dir, "GRANARY_MODELS__DATA_DIR"),
+            ("server.max_inputs", "7", "GRANARY_SERVER__MAX_INPUTS"),
+            ("server.port", "9000", "granary.toml"),
+        ]
+    );
+    let models = found["kept"].as_array().expect("kept").iter().find(|kept| kept["what"] == "models");
+    assert!(models.is_some_and(|models| models["size_bytes"].as_u64() > Some(80_000_000)), "{found}");
+
+    let (text, _) = said(folder.path(), &variables);
+    for part in [
+        concat!("granary  ", env!("CARGO_PKG_VERSION"), " of "),
+        "system   ",
+        " of open files, ",
+        "setting  server.port = 9000, by granary.toml",
+        "hub      https://huggingface.co",
+        "kept     models: ",
+    ] {
+        assert!(text.contains(part), "no `{part}` in:\n{text}");
+    }
+}
+
+#[test]
+fn a_bug_report_has_no_secret_in_it() {
+    let folder = folder_with(&format!("[auth]\nkeys = [{}]", key_entry("of-the-file", &["read"], "")));
+    let kept = granary::domain::KeyHash::of(&secret("kept"));
+    let keys = format!("[[keys]]\nname = 'kept'\nhash = '{kept}'\nscopes = ['read']\n");
+    fs_err::write(folder.path().join("keys.toml"), keys).expect("written");
+    fs_err::write(folder.path().join("hf-token"), "hf_OfTheFile").expect("written");
+    let own: Vec<(&'static str, String)> = [
+        ("GRANARY_AUTH__KEYS_FILE", "keys.toml".to_owned()),
+        ("GRANARY_AUTH__KEYS", format!("[{}]", key_entry("of-the-variable", &["admin"], ""))),
+        ("HTTPS_PROXY", "http://somebody:proxy-password@127.0.0.1:9".to_owned()),
+    ]
+    .to_vec();
+    for token in [("HF_TOKEN", "hf_OfTheVariable"), ("HF_TOKEN_PATH", "hf-token")] {
+        let variables = [&installed()[..], &own, &[(token.0, token.1.to_owned())]].concat();
+        let output = doctor(folder.path(), &["--json"], &variables);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let json = String::from_utf8(output.stdout).expect("UTF-8");
+        let (text, _) = said(folder.path(), &variables);
+        assert!(text.contains("setting  auth.keys = [\"of-the-file\", \"of-the-variable\"], by "), "{text}");
+        assert!(text.contains("with a token, through a proxy for https"), "{text}");
+        let hashes = ["kept", "of-the-file", "of-the-variable"].map(|name| {
+            let hash = granary::domain::KeyHash::of(&secret(name)).to_string();
+            hash.trim_start_matches("sha256:").to_owned()
+        });
+        let secrets = ["hf_Of", "proxy-password", "somebody", "grn_", "sha256:"].map(str::to_owned);
+        for secret in hashes.iter().chain(&secrets) {
+            for report in [&json, &text] {
+                assert!(!report.contains(secret.as_str()), "`{secret}` is in:\n{report}");
+            }
+        }
+    }
 }

@@ -1,8 +1,9 @@
-//! `granary doctor`: would serving work on this machine, and if not, what to do.
+//! `granary doctor`: would serving work on this machine, and if not, what to do; and what a bug report needs.
 //!
 //! Opens files only: no port, no model, no network. It changes nothing, and leaves nothing behind.
 
 mod checks;
+mod facts;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -12,6 +13,7 @@ use clap::Args;
 use serde::Serialize;
 
 use self::checks::{Check, Verdict};
+use self::facts::Facts;
 use super::output;
 use crate::app::{self, AppError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
@@ -60,6 +62,8 @@ pub enum DoctorError {
 struct Report {
     /// Whether serving would work.
     works: bool,
+    #[serde(flatten)]
+    facts: Facts,
     machine: Machine,
     checks: Vec<Check>,
     /// The model that `auto` would take.
@@ -93,11 +97,13 @@ pub fn run(args: DoctorArgs, out: &mut impl Write) -> Result<(), DoctorError> {
 
 fn examine(config: &Config) -> Result<Report, DoctorError> {
     let catalog = app::catalog(config)?;
+    let hub = app::hub(config)?;
+    let facts = Facts::of(config, hub.settings());
     let selector = Selector {
         runtime_library: app::runtime_library(config),
         engine: config.engine.clone(),
         dimensions: catalog.expected_dimensions(),
-        hub: app::hub(config)?,
+        hub,
         memory_budget: app::memory_budget(config),
     };
     let selection = selector.survey(catalog.iter());
@@ -122,6 +128,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
     checks.extend(checks::loaded_at_start(config, &selection.ranked));
     Ok(Report {
         works: checks.iter().all(|check| check.verdict != Verdict::Problem),
+        facts,
         auto: selection.best().map(|best| best.model.clone()),
         machine: selection.machine,
         checks,
@@ -135,7 +142,8 @@ impl Report {
     }
 
     fn in_words(&self) -> String {
-        let mut lines = vec![machine_in_words(&self.machine)];
+        let mut lines = self.facts.head_in_words();
+        lines.push(machine_in_words(&self.machine));
         for Check { subject, verdict, finding, way_out } in &self.checks {
             lines.push(format!("{:8} {subject}: {finding}", verdict.as_str()));
             lines.extend(way_out.iter().map(|way_out| format!("         way out: {way_out}")));
@@ -145,6 +153,7 @@ impl Report {
             lines.push(format!("      {}. {}", place + 1, model.model));
             lines.extend(model.reasons.iter().map(|reason| format!("         {reason}")));
         }
+        lines.extend(self.facts.details_in_words());
         lines.extend(self.auto.iter().map(|auto| format!("`auto` would take `{auto}`.")));
         lines.extend(self.works.then(|| "Serving would work.".to_owned()));
         lines.join("\n") + "\n"

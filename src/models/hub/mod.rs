@@ -100,6 +100,12 @@ impl Hub {
         Self { settings, lock: LockFile::new(lock_file), patience: Patience::default() }
     }
 
+    /// Which hub it is, and how it is reached.
+    #[must_use]
+    pub fn settings(&self) -> &HubSettings {
+        &self.settings
+    }
+
     /// Whether the network may not be used.
     #[must_use]
     pub fn is_offline(&self) -> bool {

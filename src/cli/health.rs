@@ -1,0 +1,106 @@
+//! `granary health`: is the server of this configuration ready? For the health check of a container, in whose image no
+//! other client is.
+
+use std::io::{self, Write};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use serde_json::Value;
+
+use super::client::{Client, Request, ServerArgs, ServerError};
+use super::output;
+use crate::config::{Config, ConfigError, ConfigSources, Overrides, ServerConfig};
+
+/// A server that takes longer to say how it is counts as not ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// The flags of `granary health`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct HealthArgs {
+    /// Read this configuration file to know where the server listens [default: granary.toml, if there is one]
+    #[arg(long, value_name = "PATH")]
+    pub config: Option<PathBuf>,
+    /// Ask the server at this address [default: where the configuration says that it listens]
+    #[arg(long, env = "GRANARY_URL")]
+    pub url: Option<String>,
+    /// The file whose first line is the API key to send, where `auth.open` leaves "health" out
+    #[arg(long, value_name = "PATH", env = "GRANARY_API_KEY_FILE")]
+    pub api_key_file: Option<PathBuf>,
+}
+
+/// The server is not ready, or cannot be asked.
+#[derive(Debug, thiserror::Error)]
+pub enum HealthError {
+    /// The configuration says not where the server listens.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// What the server says, or that it says nothing of the kind.
+    #[error(transparent)]
+    Server(#[from] ServerError),
+    /// It takes too long.
+    #[error("the server at {url} has not said within {} s how it is", PATIENCE.as_secs())]
+    Silent {
+        /// The address.
+        url: String,
+    },
+    /// The process.
+    #[error("cannot start")]
+    Start(#[source] io::Error),
+    /// Nobody takes the output.
+    #[error("the answer cannot be printed")]
+    Print(#[source] io::Error),
+}
+
+/// Prints to `out` that the server is ready, and with which model.
+///
+/// # Errors
+/// [`HealthError::Server`] when it is not, in its own words.
+pub fn run(args: HealthArgs, out: &mut impl Write) -> Result<(), HealthError> {
+    let url = match args.url {
+        Some(url) => url,
+        None => address(&Config::load(&ConfigSources::from_process(args.config, Overrides::default()))?.server),
+    };
+    let client = Client::new(&ServerArgs { url: url.clone(), api_key_file: args.api_key_file })?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HealthError::Start)?;
+    let asked = async { tokio::time::timeout(PATIENCE, client.ask(Request::get(&["health", "ready"]))).await };
+    let answer = runtime.block_on(asked).map_err(|_| HealthError::Silent { url })??;
+    let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
+    let text = format!("{}: the active model, `{}`, is {}\n", word("status"), word("model"), word("model_state"));
+    output::print(&text, out).map_err(HealthError::Print)
+}
+
+/// Where this machine reaches a server of this configuration.
+fn address(server: &ServerConfig) -> String {
+    let host = match server.host.as_str().parse::<IpAddr>() {
+        // What listens on every address listens on the machine's own.
+        Ok(IpAddr::V4(every)) if every.is_unspecified() => "127.0.0.1".to_owned(),
+        Ok(IpAddr::V6(every)) if every.is_unspecified() => "[::1]".to_owned(),
+        Ok(IpAddr::V6(one)) => format!("[{one}]"),
+        _ => server.host.to_string(),
+    };
+    format!("http://{host}:{}{}", server.port, server.base_path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_asked_where_it_listens() {
+        for (host, port, base_path, expected) in [
+            ("127.0.0.1", 8080, "/", "http://127.0.0.1:8080"),
+            ("0.0.0.0", 80, "/", "http://127.0.0.1:80"),
+            ("[::]", 8080, "/granary", "http://[::1]:8080/granary"),
+            ("fd00::1", 8080, "/", "http://[fd00::1]:8080"),
+            ("granary.example", 8080, "/a/b/", "http://granary.example:8080/a/b"),
+        ] {
+            let mut server = Config::default().server;
+            server.host = host.parse().expect("a host");
+            server.port = port;
+            server.base_path = base_path.to_owned().try_into().expect("a path");
+            assert_eq!(address(&server), expected);
+        }
+    }
+}

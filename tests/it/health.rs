@@ -1,0 +1,92 @@
+//! `granary health`: the exit status is what a container's health check goes by.
+
+use std::path::Path;
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use crate::helpers::{Process, TestApp, folder_with, key_entry, secret, with_keys, with_tiny};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// Asks from this folder, with nothing but these variables.
+fn health(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.current_dir(folder).arg("health").args(arguments).env_clear().envs(variables.iter().copied());
+    command.output().expect("it runs")
+}
+
+fn said(output: &Output) -> String {
+    [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat()
+}
+
+fn port_of(url: &str) -> &str {
+    url.rsplit_once(':').expect("a port").1
+}
+
+#[test]
+fn a_server_is_found_by_its_configuration_and_is_ready() {
+    let folder = folder_with(&format!("[server]\nbase_path = '/granary'\n{}", with_tiny(&[])));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let port = port_of(&url);
+    // A proxy for downloads has nothing to do with it.
+    for variables in [&[("GRANARY_SERVER__PORT", port)][..], &[
+        ("GRANARY_SERVER__PORT", port),
+        ("GRANARY_SERVER__HOST", "0.0.0.0"),
+        ("http_proxy", "http://127.0.0.1:9"),
+    ]] {
+        let output = health(folder.path(), &[], variables);
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+        assert!(said(&output).starts_with("ready: the active model, `tiny`, is "), "{}", said(&output));
+    }
+    let log = process.stop();
+    assert!(!log.contains("panicked"), "{log}");
+    let output = health(folder.path(), &[], &[("GRANARY_SERVER__PORT", port)]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains(&format!("no Granary answers at http://127.0.0.1:{port}/granary")), "{output:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_is_not_ready_says_why() {
+    let broken = with_tiny(&[]).replacen("path = \"", "path = \"/no/such", 1);
+    let app = TestApp::start_with(&broken).await;
+    let folder = folder_with("");
+    // The active model is loaded in the background, and fails.
+    let started = Instant::now();
+    let mut output = health(folder.path(), &["--url", app.url()], &[]);
+    while output.status.success() {
+        assert!(started.elapsed() < PATIENCE, "it stays ready");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        output = health(folder.path(), &["--url", app.url()], &[]);
+    }
+    assert_eq!(output.status.code(), Some(1));
+    assert!(said(&output).contains("`tiny` cannot be loaded"), "{}", said(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_health_needs_a_key_gets_one() {
+    let keys = with_keys(&[key_entry("probe", &["read"], "")]);
+    let app = TestApp::start_with(&format!("{keys}open = []\n{}", with_tiny(&[]))).await;
+    let folder = folder_with("");
+    let file = folder.path().join("probe.key");
+    fs_err::write(&file, secret("probe")).expect("written");
+    let url = app.url().to_owned();
+    let without = health(folder.path(), &["--url", &url], &[]);
+    assert_eq!(without.status.code(), Some(1));
+    assert!(said(&without).contains("--api-key-file"), "{}", said(&without));
+    let with = health(folder.path(), &["--url", &url, "--api-key-file", file.to_str().expect("UTF-8")], &[]);
+    assert_eq!(with.status.code(), Some(0), "{}", said(&with));
+}
+
+#[test]
+fn a_server_that_stands_still_is_not_ready() {
+    let folder = folder_with(&with_tiny(&[]));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    process.signal(Signal::STOP);
+    let output = health(folder.path(), &["--url", &url], &[]);
+    process.signal(Signal::CONT);
+    assert_eq!(output.status.code(), Some(1), "{}", said(&output));
+    assert!(said(&output).contains("has not said within 5 s how it is"), "{}", said(&output));
+    process.stop();
+}

@@ -1,0 +1,50 @@
+//! `models.system_dir`: what an installation brings along is used, and left as it is.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use rustix::process::Signal;
+use serde_json::json;
+
+use crate::helpers::{MINILM, Process, client, data_dir, folder_with, send};
+
+/// Everything below a folder, with when it was last changed.
+fn contents(folder: &Path) -> BTreeSet<(PathBuf, std::time::SystemTime)> {
+    let entries = fs_err::read_dir(folder).expect("a folder").map(|entry| entry.expect("an entry").path());
+    let below = |path: PathBuf| {
+        let facts = fs_err::symlink_metadata(&path).expect("there");
+        let inside = if facts.is_dir() { contents(&path) } else { BTreeSet::new() };
+        std::iter::once((path, facts.modified().expect("a time"))).chain(inside)
+    };
+    entries.flat_map(below).collect()
+}
+
+#[tokio::test]
+async fn a_new_data_directory_is_served_from_what_is_installed() {
+    // The folder of set-up, without what else is in it: links, as a package manager may make them.
+    let installation = folder_with("");
+    for part in ["models", "runtime"] {
+        fs_err::create_dir(installation.path().join(part)).expect("made");
+    }
+    for part in ["models/all-MiniLM-L6-v2", "runtime/libonnxruntime.so"] {
+        let target = fs_err::canonicalize(data_dir().join(part)).expect("set up");
+        std::os::unix::fs::symlink(target, installation.path().join(part)).expect("linked");
+    }
+    let before = contents(installation.path());
+
+    let folder = folder_with("");
+    let system_dir = installation.path().display().to_string();
+    let variables = [("GRANARY_MODELS__SYSTEM_DIR", system_dir.as_str())];
+    let mut process = Process::start(folder.path(), &["serve", "--port", "0", "--data-dir", "data"], &variables);
+    let url = process.wait_until_serving();
+    let answer = send(client().post(format!("{url}/embed")).json(&json!({"inputs": "hello world"}))).await;
+    answer.ok();
+    assert_eq!(answer.header("x-model"), MINILM);
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+
+    assert_eq!(contents(installation.path()), before);
+    let made = contents(&folder.path().join("data"));
+    assert!(made.iter().any(|(path, _)| path.ends_with("granary.db")), "{made:?}");
+    assert!(!made.iter().any(|(path, _)| path.starts_with(folder.path().join("data/runtime"))), "{made:?}");
+}
