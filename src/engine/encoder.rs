@@ -21,6 +21,7 @@ use super::queue::{BatchItem, BatchLimits, MicroBatch};
 use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use crate::domain::Pooling;
+use crate::telemetry::traces::Trace;
 use crate::telemetry;
 
 /// Inputs that one blocking task tokenizes: more are spread over several.
@@ -252,6 +253,9 @@ impl Encoder {
         let (finish, priority) = (request.finish, request.priority);
         let texts = self.tokenize(request).await?;
         let tokenization_time = started.elapsed();
+        if let Some(trace) = Trace::current() {
+            trace.record("tokenize", started, tokenization_time, &[("granary.texts", texts.len())]);
+        }
         let n_tokens: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
         let truncated = (0..texts.len()).filter(|index| texts[*index].truncated).collect();
         let job = self.batcher.submit(texts, finish, priority)?;
