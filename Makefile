@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention chaos reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget lint fmt openapi docs image test-image sbom audit clean
+.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention chaos reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget fuzz lint fmt openapi docs image test-image sbom audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -102,6 +102,9 @@ cycles: setup-test ## a model of 440 MB loaded and unloaded 20 times: does memor
 
 budget: setup-test ## 200 requests to three models in a memory budget that holds any two
 	cargo bench --locked --bench soak -- budget $(ARGS)
+
+fuzz: ## what reads requests, filters, imports and model folders, FUZZ_SECONDS (600) each; TARGETS="filters" for one
+	scripts/fuzz $${FUZZ_SECONDS:-600} $(TARGETS)
 
 lint: ## formatting, clippy with warnings denied, documentation, and the dependencies' licences, sources and bans
 	@scripts/setup-tools

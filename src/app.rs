@@ -7,7 +7,7 @@ mod upkeep;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use axum::Router;
 use metrics_exporter_prometheus::PrometheusHandle;
@@ -24,16 +24,17 @@ use crate::auth::{KeyFileError, Keys, KeysSetup, Policy};
 use crate::change::compare::Comparisons;
 use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::clock::Clock;
-use crate::config::{BasePath, Config, MemoryBudget};
+use crate::config::{BasePath, CollectorUrl, Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
 use crate::grains::{Anchors, GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
-use crate::models::hub::{Hub, HubError, HubSettings};
+use crate::models::hub::{self, Hub, HubError, HubSettings};
 use crate::models::{
     Catalog, CatalogError, EmbeddingCache, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager,
     Timing, VolatileLedger, hardware,
 };
 use crate::shutdown::{Drained, Shutdown};
+use crate::telemetry::traces::{Traces, TracesError, TracesSetup};
 use crate::telemetry::{self, MetricsError};
 
 /// A server that is ready to run.
@@ -45,6 +46,7 @@ pub struct App {
     connections: ConnectionLimits,
     tls: Option<Arc<Tls>>,
     base_path: BasePath,
+    traces: Option<Traces>,
 }
 
 /// Why a server cannot be built or run.
@@ -102,6 +104,9 @@ pub enum AppError {
     /// The metrics recorder.
     #[error("metrics cannot be recorded")]
     Metrics(#[from] MetricsError),
+    /// The exporter of traces.
+    #[error("traces cannot be sent")]
+    Traces(#[from] TracesError),
     /// The listening socket.
     #[error("cannot listen on {host}:{port}, which `server.host` and `server.port` say")]
     Bind {
@@ -133,6 +138,7 @@ impl App {
         let timeouts = Arc::new(timeouts(&config)?);
         let tls = tls(&config)?;
         let metrics = telemetry::install_metrics()?;
+        let traces = traces(&config)?;
         let catalog = catalog(&config)?;
         let store = if config.grains.enabled {
             Some(Arc::new(SqliteStore::open(OpenOptions::at(config.database_path())).await?))
@@ -233,6 +239,7 @@ impl App {
             },
             tls,
             base_path: config.server.base_path,
+            traces,
         })
     }
 
@@ -256,6 +263,7 @@ impl App {
         let soft = self.shutdown.soft().clone();
         let server = self.shutdown.spawn("http", connections::serve(listener, serving, soft));
         self.shutdown.soft().cancelled().await;
+        let deadline = Instant::now() + self.shutdown_timeout;
         match self.shutdown.drain(self.shutdown_timeout).await {
             Drained::Completely => {}
             Drained::TooLate(names) | Drained::GivenUp(names) => return Err(AppError::Unfinished(names)),
@@ -268,9 +276,24 @@ impl App {
         if let Some(store) = &self.store {
             store.close().await;
         }
+        if let Some(traces) = self.traces {
+            traces.finish(deadline.saturating_duration_since(Instant::now())).await;
+        }
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Sends traces to the configured collector, if there is one.
+fn traces(config: &Config) -> Result<Option<Traces>, TracesError> {
+    let telemetry = &config.telemetry;
+    let setup = |collector: &CollectorUrl| TracesSetup {
+        address: collector.for_traces(),
+        tls: hub::tls(),
+        service_name: telemetry.service_name.clone(),
+        share: telemetry.trace_share.get(),
+    };
+    telemetry.otlp_endpoint.as_ref().map(setup).map(Traces::start).transpose()
 }
 
 /// What a request may cost.
@@ -419,6 +442,12 @@ pub fn runtime_library(config: &Config) -> PathBuf {
         let installed = |folder: &Path| folder.join("runtime/libonnxruntime.so");
         let own = installed(&config.models.data_dir);
         // Where neither has it, the data directory is where it should be.
-        config.models.system_dir.as_deref().map(installed).filter(|system| !own.exists() && system.exists()).unwrap_or(own)
+        config
+            .models
+            .system_dir
+            .as_deref()
+            .map(installed)
+            .filter(|system| !own.exists() && system.exists())
+            .unwrap_or(own)
     })
 }

@@ -10,6 +10,7 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
+use opentelemetry::context::FutureExt;
 use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
@@ -89,13 +90,16 @@ impl Shutdown {
         self.tasks.spawn(task.instrument(tracing::info_span!("task", name)))
     }
 
-    /// Runs a future as a task and waits for it. It goes on when the caller leaves, and a panic in it is the caller's.
+    /// Runs a future as a task and waits for it. It goes on when the caller leaves, and a panic in it is the caller's. It is
+    /// part of the caller's trace, which other tasks are not: they may outlive it by days.
     pub async fn finish<F>(&self, name: &'static str, future: F) -> F::Output
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
         // Nobody aborts a task; the runtime ends only with the process.
-        self.spawn(name, future).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+        self.spawn(name, future.with_current_context())
+            .await
+            .unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
     }
 
     /// Runs blocking work off the async threads, inside the span of its caller.

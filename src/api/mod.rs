@@ -18,6 +18,8 @@ pub mod embed;
 pub mod error;
 pub mod events;
 pub mod extract;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod grains;
 pub mod guard;
 pub mod hardware;

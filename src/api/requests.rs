@@ -17,8 +17,13 @@ use super::bodies::Held;
 use super::error::{ApiError, Code};
 use super::state::AppState;
 use crate::telemetry;
+use crate::telemetry::traces::{self, RequestTrace};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// The route of a path that has none, as a label.
+const UNKNOWN_ROUTE: &str = "unknown";
 
 /// The longest request id taken over from a caller.
 const MAX_REQUEST_ID_BYTES: usize = 128;
@@ -31,20 +36,26 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_fit(id)).cloned().unwrap_or_else(new_id);
     let method = request.method().clone();
-    let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let route = request.extensions().get::<MatchedPath>().map_or(UNKNOWN_ROUTE, MatchedPath::as_str).to_owned();
+    let mut trace = trace(&request, &route);
     // The path goes into the log with its control characters escaped.
     let span = tracing::info_span!(
         "request",
         id = id.to_str().unwrap_or_default(),
         %method,
         path = ?beginning(request.uri().path()),
-        key = tracing::field::Empty
+        key = tracing::field::Empty,
+        trace_id = trace.as_ref().map(|trace| tracing::field::display(trace.id()))
     );
     async move {
         let mut waiting = Waiting { started, is_answered: false };
-        let mut response = next.run(request).await;
+        let context = trace.as_ref().and_then(RequestTrace::context);
+        let mut response = traces::within(context, next.run(request)).await;
         waiting.is_answered = true;
         let status = response.status();
+        if let Some(trace) = &mut trace {
+            trace.answer(status.as_u16());
+        }
         let elapsed = started.elapsed();
         let method = known_method(method.as_str());
         let status_label = status.as_str().to_owned();
@@ -53,9 +64,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
         histogram!(telemetry::HTTP_REQUEST_DURATION, "route" => route.clone(), "method" => method)
             .record(elapsed.as_secs_f64());
         let elapsed_ms = elapsed.as_secs_f64() * 1e3;
-        // Probes and scrapes come every few seconds and say nothing when they succeed.
-        let is_routine = status.is_success() && (route.starts_with("/health") || route == "/metrics");
-        if is_routine {
+        if is_routine(&route) && status.is_success() {
             tracing::debug!(status = status.as_u16(), elapsed_ms, "answered");
         } else {
             tracing::info!(status = status.as_u16(), elapsed_ms, "answered");
@@ -65,6 +74,26 @@ pub async fn observe(request: Request, next: Next) -> Response {
     }
     .instrument(span)
     .await
+}
+
+/// The trace of a request, or what its caller has begun; `None` when traces are off.
+fn trace(request: &Request, route: &str) -> Option<RequestTrace> {
+    if is_routine(route) {
+        return None;
+    }
+    // Where there are two, neither counts.
+    let mut parents = request.headers().get_all(TRACEPARENT).iter();
+    let parent = parents.next().filter(|_| parents.next().is_none()).and_then(|parent| parent.to_str().ok());
+    traces::request(
+        known_method(request.method().as_str()),
+        Some(route).filter(|route| *route != UNKNOWN_ROUTE),
+        parent,
+    )
+}
+
+/// Probes and scrapes come every few seconds and say nothing when they succeed.
+fn is_routine(route: &str) -> bool {
+    route.starts_with("/health") || route == "/metrics"
 }
 
 /// The status of nginx's log for a request whose caller did not wait. No answer has it.

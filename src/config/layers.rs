@@ -1,4 +1,5 @@
-//! The layers of the configuration: the embedded default, the file, the environment, the flags.
+//! The layers of the configuration: the embedded default, the variables of a standard, the file, our own variables, the
+//! flags.
 //!
 //! Each layer knows its origin, so that a refusal can name it: every variable and every flag is a layer of its own.
 
@@ -17,6 +18,10 @@ pub(super) const DEFAULT_TOML: &str = include_str!("default.toml");
 pub(super) const DEFAULT_ORIGIN: &str = "the built-in default";
 const FILE_NAME: &str = "granary.toml";
 const ENV_PREFIX: &str = "GRANARY_";
+
+/// Variables that every program with traces understands. The file and our own variables win over them.
+const OF_OPENTELEMETRY: [(&str, &str); 2] =
+    [("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint"), ("OTEL_SERVICE_NAME", "service_name")];
 
 /// Settings of many entries with names.
 pub(super) const MODELS: &str = "ai.additional_models";
@@ -67,6 +72,9 @@ pub(super) fn gather(sources: &ConfigSources) -> Result<Layers, ConfigError> {
     let default: toml::Table = toml::from_str(DEFAULT_TOML).expect("a test reads the embedded default");
     let mut layers = Layers::default();
     layers.push_file(DEFAULT_ORIGIN, default.clone());
+    for (name, value) in &sources.env {
+        layers.push_standard_variable(name, value);
+    }
     if let Some((path, table)) = read_file(sources)? {
         layers.push_file(&path.display().to_string(), table);
     }
@@ -151,6 +159,15 @@ impl Layers {
                     None => self.merged.push(layer),
                 }
             }
+        }
+    }
+
+    /// An empty one counts as not set, as the standard has it.
+    fn push_standard_variable(&mut self, name: &OsString, value: &OsString) {
+        let (Some(name), Some(value)) = (name.to_str(), value.to_str()) else { return };
+        let known = OF_OPENTELEMETRY.into_iter().find(|(standard, _)| *standard == name);
+        if let (Some((_, key)), false) = (known, value.trim().is_empty()) {
+            self.merged.push(Layer::one(name, "telemetry", key, Value::from(value.trim())));
         }
     }
 

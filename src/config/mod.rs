@@ -1,4 +1,4 @@
-//! The configuration: embedded default, then `granary.toml`, then `GRANARY_<SECTION>__<KEY>`, then flags.
+//! The configuration: embedded default, then the standard variables of OpenTelemetry, then `granary.toml`, then `GRANARY_<SECTION>__<KEY>`, then flags.
 //!
 //! Owns every setting, its default (`default.toml`, embedded), its type and its limits. It refuses what it does not
 //! understand, unknown keys included, and says in which file, variable or flag it stood and what was expected: past
@@ -37,7 +37,7 @@ pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
 pub use models::{MemoryBudget, ModelsConfig};
 pub use origin::{Origin, OriginError};
 pub use server::{AllowedHost, BindHost, HostError, RouteTimeout, ServerConfig};
-pub use telemetry::{LogFilter, LogFilterError, LogFormat, TelemetryConfig};
+pub use telemetry::{CollectorUrl, CollectorUrlError, LogFilter, LogFilterError, LogFormat, Share, TelemetryConfig};
 
 use crate::domain::ApiKey;
 use layers::{KEYS, Layer, Layers, MODELS};
@@ -60,7 +60,7 @@ pub struct Config {
     pub grains: GrainsConfig,
     /// Who may use the server.
     pub auth: AuthConfig,
-    /// What is logged.
+    /// What is logged, and where traces go.
     pub telemetry: TelemetryConfig,
     #[serde(skip)]
     origins: Origins,
@@ -192,6 +192,7 @@ impl Config {
             self.engine.problems(),
             self.grains.problems(),
             self.auth.problems(),
+            self.telemetry.problems(),
         ]
         .concat()
     }

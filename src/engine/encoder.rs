@@ -24,6 +24,7 @@ use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runti
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use crate::domain::Pooling;
 use crate::telemetry;
+use crate::telemetry::traces::Trace;
 
 /// Inputs that one blocking task tokenizes: more are spread over several.
 const INPUTS_PER_TOKENIZE_TASK: usize = 64;
@@ -263,6 +264,9 @@ impl Encoder {
         let (finish, priority) = (request.finish, request.priority);
         let texts = self.tokenize(request).await?;
         let tokenization_time = started.elapsed();
+        if let Some(trace) = Trace::current() {
+            trace.record("tokenize", started, tokenization_time, &[("granary.texts", texts.len())]);
+        }
         let n_tokens: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
         // Who leaves before the end has cost as much.
         meter::note(n_tokens.iter().sum());

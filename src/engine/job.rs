@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::error::EngineError;
 use super::tokenize::Tokens;
+use crate::telemetry::traces::Trace;
 
 /// What a caller wants done with each vector.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl Job {
                 reply: Some(sender),
             }),
         });
-        (Arc::clone(&job), JobHandle { job, reply })
+        (Arc::clone(&job), JobHandle { job, reply, trace: Trace::current() })
     }
 
     /// Whether nobody waits for it any more: its caller has gone, or another of its texts has failed.
@@ -94,6 +95,18 @@ impl Job {
     /// A batch was taken that has texts of it.
     pub(super) fn begin(&self) {
         self.progress.lock().queue_time.get_or_insert_with(|| self.submitted.elapsed());
+    }
+
+    /// Shows how long it waited and how long it was run, however it ended.
+    fn show(&self, trace: &Trace) {
+        let elapsed = self.submitted.elapsed();
+        let queue_time = self.progress.lock().queue_time;
+        trace.record("queue", self.submitted, queue_time.unwrap_or(elapsed), &[]);
+        if let Some(queue_time) = queue_time {
+            let n_tokens = (0..self.texts.len()).map(|index| self.n_tokens(index)).sum();
+            let counts = [("granary.texts", self.texts.len()), ("granary.tokens", n_tokens)];
+            trace.record("infer", self.submitted + queue_time, elapsed.saturating_sub(queue_time), &counts);
+        }
     }
 
     /// Lets `write` fill the vector of text `index`; the last one sends the job's result.
@@ -135,6 +148,7 @@ impl Job {
 pub struct JobHandle {
     job: Arc<Job>,
     reply: oneshot::Receiver<Result<JobResult, EngineError>>,
+    trace: Option<Trace>,
 }
 
 impl JobHandle {
@@ -156,5 +170,8 @@ impl JobHandle {
 impl Drop for JobHandle {
     fn drop(&mut self) {
         self.job.cancelled.store(true, Ordering::Relaxed);
+        if let Some(trace) = &self.trace {
+            self.job.show(trace);
+        }
     }
 }

@@ -15,6 +15,7 @@ use super::store::Scored;
 use super::vector::{checked, unit};
 use crate::domain::{Filter, ModelName, SpaceCondition, SpaceId};
 use crate::models::error::with_causes;
+use crate::telemetry::traces::part;
 
 /// The most grains that a filter may leave for each of them to be compared.
 const EXACT_UNDER_FILTER: u32 = 2_000;
@@ -68,7 +69,7 @@ impl Grains {
             }
             spent.embedding += began.elapsed();
             let began = Instant::now();
-            let is_settled = self.find_nearest(&mut searches, request, depth).await?;
+            let is_settled = part("nearest").around(self.find_nearest(&mut searches, request, depth)).await?;
             spent.vectors += began.elapsed();
             if is_settled || look == LOOKS {
                 break;

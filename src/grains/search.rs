@@ -13,6 +13,7 @@ use super::service::Grains;
 use super::store::{Numbered, Scored};
 use crate::domain::{Filter, Grain, ModelName, SpaceId};
 use crate::telemetry;
+use crate::telemetry::traces::part;
 
 /// The most hits that one request reaches: `offset` and `limit` together.
 pub const MAX_DEPTH: usize = 10_000;
@@ -151,6 +152,10 @@ impl Grains {
     /// A vector that is none of its space, an unknown space, or the database. A space whose model is not to be had is
     /// reported, not an error.
     pub async fn search(&self, request: SearchRequest) -> Result<SearchResult, GrainError> {
+        part("search").named("granary.mode", request.mode.as_str()).around(self.find(request)).await
+    }
+
+    async fn find(&self, request: SearchRequest) -> Result<SearchResult, GrainError> {
         let began = Instant::now();
         let mut spent = Spent::default();
         let wanted = request.offset + request.limit;

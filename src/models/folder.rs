@@ -126,7 +126,7 @@ fn list(paths: &[PathBuf]) -> String {
 ///
 /// # Errors
 /// [`FolderError`], naming the file.
-pub(super) fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, FolderError> {
+pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, FolderError> {
     let usual = || vec![folder.join("onnx/model.onnx"), folder.join("model.onnx")];
     let onnx = first_existing("the ONNX file", onnx.map_or_else(usual, |path| vec![path.to_owned()]))?;
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;

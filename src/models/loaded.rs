@@ -14,6 +14,7 @@ use super::interactive::Interactive;
 use super::standing::Standing;
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, SpaceId, TruncationSide};
 use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
+use crate::telemetry::traces::part;
 
 /// What is known of a model once it is loaded.
 #[derive(Clone, Debug)]
@@ -169,11 +170,17 @@ impl Lease {
             finish: Finish { dimensions: dimensions as usize, normalize },
             priority: request.priority,
         };
-        let encoded = match &self.model.cache {
-            Some(cache) => cache.encode(self.encoder(), self.name(), &space, request).await?,
-            None => self.encoder().encode(request).await?,
-        };
+        let embed =
+            part("embed").named("granary.model", self.name().as_str()).counted("granary.texts", request.inputs.len());
+        let encoded = embed.around(self.encode(&space, request)).await?;
         Ok(Embedded { model: self.name().clone(), space, provider: facts.provider.provider, encoded })
+    }
+
+    async fn encode(&self, space: &SpaceId, request: EncodeRequest) -> Result<Encoded, ModelError> {
+        match &self.model.cache {
+            Some(cache) => cache.encode(self.encoder(), self.name(), space, request).await,
+            None => Ok(self.encoder().encode(request).await?),
+        }
     }
 
     /// The text of the prompt that a request chooses, if there is one.

@@ -64,6 +64,7 @@ async fn each_request_has_exactly_one_line_with_all_that_is_known_of_it() {
         // With what could break a line escaped.
         assert_eq!(span["path"], json!(format!("{path:?}")), "{line}");
         assert_eq!(span.get("key").and_then(Value::as_str), key, "{line}");
+        assert_eq!(span.get("trace_id"), None, "{line}");
         assert!(line["elapsed_ms"].as_f64().is_some_and(|elapsed| elapsed > 0.0), "{line}");
         assert!(line["timestamp"].is_string() && line["level"] == "INFO" && line["message"] == "answered", "{line}");
     }

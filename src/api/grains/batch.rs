@@ -155,7 +155,7 @@ pub async fn create(
 }
 
 /// The grains of a body. One that is alone is read from the same bytes again.
-fn drafts(body: CreateBody, bytes: &[u8]) -> Result<Vec<crate::grains::Draft>, ApiError> {
+pub(in crate::api) fn drafts(body: CreateBody, bytes: &[u8]) -> Result<Vec<crate::grains::Draft>, ApiError> {
     match body {
         CreateBody { grains: Some(_), text: Some(_) } => {
             let sentence = "`text` is one grain and `grains` are many: send one of them";

@@ -120,7 +120,7 @@ pub async fn search(Kept(grains): Kept, Json(body): Json<SearchBody>) -> Result<
 }
 
 impl SearchBody {
-    fn into_request(self) -> Result<SearchRequest, ApiError> {
+    pub(in crate::api) fn into_request(self) -> Result<SearchRequest, ApiError> {
         let bound =
             |field: &'static str, value: Option<u64>, default: usize, range: std::ops::RangeInclusive<usize>| {
                 let value = value.map_or(default, |value| usize::try_from(value).unwrap_or(usize::MAX));

@@ -1,6 +1,8 @@
 //! `POST /grains/export` and `POST /grains/import`: grains in bulk, one JSON document a line.
 
-use axum::body::Body;
+use std::convert::Infallible;
+
+use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Query};
 use axum::http::HeaderMap;
 use axum::response::Response;
@@ -200,6 +202,14 @@ struct LineRules {
 fn lines(reader: LineReader, rules: LineRules) -> impl Stream<Item = Result<ImportLine, ReadingEnded>> + Send {
     let raw_lines = futures::stream::unfold(reader, async |mut reader| Some((reader.next().await?, reader)));
     raw_lines.map(move |line| line.map(|raw| read_line(raw, rules)))
+}
+
+/// The lines of a body that arrives in these pieces, for fuzzers.
+pub(in crate::api) async fn all_lines(pieces: Vec<Bytes>, max_line_bytes: usize) -> Vec<ImportLine> {
+    let pieces = futures::stream::iter(pieces.into_iter().map(Ok::<_, Infallible>));
+    let reader = LineReader::new(Body::from_stream(pieces), max_line_bytes);
+    let rules = LineRules { max_line: max_line_bytes as u64, unknown_vectors: UnknownVectors::Refuse };
+    lines(reader, rules).filter_map(async |line| line.ok()).collect().await
 }
 
 fn read_line(raw: RawLine, rules: LineRules) -> ImportLine {

@@ -128,7 +128,7 @@ pub struct DraftBody {
 }
 
 impl DraftBody {
-    pub(super) fn into_draft(self) -> Result<Draft, ApiError> {
+    pub(in crate::api) fn into_draft(self) -> Result<Draft, ApiError> {
         let vector = match (self.vector, self.space) {
             (None, None) => None,
             (Some(vector), Some(space)) => Some(SuppliedVector {

@@ -73,7 +73,7 @@ impl ImportSpace {
     ///
     /// # Errors
     /// [`GrainError::ForeignManifest`].
-    pub(super) fn declared(&self) -> Result<Option<DeclaredSpace>, GrainError> {
+    pub fn declared(&self) -> Result<Option<DeclaredSpace>, GrainError> {
         let canonical = self.manifest.to_string();
         let actual = Fingerprint::of_canonical(&canonical);
         if actual.as_str() != self.fingerprint {

@@ -1,6 +1,7 @@
 //! Starting servers, in this process or as one of their own, and asking them.
 
 mod chance;
+mod collector;
 mod disk;
 mod hub;
 mod keys;
@@ -14,6 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 pub use chance::Chance;
+pub use collector::{Mood, SeenSpan, StandInCollector};
 pub use disk::SmallDisk;
 pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use keys::{key_entry, secret, with_keys};

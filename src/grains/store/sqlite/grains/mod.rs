@@ -18,6 +18,7 @@ mod write;
 
 use std::path::Path;
 
+use super::super::StoreError;
 use super::super::grain_store::{
     Batch, Committed, Counted, Facet, GrainStore, Identity, Lacking, Made, NewVector, Numbered, OnlyIf, Page,
     PageRequest, ProvenVector, Purge, Purged, Receipt, ReceiptKey, Reply, Scored, StoredVector, Unembedded,
@@ -25,18 +26,19 @@ use super::super::grain_store::{
 };
 use super::SqliteStore;
 use crate::domain::{Filter, GrainId, Reembedding, ReembeddingFailure, ReembeddingId, SpaceId};
+use crate::telemetry::traces::part;
 
 impl GrainStore for SqliteStore {
     fn write(&self, batch: Batch) -> Reply<'_, Committed> {
-        Box::pin(self.write_grains(batch))
+        shown("write", self.write_grains(batch))
     }
 
     fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Vec<i64>, u64>> {
-        Box::pin(self.delete_grains(filter, only_if))
+        shown("delete", self.delete_grains(filter, only_if))
     }
 
     fn receipt<'a>(&'a self, key: &'a ReceiptKey) -> Reply<'a, Option<Receipt>> {
-        Box::pin(self.read_receipt(key))
+        shown("receipt", self.read_receipt(key))
     }
 
     fn forget_receipts(&self, before_us: i64) -> Reply<'_, ()> {
@@ -44,11 +46,11 @@ impl GrainStore for SqliteStore {
     }
 
     fn grain<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<Numbered>> {
-        Box::pin(self.read_grain(id))
+        shown("grain", self.read_grain(id))
     }
 
     fn grains(&self, numbers: Vec<i64>) -> Reply<'_, Vec<Numbered>> {
-        Box::pin(self.read_grains(numbers))
+        shown("grains", self.read_grains(numbers))
     }
 
     fn vector(&self, number: i64) -> Reply<'_, Option<StoredVector>> {
@@ -64,27 +66,27 @@ impl GrainStore for SqliteStore {
     }
 
     fn page(&self, request: PageRequest) -> Reply<'_, Page> {
-        Box::pin(self.read_page(request))
+        shown("page", self.read_page(request))
     }
 
     fn count(&self, filter: Filter, facets: Vec<Facet>) -> Reply<'_, Counted> {
-        Box::pin(self.count_grains(filter, facets))
+        shown("count", self.count_grains(filter, facets))
     }
 
     fn numbers(&self, filter: Filter, at_most: u32) -> Reply<'_, Vec<i64>> {
-        Box::pin(self.find_numbers(filter, at_most))
+        shown("numbers", self.find_numbers(filter, at_most))
     }
 
     fn passing(&self, filter: Filter, numbers: Vec<i64>) -> Reply<'_, Vec<i64>> {
-        Box::pin(self.find_passing(filter, numbers))
+        shown("passing", self.find_passing(filter, numbers))
     }
 
     fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Reply<'_, Vec<Scored>> {
-        Box::pin(self.find_words(query, filter, at_most))
+        shown("with_words", self.find_words(query, filter, at_most))
     }
 
     fn highlights(&self, query: String, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, String)>> {
-        Box::pin(self.highlight(query, numbers))
+        shown("highlights", self.highlight(query, numbers))
     }
 
     fn space_order(&self) -> Reply<'_, Vec<SpaceId>> {
@@ -158,6 +160,15 @@ impl GrainStore for SqliteStore {
     fn renew_epoch(&self) -> Reply<'_, Identity> {
         Box::pin(self.write_epoch())
     }
+}
+
+/// What requests ask of the database is shown in their traces, under the name it has in the trait.
+fn shown<'a, T: Send + 'a>(
+    operation: &'static str,
+    reply: impl Future<Output = Result<T, StoreError>> + Send + 'a,
+) -> Reply<'a, T> {
+    let part = part("store").named("db.system.name", "sqlite").named("db.operation.name", operation);
+    Box::pin(part.around(reply))
 }
 
 /// Numbers as the JSON array that `json_each` takes apart: one parameter, however many there are.

@@ -1,9 +1,13 @@
-//! Logs and metrics: how events reach standard error, and the name, labels and buckets of every metric.
+//! Logs, metrics and traces: how events reach standard error, the name, labels and buckets of every metric; in [`traces`],
+//! how spans reach a collector.
 //!
 //! Names, labels and buckets of `te_*` are those of text-embeddings-inference 1.9 (`router/src/prometheus.rs`,
 //! `router/src/lib.rs`, `core/src/infer.rs`, `core/src/queue.rs`), so that dashboards made for it work. Ours are
 //! `granary_*`. Labels take a bounded set of values: `model` is a name of the catalog, never a caller's word, and
 //! `route` a route's pattern.
+
+mod collector;
+pub mod traces;
 
 use std::backtrace::BacktraceStatus;
 use std::io::IsTerminal;
