@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::access;
 use super::bodies::{Held, Impatient};
 use super::error::{ApiError, Code};
+use super::forwarded::Asked;
 use super::state::AppState;
 use crate::telemetry;
 
@@ -29,10 +30,12 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_fit(id)).cloned().unwrap_or_else(new_id);
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or("unknown", MatchedPath::as_str).to_owned();
+    let client = request.extensions().get::<Asked>().map(|asked| tracing::field::display(asked.client));
     // The path goes into the log with its control characters escaped.
     let span = tracing::info_span!(
         "request",
         id = id.to_str().unwrap_or_default(),
+        client,
         %method,
         path = ?request.uri().path(),
         key = tracing::field::Empty

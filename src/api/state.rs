@@ -6,8 +6,10 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
+use super::forwarded::Proxies;
 use super::guard::HostGuard;
 use crate::change::Reembeddings;
 use crate::change::compare::Comparisons;
@@ -37,6 +39,10 @@ pub struct AppState {
     pub access: Access,
     /// Which hosts and pages may be served without keys.
     pub guard: Arc<HostGuard>,
+    /// Which proxies are believed.
+    pub proxies: Arc<Proxies>,
+    /// Cancelled when the server is about to stop, and others should be asked.
+    pub leaving: CancellationToken,
     /// The metrics of the process.
     pub metrics: PrometheusHandle,
     /// When the process started, in Unix seconds.
