@@ -2,7 +2,7 @@
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention chaos reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak cycles budget fuzz lint fmt openapi docs image test-image sbom audit clean
+.PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention chaos test-proxy reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak soak-proxy cycles budget fuzz lint fmt openapi docs image test-image sbom audit clean
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
@@ -60,6 +60,10 @@ grain-contention: setup-test ## readers and a writer of grains for a minute: doe
 chaos: setup-test ## the server stopped for 10 s, its files replaced, taken away or read-only, no file left to open
 	CHAOS_SECONDS=$${CHAOS_SECONDS:-10} $(LONG_TEST) chaos::
 
+test-proxy: setup-test ## behind real nginx, Caddy and HAProxy: restarts, smuggling, slow connections; 10 minutes
+	@scripts/setup-proxies
+	$(LONG_TEST) --run-ignored only -E 'test(/^proxies::/)'
+
 reembed-crash: setup-test ## a server that re-embeds is killed 20 times: does it go on by itself, and is everything there?
 	REEMBED_CRASH_KILLS=$${REEMBED_CRASH_KILLS:-20} $(LONG_TEST) reembedding_crash::
 
@@ -96,6 +100,10 @@ bench-spaces: setup-bench setup-test ## how well they are found when two models 
 
 soak: setup-test ## three models under load while they come and go: vectors, failures, memory; 12 minutes, ARGS="--seconds 60"
 	cargo bench --locked --bench soak -- soak $(ARGS)
+
+soak-proxy: setup-test ## everything at once behind nginx for 15 minutes, then a stop under load; ARGS="--seconds 60"
+	@scripts/setup-proxies
+	cargo bench --locked --bench soak -- proxy $(ARGS)
 
 cycles: setup-test ## a model of 440 MB loaded and unloaded 20 times: does memory come back?
 	cargo bench --locked --bench soak -- cycles $(ARGS)

@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 use crate::api;
 use crate::api::access::Access;
 use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsError, TlsFiles};
+use crate::api::forwarded::Proxies;
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
 use crate::api::timeouts::{Timeouts, UnknownRoute};
@@ -223,6 +224,8 @@ impl App {
             },
             access: Access::new(keys, config.auth.open.clone()),
             guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone(), config.server.cors_origins.clone())),
+            proxies: Arc::new(Proxies::new(config.server.trusted_proxies.clone())),
+            leaving: shutdown.leaving().clone(),
             metrics,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         };
@@ -260,8 +263,8 @@ impl App {
     /// [`AppError::Serve`], or [`AppError::Unfinished`] when the time to stop was over or a second signal came.
     pub async fn run(self, listener: TcpListener) -> Result<(), AppError> {
         let serving = Serving { router: self.router(), limits: self.connections, tls: self.tls.clone() };
-        let soft = self.shutdown.soft().clone();
-        let server = self.shutdown.spawn("http", connections::serve(listener, serving, soft));
+        let serve = connections::serve(listener, serving, self.shutdown.clone());
+        let server = self.shutdown.spawn("http", serve);
         self.shutdown.soft().cancelled().await;
         let deadline = Instant::now() + self.shutdown_timeout;
         match self.shutdown.drain(self.shutdown_timeout).await {
@@ -393,6 +396,7 @@ fn tls(config: &Config) -> Result<Option<Arc<Tls>>, AppError> {
 /// [`AppError::Bind`], or what stands against the keys: no port is opened without them.
 pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
     keys(config)?;
+    connections::files::raise_limit(config.server.max_connections);
     let (host, port) = (config.server.host.as_str(), config.server.port);
     let refused = |source| AppError::Bind { host: host.to_owned(), port, source };
     let listener = TcpListener::bind((host, port)).await.map_err(refused)?;

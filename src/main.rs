@@ -33,7 +33,7 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
         let shutdown = Shutdown::new();
-        shutdown.on_signals()?;
+        shutdown.on_signals(config.server.drain_delay)?;
         let (listener, address) = app::bind(&config).await?;
         let app = App::build(config, shutdown).await?;
         tracing::info!("serving on {}://{address}", app.scheme());

@@ -1,9 +1,10 @@
 //! Stopping in order: who must stop, who is still running, and when waiting ends.
 //!
-//! Owns two cancellation tokens and the tasks of the process. *Soft* means: take no new work, finish what was begun.
-//! *Hard* means: give up now; it implies soft. Every task of the process is spawned here under a name, so that a
-//! shutdown that does not end can say what it waits for. It refuses to decide the exit code; `main` does, and leaves
-//! through [`exit_at_once`] when something may still run.
+//! Owns three cancellation tokens and the tasks of the process. *Leaving* means: take what comes, and say that others
+//! should be asked. *Soft* means: take no new work, finish what was begun; it implies leaving. *Hard* means: give up now;
+//! it implies both. Every task of the process is spawned here under a name, so that a shutdown that does not end can say
+//! what it waits for. It refuses to decide the exit code; `main` does, and leaves through [`exit_at_once`] when something
+//! may still run.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -21,6 +22,7 @@ use tracing::Instrument;
 /// The tasks of the process and the tokens that end them. Clones share both.
 #[derive(Clone, Debug)]
 pub struct Shutdown {
+    leaving: CancellationToken,
     soft: CancellationToken,
     hard: CancellationToken,
     tasks: TaskTracker,
@@ -45,13 +47,21 @@ impl Shutdown {
     #[must_use]
     pub fn new() -> Self {
         let hard = CancellationToken::new();
+        let soft = hard.child_token();
         Self {
-            soft: hard.child_token(),
+            leaving: soft.child_token(),
+            soft,
             hard,
             tasks: TaskTracker::new(),
             watchers: TaskTracker::new(),
             running: RunningNames::default(),
         }
+    }
+
+    /// Cancelled when others should be asked, while what comes is still taken.
+    #[must_use]
+    pub fn leaving(&self) -> &CancellationToken {
+        &self.leaving
     }
 
     /// Cancelled when no new work is taken.
@@ -116,37 +126,49 @@ impl Shutdown {
         })
     }
 
-    /// Listens for SIGTERM and SIGINT from here on: the first begins the shutdown, the second gives up.
+    /// Listens for SIGTERM and SIGINT from here on: the first begins the shutdown, after a time of leaving that may be
+    /// zero, and the second gives up.
     ///
     /// # Errors
     /// When the handlers cannot be installed.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn on_signals(&self) -> std::io::Result<()> {
+    pub fn on_signals(&self, leaving: Duration) -> std::io::Result<()> {
         let terminate = signal(SignalKind::terminate())?;
         let interrupt = signal(SignalKind::interrupt())?;
         let shutdown = self.clone();
         self.watchers.spawn(
-            async move { shutdown.follow_signals(terminate, interrupt).await }
+            async move { shutdown.follow_signals(terminate, interrupt, leaving).await }
                 .instrument(tracing::info_span!("task", name = "signals")),
         );
         Ok(())
     }
 
-    async fn follow_signals(self, mut terminate: Signal, mut interrupt: Signal) {
+    async fn follow_signals(self, mut terminate: Signal, mut interrupt: Signal, leaving: Duration) {
         loop {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
+                () = tokio::time::sleep(leaving), if self.is_only_leaving() => {
+                    self.begin();
+                    continue;
+                }
             };
-            if self.soft.is_cancelled() {
+            if self.leaving.is_cancelled() {
                 tracing::warn!(signal = name, "second signal: giving up what is running");
                 return self.give_up();
             }
             tracing::info!(signal = name, "stopping: finishing what is running; a second signal gives it up");
-            self.begin();
+            self.leaving.cancel();
+            if !leaving.is_zero() {
+                tracing::info!(drain_delay = ?leaving, "requests are still taken, and readiness says no");
+            }
         }
+    }
+
+    fn is_only_leaving(&self) -> bool {
+        self.leaving.is_cancelled() && !self.soft.is_cancelled()
     }
 
     /// Begins the shutdown if nobody has, and waits for the tasks: until all have ended, `deadline` has passed (then
@@ -263,17 +285,49 @@ mod tests {
         assert_eq!(shutdown.running.names(), Vec::<&str>::new());
     }
 
+    /// One after the other: a signal reaches all that listen in the process.
     #[tokio::test]
+    async fn signals_are_followed() {
+        the_first_signal_is_soft_and_the_second_hard().await;
+        who_leaves_takes_work_until_a_second_signal().await;
+        who_leaves_takes_work_until_the_time_is_over().await;
+    }
+
+    fn raise() {
+        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).expect("a signal");
+    }
+
+    async fn until(token: &CancellationToken) {
+        tokio::time::timeout(LONG, token.cancelled()).await.expect("cancelled in time");
+    }
+
     async fn the_first_signal_is_soft_and_the_second_hard() {
         let shutdown = Shutdown::new();
-        shutdown.on_signals().expect("handlers");
+        shutdown.on_signals(Duration::ZERO).expect("handlers");
         shutdown.spawn("stuck", pending::<()>());
-        let raise = || rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM);
-        raise().expect("a signal");
-        tokio::time::timeout(LONG, shutdown.soft().cancelled()).await.expect("soft");
-        assert!(!shutdown.hard().is_cancelled());
-        raise().expect("a signal");
-        tokio::time::timeout(LONG, shutdown.hard().cancelled()).await.expect("hard");
+        raise();
+        until(shutdown.soft()).await;
+        assert!(shutdown.leaving().is_cancelled() && !shutdown.hard().is_cancelled());
+        raise();
+        until(shutdown.hard()).await;
         assert_eq!(shutdown.drain(LONG).await, Drained::GivenUp(vec!["stuck"]));
+    }
+
+    async fn who_leaves_takes_work_until_a_second_signal() {
+        let shutdown = Shutdown::new();
+        shutdown.on_signals(LONG * 60).expect("handlers");
+        raise();
+        until(shutdown.leaving()).await;
+        assert!(!shutdown.soft().is_cancelled());
+        raise();
+        until(shutdown.hard()).await;
+    }
+
+    async fn who_leaves_takes_work_until_the_time_is_over() {
+        let shutdown = Shutdown::new();
+        shutdown.on_signals(Duration::from_millis(10)).expect("handlers");
+        raise();
+        until(shutdown.soft()).await;
+        assert!(!shutdown.hard().is_cancelled());
     }
 }

@@ -1,4 +1,4 @@
-//! Granary over time: models that come and go under load, again and again, and within a memory budget.
+//! Granary over time: models that come and go under load, again and again, within a memory budget, and behind nginx.
 //!
 //! `cargo bench --bench soak -- --help`. Each subcommand starts a server of its own, prints its figures, and ends with
 //! exit code 1 when a line is broken. benches/README.md says what the lines are.
@@ -7,6 +7,10 @@ mod budget;
 mod checks;
 mod cycles;
 mod models;
+mod proxy;
+#[allow(dead_code, reason = "the tests use the rest")]
+#[path = "../../tests/it/helpers/proxy.rs"]
+mod proxy_process;
 mod soak;
 #[path = "../support/mod.rs"]
 mod support;
@@ -42,6 +46,14 @@ enum What {
         /// How often
         #[arg(long, default_value_t = 20)]
         cycles: usize,
+        #[command(flatten)]
+        common: Common,
+    },
+    /// Everything at once behind nginx, and a stop in the middle of it
+    Proxy {
+        /// How long the load lasts
+        #[arg(long, default_value_t = 900)]
+        seconds: u64,
         #[command(flatten)]
         common: Common,
     },
@@ -83,6 +95,7 @@ fn main() -> ExitCode {
         match &what {
             What::Soak { seconds, common } => soak::run(common, *seconds, &mut checks).await,
             What::Cycles { cycles, common } => cycles::run(common, *cycles, &mut checks).await,
+            What::Proxy { seconds, common } => proxy::run(common, *seconds, &mut checks).await,
             What::Budget { requests, common } => budget::run(common, *requests, &mut checks).await,
         }
     });

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use http::{Method, StatusCode};
+use http::Method;
 use serde_json::{Value, json};
 
 use crate::support::client::Connection;
@@ -71,6 +71,18 @@ impl Client {
         Ok(Embedded { model, vectors })
     }
 
+    /// Writes a grain, or writes it anew.
+    pub async fn write(&mut self, id: &str, text: &str) -> Result<(), Failure> {
+        self.ask(Method::PUT, &format!("/grains/{id}"), Some(json!({"text": text}))).await.map(drop)
+    }
+
+    /// How many grains a search finds.
+    pub async fn search(&mut self, query: &str) -> Result<usize, Failure> {
+        let answer = self.ask(Method::POST, "/grains/search", Some(json!({"query": query}))).await?;
+        let answer: Value = serde_json::from_slice(&answer)?;
+        Ok(answer["hits"].as_array().ok_or("an answer without `hits`")?.len())
+    }
+
     /// Loads a model; returns what the server says of it.
     pub async fn load(&mut self, model: &str) -> Result<Value, Failure> {
         let answer = self.ask(Method::POST, &format!("/models/{model}/load"), None).await?;
@@ -114,7 +126,7 @@ impl Client {
         let (status, answer) =
             connection.send_and_keep(method, path, body).await.map_err(|error| format!("{what}: {error}"))?;
         self.connection = Some(connection);
-        if status != StatusCode::OK {
+        if !status.is_success() {
             return Err(format!("{what} was answered {status}: {}", String::from_utf8_lossy(&answer)).into());
         }
         Ok(answer)

@@ -33,6 +33,11 @@ impl Usage {
         total
     }
 
+    /// Files and connections that a process has open, without its children's.
+    pub fn open_files(pid: u32) -> usize {
+        fs_err::read_dir(format!("/proc/{pid}/fd")).map_or(0, Iterator::count)
+    }
+
     fn of_self() -> Self {
         Self::of(std::process::id())
     }

@@ -277,16 +277,22 @@ impl Server {
         Ok(entries.map(|(name, value)| (name.clone(), value.as_str().unwrap_or("unknown").to_owned())).collect())
     }
 
-    /// Asks the process to end, and waits.
+    /// Asks the process to end, and waits. Granary must end well.
     pub async fn stop(mut self) -> Result<(), Failure> {
         let pid = Pid::from_child(&self.child);
         kill_process(pid, Signal::TERM)?;
         let deadline = Instant::now() + STOP_TIMEOUT;
-        while self.child.try_wait()?.is_none() {
+        let status = loop {
+            if let Some(status) = self.child.try_wait()? {
+                break status;
+            }
             if Instant::now() > deadline {
                 return Err(format!("{} did not end within {STOP_TIMEOUT:?}", self.contender.name()).into());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
+        };
+        if self.contender == Contender::Granary && !status.success() {
+            return Err(format!("{} ended with {status}:\n{}", self.contender.name(), self.last_lines()).into());
         }
         Ok(())
     }

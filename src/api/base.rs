@@ -47,7 +47,11 @@ fn taken_off(base: &BasePath, uri: &Uri) -> Option<Uri> {
     Uri::from_parts(parts).ok()
 }
 
-fn put_before_location(base: &BasePath, response: &mut Response) {
+/// Puts a path before the one that an answer names in `Location`.
+pub(super) fn put_before_location(base: &BasePath, response: &mut Response) {
+    if base.is_root() {
+        return;
+    }
     let location = response.headers().get(header::LOCATION).and_then(|value| value.to_str().ok());
     let Some(path) = location.filter(|location| location.starts_with('/')) else { return };
     if let Ok(whole) = HeaderValue::try_from(format!("{base}{path}")) {

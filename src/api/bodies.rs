@@ -6,10 +6,14 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
+use axum::http::HeaderName;
 use http_body::{Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::error::{ApiError, Code};
+
+/// Tells nginx to pass a body on as it comes, however it is configured.
+pub const UNBUFFERED: (HeaderName, &str) = (HeaderName::from_static("x-accel-buffering"), "no");
 
 /// A request's body that fails when no bytes come for too long. The time counts only while somebody waits for them.
 pub struct Impatient {

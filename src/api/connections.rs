@@ -6,15 +6,18 @@
 
 mod accept;
 mod activity;
+pub mod files;
 mod tls;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
 use axum::extract::Request;
+use axum::http::{HeaderValue, Version, header};
 use hyper::body::Incoming;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -23,15 +26,23 @@ use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use self::accept::Door;
+use self::accept::{Accepted, Door};
 use self::activity::{Activity, Answer, Silence, Watched};
 pub use self::tls::{Tls, TlsError, TlsFiles};
+use super::forwarded::Peer;
+use crate::shutdown::Shutdown;
 
 /// The largest head of a request, in bytes. Hyper answers 431 beyond it.
 const MAX_HEAD_BYTES: u32 = 64 << 10;
+
+/// How long connections are still taken that the system has accepted on the server's behalf when it stops: requests may
+/// have come on them.
+const LAST_ACCEPTS: Duration = Duration::from_millis(50);
+
+/// How long a connection on which no request has come yet is left open when the server stops, for one that is on its way.
+const LAST_HEADS: Duration = Duration::from_secs(1);
 
 /// What connections may cost.
 #[derive(Clone, Copy, Debug)]
@@ -57,16 +68,24 @@ pub struct Serving {
     pub tls: Option<Arc<Tls>>,
 }
 
-/// Serves connections until `stop`, then finishes those that there are.
-pub async fn serve(listener: TcpListener, serving: Serving, stop: CancellationToken) {
+/// Serves connections until the shutdown begins, then finishes those that there are. While the server is leaving, each
+/// connection ends with its next answer.
+pub async fn serve(listener: TcpListener, serving: Serving, shutdown: Shutdown) {
     let connections = TaskTracker::new();
     let mut door = Door::new(listener, serving.limits.max_connections);
-    while let Some(accepted) = stop.run_until_cancelled(door.next()).await {
-        let (serving, stop) = (serving.clone(), stop.clone());
+    let take = |accepted: Accepted| {
+        let (serving, shutdown) = (serving.clone(), shutdown.clone());
         connections.spawn(async move {
-            welcome(accepted.stream, serving, stop).await;
+            welcome(accepted.stream, accepted.peer, serving, shutdown).await;
             drop(accepted.place);
         });
+    };
+    while let Some(accepted) = shutdown.soft().run_until_cancelled(door.next()).await {
+        take(accepted);
+    }
+    let end = Instant::now() + LAST_ACCEPTS;
+    while let Ok(accepted) = tokio::time::timeout_at(end, door.next()).await {
+        take(accepted);
     }
     // From here on nobody can connect.
     drop(door);
@@ -75,21 +94,21 @@ pub async fn serve(listener: TcpListener, serving: Serving, stop: CancellationTo
 }
 
 /// Serves one connection to its end, inside TLS where there is a certificate.
-async fn welcome(stream: TcpStream, serving: Serving, stop: CancellationToken) {
+async fn welcome(stream: TcpStream, peer: IpAddr, serving: Serving, shutdown: Shutdown) {
     let Serving { router, limits, tls } = serving;
     // Small answers must not wait for the acknowledgement of the last ones.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection keeps Nagle's algorithm");
     }
-    let Some(tls) = tls else { return carry(stream, router, limits, stop).await };
-    let shaken = stop.run_until_cancelled(tls.shake_hands(stream, limits.header_timeout)).await;
+    let Some(tls) = tls else { return carry(stream, peer, router, limits, shutdown).await };
+    let shaken = shutdown.soft().run_until_cancelled(tls.shake_hands(stream, limits.header_timeout)).await;
     if let Some(Some(stream)) = shaken {
-        carry(stream, router, limits, stop).await;
+        carry(stream, peer, router, limits, shutdown).await;
     }
 }
 
 /// Serves one connection to its end.
-async fn carry<S>(stream: S, router: Router, limits: ConnectionLimits, stop: CancellationToken)
+async fn carry<S>(stream: S, peer: IpAddr, router: Router, limits: ConnectionLimits, shutdown: Shutdown)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
@@ -97,12 +116,18 @@ where
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let router = TowerToHyperService::new(router);
     let service = {
-        let activity = Arc::clone(&activity);
-        service_fn(move |request: Request<Incoming>| {
-            let begun = activity.begin(request.version());
-            let answer = router.call(request);
+        let (activity, leaving) = (Arc::clone(&activity), shutdown.leaving().clone());
+        service_fn(move |mut request: Request<Incoming>| {
+            let version = request.version();
+            let begun = activity.begin(version);
+            request.extensions_mut().insert(Peer(peer));
+            let (answer, leaving) = (router.call(request), leaving.clone());
             async move {
-                let Ok(response) = answer.await;
+                let Ok(mut response) = answer.await;
+                // HTTP/2 knows no such header: its connections are told when the shutdown begins.
+                if leaving.is_cancelled() && version != Version::HTTP_2 {
+                    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+                }
                 Ok::<_, Infallible>(response.map(|body| Answer::new(body, begun)))
             }
         })
@@ -115,13 +140,15 @@ where
     loop {
         let silence = activity.silence();
         tokio::select! {
+            // First what has come: a request that came in time is not cut off by a time that is over.
+            biased;
             ended = connection.as_mut() => {
                 if let Err(error) = ended {
                     tracing::debug!(error, "a connection broke off");
                 }
                 return;
             }
-            () = stop.cancelled(), if !is_ending => {
+            () = last_request(&shutdown, silence), if !is_ending => {
                 is_ending = true;
                 connection.as_mut().graceful_shutdown();
             }
@@ -140,6 +167,15 @@ where
                 connection.as_mut().graceful_shutdown();
             }
         }
+    }
+}
+
+/// Ends when the shutdown begins; on a connection that owes a head, somewhat later: told to end, it would lose a request
+/// that has come and is not read yet.
+async fn last_request(shutdown: &Shutdown, silence: Option<Silence>) {
+    shutdown.soft().cancelled().await;
+    if let Some(Silence::InHead(since)) = silence {
+        tokio::time::sleep_until(since + LAST_HEADS).await;
     }
 }
 

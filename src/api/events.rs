@@ -3,17 +3,23 @@
 use std::convert::Infallible;
 
 use axum::extract::State;
-use axum::response::Sse;
 use axum::response::sse::{Event, KeepAlive};
+use axum::response::{IntoResponse, Sse};
 use futures::Stream;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::bodies::UNBUFFERED;
 use super::error::ApiError;
 use super::extract::ModelWord;
 use super::models::Model;
 use super::responses::{NativeErrors, UnknownModel};
 use super::state::AppState;
+
+/// An answer of events, with a sign of life where there are none for a while.
+pub(super) fn answer(events: impl Stream<Item = Result<Event, Infallible>> + Send + 'static) -> impl IntoResponse {
+    ([UNBUFFERED], Sse::new(events).keep_alive(KeepAlive::default()))
+}
 
 /// The stream for the document: text, and to who reads events what each is.
 #[derive(Serialize, ToSchema)]
@@ -48,10 +54,7 @@ pub struct ModelEvent {
         NativeErrors, UnknownModel
     )
 )]
-pub async fn follow(
-    State(state): State<AppState>,
-    ModelWord(word): ModelWord,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+pub async fn follow(State(state): State<AppState>, ModelWord(word): ModelWord) -> Result<impl IntoResponse, ApiError> {
     let name = state.models.resolve(Some(&word))?;
     let changes = state.models.follow(&name)?;
     let events = futures::stream::unfold((state, changes), async |(state, mut changes)| {
@@ -61,5 +64,5 @@ pub async fn follow(
         let event = Event::default().event("model").json_data(model).unwrap_or_default();
         Some((Ok(event), (state, changes)))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+    Ok(answer(events))
 }

@@ -2,7 +2,8 @@
 //!
 //! A page on the web can make its visitor's browser call `http://127.0.0.1:8080`, directly or through a name that
 //! resolves there (DNS rebinding). The browser tells on it: `Host` is the page's own name, `Origin` is the page. On a
-//! server with keys the page would need one, and the server may have any name.
+//! server with keys the page would need one, and the server may have any name. Behind a trusted proxy the host is the one
+//! that the proxy was asked for.
 
 use axum::extract::{Request, State};
 use axum::http::{HeaderMap, Uri, header};
@@ -10,6 +11,7 @@ use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 
 use super::error::{ApiError, Code};
+use super::forwarded::Asked;
 use super::state::AppState;
 use crate::config::{AllowedHost, Origin};
 
@@ -36,10 +38,17 @@ impl HostGuard {
         &self.pages
     }
 
-    fn check(&self, uri: &Uri, headers: &HeaderMap) -> Result<(), ApiError> {
+    fn check(&self, uri: &Uri, headers: &HeaderMap, forwarded: &[String]) -> Result<(), ApiError> {
         // HTTP/2 has the authority in the request line.
         let header = headers.get(header::HOST).map(|value| value.to_str().unwrap_or_default());
-        let authority = uri.authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();
+        let direct = uri.authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();
+        let authorities =
+            if forwarded.is_empty() { vec![direct] } else { forwarded.iter().map(String::as_str).collect() };
+        let origin = headers.get(header::ORIGIN).map(|value| value.to_str().unwrap_or_default());
+        authorities.into_iter().try_for_each(|authority| self.check_authority(authority, origin))
+    }
+
+    fn check_authority(&self, authority: &str, origin: Option<&str>) -> Result<(), ApiError> {
         let host = without_port(authority);
         if !self.serves(host) {
             return Err(ApiError::new(
@@ -51,8 +60,8 @@ impl HostGuard {
                 ),
             ));
         }
-        match headers.get(header::ORIGIN) {
-            Some(origin) if !self.serves_page(origin.to_str().unwrap_or_default(), authority) => Err(ApiError::new(
+        match origin {
+            Some(origin) if !self.serves_page(origin, authority) => Err(ApiError::new(
                 Code::Forbidden,
                 "a page of another origin may not use this server: call it from the page's own server, serve the \
                  page from here, or name its origin in `server.cors_origins`",
@@ -89,7 +98,8 @@ pub async fn refuse_foreign(State(state): State<AppState>, request: Request, nex
     if state.access.needs_keys() {
         return next.run(request).await;
     }
-    match state.guard.check(request.uri(), request.headers()) {
+    let forwarded = request.extensions().get::<Asked>().map_or(&[][..], |asked| asked.hosts.as_slice());
+    match state.guard.check(request.uri(), request.headers(), forwarded) {
         Ok(()) => next.run(request).await,
         Err(error) => error.into_response(),
     }
@@ -100,6 +110,10 @@ mod tests {
     use super::*;
 
     fn check(host: Option<&str>, origin: Option<&str>) -> Result<(), Code> {
+        check_forwarded(host, origin, &[])
+    }
+
+    fn check_forwarded(host: Option<&str>, origin: Option<&str>, forwarded: &[&str]) -> Result<(), Code> {
         let guard =
             HostGuard::new(vec![AllowedHost::try_from("granary.example.org".to_owned()).expect("a host")], Vec::new());
         let mut headers = HeaderMap::new();
@@ -108,7 +122,8 @@ mod tests {
                 headers.insert(name, value.parse().expect("a header"));
             }
         }
-        guard.check(&Uri::from_static("/embed"), &headers).map_err(|error| error.code())
+        let forwarded: Vec<String> = forwarded.iter().map(|&host| host.to_owned()).collect();
+        guard.check(&Uri::from_static("/embed"), &headers, &forwarded).map_err(|error| error.code())
     }
 
     #[test]
@@ -126,6 +141,16 @@ mod tests {
             assert_eq!(check(Some(host), None), Err(Code::Misdirected), "{host}");
         }
         assert_eq!(check(None, None), Err(Code::Misdirected));
+    }
+
+    #[test]
+    fn a_forwarded_host_is_checked_in_place_of_the_proxys_own() {
+        let (own, page) = (Some("granary:8080"), Some("https://granary.example.org"));
+        assert_eq!(check_forwarded(own, page, &["granary.example.org"]), Ok(()));
+        assert_eq!(check_forwarded(own, page, &["granary.example.org", "localhost"]), Err(Code::Forbidden));
+        for forwarded in [&["evil.example"][..], &["localhost", "evil.example"], &[""]] {
+            assert_eq!(check_forwarded(Some("localhost"), None, forwarded), Err(Code::Misdirected), "{forwarded:?}");
+        }
     }
 
     #[test]

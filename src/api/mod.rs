@@ -18,6 +18,7 @@ pub mod embed;
 pub mod error;
 pub mod events;
 pub mod extract;
+pub mod forwarded;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod grains;
@@ -33,6 +34,7 @@ pub mod operations;
 pub mod prompt;
 pub mod reembeddings;
 pub mod registration;
+pub mod relayed;
 pub mod requests;
 pub mod responses;
 pub mod similarity;
@@ -43,11 +45,14 @@ pub mod timeouts;
 pub mod tokens;
 mod vectors;
 
-use axum::Router;
+use std::sync::Arc;
+
 use axum::extract::DefaultBodyLimit;
 use axum::http::StatusCode;
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use axum::{Extension, Json, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
 use utoipa_axum::router::OpenApiRouter;
@@ -55,6 +60,7 @@ use utoipa_axum::routes;
 use utoipa_swagger_ui::{Config, SwaggerUi};
 
 use self::error::{ApiError, Code};
+use self::forwarded::Asked;
 use self::state::AppState;
 use crate::config::BasePath;
 
@@ -125,7 +131,7 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
     let (router, document) = routes().split_for_parts();
     let max_body = usize::try_from(state.limits.max_body.as_u64()).unwrap_or(usize::MAX);
     let router = router
-        .merge(docs(openapi::at(openapi::complete(document), base), base))
+        .merge(docs(openapi::complete(document), base))
         .fallback(|| async { nothing_here() })
         .method_not_allowed_fallback(|| async {
             ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")
@@ -142,19 +148,29 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
         Some(cors) => router.layer(cors),
         None => router,
     };
-    let router = router.layer(from_fn(requests::observe)).with_state(state);
+    let router = router.layer(from_fn(requests::observe)).with_state(state.clone());
     base::below(base, router)
+        .layer(from_fn(relayed::answer_when_read))
+        .layer(from_fn_with_state(state, forwarded::note))
 }
 
-/// The document, and a page that shows it. The page's own answer to an unknown file is an empty one.
+/// The document, with the address under which the caller knows the server, and a page that shows it. The page's own answer
+/// to an unknown file is an empty one.
 fn docs(document: utoipa::openapi::OpenApi, base: &BasePath) -> Router<AppState> {
-    // By default the page sends the document's address to a validator on the web.
-    let config = Config::new([format!("{base}/openapi.json")]).validator_url("none");
-    let page = SwaggerUi::new("/docs").config(config).url("/openapi.json", document);
-    Router::from(page).layer(map_response(async |response: Response| match response.status() {
+    let (document, base) = (Arc::new(document), base.clone());
+    let document = get(async move |asked: Option<Extension<Asked>>| {
+        let url = openapi::url(asked.as_deref(), &base);
+        Json(openapi::at(document.as_ref().clone(), url))
+    });
+    // The page finds the document whatever stands before both of them. By default it sends the document's address to a
+    // validator on the web.
+    let config = Config::new(["../openapi.json"]).validator_url("none");
+    let page = Router::from(SwaggerUi::new("/docs").config(config));
+    let page = page.layer(map_response(async |response: Response| match response.status() {
         StatusCode::NOT_FOUND => nothing_here().into_response(),
         _ => response,
-    }))
+    }));
+    Router::new().route("/openapi.json", document).merge(page)
 }
 
 fn nothing_here() -> ApiError {

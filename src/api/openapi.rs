@@ -10,6 +10,7 @@ use utoipa::{Modify, OpenApi};
 
 use super::access::{self, Need};
 use super::error::{OpenAiError, ProblemBody, TeiError};
+use super::forwarded::Asked;
 use crate::config::BasePath;
 use crate::domain::Scope;
 
@@ -81,11 +82,19 @@ pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::Open
     document
 }
 
-/// The document of a server whose paths are below this one.
+/// The document of a server at this address.
 #[must_use]
-pub fn at(mut document: utoipa::openapi::OpenApi, base: &BasePath) -> utoipa::openapi::OpenApi {
-    document.servers = Some(vec![Server::new(String::from(base.clone()))]);
+pub fn at(mut document: utoipa::openapi::OpenApi, url: String) -> utoipa::openapi::OpenApi {
+    document.servers = Some(vec![Server::new(url)]);
     document
+}
+
+/// Where the paths of the document are: whole where trusted proxies say so, else a path on the server that it came from.
+#[must_use]
+pub fn url(asked: Option<&Asked>, base: &BasePath) -> String {
+    let (origin, prefix) = asked.map_or((None, None), |asked| (asked.origin.as_deref(), Some(&asked.prefix)));
+    let url = format!("{}{}{base}", origin.unwrap_or_default(), prefix.map(ToString::to_string).unwrap_or_default());
+    if url.is_empty() { "/".to_owned() } else { url }
 }
 
 fn operations(item: &mut PathItem) -> impl Iterator<Item = (Method, &mut Operation)> {

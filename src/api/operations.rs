@@ -1,5 +1,7 @@
 //! Health and metrics, for whoever runs the server.
 
+use std::time::Duration;
+
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -11,6 +13,9 @@ use super::models::GrainWrites;
 use super::responses::NativeErrors;
 use super::state::AppState;
 use crate::models::{ModelError, ModelStatus};
+
+/// When to ask a server again that is stopping: whoever takes its place may be there by then.
+const STOPPING: Duration = Duration::from_secs(5);
 
 /// The content type of the Prometheus text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -57,8 +62,12 @@ pub async fn ready(State(state): State<AppState>) -> Result<axum::Json<Ready>, A
 /// What readiness rests on, or why the server is not ready.
 ///
 /// # Errors
-/// When the database does not answer, or the active model's last load failed.
+/// When the server is stopping, the database does not answer, or the active model's last load failed.
 pub(super) async fn check_ready(state: &AppState) -> Result<Ready, ApiError> {
+    if state.leaving.is_cancelled() {
+        let sentence = "the server is stopping: it finishes what is running, and others should be asked";
+        return Err(ApiError::new(Code::StoreUnavailable, sentence).with_retry_after(STOPPING));
+    }
     state.ledger.check().await?;
     let active = state.models.active();
     let status = state.models.status(&active)?;

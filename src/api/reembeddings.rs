@@ -1,19 +1,18 @@
 //! `/reembeddings`: jobs that give grains vectors in another space, which then takes over.
 
-use std::convert::Infallible;
-
 use axum::extract::{FromRequestParts, Path, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, StatusCode, header};
-use axum::response::Sse;
-use axum::response::sse::{Event, KeepAlive};
-use futures::{Stream, StreamExt};
+use axum::response::IntoResponse;
+use axum::response::sse::Event;
+use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::error::{ApiError, Code, ProblemBody};
+use super::events;
 use super::extract::{Json, required_space};
 use super::grains::filter::FilterBody;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
@@ -220,15 +219,12 @@ pub async fn get(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Reembe
         NativeErrors, UnknownReembedding
     )
 )]
-pub async fn follow(
-    Jobs(jobs): Jobs,
-    JobId(id): JobId,
-) -> Result<Sse<impl Stream<Item = Result<Event, Infallible>>>, ApiError> {
+pub async fn follow(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<impl IntoResponse, ApiError> {
     let events = jobs.follow(&id)?.map(|status| {
         // A job is plain data, which is always JSON.
         Ok(Event::default().event("reembedding").json_data(ReembeddingObject::of(status)).unwrap_or_default())
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::default()))
+    Ok(events::answer(events))
 }
 
 /// Shows the grains that a job could not embed, and why.

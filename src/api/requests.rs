@@ -15,6 +15,7 @@ use uuid::Uuid;
 use super::access;
 use super::bodies::Held;
 use super::error::{ApiError, Code};
+use super::forwarded::Asked;
 use super::state::AppState;
 use crate::telemetry;
 use crate::telemetry::traces::{self, RequestTrace};
@@ -38,10 +39,12 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let route = request.extensions().get::<MatchedPath>().map_or(UNKNOWN_ROUTE, MatchedPath::as_str).to_owned();
     let mut trace = trace(&request, &route);
+    let client = request.extensions().get::<Asked>().map(|asked| tracing::field::display(asked.client));
     // The path goes into the log with its control characters escaped.
     let span = tracing::info_span!(
         "request",
         id = id.to_str().unwrap_or_default(),
+        client,
         %method,
         path = ?beginning(request.uri().path()),
         key = tracing::field::Empty,

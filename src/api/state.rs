@@ -6,9 +6,11 @@ use std::time::Duration;
 use bytesize::ByteSize;
 use metrics_exporter_prometheus::PrometheusHandle;
 use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
 use super::error::{ApiError, Code};
+use super::forwarded::Proxies;
 use super::guard::HostGuard;
 use super::timeouts::Timeouts;
 use crate::change::Reembeddings;
@@ -41,6 +43,10 @@ pub struct AppState {
     pub access: Access,
     /// Which hosts and pages may be served without keys.
     pub guard: Arc<HostGuard>,
+    /// Which proxies are believed.
+    pub proxies: Arc<Proxies>,
+    /// Cancelled when the server is about to stop, and others should be asked.
+    pub leaving: CancellationToken,
     /// The metrics of the process.
     pub metrics: PrometheusHandle,
     /// When the process started, in Unix seconds.

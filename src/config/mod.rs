@@ -14,6 +14,7 @@ mod grains;
 mod layers;
 mod models;
 mod origin;
+mod proxy;
 mod server;
 mod spelling;
 mod telemetry;
@@ -36,6 +37,7 @@ pub use error::{ConfigError, Refusal};
 pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
 pub use models::{MemoryBudget, ModelsConfig};
 pub use origin::{Origin, OriginError};
+pub use proxy::{TrustedProxy, TrustedProxyError};
 pub use server::{AllowedHost, BindHost, HostError, RouteTimeout, ServerConfig};
 pub use telemetry::{CollectorUrl, CollectorUrlError, LogFilter, LogFilterError, LogFormat, Share, TelemetryConfig};
 

@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::base_path::BasePath;
 use super::origin::Origin;
+use super::proxy::TrustedProxy;
 use super::spelling::{self, Problem, outside};
 
 const MAX_BODY: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::gib(2);
@@ -23,6 +24,7 @@ const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
 const MAX_CONCURRENT_REQUESTS: RangeInclusive<usize> = 1..=1_000_000;
 /// Of a head, of a pause in a body, and between two requests.
 const SILENCE: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(24);
+const DRAIN_DELAY: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 const SHUTDOWN_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(1);
 
 /// `[server]`.
@@ -46,6 +48,8 @@ pub struct ServerConfig {
     pub allowed_hosts: Vec<AllowedHost>,
     /// Pages of other origins that may use the server.
     pub cors_origins: Vec<Origin>,
+    /// Reverse proxies that are believed when they say for whom they ask.
+    pub trusted_proxies: Vec<TrustedProxy>,
     /// The largest request body.
     #[serde(with = "spelling::size")]
     pub max_body: ByteSize,
@@ -72,7 +76,10 @@ pub struct ServerConfig {
     pub request_timeout: Duration,
     /// How long requests of single routes may take, by method and pattern.
     pub route_timeouts: BTreeMap<String, RouteTimeout>,
-    /// How long requests may finish after the first signal to stop.
+    /// How long requests are taken after the first signal to stop.
+    #[serde(with = "spelling::duration")]
+    pub drain_delay: Duration,
+    /// How long requests may finish after that.
     #[serde(with = "spelling::duration")]
     pub shutdown_timeout: Duration,
 }
@@ -99,6 +106,7 @@ impl ServerConfig {
             outside("server.body_timeout", &self.body_timeout, &SILENCE, spelling::duration::spell),
             outside("server.idle_timeout", &self.idle_timeout, &SILENCE, spelling::duration::spell),
             outside("server.request_timeout", &self.request_timeout, &REQUEST_TIMEOUT, spelling::duration::spell),
+            outside("server.drain_delay", &self.drain_delay, &DRAIN_DELAY, spelling::duration::spell),
             outside("server.shutdown_timeout", &self.shutdown_timeout, &SHUTDOWN_TIMEOUT, spelling::duration::spell),
         ]
         .into_iter()

@@ -201,7 +201,7 @@ fn models_of_the_environment_are_added_by_name() {
 
 #[test]
 fn refusals_of_limits_and_paths_say_what_is_taken() {
-    let cases: [(&str, &[&str]); 5] = [
+    let cases: [(&str, &[&str]); 7] = [
         ("[server]\nbase_path = 'granary'", &["granary.toml: server.base_path:", "\"granary\"", "\"/granary\""]),
         (
             "[server]\ncors_origins = ['*']",
@@ -209,6 +209,11 @@ fn refusals_of_limits_and_paths_say_what_is_taken() {
         ),
         ("[server]\nmax_connections = 0", &["server.max_connections:", "found 0", "1 to 1000000"]),
         ("[server]\nmax_concurrent_requests = 0", &["server.max_concurrent_requests:", "found 0", "1 to 1000000"]),
+        (
+            "[server]\ntrusted_proxies = ['10.0.0.0/8', 'proxy']",
+            &["granary.toml: server.trusted_proxies[1]:", "\"proxy\"", "\"172.16.0.0/12\""],
+        ),
+        ("[server]\ndrain_delay = '2h'", &["server.drain_delay:", "\"2h\"", "\"0s\" to \"1h\""]),
         ("[server]\nheader_timeout = '0s'", &["server.header_timeout:", "\"0s\"", "\"100ms\" to \"1day\""]),
     ];
     for (file, parts) in cases {

@@ -293,6 +293,25 @@ async fn a_stop_closes_connections_that_ask_nothing_and_answers_the_others() {
     tokio::join!(app.stop(), stopped);
 }
 
+#[tokio::test]
+async fn a_request_on_its_way_when_the_server_stops_is_answered() {
+    let app = serve("").await;
+    // Connections that the server has, one of them in the middle of a head.
+    let (mut fresh, mut begun) = (Raw::open(&app).await, Raw::open(&app).await);
+    let ask = ASK.replace("\r\n\r\n", "\r\nconnection: keep-alive\r\n\r\n");
+    let (head, rest) = ask.split_at(20);
+    begun.send(head).await;
+    let asked = async {
+        fresh.send(&ask).await;
+        begun.send(rest).await;
+        for raw in [&mut fresh, &mut begun] {
+            let answer = raw.read_to_end().await;
+            assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("connection: close"), "{answer}");
+        }
+    };
+    tokio::join!(app.stop(), asked);
+}
+
 #[test]
 fn without_file_descriptors_connections_wait_and_the_log_says_so() {
     let folder = folder_with(&with_tiny(&[]));

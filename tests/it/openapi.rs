@@ -313,7 +313,7 @@ async fn the_document_and_its_page_come_from_the_server_alone() {
     }
     let start = app.get("/docs/swagger-initializer.js").await.text;
     assert!(!page.text.contains("http") && !start.contains("http"), "{start}");
-    assert!(start.contains("\"url\": \"/openapi.json\"") && start.contains("\"validatorUrl\": \"none\""), "{start}");
+    assert!(start.contains("\"url\": \"../openapi.json\"") && start.contains("\"validatorUrl\": \"none\""), "{start}");
     assert_eq!(app.get("/docs/no-such-file.js").await.problem().1, "not_found");
     app.stop().await;
 }

@@ -77,6 +77,44 @@ fn a_request_in_flight_is_answered_and_the_process_ends_well() {
 }
 
 #[test]
+fn who_leaves_says_so_and_answers_until_its_time_is_over() {
+    let mut server = Server::start("[server]\ndrain_delay = \"1h\"\n");
+    let mut kept = BufReader::new(server.connect());
+    write!(kept.get_mut(), "GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("sent");
+    let mut alive = Vec::new();
+    kept.read_until(b'}', &mut alive).expect("an answer");
+    assert!(alive.starts_with(b"HTTP/1.1 200"), "{alive:?}");
+    server.process.signal(Signal::TERM);
+    server.process.wait_for("readiness says no");
+
+    // A load balancer is told, and what it still sends is answered, on a connection it has and on a new one.
+    let ask = |mut connection: BufReader<TcpStream>, request: &str| {
+        write!(connection.get_mut(), "{request}").expect("sent");
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).expect("a whole answer");
+        assert!(answer.contains("connection: close"), "{answer}");
+        answer
+    };
+    let ready = "GET /health/ready HTTP/1.1\r\nhost: localhost\r\n\r\n";
+    let answer = ask(BufReader::new(server.connect()), ready);
+    assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("the server is stopping"), "{answer}");
+    let length = BODY.len();
+    let embed = format!(
+        "POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{BODY}"
+    );
+    for connection in [kept, BufReader::new(server.connect())] {
+        let answer = ask(connection, &embed);
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("[["), "{answer}");
+    }
+    server.process.signal(Signal::TERM);
+    assert_eq!(server.process.wait().code(), Some(1), "{}", server.process.log());
+
+    let mut server = Server::start("[server]\ndrain_delay = \"100ms\"\n");
+    server.process.signal(Signal::TERM);
+    assert_eq!(server.process.wait().code(), Some(0), "{}", server.process.log());
+}
+
+#[test]
 fn a_second_signal_ends_it_at_once_and_it_says_what_was_running() {
     for second in [Signal::TERM, Signal::INT] {
         let mut server = Server::start("[server]\nshutdown_timeout = \"1h\"\n");

@@ -1,6 +1,7 @@
 //! Taking connections: one after the other, as long as there is a place, and whatever the system says.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +28,7 @@ pub(super) struct Door {
 /// A connection and its place, which another takes when this one is dropped.
 pub(super) struct Accepted {
     pub(super) stream: TcpStream,
+    pub(super) peer: IpAddr,
     pub(super) place: OwnedSemaphorePermit,
 }
 
@@ -41,7 +43,7 @@ impl Door {
         let place = self.place().await;
         loop {
             let error = match self.listener.accept().await {
-                Ok((stream, _)) => return Accepted { stream, place },
+                Ok((stream, peer)) => return Accepted { stream, peer: peer.ip(), place },
                 Err(error) => error,
             };
             // The other side has left before its turn: that is its own business.

@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 
-use crate::api::bodies::SlowBody;
+use crate::api::bodies::{SlowBody, UNBUFFERED};
 use crate::api::error::{ApiError, Code};
 use crate::api::extract::refuse_encoded;
 use crate::grains::transfer::ReadingEnded;
@@ -140,7 +140,7 @@ pub fn answer(lines: impl Stream<Item = Vec<u8>> + Send + 'static) -> Response {
         futures::stream::iter(pieces)
     });
     let body = Body::from_stream(pieces.map(Ok::<_, Infallible>));
-    ([(header::CONTENT_TYPE, NDJSON)], body).into_response()
+    ([(header::CONTENT_TYPE, NDJSON)], [UNBUFFERED], body).into_response()
 }
 
 #[cfg(test)]

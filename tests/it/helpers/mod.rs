@@ -6,6 +6,7 @@ mod disk;
 mod hub;
 mod keys;
 mod process;
+mod proxy;
 mod server;
 
 use std::fmt::Write;
@@ -20,6 +21,7 @@ pub use disk::SmallDisk;
 pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use keys::{key_entry, secret, with_keys};
 pub use process::Process;
+pub use proxy::{Kind, Proxy};
 pub use server::{Answer, Caller, TestApp, client, send};
 
 /// The default model.

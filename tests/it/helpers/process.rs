@@ -35,10 +35,22 @@ impl Process {
 
     /// Starts the server in this folder, where its configuration is and its database will be.
     pub fn start_server(folder: &Path, arguments: &[&str]) -> Self {
+        Self::start_at(folder, "0", arguments)
+    }
+
+    fn start_at(folder: &Path, port: &str, arguments: &[&str]) -> Self {
         let data_dir = data_dir().display().to_string();
         let variables =
             [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db")];
-        Self::start(folder, &[&["serve", "--port", "0"], arguments].concat(), &variables)
+        Self::start(folder, &[&["serve", "--port", port], arguments].concat(), &variables)
+    }
+
+    /// Starts the server where another one was, and waits until it serves.
+    pub fn serve_again(folder: &Path, url: &str) -> Self {
+        let port = url.rsplit(':').next().expect("a port");
+        let mut process = Self::start_at(folder, port, &[]);
+        assert_eq!(process.wait_until_serving(), url);
+        process
     }
 
     /// The same, once it serves; and its address.

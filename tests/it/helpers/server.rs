@@ -1,5 +1,6 @@
 //! A server in this process, on a free port, with a database of its own.
 
+use std::net::IpAddr;
 use std::ops::Deref;
 
 use granary::app::{App, AppError};
@@ -157,6 +158,12 @@ impl Caller {
     /// The same with this API key.
     pub fn with_key(&self, key: &str) -> Self {
         Self { key: Some(key.to_owned()), ..self.clone() }
+    }
+
+    /// The same from another address of this machine.
+    pub fn from_address(&self, address: IpAddr) -> Self {
+        let client = Client::builder().no_proxy().local_address(address).build().expect("a client");
+        Self { client, ..self.clone() }
     }
 
     /// The server's address, without a path.
