@@ -5,8 +5,10 @@
 
 use std::fmt::Debug;
 use std::path::Path;
+use std::time::Duration;
 
 use axum::body::Bytes;
+use bytesize::ByteSize;
 use futures::executor::block_on;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -27,6 +29,7 @@ use super::openai::EmbeddingsBody;
 use super::reembeddings::ReembeddingBody;
 use super::registration::RegistrationBody;
 use super::similarity::SimilarityBody;
+use super::state::Limits;
 use super::tokens::{DecodeBody, TokenizeBody};
 use crate::domain::{Content, Filter, GrainId, TruncationSide};
 use crate::engine::{Input, OverLong, TextTokenizer};
@@ -38,6 +41,16 @@ use crate::models::{folder, modules};
 
 /// The longest sentence of an error: what a caller sent is repeated in part, never as a whole.
 const MAX_ERROR_CHARS: usize = 1_000;
+
+/// Low limits, so that a fuzzer gets past them.
+const LIMITS: Limits = Limits {
+    max_body: ByteSize::mib(1),
+    max_inputs: 8,
+    max_text: ByteSize::b(256),
+    max_concurrent_requests: 1,
+    body_timeout: Duration::ZERO,
+    auto_truncate: true,
+};
 
 /// A short limit, so that a fuzzer gets past it.
 const MAX_LINE_BYTES: usize = 512;
@@ -53,7 +66,7 @@ pub fn request_body(bytes: &[u8]) {
 
     if let Some(fields) = read::<Fields>(bytes) {
         for inputs in fields.inputs.into_iter().chain(fields.input) {
-            check(inputs.checked("inputs", 8));
+            check(inputs.checked("inputs", &LIMITS));
         }
         check(expected_space(fields.expect_space.as_deref()));
     }

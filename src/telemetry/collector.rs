@@ -71,7 +71,8 @@ impl HttpClient for Collector {
     }
 }
 
-fn reason(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
+fn reason<'a>(error: &'a (dyn Error + 'static)) -> String {
+    let cause_of = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> { (*error).source() };
+    let causes = std::iter::successors(Some(error), cause_of);
     causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }

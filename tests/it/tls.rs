@@ -59,8 +59,8 @@ async fn requests_are_answered_inside_tls_in_both_versions_of_http() {
     let (_folder, made, app) = serve("").await;
     let answer = trusting(&made).get(url(&app, "/health/live")).send().await.expect("an answer");
     assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_2));
-    let certificate = Certificate::from_pem(made.cert.pem().as_bytes()).expect("a certificate");
-    let old = Client::builder().no_proxy().http1_only().tls_certs_only([certificate]).build().expect("a client");
+    let trusted = Certificate::from_pem(made.cert.pem().as_bytes()).expect("a certificate");
+    let old = Client::builder().no_proxy().http1_only().tls_certs_only([trusted]).build().expect("a client");
     let body = json!({"inputs": "hello"});
     let answer = old.post(url(&app, "/embed")).json(&body).send().await.expect("an answer");
     assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_11));

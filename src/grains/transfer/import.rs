@@ -73,11 +73,12 @@ pub struct ImportOptions {
 }
 
 /// What becomes of a line that declares a space.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Declarations {
     /// The space is known from then on.
     Taken,
     /// The line is refused, unless the space is known already.
+    #[default]
     Refused,
 }
 
