@@ -34,7 +34,8 @@ pub(super) async fn embed(model: &LoadedModel) -> Result<Vec<f32>, EngineError> 
         prompt: None,
         over_long: OverLong::Cut(TruncationSide::Right),
         finish: Finish { dimensions: model.facts.dimensions.native.get() as usize, normalize: model.facts.normalize },
-        priority: Priority::Interactive,
+        // No limit for requests counts.
+        priority: Priority::Background,
     };
     Ok(model.encoder.encode(request).await?.vectors)
 }

@@ -80,9 +80,8 @@ impl Traces {
         let TracesSetup { address, tls, service_name, share } = setup;
         let exporter = SpanExporter::builder()
             .with_http()
-            .with_endpoint(address.as_str())
             .with_protocol(Protocol::HttpBinary)
-            .with_http_client(Collector::new(&address, tls)?)
+            .with_http_client(Collector::new(address, tls)?)
             .build()?;
         let limits = BatchConfigBuilder::default().with_max_queue_size(MAX_WAITING_SPANS).with_scheduled_delay(GATHER);
         let processor = BatchSpanProcessor::builder(exporter).with_batch_config(limits.build()).build();

@@ -40,8 +40,8 @@ async fn inputs_that_cannot_be_embedded_are_refused_by_every_family() {
         (json!(["a", 5]), (422, "Validation", "token ids"), (400, "invalid_request", "token ids")),
         (json!(many), (422, "Validation", "2049"), (400, "too_many_inputs", "2048")),
         (
-            json!(["a", "a".repeat((1 << 20) + 1)]),
-            (422, "Validation", "`inputs[1]` has 1048577 bytes; a text takes 1048576"),
+            json!(["a", "a".repeat((4 << 20) + 1)]),
+            (422, "Validation", "`inputs[1]` has 4194305 bytes; a text takes 4194304"),
             (400, "input_too_long", "`server.max_text`"),
         ),
         (

@@ -374,7 +374,7 @@ async fn keys_come_and_go_while_the_server_runs() {
     let reader = app.with_key(reader.trim_end());
     until(&reader, "/models", 200).await;
     let list = said(folder.path(), &["list"]);
-    assert!(list.contains("reader  embed,read  -      1000000/min  file"), "{list}");
+    assert!(list.contains("reader  embed,read  -      1000000/min  -       file"), "{list}");
     said(folder.path(), &["remove", "reader"]);
     until(&reader, "/models", 401).await;
     ops.get("/models").await.ok();

@@ -1,15 +1,18 @@
 //! TLS: what is spoken, who is refused, and certificates that change while the server runs.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use granary::models::error::with_causes;
 use rcgen::{CertifiedKey, KeyPair};
 use reqwest::{Certificate, Client, Version};
+use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
 
 use crate::helpers::{Process, TestApp, client, folder_with, with_tiny};
 
@@ -50,6 +53,19 @@ fn trusting(made: &CertifiedKey<KeyPair>) -> Client {
     Client::builder().no_proxy().tls_certs_only([certificate]).build().expect("a client")
 }
 
+/// The protocol that the server chooses of those that are offered.
+async fn negotiated(app: &TestApp, made: &CertifiedKey<KeyPair>, offered: &[&str]) -> Option<Vec<u8>> {
+    drop(client());
+    let mut roots = RootCertStore::empty();
+    roots.add(made.cert.der().clone()).expect("a certificate");
+    let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+    config.alpn_protocols = offered.iter().map(|name| name.as_bytes().to_vec()).collect();
+    let stream = TcpStream::connect(app.url().trim_start_matches("http://")).await.expect("a connection");
+    let name = "localhost".try_into().expect("a name");
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.expect("a handshake");
+    stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec)
+}
+
 fn url(app: &TestApp, path: &str) -> String {
     app.url().replace("http://127.0.0.1", "https://localhost") + path
 }
@@ -57,13 +73,12 @@ fn url(app: &TestApp, path: &str) -> String {
 #[tokio::test]
 async fn requests_are_answered_inside_tls_in_both_versions_of_http() {
     let (_folder, made, app) = serve("").await;
-    let answer = trusting(&made).get(url(&app, "/health/live")).send().await.expect("an answer");
-    assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_2));
-    let trusted = Certificate::from_pem(made.cert.pem().as_bytes()).expect("a certificate");
-    let old = Client::builder().no_proxy().http1_only().tls_certs_only([trusted]).build().expect("a client");
     let body = json!({"inputs": "hello"});
-    let answer = old.post(url(&app, "/embed")).json(&body).send().await.expect("an answer");
+    let answer = trusting(&made).post(url(&app, "/embed")).json(&body).send().await.expect("an answer");
     assert_eq!((answer.status().as_u16(), answer.version()), (200, Version::HTTP_11));
+    for (offered, chosen) in [(&["http/1.1", "h2"][..], "h2"), (&["http/1.1"], "http/1.1")] {
+        assert_eq!(negotiated(&app, &made, offered).await.as_deref(), Some(chosen.as_bytes()), "{offered:?}");
+    }
     assert!(trusting(&certificate()).get(url(&app, "/health/live")).send().await.is_err());
     app.stop().await;
 }
