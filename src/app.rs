@@ -375,7 +375,13 @@ pub fn runtime_library(config: &Config) -> PathBuf {
         let installed = |folder: &Path| folder.join("runtime/libonnxruntime.so");
         let own = installed(&config.models.data_dir);
         // Where neither has it, the data directory is where it should be.
-        config.models.system_dir.as_deref().map(installed).filter(|system| !own.exists() && system.exists()).unwrap_or(own)
+        config
+            .models
+            .system_dir
+            .as_deref()
+            .map(installed)
+            .filter(|system| !own.exists() && system.exists())
+            .unwrap_or(own)
     })
 }
 

@@ -98,7 +98,9 @@ impl Client {
             .default_headers(headers);
         // A proxy that the environment names, for downloads say, cannot reach this machine's own addresses.
         let http = if is_loopback(&base) { http.no_proxy() } else { http };
-        http.build().map(|http| Self { http, base: base.clone() }).map_err(|source| ServerError::Unreachable { base, source })
+        http.build()
+            .map(|http| Self { http, base: base.clone() })
+            .map_err(|source| ServerError::Unreachable { base, source })
     }
 
     /// Sends a request and reads its answer; `Null` when that is empty.

@@ -96,7 +96,10 @@ impl ModelsConfig {
             Problem::new("models.data_dir", "found an empty path, expected a directory; \".\" is the working directory")
         });
         let empty_system = (self.system_dir.as_deref() == Some(Path::new(""))).then(|| {
-            Problem::new("models.system_dir", "found an empty path, expected a directory; leave it out if there is none")
+            Problem::new(
+                "models.system_dir",
+                "found an empty path, expected a directory; leave it out if there is none",
+            )
         });
         let cooldown = &self.failed_load_cooldown;
         [

@@ -31,11 +31,10 @@ fn a_server_is_found_by_its_configuration_and_is_ready() {
     let (process, url) = Process::serve(folder.path(), &[]);
     let port = port_of(&url);
     // A proxy for downloads has nothing to do with it.
-    for variables in [&[("GRANARY_SERVER__PORT", port)][..], &[
-        ("GRANARY_SERVER__PORT", port),
-        ("GRANARY_SERVER__HOST", "0.0.0.0"),
-        ("http_proxy", "http://127.0.0.1:9"),
-    ]] {
+    for variables in [
+        &[("GRANARY_SERVER__PORT", port)][..],
+        &[("GRANARY_SERVER__PORT", port), ("GRANARY_SERVER__HOST", "0.0.0.0"), ("http_proxy", "http://127.0.0.1:9")],
+    ] {
         let output = health(folder.path(), &[], variables);
         assert_eq!(output.status.code(), Some(0), "{}", said(&output));
         assert!(said(&output).starts_with("ready: the active model, `tiny`, is "), "{}", said(&output));

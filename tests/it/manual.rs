@@ -106,7 +106,8 @@ fn bash_completes_commands_flags_and_their_values() {
     let folder = TempDir::new().expect("a folder");
     let script = folder.path().join("granary.bash");
     fs_err::write(&script, printed(&["completions", "bash"])).expect("written");
-    for (typed, expected) in [("granary mod", "models"), ("granary models pu", "pull"), ("granary serve --po", "--port")]
+    for (typed, expected) in
+        [("granary mod", "models"), ("granary models pu", "pull"), ("granary serve --po", "--port")]
     {
         let words: Vec<&str> = typed.split(' ').collect();
         let line = format!(

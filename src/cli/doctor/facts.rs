@@ -82,7 +82,13 @@ impl Facts {
             commit: option_env!("GRANARY_COMMIT").filter(|commit| !commit.is_empty()),
             profile: if cfg!(debug_assertions) { "debug" } else { "release" },
         };
-        Self { granary: build, system: System::probe(), hub: HubFacts::of(hub), settings: settings(config), kept: kept(config) }
+        Self {
+            granary: build,
+            system: System::probe(),
+            hub: HubFacts::of(hub),
+            settings: settings(config),
+            kept: kept(config),
+        }
     }
 
     /// What stands before the checks.
@@ -239,7 +245,10 @@ mod tests {
     fn addresses_lose_who_asks_and_keep_the_rest() {
         for (text, expected) in [
             ("\"http://user:pa@ss@proxy:80/a\"", "\"http://(hidden)@proxy:80/a\""),
-            ("[\"https://t@a.example\", \"https://b.example\"]", "[\"https://(hidden)@a.example\", \"https://b.example\"]"),
+            (
+                "[\"https://t@a.example\", \"https://b.example\"]",
+                "[\"https://(hidden)@a.example\", \"https://b.example\"]",
+            ),
             ("\"sqlite:///var/a@b.db\"", "\"sqlite:///var/a@b.db\""),
             ("8080", "8080"),
             ("a://b", "a://b"),
