@@ -97,7 +97,9 @@ impl Shutdown {
         F: Future<Output: Send + 'static> + Send + 'static,
     {
         // Nobody aborts a task; the runtime ends only with the process.
-        self.spawn(name, future.with_current_context()).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+        self.spawn(name, future.with_current_context())
+            .await
+            .unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
     }
 
     /// Runs blocking work off the async threads, inside the span of its caller.

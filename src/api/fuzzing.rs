@@ -164,7 +164,8 @@ impl Filters {
 }
 
 fn content(n: usize) -> Content {
-    let attributes = serde_json::json!({"year": 2020 + n, "kind": ["a", "b"], "open": n % 2 == 0, "name": n.to_string()});
+    let attributes =
+        serde_json::json!({"year": 2020 + n, "kind": ["a", "b"], "open": n % 2 == 0, "name": n.to_string()});
     Content {
         text: format!("the text of grain {n}"),
         source: (n % 3 > 0).then(|| format!("source-{}", n % 3)),

@@ -16,8 +16,8 @@ use super::access;
 use super::bodies::{Held, Impatient};
 use super::error::{ApiError, Code};
 use super::state::AppState;
-use crate::telemetry::traces::{self, RequestTrace};
 use crate::telemetry;
+use crate::telemetry::traces::{self, RequestTrace};
 
 const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -81,7 +81,11 @@ fn trace(request: &Request, route: &str) -> Option<RequestTrace> {
     // Where there are two, neither counts.
     let mut parents = request.headers().get_all(TRACEPARENT).iter();
     let parent = parents.next().filter(|_| parents.next().is_none()).and_then(|parent| parent.to_str().ok());
-    traces::request(known_method(request.method().as_str()), Some(route).filter(|route| *route != UNKNOWN_ROUTE), parent)
+    traces::request(
+        known_method(request.method().as_str()),
+        Some(route).filter(|route| *route != UNKNOWN_ROUTE),
+        parent,
+    )
 }
 
 /// Probes and scrapes come every few seconds and say nothing when they succeed.

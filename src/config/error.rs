@@ -133,6 +133,7 @@ fn expected_in_words(expected: &str) -> String {
     match expected {
         "u16" => "a whole number from 0 to 65535".to_owned(),
         "u32" | "u64" | "usize" => "a whole number".to_owned(),
+        "f64" => "a number".to_owned(),
         "a nonzero u32" => "a whole number of at least 1".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "a string" | "path string" => "a string in quotes".to_owned(),

@@ -182,6 +182,27 @@ fn variables_are_toml_where_plain_strings_need_no_quotes() {
 }
 
 #[test]
+fn standard_variables_of_traces_are_weaker_than_file_and_our_own() {
+    let given = |file: &str| {
+        Given::file(file)
+            .env("OTEL_EXPORTER_OTLP_ENDPOINT", "http://standard:4318")
+            .env("OTEL_SERVICE_NAME", "of the standard")
+    };
+    let telemetry = |given: Given| given.load().expect("a configuration").telemetry;
+    let found = telemetry(given(""));
+    let address = |found: &TelemetryConfig| found.otlp_endpoint.as_ref().expect("an address").for_traces().to_string();
+    assert_eq!((address(&found).as_str(), &*found.service_name), ("http://standard:4318/v1/traces", "of the standard"));
+    let file = "[telemetry]\notlp_endpoint = 'http://file:4318'\nservice_name = 'of the file'\ntrace_share = 1";
+    let found = telemetry(given(file).env("GRANARY_TELEMETRY__SERVICE_NAME", "ours"));
+    assert_eq!((address(&found).as_str(), &*found.service_name), ("http://file:4318/v1/traces", "ours"));
+    assert!(telemetry(Given::file("").env("OTEL_EXPORTER_OTLP_ENDPOINT", " ")).otlp_endpoint.is_none());
+    refused(
+        &env("OTEL_EXPORTER_OTLP_ENDPOINT", "localhost:4317"),
+        &["OTEL_EXPORTER_OTLP_ENDPOINT: telemetry.otlp_endpoint:", "http://localhost:4318"],
+    );
+}
+
+#[test]
 fn models_of_the_environment_are_added_by_name() {
     let file = "[[ai.additional_models]]\nname = 'One'\npath = 'file'\nsize = 'small'\n\
                 [[ai.additional_models]]\nname = 'two'\npath = 'file'";
@@ -305,6 +326,14 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[auth]\ndisabled = 'true'", &["granary.toml: auth.disabled:", "\"true\"", "true or false"]),
         ("[telemetry]\nlog_format = 'xml'", &["telemetry.log_format:", "\"xml\"", "\"text\" or \"json\""]),
         ("[telemetry]\nlog_filter = 'verbose'", &["telemetry.log_filter:", "\"verbose\"", "`info`"]),
+        (
+            "[telemetry]\notlp_endpoint = 'otel:4317'",
+            &["granary.toml: telemetry.otlp_endpoint:", "http://localhost:4318"],
+        ),
+        ("[telemetry]\ntrace_share = 1.5", &["granary.toml: telemetry.trace_share:", "found 1.5, expected 0 to 1"]),
+        ("[telemetry]\ntrace_share = nan", &["telemetry.trace_share:", "0 to 1"]),
+        ("[telemetry]\ntrace_share = 'all'", &["telemetry.trace_share:", "\"all\"", "a number"]),
+        ("[telemetry]\nservice_name = ' '", &["telemetry.service_name:", "empty"]),
         ("[server\nport = 1", &["granary.toml is not TOML", "line 1"]),
         ("[server]\nport = 1\nport = 2", &["granary.toml is not TOML", "line 3", "duplicate key"]),
     ];

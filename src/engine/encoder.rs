@@ -21,8 +21,8 @@ use super::queue::{BatchItem, BatchLimits, MicroBatch};
 use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use crate::domain::Pooling;
-use crate::telemetry::traces::Trace;
 use crate::telemetry;
+use crate::telemetry::traces::Trace;
 
 /// Inputs that one blocking task tokenizes: more are spread over several.
 const INPUTS_PER_TOKENIZE_TASK: usize = 64;

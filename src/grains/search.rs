@@ -12,8 +12,8 @@ use super::nearest::SpaceSearch;
 use super::service::Grains;
 use super::store::{Numbered, Scored};
 use crate::domain::{Filter, Grain, ModelName, SpaceId};
-use crate::telemetry::traces::part;
 use crate::telemetry;
+use crate::telemetry::traces::part;
 
 /// The most hits that one request reaches: `offset` and `limit` together.
 pub const MAX_DEPTH: usize = 10_000;

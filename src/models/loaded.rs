@@ -170,7 +170,8 @@ impl Lease {
             finish: Finish { dimensions: dimensions as usize, normalize },
             priority: request.priority,
         };
-        let embed = part("embed").named("granary.model", self.name().as_str()).counted("granary.texts", request.inputs.len());
+        let embed =
+            part("embed").named("granary.model", self.name().as_str()).counted("granary.texts", request.inputs.len());
         let encoded = embed.around(self.encode(&space, request)).await?;
         Ok(Embedded { model: self.name().clone(), space, provider: facts.provider.provider, encoded })
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
+use reqwest::Url;
 use tokio::runtime::Handle;
 
 /// How long the collector may take.
@@ -19,15 +20,15 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Collector {
     client: reqwest::Client,
     runtime: Handle,
-    /// The address without what it may hold besides.
-    host: String,
+    /// For the log.
+    address: Url,
     is_away: AtomicBool,
 }
 
 impl Collector {
     /// # Panics
     /// Outside a tokio runtime.
-    pub(super) fn new(address: &reqwest::Url, tls: rustls::ClientConfig) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(address: Url, tls: rustls::ClientConfig) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
             .user_agent(concat!("granary/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
@@ -36,12 +37,12 @@ impl Collector {
             .timeout(PATIENCE)
             .no_proxy()
             .build()?;
-        let host = address.origin().ascii_serialization();
-        Ok(Self { client, runtime: Handle::current(), host, is_away: AtomicBool::new(false) })
+        Ok(Self { client, runtime: Handle::current(), address, is_away: AtomicBool::new(false) })
     }
 
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let answer = self.client.execute(reqwest::Request::try_from(request)?).await.map_err(reqwest::Error::without_url)?;
+        let sent = self.client.execute(reqwest::Request::try_from(request)?).await;
+        let answer = sent.map_err(reqwest::Error::without_url)?;
         let status = answer.status();
         if !status.is_success() {
             return Err(format!("it answers {status}").into());
@@ -58,12 +59,12 @@ impl HttpClient for Collector {
         let sent = self.runtime.block_on(self.send(request));
         match (&sent, self.is_away.swap(sent.is_err(), Ordering::Relaxed)) {
             (Err(error), false) => tracing::warn!(
-                collector = self.host,
+                collector = self.address.as_str(),
                 reason = reason(error.as_ref()),
                 "the collector does not take traces (`telemetry.otlp_endpoint`): they are lost, without another word \
                  until it takes some again"
             ),
-            (Ok(_), true) => tracing::info!(collector = self.host, "the collector takes traces again"),
+            (Ok(_), true) => tracing::info!(collector = self.address.as_str(), "the collector takes traces again"),
             _ => {}
         }
         sent
@@ -71,6 +72,11 @@ impl HttpClient for Collector {
 }
 
 fn reason(error: &(dyn Error + 'static)) -> String {
-    let causes = std::iter::successors(Some(error), |error| error.source());
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+    let mut sentences = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        sentences.push(error.to_string());
+        cause = error.source();
+    }
+    sentences.join(": ")
 }

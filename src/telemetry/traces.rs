@@ -21,9 +21,7 @@ use opentelemetry::{Context, KeyValue};
 use opentelemetry_otlp::{ExporterBuildError, Protocol, SpanExporter, WithExportConfig, WithHttpConfig};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
-use opentelemetry_sdk::trace::{
-    BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider,
-};
+use opentelemetry_sdk::trace::{BatchConfigBuilder, BatchSpanProcessor, Sampler, SdkTracer, SdkTracerProvider};
 
 use super::collector::Collector;
 
@@ -84,7 +82,7 @@ impl Traces {
             .with_http()
             .with_endpoint(address.as_str())
             .with_protocol(Protocol::HttpBinary)
-            .with_http_client(Collector::new(&address, tls)?)
+            .with_http_client(Collector::new(address, tls)?)
             .build()?;
         let limits = BatchConfigBuilder::default().with_max_queue_size(MAX_WAITING_SPANS).with_scheduled_delay(GATHER);
         let processor = BatchSpanProcessor::builder(exporter).with_batch_config(limits.build()).build();

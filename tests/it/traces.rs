@@ -7,8 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    Answer, Caller, Mood, Process, SeenSpan, StandInCollector, data_dir, folder_with, key_entry, secret, send, with_keys,
-    with_tiny,
+    Answer, Caller, Mood, Process, SeenSpan, StandInCollector, data_dir, folder_with, key_entry, secret, send,
+    with_keys, with_tiny,
 };
 
 /// The span of the caller.
@@ -166,7 +166,8 @@ async fn a_malformed_parent_counts_for_nothing() {
         ids.push(answer.header("x-request-id").to_owned());
     }
     let two = [traceparent(1, Flags::Sampled), traceparent(2, Flags::Sampled)];
-    let request = two.iter().fold(app.request(Method::POST, "/embed"), |request, two| request.header("traceparent", two));
+    let request =
+        two.iter().fold(app.request(Method::POST, "/embed"), |request, two| request.header("traceparent", two));
     let answer = send(request.json(&json!({"inputs": "a text"}))).await;
     answer.ok();
     ids.push(answer.header("x-request-id").to_owned());

@@ -18,12 +18,12 @@ mod write;
 
 use std::path::Path;
 
+use super::super::StoreError;
 use super::super::grain_store::{
     Batch, Committed, Counted, Facet, GrainStore, Identity, Lacking, Made, NewVector, Numbered, OnlyIf, Page,
     PageRequest, ProvenVector, Purge, Purged, Receipt, ReceiptKey, Reply, Scored, StoredVector, Unembedded,
     VectorBatch, Written,
 };
-use super::super::StoreError;
 use super::SqliteStore;
 use crate::domain::{Filter, GrainId, Reembedding, ReembeddingFailure, ReembeddingId, SpaceId};
 use crate::telemetry::traces::part;
