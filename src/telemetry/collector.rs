@@ -20,6 +20,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub(super) struct Collector {
     client: reqwest::Client,
     runtime: Handle,
+    /// For the log.
     address: Url,
     is_away: AtomicBool,
 }
@@ -40,10 +41,8 @@ impl Collector {
     }
 
     async fn send(&self, request: Request<Bytes>) -> Result<Response<Bytes>, HttpError> {
-        let (head, body) = request.into_parts();
-        // The exporter would let variables decide on the address again, which the configuration has done.
-        let request = self.client.post(self.address.clone()).headers(head.headers).body(body);
-        let answer = request.send().await.map_err(reqwest::Error::without_url)?;
+        let sent = self.client.execute(reqwest::Request::try_from(request)?).await;
+        let answer = sent.map_err(reqwest::Error::without_url)?;
         let status = answer.status();
         if !status.is_success() {
             return Err(format!("it answers {status}").into());
@@ -72,8 +71,12 @@ impl HttpClient for Collector {
     }
 }
 
-fn reason<'a>(error: &'a (dyn Error + 'static)) -> String {
-    let cause_of = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> { (*error).source() };
-    let causes = std::iter::successors(Some(error), cause_of);
-    causes.map(ToString::to_string).collect::<Vec<_>>().join(": ")
+fn reason(error: &(dyn Error + 'static)) -> String {
+    let mut sentences = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        sentences.push(error.to_string());
+        cause = error.source();
+    }
+    sentences.join(": ")
 }

@@ -80,6 +80,7 @@ impl Traces {
         let TracesSetup { address, tls, service_name, share } = setup;
         let exporter = SpanExporter::builder()
             .with_http()
+            .with_endpoint(address.as_str())
             .with_protocol(Protocol::HttpBinary)
             .with_http_client(Collector::new(address, tls)?)
             .build()?;
