@@ -5,12 +5,15 @@
 //! another is found in exactly one of them. An index that could not be told is broken: it finds nothing until it is made
 //! again from the database.
 
+mod making;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
 use parking_lot::RwLock;
 
+use self::making::{blocking, build, dimensions_of, mark};
 use super::error::GrainError;
 use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
 use super::store::{GrainStore, Identity, NewVector, Scored, TextFate};
@@ -19,8 +22,7 @@ use crate::domain::SpaceId;
 use crate::models::error::with_causes;
 use crate::telemetry;
 
-/// Vectors that are read from the database at once when an index is made.
-const ROWS_AT_ONCE: u32 = 4096;
+pub use self::making::check_saved;
 
 /// The indexes, in the order of their spaces.
 pub struct Indexes {
@@ -33,6 +35,8 @@ pub struct Indexes {
 #[derive(Default)]
 struct All {
     in_order: Vec<OneIndex>,
+    /// The order of spaces as the database has it, those included that hold no vectors.
+    order: Vec<SpaceId>,
     n_moves: u64,
 }
 
@@ -61,7 +65,8 @@ impl Indexes {
         // From here on, what is in the files is known to nobody but this process.
         let identity = store.renew_epoch().await?;
         let mut in_order = Vec::new();
-        for space in store.space_order().await? {
+        let order = store.space_order().await?;
+        for space in order.clone() {
             let Some(dimensions) = dimensions_of(store, &space).await? else { continue };
             let options = |identity: &Identity| IndexOptions::new(folder.clone(), dimensions, mark(identity, &space));
             let began = Instant::now();
@@ -81,7 +86,7 @@ impl Indexes {
             tracing::info!(%space, n_vectors = index.len(), took = ?began.elapsed(), "the index of a space is ready");
             in_order.push(OneIndex { space, state: State::Whole(Box::new(index)) });
         }
-        let indexes = Self { folder, identity, all: Arc::new(RwLock::new(All { in_order, n_moves: 0 })) };
+        let indexes = Self { folder, identity, all: Arc::new(RwLock::new(All { in_order, order, n_moves: 0 })) };
         indexes.measure();
         Ok(indexes)
     }
@@ -124,6 +129,24 @@ impl Indexes {
         blocking(move || look(&Moment(&all.read()))).await
     }
 
+    /// Learns where spaces stand that are new. Whoever has committed their first vectors holds the gate, and tells of them
+    /// afterwards.
+    pub(super) async fn learn(&self, store: &dyn GrainStore, spaces: impl IntoIterator<Item = &SpaceId>) {
+        let is_new = {
+            let all = self.all.read();
+            spaces.into_iter().any(|space| !all.order.contains(space))
+        };
+        if !is_new {
+            return;
+        }
+        match store.space_order().await {
+            Ok(order) => self.all.write().order = order,
+            Err(error) => {
+                tracing::warn!("a new space is taken for the last one until the next start: {}", with_causes(&error));
+            }
+        }
+    }
+
     /// Notes what was committed of a grain: what became of its text, and the vectors it got. The caller holds the gate.
     pub(super) fn apply(&self, number: i64, text: TextFate, vectors: &[&NewVector]) {
         let mut all = self.all.write();
@@ -164,7 +187,9 @@ impl Indexes {
     /// Notes a new order of spaces: each grain is served from the first that holds it. The caller holds the gate.
     pub(super) fn reorder(&self, order: &[SpaceId]) {
         let mut all = self.all.write();
-        all.in_order.sort_by_key(|index| order.iter().position(|space| *space == index.space).unwrap_or(usize::MAX));
+        let All { in_order, order: known, .. } = &mut *all;
+        order.clone_into(known);
+        in_order.sort_by_key(|index| place(order, &index.space));
         all.settle_all();
         all.n_moves += 1;
     }
@@ -221,7 +246,7 @@ impl Indexes {
         }
     }
 
-    /// The index of a space that may hold its first vector now. As in the database, a new space comes last.
+    /// The index of a space that may hold its first vector now.
     fn expect(&self, all: &mut All, space: &SpaceId, dimensions: usize) {
         if all.in_order.iter().any(|index| index.space == *space) {
             return;
@@ -231,7 +256,9 @@ impl Indexes {
             Ok(index) => State::Whole(Box::new(index)),
             Err(error) => State::Broken(with_causes(&error), dimensions),
         };
-        all.in_order.push(OneIndex { space: space.clone(), state });
+        let All { in_order, order, .. } = all;
+        let at = in_order.partition_point(|index| place(order, &index.space) <= place(order, space));
+        in_order.insert(at, OneIndex { space: space.clone(), state });
     }
 }
 
@@ -345,54 +372,11 @@ impl OneIndex {
     }
 }
 
-/// Whether the saved index of a space is the one that the next start would use, and how many vectors it has. Reads the
-/// files whole, and changes nothing.
-///
-/// # Errors
-/// The reason why the index would be made again.
-pub fn check_saved(
-    folder: PathBuf,
-    identity: &Identity,
-    space: &SpaceId,
-    dimensions: usize,
-) -> Result<usize, NotLoaded> {
-    SpaceIndex::load(IndexOptions::new(folder, dimensions, mark(identity, space))).map(|index| index.len())
-}
-
-/// Makes an index of what the database has.
-async fn build(store: &dyn GrainStore, space: &SpaceId, options: IndexOptions) -> Result<SpaceIndex, GrainError> {
-    let mut index = blocking(move || SpaceIndex::create(options)).await?;
-    let mut after = 0;
-    loop {
-        let batch = store.vectors_of_space(space, after, ROWS_AT_ONCE).await?;
-        let Some(last) = batch.numbers.last() else { return Ok(index) };
-        after = *last;
-        index = blocking(move || -> Result<SpaceIndex, IndexError> {
-            for ((number, vector), served) in batch.numbers.iter().zip(&batch.vectors).zip(&batch.served) {
-                let serving = if *served { Serving::Served } else { Serving::Withheld };
-                index.put(*number, &unit(vector), serving)?;
-            }
-            Ok(index)
-        })
-        .await?;
-    }
-}
-
-async fn dimensions_of(store: &dyn GrainStore, space: &SpaceId) -> Result<Option<usize>, GrainError> {
-    Ok(store.vectors_of_space(space, 0, 1).await?.vectors.first().map(Vec::len))
-}
-
-fn mark(identity: &Identity, space: &SpaceId) -> index::Identity {
-    index::Identity { database: identity.database.clone(), epoch: identity.epoch.clone(), space: space.clone() }
+/// Where a space stands; one that nobody knows comes last.
+fn place(order: &[SpaceId], space: &SpaceId) -> usize {
+    order.iter().position(|known| known == space).unwrap_or(usize::MAX)
 }
 
 fn scored(hit: index::Scored) -> Scored {
     Scored { number: hit.number, score: f64::from(hit.score) }
-}
-
-/// Runs what computes off the async threads.
-async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let span = tracing::Span::current();
-    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
-    done.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
 }

@@ -252,6 +252,8 @@ impl Grains {
             let from = proven.first().and_then(|proven| proven.from.clone());
             let _gate = grains.gate.lock().await;
             let written = grains.store.adopt(proven).await?;
+            let spaces = written.iter().map(|(_, vector)| &vector.provenance.space);
+            grains.indexes.learn(grains.store.as_ref(), spaces).await;
             for (written, vector) in &written {
                 let number = written.numbered.number;
                 grains.indexes.apply(number, written.text, &[vector]);
@@ -285,6 +287,12 @@ impl Grains {
             if let Committed::Applied(applied) = &committed
                 && super::writing::was_committed(applied, is_whole)
             {
+                let staged = applied.iter().filter_map(|applied| match applied {
+                    Applied::Written(written) => written.staged.as_ref(),
+                    Applied::Stale(_) => None,
+                });
+                let spaces = vectors.iter().flatten().chain(staged).map(|vector| &vector.provenance.space);
+                grains.indexes.learn(grains.store.as_ref(), spaces).await;
                 for (applied, vector) in applied.iter().zip(vectors) {
                     if let Applied::Written(written) = applied {
                         let vectors: Vec<&NewVector> = vector.iter().chain(&written.staged).collect();

@@ -132,6 +132,8 @@ impl Grains {
                 .collect();
             let _gate = grains.gate.lock().await;
             let written = grains.store.write_made(made).await?;
+            let spaces = vectors.values().map(|vector| &vector.provenance.space);
+            grains.indexes.learn(grains.store.as_ref(), spaces).await;
             for number in &written {
                 if let Some(vector) = vectors.get(number) {
                     grains.indexes.apply(*number, TextFate::Kept, &[vector]);
