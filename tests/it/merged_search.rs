@@ -246,3 +246,19 @@ async fn a_third_space_gets_its_anchors_while_the_others_keep_theirs() {
     assert_eq!((hits(&found).len(), found["spaces"].as_array().expect("spaces").len()), (250, 3));
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_model_that_cannot_be_had_does_not_keep_anchors_from_the_others() {
+    let third = "tiny-max";
+    let app = TestApp::start_with(&with_tiny(&[OTHER, third])).await;
+    let grain = |n: usize| json!({"id": format!("third-{n}"), "text": text_of(n + 7), "model": third});
+    app.post("/grains", json!({"grains": (0..10).map(grain).collect::<Vec<_>>()})).await.ok();
+    let lost = format!("[[ai.additional_models]]\nname = \"{third}\"\npath = \"/nowhere/at-all\"\n");
+    let app = app.restart_with(&format!("{}{lost}", with_tiny(&[OTHER]))).await;
+    write(&app, 0..240).await;
+    let found = search_until(&app, "bread", "anchors").await;
+    assert_eq!(hits(&found).len(), 240);
+    let spaces = found["spaces"].as_array().expect("spaces");
+    assert_eq!(spaces.iter().filter(|space| space["searched"] == true).count(), 2, "{spaces:?}");
+    app.stop().await;
+}

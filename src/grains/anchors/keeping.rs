@@ -112,23 +112,28 @@ impl Grains {
         if sample.len() < MIN_ANCHORS {
             return Ok(Renewal::Whole);
         }
-        let mut renewal = Renewal::Whole;
+        let n_makers = makers.len();
+        let mut is_waiting = false;
         for numbers in self.anchors.incomplete(&sample, &spaces).chunks(AT_ONCE) {
             self.copy_anchors(numbers, &spaces).await?;
             let ready: Vec<&Maker> = makers.iter().filter(|maker| self.is_worth_a_load(maker, &sample)).collect();
-            if ready.len() < makers.len() {
-                renewal = Renewal::Waiting;
-            }
+            is_waiting |= ready.len() < makers.len();
             // Vectors in one space alone would compare with nothing.
             if ready.len() < 2 {
                 break;
             }
-            if self.embed_anchors(numbers, &ready).await? == Renewal::Partial {
-                renewal = Renewal::Partial;
-                break;
-            }
+            let lost = self.embed_anchors(numbers, &ready).await?;
+            // The other spaces go on without it, until the next renewal.
+            makers.retain(|maker| !lost.contains(&maker.space));
             self.anchors.measure(sample.len(), &spaces);
         }
+        let renewal = if makers.len() < n_makers {
+            Renewal::Partial
+        } else if is_waiting {
+            Renewal::Waiting
+        } else {
+            Renewal::Whole
+        };
         if renewal == Renewal::Whole {
             // A space whose model is gone keeps what it has: the model may come back.
             self.retire_anchors(&sample, &holding).await?;
@@ -163,14 +168,13 @@ impl Grains {
         Ok(())
     }
 
-    /// Embeds what grains lack in these spaces.
-    async fn embed_anchors(&self, numbers: &[i64], makers: &[&Maker]) -> Result<Renewal, GrainError> {
+    /// Embeds what grains lack in these spaces. Answers the spaces whose model was not to be had.
+    async fn embed_anchors(&self, numbers: &[i64], makers: &[&Maker]) -> Result<Vec<SpaceId>, GrainError> {
         let spaces: Vec<SpaceId> = makers.iter().map(|maker| maker.space.clone()).collect();
         let lacking = self.anchors.incomplete(numbers, &spaces);
         let grains = self.store.grains(lacking).await?;
         let grains: HashMap<i64, Numbered> = grains.into_iter().map(|grain| (grain.number, grain)).collect();
-        let mut made = Vec::new();
-        let mut renewal = Renewal::Whole;
+        let (mut made, mut lost) = (Vec::new(), Vec::new());
         for maker in makers {
             let lacking = self.anchors.lacking(numbers, &maker.space);
             let lacking: Vec<&Numbered> = lacking.iter().filter_map(|number| grains.get(number)).collect();
@@ -182,9 +186,12 @@ impl Grains {
                 Err(error) => {
                     let reason = with_causes(&error);
                     tracing::warn!(space = %maker.space, model = %maker.name, reason, "a space gets no anchors for now");
-                    renewal = Renewal::Partial;
+                    lost.push(maker.space.clone());
                 }
             }
+        }
+        if made.is_empty() {
+            return Ok(lost);
         }
         let grains = self.clone();
         let work = async move {
@@ -193,7 +200,7 @@ impl Grains {
             Ok::<(), GrainError>(())
         };
         self.shutdown.finish("write anchors", work).await?;
-        Ok(renewal)
+        Ok(lost)
     }
 
     async fn embed_anchors_with(
@@ -216,7 +223,10 @@ impl Grains {
                 }
                 Err(error) => match at_fault(&error).filter(|at| *at < grains.len() && unfit.len() < MOST_UNFIT) {
                     Some(at) => unfit.push(grains.remove(at).number),
-                    None => return Err(error),
+                    None => {
+                        self.anchors.note_unfit(&unfit);
+                        return Err(error);
+                    }
                 },
             }
         }
