@@ -71,7 +71,7 @@ pub struct SearchRequest {
     pub limit: usize,
     /// Hits to leave out at the beginning.
     pub offset: usize,
-    /// The least score of a hit.
+    /// The least score of a hit; its least raw score in a search by meaning that was fused by rank.
     pub min_score: Option<f64>,
     /// Whether to show where the words of the query are.
     pub highlights: Highlights,
@@ -178,10 +178,10 @@ impl Grains {
             spent.words = began.elapsed();
         }
         let (ranked, merged) = merge(&found, words.as_deref());
-        let min_score = request.min_score.unwrap_or(f64::NEG_INFINITY);
-        let ranked: Vec<Scored> = ranked.into_iter().take_while(|hit| hit.score >= min_score).collect();
+        let raw = raw_scores(&found, words.as_deref());
+        let ranked = bounded(ranked, &request, merged, &raw);
         let reading = Instant::now();
-        let hits = self.read_hits(&request, &ranked, &raw_scores(&found, words.as_deref())).await?;
+        let hits = self.read_hits(&request, &ranked, &raw).await?;
         spent.reading = reading.elapsed();
         let took = began.elapsed();
         metrics::histogram!(telemetry::SEARCH_DURATION, "mode" => request.mode.as_str()).record(took);
@@ -222,6 +222,23 @@ impl Grains {
         };
         Ok(shown.into_iter().filter_map(hit).collect())
     }
+}
+
+/// The hits that reach the least score. Sums of ranks are no cosines: where a search by meaning has nothing else, the raw
+/// scores are what is bounded.
+fn bounded(
+    ranked: Vec<Scored>,
+    request: &SearchRequest,
+    merged: Merged,
+    raw: &HashMap<i64, (f64, Option<&SpaceId>)>,
+) -> Vec<Scored> {
+    let Some(min_score) = request.min_score else { return ranked };
+    let is_by_raw = request.mode == Mode::Dense && merged == Merged::Rank;
+    let score = |hit: &Scored| {
+        let raw = raw.get(&hit.number).filter(|_| is_by_raw);
+        raw.map_or(hit.score, |(score, _)| *score)
+    };
+    ranked.into_iter().filter(|hit| score(hit) >= min_score).collect()
 }
 
 /// Each found grain's own score and where it is from. Spaces come before words: a grain that was found by both shows its

@@ -262,3 +262,23 @@ async fn a_model_that_cannot_be_had_does_not_keep_anchors_from_the_others() {
     assert_eq!(spaces.iter().filter(|space| space["searched"] == true).count(), 2, "{spaces:?}");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_bound_of_a_search_that_was_fused_by_rank_is_one_of_cosines() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 0..40).await;
+    let found = search(&app, "bread").await;
+    assert_eq!((hits(&found).len(), &found["merged"]), (40, &json!("rank")));
+    let mut cosines: Vec<f64> = hits(&found).iter().map(|hit| number(hit, "raw_score")).collect();
+    cosines.sort_by(f64::total_cmp);
+    // Between two, so that rounding decides nothing.
+    let at = (15..25).max_by(|a, b| (cosines[*a] - cosines[a - 1]).total_cmp(&(cosines[*b] - cosines[b - 1])));
+    let at = at.expect("some");
+    let bound = f64::midpoint(cosines[at - 1], cosines[at]);
+    let body = json!({"query": "bread", "mode": "dense", "limit": 1000, "min_score": bound});
+    let bounded = app.post("/grains/search", body).await.ok();
+    assert_eq!((hits(&bounded).len(), &bounded["merged"]), (40 - at, &json!("rank")));
+    assert!(hits(&bounded).iter().all(|hit| number(hit, "raw_score") >= bound), "{bounded}");
+    assert!(hits(&bounded).is_sorted_by(|a, b| number(a, "score") >= number(b, "score")), "best first");
+    app.stop().await;
+}

@@ -50,7 +50,7 @@ pub struct SearchBody {
     #[schema(minimum = 0, maximum = 9999)]
     offset: Option<u64>,
     filter: Option<FilterBody>,
-    /// The least `score` of a hit.
+    /// The least `score` of a hit; its least `raw_score` when `mode` is `dense` and `merged` comes out as `rank`.
     #[schema(example = json!(null))]
     min_score: Option<f64>,
     /// Whether to show where the words of the query are.
