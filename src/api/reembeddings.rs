@@ -74,7 +74,7 @@ pub struct ReembeddingObject {
     changed_at: String,
     /// When the new space began to serve.
     cut_over_at: Option<String>,
-    /// Until when it can be rolled back.
+    /// Until when it can be rolled back; null where there is nothing to roll back.
     rollback_until: Option<String>,
     /// Whether the vectors that it makes superfluous are there: `kept`, `purging` or `purged`.
     old_vectors: String,
@@ -173,6 +173,9 @@ pub async fn list(Jobs(jobs): Jobs) -> axum::Json<ReembeddingList> {
 
 /// Begins a job: the selected grains get vectors of the model, in the background and beside what is served. When all have
 /// them, its space takes over at once. The active model stays what it is.
+///
+/// Where its space is the first one already, each grain is served from it as soon as it has its vector, and there is
+/// nothing to roll back.
 #[utoipa::path(
     post, path = "/reembeddings", tag = "reembeddings", operation_id = "begin_reembedding",
     request_body = ReembeddingBody,
@@ -207,7 +210,7 @@ pub async fn get(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Reembe
 /// Follows a job: now, then at each change, at most four times a second.
 ///
 /// Server-sent events of the type `reembedding`, each with the job as `GET /reembeddings/{id}` shows it. The stream ends
-/// with a state in which nothing goes on by itself, and when the server stops.
+/// with a state in which nothing goes on by itself, `paused` too, and when the server stops.
 #[utoipa::path(
     get, path = "/reembeddings/{id}/events", tag = "reembeddings", operation_id = "follow_reembedding",
     params(("id" = String, Path, description = "A job's id")),
@@ -259,7 +262,9 @@ pub async fn resume(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Ree
     Ok(axum::Json(ReembeddingObject::of(jobs.resume(&id).await?)))
 }
 
-/// Gives a job up. Its vectors serve nothing, and stay until they are purged.
+/// Gives a job up. Its vectors serve nothing, and stay until they are purged. While a job is rolled back, that is ended.
+///
+/// Where the job's space is the first one already, as the active model's usually is, what the job has done is served.
 #[utoipa::path(
     post, path = "/reembeddings/{id}/cancel", tag = "reembeddings", operation_id = "cancel_reembedding",
     params(("id" = String, Path, description = "A job's id")),
@@ -272,7 +277,8 @@ pub async fn cancel(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Ree
 /// Takes a cut-over back: the old space serves again at once.
 ///
 /// Grains written since stay served from the newer space until they have vectors in the old one, which they get in the
-/// background. The active model goes back too if the job's own request changed it.
+/// background; a cancellation ends that. The active model goes back too if the job's own request changed it. A job whose
+/// space was the first one before cannot be rolled back.
 #[utoipa::path(
     post, path = "/reembeddings/{id}/rollback", tag = "reembeddings", operation_id = "roll_back_reembedding",
     params(("id" = String, Path, description = "A job's id")),
@@ -283,7 +289,7 @@ pub async fn roll_back(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<
 }
 
 /// Deletes the vectors that a job has made superfluous: after a cut-over the old ones, which closes the way back; else its
-/// own, where they serve nothing.
+/// own, where they serve nothing and no other job needs them.
 #[utoipa::path(
     post, path = "/reembeddings/{id}/purge", tag = "reembeddings", operation_id = "purge_reembedding",
     params(("id" = String, Path, description = "A job's id")),
@@ -370,6 +376,9 @@ impl From<ReembedError> for ApiError {
             ReembedError::NotFound(_) => Self::new(Code::NotFound, message),
             ReembedError::Open { .. }
             | ReembedError::State { .. }
+            | ReembedError::Purging(_)
+            | ReembedError::Needed { .. }
+            | ReembedError::FirstBefore { .. }
             | ReembedError::TooLate(_)
             | ReembedError::Overtaken { .. }
             | ReembedError::OtherSpace { .. } => Self::new(Code::Conflict, message),

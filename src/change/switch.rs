@@ -49,8 +49,8 @@ impl Switched {
 /// written from then on need not be brought.
 ///
 /// # Errors
-/// As [`MultiModelManager::set_active`] and [`Reembeddings::begin`]. That there is a job for the model already is found
-/// before anything changes.
+/// As [`MultiModelManager::set_active`] and [`Reembeddings::begin`]. What stands against the job is found before the active
+/// model is moved.
 pub async fn switch(
     models: &MultiModelManager,
     kept: Option<(&Grains, &Reembeddings)>,
@@ -60,10 +60,9 @@ pub async fn switch(
     let begins = match (bring, kept) {
         (Bring::Nothing, _) => None,
         (Bring::Along, Some((_, reembeddings))) => {
-            if let Some(id) = reembeddings.open_for(name) {
-                return Err(ReembedError::Open { id, model: name.clone() });
-            }
-            Some(reembeddings)
+            // As a switch does it: one that is disabled, or has failed to load before, too.
+            models.load_model(name).await?;
+            Some((reembeddings, reembeddings.prepare(name).await?))
         }
         (Bring::Along, None) => {
             let sentence = "this server keeps no grains (`grains.enabled` is false): leave `reembed` out";
@@ -73,11 +72,11 @@ pub async fn switch(
     let switch = models.set_active(name).await?;
     let reembedding = match begins {
         None => None,
-        Some(reembeddings) => {
+        Some((reembeddings, prepared)) => {
             let previous_model = Some(switch.previous.clone()).filter(|previous| previous != name);
             let selection = Filter::default();
             let request = ReembedRequest { model: name.clone(), selection, throttle: 1.0, previous_model };
-            Some(reembeddings.begin(request).await?)
+            Some(reembeddings.begin_prepared(request, prepared).await?)
         }
     };
     let places = match kept {

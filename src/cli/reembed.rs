@@ -33,7 +33,7 @@ pub enum ReembedVerb {
         /// The job's id
         id: String,
     },
-    /// Show how far a job is until it ends
+    /// Show how far a job is until it ends or is held
     Watch {
         /// The job's id
         id: String,
@@ -175,7 +175,9 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
     match text(&job["state"]) {
         "completed" | "rolled_back" => Ok(said(&job)),
         state => {
-            let reason = job["reason"].as_str().map(|reason| format!(": {reason}")).unwrap_or_default();
+            let hint = (state == "paused").then(|| format!("`granary reembed resume {id}` lets it go on"));
+            let reason = job["reason"].as_str().map(str::to_owned).or(hint);
+            let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
             Err(ReembedCliError::Ended { state: state.to_owned(), reason })
         }
     }

@@ -41,7 +41,7 @@ impl fmt::Display for ReembeddingId {
 /// | `cutting_over` | `running` (a write came in between), `completed`, `paused`, `cancelled`, `failed` |
 /// | `paused` | `queued`, `cancelled` |
 /// | `completed` | `rolling_back` |
-/// | `rolling_back` | `rolled_back` |
+/// | `rolling_back` | `rolled_back` (done, or cancelled) |
 /// | `completed_with_failures`, `failed` | `queued` (tried again), `cancelled` |
 /// | `cancelled`, `rolled_back` | |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -193,7 +193,7 @@ pub struct Reembedding {
     pub total: u64,
     /// The active model that the same request replaced.
     pub previous_model: Option<ModelName>,
-    /// The order of spaces before the cut-over.
+    /// The order of spaces before the cut-over; `None` also when that changed nothing, since the space was the first one.
     pub previous_order: Option<Vec<SpaceId>>,
     /// Whether the superfluous vectors are still there.
     pub old_vectors: OldVectors,

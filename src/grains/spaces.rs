@@ -31,6 +31,17 @@ impl Grains {
         Ok((declaration, SpaceRecord::of_declared(space)))
     }
 
+    /// Whether a space is recorded.
+    ///
+    /// # Errors
+    /// [`GrainError::UnknownSpace`], or the database's.
+    pub async fn check_known(&self, space: &SpaceId) -> Result<(), GrainError> {
+        match self.ledger.space(space).await? {
+            Some(_) => Ok(()),
+            None => Err(GrainError::UnknownSpace(space.clone())),
+        }
+    }
+
     /// The spaces that hold vectors of grains, and how many grains each serves.
     ///
     /// # Errors

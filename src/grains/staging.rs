@@ -28,6 +28,8 @@ struct Running {
     target: Target,
     /// Grains that were written without a vector in its space.
     missed: BTreeSet<i64>,
+    /// Whether grains have moved between spaces, so that others may be selected now.
+    has_moved: bool,
 }
 
 /// Where a re-embedding puts which grains.
@@ -55,9 +57,29 @@ impl Staging {
         self.0.lock().as_ref().map(|running| running.target.clone())
     }
 
+    fn take_missed(&self, at_most: usize) -> Vec<i64> {
+        let mut staging = self.0.lock();
+        let Some(Running { missed, .. }) = &mut *staging else { return Vec::new() };
+        std::iter::from_fn(|| missed.pop_first()).take(at_most).collect()
+    }
+
+    /// The grains that were written without a vector, and whether others have moved between spaces.
+    fn left(&self) -> (Vec<i64>, bool) {
+        let staging = self.0.lock();
+        let left = |running: &Running| (running.missed.iter().copied().collect(), running.has_moved);
+        staging.as_ref().map(left).unwrap_or_default()
+    }
+
+    /// Notes that grains have moved between spaces. The caller holds the gate.
+    fn note_moved(&self) {
+        if let Some(running) = &mut *self.0.lock() {
+            running.has_moved = true;
+        }
+    }
+
     /// Notes that a grain was written, and which vectors it got. The caller holds the gate.
     pub(super) fn note(&self, number: i64, vectors: &[&NewVector]) {
-        if let Some(Running { target, missed }) = &mut *self.0.lock()
+        if let Some(Running { target, missed, .. }) = &mut *self.0.lock()
             && !vectors.iter().any(|vector| vector.provenance.space == target.space)
         {
             missed.insert(number);
@@ -70,7 +92,7 @@ impl Grains {
     pub async fn begin_staging(&self, target: Target) {
         // No write is between its commit and its note.
         let _gate = self.gate.lock().await;
-        *self.staging.0.lock() = Some(Running { target, missed: BTreeSet::new() });
+        *self.staging.0.lock() = Some(Running { target, missed: BTreeSet::new(), has_moved: false });
     }
 
     /// Writes make no vectors for a re-embedding any more.
@@ -78,11 +100,16 @@ impl Grains {
         *self.staging.0.lock() = None;
     }
 
-    /// The grains that were written without a vector for the re-embedding since this was last asked.
+    /// Some of the grains that were written without a vector for the re-embedding. They are not named again.
     #[must_use]
-    pub fn take_missed(&self) -> Vec<i64> {
-        let mut staging = self.staging.0.lock();
-        staging.as_mut().map(|running| std::mem::take(&mut running.missed).into_iter().collect()).unwrap_or_default()
+    pub fn take_missed(&self, at_most: usize) -> Vec<i64> {
+        self.staging.take_missed(at_most)
+    }
+
+    /// Whether grains have moved between spaces since this was last asked.
+    #[must_use]
+    pub fn take_moved(&self) -> bool {
+        self.staging.0.lock().as_mut().is_some_and(|running| std::mem::take(&mut running.has_moved))
     }
 
     /// Vectors of planned grains for the re-embedding that runs, by their places. What cannot be made now is left to the
@@ -155,13 +182,10 @@ impl Grains {
             let mut job = job;
             let _gate = grains.gate.lock().await;
             let began = Instant::now();
-            let missed: Vec<i64> = grains
-                .staging
-                .0
-                .lock()
-                .as_ref()
-                .map(|running| running.missed.iter().copied().collect())
-                .unwrap_or_default();
+            let (missed, has_moved) = grains.staging.left();
+            if has_moved {
+                return Ok(CutOver::TooEarly);
+            }
             if !missed.is_empty() {
                 let lacking = Lacking {
                     space: job.space.clone(),
@@ -178,7 +202,10 @@ impl Grains {
             order.extend(before.iter().filter(|space| **space != job.space).cloned());
             job.state = ReembeddingState::Completed;
             job.reason = None;
-            job.previous_order = Some(before);
+            // What the space serves already is not its own to give back.
+            job.previous_order = Some(before).filter(|before| before.first() != Some(&job.space));
+            job.old_vectors = OldVectors::Kept;
+            job.total = job.done;
             job.changed_us = now_us();
             job.cut_over_us = Some(job.changed_us);
             grains.store.record_reembedding(job.clone(), Some(order.clone())).await?;
@@ -212,6 +239,7 @@ impl Grains {
             job.changed_us = now_us();
             grains.store.record_reembedding(job.clone(), Some(order.clone())).await?;
             grains.indexes.reorder(&order);
+            grains.staging.note_moved();
             grains.indexes.measure();
             Ok(Some(job))
         };
@@ -255,6 +283,14 @@ impl Grains {
     /// The database's.
     pub async fn count_lacking(&self, lacking: Lacking) -> Result<u64, GrainError> {
         Ok(self.store.count_lacking(lacking).await?)
+    }
+
+    /// Whether a space is the first one, so that each vector in it serves at once.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn is_first(&self, space: &SpaceId) -> Result<bool, GrainError> {
+        Ok(self.store.space_order().await?.first() == Some(space))
     }
 
     /// Every re-embedding, newest first.
@@ -321,11 +357,37 @@ impl Grains {
         // A later job may have brought one of them before this one again.
         let order = self.store.space_order().await?;
         let behind = order.into_iter().skip_while(|space| *space != job.space).skip(1);
-        let previous = job.previous_order.iter().flatten().take_while(|space| **space != job.space);
-        let previous: Vec<&SpaceId> = previous.collect();
-        Ok(Purge::Replaced {
-            kept: job.space.clone(),
-            spaces: behind.filter(|space| previous.contains(&space)).collect(),
-        })
+        // Where the space was the first one before, all that is behind it was so then.
+        let was_before = |space: &SpaceId| {
+            let previous = job.previous_order.as_ref();
+            previous.is_none_or(|order| order.iter().take_while(|before| **before != job.space).any(|of| of == space))
+        };
+        Ok(Purge::Replaced { kept: job.space.clone(), spaces: behind.filter(was_before).collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_taken_is_still_missed() {
+        let staging = Staging::default();
+        staging.note(7, &[]);
+        assert!(staging.take_missed(10).is_empty(), "no job runs");
+        let target = Target {
+            model: ModelName::parse("tiny").expect("a name"),
+            space: SpaceId::parse("0123456789abcdef").expect("an id"),
+            selection: Arc::default(),
+        };
+        *staging.0.lock() = Some(Running { target, missed: BTreeSet::new(), has_moved: false });
+        for number in [3, 1, 2, 1] {
+            staging.note(number, &[]);
+        }
+        staging.note_moved();
+        assert_eq!(staging.take_missed(2), [1, 2]);
+        assert_eq!(staging.left(), (vec![3], true));
+        assert_eq!(staging.take_missed(2), [3]);
+        assert!(staging.take_missed(2).is_empty());
     }
 }

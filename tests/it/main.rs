@@ -45,6 +45,7 @@ mod prompts;
 mod providers;
 mod reembedding_crash;
 mod reembedding_load;
+mod reembedding_rules;
 mod reembeddings;
 mod restart;
 mod shutdown;

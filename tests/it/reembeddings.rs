@@ -10,13 +10,13 @@ use serde_json::{Value, json};
 use crate::helpers::{Caller, TestApp, cosine, send, vector_of, vectors_of, with_tiny};
 
 /// How long a job may take that is done in a second on an idle machine.
-const PATIENCE: Duration = Duration::from_mins(2);
+pub const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The model that grains are moved to.
-const OTHER: &str = "tiny-cls";
+pub const OTHER: &str = "tiny-cls";
 
 /// Waits until a job is in a state that says this of it.
-async fn wait_for(app: &Caller, job: &Value, is_there: impl Fn(&Value) -> bool) -> Value {
+pub async fn wait_for(app: &Caller, job: &Value, is_there: impl Fn(&Value) -> bool) -> Value {
     let path = format!("/reembeddings/{}", job["id"].as_str().expect("an id"));
     let look = async {
         loop {
@@ -33,7 +33,7 @@ async fn wait_for(app: &Caller, job: &Value, is_there: impl Fn(&Value) -> bool) 
     job
 }
 
-async fn wait_until(app: &Caller, job: &Value, state: &str) -> Value {
+pub async fn wait_until(app: &Caller, job: &Value, state: &str) -> Value {
     wait_for(app, job, |job| {
         let ended = ["completed", "completed_with_failures", "failed", "cancelled", "rolled_back"];
         let found = job["state"].as_str().expect("a state");
@@ -43,7 +43,7 @@ async fn wait_until(app: &Caller, job: &Value, state: &str) -> Value {
     .await
 }
 
-async fn begin(app: &Caller, body: Value) -> Value {
+pub async fn begin(app: &Caller, body: Value) -> Value {
     let answer = app.post("/reembeddings", body).await;
     assert_eq!(answer.status.as_u16(), 202, "{}", answer.text);
     let job = answer.json();
@@ -51,29 +51,29 @@ async fn begin(app: &Caller, body: Value) -> Value {
     job
 }
 
-async fn verb(app: &Caller, job: &Value, verb: &str) -> Value {
+pub async fn verb(app: &Caller, job: &Value, verb: &str) -> Value {
     app.post(&format!("/reembeddings/{}/{verb}", job["id"].as_str().expect("an id")), json!({})).await.ok()
 }
 
-async fn refused(app: &Caller, job: &Value, verb: &str) -> String {
+pub async fn refused(app: &Caller, job: &Value, verb: &str) -> String {
     let path = format!("/reembeddings/{}/{verb}", job["id"].as_str().expect("an id"));
     let (status, code, detail) = app.post(&path, json!({})).await.problem();
     assert_eq!((status, code.as_str()), (409, "conflict"), "{detail}");
     detail
 }
 
-async fn write(app: &Caller, n_grains: usize) {
+pub async fn write(app: &Caller, n_grains: usize) {
     let grains: Vec<Value> =
         (0..n_grains).map(|n| json!({"id": n.to_string(), "text": format!("the text of number {n}")})).collect();
     app.post("/grains", json!({ "grains": grains })).await.ok();
 }
 
-async fn space_of(app: &Caller, model: &str) -> Value {
+pub async fn space_of(app: &Caller, model: &str) -> Value {
     app.post(&format!("/models/{model}/load"), json!({})).await.ok()["space"].clone()
 }
 
 /// How many grains are served from each space.
-async fn served(app: &Caller) -> Vec<(Option<String>, u64)> {
+pub async fn served(app: &Caller) -> Vec<(Option<String>, u64)> {
     let counted = app.post("/grains/count", json!({"facets": ["space"]})).await.ok();
     let values = counted["facets"]["space"].as_array().unwrap_or_else(|| panic!("{counted}")).clone();
     let value =
@@ -81,7 +81,7 @@ async fn served(app: &Caller) -> Vec<(Option<String>, u64)> {
     values.iter().map(value).collect()
 }
 
-async fn found(app: &Caller, query: &str) -> Vec<String> {
+pub async fn found(app: &Caller, query: &str) -> Vec<String> {
     let body = json!({"query": query, "mode": "dense", "limit": 1000});
     let found = app.post("/grains/search", body).await.ok();
     found["hits"]
@@ -93,7 +93,7 @@ async fn found(app: &Caller, query: &str) -> Vec<String> {
 }
 
 /// A grain's vector is what its space's model makes of its text.
-async fn assert_embedded(app: &Caller, id: &str, model: &str) {
+pub async fn assert_embedded(app: &Caller, id: &str, model: &str) {
     let grain = app.get(&format!("/grains/{id}?include=vector")).await.ok();
     let made = app.post(&format!("/models/{model}/embed"), json!({"inputs": grain["text"]})).await.ok();
     let cosine = cosine(&vector_of(&grain["vector"]), &vectors_of(&made)[0]);

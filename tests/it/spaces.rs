@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{TINY, TestApp, test_model, with_tiny};
+use crate::helpers::{TINY, TestApp, entry_of, test_model, with_tiny};
 
 /// A copy of `tiny` whose files a test may change, and a configuration in which it is the active model.
 struct OwnModel(TempDir);
@@ -94,6 +94,24 @@ async fn changed_files_make_a_new_space_that_waits_to_be_accepted() {
     let app = app.restart_with(&own.toml("")).await;
     let back = load(&app).await;
     assert_eq!((space(&back), &back["grain_writes"]["allowed"]), (space(&before), &json!(false)));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_that_may_not_write_grains_is_not_switched_to_with_them() {
+    let own = OwnModel::new();
+    let app = TestApp::start_with(&own.toml(&entry_of(TINY))).await;
+    load(&app).await;
+    app.put("/models/active", json!({"name": TINY})).await.ok();
+    own.change("tokenizer.json", "\"granary\"", "\"granarx\"");
+    app.post("/models/own/unload", json!({})).await.ok();
+    let (status, code, detail) = app.put("/models/active", json!({"name": "own", "reembed": true})).await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"), "{detail}");
+    assert!(detail.contains("`POST /models/own/accept`"), "{detail}");
+    assert_eq!(app.get("/models/active").await.ok()["name"], TINY, "nothing has changed");
+    assert_eq!(app.get("/reembeddings").await.ok()["reembeddings"], json!([]));
+    app.post("/models/own/accept", json!({})).await.ok();
+    app.put("/models/active", json!({"name": "own", "reembed": true})).await.ok();
     app.stop().await;
 }
 

@@ -31,6 +31,34 @@ pub enum ReembedError {
         /// What was asked: `paused`, say.
         verb: &'static str,
     },
+    /// Its vectors are being deleted.
+    #[error(
+        "the vectors of the re-embedding `{0}` are being deleted: resume it when its `old_vectors` are `purged`, or ask \
+         for a new one"
+    )]
+    Purging(ReembeddingId),
+    /// Another job needs the vectors that are to be deleted.
+    #[error(
+        "the vectors of the re-embedding `{id}` are kept: the re-embedding `{other}` needs them. Cancel, roll back or \
+         purge that one first"
+    )]
+    Needed {
+        /// The job.
+        id: ReembeddingId,
+        /// Who needs them.
+        other: ReembeddingId,
+    },
+    /// There is nothing to take back.
+    #[error(
+        "the re-embedding `{id}` cannot be rolled back: the space {space} was the first one before it, and the job only \
+         brought more grains into it"
+    )]
+    FirstBefore {
+        /// The job.
+        id: ReembeddingId,
+        /// Its space.
+        space: SpaceId,
+    },
     /// The time to take it back is over.
     #[error("the re-embedding `{0}` cannot be rolled back any more: its old vectors are gone, or the window is over")]
     TooLate(ReembeddingId),

@@ -1,10 +1,11 @@
 //! Re-embeddings: grains get vectors in another space, which then takes over, and may be taken back.
 //!
-//! Owns the jobs: what their operators may ask of them (here and in `verbs`), the one task that works on them (`work`),
-//! and how much of the machine it takes (`pace`). A job's work is a set, the selected grains that have no current vector
-//! in the space, so that nothing but the account of the jobs must survive a restart. The vectors wait in a space of lower
-//! priority; the cut-over, and the way back, change one row (`grains::staging`).
+//! Owns the jobs: what their operators may ask of them (here and in `verbs`), the one task that works on them (`work`, and
+//! `after` what follows a cut-over), and how much of the machine it takes (`pace`). A job's work is a set, the selected
+//! grains that have no current vector in the space, so that nothing but the account of the jobs must survive a restart. The
+//! vectors wait in a space of lower priority; the cut-over, and the way back, change one row (`grains::staging`).
 
+mod after;
 mod error;
 mod pace;
 mod verbs;
@@ -25,7 +26,7 @@ use crate::models::MultiModelManager;
 use crate::shutdown::Shutdown;
 
 pub use self::error::ReembedError;
-pub use self::verbs::ReembedRequest;
+pub use self::verbs::{Prepared, ReembedRequest};
 
 /// How often a followed job is shown at most.
 const SHOWN_EVERY: Duration = Duration::from_millis(250);
@@ -175,15 +176,20 @@ impl Reembeddings {
         let Job { record, n_failed, rate } = job;
         let rate = if record.state == ReembeddingState::Running { rate.per_second() } else { None };
         let n_left = record.total.saturating_sub(record.done + n_failed);
-        let window_us = i64::try_from(self.rollback_window.as_micros()).unwrap_or(i64::MAX);
-        let can_be_taken_back = record.state == ReembeddingState::Completed && record.old_vectors == OldVectors::Kept;
         ReembeddingStatus {
             record: record.clone(),
             n_failed: *n_failed,
             rate,
             eta_s: rate.filter(|rate| *rate > 0.0).map(|rate| n_left as f64 / rate),
-            rollback_until_us: record.cut_over_us.filter(|_| can_be_taken_back).map(|us| us.saturating_add(window_us)),
+            rollback_until_us: self.window_end_us(record).filter(|_| record.previous_order.is_some()),
         }
+    }
+
+    /// Until when the old vectors of a job that has cut over are kept; `None` when there are none to keep.
+    fn window_end_us(&self, record: &Reembedding) -> Option<i64> {
+        let window_us = i64::try_from(self.rollback_window.as_micros()).unwrap_or(i64::MAX);
+        let has_old = record.state == ReembeddingState::Completed && record.old_vectors == OldVectors::Kept;
+        record.cut_over_us.filter(|_| has_old).map(|us| us.saturating_add(window_us))
     }
 
     fn record(&self, id: &ReembeddingId) -> Result<Reembedding, ReembedError> {
@@ -208,5 +214,5 @@ impl Reembeddings {
 
 /// Whether something of a job changes by itself.
 fn goes_on(record: &Reembedding) -> bool {
-    record.state.is_at_work() || record.state == ReembeddingState::Paused || record.old_vectors == OldVectors::Purging
+    record.state.is_at_work() || record.old_vectors == OldVectors::Purging
 }

@@ -6,7 +6,11 @@ use uuid::Uuid;
 use super::error::ReembedError;
 use super::pace::Rate;
 use super::{Job, ReembeddingStatus, Reembeddings};
-use crate::domain::{Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState};
+use crate::domain::{
+    Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceCondition, SpaceId,
+};
+use crate::models::Lease;
+use crate::models::error::with_causes;
 
 /// A job that is asked for.
 #[derive(Clone, Debug)]
@@ -21,22 +25,52 @@ pub struct ReembedRequest {
     pub previous_model: Option<ModelName>,
 }
 
+/// A model that grains may be moved to. It is held, so that this stays so until the job is recorded.
+pub struct Prepared {
+    lease: Lease,
+    asked_us: i64,
+}
+
 impl Reembeddings {
     /// Begins a job: the model is loaded, its space noted, and the rest is done by itself.
     ///
     /// # Errors
-    /// [`ReembedError::Open`], a model that cannot be loaded or may not write grains, or the database's.
+    /// As [`Self::prepare`]; a selection whose space is not known, or the database's.
     pub async fn begin(&self, request: ReembedRequest) -> Result<ReembeddingStatus, ReembedError> {
-        let ReembedRequest { model, selection, throttle, previous_model } = request;
-        let lease = self.models.lease(&model).await?;
+        if let Some(SpaceCondition::Is(space)) = &request.selection.space {
+            self.grains.check_known(space).await?;
+        }
+        let prepared = self.prepare(&request.model).await?;
+        self.begin_prepared(request, prepared).await
+    }
+
+    /// Looks at everything that may stand against a job for a model, and changes nothing.
+    ///
+    /// # Errors
+    /// [`ReembedError::Open`], or a model that cannot be loaded or may not write grains.
+    pub async fn prepare(&self, model: &ModelName) -> Result<Prepared, ReembedError> {
+        let asked_us = now_us();
+        let lease = self.models.lease(model).await?;
         lease.check_grain_writes()?;
-        let space = lease.facts().fingerprint.space();
-        drop(lease);
-        let now_us = now_us();
+        self.check_alone(None, &lease.facts().fingerprint.space())?;
+        Ok(Prepared { lease, asked_us })
+    }
+
+    /// Begins a job that nothing stood against.
+    ///
+    /// # Errors
+    /// [`ReembedError::Open`] when another one was quicker, or the database's.
+    pub async fn begin_prepared(
+        &self,
+        request: ReembedRequest,
+        prepared: Prepared,
+    ) -> Result<ReembeddingStatus, ReembedError> {
+        let ReembedRequest { model, selection, throttle, previous_model } = request;
+        let Prepared { lease, asked_us } = prepared;
         let record = Reembedding {
             id: ReembeddingId::of(Uuid::now_v7().to_string()),
             model,
-            space,
+            space: lease.facts().fingerprint.space(),
             selection,
             throttle,
             state: ReembeddingState::Queued,
@@ -46,10 +80,11 @@ impl Reembeddings {
             previous_model,
             previous_order: None,
             old_vectors: OldVectors::Kept,
-            created_us: now_us,
-            changed_us: now_us,
+            created_us: asked_us,
+            changed_us: asked_us,
             cut_over_us: None,
         };
+        drop(lease);
         let jobs = self.clone();
         let work = async move {
             let _turn = jobs.turn.lock().await;
@@ -65,44 +100,61 @@ impl Reembeddings {
         self.shutdown.finish("begin a re-embedding", work).await
     }
 
-    /// The open job for a model's space, if there is one: a second one cannot be begun.
-    #[must_use]
-    pub fn open_for(&self, model: &ModelName) -> Option<ReembeddingId> {
-        let jobs = self.jobs.read();
-        let is_it = |job: &&Job| job.record.model == *model && job.record.state.is_open();
-        jobs.values().find(is_it).map(|job| job.record.id.clone())
-    }
-
     /// Holds a job. What it has done stays done, and it gives its model free.
     ///
     /// # Errors
     /// [`ReembedError::NotFound`], [`ReembedError::State`], or the database's.
     pub async fn pause(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
-        self.step(id, "paused", |job| move_to(job, ReembeddingState::Paused)).await
+        self.step(id, "paused", |job| move_to(job, ReembeddingState::Paused, "paused")).await
     }
 
     /// Lets a held job go on, or tries one again that failed or left grains out.
     ///
     /// # Errors
-    /// As [`Self::pause`].
+    /// As [`Self::pause`]; [`ReembedError::Purging`], or [`ReembedError::Open`] when there is another job for the space by
+    /// now.
     pub async fn resume(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
-        self.step(id, "resumed", |job| move_to(job, ReembeddingState::Queued)).await
+        let jobs = self.clone();
+        let resume = move |job: &mut Reembedding| {
+            move_to(job, ReembeddingState::Queued, "resumed")?;
+            if job.old_vectors == OldVectors::Purging {
+                return Err(ReembedError::Purging(job.id.clone()));
+            }
+            jobs.check_alone(Some(&job.id), &job.space)
+        };
+        self.step(id, "resumed", resume).await
     }
 
-    /// Gives a job up. Its vectors serve nothing, and stay until they are purged.
+    /// Gives a job up. Its vectors stay until they are purged, and serve nothing unless its space is the first one
+    /// already. A way back ends where it is.
     ///
     /// # Errors
     /// As [`Self::pause`].
     pub async fn cancel(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
-        self.step(id, "cancelled", |job| move_to(job, ReembeddingState::Cancelled)).await
+        let serves = self.grains.is_first(&self.record(id)?.space).await?;
+        let cancel = move |job: &mut Reembedding| {
+            if job.state == ReembeddingState::RollingBack {
+                move_to(job, ReembeddingState::RolledBack, "cancelled")?;
+                let sentence =
+                    "it was cancelled on its way back: some grains written since the cut-over stay in its space";
+                job.reason = Some(sentence.to_owned());
+                return Ok(());
+            }
+            move_to(job, ReembeddingState::Cancelled, "cancelled")?;
+            if serves {
+                job.reason = Some(format!("{} is the first space already: what was done is served", job.space));
+            }
+            Ok(())
+        };
+        self.step(id, "cancelled", cancel).await
     }
 
     /// Lets the old space serve again. Grains written since stay served from the newer one until they have vectors in the
     /// old one, which they get in the background. The active model goes back too if the job's own request changed it.
     ///
     /// # Errors
-    /// As [`Self::pause`]; [`ReembedError::TooLate`] when the old vectors are gone, [`ReembedError::Overtaken`] when
-    /// another space has taken over since.
+    /// As [`Self::pause`]; [`ReembedError::FirstBefore`] when there is nothing to take back, [`ReembedError::TooLate`] when
+    /// the old vectors are gone, [`ReembedError::Overtaken`] when another space has taken over since.
     pub async fn roll_back(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
         let (jobs, id) = (self.clone(), id.clone());
         let work = async move {
@@ -110,21 +162,27 @@ impl Reembeddings {
             let record = jobs.record(&id)?;
             let Reembedding { state, old_vectors, .. } = &record;
             if !state.may_become(ReembeddingState::RollingBack) {
-                return Err(ReembedError::State { id, state: *state, verb: "rolled back" });
+                return Err(refused(&record, "rolled back"));
+            }
+            let space = record.space.clone();
+            if record.previous_order.is_none() {
+                return Err(ReembedError::FirstBefore { id, space });
             }
             let status = jobs.get(&id)?;
             if *old_vectors != OldVectors::Kept || status.rollback_until_us.is_none_or(|until_us| now_us() > until_us) {
                 return Err(ReembedError::TooLate(id));
             }
-            let space = record.space.clone();
             let Some(record) = jobs.grains.roll_back(record).await? else {
                 return Err(ReembedError::Overtaken { id, space });
             };
             tracing::info!(%id, model = %record.model, "a re-embedding was rolled back");
             jobs.put(record.clone());
-            drop(turn);
-            jobs.activate_previous(&record).await?;
             jobs.wake.notify_one();
+            drop(turn);
+            // The order is what it was, whatever becomes of the model: whoever works tries again, and says why not.
+            if let Err(error) = jobs.activate_previous(&record).await {
+                tracing::warn!(%id, "the model before is not active yet: {}", with_causes(&error));
+            }
             jobs.get(&id)
         };
         self.shutdown.finish("roll back a re-embedding", work).await
@@ -134,18 +192,50 @@ impl Reembeddings {
     /// then; its own that serve nothing where there was none.
     ///
     /// # Errors
-    /// As [`Self::pause`].
+    /// As [`Self::pause`], and [`ReembedError::Needed`].
     pub async fn purge(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
-        self.step(id, "purged", |job| {
+        let jobs = self.clone();
+        let purge = move |job: &mut Reembedding| {
             if job.state.is_open() || job.state == ReembeddingState::RollingBack {
-                return false;
+                return Err(refused(job, "purged"));
             }
             if job.old_vectors == OldVectors::Kept {
+                jobs.check_unneeded(job)?;
                 job.old_vectors = OldVectors::Purging;
             }
-            true
-        })
-        .await
+            Ok(())
+        };
+        self.step(id, "purged", purge).await
+    }
+
+    /// Whether there is no other open job for a space.
+    fn check_alone(&self, id: Option<&ReembeddingId>, space: &SpaceId) -> Result<(), ReembedError> {
+        let jobs = self.jobs.read();
+        let is_other =
+            |job: &&Reembedding| job.state.is_open() && job.space == *space && id.is_none_or(|id| *id != job.id);
+        match jobs.values().map(|job| &job.record).find(is_other) {
+            Some(Reembedding { id, model, .. }) => Err(ReembedError::Open { id: id.clone(), model: model.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether no other job needs what a purge of this one deletes: to go on from, or to be rolled back to.
+    pub(super) fn check_unneeded(&self, job: &Reembedding) -> Result<(), ReembedError> {
+        let needs = |other: &&Reembedding| {
+            let can_go_back = other.state == ReembeddingState::Completed && other.old_vectors == OldVectors::Kept;
+            let is_same = other.space == job.space;
+            if job.state == ReembeddingState::Completed {
+                // Behind a space that was the first one before lies what whoever made it so can be rolled back to.
+                return job.previous_order.is_none() && other.previous_order.is_some() && is_same && can_go_back;
+            }
+            let may_go_on = other.state.is_open() || other.state.may_become(ReembeddingState::Queued);
+            let was_before = other.previous_order.iter().flatten().any(|space| *space == job.space);
+            other.id != job.id && ((may_go_on && is_same) || (can_go_back && was_before))
+        };
+        match self.jobs.read().values().map(|job| &job.record).find(needs) {
+            Some(other) => Err(ReembedError::Needed { id: job.id.clone(), other: other.id.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Makes the model active again that a job's own request replaced, unless another one has become active since.
@@ -163,11 +253,11 @@ impl Reembeddings {
         &self,
         id: &ReembeddingId,
         verb: &'static str,
-        change: impl FnOnce(&mut Reembedding) -> bool + Send + 'static,
+        change: impl FnOnce(&mut Reembedding) -> Result<(), ReembedError> + Send + 'static,
     ) -> Result<ReembeddingStatus, ReembedError> {
         let (jobs, id) = (self.clone(), id.clone());
         let work = async move {
-            jobs.try_step(&id, verb, change).await?;
+            jobs.try_step(&id, change).await?;
             tracing::info!(%id, "a re-embedding was {verb}");
             jobs.get(&id)
         };
@@ -178,15 +268,11 @@ impl Reembeddings {
     pub(super) async fn try_step(
         &self,
         id: &ReembeddingId,
-        verb: &'static str,
-        change: impl FnOnce(&mut Reembedding) -> bool + Send,
+        change: impl FnOnce(&mut Reembedding) -> Result<(), ReembedError> + Send,
     ) -> Result<(), ReembedError> {
         let _turn = self.turn.lock().await;
         let mut record = self.record(id)?;
-        let state = record.state;
-        if !change(&mut record) {
-            return Err(ReembedError::State { id: id.clone(), state, verb });
-        }
+        change(&mut record)?;
         record.changed_us = now_us();
         self.grains.record_reembedding(record.clone()).await?;
         self.put(record);
@@ -195,14 +281,19 @@ impl Reembeddings {
     }
 }
 
-/// Moves a job to a state if the table of states allows it.
-pub(super) fn move_to(job: &mut Reembedding, state: ReembeddingState) -> bool {
-    let may = job.state.may_become(state);
-    if may {
-        job.state = state;
-        job.reason = None;
+/// Moves a job to a state, which the verb names, if the table of states allows it.
+pub(super) fn move_to(job: &mut Reembedding, state: ReembeddingState, verb: &'static str) -> Result<(), ReembedError> {
+    if !job.state.may_become(state) {
+        return Err(refused(job, verb));
     }
-    may
+    job.state = state;
+    job.reason = None;
+    Ok(())
+}
+
+/// The job is not in a state for that.
+pub(super) fn refused(job: &Reembedding, verb: &'static str) -> ReembedError {
+    ReembedError::State { id: job.id.clone(), state: job.state, verb }
 }
 
 /// The time, in microseconds since 1970.

@@ -6,10 +6,8 @@ use std::time::Duration;
 use super::Reembeddings;
 use super::error::ReembedError;
 use super::pace::Pace;
-use super::verbs::{move_to, now_us};
-use crate::domain::{
-    Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceCondition, SpaceId,
-};
+use super::verbs::{move_to, refused};
+use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 use crate::engine::EngineError;
 use crate::grains::store::{Lacking, Made, NewVector, Unembedded};
 use crate::grains::{CutOver, GrainError, Target, TextKind};
@@ -25,14 +23,30 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often a job is tried again after such errors in a row: two minutes.
 const TRIES: u32 = 120;
 
+/// How long to wait when a model's queue is full, or it is being unloaded.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
+
 /// How often a grain is tried that the model cannot embed.
 const TRIES_OF_A_GRAIN: u32 = 3;
 
-/// Grains whose superfluous vectors are deleted at once.
-const PURGED_AT_ONCE: u32 = 1_000;
+/// Grains that writes have left to the job and that are looked at together.
+const MISSED_AT_ONCE: usize = 1_000;
+
+/// Each grain, and its vector or why there is none.
+type Vectors = Vec<(Unembedded, Result<NewVector, String>)>;
+
+/// What vectors are made for: a job, as long as it is in a state, and a model and its space.
+#[derive(Clone, Copy)]
+pub(super) struct Work<'a> {
+    pub(super) id: &'a ReembeddingId,
+    pub(super) state: ReembeddingState,
+    pub(super) model: &'a ModelName,
+    pub(super) space: &'a SpaceId,
+}
 
 /// Why work on a job stopped before its end.
-enum Stopped {
+pub(super) enum Stopped {
     /// Somebody holds it or has given it up.
     ByHand,
     /// Something went wrong.
@@ -77,8 +91,8 @@ impl Reembeddings {
         let id = record.id.clone();
         let done = match record.state {
             _ if record.old_vectors == OldVectors::Purging => self.delete_superfluous(&record).await,
-            ReembeddingState::RollingBack => self.bring_back(&record).await,
-            _ => self.embed_all(&record).await,
+            ReembeddingState::RollingBack => self.bring_back(&record, n_errors).await,
+            _ => self.embed_all(&record, n_errors).await,
         };
         self.grains.end_staging();
         match done {
@@ -98,32 +112,37 @@ impl Reembeddings {
     }
 
     /// Gives the selected grains their vectors, and lets the space take over.
-    async fn embed_all(&self, job: &Reembedding) -> Result<(), Stopped> {
-        let id = &job.id;
+    async fn embed_all(&self, job: &Reembedding, n_errors: &mut u32) -> Result<(), Stopped> {
+        let Reembedding { id, model, space, .. } = job;
+        let work = Work { id, state: ReembeddingState::Running, model, space };
         if job.state != ReembeddingState::Running {
-            self.try_step(id, "run", |job| move_to(job, ReembeddingState::Running)).await.map_err(by_hand)?;
+            self.try_step(id, |job| move_to(job, ReembeddingState::Running, "run")).await.map_err(by_hand)?;
         }
         // Loaded before writes are told to make vectors with it.
-        drop(self.lease(&job.model, &job.space).await?);
+        drop(self.lease(model, space).await?);
         self.grains
             .begin_staging(Target {
-                model: job.model.clone(),
-                space: job.space.clone(),
+                model: model.clone(),
+                space: space.clone(),
                 selection: Arc::new(job.selection.clone()),
             })
             .await;
         self.grains.forget_failures(id).await?;
         self.change(id, |job| job.n_failed = 0);
         let n_left = self.grains.count_lacking(lacking(job)).await?;
-        self.try_step(id, "counted", move |job| {
+        self.try_step(id, move |job| {
             job.total = job.done + n_left;
-            true
+            Ok(())
         })
         .await?;
         let mut pace = Pace::new(job.throttle, self.models.interactive());
         let mut after = 0;
         loop {
-            self.check_running(id)?;
+            self.check(id, work.state)?;
+            if self.grains.take_moved() {
+                // A grain that was passed over may be one of the selection now.
+                after = 0;
+            }
             let at_most = pace.begin(self.models.interactive());
             let mut grains = self.grains.lacking(lacking(job), after, at_most).await?;
             if let Some(last) = grains.last() {
@@ -138,8 +157,9 @@ impl Reembeddings {
                 return Ok(());
             }
             for grains in grains.chunks(at_most as usize) {
-                self.embed_batch(job, grains).await?;
-                self.rest(id, pace.rest(self.models.interactive())).await?;
+                self.embed_batch(work, grains).await?;
+                *n_errors = 0;
+                self.rest(id, work.state, pace.rest(self.models.interactive())).await?;
                 pace.begin(self.models.interactive());
             }
         }
@@ -147,12 +167,18 @@ impl Reembeddings {
 
     /// What writes have left to the job since it was last asked.
     async fn missed(&self, job: &Reembedding) -> Result<Vec<Unembedded>, Stopped> {
-        let missed = self.grains.take_missed();
-        if missed.is_empty() {
-            return Ok(Vec::new());
+        loop {
+            let missed = self.grains.take_missed(MISSED_AT_ONCE);
+            if missed.is_empty() {
+                return Ok(Vec::new());
+            }
+            let at_most = u32::try_from(missed.len()).unwrap_or(u32::MAX);
+            let lacking = Lacking { among: Some(missed), ..lacking(job) };
+            let grains = self.grains.lacking(lacking, 0, at_most).await?;
+            if !grains.is_empty() {
+                return Ok(grains);
+            }
         }
-        let at_most = u32::try_from(missed.len()).unwrap_or(u32::MAX);
-        Ok(self.grains.lacking(Lacking { among: Some(missed), ..lacking(job) }, 0, at_most).await?)
     }
 
     /// Ends a job that has nothing left to do. Answers whether it has ended: a write may have come in between.
@@ -160,21 +186,23 @@ impl Reembeddings {
         let id = &job.id;
         let (_, n_failed) = self.grains.reembedding_failures(id, 0).await?;
         if n_failed > 0 {
+            let serves = self.grains.is_first(&job.space).await?;
             let reason = format!(
-                "{n_failed} grain{} could not be embedded, so that nothing was cut over: `GET /reembeddings/{id}/failures` \
-                 says why. Edit or delete what it names, and resume the job",
-                if n_failed == 1 { "" } else { "s" }
+                "{n_failed} grain{} could not be embedded, {}: `GET /reembeddings/{id}/failures` says why. Edit or delete \
+                 what it names, and resume the job",
+                if n_failed == 1 { "" } else { "s" },
+                if serves { "and what was done is served" } else { "so that nothing was cut over" },
             );
             let step = move |job: &mut Reembedding| {
-                let may = move_to(job, ReembeddingState::CompletedWithFailures);
+                move_to(job, ReembeddingState::CompletedWithFailures, "ended")?;
                 job.reason = Some(reason);
-                may
+                Ok(())
             };
-            self.try_step(id, "ended", step).await.map_err(by_hand)?;
-            tracing::warn!(%id, model = %job.model, n_failed, "a re-embedding is done but for some grains: nothing was cut over");
+            self.try_step(id, step).await.map_err(by_hand)?;
+            tracing::warn!(%id, model = %job.model, n_failed, "a re-embedding is done but for some grains");
             return Ok(true);
         }
-        self.try_step(id, "cut over", |job| move_to(job, ReembeddingState::CuttingOver)).await.map_err(by_hand)?;
+        self.try_step(id, |job| move_to(job, ReembeddingState::CuttingOver, "cut over")).await.map_err(by_hand)?;
         // Nobody holds the job or gives it up from here on until its record is whole.
         let turn = self.turn.lock().await;
         let record = self.record(id)?;
@@ -190,20 +218,19 @@ impl Reembeddings {
             }
             CutOver::TooEarly => {
                 drop(turn);
-                self.try_step(id, "run", |job| move_to(job, ReembeddingState::Running)).await.map_err(by_hand)?;
+                self.try_step(id, |job| move_to(job, ReembeddingState::Running, "run")).await.map_err(by_hand)?;
                 Ok(false)
             }
         }
     }
 
     /// Embeds some grains and writes their vectors, or why there are none.
-    async fn embed_batch(&self, job: &Reembedding, grains: &[Unembedded]) -> Result<(), Stopped> {
-        let lease = self.lease(&job.model, &job.space).await?;
-        let vectors = self.vectors(&lease, grains).await?;
+    async fn embed_batch(&self, work: Work<'_>, grains: &[Unembedded]) -> Result<(), Stopped> {
+        let vectors = self.make(work, grains).await?;
         let has_failed = vectors.iter().any(|(_, vector)| vector.is_err());
-        let n_written = self.grains.write_made(Made { job: Some(job.id.clone()), vectors }).await?;
-        let n_failed = if has_failed { Some(self.grains.reembedding_failures(&job.id, 0).await?.1) } else { None };
-        self.change(&job.id, |job| {
+        let n_written = self.grains.write_made(Made { job: Some(work.id.clone()), vectors }).await?;
+        let n_failed = if has_failed { Some(self.grains.reembedding_failures(work.id, 0).await?.1) } else { None };
+        self.change(work.id, |job| {
             job.record.done += n_written;
             job.record.total = job.record.total.max(job.record.done);
             job.n_failed = n_failed.unwrap_or(job.n_failed);
@@ -212,12 +239,25 @@ impl Reembeddings {
         Ok(())
     }
 
+    /// Makes the vectors of some grains. While the model's queue is full or it is being unloaded, this waits.
+    pub(super) async fn make(&self, work: Work<'_>, grains: &[Unembedded]) -> Result<Vectors, Stopped> {
+        loop {
+            let lease = self.lease(work.model, work.space).await?;
+            let pause = match self.vectors(&lease, grains).await {
+                Ok(vectors) => return Ok(vectors),
+                Err(GrainError::Model(ModelError::Engine(EngineError::Closed))) => SHORTEST_PAUSE,
+                Err(GrainError::Model(ModelError::Engine(EngineError::Overloaded { retry_after, .. }))) => {
+                    retry_after.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+                }
+                Err(error) => return Err(error.into()),
+            };
+            drop(lease);
+            self.rest(work.id, work.state, pause).await?;
+        }
+    }
+
     /// The vectors of some grains. Where the model fails on them, each is tried alone: the others are not to blame.
-    async fn vectors(
-        &self,
-        lease: &Lease,
-        grains: &[Unembedded],
-    ) -> Result<Vec<(Unembedded, Result<NewVector, String>)>, GrainError> {
+    async fn vectors(&self, lease: &Lease, grains: &[Unembedded]) -> Result<Vectors, GrainError> {
         let texts = grains.iter().map(|grain| grain.text.clone()).collect();
         match self.grains.embed_texts(lease, texts, TextKind::BACKGROUND).await {
             Ok(made) => return Ok(grains.iter().cloned().zip(made.into_iter().map(Ok)).collect()),
@@ -237,74 +277,6 @@ impl Reembeddings {
         Ok(vectors)
     }
 
-    /// Gives grains that were written since a cut-over vectors in the space before, where its model is known.
-    async fn bring_back(&self, job: &Reembedding) -> Result<(), Stopped> {
-        self.activate_previous(job).await?;
-        let space = job.previous_order.iter().flatten().find(|space| **space != job.space);
-        let mut reason = None;
-        if let Some(space) = space {
-            match self.models.maker_of(space).await.map_err(GrainError::from)? {
-                Some(model) => self.bring_back_to(job, &model, space).await?,
-                None => {
-                    reason = Some(format!("no model makes {space} any more: what was written since stays as it is"));
-                }
-            }
-        }
-        let step = move |job: &mut Reembedding| {
-            let may = move_to(job, ReembeddingState::RolledBack);
-            job.reason = reason;
-            may
-        };
-        self.try_step(&job.id, "rolled back", step).await.map_err(by_hand)
-    }
-
-    async fn bring_back_to(&self, job: &Reembedding, model: &ModelName, space: &SpaceId) -> Result<(), Stopped> {
-        let lacking = Lacking {
-            space: space.clone(),
-            filter: Filter { space: Some(SpaceCondition::Is(job.space.clone())), ..Filter::default() },
-            unless_failed_in: None,
-            among: None,
-        };
-        let mut pace = Pace::new(job.throttle, self.models.interactive());
-        let mut after = 0;
-        loop {
-            let at_most = pace.begin(self.models.interactive());
-            let grains = self.grains.lacking(lacking.clone(), after, at_most).await?;
-            let Some(last) = grains.last() else { return Ok(()) };
-            after = last.number;
-            let lease = self.lease(model, space).await?;
-            let vectors = self.vectors(&lease, &grains).await?;
-            self.grains.write_made(Made { job: None, vectors }).await?;
-            tokio::time::sleep(pace.rest(self.models.interactive())).await;
-        }
-    }
-
-    async fn delete_superfluous(&self, job: &Reembedding) -> Result<(), Stopped> {
-        let purge = self.grains.superfluous(job).await?;
-        let mut after = 0;
-        while let Some(last) = self.grains.purge(purge.clone(), after, PURGED_AT_ONCE).await? {
-            after = last;
-        }
-        let step = |job: &mut Reembedding| {
-            job.old_vectors = OldVectors::Purged;
-            true
-        };
-        self.try_step(&job.id, "purged", step).await?;
-        tracing::info!(id = %job.id, "the superfluous vectors of a re-embedding are deleted");
-        Ok(())
-    }
-
-    /// Begins to delete the old vectors of jobs that cannot be rolled back any more.
-    async fn close_windows(&self) {
-        let now_us = now_us();
-        let is_over = |status: &super::ReembeddingStatus| status.rollback_until_us.is_some_and(|until| now_us > until);
-        for status in self.list().into_iter().filter(is_over) {
-            if let Err(error) = self.purge(&status.record.id).await {
-                tracing::warn!(id = %status.record.id, "old vectors are kept for now: {}", with_causes(&error));
-            }
-        }
-    }
-
     /// Holds the model of a job for a batch.
     async fn lease(&self, model: &ModelName, space: &SpaceId) -> Result<Lease, ReembedError> {
         let lease = self.models.lease(model).await?;
@@ -317,35 +289,42 @@ impl Reembeddings {
     }
 
     /// Rests, unless somebody holds the job or gives it up: others wait behind it.
-    async fn rest(&self, id: &ReembeddingId, time: Duration) -> Result<(), Stopped> {
+    pub(super) async fn rest(
+        &self,
+        id: &ReembeddingId,
+        state: ReembeddingState,
+        time: Duration,
+    ) -> Result<(), Stopped> {
         let until = tokio::time::Instant::now() + time;
         let mut changes = self.changes.subscribe();
         loop {
-            self.check_running(id)?;
+            self.check(id, state)?;
             match tokio::time::timeout_at(until, changes.changed()).await {
                 Ok(Ok(())) => {}
                 // The time is over, or nothing changes any more.
-                Ok(Err(_)) | Err(_) => return self.check_running(id),
+                Ok(Err(_)) | Err(_) => return self.check(id, state),
             }
         }
     }
 
-    fn check_running(&self, id: &ReembeddingId) -> Result<(), Stopped> {
-        match self.record(id)?.state {
-            ReembeddingState::Running => Ok(()),
-            _ => Err(Stopped::ByHand),
-        }
+    /// Whether a job is still in the state in which it is worked on.
+    pub(super) fn check(&self, id: &ReembeddingId, state: ReembeddingState) -> Result<(), Stopped> {
+        if self.record(id)?.state == state { Ok(()) } else { Err(Stopped::ByHand) }
     }
 
     /// Ends a job that cannot go on. One that is being rolled back has its order already, and is left at that.
     async fn fail(&self, job: &Reembedding, error: &ReembedError) {
-        let reason = with_causes(error);
+        let mut reason = with_causes(error);
         tracing::error!(id = %job.id, model = %job.model, "a re-embedding cannot go on: {reason}");
         let is_purging = job.old_vectors == OldVectors::Purging;
+        let is_open = !is_purging && job.state != ReembeddingState::RollingBack;
+        if is_open && self.grains.is_first(&job.space).await.unwrap_or(false) {
+            reason.push_str("; what was done is served");
+        }
         let step = move |job: &mut Reembedding| {
             // Held or given up meanwhile: that stays so.
             if !is_purging && !job.state.is_at_work() {
-                return false;
+                return Err(refused(job, "ended"));
             }
             if is_purging {
                 job.old_vectors = OldVectors::Kept;
@@ -355,9 +334,9 @@ impl Reembeddings {
                 job.state = ReembeddingState::Failed;
             }
             job.reason = Some(reason);
-            true
+            Ok(())
         };
-        if let Err(Stopped::Error(error)) = self.try_step(&job.id, "ended", step).await.map_err(by_hand) {
+        if let Err(Stopped::Error(error)) = self.try_step(&job.id, step).await.map_err(by_hand) {
             tracing::error!(id = %job.id, "the end of a re-embedding cannot be recorded: {}", with_causes(&error));
             tokio::time::sleep(PAUSE).await;
         }
@@ -374,7 +353,7 @@ fn lacking(job: &Reembedding) -> Lacking {
 }
 
 /// A step that the table of states does not allow: somebody was quicker.
-fn by_hand(error: ReembedError) -> Stopped {
+pub(super) fn by_hand(error: ReembedError) -> Stopped {
     match error {
         ReembedError::State { .. } | ReembedError::NotFound(_) => Stopped::ByHand,
         error => Stopped::Error(error),

@@ -1,0 +1,122 @@
+//! What follows a cut-over: grains that were written since go the way back too, and superfluous vectors are deleted.
+
+use std::cmp::Reverse;
+
+use super::Reembeddings;
+use super::pace::Pace;
+use super::verbs::{move_to, now_us};
+use super::work::{Stopped, Work, by_hand};
+use crate::domain::{Filter, ModelName, OldVectors, Range, Reembedding, ReembeddingState, SpaceCondition, SpaceId};
+use crate::grains::GrainError;
+use crate::grains::store::{Lacking, Made};
+use crate::models::error::with_causes;
+
+/// Grains whose superfluous vectors are deleted at once.
+const PURGED_AT_ONCE: u32 = 1_000;
+
+impl Reembeddings {
+    /// Gives grains that were written since a cut-over vectors in a space before, where its model is known. Those that
+    /// were in the job's space before it stay there.
+    pub(super) async fn bring_back(&self, job: &Reembedding, n_errors: &mut u32) -> Result<(), Stopped> {
+        let mut reasons = Vec::new();
+        if let Err(error) = self.activate_previous(job).await {
+            let sentence = format!("the model before could not be made active again: {}", with_causes(&error));
+            tracing::warn!(id = %job.id, "{sentence}");
+            reasons.push(sentence);
+        }
+        // A space behind the job's own would not serve what is brought there.
+        let before = job.previous_order.iter().flatten().take_while(|space| **space != job.space);
+        let before: Vec<&SpaceId> = before.collect();
+        match self.way_back(job, &before).await? {
+            Some((model, space)) => self.bring_back_to(job, (&model, &space), n_errors).await?,
+            None if before.is_empty() => {}
+            None => reasons.push("no model makes a space before any more: what was written since stays".to_owned()),
+        }
+        let step = move |job: &mut Reembedding| {
+            move_to(job, ReembeddingState::RolledBack, "rolled back")?;
+            job.reason = Some(reasons.join("; ")).filter(|reason| !reason.is_empty());
+            Ok(())
+        };
+        self.try_step(&job.id, step).await.map_err(by_hand)
+    }
+
+    /// Where grains go back to: the space of the model that was active before, or else the one that serves most grains.
+    async fn way_back(&self, job: &Reembedding, before: &[&SpaceId]) -> Result<Option<(ModelName, SpaceId)>, Stopped> {
+        let active = job.previous_model.clone().unwrap_or_else(|| self.models.active());
+        let mut makers = Vec::new();
+        for space in before {
+            if let Some(model) = self.models.maker_of(space).await.map_err(GrainError::from)? {
+                makers.push((model, (*space).clone()));
+            }
+        }
+        let served = self.grains.served_by_space().await?;
+        let n_served = |space: &SpaceId| served.iter().find(|(of, _)| of == space).map_or(0, |(_, n_grains)| *n_grains);
+        Ok(makers.into_iter().min_by_key(|(model, space)| (*model != active, Reverse(n_served(space)))))
+    }
+
+    async fn bring_back_to(
+        &self,
+        job: &Reembedding,
+        (model, space): (&ModelName, &SpaceId),
+        n_errors: &mut u32,
+    ) -> Result<(), Stopped> {
+        let since_us = if job.previous_model.is_some() {
+            // What was written with the job's model from then on was so because it was active.
+            Some(job.created_us)
+        } else {
+            job.cut_over_us
+        };
+        let lacking = Lacking {
+            space: space.clone(),
+            filter: Filter {
+                space: Some(SpaceCondition::Is(job.space.clone())),
+                updated_us: Range { gte: since_us, ..Range::default() },
+                ..Filter::default()
+            },
+            unless_failed_in: None,
+            among: None,
+        };
+        let work = Work { id: &job.id, state: ReembeddingState::RollingBack, model, space };
+        let mut pace = Pace::new(job.throttle, self.models.interactive());
+        let mut after = 0;
+        loop {
+            self.check(work.id, work.state)?;
+            let at_most = pace.begin(self.models.interactive());
+            let grains = self.grains.lacking(lacking.clone(), after, at_most).await?;
+            let Some(last) = grains.last() else { return Ok(()) };
+            after = last.number;
+            let vectors = self.make(work, &grains).await?;
+            self.grains.write_made(Made { job: None, vectors }).await?;
+            *n_errors = 0;
+            self.rest(work.id, work.state, pace.rest(self.models.interactive())).await?;
+        }
+    }
+
+    /// Deletes what a purge was asked for, unless somebody has come to need it since.
+    pub(super) async fn delete_superfluous(&self, job: &Reembedding) -> Result<(), Stopped> {
+        self.check_unneeded(job)?;
+        let purge = self.grains.superfluous(job).await?;
+        let mut after = 0;
+        while let Some(last) = self.grains.purge(purge.clone(), after, PURGED_AT_ONCE).await? {
+            after = last;
+        }
+        let step = |job: &mut Reembedding| {
+            job.old_vectors = OldVectors::Purged;
+            Ok(())
+        };
+        self.try_step(&job.id, step).await?;
+        tracing::info!(id = %job.id, "the superfluous vectors of a re-embedding are deleted");
+        Ok(())
+    }
+
+    /// Begins to delete the old vectors of jobs that cannot be rolled back any more.
+    pub(super) async fn close_windows(&self) {
+        let now_us = now_us();
+        let is_over = |job: &Reembedding| self.window_end_us(job).is_some_and(|end_us| now_us > end_us);
+        for status in self.list().into_iter().filter(|status| is_over(&status.record)) {
+            if let Err(error) = self.purge(&status.record.id).await {
+                tracing::warn!(id = %status.record.id, "old vectors are kept for now: {}", with_causes(&error));
+            }
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! What a re-embedding leaves where it was, what it may not take from another, and what stands against it from the start.
+
+use std::process::Command;
+
+use reqwest::Method;
+use serde_json::{Value, json};
+
+use crate::helpers::{Caller, TINY, TestApp, entry_of, send, with_tiny};
+use crate::reembeddings::{
+    OTHER, PATIENCE, assert_embedded, begin, found, refused, served, space_of, verb, wait_for, wait_until, write,
+};
+
+/// A third model.
+const THIRD: &str = "tiny-max";
+
+/// A model that fails on texts with a `~`.
+const BROKEN: &str = "tiny-broken-token";
+
+fn id(job: &Value) -> &str {
+    job["id"].as_str().expect("an id")
+}
+
+/// A job so slow that it is found at work.
+async fn begin_slowly(app: &Caller, to: &str) -> Value {
+    let job = begin(app, json!({"to": to, "throttle": 0.02})).await;
+    wait_for(app, &job, |job| job["done"].as_u64() > Some(0)).await
+}
+
+/// Writes grains with a model: `a-0`, `a-1`, and so on.
+async fn write_with(app: &Caller, prefix: &str, model: &str, n_grains: usize) {
+    let grain =
+        |n: usize| json!({"id": format!("{prefix}-{n}"), "text": format!("{prefix} number {n}"), "model": model});
+    app.post("/grains", json!({"grains": (0..n_grains).map(grain).collect::<Vec<_>>()})).await.ok();
+}
+
+/// How many grains a space serves.
+async fn n_in(app: &Caller, space: &Value) -> u64 {
+    served(app).await.iter().find(|(of, _)| of.as_deref() == space.as_str()).map_or(0, |(_, n_grains)| *n_grains)
+}
+
+#[tokio::test]
+async fn a_space_that_is_the_first_one_serves_what_is_done_and_has_nothing_to_give_back() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 20).await;
+    write_with(&app, "other", OTHER, 300).await;
+    let (first, second) = (space_of(&app, TINY).await, space_of(&app, OTHER).await);
+    let job = begin_slowly(&app, TINY).await;
+    let job = verb(&app, &job, "cancel").await;
+    assert!(job["reason"].as_str().is_some_and(|reason| reason.contains("what was done is served")), "{job}");
+    let n_done = job["done"].as_u64().expect("a number");
+    assert!(n_done < 300 && n_in(&app, &first).await >= 20 + n_done, "{job}");
+
+    let job = begin(&app, json!({"to": TINY})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!((&job["rollback_until"], job["cut_over_at"].is_string()), (&Value::Null, true), "{job}");
+    assert_eq!(served(&app).await, [(first.as_str().map(str::to_owned), 320)]);
+    assert!(refused(&app, &job, "rollback").await.contains("was the first one before it"));
+    assert_eq!(app.get(&format!("/reembeddings/{}", id(&job))).await.ok()["state"], "completed");
+
+    // The vectors behind it are superfluous all the same: a job that wants them again has all to make.
+    verb(&app, &job, "purge").await;
+    wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    let again = begin(&app, json!({"to": OTHER})).await;
+    let again = wait_until(&app, &again, "completed").await;
+    assert_eq!((&again["done"], n_in(&app, &second).await), (&json!(320), 320), "{again}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_way_back_takes_what_was_written_since_and_leaves_what_was_there_before() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    // The first space of the order is not the one of the active model.
+    write_with(&app, "third", THIRD, 1).await;
+    write(&app, 20).await;
+    write_with(&app, "native", OTHER, 5).await;
+    let (third, old, new) = (space_of(&app, THIRD).await, space_of(&app, TINY).await, space_of(&app, OTHER).await);
+    let job = begin(&app, json!({"to": OTHER})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!(n_in(&app, &new).await, 26);
+    write_with(&app, "late", OTHER, 3).await;
+    verb(&app, &job, "rollback").await;
+    let job = wait_until(&app, &job, "rolled_back").await;
+    assert_eq!(job["reason"], Value::Null, "{job}");
+    assert_eq!((n_in(&app, &third).await, n_in(&app, &old).await, n_in(&app, &new).await), (1, 23, 5));
+    assert_embedded(&app, "late-0", TINY).await;
+    assert_embedded(&app, "native-0", OTHER).await;
+    assert_eq!(found(&app, "number 3").await.len(), 29);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_way_back_is_ended_by_hand_and_goes_on_without_the_model_before() {
+    let toml = with_tiny(&[OTHER, THIRD]);
+    let app = TestApp::start_with(&toml).await;
+    write(&app, 5).await;
+    write_with(&app, "third", THIRD, 1).await;
+    let job = begin(&app, json!({"to": OTHER, "throttle": 0.02})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    write_with(&app, "late", OTHER, 300).await;
+    verb(&app, &job, "rollback").await;
+    let job = verb(&app, &job, "cancel").await;
+    assert_eq!(job["state"], "rolled_back", "{job}");
+    assert!(job["reason"].as_str().is_some_and(|reason| reason.contains("cancelled on its way back")), "{job}");
+    assert!(n_in(&app, &space_of(&app, OTHER).await).await > 0, "what had not come back yet");
+
+    // The model before is known no more: what was written since goes to the space that is left.
+    let switch = app.put("/models/active", json!({"name": OTHER, "reembed": true})).await.ok();
+    let job = wait_until(&app, &switch["reembedding"], "completed").await;
+    assert_eq!(job["previous"], TINY);
+    app.post("/grains", json!({"id": "new", "text": "written with the new model"})).await.ok();
+    let others = [entry_of(OTHER), entry_of(THIRD)].concat();
+    let app = app.restart_with(&format!("[ai]\nmodel_name = \"{OTHER}\"\n{others}")).await;
+    verb(&app, &job, "rollback").await;
+    let job = wait_until(&app, &job, "rolled_back").await;
+    let reason = job["reason"].as_str().expect("a reason");
+    assert!(reason.contains("could not be made active again") && reason.contains(TINY), "{reason}");
+    assert_embedded(&app, "new", THIRD).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_failed_job_that_was_purged_is_tried_again_from_the_start() {
+    let toml = |extra: &str| format!("{}{extra}{}", with_tiny(&[OTHER]), entry_of(THIRD));
+    let app = TestApp::start_with(&toml("")).await;
+    write(&app, 300).await;
+    let job = begin_slowly(&app, OTHER).await;
+    verb(&app, &job, "pause").await;
+    let app = app.restart_with(&toml("max_tokens = 16\n")).await;
+    verb(&app, &job, "resume").await;
+    wait_until(&app, &job, "failed").await;
+
+    // Nothing is deleted while another job is at work, so that this is seen.
+    let other = begin_slowly(&app, THIRD).await;
+    assert_eq!(verb(&app, &job, "purge").await["old_vectors"], "purging");
+    assert!(refused(&app, &job, "resume").await.contains("being deleted"));
+    verb(&app, &other, "cancel").await;
+    wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+
+    let app = app.restart_with(&toml("")).await;
+    let already = app.get(&format!("/reembeddings/{}", id(&job))).await.ok()["done"].as_u64().expect("a number");
+    verb(&app, &job, "resume").await;
+    let job = wait_for(&app, &job, |job| job["state"] == "completed").await;
+    assert_eq!((&job["old_vectors"], &job["done"]), (&json!("kept"), &json!(already + 300)), "{job}");
+    let old = space_of(&app, TINY).await;
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    assert_eq!(n_in(&app, &old).await, 300, "there was something to go back to");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_purge_takes_nothing_that_another_job_needs() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write(&app, 300).await;
+    write_with(&app, "native", OTHER, 5).await;
+    let first = begin_slowly(&app, OTHER).await;
+    verb(&app, &first, "cancel").await;
+    let second = begin_slowly(&app, OTHER).await;
+    assert!(refused(&app, &first, "purge").await.contains(id(&second)), "it works on it");
+    verb(&app, &second, "pause").await;
+    assert!(refused(&app, &first, "purge").await.contains(id(&second)), "it may go on");
+    verb(&app, &second, "cancel").await;
+
+    // What the third space has taken over can be given back, to the second one too.
+    let third = begin_slowly(&app, THIRD).await;
+    assert_eq!(verb(&app, &first, "purge").await["old_vectors"], "purging", "in its turn");
+    let third = wait_until(&app, &third, "completed").await;
+    let kept = wait_for(&app, &first, |job| job["old_vectors"] != "purging").await;
+    assert_eq!(kept["old_vectors"], "kept", "{kept}");
+    assert!(kept["reason"].as_str().is_some_and(|reason| reason.contains(id(&third))), "{kept}");
+    assert!(refused(&app, &second, "purge").await.contains(id(&third)));
+    verb(&app, &third, "rollback").await;
+    wait_until(&app, &third, "rolled_back").await;
+    assert_eq!(n_in(&app, &space_of(&app, OTHER).await).await, 5);
+    for job in [&first, &second] {
+        verb(&app, job, "purge").await;
+        wait_for(&app, job, |job| job["old_vectors"] == "purged").await;
+    }
+    assert_eq!(n_in(&app, &space_of(&app, OTHER).await).await, 5, "what is served stays");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn there_is_one_job_for_a_space_when_an_earlier_one_is_resumed_too() {
+    let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
+    write(&app, 300).await;
+    app.put("/grains/5", json!({"text": "number 5 ~ cannot be embedded"})).await.ok();
+    let first = begin(&app, json!({"to": BROKEN})).await;
+    let first = wait_until(&app, &first, "completed_with_failures").await;
+    app.put("/grains/5", json!({"text": "mended"})).await.ok();
+    write_with(&app, "more", TINY, 300).await;
+    let second = begin_slowly(&app, BROKEN).await;
+    assert!(refused(&app, &first, "resume").await.contains(id(&second)));
+    verb(&app, &second, "cancel").await;
+    verb(&app, &first, "resume").await;
+    wait_for(&app, &first, |job| job["state"] == "completed").await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn grains_that_another_roll_back_moves_into_a_selection_are_not_passed_over() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write(&app, 30).await;
+    let old = space_of(&app, TINY).await;
+    let earlier = begin(&app, json!({"to": OTHER})).await;
+    let earlier = wait_until(&app, &earlier, "completed").await;
+    write_with(&app, "more", TINY, 300).await;
+    let job = begin(&app, json!({"to": THIRD, "from": old, "throttle": 0.02})).await;
+    let job = wait_for(&app, &job, |job| job["done"].as_u64() > Some(0)).await;
+    assert_eq!(job["total"], 300, "{job}");
+    // From here on the first thirty are served from the old space again, and the job is past them.
+    verb(&app, &earlier, "rollback").await;
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!((&job["done"], &job["total"]), (&json!(330), &json!(330)), "{job}");
+    assert_eq!(n_in(&app, &job["space"]).await, 330);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_says_in_the_end_how_many_it_was_and_begins_from_a_known_space_only() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 300).await;
+    let job = begin_slowly(&app, OTHER).await;
+    assert_eq!(job["total"], 300, "{job}");
+    app.delete("/grains/299").await;
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!((&job["done"], &job["total"]), (&json!(299), &json!(299)), "{job}");
+
+    let body = json!({"to": TINY, "from": "0123456789abcdef"});
+    let (status, code, detail) = app.post("/reembeddings", body).await.problem();
+    assert_eq!((status, code.as_str()), (422, "invalid_request"), "{detail}");
+    assert!(detail.contains("0123456789abcdef"), "{detail}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn whoever_follows_a_job_that_is_held_is_not_left_waiting() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 300).await;
+    let job = begin_slowly(&app, OTHER).await;
+    verb(&app, &job, "pause").await;
+    let events = send(app.request(Method::GET, &format!("/reembeddings/{}/events", id(&job))));
+    let events = tokio::time::timeout(PATIENCE, events).await.expect("the stream ends");
+    assert!(events.text.contains("\"state\":\"paused\""), "{}", events.text);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.args(["reembed", "watch", id(&job), "--url", app.url()]).env_clear();
+    // The server is in this process: waiting for the command must not hold it.
+    let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it runs");
+    let error = String::from_utf8(output.stderr).expect("UTF-8");
+    assert!(!output.status.success() && error.contains("the job is paused: "), "{error}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_space_that_was_empty_comes_back_to_its_place() {
+    let toml = with_tiny(&[OTHER, THIRD]);
+    let app = TestApp::start_with(&toml).await;
+    for (id, model) in [("one", TINY), ("two", OTHER), ("three", THIRD)] {
+        app.post("/grains", json!({"id": id, "text": format!("the text {id}"), "model": model})).await.ok();
+    }
+    app.delete("/grains/two").await;
+    // An index is not opened for a space that holds nothing.
+    let app = app.restart_with(&toml).await;
+    let second = space_of(&app, OTHER).await;
+    app.patch("/grains/three", json!({"text": "the text three", "model": OTHER})).await.ok();
+    assert_eq!(app.get("/grains/three").await.ok()["meta"]["space"], second, "the database's order");
+    let found = app.post("/grains/search", json!({"query": "the text three", "mode": "dense"})).await.ok();
+    let hits = found["hits"].as_array().expect("hits");
+    let hit = hits.iter().find(|hit| hit["grain"]["id"] == "three").expect("found");
+    assert_eq!(hit["space"], second, "the indexes' order: {found}");
+    app.stop().await;
+}
