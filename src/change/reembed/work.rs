@@ -314,9 +314,13 @@ impl Reembeddings {
 
     /// Ends a job that cannot go on. One that is being rolled back has its order already, and is left at that.
     async fn fail(&self, job: &Reembedding, error: &ReembedError) {
-        let reason = with_causes(error);
+        let mut reason = with_causes(error);
         tracing::error!(id = %job.id, model = %job.model, "a re-embedding cannot go on: {reason}");
         let is_purging = job.old_vectors == OldVectors::Purging;
+        let is_open = !is_purging && job.state != ReembeddingState::RollingBack;
+        if is_open && self.grains.is_first(&job.space).await.unwrap_or(false) {
+            reason.push_str("; what was done is served");
+        }
         let step = move |job: &mut Reembedding| {
             // Held or given up meanwhile: that stays so.
             if !is_purging && !job.state.is_at_work() {

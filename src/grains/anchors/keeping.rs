@@ -127,10 +127,12 @@ impl Grains {
             makers.retain(|maker| !lost.contains(&maker.space));
             self.anchors.measure(sample.len(), &spaces);
         }
-        let renewal = match is_waiting {
-            _ if makers.len() < n_makers => Renewal::Partial,
-            true => Renewal::Waiting,
-            false => Renewal::Whole,
+        let renewal = if makers.len() < n_makers {
+            Renewal::Partial
+        } else if is_waiting {
+            Renewal::Waiting
+        } else {
+            Renewal::Whole
         };
         if renewal == Renewal::Whole {
             // A space whose model is gone keeps what it has: the model may come back.
