@@ -62,7 +62,7 @@ chaos: setup-test ## the server stopped for 10 s, its files replaced, taken away
 
 test-proxy: setup-test ## behind real nginx, Caddy and HAProxy: restarts, smuggling, slow connections; 10 minutes
 	@scripts/setup-proxies
-	$(LONG_TEST) --run-ignored only -E 'test(/^proxies::/)'
+	$(LONG_TEST) --run-ignored all -E 'test(/^proxies::/)'
 
 reembed-crash: setup-test ## a server that re-embeds is killed 20 times: does it go on by itself, and is everything there?
 	REEMBED_CRASH_KILLS=$${REEMBED_CRASH_KILLS:-20} $(LONG_TEST) reembedding_crash::

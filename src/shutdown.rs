@@ -160,8 +160,10 @@ impl Shutdown {
                 return self.give_up();
             }
             tracing::info!(signal = name, "stopping: finishing what is running; a second signal gives it up");
-            self.leaving.cancel();
-            if !leaving.is_zero() {
+            if leaving.is_zero() {
+                self.begin();
+            } else {
+                self.leaving.cancel();
                 tracing::info!(drain_delay = ?leaving, "requests are still taken, and readiness says no");
             }
         }
