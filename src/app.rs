@@ -2,6 +2,7 @@
 //!
 //! Nothing imports this module but `main` and the tests, which call [`App::build`] and [`App::run`] as `main` does.
 
+mod error;
 mod upkeep;
 
 use std::net::SocketAddr;
@@ -13,29 +14,29 @@ use axum::Router;
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
+pub use self::error::AppError;
 use crate::api;
 use crate::api::access::Access;
-use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsError, TlsFiles};
+use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsFiles};
 use crate::api::forwarded::Proxies;
 use crate::api::guard::HostGuard;
 use crate::api::state::{AppState, EngineFacts, Limits};
-use crate::api::timeouts::{Timeouts, UnknownRoute};
-use crate::auth::{KeyFileError, Keys, KeysSetup, Policy};
+use crate::api::timeouts::Timeouts;
+use crate::auth::{Keys, KeysSetup, Policy};
 use crate::change::compare::Comparisons;
 use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::clock::Clock;
 use crate::config::{BasePath, CollectorUrl, Config, MemoryBudget};
 use crate::engine::CpuFeatures;
-use crate::grains::store::{OpenOptions, SqliteStore, StoreError};
-use crate::grains::{Anchors, GrainError, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
-use crate::models::hub::{self, Hub, HubError, HubSettings};
+use crate::grains::store::{OpenOptions, SqliteStore};
+use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
+use crate::models::hub::{self, Hub, HubSettings};
 use crate::models::{
-    Catalog, CatalogError, EmbeddingCache, Ledger, LedgerError, Loader, ManagerParts, ModelError, MultiModelManager,
-    Timing, VolatileLedger, hardware,
+    Catalog, EmbeddingCache, Ledger, Loader, ManagerParts, MultiModelManager, Timing, VolatileLedger, hardware,
 };
 use crate::shutdown::{Drained, Shutdown};
+use crate::telemetry;
 use crate::telemetry::traces::{Traces, TracesError, TracesSetup};
-use crate::telemetry::{self, MetricsError};
 
 /// A server that is ready to run.
 pub struct App {
@@ -47,82 +48,6 @@ pub struct App {
     tls: Option<Arc<Tls>>,
     base_path: BasePath,
     traces: Option<Traces>,
-}
-
-/// Why a server cannot be built or run.
-#[derive(Debug, thiserror::Error)]
-pub enum AppError {
-    /// The configured models make no catalog.
-    #[error("the configuration is refused:\n  {origin}")]
-    Catalog {
-        /// The file, variable or flag that says so.
-        origin: String,
-        /// The setting, and what is wrong with it.
-        source: CatalogError,
-    },
-    /// The file of keys.
-    #[error("the keys cannot be used")]
-    Keys(#[from] KeyFileError),
-    /// An open port is a decision, not an accident: beyond loopback it must be written down.
-    #[error(
-        "the configuration is refused:\n  {origin}: server.host: found {host:?}, which other machines can reach, and there \
-         is no key; make one with `granary keys add`, or listen on a loopback address such as \"127.0.0.1\", or set \
-         `auth.disabled = true` (GRANARY_AUTH__DISABLED=true) where a reverse proxy or a private network keeps strangers out"
-    )]
-    OpenPort {
-        /// The file, variable or flag that says so.
-        origin: String,
-        /// The host.
-        host: String,
-    },
-    /// A time for a route that there is not.
-    #[error("the configuration is refused:\n  {origin}: server.route_timeouts")]
-    Route {
-        /// The file, variable or flag that says so.
-        origin: String,
-        /// What is no route.
-        source: UnknownRoute,
-    },
-    /// The certificate.
-    #[error("TLS cannot be served")]
-    Tls(#[from] TlsError),
-    /// The database.
-    #[error("the database cannot be used")]
-    Store(#[from] StoreError),
-    /// The grains in it.
-    #[error("the grains cannot be served")]
-    Grains(#[from] GrainError),
-    /// The record of what survives a restart.
-    #[error("the active model of the last run cannot be known")]
-    Ledger(#[from] LedgerError),
-    /// A variable that says which hub models come from.
-    #[error("the hub cannot be used")]
-    Hub(#[source] HubError),
-    /// A model with `auto_load`.
-    #[error("a model with `auto_load = true` does not load")]
-    AutoLoad(#[source] ModelError),
-    /// The metrics recorder.
-    #[error("metrics cannot be recorded")]
-    Metrics(#[from] MetricsError),
-    /// The exporter of traces.
-    #[error("traces cannot be sent")]
-    Traces(#[from] TracesError),
-    /// The listening socket.
-    #[error("cannot listen on {host}:{port}, which `server.host` and `server.port` say")]
-    Bind {
-        /// The host.
-        host: String,
-        /// The port.
-        port: u16,
-        /// What the operating system said.
-        source: std::io::Error,
-    },
-    /// The server ended by itself.
-    #[error("the server stopped")]
-    Serve(#[source] std::io::Error),
-    /// The time to stop was over.
-    #[error("stopped, but not in order: {} still running", .0.join(", "))]
-    Unfinished(Vec<&'static str>),
 }
 
 impl App {
@@ -149,37 +74,7 @@ impl App {
             Some(store) => Arc::clone(store) as _,
             None => Arc::new(VolatileLedger::default()),
         };
-        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-        let models = MultiModelManager::start(ManagerParts {
-            catalog,
-            models_dir: config.models.models_dir(),
-            takes_registrations: config.ai.multi_model_enabled,
-            memory_budget: memory_budget(&config),
-            first_active: config.ai.model_name.clone(),
-            loader: Loader {
-                runtime_library: runtime_library(&config),
-                engine: config.engine.clone(),
-                features: CpuFeatures::probe(),
-                cores,
-                hub: hub(&config)?,
-                cache: EmbeddingCache::with_capacity(config.models.embedding_cache.as_u64()),
-                interactive: Arc::default(),
-            },
-            ledger: Arc::clone(&ledger),
-            shutdown: shutdown.clone(),
-            timing: Timing {
-                load_timeout: config.models.load_timeout,
-                failed_load_cooldown: config.models.failed_load_cooldown,
-                idle_unload: config.models.idle_unload,
-            },
-        })
-        .await?;
-        for entry in config.ai.additional_models.iter().filter(|entry| entry.auto_load) {
-            // With `multi_model_enabled = false` the catalog has left the others out.
-            if models.status(&entry.name).is_ok() {
-                models.load_model(&entry.name).await.map_err(AppError::AutoLoad)?;
-            }
-        }
+        let models = models(&config, catalog, &ledger, &shutdown).await?;
         let clock = Arc::new(Clock::default());
         let grains = match &store {
             Some(store) => Some(grains(&config, store, &models, &clock, &shutdown).await?),
@@ -219,7 +114,7 @@ impl App {
                 max_batch_tokens: config.engine.max_batch_tokens,
                 max_batch_texts: config.engine.max_batch_texts,
                 max_request_tokens: config.engine.max_request_tokens,
-                cores,
+                cores: cores(),
             },
             access: Access::new(keys, config.auth.open.clone()),
             guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone(), config.server.cors_origins.clone())),
@@ -233,12 +128,7 @@ impl App {
             store,
             shutdown,
             shutdown_timeout: config.server.shutdown_timeout,
-            connections: ConnectionLimits {
-                max_connections: config.server.max_connections,
-                header_timeout: config.server.header_timeout,
-                idle_timeout: config.server.idle_timeout,
-                body_timeout: config.server.body_timeout,
-            },
+            connections: connection_limits(&config),
             tls,
             base_path: config.server.base_path,
             traces,
@@ -298,6 +188,51 @@ fn traces(config: &Config) -> Result<Option<Traces>, TracesError> {
     telemetry.otlp_endpoint.as_ref().map(setup).map(Traces::start).transpose()
 }
 
+/// The models, with those loaded that the configuration wants at the start.
+async fn models(
+    config: &Config,
+    catalog: Catalog,
+    ledger: &Arc<dyn Ledger>,
+    shutdown: &Shutdown,
+) -> Result<MultiModelManager, AppError> {
+    let models = MultiModelManager::start(ManagerParts {
+        catalog,
+        models_dir: config.models.models_dir(),
+        takes_registrations: config.ai.multi_model_enabled,
+        memory_budget: memory_budget(config),
+        first_active: config.ai.model_name.clone(),
+        loader: Loader {
+            runtime_library: runtime_library(config),
+            engine: config.engine.clone(),
+            features: CpuFeatures::probe(),
+            cores: cores(),
+            hub: hub(config)?,
+            cache: EmbeddingCache::with_capacity(config.models.embedding_cache.as_u64()),
+            interactive: Arc::default(),
+        },
+        ledger: Arc::clone(ledger),
+        shutdown: shutdown.clone(),
+        timing: Timing {
+            load_timeout: config.models.load_timeout,
+            failed_load_cooldown: config.models.failed_load_cooldown,
+            idle_unload: config.models.idle_unload,
+        },
+    })
+    .await?;
+    for entry in config.ai.additional_models.iter().filter(|entry| entry.auto_load) {
+        // With `multi_model_enabled = false` the catalog has left the others out.
+        if models.status(&entry.name).is_ok() {
+            models.load_model(&entry.name).await.map_err(AppError::AutoLoad)?;
+        }
+    }
+    Ok(models)
+}
+
+/// Cores that this process may use.
+fn cores() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
+}
+
 /// What a request may cost.
 fn limits(config: &Config) -> Limits {
     Limits {
@@ -307,6 +242,16 @@ fn limits(config: &Config) -> Limits {
         max_concurrent_requests: config.server.max_concurrent_requests,
         body_timeout: config.server.body_timeout,
         auto_truncate: config.engine.auto_truncate,
+    }
+}
+
+/// What a connection may cost.
+fn connection_limits(config: &Config) -> ConnectionLimits {
+    ConnectionLimits {
+        max_connections: config.server.max_connections,
+        header_timeout: config.server.header_timeout,
+        idle_timeout: config.server.idle_timeout,
+        body_timeout: config.server.body_timeout,
     }
 }
 

@@ -64,7 +64,7 @@ mod tests {
     type Pieces = mpsc::Sender<Result<Bytes, std::io::Error>>;
 
     /// A request whose body is in the test's hand, and the answer that repeats it piece by piece.
-    async fn ask(sign: Option<HeaderName>) -> (Pieces, tokio::sync::oneshot::Receiver<Response>) {
+    fn ask(sign: Option<HeaderName>) -> (Pieces, tokio::sync::oneshot::Receiver<Response>) {
         let repeat = post(async |body: Body| Body::from_stream(body.into_data_stream()));
         let router = Router::new().route("/", repeat).layer(axum::middleware::from_fn(answer_when_read));
         let (sender, receiver) = mpsc::channel(1);
@@ -91,7 +91,7 @@ mod tests {
     #[tokio::test]
     async fn through_a_proxy_the_answer_begins_when_all_is_read_and_else_at_once() {
         for sign in SIGNS {
-            let (pieces, mut answer) = ask(Some(sign)).await;
+            let (pieces, mut answer) = ask(Some(sign));
             for text in ["a", "b", "c"] {
                 send(&pieces, text).await;
             }
@@ -100,7 +100,7 @@ mod tests {
             let body = to_bytes(answer.await.expect("an answer").into_body(), 100).await.expect("whole");
             assert_eq!(body, "abc");
         }
-        let (pieces, answer) = ask(None).await;
+        let (pieces, answer) = ask(None);
         let answer = answer.await.expect("an answer before the request has ended");
         send(&pieces, "a").await;
         drop(pieces);

@@ -243,6 +243,12 @@ fn refusals_of_limits_and_paths_say_what_is_taken() {
 }
 
 #[test]
+fn a_certificate_and_its_key_come_together() {
+    let parts = ["granary.toml: server.tls_key:", "none in `server.tls_certificate`", "both for TLS"];
+    refused(&Given::file("[server]\ntls_key = 'k.pem'"), &parts);
+}
+
+#[test]
 fn refusals_of_the_file_name_file_key_and_expectation() {
     let cases: &[(&str, &[&str])] = &[
         ("[server]\nport = 'abc'", &["granary.toml: server.port:", "\"abc\"", "a whole number from 0 to 65535"]),
@@ -325,10 +331,6 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         (
             "[auth]\nopen = ['health', 'docs', 'all']",
             &["auth.open[2]:", "\"all\"", "\"health\", \"metrics\" or \"docs\""],
-        ),
-        (
-            "[server]\ntls_key = 'k.pem'",
-            &["granary.toml: server.tls_key:", "none in `server.tls_certificate`", "both for TLS"],
         ),
         ("[auth]\nkeys_file = ''", &["granary.toml: auth.keys_file:", "empty"]),
         ("[[auth.keys]]\nname = 'a'", &["granary.toml: auth.keys[0].hash:", "found nothing"]),

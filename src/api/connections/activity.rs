@@ -141,9 +141,9 @@ impl http_body::Body for Answer {
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if frame.is_pending() {
-            self.begun.wait()
+            self.begun.wait();
         } else {
-            self.begun.offer()
+            self.begun.offer();
         }
         frame
     }

@@ -200,7 +200,7 @@ fn push_list(query: &mut QueryBuilder<Sqlite>, values: impl Iterator<Item = Stri
 
 /// Begins the condition that each of these values is there; the lookup of one, `wanted`, follows.
 fn begin_all(query: &mut QueryBuilder<Sqlite>, values: impl Iterator<Item = Value>) {
-    query.push(" AND NOT EXISTS (SELECT 1 FROM json_each(").push_bind(Value::from_iter(values).to_string());
+    query.push(" AND NOT EXISTS (SELECT 1 FROM json_each(").push_bind(values.collect::<Value>().to_string());
     query.push(") AS wanted WHERE NOT EXISTS (");
 }
 
@@ -211,8 +211,7 @@ fn push_values(query: &mut QueryBuilder<Sqlite>, values: &[AttributeValue]) {
     }
     query.push(" AND (FALSE");
     for wanted in KINDS {
-        let of_kind = values.iter().filter(|value| kind(value) == wanted).map(json_of);
-        let of_kind = Value::from_iter(of_kind);
+        let of_kind: Value = values.iter().filter(|value| kind(value) == wanted).map(json_of).collect();
         if of_kind != Value::Array(Vec::new()) {
             query.push(" OR (kind = ").push_bind(wanted).push(" AND value IN (SELECT value FROM json_each(");
             query.push_bind(of_kind.to_string()).push(")))");
