@@ -220,7 +220,6 @@ async fn a_collector_that_is_away_is_told_of_once_and_keeps_nobody_waiting() {
     collector.becomes(Mood::Takes);
     embed(&app, &traceparent(2, Flags::Sampled)).await.ok();
     process.wait_for("the collector takes traces again");
-    assert!(collector.spans().iter().all(|span| span.trace == trace_id(2)));
 
     collector.becomes(Mood::Refuses);
     for n in 3..=40 {

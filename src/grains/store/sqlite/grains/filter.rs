@@ -91,8 +91,14 @@ pub(super) fn push_from_numbers(query: &mut QueryBuilder<Sqlite>, filter: &Filte
 
 /// Whether a condition asks for more than the number of a grain.
 fn needs_rows(filter: &Filter) -> bool {
-    let Filter { ids, sources, created_us, updated_us, space, .. } = filter;
-    ids.is_some() || sources.is_some() || !created_us.is_empty() || !updated_us.is_empty() || space.is_some()
+    let Filter { ids, sources, tags: _, attributes, created_us, updated_us, space } = filter;
+    let asks_for_existence = attributes.iter().any(|(_, condition)| condition.exists.is_some());
+    ids.is_some()
+        || sources.is_some()
+        || asks_for_existence
+        || !created_us.is_empty()
+        || !updated_us.is_empty()
+        || space.is_some()
 }
 
 /// The only one of some values, taken out.
