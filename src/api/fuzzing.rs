@@ -165,10 +165,10 @@ impl Filters {
 
 fn content(n: usize) -> Content {
     let attributes =
-        serde_json::json!({"year": 2020 + n, "kind": ["a", "b"], "open": n % 2 == 0, "name": n.to_string()});
+        serde_json::json!({"year": 2020 + n, "kind": ["a", "b"], "open": n.is_multiple_of(2), "name": n.to_string()});
     Content {
         text: format!("the text of grain {n}"),
-        source: (n % 3 > 0).then(|| format!("source-{}", n % 3)),
+        source: (!n.is_multiple_of(3)).then(|| format!("source-{}", n % 3)),
         tags: (0..n % 4).map(|tag| format!("tag-{tag}")).collect(),
         attributes: attributes.as_object().cloned().unwrap_or_default(),
     }
