@@ -3,11 +3,12 @@
 //! Truncation and padding baked into the file are overridden: the model's maximum length decides, and padding belongs
 //! to the batch. Cutting happens here, where it can be counted.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use tokenizers::{Encoding, Tokenizer, TruncationDirection};
 
-use super::error::EngineError;
+use super::error::{Cause, EngineError};
 use crate::domain::TruncationSide;
 
 /// What a caller may send to be embedded.
@@ -70,7 +71,7 @@ impl TextTokenizer {
     pub fn open(path: &Path, max_tokens: usize) -> Result<Self, EngineError> {
         let refused = |source| EngineError::LoadTokenizer { path: path.to_owned(), source };
         let bytes = fs_err::read(path).map_err(|error| refused(error.into()))?;
-        let mut inner = Tokenizer::from_bytes(bytes).map_err(refused)?;
+        let mut inner = unless_it_panics(|| Tokenizer::from_bytes(bytes)).map_err(refused)?;
         inner.with_truncation(None).map_err(refused)?;
         inner.with_padding(None);
         let n_special_tokens = inner.get_post_processor().map_or(0, |p| {
@@ -127,7 +128,7 @@ impl TextTokenizer {
 
     fn tokens_of_text(&self, index: usize, text: &str, over_long: OverLong) -> Result<Tokens, EngineError> {
         let failed = |source| EngineError::Tokenize { index, source };
-        let mut encoding = self.inner.encode_fast(text, false).map_err(failed)?;
+        let mut encoding = unless_it_panics(|| self.inner.encode_fast(text, false)).map_err(failed)?;
         let n_tokens = encoding.len() + self.n_special_tokens;
         let truncated = n_tokens > self.max_tokens;
         if truncated {
@@ -136,7 +137,7 @@ impl TextTokenizer {
                 OverLong::Cut(side) => encoding.truncate(self.max_tokens - self.n_special_tokens, 0, direction(side)),
             }
         }
-        let encoding = self.inner.post_process(encoding, None, true).map_err(failed)?;
+        let encoding = unless_it_panics(|| self.inner.post_process(encoding, None, true)).map_err(failed)?;
         let ids = encoding.get_ids().to_vec();
         if ids.is_empty() {
             return Err(failed("the tokenizer makes no token of it, and adds no special token".into()));
@@ -189,6 +190,12 @@ impl TextTokenizer {
         self.check_ids(index, ids)?;
         self.inner.decode(ids, skip_special).map_err(|source| EngineError::Tokenize { index, source })
     }
+}
+
+/// What the library makes of a file that somebody else wrote. On some malformed ones it panics.
+fn unless_it_panics<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, Cause> {
+    catch_unwind(AssertUnwindSafe(work))
+        .unwrap_or_else(|_panic| Err("the library of tokenizers cannot make sense of it".into()))
 }
 
 fn direction(side: TruncationSide) -> TruncationDirection {

@@ -61,8 +61,8 @@ impl HttpClient for Collector {
             (Err(error), false) => tracing::warn!(
                 collector = self.address.as_str(),
                 reason = reason(error.as_ref()),
-                "the collector does not take traces (`telemetry.otlp_endpoint`): they are lost, without another word \
-                 until it takes some again"
+                "the collector does not take traces (`telemetry.otlp_endpoint`): what it does not take in time is \
+                 lost, without another word until it takes some again"
             ),
             (Ok(_), true) => tracing::info!(collector = self.address.as_str(), "the collector takes traces again"),
             _ => {}

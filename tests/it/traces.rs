@@ -1,7 +1,6 @@
 //! Traces of requests, as a collector gets them.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use reqwest::Method;
@@ -13,9 +12,6 @@ use crate::helpers::{
 };
 
 /// The span of the caller.
-/// How long spans may take to come, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
-
 const CALLER: &str = "00f067aa0ba902b7";
 
 /// Which decision a caller has made.
@@ -224,12 +220,6 @@ async fn a_collector_that_is_away_is_told_of_once_and_keeps_nobody_waiting() {
     collector.becomes(Mood::Takes);
     embed(&app, &traceparent(2, Flags::Sampled)).await.ok();
     process.wait_for("the collector takes traces again");
-    // The end of the first trace may come late, and be what is taken first.
-    let began = Instant::now();
-    while !collector.spans().iter().any(|span| span.trace == trace_id(2)) {
-        assert!(began.elapsed() < PATIENCE, "the second trace does not come: {}", process.log());
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 
     collector.becomes(Mood::Refuses);
     for n in 3..=40 {
