@@ -221,13 +221,14 @@ impl Grains {
                     self.anchors.note_unfit(&unfit);
                     return Ok(anchors);
                 }
-                Err(error) => match at_fault(&error).filter(|at| *at < grains.len() && unfit.len() < MOST_UNFIT) {
-                    Some(at) => unfit.push(grains.remove(at).number),
-                    None => {
+                Err(error) => {
+                    let at = at_fault(&error).filter(|at| *at < grains.len() && unfit.len() < MOST_UNFIT);
+                    let Some(at) = at else {
                         self.anchors.note_unfit(&unfit);
                         return Err(error);
-                    }
-                },
+                    };
+                    unfit.push(grains.remove(at).number);
+                }
             }
         }
         self.anchors.note_unfit(&unfit);
