@@ -123,7 +123,8 @@ async fn a_failed_job_that_was_purged_is_tried_again_from_the_start() {
     let toml = |extra: &str| format!("{}{extra}{}", with_tiny(&[OTHER]), entry_of(THIRD));
     let app = TestApp::start_with(&toml("")).await;
     write(&app, 120).await;
-    let job = begin_slowly(&app, OTHER).await;
+    let job = begin(&app, json!({"to": OTHER, "throttle": 0.05})).await;
+    wait_for(&app, &job, |job| job["done"].as_u64() > Some(0)).await;
     verb(&app, &job, "pause").await;
     let app = app.restart_with(&toml("max_tokens = 16\n")).await;
     verb(&app, &job, "resume").await;

@@ -222,8 +222,8 @@ impl Grains {
                     return Ok(anchors);
                 }
                 Err(error) => {
-                    let at_fault = at_fault(&error).filter(|at| *at < grains.len() && unfit.len() < MOST_UNFIT);
-                    let Some(at) = at_fault else {
+                    let at = at_fault(&error).filter(|at| *at < grains.len() && unfit.len() < MOST_UNFIT);
+                    let Some(at) = at else {
                         self.anchors.note_unfit(&unfit);
                         return Err(error);
                     };
