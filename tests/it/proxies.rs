@@ -1,4 +1,4 @@
-//! Behind real nginx, Caddy and HAProxy, with the configurations that `docker/proxy/` recommends.
+//! Behind real nginx, Caddy and `HAProxy`, with the configurations that `docker/proxy/` recommends.
 //!
 //! These tests need the proxies and minutes: `make test-proxy` sets them up and runs them.
 
@@ -148,7 +148,8 @@ async fn a_body_of_30_mb_is_imported() {
     // What is not embedded takes no time.
     let note = "wheat ".repeat(10_000);
     let line = |n: u32| json!({"id": n.to_string(), "text": "grain", "attributes": {"note": note}});
-    let body: String = (0..500).map(|n| format!("{}\n", line(n))).collect();
+    let lines: Vec<String> = (0..500).map(|n| line(n).to_string()).collect();
+    let body = lines.join("\n");
     assert!(body.len() >= 30_000_000);
     for kind in Kind::ALL {
         let behind = Behind::start(kind, "");
@@ -199,7 +200,7 @@ async fn the_log_has_the_callers_address_whatever_the_caller_says() {
     ];
     for kind in Kind::ALL {
         let behind = Behind::start(kind, "");
-        let caller = behind.ops().from_address(IpAddr::from([127, 0, 0, 2]));
+        let caller = behind.ops().at_address(IpAddr::from([127, 0, 0, 2]));
         caller.get("/models").await.ok();
         let request = caller.request(Method::GET, "/openapi.json");
         let request = said.iter().fold(request, |request, (name, value)| request.header(*name, *value));

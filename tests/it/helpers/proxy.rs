@@ -46,15 +46,16 @@ impl Kind {
             Self::Nginx => {
                 let at = |name: &str| folder.join(name).display().to_string();
                 let kinds = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"];
-                let paths: String = kinds.iter().map(|kind| format!("{kind}_temp_path {};\n", at(kind))).collect();
-                let servers: String = servers.iter().map(|server| format!("server {server} max_fails=0;\n")).collect();
+                let paths = kinds.map(|kind| format!("{kind}_temp_path {};\n", at(kind))).concat();
+                let servers: Vec<String> =
+                    servers.iter().map(|server| format!("server {server} max_fails=0;\n")).collect();
                 vec![
                     // Who starts it, for only that user can write to the folder.
                     change("worker_processes auto;", format!("user root; daemon off; pid {};", at("pid"))),
                     change("http {", format!("http {{\n{paths}")),
                     change("listen 80;", format!("listen {address};")),
                     change("access_log /dev/stdout;", format!("access_log {};", at("access.log"))),
-                    change("server granary:8080 max_fails=0;", servers),
+                    change("server granary:8080 max_fails=0;", servers.concat()),
                 ]
             }
             Self::Caddy => {

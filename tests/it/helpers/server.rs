@@ -161,7 +161,7 @@ impl Caller {
     }
 
     /// The same from another address of this machine.
-    pub fn from_address(&self, address: IpAddr) -> Self {
+    pub fn at_address(&self, address: IpAddr) -> Self {
         let client = Client::builder().no_proxy().local_address(address).build().expect("a client");
         Self { client, ..self.clone() }
     }

@@ -116,7 +116,7 @@ async fn write(app: &Caller, seen: &Seen) -> usize {
 #[ignore = "needs real proxies: make test-proxy"]
 async fn a_restart_of_the_one_server_loses_nothing() {
     for kind in Kind::ALL {
-        let server = Restartable::start(&with_tiny(&[]));
+        let server = Restartable::start(&format!("[server]\ndrain_delay = \"1s\"\n{}", with_tiny(&[])));
         let proxy = Proxy::start(kind, &[&server.url]);
         let (app, seen) = (Caller::of(proxy.url()), Seen::default());
         let restarting = async {
