@@ -243,6 +243,18 @@ fn refusals_of_limits_and_paths_say_what_is_taken() {
 }
 
 #[test]
+fn keys_that_are_none_are_refused() {
+    let cases: &[(&str, &[&str])] = &[
+        ("[auth]\nkeys_file = ''", &["granary.toml: auth.keys_file:", "empty"]),
+        ("[[auth.keys]]\nname = 'a'", &["granary.toml: auth.keys[0].hash:", "found nothing"]),
+        ("[auth]\ndisabled = 'true'", &["granary.toml: auth.disabled:", "\"true\"", "true or false"]),
+    ];
+    for (file, parts) in cases {
+        refused(&Given::file(file), parts);
+    }
+}
+
+#[test]
 fn a_certificate_and_its_key_come_together() {
     let parts = ["granary.toml: server.tls_key:", "none in `server.tls_certificate`", "both for TLS"];
     refused(&Given::file("[server]\ntls_key = 'k.pem'"), &parts);
@@ -332,9 +344,6 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
             "[auth]\nopen = ['health', 'docs', 'all']",
             &["auth.open[2]:", "\"all\"", "\"health\", \"metrics\" or \"docs\""],
         ),
-        ("[auth]\nkeys_file = ''", &["granary.toml: auth.keys_file:", "empty"]),
-        ("[[auth.keys]]\nname = 'a'", &["granary.toml: auth.keys[0].hash:", "found nothing"]),
-        ("[auth]\ndisabled = 'true'", &["granary.toml: auth.disabled:", "\"true\"", "true or false"]),
         ("[telemetry]\nlog_format = 'xml'", &["telemetry.log_format:", "\"xml\"", "\"text\" or \"json\""]),
         ("[telemetry]\nlog_filter = 'verbose'", &["telemetry.log_filter:", "\"verbose\"", "`info`"]),
         (

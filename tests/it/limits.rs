@@ -251,7 +251,7 @@ async fn an_answer_that_nobody_takes_is_given_up() {
     assert_eq!(app.get("/models").await.status, StatusCode::TOO_MANY_REQUESTS);
     let began = std::time::Instant::now();
     while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
-        assert!(began.elapsed() < Duration::from_secs(60), "its place is never given back");
+        assert!(began.elapsed() < Duration::from_mins(1), "its place is never given back");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     let mut rest = Vec::new();

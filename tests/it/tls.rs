@@ -17,7 +17,7 @@ use tokio_rustls::TlsConnector;
 use crate::helpers::{Process, TestApp, client, folder_with, with_tiny};
 
 /// How long a changed file may take to be seen, on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A certificate for `localhost` that trusts nobody but itself.
 fn certificate() -> CertifiedKey<KeyPair> {
