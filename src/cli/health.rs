@@ -80,7 +80,9 @@ fn address(server: &ServerConfig) -> String {
         Ok(IpAddr::V6(one)) => format!("[{one}]"),
         _ => server.host.to_string(),
     };
-    format!("http://{host}:{}{}", server.port, server.base_path)
+    // A certificate is seldom made out to an address: then `--url` names the server as callers do.
+    let scheme = if server.tls_certificate.is_some() { "https" } else { "http" };
+    format!("{scheme}://{host}:{}{}", server.port, server.base_path)
 }
 
 #[cfg(test)]
@@ -101,6 +103,8 @@ mod tests {
             server.port = port;
             server.base_path = base_path.to_owned().try_into().expect("a path");
             assert_eq!(address(&server), expected);
+            server.tls_certificate = Some("tls.crt".into());
+            assert_eq!(address(&server), expected.replace("http:", "https:"));
         }
     }
 }
