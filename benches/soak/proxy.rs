@@ -38,7 +38,7 @@ const N_AVERAGED: usize = 30;
 const MORE_FILES: usize = 20;
 /// Requests in flight at the stop, each of so many texts that none is answered before it.
 const N_IN_FLIGHT: usize = 4;
-const TEXTS_IN_FLIGHT: usize = 200;
+const TEXTS_IN_FLIGHT: usize = 50;
 /// They are there long before.
 const PATIENCE: Duration = Duration::from_secs(30);
 
