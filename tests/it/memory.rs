@@ -85,7 +85,8 @@ async fn three_models_in_a_budget_for_two_answer_every_request() {
         used.push(server.used_bytes().await);
     }
     drop(server);
-    let budget_bytes = f64::midpoint(used[1], used[2]);
+    // Room for two, and for what the allocator keeps of one that has gone while another loads.
+    let budget_bytes = used[1] + (used[2] - used[1]) * 0.75;
     assert!(used[1] < budget_bytes && budget_bytes < used[2], "what one, two and three models take: {used:?}");
 
     let server = Server::start(&format!("memory_budget = \"{budget_bytes:.0}B\""), &entries);
