@@ -16,8 +16,9 @@
 //! | [`api`] | HTTP: routes, errors, the OpenAPI document |
 //! | [`app`] | builds everything from a configuration and runs it; nothing imports it |
 //! | [`auth`] | API keys: which there are, who presents one |
-//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`cli`] | leaves: settings, logs and metrics, stopping, the time, the command line |
+//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`cli`] | leaves: settings, logs and metrics, stopping, the time, freed memory, the command line |
 
+pub mod allocator;
 pub mod api;
 pub mod app;
 pub mod auth;

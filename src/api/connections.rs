@@ -6,6 +6,7 @@
 
 mod accept;
 mod activity;
+mod crowd;
 pub mod files;
 mod tls;
 
@@ -30,6 +31,7 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::{Accepted, Door};
 use self::activity::{Activity, Answer, Silence, Watched};
+use self::crowd::Crowd;
 pub use self::tls::{Tls, TlsError, TlsFiles};
 use super::forwarded::Peer;
 use crate::shutdown::Shutdown;
@@ -73,12 +75,16 @@ pub struct Serving {
 pub async fn serve(listener: TcpListener, serving: Serving, shutdown: Shutdown) {
     let connections = TaskTracker::new();
     let mut door = Door::new(listener, serving.limits.max_connections);
+    let crowd = Arc::new(Crowd::default());
     let take = |accepted: Accepted| {
         let (serving, shutdown) = (serving.clone(), shutdown.clone());
+        let (tracker, its_crowd) = (connections.clone(), Arc::clone(&crowd));
         connections.spawn(async move {
             welcome(accepted.stream, accepted.peer, serving, shutdown).await;
             drop(accepted.place);
+            its_crowd.went(tracker.len() - 1).await;
         });
+        crowd.came(connections.len());
     };
     while let Some(accepted) = shutdown.soft().run_until_cancelled(door.next()).await {
         take(accepted);

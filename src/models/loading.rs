@@ -19,6 +19,7 @@ use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::memory::{self, Candidate, DoesNotFit, first_to_go};
 use super::standing::Standing;
+use crate::allocator;
 use crate::domain::{ModelName, ModelSource};
 use crate::telemetry::{self, eviction};
 
@@ -128,7 +129,7 @@ impl MultiModelManager {
         let mut model = in_background(move || loader.load(&info)).await?;
         self.examine(&model).await?;
         // What the load needed and the model does not: its file's pages and the graph before it was optimised.
-        memory::give_back();
+        allocator::give_back();
         let memory_bytes = memory::resident_bytes().saturating_sub(before);
         Arc::make_mut(&mut model.facts).memory_bytes = memory_bytes;
         self.memory.record(&entry.info.name, memory_bytes);
@@ -308,7 +309,7 @@ async fn drain(entry: Arc<Entry>, model: Arc<LoadedModel>) {
     // Joining its threads and freeing its weights takes a moment.
     let freed = tokio::task::spawn_blocking(move || {
         drop(model);
-        memory::give_back();
+        allocator::give_back();
     })
     .await;
     if let Err(error) = freed {

@@ -1,4 +1,4 @@
-//! How much memory models take, which of them must go when another needs it, and how it is given back.
+//! How much memory models take, and which of them must go when another needs it.
 //!
 //! Memory is counted as the process's resident set over its value with no model loaded, because that is what kills a
 //! container. What a model takes is measured when it is loaded: its weights, and the activations of the largest batch
@@ -12,7 +12,7 @@ use metrics::gauge;
 use parking_lot::Mutex;
 
 use crate::domain::ModelName;
-use crate::telemetry;
+use crate::{allocator, telemetry};
 
 /// What models may take of memory, and what each took when it was last loaded.
 #[derive(Debug)]
@@ -60,8 +60,8 @@ fn size(bytes: u64) -> String {
 impl Memory {
     /// Measures the empty process.
     pub(super) fn new(budget_bytes: Option<u64>) -> Self {
-        keep_little();
-        give_back();
+        allocator::keep_little();
+        allocator::give_back();
         if let Some(bytes) = budget_bytes {
             gauge!(telemetry::MEMORY_BUDGET).set(bytes as f64);
         }
@@ -136,48 +136,6 @@ pub(super) fn resident_bytes() -> u64 {
     let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap_or_default();
     kibibytes << 10
 }
-
-/// What the C allocator may keep at the end of each of its arenas, in bytes. Less costs speed: with 128 KiB, embedding
-/// on the `cpu` provider was 5 to 12 % slower.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const KEPT_BYTES: libc::c_int = 1 << 20;
-
-/// From what size on a block is mapped by itself: the most that the allocator would raise it to.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-const MAPPED_BYTES: libc::c_int = 32 << 20;
-
-/// Has the C allocator give back the end of an arena as soon as it is free.
-///
-/// Left alone, it raises both limits when a large block is freed: each arena may then keep 64 MiB at its end, and
-/// `malloc_trim` gives that back for the main arena only. Which threads load a model, and so which arenas, changes with
-/// every load. Setting a limit stops its raising.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
-fn keep_little() {
-    // SAFETY: mallopt takes no pointer and may be called at any time from any thread: it takes the allocator's lock.
-    unsafe {
-        libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
-        libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
-    }
-}
-
-/// Other allocators have limits of their own.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-fn keep_little() {}
-
-/// Gives freed memory back to the system: the C allocator keeps a model's pages for reuse otherwise.
-#[cfg(all(target_os = "linux", target_env = "gnu"))]
-#[allow(unsafe_code, reason = "malloc_trim has no safe wrapper")]
-pub(super) fn give_back() {
-    // SAFETY: malloc_trim takes no pointer, may be called at any time from any thread, and only returns free pages.
-    unsafe {
-        libc::malloc_trim(0);
-    }
-}
-
-/// Other allocators give memory back by themselves.
-#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub(super) fn give_back() {}
 
 #[cfg(test)]
 mod tests {
