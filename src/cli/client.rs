@@ -87,13 +87,18 @@ impl ServerError {
 
 impl Client {
     pub(super) fn new(server: &ServerArgs) -> Result<Self, ServerError> {
+        Self::with_tls(server, tls())
+    }
+
+    /// A client that trusts others than the system does.
+    pub(super) fn with_tls(server: &ServerArgs, tls: rustls::ClientConfig) -> Result<Self, ServerError> {
         let url = server.url.as_str();
         let headers = server.api_key_file.as_deref().map(key_header).transpose()?.unwrap_or_default();
         let base = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         let base = base.ok_or_else(|| ServerError::Address(url.to_owned()))?;
         let http = reqwest::Client::builder()
             .user_agent(concat!("granary-cli/", env!("CARGO_PKG_VERSION")))
-            .tls_backend_preconfigured(tls())
+            .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT_TIMEOUT)
             .default_headers(headers);
         // A proxy that the environment names, for downloads say, cannot reach this machine's own addresses.

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use super::client::{Client, Request, ServerArgs, ServerError};
 use super::output;
+use super::pinned::{self, NoCertificate};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides, ServerConfig};
+use crate::models::hub::tls;
 
 /// A server that takes longer to say how it is counts as not ready.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -36,6 +38,9 @@ pub enum HealthError {
     /// The configuration says not where the server listens.
     #[error(transparent)]
     Config(#[from] ConfigError),
+    /// The server would not know its own certificate.
+    #[error(transparent)]
+    Certificate(#[from] NoCertificate),
     /// What the server says, or that it says nothing of the kind.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -58,11 +63,15 @@ pub enum HealthError {
 /// # Errors
 /// [`HealthError::Server`] when it is not, in its own words.
 pub fn run(args: HealthArgs, out: &mut impl Write) -> Result<(), HealthError> {
-    let url = match args.url {
-        Some(url) => url,
-        None => address(&Config::load(&ConfigSources::from_process(args.config, Overrides::default()))?.server),
+    let (url, tls) = if let Some(url) = args.url {
+        (url, tls())
+    } else {
+        let server = Config::load(&ConfigSources::from_process(args.config, Overrides::default()))?.server;
+        // It is made out to a name, and the server is asked by its address.
+        let pinned = server.tls_certificate.as_deref().map(pinned::trusting).transpose()?;
+        (address(&server), pinned.unwrap_or_else(tls))
     };
-    let client = Client::new(&ServerArgs { url: url.clone(), api_key_file: args.api_key_file })?;
+    let client = Client::with_tls(&ServerArgs { url: url.clone(), api_key_file: args.api_key_file }, tls)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HealthError::Start)?;
     let asked = async { tokio::time::timeout(PATIENCE, client.ask(Request::get(&["health", "ready"]))).await };
     let answer = runtime.block_on(asked).map_err(|_| HealthError::Silent { url })??;
@@ -80,7 +89,6 @@ fn address(server: &ServerConfig) -> String {
         Ok(IpAddr::V6(one)) => format!("[{one}]"),
         _ => server.host.to_string(),
     };
-    // A certificate is seldom made out to an address: then `--url` names the server as callers do.
     let scheme = if server.tls_certificate.is_some() { "https" } else { "http" };
     format!("{scheme}://{host}:{}{}", server.port, server.base_path)
 }

@@ -13,6 +13,7 @@ pub mod keys;
 pub mod manual;
 pub mod models;
 mod output;
+mod pinned;
 pub mod reembed;
 pub mod snapshot;
 

@@ -11,13 +11,13 @@ use crate::helpers::{Process, TestApp, folder_with, key_entry, secret, with_keys
 const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Asks from this folder, with nothing but these variables.
-fn health(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
+pub fn health(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
     let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
     command.current_dir(folder).arg("health").args(arguments).env_clear().envs(variables.iter().copied());
     command.output().expect("it runs")
 }
 
-fn said(output: &Output) -> String {
+pub fn said(output: &Output) -> String {
     [output.stdout.as_slice(), &output.stderr].map(String::from_utf8_lossy).concat()
 }
 

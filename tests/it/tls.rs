@@ -14,6 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::health::{health, said};
 use crate::helpers::{Process, TestApp, client, folder_with, with_tiny};
 
 /// How long a changed file may take to be seen, on a busy machine.
@@ -43,6 +44,14 @@ async fn serve(others: &str) -> (TempDir, CertifiedKey<KeyPair>, TestApp) {
     write(folder.path(), &made);
     let app = TestApp::start_with(&toml(folder.path(), others)).await;
     (folder, made, app)
+}
+
+/// A server of its own process, and its port.
+fn serve_process(folder: &Path) -> (Process, String) {
+    let mut process = Process::start_server(folder, &[]);
+    let log = process.wait_for("serving on https://");
+    let port = log.split("serving on https://127.0.0.1:").nth(1).and_then(|rest| rest.split_whitespace().next());
+    (process, port.expect("a port").to_owned())
 }
 
 /// A client that trusts this certificate and no other.
@@ -106,10 +115,8 @@ async fn a_renewed_certificate_is_served_and_a_bad_one_is_not() {
     let (files, old) = (TempDir::new().expect("a folder"), certificate());
     write(files.path(), &old);
     let folder = folder_with(&toml(files.path(), ""));
-    let mut process = Process::start_server(folder.path(), &[]);
-    let log = process.wait_for("serving on https://");
-    let port = log.split("serving on https://127.0.0.1:").nth(1).and_then(|rest| rest.split_whitespace().next());
-    let url = format!("https://localhost:{}/health/live", port.expect("a port"));
+    let (mut process, port) = serve_process(folder.path());
+    let url = format!("https://localhost:{port}/health/live");
     let kept = trusting(&old);
     assert!(kept.get(&url).send().await.expect("an answer").status().is_success());
 
@@ -129,6 +136,31 @@ async fn a_renewed_certificate_is_served_and_a_bad_one_is_not() {
     assert!(trusting(&old).get(&url).send().await.is_err());
     // Who is connected stays so.
     assert!(kept.get(&url).send().await.is_ok());
+    process.stop();
+}
+
+#[test]
+fn the_health_check_trusts_the_certificate_of_the_configuration_and_no_other() {
+    let (files, made) = (TempDir::new().expect("a folder"), certificate());
+    write(files.path(), &made);
+    let folder = folder_with(&toml(files.path(), ""));
+    let (process, port) = serve_process(folder.path());
+    let port = [("GRANARY_SERVER__PORT", port.as_str())];
+    // It is made out to `localhost`, and asked for at 127.0.0.1.
+    let own = health(folder.path(), &[], &port);
+    assert_eq!(own.status.code(), Some(0), "{}", said(&own));
+
+    let (others, other) = (TempDir::new().expect("a folder"), certificate());
+    write(others.path(), &other);
+    let elsewhere = folder_with(&toml(others.path(), ""));
+    let foreign = health(elsewhere.path(), &[], &port);
+    assert_eq!(foreign.status.code(), Some(1), "{}", said(&foreign));
+    assert!(said(&foreign).contains("invalid peer certificate"), "{}", said(&foreign));
+    let by_name = health(folder.path(), &["--url", &format!("https://localhost:{}", port[0].1)], &[]);
+    assert_eq!(by_name.status.code(), Some(1), "the system trusts nobody who signed it: {}", said(&by_name));
+    fs_err::remove_file(files.path().join("tls.crt")).expect("removed");
+    let without = health(folder.path(), &[], &port);
+    assert!(said(&without).contains("tls.crt` cannot be read"), "{}", said(&without));
     process.stop();
 }
 
