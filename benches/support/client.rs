@@ -1,4 +1,4 @@
-//! A light HTTP client: one keep-alive connection, bodies counted and not kept.
+//! A light HTTP client: one keep-alive connection at a time, bodies counted and not kept.
 //!
 //! The client shares the cores with the server it measures, so in the timed path it reads no JSON and copies nothing.
 
@@ -30,10 +30,11 @@ pub struct Reply {
     pub n_bytes: usize,
 }
 
-/// One connection to a server on this machine.
+/// A connection to a server on this machine, with another in its place when the server has closed it after an answer, as
+/// proxies do after so many.
 pub struct Connection {
+    address: SocketAddr,
     sender: http1::SendRequest<Full<Bytes>>,
-    host: String,
     /// Owns the task that moves the bytes: it ends with the connection.
     _driver: JoinSet<()>,
 }
@@ -49,7 +50,7 @@ impl Connection {
             // How a connection ends, its next request tells.
             let _ = connection.await;
         });
-        Ok(Self { sender, host: address.to_string(), _driver: driver })
+        Ok(Self { address, sender, _driver: driver })
     }
 
     /// Posts JSON and reads the answer to its last byte.
@@ -93,11 +94,14 @@ impl Connection {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, &self.host)
+            .header(header::HOST, self.address.to_string())
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))?;
         let answer = async {
-            self.sender.ready().await?;
+            // Nothing of this request is sent yet.
+            if self.sender.ready().await.is_err() {
+                *self = Self::open(self.address).await?;
+            }
             let mut response = self.sender.send_request(request).await?;
             let retry_after = response.headers().get(header::RETRY_AFTER);
             let mut reply = Reply {
@@ -111,8 +115,8 @@ impl Connection {
                     on_chunk(chunk);
                 }
             }
-            Ok::<Reply, hyper::Error>(reply)
+            Ok::<Reply, Failure>(reply)
         };
-        Ok(timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| "no answer within two minutes")??)
+        timeout(ANSWER_TIMEOUT, answer).await.map_err(|_| "no answer within two minutes")?
     }
 }
