@@ -15,7 +15,7 @@ const SNAPSHOT: &str = "write a snapshot of the database";
 
 const DOING: &str = "keep a copy of the database before upgrading it";
 
-/// Writes a copy of the database beside it and returns its path: `granary.db.before-v7` for an upgrade to version 7.
+/// Writes a copy of the database beside it and returns its path: `granary.db.before-v8` for an upgrade to version 8.
 ///
 /// A copy has its name only once it is whole and on disk, and is never overwritten. When the name is taken by a copy of
 /// another state (the database was restored, used and upgraded again), the new one is numbered; when it is taken by a

@@ -32,6 +32,7 @@ use parking_lot::Mutex;
 use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
 
+use self::grains::Vocabulary;
 use self::lock::StoreLock;
 use super::StoreError;
 
@@ -57,6 +58,7 @@ pub struct SqliteStore {
     probe: SqlitePool,
     writer: SqlitePool,
     lock: Mutex<Option<StoreLock>>,
+    vocabulary: Vocabulary,
 }
 
 impl SqliteStore {

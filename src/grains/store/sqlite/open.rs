@@ -11,6 +11,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
 
 use super::super::StoreError;
 use super::SqliteStore;
+use super::grains::Vocabulary;
 use super::lock::StoreLock;
 use super::recognise::recognise;
 use super::upgrade::upgrade;
@@ -55,7 +56,7 @@ impl SqliteStore {
     /// Opens the database, creating it when there is none and upgrading it when an older Granary wrote it.
     ///
     /// A file that is not Granary's, or is from a newer one, is refused with not one byte of it changed. Before the
-    /// first upgrade a copy is kept beside the file: `granary.db.before-v7`, say.
+    /// first upgrade a copy is kept beside the file: `granary.db.before-v8`, say.
     ///
     /// # Errors
     /// Every variant of [`StoreError`] that a path can lead to. A failed upgrade leaves some whole schema version, and
@@ -90,7 +91,7 @@ impl SqliteStore {
         let probe = open_pool(pool(1), &path, reading).await?;
         let writer = pool(1).before_acquire(|connection, _| Box::pin(can_write(connection)));
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
-        Ok(Self { path, readers, probe, writer, lock: Mutex::new(Some(lock)) })
+        Ok(Self { path, readers, probe, writer, lock: Mutex::new(Some(lock)), vocabulary: Vocabulary::new() })
     }
 }
 

@@ -1,10 +1,10 @@
 //! A query in a person's words, as one of FTS5: <https://www.sqlite.org/fts5.html#full_text_query_syntax>.
 
-/// The most words that are searched for: a pasted page would ask for every grain.
-const MAX_WORDS: usize = 64;
+/// The most words that are looked at.
+const MAX_WORDS: usize = 128;
 
-/// A query that any of the words meets, each quoted, so that none is taken for an operator. `None` without a word.
-pub(super) fn any_word(text: &str) -> Option<String> {
+/// The words of a text, each once, in lower case.
+pub(super) fn distinct(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
     for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
         let word = word.to_lowercase();
@@ -15,6 +15,11 @@ pub(super) fn any_word(text: &str) -> Option<String> {
             break;
         }
     }
+    words
+}
+
+/// A query that any of these words meets, each quoted, so that none is taken for an operator. `None` without a word.
+pub(super) fn quoted(words: &[String]) -> Option<String> {
     let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
     (!quoted.is_empty()).then(|| quoted.join(" OR "))
 }
@@ -34,9 +39,9 @@ mod tests {
             ("", None),
         ];
         for (text, query) in cases {
-            assert_eq!(any_word(text).as_deref(), query, "{text}");
+            assert_eq!(quoted(&distinct(text)).as_deref(), query, "{text}");
         }
         let page = (0..1000).map(|n| format!("word{n}")).collect::<Vec<_>>().join(" ");
-        assert_eq!(any_word(&page).expect("words").matches(" OR ").count(), MAX_WORDS - 1);
+        assert_eq!(distinct(&page).len(), MAX_WORDS);
     }
 }
