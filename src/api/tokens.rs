@@ -1,5 +1,8 @@
 //! `POST /tokenize` and `POST /decode`: a model's view of a text, and back.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::RefOr;
@@ -12,7 +15,7 @@ use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
-use crate::engine::{EngineError, TokenDetail};
+use crate::engine::{EngineError, TokenDetail, in_turns};
 
 /// One text or several.
 #[derive(Clone, Debug, Deserialize)]
@@ -140,21 +143,14 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
     let lease = state.models.lease(&name).await?;
     let prompt = lease.prompt(&prompt)?.unwrap_or_default();
     let with_special = body.add_special_tokens.unwrap_or(true);
-    off_the_async_threads(move || {
-        let tokenizer = lease.encoder().tokenizer();
-        let mut n_tokens = 0;
-        let tokens_of = |(index, text): (usize, &String)| {
-            let details = tokenizer.details(index, &format!("{prompt}{text}"), with_special)?;
-            n_tokens += details.len();
-            if n_tokens > max_request_tokens {
-                return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens }.into());
-            }
-            Ok(details.into_iter().map(Token::from).collect())
-        };
-        texts.iter().enumerate().map(tokens_of).collect()
-    })
-    .await
-    .map(axum::Json)
+    let (lease, n_tokens) = (Arc::new(lease), Arc::new(AtomicUsize::new(0)));
+    let tokens_of = move |index, text: &String| {
+        let details = lease.encoder().tokenizer().details(index, &format!("{prompt}{text}"), with_special)?;
+        let n_tokens = n_tokens.fetch_add(details.len(), Ordering::Relaxed) + details.len();
+        check_tokens(n_tokens, max_request_tokens)?;
+        Ok(details.into_iter().map(Token::from).collect())
+    };
+    Ok(axum::Json(in_turns(texts, String::len, tokens_of).await?))
 }
 
 /// Turns token ids back into text.
@@ -190,19 +186,23 @@ async fn texts_of(state: AppState, body: DecodeBody) -> Result<axum::Json<Vec<St
         TokenIds::Many(lists) => lists,
     };
     check("ids", &lists, Vec::is_empty, state.limits.max_inputs)?;
+    check_tokens(lists.iter().map(Vec::len).sum(), state.engine.max_request_tokens)?;
     let name = state.models.resolve(body.model.as_deref())?;
     let lease = state.models.lease(&name).await?;
     let skip_special = body.skip_special_tokens.unwrap_or(true);
-    off_the_async_threads(move || {
-        let tokenizer = lease.encoder().tokenizer();
-        let text_of = |(index, ids): (usize, &Vec<TokenId>)| {
-            let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
-            Ok(tokenizer.decode(index, &ids, skip_special)?)
-        };
-        lists.iter().enumerate().map(text_of).collect()
-    })
-    .await
-    .map(axum::Json)
+    let lease = Arc::new(lease);
+    let text_of = move |index, ids: &Vec<TokenId>| {
+        let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
+        lease.encoder().tokenizer().decode(index, &ids, skip_special)
+    };
+    Ok(axum::Json(in_turns(lists, |ids| size_of_val(ids.as_slice()), text_of).await?))
+}
+
+fn check_tokens(n_tokens: usize, max_request_tokens: usize) -> Result<(), EngineError> {
+    if n_tokens > max_request_tokens {
+        return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens });
+    }
+    Ok(())
 }
 
 /// Refuses an empty list, an empty element, and more elements than a request may have.
@@ -220,15 +220,4 @@ fn check<T>(field: &str, elements: &[T], is_empty: fn(&T) -> bool, max_inputs: u
         )),
         _ => Ok(()),
     }
-}
-
-async fn off_the_async_threads<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
-) -> Result<T, ApiError> {
-    let span = tracing::Span::current();
-    let task = tokio::task::spawn_blocking(move || span.in_scope(work));
-    task.await.unwrap_or_else(|panic| {
-        tracing::error!("a bug: tokenizing panicked: {panic}");
-        Err(ApiError::internal())
-    })
 }

@@ -5,13 +5,11 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, LazyLock};
+use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use metrics::histogram;
-use tokio::sync::Semaphore;
-use tracing::Span;
 
 use super::batcher::{Batcher, Lane};
 use super::dense::{self, Module};
@@ -22,21 +20,10 @@ use super::meter;
 use super::queue::{BatchItem, BatchLimits, MicroBatch};
 use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
+use super::turns::in_turns;
 use crate::domain::Pooling;
 use crate::telemetry;
 use crate::telemetry::traces::Trace;
-
-/// Inputs that one blocking task tokenizes: more are spread over several.
-const INPUTS_PER_TOKENIZE_TASK: usize = 64;
-
-/// Bytes of text after which a blocking task takes no further input: tokenizing takes some hundred bytes for each.
-const BYTES_PER_TOKENIZE_TASK: usize = 256 << 10;
-
-/// Blocking tasks that tokenize at once, of all models: one for each core. More would take memory, and be no faster.
-static TOKENIZERS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    Arc::new(Semaphore::new(cores))
-});
 
 /// A request of so many bytes of text is tokenized where it is, in some tens of microseconds: less than it costs to wake
 /// another thread and be woken by it, and short enough for an async thread.
@@ -285,49 +272,15 @@ impl Encoder {
     }
 
     async fn tokenize(&self, request: EncodeRequest) -> Result<Vec<Tokens>, EngineError> {
-        let n_inputs = request.inputs.len();
         let over_long = request.over_long;
-        let n_bytes: usize = request.inputs.iter().map(n_bytes).sum();
-        if n_bytes <= TOKENIZED_IN_PLACE_BYTES {
+        if request.inputs.iter().map(n_bytes).sum::<usize>() <= TOKENIZED_IN_PLACE_BYTES {
             let tokens_of = |(i, input)| self.tokenizer.tokens(i, input, request.prompt.as_deref(), over_long);
             return request.inputs.iter().enumerate().map(tokens_of).collect();
         }
-        let prompt = request.prompt.map(Arc::<str>::from);
-        let mut rest = request.inputs;
-        let mut tasks = Vec::new();
-        let mut first_index = 0;
-        while !rest.is_empty() {
-            let turn = Arc::clone(&TOKENIZERS).acquire_owned().await.map_err(|_| EngineError::Closed)?;
-            let chunk: Vec<Input> = rest.drain(..n_in_one_task(&rest)).collect();
-            let (tokenizer, prompt, span) = (Arc::clone(&self.tokenizer), prompt.clone(), Span::current());
-            let offset = first_index;
-            first_index += chunk.len();
-            tasks.push(tokio::task::spawn_blocking(move || {
-                let (_turn, _entered) = (turn, span.enter());
-                let tokens_of =
-                    |(i, input): (usize, &Input)| tokenizer.tokens(offset + i, input, prompt.as_deref(), over_long);
-                chunk.iter().enumerate().map(tokens_of).collect::<Result<Vec<_>, _>>()
-            }));
-        }
-        let mut texts = Vec::with_capacity(n_inputs);
-        for task in tasks {
-            let chunk =
-                task.await.map_err(|source| EngineError::Tokenize { index: texts.len(), source: source.into() });
-            texts.extend(chunk??);
-        }
-        Ok(texts)
+        let (tokenizer, prompt) = (Arc::clone(&self.tokenizer), request.prompt.map(Arc::<str>::from));
+        let tokens_of = move |i, input: &Input| tokenizer.tokens(i, input, prompt.as_deref(), over_long);
+        in_turns(request.inputs, n_bytes, tokens_of).await
     }
-}
-
-/// How many of the inputs one task tokenizes: one at least.
-fn n_in_one_task(inputs: &[Input]) -> usize {
-    let mut n_taken = 0;
-    let fits = |input: &&Input| {
-        let has_room = n_taken < BYTES_PER_TOKENIZE_TASK;
-        n_taken += n_bytes(input);
-        has_room
-    };
-    inputs.iter().take(INPUTS_PER_TOKENIZE_TASK).take_while(fits).count()
 }
 
 fn n_bytes(input: &Input) -> usize {

@@ -15,6 +15,7 @@ pub mod provider;
 pub mod queue;
 pub mod session;
 pub mod tokenize;
+mod turns;
 
 pub use dense::{Dense, Module};
 pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec};
@@ -24,3 +25,4 @@ pub use provider::{CpuFeature, CpuFeatures, Gpu, GpuProvider, ProviderChoice, Pr
 pub use queue::BatchLimits;
 pub use session::{OutputKind, Runtime, SessionOptions};
 pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};
+pub use turns::in_turns;

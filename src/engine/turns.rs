@@ -1,0 +1,64 @@
+//! Work of a tokenizer, on other threads than those of requests and in turns: of all models and callers together, only so
+//! much is done at once as there are cores.
+
+use std::sync::{Arc, LazyLock};
+
+use tokio::sync::Semaphore;
+use tracing::Span;
+
+use super::error::EngineError;
+
+/// Items that one task takes at most: more are spread over several.
+const ITEMS_PER_TURN: usize = 64;
+
+/// Bytes after which a task takes no further item: tokenizing takes some hundred bytes for each.
+const BYTES_PER_TURN: usize = 256 << 10;
+
+/// Tasks at once: one for each core. More would take memory, and be no faster.
+static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
+    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
+    Arc::new(Semaphore::new(cores))
+});
+
+/// Does this with each item, which it gets with its place. When the future is dropped, no further task is begun.
+///
+/// # Errors
+/// The first that the work has, in the order of the items.
+pub async fn in_turns<I: Send + 'static, T: Send + 'static>(
+    items: Vec<I>,
+    n_bytes: fn(&I) -> usize,
+    work: impl Fn(usize, &I) -> Result<T, EngineError> + Clone + Send + 'static,
+) -> Result<Vec<T>, EngineError> {
+    let n_items = items.len();
+    let mut rest = items;
+    let mut tasks = Vec::new();
+    let mut first_index = 0;
+    while !rest.is_empty() {
+        let turn = Arc::clone(&TURNS).acquire_owned().await.map_err(|_| EngineError::Closed)?;
+        let chunk: Vec<I> = rest.drain(..n_in_one_turn(&rest, n_bytes)).collect();
+        let (work, span) = (work.clone(), Span::current());
+        let offset = first_index;
+        first_index += chunk.len();
+        tasks.push(tokio::task::spawn_blocking(move || {
+            let (_turn, _entered) = (turn, span.enter());
+            chunk.iter().enumerate().map(|(i, item)| work(offset + i, item)).collect::<Result<Vec<_>, _>>()
+        }));
+    }
+    let mut done = Vec::with_capacity(n_items);
+    for task in tasks {
+        let chunk = task.await.map_err(|source| EngineError::Tokenize { index: done.len(), source: source.into() });
+        done.extend(chunk??);
+    }
+    Ok(done)
+}
+
+/// How many of the items one task takes: one at least.
+fn n_in_one_turn<I>(items: &[I], n_bytes: fn(&I) -> usize) -> usize {
+    let mut n_taken = 0;
+    let fits = |item: &&I| {
+        let has_room = n_taken < BYTES_PER_TURN;
+        n_taken += n_bytes(item);
+        has_room
+    };
+    items.iter().take(ITEMS_PER_TURN).take_while(fits).count()
+}
