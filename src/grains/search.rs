@@ -6,7 +6,10 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
+
 use super::error::GrainError;
+use super::highlight::Wanted;
 use super::merge::{SpaceHits, merge};
 use super::nearest::SpaceSearch;
 use super::service::Grains;
@@ -20,6 +23,9 @@ pub const MAX_DEPTH: usize = 10_000;
 
 /// Each side of a hybrid search brings at least so many candidates into the fusion.
 const FUSION_DEPTH: usize = 200;
+
+/// The most bytes of text in one answer.
+const MAX_ANSWER_BYTES: u64 = 32 << 20;
 
 /// What is searched for.
 #[derive(Clone, Debug, PartialEq)]
@@ -209,24 +215,53 @@ impl Grains {
     ) -> Result<Vec<Hit>, GrainError> {
         let shown: Vec<Scored> = ranked.iter().skip(request.offset).take(request.limit).copied().collect();
         let numbers: Vec<i64> = shown.iter().map(|hit| hit.number).collect();
-        let grains = self.store.grains(numbers.clone()).await?;
+        self.check_size(&numbers).await?;
+        let grains = self.store.grains(numbers).await?;
         let mut grains: HashMap<i64, Grain> =
             grains.into_iter().map(|Numbered { number, grain }| (number, grain)).collect();
-        let mut highlights: HashMap<i64, String> = match (&request.query, request.highlights) {
-            (Query::Text(text), Highlights::On) => {
-                self.store.highlights(text.clone(), numbers).await?.into_iter().collect()
-            }
-            _ => HashMap::new(),
-        };
         let hit = |found: Scored| {
             // Deleted since: it is not found.
             let grain = grains.remove(&found.number)?;
             let (raw_score, space) = raw.get(&found.number).copied().unwrap_or((found.score, None));
-            let highlight = highlights.remove(&found.number);
-            Some(Hit { grain, score: found.score, raw_score, space: space.cloned(), highlight })
+            Some(Hit { grain, score: found.score, raw_score, space: space.cloned(), highlight: None })
         };
-        Ok(shown.into_iter().filter_map(hit).collect())
+        let hits = shown.into_iter().filter_map(hit).collect();
+        match (&request.query, request.highlights) {
+            (Query::Text(text), Highlights::On) => highlighted(hits, Wanted::of(text)).await,
+            _ => Ok(hits),
+        }
     }
+
+    /// Refuses an answer with more text than anybody reads, before it is read.
+    async fn check_size(&self, numbers: &[i64]) -> Result<(), GrainError> {
+        if self.limits.max_text_bytes.saturating_mul(numbers.len() as u64) <= MAX_ANSWER_BYTES {
+            return Ok(());
+        }
+        let n_bytes = self.store.size(numbers.to_vec()).await?;
+        if n_bytes <= MAX_ANSWER_BYTES {
+            return Ok(());
+        }
+        let message = format!(
+            "the {} hits have {} of text together, and an answer has {} at most: ask for fewer, and for the next ones \
+             with `offset`",
+            numbers.len(),
+            ByteSize::b(n_bytes),
+            ByteSize::b(MAX_ANSWER_BYTES)
+        );
+        Err(GrainError::invalid("limit", message))
+    }
+}
+
+/// Hits that show where the words are.
+async fn highlighted(mut hits: Vec<Hit>, wanted: Wanted) -> Result<Vec<Hit>, GrainError> {
+    // Texts may be long, and nobody else should wait for that.
+    let work = move || {
+        for hit in &mut hits {
+            hit.highlight = wanted.highlight(&hit.grain.content.text);
+        }
+        hits
+    };
+    Ok(tokio::task::spawn_blocking(work).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic())))
 }
 
 /// The hits that reach the least score. Sums of ranks are no cosines: where a search by meaning has nothing else, the raw

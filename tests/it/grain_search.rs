@@ -131,6 +131,49 @@ async fn texts_are_found_by_their_words() {
 }
 
 #[tokio::test]
+async fn words_that_most_grains_have_are_left_out_beside_others() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    // No grain is given the number of another, so the greatest is 1,200.
+    let grain = |n: usize| {
+        let common = if n.is_multiple_of(5) { "an" } else { "the" };
+        json!({"id": n.to_string(), "text": format!("{common} item{n} Grüße")})
+    };
+    for numbers in [0..600, 600..1_200] {
+        app.post("/grains", json!({"grains": numbers.map(grain).collect::<Vec<_>>()})).await.ok();
+    }
+    let lexical = async |query: &str| search(&app, json!({"query": query, "mode": "lexical", "limit": 1_000})).await;
+    assert_eq!(ids(&lexical("the item7").await), ["7"]);
+    assert_eq!(ids(&lexical("THE item7 and item5").await).len(), 2);
+    assert_eq!(ids(&lexical("the").await).len(), 960, "it is all there is");
+    assert_eq!(ids(&lexical("the unheard-of").await).len(), 960);
+    assert_eq!(ids(&lexical("an item7").await).len(), 241, "a fifth has it");
+    let page = (0..200).map(|n| format!("unheard{n}")).chain(["item8".to_owned()]).collect::<Vec<_>>();
+    assert!(ids(&lexical(&page.join(" ")).await).is_empty(), "of a page, the beginning counts");
+    assert_eq!(ids(&lexical(&page[100..].join(" ")).await), ["8"]);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_of_too_much_text_is_refused_and_its_words_are_shown_at_once() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let space = space_of_tiny(&app).await;
+    let text = "zq ".repeat(345_000);
+    for (id, vector) in random_vectors(7, 0, 34) {
+        app.post("/grains", json!({"id": id, "text": text, "space": space, "vector": vector})).await.ok();
+    }
+    let body = |limit: usize| json!({"query": "zq", "mode": "lexical", "limit": limit, "highlights": true});
+    let (status, code, sentence) = app.post("/grains/search", body(100)).await.problem();
+    assert_eq!((status, code.as_str()), (422, "invalid_request"));
+    assert!(sentence.contains("34 hits have 33.6 MiB") && sentence.contains("32.0 MiB at most"), "{sentence}");
+    let found = search(&app, body(10)).await;
+    let highlights: Vec<&str> =
+        found["hits"].as_array().expect("hits").iter().map(|hit| hit["highlight"].as_str().expect("shown")).collect();
+    assert_eq!(highlights.len(), 10);
+    assert_eq!(highlights[0].matches("<mark>zq</mark>").count(), 1, "{}", highlights[0]);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn hits_are_bounded_by_filter_score_and_place() {
     let app = TestApp::start().await;
     write_texts(&app).await;

@@ -62,8 +62,8 @@ pub trait GrainStore: AnchorStore {
     /// The grains whose text has words of the query, best first by BM25, which is positive here: more is better.
     fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Reply<'_, Vec<Scored>>;
 
-    /// The part of each text in which the query's words are, with the words between `<mark>` and `</mark>`.
-    fn highlights(&self, query: String, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, String)>>;
+    /// Bytes of the texts and attributes of these grains.
+    fn size(&self, numbers: Vec<i64>) -> Reply<'_, u64>;
 
     /// Spaces from the one that grains are served from first to the last.
     fn space_order(&self) -> Reply<'_, Vec<SpaceId>>;

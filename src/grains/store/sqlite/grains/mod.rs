@@ -1,7 +1,7 @@
 //! Grains in SQLite: `read` and `search` find them, `write` and `delete` change them, `vectors` feeds indexes,
 //! `adopt` gives old vectors their space, `reembed` new ones of another space, which `reembeddings` keeps account of;
 //! `anchors` makes the scores of two spaces comparable. `rows` is how a grain is read, `filter` how conditions become
-//! SQL, `words` how a query becomes one of the full text.
+//! SQL, `words` how a query becomes one of the full text, `vocabulary` which of its words tell anything.
 
 mod adopt;
 mod anchors;
@@ -13,11 +13,13 @@ mod reembeddings;
 mod rows;
 mod search;
 mod vectors;
+mod vocabulary;
 mod words;
 mod write;
 
 use std::path::Path;
 
+pub(super) use self::vocabulary::Vocabulary;
 use super::super::StoreError;
 use super::super::grain_store::{
     Batch, Committed, Counted, Facet, GrainStore, Identity, Lacking, Made, NewVector, Numbered, OnlyIf, Page,
@@ -85,8 +87,8 @@ impl GrainStore for SqliteStore {
         shown("with_words", self.find_words(query, filter, at_most))
     }
 
-    fn highlights(&self, query: String, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, String)>> {
-        shown("highlights", self.highlight(query, numbers))
+    fn size(&self, numbers: Vec<i64>) -> Reply<'_, u64> {
+        shown("size", self.read_size(numbers))
     }
 
     fn space_order(&self) -> Reply<'_, Vec<SpaceId>> {

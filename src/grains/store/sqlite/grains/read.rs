@@ -12,9 +12,10 @@ use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED};
 use super::rows::select_grains;
 use super::{count, json_array};
+use crate::domain::json::parsed_bytes;
 use crate::domain::{Filter, GrainId};
 
-/// Bytes of text after which a page ends, however many grains it may have.
+/// Bytes of texts and attributes after which a page ends, however many grains it may have.
 const PAGE_BYTES: usize = 16 << 20;
 
 /// The most values that are counted of a facet.
@@ -35,6 +36,18 @@ impl SqliteStore {
         rows.iter().map(|row| self.grain_of(row)).collect()
     }
 
+    pub(super) async fn read_size(&self, numbers: Vec<i64>) -> Result<u64, StoreError> {
+        let n_bytes: Option<i64> = sqlx::query_scalar(
+            "SELECT sum(octet_length(text) + octet_length(attributes)) FROM grains \
+             WHERE number IN (SELECT value FROM json_each(?))",
+        )
+        .bind(json_array(&numbers))
+        .fetch_one(&self.readers)
+        .await
+        .map_err(self.failed("measure grains"))?;
+        Ok(count(n_bytes.unwrap_or_default()))
+    }
+
     pub(super) async fn read_page(&self, request: PageRequest) -> Result<Page, StoreError> {
         let PageRequest { filter, sort, after, limit } = request;
         let mut query = select_grains();
@@ -52,7 +65,8 @@ impl SqliteStore {
                 return Ok(Page { grains, next });
             }
             let numbered = self.grain_of(&row)?;
-            n_bytes += numbered.grain.content.text.len();
+            let attributes: &str = row.try_get("attributes").map_err(&failed)?;
+            n_bytes += numbered.grain.content.text.len() + attributes.len() + parsed_bytes(attributes.as_bytes());
             grains.push(numbered);
             last = Some(row);
         }

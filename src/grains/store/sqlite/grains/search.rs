@@ -6,8 +6,6 @@ use super::super::super::StoreError;
 use super::super::super::grain_store::Scored;
 use super::super::SqliteStore;
 use super::filter::{self, Plan};
-use super::json_array;
-use super::words::any_word;
 use crate::domain::Filter;
 
 impl SqliteStore {
@@ -37,7 +35,7 @@ impl SqliteStore {
         filter: Filter,
         at_most: u32,
     ) -> Result<Vec<Scored>, StoreError> {
-        let Some(words) = any_word(&query) else { return Ok(Vec::new()) };
+        let Some(words) = self.words_to_find(&query).await? else { return Ok(Vec::new()) };
         let mut query = QueryBuilder::new("SELECT w.rowid, -w.rank FROM grain_words AS w ");
         if !filter.is_empty() {
             query.push("CROSS JOIN grains AS g ON g.number = w.rowid ");
@@ -50,16 +48,5 @@ impl SqliteStore {
         let rows: Vec<(i64, f64)> =
             query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("search for words"))?;
         Ok(rows.into_iter().map(|(number, score)| Scored { number, score }).collect())
-    }
-
-    pub(super) async fn highlight(&self, query: String, numbers: Vec<i64>) -> Result<Vec<(i64, String)>, StoreError> {
-        let Some(words) = any_word(&query) else { return Ok(Vec::new()) };
-        let mut query = QueryBuilder::new(
-            "SELECT rowid, snippet(grain_words, 0, '<mark>', '</mark>', '…', 32) FROM grain_words \
-             WHERE grain_words MATCH ",
-        );
-        query.push_bind(words).push(" AND rowid IN (SELECT value FROM json_each(");
-        query.push_bind(json_array(&numbers)).push("))");
-        query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("highlight words"))
     }
 }
