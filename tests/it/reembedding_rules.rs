@@ -1,7 +1,9 @@
 //! What a re-embedding leaves where it was, what it may not take from another, and what stands against it from the start.
 
+use std::cell::Cell;
 use std::process::Command;
 
+use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
@@ -273,5 +275,35 @@ async fn a_space_that_was_empty_comes_back_to_its_place() {
     let hits = found["hits"].as_array().expect("hits");
     let hit = hits.iter().find(|hit| hit["grain"]["id"] == "three").expect("found");
     assert_eq!(hit["space"], second, "the indexes' order: {found}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_full_queue_delays_a_job_and_does_not_fail_it() {
+    let engine = "[engine]\nmax_batch_tokens = 64\nmax_queue_tokens = 256\nworkers = 1\n";
+    let app = TestApp::start_with(&format!("{engine}{}", with_tiny(&[OTHER]))).await;
+    for prefix in ["a", "b", "c"] {
+        write_with(&app, prefix, TINY, 20).await;
+    }
+    space_of(&app, OTHER).await;
+    let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "words ".repeat(100))).collect();
+    let body = json!({"inputs": texts, "model": OTHER});
+    let refusals = Cell::new(0);
+    let crowd = join_all((0..8).map(async |_| {
+        loop {
+            match app.post("/embed", body.clone()).await.status.as_u16() {
+                200 => {}
+                429 => refusals.set(refusals.get() + 1),
+                other => panic!("answered {other}"),
+            }
+        }
+    }));
+    let job = begin(&app, json!({"to": OTHER})).await;
+    let job = tokio::select! {
+        _ = crowd => unreachable!("it does not end"),
+        job = wait_until(&app, &job, "completed") => job,
+    };
+    assert!(refusals.get() > 0, "the queue was never full");
+    assert_eq!((&job["done"], &job["failed"]), (&json!(60), &json!(0)), "{job}");
     app.stop().await;
 }
