@@ -17,6 +17,7 @@ use tokio::sync::Semaphore;
 pub use self::error::AppError;
 use crate::api;
 use crate::api::access::Access;
+use crate::api::bodies::BodyMemory;
 use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsFiles};
 use crate::api::forwarded::Proxies;
 use crate::api::guard::HostGuard;
@@ -110,6 +111,7 @@ impl App {
             limits: limits(&config),
             timeouts,
             places: Arc::new(Semaphore::new(config.server.max_concurrent_requests)),
+            body_memory: Arc::new(BodyMemory::new(config.server.body_memory.max(config.server.max_body))),
             engine: EngineFacts {
                 max_batch_tokens: config.engine.max_batch_tokens,
                 max_batch_texts: config.engine.max_batch_texts,

@@ -1,20 +1,23 @@
 //! Reading requests: JSON bodies, models in paths, and spaces, each refused with a sentence that helps.
 
 use std::convert::Infallible;
+use std::sync::Arc;
 
-use axum::body::Bytes;
+use axum::body::{Body, Bytes};
 use axum::extract::rejection::BytesRejection;
 pub use axum::extract::rejection::QueryRejection as QueryRejected;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use bytes::BytesMut;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::access::Holder;
-use super::bodies::SlowBody;
+use super::bodies::{BodyShare, Counted, NoMemory, SlowBody};
 use super::error::{ApiError, Code};
 use super::state::AppState;
+use crate::domain::json::parsed_bytes;
 use crate::domain::space::hex_digits;
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::Token;
@@ -89,15 +92,28 @@ pub fn refuse_encoded(headers: &HeaderMap) -> Result<(), ApiError> {
 
 async fn json_bytes(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
     refuse_encoded(request.headers())?;
-    let content_type = request.headers().get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if !content_type.is_some_and(is_json) {
-        let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(found)));
-        return Err(ApiError::new(
-            Code::ContentType,
-            format!("the content type is {found}; send `content-type: application/json`"),
-        ));
+    require_json(request.headers())?;
+    whole(request, state).await
+}
+
+fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
+    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if content_type.is_some_and(is_json) {
+        return Ok(());
     }
-    Bytes::from_request(request, state).await.map_err(|error| body_error(&error, state))
+    let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(found)));
+    Err(ApiError::new(Code::ContentType, format!("the content type is {found}; send `content-type: application/json`")))
+}
+
+/// The whole body, which counts among those in memory until the request is answered: its bytes, and what they become.
+async fn whole(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
+    let share = request.extensions().get::<BodyShare>().cloned();
+    let share = share.unwrap_or_else(|| BodyShare::new(Arc::clone(&state.body_memory)));
+    let request = request.map(|body| Body::new(Counted::new(body, share.clone())));
+    // One piece of memory: each of a thousand small ones would take more than it holds.
+    let bytes = BytesMut::from_request(request, state).await.map_err(|error| body_error(&error, state))?;
+    share.take(parsed_bytes(&bytes))?;
+    Ok(bytes.freeze())
 }
 
 /// A JSON body that may be left out: an empty one, or `null`, counts as `{}`.
@@ -108,14 +124,13 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJson<T> {
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
         refuse_encoded(request.headers())?;
-        let (parts, body) = request.into_parts();
-        let request = Request::from_parts(parts.clone(), body);
-        let bytes = Bytes::from_request(request, state).await.map_err(|error| body_error(&error, state))?;
+        let headers = request.headers().clone();
+        let bytes = whole(request, state).await?;
         if bytes.is_empty() {
             return Ok(Self(T::default()));
         }
-        let Json(body) = Json::<Option<T>>::from_request(Request::from_parts(parts, bytes.into()), state).await?;
-        Ok(Self(body.unwrap_or_default()))
+        require_json(&headers)?;
+        Ok(Self(parse::<Option<T>>(&bytes)?.unwrap_or_default()))
     }
 }
 
@@ -163,6 +178,9 @@ fn body_error(error: &BytesRejection, state: &AppState) -> ApiError {
             Code::BodyTooLarge,
             format!("the body is over {limit}; send fewer inputs a request, or raise `server.max_body`"),
         );
+    }
+    if let Some(error) = NoMemory::behind(error) {
+        return error.into();
     }
     SlowBody::behind(error)
         .map_or_else(|| ApiError::new(Code::MalformedJson, "the body could not be read to its end"), Into::into)

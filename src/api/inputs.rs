@@ -10,6 +10,7 @@ use utoipa::{PartialSchema, ToSchema};
 
 use super::error::{ApiError, Code};
 use super::state::Limits;
+use crate::config::MOST_INPUTS;
 use crate::engine::Input;
 
 /// What a caller wants embedded: one text, several, or token ids.
@@ -175,6 +176,10 @@ impl<'de> Visitor<'de> for InputsVisitor {
                 Element::Text(text) => inputs.push(Input::Text(text)),
                 Element::Ids(ids) => inputs.push(Input::Tokens(ids)),
                 Element::Id(id) => single_ids.push(id),
+            }
+            // What is nothing in a body takes room here: empty texts, say.
+            if inputs.len() > MOST_INPUTS {
+                return Err(de::Error::custom(format_args!("a request takes at most {MOST_INPUTS} inputs")));
             }
             if !single_ids.is_empty() && !inputs.is_empty() {
                 return Err(de::Error::custom("a list of token ids cannot hold texts or other lists"));
@@ -349,6 +354,9 @@ mod tests {
             assert_eq!(found, code, "{json}: {sentence}");
             assert!(sentence.contains(said), "{json}: {sentence}");
         }
+        let endless = format!("[{}[]", "[], ".repeat(MOST_INPUTS + 1));
+        let (found, sentence) = refusal(&endless);
+        assert!(found == Code::InvalidRequest && sentence.contains("at most 1000000 inputs"), "{sentence}");
         let deep = "[".repeat(100_000);
         assert_eq!(refusal(&deep).0, Code::InvalidRequest);
     }

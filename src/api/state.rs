@@ -9,6 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
+use super::bodies::BodyMemory;
 use super::error::{ApiError, Code};
 use super::forwarded::Proxies;
 use super::guard::HostGuard;
@@ -37,6 +38,8 @@ pub struct AppState {
     pub timeouts: Arc<Timeouts>,
     /// Places for requests that are answered at the same time.
     pub places: Arc<Semaphore>,
+    /// Memory for their bodies.
+    pub body_memory: Arc<BodyMemory>,
     /// What `/info` says of the engine.
     pub engine: EngineFacts,
     /// Who may do what.

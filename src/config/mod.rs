@@ -38,7 +38,7 @@ pub use grains::{DatabaseUrl, DatabaseUrlError, GrainsConfig};
 pub use models::{MemoryBudget, ModelsConfig};
 pub use origin::{Origin, OriginError};
 pub use proxy::{TrustedProxy, TrustedProxyError};
-pub use server::{AllowedHost, BindHost, HostError, RouteTimeout, ServerConfig};
+pub use server::{AllowedHost, BindHost, HostError, MOST_INPUTS, RouteTimeout, ServerConfig};
 pub use telemetry::{CollectorUrl, CollectorUrlError, LogFilter, LogFilterError, LogFormat, Share, TelemetryConfig};
 
 use crate::domain::ApiKey;

@@ -17,8 +17,11 @@ use super::proxy::TrustedProxy;
 use super::spelling::{self, Problem, outside};
 
 const MAX_BODY: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::gib(2);
+const BODY_MEMORY: RangeInclusive<ByteSize> = ByteSize::kib(1)..=ByteSize::tib(1);
 const MAX_TEXT: RangeInclusive<ByteSize> = ByteSize::b(1)..=ByteSize::gib(2);
-const MAX_INPUTS: RangeInclusive<usize> = 1..=1_000_000;
+/// The most inputs of a request that any configuration allows.
+pub const MOST_INPUTS: usize = 1_000_000;
+const MAX_INPUTS: RangeInclusive<usize> = 1..=MOST_INPUTS;
 const REQUEST_TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_hours(24);
 const MAX_CONNECTIONS: RangeInclusive<usize> = 1..=1_000_000;
 const MAX_CONCURRENT_REQUESTS: RangeInclusive<usize> = 1..=1_000_000;
@@ -53,6 +56,9 @@ pub struct ServerConfig {
     /// The largest request body.
     #[serde(with = "spelling::size")]
     pub max_body: ByteSize,
+    /// Memory for the bodies of all requests together; one of the largest size always fits.
+    #[serde(with = "spelling::size")]
+    pub body_memory: ByteSize,
     /// The most texts in one request.
     pub max_inputs: usize,
     /// The most bytes of one text, but for those of grains.
@@ -93,6 +99,7 @@ impl ServerConfig {
     pub(super) fn problems(&self) -> Vec<Problem> {
         [
             outside("server.max_body", &self.max_body, &MAX_BODY, |size| spelling::size::spell(*size)),
+            outside("server.body_memory", &self.body_memory, &BODY_MEMORY, |size| spelling::size::spell(*size)),
             outside("server.max_inputs", &self.max_inputs, &MAX_INPUTS, ToString::to_string),
             outside("server.max_text", &self.max_text, &MAX_TEXT, |size| spelling::size::spell(*size)),
             outside("server.max_connections", &self.max_connections, &MAX_CONNECTIONS, ToString::to_string),

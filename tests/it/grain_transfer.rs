@@ -298,6 +298,7 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
         r#"{"id": "nobody", "text": "a model that is not there", "model": "nobody"}"#.to_owned(),
         r#"{"id": "broken", "text": "a model that cannot be loaded", "model": "tiny-bad-vocab"}"#.to_owned(),
         r#"{"end": {"grains": 7}}"#.to_owned(),
+        format!(r#"{{"id": "lists", "text": "x", "attributes": {{"a": [{}0]}}}}"#, "[], ".repeat(30_000)),
         r#"{"id": "last", "text": "the last, without an end of its line"}"#.to_owned(),
     ];
     let mut imported = import(&app, "", body.join("\n")).await;
@@ -317,10 +318,11 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
             (10, Some("nobody"), "model_not_found"),
             (11, Some("broken"), "store_unavailable"),
             (12, None, "invalid_request"),
+            (13, None, "body_too_large"),
         ],
         "{imported:?}"
     );
-    assert_eq!((imported.counts(), &imported.end["complete"]), ([11, 2, 0, 0, 0, 10], &json!(true)));
+    assert_eq!((imported.counts(), &imported.end["complete"]), ([12, 2, 0, 0, 0, 11], &json!(true)));
     assert_eq!(count(&app).await, 2);
     let refused = send(app.request(Method::POST, "/grains/import").json(&json!({"text": "a"}))).await.problem();
     assert_eq!((refused.0, refused.1.as_str()), (415, "content_type"));

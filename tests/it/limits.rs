@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use granary::models::error::with_causes;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -182,6 +182,64 @@ async fn requests_beyond_the_limit_are_told_to_come_again() {
 }
 
 #[tokio::test]
+async fn bodies_share_the_memory_that_there_is() {
+    let app = serve("max_body = \"64KiB\"\nbody_memory = \"1KiB\"").await;
+    let mut unfinished = Raw::open(&app).await;
+    let begun = format!("{{\"inputs\": \"{}", "a".repeat(60_000));
+    unfinished
+        .send(&format!(
+            "POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 65000\r\n\r\n\
+             {begun}"
+        ))
+        .await;
+    let large = json!({"inputs": "a ".repeat(5_000), "truncate": true});
+    let mut refused = app.post("/embed", large.clone()).await;
+    while refused.status != StatusCode::TOO_MANY_REQUESTS {
+        // Not all of it has come.
+        tokio::task::yield_now().await;
+        refused = app.post("/embed", large.clone()).await;
+    }
+    assert_eq!(refused.header("retry-after"), "1");
+    let (_, kind, message) = refused.tei_error();
+    assert_eq!(kind, "Overloaded");
+    assert!(message.contains("more than 64.0 KiB") && message.contains("`server.body_memory`"), "{message}");
+    assert_eq!(app.post("/v1/embeddings", json!({"input": "a ".repeat(5_000)})).await.openai_error().1, "overloaded");
+    app.post("/embed", json!({"inputs": "hello"})).await.ok();
+    let lines =
+        format!("{{\"id\": \"a\", \"text\": \"hello\", \"metadata\": {{\"note\": \"{}\"}}}}\n", "a".repeat(10_000));
+    let import = app.request(Method::POST, "/grains/import").header("content-type", "application/x-ndjson").body(lines);
+    assert_eq!(import.send().await.expect("an answer").status(), StatusCode::OK, "imports are read line by line");
+    // Who leaves in the middle takes nothing along.
+    drop(unfinished);
+    while app.post("/embed", large.clone()).await.status == StatusCode::TOO_MANY_REQUESTS {
+        tokio::task::yield_now().await;
+    }
+    app.post("/embed", large).await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_a_body_becomes_counts_too() {
+    let app = serve("max_body = \"1MiB\"\nbody_memory = \"1MiB\"").await;
+    let lists = |n: usize| format!("[{}[0]]", "[0],".repeat(n));
+    for (path, body) in [
+        ("/decode", format!("{{\"ids\": {}}}", lists(10_000))),
+        ("/grains/count", format!("{{\"filter\": {{\"attributes\": {{\"a\": {}}}}}}}", lists(10_000))),
+        ("/grains", format!("{{\"text\": \"x\", \"attributes\": {{\"a\": {}}}}}", lists(10_000))),
+    ] {
+        let request = app.request(Method::POST, path).header("content-type", "application/json").body(body);
+        let answer = request.send().await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::PAYLOAD_TOO_LARGE, "{path}");
+        let answer = answer.text().await.expect("text");
+        assert!(answer.contains("more than 1.0 MiB of memory") && answer.contains("server.body_memory"), "{answer}");
+    }
+    let body = format!("{{\"ids\": {}}}", lists(1_000));
+    let request = app.request(Method::POST, "/decode").header("content-type", "application/json").body(body);
+    assert_eq!(request.send().await.expect("an answer").status(), StatusCode::OK);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_route_may_have_a_time_of_its_own() {
     let app = serve("request_timeout = \"1h\"\nroute_timeouts = { \"POST /grains/search\" = \"300ms\" }").await;
     let slow_body = "content-type: application/json\r\ncontent-length: 100\r\n\r\n{";
@@ -213,6 +271,11 @@ async fn the_tokens_of_a_request_have_a_limit_of_their_own() {
     let (status, kind, message) = app.post("/embed", json!({"inputs": many})).await.tei_error();
     assert_eq!((status, kind.as_str()), (422, "Validation"));
     assert!(message.contains("a request takes 20") && message.contains("`engine.max_request_tokens`"), "{message}");
+    for (path, body) in [("/tokenize", json!({"inputs": many})), ("/decode", json!({"ids": vec![vec![1; 5]; 5]}))] {
+        let (status, kind, message) = app.post(path, body).await.tei_error();
+        assert_eq!((status, kind.as_str()), (422, "Validation"), "{path}");
+        assert!(message.contains("a request takes 20"), "{path}: {message}");
+    }
     let (status, code, _) = app.post("/v1/embeddings", json!({"input": many})).await.openai_error();
     assert_eq!((status, code.as_str()), (400, "too_many_tokens"));
     let grains: Vec<_> = (0..10).map(|n| json!({"text": format!("a text of some words, {n}")})).collect();

@@ -21,6 +21,7 @@ use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{OptionalJson, QueryRejected, parse};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
+use crate::domain::json::parsed_bytes;
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
 use crate::grains::transfer::{
     Declarations, ExportItem, ExportRequest, ExportedVectors, ImportEntry, ImportEvent, ImportGrain, ImportLine,
@@ -35,8 +36,8 @@ const JSON_BYTES_PER_BYTE: u64 = 6;
 /// Bytes of a line besides its text: metadata and a vector.
 const REST_BYTES: u64 = 1 << 20;
 
-/// Characters of an id that are repeated in an answer.
-const MAX_SHOWN_ID: usize = 256;
+/// What a line may become in memory besides its texts: a vector takes a tenth of it.
+const MAX_PARSED_BYTES: usize = 8 << 20;
 
 /// The body of `POST /grains/export`, which needs none.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
@@ -220,7 +221,12 @@ fn read_line(raw: RawLine, rules: LineRules) -> ImportLine {
         let entry = Err(Refusal { kind: RefusalKind::TooLarge, message });
         return ImportLine { number, size: 0, id: None, entry };
     };
-    let size = bytes.len();
+    let n_parsed = parsed_bytes(&bytes);
+    if n_parsed > MAX_PARSED_BYTES {
+        let message = "the line has more lists, objects and values than a grain may have".to_owned();
+        return ImportLine { number, size: 0, id: None, entry: Err(Refusal { kind: RefusalKind::TooLarge, message }) };
+    }
+    let size = bytes.len() + n_parsed;
     // What is wrong with a line is looked for only when something is.
     let read = serde_json::from_slice::<LineBody>(&bytes).or_else(|_| parse::<LineBody>(&bytes));
     match read {
@@ -401,7 +407,6 @@ fn event_line(event: ImportEvent) -> Vec<u8> {
     match event {
         ImportEvent::Progress(tally) => line(&json!({"progress": Counts::from(tally)})),
         ImportEvent::Failed { line: number, id, refusal } => {
-            let id: Option<String> = id.map(|id| id.chars().take(MAX_SHOWN_ID).collect());
             let problem = ApiError::of_refusal(&refusal).problem();
             line(&json!({"error": {"line": number, "id": id, "problem": problem}}))
         }

@@ -21,8 +21,8 @@ use crate::models::ModelError;
 /// Lines that are written together at most.
 pub(super) const BATCH_LINES: usize = TEXTS_AT_ONCE;
 
-/// Bytes of lines from which on a batch is full, however few they are.
-const BATCH_BYTES: usize = 8 << 20;
+/// Bytes of lines, and of what they become, from which on a batch is full, however few they are.
+const BATCH_BYTES: usize = 16 << 20;
 
 /// The longest pause before something that is refused only for now is tried again, and the shortest.
 const LONGEST_PAUSE: Duration = Duration::from_secs(1);

@@ -36,6 +36,9 @@ const LINGER: Duration = Duration::from_secs(2);
 /// Failed lines that are reported one by one; more are only counted.
 const MAX_REPORTED: usize = 5_000;
 
+/// Characters of such a line's id that are told: it may have any number.
+const MAX_ID_CHARS: usize = 256;
+
 /// Events besides failed lines that wait for a slow reader. Progress that finds no room is left out.
 const OTHER_EVENTS: usize = 16;
 
@@ -108,7 +111,7 @@ pub enum ImportEvent {
     Failed {
         /// Its number, from 1.
         line: u64,
-        /// The id it says.
+        /// The id it says, or its beginning.
         id: Option<String>,
         /// Why.
         refusal: Refusal,
@@ -335,6 +338,7 @@ impl Import {
 
     fn fail(&mut self, line: u64, id: Option<String>, refusal: Refusal) {
         self.tally.failed += 1;
+        let id = id.map(|id| id.chars().take(MAX_ID_CHARS).collect());
         // There is room for so many, whoever reads them.
         if self.n_reported < MAX_REPORTED && self.events.try_send(ImportEvent::Failed { line, id, refusal }).is_ok() {
             self.n_reported += 1;

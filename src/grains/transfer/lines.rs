@@ -13,7 +13,7 @@ use crate::domain::{CreatedAt, DeclaredSpace, Fingerprint};
 pub struct ImportLine {
     /// Its number, from 1.
     pub number: u64,
-    /// Its bytes.
+    /// Its bytes, and about as many as they become.
     pub size: usize,
     /// The id that it says, as far as it could be read.
     pub id: Option<String>,
