@@ -39,6 +39,10 @@ use crate::shutdown::Shutdown;
 /// The largest head of a request, in bytes. Hyper answers 431 beyond it.
 const MAX_HEAD_BYTES: u32 = 64 << 10;
 
+/// The most requests at once on one HTTP/2 connection. Each holds a place of `server.max_concurrent_requests`: with
+/// hyper's 200 a handful of connections would have all of them.
+const MAX_STREAMS: u32 = 64;
+
 /// How long connections are still taken that the system has accepted on the server's behalf when it stops: requests may
 /// have come on them.
 const LAST_ACCEPTS: Duration = Duration::from_millis(50);
@@ -140,7 +144,7 @@ where
     };
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().max_buf_size(MAX_HEAD_BYTES as usize);
-    builder.http2().max_header_list_size(MAX_HEAD_BYTES);
+    builder.http2().max_header_list_size(MAX_HEAD_BYTES).max_concurrent_streams(MAX_STREAMS);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut is_ending = false;
     loop {

@@ -3,11 +3,16 @@
 use std::io::{Read, Write};
 use std::time::Duration;
 
+use bytes::Bytes;
 use granary::models::error::with_causes;
+use h2::client::SendRequest;
+use h2::{Ping, PingPong, RecvStream};
+use http::Request;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::JoinSet;
 
 use crate::helpers::{Process, TestApp, folder_with, with_tiny};
 
@@ -63,6 +68,38 @@ impl Raw {
         ))
         .await;
         assert_eq!(self.read_until("\r\n\r\n").await.trim(), "HTTP/1.1 100 Continue");
+    }
+}
+
+/// An HTTP/2 connection of which every window is in the test's hand.
+struct Multiplexed {
+    requests: SendRequest<Bytes>,
+    pings: PingPong,
+    _carried: JoinSet<Result<(), h2::Error>>,
+}
+
+impl Multiplexed {
+    /// A connection that takes so many bytes of each answer before it gives any back.
+    async fn open(app: &TestApp, window_bytes: u32) -> Self {
+        let stream = Raw::open(app).await.0;
+        let (requests, mut connection) = h2::client::Builder::new()
+            .initial_window_size(window_bytes)
+            .handshake::<_, Bytes>(stream)
+            .await
+            .expect("an HTTP/2 connection");
+        let pings = connection.ping_pong().expect("nobody else pings");
+        let mut carried = JoinSet::new();
+        carried.spawn(connection);
+        Self { requests, pings, _carried: carried }
+    }
+
+    /// Asks, and has the head of the answer.
+    async fn get(&mut self, app: &TestApp, path: &str) -> RecvStream {
+        let request = Request::get(format!("{}{path}", app.url())).body(()).expect("a request");
+        let (answer, _) = self.requests.send_request(request, true).expect("sent");
+        let answer = answer.await.expect("an answer");
+        assert_eq!(answer.status(), StatusCode::OK);
+        answer.into_body()
     }
 }
 
@@ -320,6 +357,72 @@ async fn an_answer_that_nobody_takes_is_given_up() {
     let mut rest = Vec::new();
     let _ = unread.0.read_to_end(&mut rest).await;
     assert!(!rest.ends_with(b"0\r\n\r\n"), "it was sent to its end");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_over_http2_holds_its_place_until_it_is_taken() {
+    let app = serve("max_concurrent_requests = 1").await;
+    app.post("/grains", json!({"id": "a", "text": "many words ".repeat(50_000)})).await.ok();
+    let mut connection = Multiplexed::open(&app, 1).await;
+    let mut answer = connection.get(&app, "/grains/a").await;
+    assert_eq!(answer.data().await.expect("not the end").expect("data").len(), 1);
+    for _ in 0..10 {
+        assert_eq!(app.get("/models").await.status, StatusCode::TOO_MANY_REQUESTS);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    drop((answer, connection));
+    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
+        tokio::task::yield_now().await;
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_over_http2_that_is_taken_slowly_is_not_cut_off() {
+    let app = serve("header_timeout = \"1s\"\nidle_timeout = \"100ms\"").await;
+    let text = "many words ".repeat(50_000);
+    app.post("/grains", json!({"id": "a", "text": text})).await.ok();
+    let mut connection = Multiplexed::open(&app, 32 << 10).await;
+    let mut answer = connection.get(&app, "/grains/a").await;
+    let began = std::time::Instant::now();
+    let mut taken = Vec::new();
+    while let Some(piece) = answer.data().await {
+        let piece = piece.unwrap_or_else(|error| panic!("cut off after {} bytes: {error}", taken.len()));
+        taken.extend_from_slice(&piece);
+        tokio::time::sleep(Duration::from_millis(80)).await;
+        answer.flow_control().release_capacity(piece.len()).expect("it was taken");
+    }
+    assert!(began.elapsed() > Duration::from_millis(1500), "it was taken too fast to tell");
+    let grain: serde_json::Value = serde_json::from_slice(&taken).expect("a whole answer");
+    assert_eq!(grain["text"], text);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn pings_do_not_keep_an_answer_that_nobody_takes() {
+    let app = serve("body_timeout = \"500ms\"\nmax_concurrent_requests = 1").await;
+    app.post("/grains", json!({"id": "a", "text": "hello"})).await.ok();
+    let mut connection = Multiplexed::open(&app, 0).await;
+    let _answer = connection.get(&app, "/grains/a").await;
+    assert_eq!(app.get("/models").await.status, StatusCode::TOO_MANY_REQUESTS);
+    let began = std::time::Instant::now();
+    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
+        assert!(began.elapsed() < Duration::from_mins(1), "its place is never given back");
+        // An error says that the connection is closed.
+        let _ = connection.pings.ping(Ping::opaque()).await;
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_connection_has_so_many_streams_at_once() {
+    let app = serve("").await;
+    let mut connection = Multiplexed::open(&app, 32 << 10).await;
+    let _answer = connection.get(&app, "/health/live").await;
+    assert_eq!(connection.requests.current_max_send_streams(), 64);
+    drop(connection);
     app.stop().await;
 }
 

@@ -13,6 +13,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+/// The most bytes of an answer that are handed to HTTP/2 at once. Hyper passes on all it is handed when the client lets
+/// it send one byte: of a larger piece nearly all would still be unsent when the body has ended, and with it what is
+/// counted until the answer is sent. As many as a frame has by default.
+const MAX_PIECE_BYTES: usize = 16 << 10;
+
 /// Why the server waits for a connection, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Silence {
@@ -36,7 +41,8 @@ struct State {
     n_requests: usize,
     /// Requests whose answers are there to be taken.
     n_offered: usize,
-    /// When a part of an answer was last asked for or taken.
+    /// When a part of an answer was last asked for or taken. What an HTTP/2 connection sends may be answers to pings:
+    /// there, only what is asked for counts.
     moved: Instant,
     is_http2: bool,
 }
@@ -45,6 +51,7 @@ struct State {
 pub(super) struct Begun {
     activity: Arc<Activity>,
     is_offered: bool,
+    is_http2: bool,
 }
 
 impl Activity {
@@ -73,11 +80,14 @@ impl Activity {
         let mut state = self.state.lock();
         state.n_requests += 1;
         state.is_http2 = version == Version::HTTP_2;
-        Begun { activity: Arc::clone(self), is_offered: false }
+        Begun { activity: Arc::clone(self), is_offered: false, is_http2: state.is_http2 }
     }
 
     fn bytes_went(&self) {
-        self.state.lock().moved = Instant::now();
+        let mut state = self.state.lock();
+        if !state.is_http2 {
+            state.moved = Instant::now();
+        }
     }
 
     fn bytes_came(&self) {
@@ -118,16 +128,36 @@ impl Drop for Begun {
     }
 }
 
-/// The body of an answer, which tells whether somebody takes it.
+/// The body of an answer, which tells whether somebody takes it. HTTP/2 gets it in pieces of [`MAX_PIECE_BYTES`].
 pub(super) struct Answer {
     body: Body,
+    /// What has come of the body and is still to be handed out.
+    rest: Bytes,
     begun: Begun,
 }
 
 impl Answer {
     pub(super) fn new(body: Body, mut begun: Begun) -> Self {
         begun.offer();
-        Self { body, begun }
+        Self { body, rest: Bytes::new(), begun }
+    }
+
+    /// The frame, or its first piece where it is too large.
+    fn cut(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
+        match frame.into_data() {
+            Ok(data) if self.begun.is_http2 && data.len() > MAX_PIECE_BYTES => {
+                self.rest = data;
+                self.next_piece()
+            }
+            Ok(data) => Frame::data(data),
+            Err(other) => other,
+        }
+    }
+
+    fn next_piece(&mut self) -> Frame<Bytes> {
+        let length = self.rest.len().min(MAX_PIECE_BYTES);
+        // A copy: the last pieces outlive the body in the queues of HTTP/2, and each would keep the memory of all.
+        Frame::data(Bytes::copy_from_slice(&self.rest.split_to(length)))
     }
 }
 
@@ -139,21 +169,26 @@ impl http_body::Body for Answer {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = Pin::new(&mut self.body).poll_frame(context);
-        if frame.is_pending() {
-            self.begun.wait();
-        } else {
-            self.begun.offer();
+        let this = &mut *self;
+        if !this.rest.is_empty() {
+            this.begun.offer();
+            return Poll::Ready(Some(Ok(this.next_piece())));
         }
-        frame
+        let frame = Pin::new(&mut this.body).poll_frame(context);
+        if frame.is_pending() {
+            this.begun.wait();
+        } else {
+            this.begun.offer();
+        }
+        frame.map_ok(|frame| this.cut(frame))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.size_hint() + SizeHint::with_exact(self.rest.len() as u64)
     }
 }
 
@@ -220,7 +255,28 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
 
 #[cfg(test)]
 mod tests {
+    use std::convert::Infallible;
+    use std::time::Duration;
+
+    use axum::http::{HeaderMap, HeaderValue, header};
+    use futures::stream;
+    use http_body::Body as _;
+    use http_body_util::{BodyExt, StreamBody};
+
     use super::*;
+
+    fn answer_of(version: Version, body: Body) -> Answer {
+        Answer::new(body, Arc::new(Activity::new(Instant::now())).begin(version))
+    }
+
+    /// So that two moments differ, however coarse the clock is.
+    fn let_time_pass() {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+
+    async fn next_data(answer: &mut Answer) -> Bytes {
+        answer.frame().await.expect("not its end").expect("no error").into_data().expect("no trailers")
+    }
 
     #[test]
     fn a_silence_begins_when_the_last_answer_ends_and_again_with_a_head() {
@@ -246,8 +302,12 @@ mod tests {
         assert_eq!(activity.silence(), None);
         slow.offer();
         let Some(Silence::Unread(since)) = activity.silence() else { panic!("it is unread") };
+        let_time_pass();
+        // This may have been the answer to a ping.
         activity.bytes_went();
-        assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later >= since));
+        assert_eq!(activity.silence(), Some(Silence::Unread(since)));
+        slow.offer();
+        assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later > since));
         slow.wait();
         assert_eq!(activity.silence(), None);
         slow.offer();
@@ -255,6 +315,58 @@ mod tests {
         assert!(matches!(activity.silence(), Some(Silence::Unread(_))));
         drop(slow);
         assert!(matches!(activity.silence(), Some(Silence::Between(_))));
+    }
+
+    #[test]
+    fn on_http1_what_goes_is_the_answer() {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let mut begun = activity.begin(Version::HTTP_11);
+        begun.offer();
+        let Some(Silence::Unread(since)) = activity.silence() else { panic!("it is unread") };
+        let_time_pass();
+        activity.bytes_went();
+        assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later > since));
+    }
+
+    #[tokio::test]
+    async fn http2_gets_an_answer_in_pieces_and_each_is_progress() {
+        let mut left: Bytes = (0..=u8::MAX).cycle().take(2 * MAX_PIECE_BYTES + 1).collect();
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let mut answer = Answer::new(left.clone().into(), activity.begin(Version::HTTP_2));
+        for length in [MAX_PIECE_BYTES, MAX_PIECE_BYTES, 1] {
+            assert!(!answer.is_end_stream());
+            assert_eq!(answer.size_hint().exact(), Some(left.len() as u64));
+            let Some(Silence::Unread(since)) = activity.silence() else { panic!("it is unread") };
+            let_time_pass();
+            assert_eq!(next_data(&mut answer).await, left.split_to(length));
+            assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later > since));
+        }
+        assert!(answer.is_end_stream());
+        assert_eq!(answer.size_hint().exact(), Some(0));
+        assert!(answer.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn trailers_come_after_the_last_piece() {
+        let trailers = HeaderMap::from_iter([(header::ETAG, HeaderValue::from_static("x"))]);
+        let large = Bytes::from(vec![0; MAX_PIECE_BYTES + 1]);
+        let frames = [Frame::data(large), Frame::data(Bytes::from_static(b"x")), Frame::trailers(trailers.clone())];
+        let body = StreamBody::new(stream::iter(frames.map(Ok::<_, Infallible>)));
+        let mut answer = answer_of(Version::HTTP_2, Body::new(body));
+        for length in [MAX_PIECE_BYTES, 1, 1] {
+            assert_eq!(next_data(&mut answer).await.len(), length);
+        }
+        let last = answer.frame().await.expect("not its end").expect("no error");
+        assert_eq!(last.into_trailers().expect("trailers"), trailers);
+        assert!(answer.frame().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn http1_gets_an_answer_as_it_is() {
+        let data = Bytes::from(vec![0; 2 * MAX_PIECE_BYTES + 1]);
+        let mut answer = answer_of(Version::HTTP_11, data.clone().into());
+        assert_eq!(next_data(&mut answer).await, data);
+        assert!(answer.is_end_stream());
     }
 
     #[test]
