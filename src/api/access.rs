@@ -4,10 +4,12 @@
 //! and the table says what that must allow. A route that is not in the table needs `admin`; a test holds every operation
 //! of the document to be there.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Instant;
 
-use axum::extract::{MatchedPath, Request, State};
+use axum::extract::{FromRequestParts, MatchedPath, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, Method, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -149,6 +151,25 @@ pub struct Access {
 #[derive(Clone, Debug)]
 pub struct Holder(pub Arc<ApiKey>);
 
+/// Whom a route answers that may be open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asker {
+    /// Who may read all that the server says: anybody where there are no keys, and whoever came with one.
+    Known,
+    /// Who came without a key to a server that has some. Which models there are is not for them, nor why one fails: the
+    /// reasons name folders and hosts.
+    Stranger,
+}
+
+impl FromRequestParts<AppState> for Asker {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
+        let is_known = parts.extensions.get::<Holder>().is_some() || !state.access.needs_keys();
+        Ok(if is_known { Self::Known } else { Self::Stranger })
+    }
+}
+
 impl Access {
     /// Lets in whom these keys let in, and everybody to these routes.
     #[must_use]
@@ -162,7 +183,7 @@ impl Access {
         self.keys.are_needed()
     }
 
-    /// The key by which a request may pass; `None` when it needs none.
+    /// The key by which a request may pass; `None` when it needs none and comes with none.
     fn admit(&self, request: &Request, now: Instant) -> Result<Option<Arc<ApiKey>>, ApiError> {
         if !self.needs_keys() {
             return Ok(None);
@@ -172,7 +193,7 @@ impl Access {
         if let Some(Need::Unless(routes)) = need
             && self.open.contains(&routes)
         {
-            return Ok(None);
+            return Ok(self.recognized(request));
         }
         let key = self.keys.find(presented(request.headers())?)?;
         // Before anything is refused: whose request it was is wanted then most of all.
@@ -189,6 +210,14 @@ impl Access {
         }
         let message = format!("this needs the scope `{scope}`, and the key `{}` has `{}`", key.name, key.scopes);
         Err(ApiError::new(Code::Forbidden, message))
+    }
+
+    /// The key that a request brings where it needs none. One that is not valid counts as none there: a probe must not
+    /// fail by it. Nor is it counted, so that a probe does not use up what its key allows.
+    fn recognized(&self, request: &Request) -> Option<Arc<ApiKey>> {
+        let key = self.keys.find(presented(request.headers()).ok()?).ok()?;
+        tracing::Span::current().record("key", key.name.as_str());
+        Some(key)
     }
 }
 

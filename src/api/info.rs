@@ -5,9 +5,10 @@ use axum::http::StatusCode;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::access::Asker;
 use super::error::ApiError;
 use super::extract::{ModelWord, UsualModel};
-use super::operations::{check_loadable, check_ready};
+use super::operations::{check_loadable, check_ready, refusal};
 use super::responses::TeiErrors;
 use super::state::AppState;
 use crate::domain::Pooling;
@@ -106,8 +107,8 @@ async fn info_of(state: AppState, model: Option<&str>) -> Result<axum::Json<Info
     get, path = "/health", tag = "tei", operation_id = "health",
     responses((status = 200, description = "Ready"), TeiErrors)
 )]
-pub async fn health(State(state): State<AppState>) -> Result<StatusCode, ApiError> {
-    check_ready(&state).await.map(|_| StatusCode::OK)
+pub async fn health(State(state): State<AppState>, asker: Asker) -> Result<StatusCode, ApiError> {
+    check_ready(&state, asker).await.map(|_| StatusCode::OK)
 }
 
 /// Answers 200 when the model in the path is loaded or its last load did not fail.
@@ -118,9 +119,10 @@ pub async fn health(State(state): State<AppState>) -> Result<StatusCode, ApiErro
 )]
 pub async fn health_of_model(
     State(state): State<AppState>,
+    asker: Asker,
     ModelWord(model): ModelWord,
 ) -> Result<StatusCode, ApiError> {
-    let name = state.models.resolve(Some(&model))?;
-    let status = state.models.status(&name)?;
-    check_loadable(&status).map(|()| StatusCode::OK)
+    let status = state.models.resolve(Some(&model)).and_then(|name| state.models.status(&name));
+    let status = status.map_err(|error| refusal(error, asker))?;
+    check_loadable(&status, asker).map(|()| StatusCode::OK)
 }

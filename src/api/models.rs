@@ -122,6 +122,11 @@ impl GrainWrites {
         let reason = status.standing.as_ref()?.refusal(&status.info.name);
         Some(Self { allowed: reason.is_none(), reason })
     }
+
+    /// The same with another reason, where something stands against it.
+    pub(super) fn with_reason(self, reason: &str) -> Self {
+        Self { allowed: self.allowed, reason: self.reason.map(|_| reason.to_owned()) }
+    }
 }
 
 /// A failed load.

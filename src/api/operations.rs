@@ -8,6 +8,7 @@ use axum::response::IntoResponse;
 use serde::Serialize;
 use utoipa::ToSchema;
 
+use super::access::Asker;
 use super::error::{ApiError, Code, code_of};
 use super::models::GrainWrites;
 use super::responses::NativeErrors;
@@ -19,6 +20,9 @@ const STOPPING: Duration = Duration::from_secs(5);
 
 /// The content type of the Prometheus text format.
 const PROMETHEUS_TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// What a stranger reads in place of a reason.
+const UNTOLD: &str = "the reason is in the server's log, and in this answer to a request with a key";
 
 /// A sign of life.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -55,28 +59,32 @@ pub async fn live() -> axum::Json<Live> {
     get, path = "/health/ready", tag = "operations", operation_id = "ready",
     responses((status = 200, description = "Requests can be answered", body = Ready), NativeErrors)
 )]
-pub async fn ready(State(state): State<AppState>) -> Result<axum::Json<Ready>, ApiError> {
-    check_ready(&state).await.map(axum::Json)
+pub async fn ready(State(state): State<AppState>, asker: Asker) -> Result<axum::Json<Ready>, ApiError> {
+    check_ready(&state, asker).await.map(axum::Json)
 }
 
 /// What readiness rests on, or why the server is not ready.
 ///
 /// # Errors
 /// When the server is stopping, the database does not answer, or the active model's last load failed.
-pub(super) async fn check_ready(state: &AppState) -> Result<Ready, ApiError> {
+pub(super) async fn check_ready(state: &AppState, asker: Asker) -> Result<Ready, ApiError> {
     if state.leaving.is_cancelled() {
         let sentence = "the server is stopping: it finishes what is running, and others should be asked";
         return Err(ApiError::new(Code::StoreUnavailable, sentence).with_retry_after(STOPPING));
     }
     state.ledger.check().await?;
     let active = state.models.active();
-    let status = state.models.status(&active)?;
-    check_loadable(&status)?;
+    let status = state.models.status(&active).map_err(|error| refusal(error, asker))?;
+    check_loadable(&status, asker)?;
+    let writes = GrainWrites::of(&status);
     Ok(Ready {
         status: "ready".to_owned(),
         model: active.to_string(),
         model_state: status.phase.to_string(),
-        grain_writes: GrainWrites::of(&status),
+        grain_writes: match asker {
+            Asker::Known => writes,
+            Asker::Stranger => writes.map(|writes| writes.with_reason(UNTOLD)),
+        },
     })
 }
 
@@ -84,18 +92,33 @@ pub(super) async fn check_ready(state: &AppState) -> Result<Ready, ApiError> {
 ///
 /// # Errors
 /// When the load failed, or the model is disabled.
-pub(super) fn check_loadable(status: &ModelStatus) -> Result<(), ApiError> {
+pub(super) fn check_loadable(status: &ModelStatus, asker: Asker) -> Result<(), ApiError> {
     let name = &status.info.name;
+    let told = |what: &str, reason: &str| match asker {
+        Asker::Known => format!("`{name}` {what}: {reason}"),
+        Asker::Stranger => format!("`{name}` {what}; {UNTOLD}"),
+    };
     if let Some(failure) = &status.failure {
-        return Err(ApiError::new(code_of(failure.kind), format!("`{name}` cannot be loaded: {}", failure.reason)));
+        return Err(ApiError::new(code_of(failure.kind), told("cannot be loaded", &failure.reason)));
     }
     if let Some(reason) = &status.ailment {
-        return Err(ApiError::new(Code::ModelFailed, format!("`{name}` is loaded and does not embed: {reason}")));
+        return Err(ApiError::new(Code::ModelFailed, told("is loaded and does not embed", reason)));
     }
     if status.disabled {
         return Err(ModelError::Disabled { name: name.clone() }.into());
     }
     Ok(())
+}
+
+/// The error of a model that is not there. A stranger is not told which are.
+pub(super) fn refusal(error: ModelError, asker: Asker) -> ApiError {
+    match (error, asker) {
+        (ModelError::NotFound { word, .. }, Asker::Stranger) => {
+            let message = format!("no model is called `{word}`; a request with a key is told which there are");
+            ApiError::new(Code::ModelNotFound, message).with_param("model")
+        }
+        (error, _) => error.into(),
+    }
 }
 
 /// The metrics of the process in Prometheus's text format: TEI's `te_*` and our own `granary_*`.

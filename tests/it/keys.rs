@@ -196,6 +196,41 @@ async fn the_configuration_says_what_is_open() {
 }
 
 #[tokio::test]
+async fn who_asks_for_health_without_a_key_learns_no_reasons_and_no_models() {
+    let keys = with_keys(&[key_entry("embedder", &["embed"], "rate = 1")]);
+    // The active model's folder is missing.
+    let models = with_tiny(&["tiny-cls"]).replacen("path = \"", "path = \"/no/such", 1);
+    let app = TestApp::start_with(&format!("{keys}{models}")).await;
+    until(&app, "/health/ready", 503).await;
+    let knows = app.with_key(&secret("embedder"));
+    let by_header = app.request(Method::GET, "/health").header("x-api-key", secret("embedder"));
+    assert!(send(by_header).await.text.contains("/no/such"));
+    let kind = |answer: &Answer| {
+        let body = answer.json();
+        (answer.status.as_u16(), body["code"].clone(), body["error_type"].clone())
+    };
+    for path in ["/health/ready", "/health", "/models/tiny/health"] {
+        let full = knows.get(path).await;
+        assert!(full.text.contains("`tiny` cannot be loaded: ") && full.text.contains("/no/such"), "{}", full.text);
+        let refused = [app.get(path).await, app.with_key(&secret("nobody")).get(path).await];
+        let basic = send(app.request(Method::GET, path).basic_auth("probe", Some("password"))).await;
+        for answer in refused.into_iter().chain([basic]) {
+            assert_eq!((kind(&answer), answer.status.as_u16()), (kind(&full), 503), "{path}");
+            let text = &answer.text;
+            assert!(text.contains("`tiny` cannot be loaded; the reason is in the server's log"), "{text}");
+            assert!(!text.contains("/no/such"), "{text}");
+        }
+    }
+    assert_eq!(app.get("/models/tiny-cls/health").await.status, 200);
+    let full = knows.get("/models/other/health").await;
+    assert!(full.text.contains("`tiny-cls`"), "{}", full.text);
+    let short = app.get("/models/other/health").await;
+    assert_eq!((kind(&short), short.status.as_u16()), (kind(&full), 404));
+    assert!(short.text.contains("no model is called `other`") && !short.text.contains("tiny"), "{}", short.text);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_key_brings_its_model() {
     let keys = [key_entry("plain", &["admin"], ""), key_entry("other", &["admin"], "model = \"tiny-cls\"")];
     let app = TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&["tiny-cls"]))).await;
