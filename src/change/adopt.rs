@@ -270,7 +270,7 @@ async fn candidates(
 
 async fn embed(grains: &Grains, lease: &Lease, found: &[Candidate]) -> Result<Vec<NewVector>, GrainError> {
     let texts = found.iter().map(|candidate| candidate.numbered.grain.content.text.clone()).collect();
-    let kind = TextKind { input_type: InputType::Document, priority: Priority::Background };
+    let kind = TextKind { input_type: InputType::Document, priority: Priority::Internal };
     grains.embed_texts(lease, texts, kind).await
 }
 

@@ -100,11 +100,11 @@ impl Batcher {
     pub fn submit(&self, texts: Vec<Tokens>, finish: Finish, priority: Priority) -> Result<JobHandle, EngineError> {
         let n_tokens: usize = texts.iter().map(|text| text.ids.len()).sum();
         let line = match priority {
-            Priority::Background => Line::Background,
+            Priority::Background | Priority::Internal => Line::Background,
             Priority::Interactive if n_tokens <= QUERY_TOKENS => Line::Queries,
             Priority::Interactive => Line::Requests,
         };
-        if line != Line::Background && n_tokens > self.limits.max_request_tokens {
+        if priority != Priority::Internal && n_tokens > self.limits.max_request_tokens {
             return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens: self.limits.max_request_tokens });
         }
         let (job, handle) = Job::new(texts, finish);
@@ -115,11 +115,11 @@ impl Batcher {
         let n_before = state.queue.n_texts();
         state.queue.drop_abandoned();
         self.show(&state.queue, n_before);
-        let waiting = state.queue.n_tokens();
-        if waiting > 0 && waiting + n_tokens > self.limits.max_queue_tokens {
+        if !state.queue.has_room(n_tokens, line, &self.limits) {
             return Err(EngineError::Overloaded {
-                queued_tokens: waiting,
+                queued_tokens: state.queue.n_tokens(),
                 max_queue_tokens: self.limits.max_queue_tokens,
+                max_background_tokens: self.limits.max_background_tokens(),
                 retry_after: state.time_to_half(),
             });
         }
@@ -292,6 +292,34 @@ mod tests {
     fn an_empty_queue_takes_a_job_of_any_size() {
         let batcher = Batcher::new(LIMITS, &[Lane::Bulk], "m");
         assert!(submit(&batcher, &[1_000, 1_500]).is_ok());
+    }
+
+    #[test]
+    fn a_request_has_its_limit_of_tokens_whatever_its_priority() {
+        let limits = BatchLimits { max_request_tokens: 100, ..LIMITS };
+        let batcher = Batcher::new(limits, &[Lane::Bulk], "m");
+        for priority in [Priority::Interactive, Priority::Background] {
+            let refused = batcher.submit(texts(&[60, 41]), FINISH, priority).err().expect("too many");
+            let is_limit = matches!(refused, EngineError::TooManyTokens { n_tokens: 101, max_request_tokens: 100 });
+            assert!(is_limit, "{priority:?}: {refused}");
+            assert!(batcher.submit(texts(&[60, 40]), FINISH, priority).is_ok(), "{priority:?}");
+        }
+        assert!(batcher.submit(texts(&[60, 41]), FINISH, Priority::Internal).is_ok());
+    }
+
+    #[test]
+    fn background_work_leaves_room_in_the_queue_to_what_somebody_waits_for() {
+        let batcher = Batcher::new(LIMITS, &[Lane::Bulk], "m");
+        let _background = batcher.submit(texts(&[100; 15]), FINISH, Priority::Background).expect("room");
+        for priority in [Priority::Background, Priority::Internal] {
+            let refused = batcher.submit(texts(&[1]), FINISH, priority).err().expect("no room");
+            let EngineError::Overloaded { queued_tokens, max_background_tokens, .. } = refused else {
+                panic!("{priority:?}: {refused}");
+            };
+            assert_eq!((queued_tokens, max_background_tokens), (1_500, 1_500), "{priority:?}");
+        }
+        let _interactive = submit(&batcher, &[100; 5]).expect("room");
+        assert!(submit(&batcher, &[1]).is_err());
     }
 
     #[test]

@@ -117,14 +117,16 @@ pub enum EngineError {
     },
     /// The model's queue is full.
     #[error(
-        "the queue of this model holds {queued_tokens} tokens and takes {max_queue_tokens}: try again in \
-         {retry_after:?}, or raise `engine.max_queue_tokens`"
+        "the queue of this model holds {queued_tokens} tokens and takes {max_queue_tokens}, of background work \
+         {max_background_tokens}: try again in {retry_after:?}, or raise `engine.max_queue_tokens`"
     )]
     Overloaded {
         /// Tokens waiting now.
         queued_tokens: usize,
         /// The bound.
         max_queue_tokens: usize,
+        /// The bound for background work.
+        max_background_tokens: usize,
         /// When half of what waits should be done, at the speed measured lately.
         retry_after: Duration,
     },

@@ -28,6 +28,9 @@ pub enum Priority {
     Interactive,
     /// Nobody does: the work goes on beside what is interactive, in a small share of the batches.
     Background,
+    /// The server's own work: as [`Self::Background`], but it comes in parts of the server's own making, so what one
+    /// request may have does not limit them.
+    Internal,
 }
 
 /// A finished job.

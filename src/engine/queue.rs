@@ -23,6 +23,10 @@ pub const QUERY_TOKENS: usize = 512;
 /// Background work leads one batch in so many while interactive work waits.
 pub const BACKGROUND_TURN: usize = 8;
 
+/// One in so many of the queue's tokens is out of background work's reach: however much of that waits, a request that
+/// somebody waits for finds room beside it.
+pub const INTERACTIVE_SHARE: usize = 4;
+
 /// How batches are made.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
@@ -32,10 +36,18 @@ pub struct BatchLimits {
     pub max_batch_texts: usize,
     /// Tokens waiting; a job that finds the queue empty is always taken.
     pub max_queue_tokens: usize,
-    /// Tokens of one job that somebody waits for.
+    /// Tokens of one job that a request makes.
     pub max_request_tokens: usize,
     /// Widths are multiples of this: a provider that compiles per shape wants few shapes.
     pub width_step: usize,
+}
+
+impl BatchLimits {
+    /// How many tokens of background work may wait.
+    #[must_use]
+    pub fn max_background_tokens(&self) -> usize {
+        self.max_queue_tokens - self.max_queue_tokens / INTERACTIVE_SHARE
+    }
 }
 
 /// The line that a job waits in, and that leads a batch.
@@ -113,6 +125,25 @@ impl Queue {
     /// Whether anything waits besides queries.
     pub fn has_more_than_queries(&self) -> bool {
         !self.requests.is_empty() || !self.background.is_empty()
+    }
+
+    /// Whether a job of so many tokens may wait here too. An empty queue takes one of any size.
+    pub fn has_room(&self, n_tokens: usize, line: Line, limits: &BatchLimits) -> bool {
+        if self.n_tokens == 0 {
+            return true;
+        }
+        let in_background: usize = self.background.iter().map(|waiting| waiting.n_tokens).sum();
+        let max_in_background = limits.max_background_tokens();
+        let taken = if line == Line::Background {
+            if in_background + n_tokens > max_in_background {
+                return false;
+            }
+            self.n_tokens
+        } else {
+            // What found the queue empty may be larger than its share, and does not take the others' for it.
+            self.n_tokens - in_background + in_background.min(max_in_background)
+        };
+        taken + n_tokens <= limits.max_queue_tokens
     }
 
     /// Puts a job at the end of its line.
@@ -304,6 +335,30 @@ mod tests {
             queue.take_batch(&LIMITS, 1).expect("work");
         }
         assert_eq!(queue.take_batch(&LIMITS, 1).expect("work").line, Line::Background);
+    }
+
+    #[test]
+    fn background_work_has_three_quarters_of_the_queue_and_all_of_an_empty_one() {
+        let mut queue = Queue::default();
+        let room = |queue: &Queue, n_tokens: usize, line: Line| queue.has_room(n_tokens, line, &LIMITS);
+        assert!(room(&queue, 3_000, Line::Background) && room(&queue, 3_000, Line::Requests));
+        let _query = push(&mut queue, &[100], Line::Queries);
+        assert!(room(&queue, 1_500, Line::Background) && !room(&queue, 1_501, Line::Background));
+        assert!(room(&queue, 1_900, Line::Requests) && !room(&queue, 1_901, Line::Requests));
+        let _background = push(&mut queue, &[500], Line::Background);
+        assert!(room(&queue, 1_000, Line::Background) && !room(&queue, 1_001, Line::Background));
+        assert!(room(&queue, 1_400, Line::Requests) && !room(&queue, 1_401, Line::Requests));
+        let _request = push(&mut queue, &[1_000], Line::Requests);
+        assert!(room(&queue, 400, Line::Background) && !room(&queue, 401, Line::Background));
+    }
+
+    #[test]
+    fn background_work_larger_than_its_share_takes_none_of_the_others() {
+        let mut queue = Queue::default();
+        let _background = push(&mut queue, &[1_000; 3], Line::Background);
+        let _query = push(&mut queue, &[100], Line::Queries);
+        assert!(queue.has_room(400, Line::Queries, &LIMITS) && !queue.has_room(401, Line::Queries, &LIMITS));
+        assert!(!queue.has_room(1, Line::Background, &LIMITS));
     }
 
     #[test]

@@ -34,7 +34,7 @@ impl TextKind {
     pub const DOCUMENT: Self = Self { input_type: InputType::Document, priority: Priority::Interactive };
 
     /// The text of a grain, in work that nobody waits for.
-    pub const BACKGROUND: Self = Self { input_type: InputType::Document, priority: Priority::Background };
+    pub const BACKGROUND: Self = Self { input_type: InputType::Document, priority: Priority::Internal };
 
     /// The text of a search.
     pub const QUERY: Self = Self { input_type: InputType::Query, priority: Priority::Interactive };

@@ -34,8 +34,7 @@ pub(super) async fn embed(model: &LoadedModel) -> Result<Vec<f32>, EngineError> 
         prompt: None,
         over_long: OverLong::Cut(TruncationSide::Right),
         finish: Finish { dimensions: model.facts.dimensions.native.get() as usize, normalize: model.facts.normalize },
-        // No limit for requests counts.
-        priority: Priority::Background,
+        priority: Priority::Internal,
     };
     Ok(model.encoder.encode(request).await?.vectors)
 }

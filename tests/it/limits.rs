@@ -1,9 +1,11 @@
 //! What a connection and a request may cost, and that nobody else pays for it.
 
+use std::cell::Cell;
 use std::io::{Read, Write};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::join_all;
 use granary::models::error::with_causes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong, RecvStream};
@@ -14,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 
-use crate::helpers::{Process, TestApp, folder_with, with_tiny};
+use crate::helpers::{Process, TestApp, folder_with, send, with_tiny};
 
 const ASK: &str = "GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const BODY: &str = r#"{"inputs": "hello"}"#;
@@ -305,19 +307,57 @@ async fn the_tokens_of_a_request_have_a_limit_of_their_own() {
     let few = json!(["one", "two"]);
     let many = json!(vec!["a text of some words"; 10]);
     app.post("/embed", json!({"inputs": few})).await.ok();
-    let (status, kind, message) = app.post("/embed", json!({"inputs": many})).await.tei_error();
-    assert_eq!((status, kind.as_str()), (422, "Validation"));
-    assert!(message.contains("a request takes 20") && message.contains("`engine.max_request_tokens`"), "{message}");
+    for priority in ["interactive", "background"] {
+        let body = json!({"inputs": many, "priority": priority});
+        let (status, kind, message) = app.post("/embed", body).await.tei_error();
+        assert_eq!((status, kind.as_str()), (422, "Validation"), "{priority}");
+        assert!(message.contains("a request takes 20") && message.contains("`engine.max_request_tokens`"), "{message}");
+        let body = json!({"input": many, "priority": priority});
+        let (status, code, _) = app.post("/v1/embeddings", body).await.openai_error();
+        assert_eq!((status, code.as_str()), (400, "too_many_tokens"), "{priority}");
+    }
     for (path, body) in [("/tokenize", json!({"inputs": many})), ("/decode", json!({"ids": vec![vec![1; 5]; 5]}))] {
         let (status, kind, message) = app.post(path, body).await.tei_error();
         assert_eq!((status, kind.as_str()), (422, "Validation"), "{path}");
         assert!(message.contains("a request takes 20"), "{path}: {message}");
     }
-    let (status, code, _) = app.post("/v1/embeddings", json!({"input": many})).await.openai_error();
-    assert_eq!((status, code.as_str()), (400, "too_many_tokens"));
     let grains: Vec<_> = (0..10).map(|n| json!({"text": format!("a text of some words, {n}")})).collect();
     let (status, code, _) = app.post("/grains", json!({"grains": grains})).await.problem();
     assert_eq!((status, code.as_str()), (422, "too_many_tokens"));
+    // An import is read line by line, and the server embeds as many at a time as it likes.
+    let line = |n: usize| json!({"id": n.to_string(), "text": format!("a text of some words, {n}")}).to_string();
+    let lines = (0..10).map(line).collect::<Vec<_>>().join("\n");
+    let import = app.request(Method::POST, "/grains/import").header("content-type", "application/x-ndjson").body(lines);
+    let imported = send(import).await.text;
+    assert!(imported.contains("\"created\":10"), "{imported}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn background_work_that_fills_the_queue_leaves_room_for_what_somebody_waits_for() {
+    let engine = "[engine]\nmax_batch_tokens = 64\nmax_queue_tokens = 256\nworkers = 1\n";
+    let app = TestApp::start_with(&format!("{engine}{}", with_tiny(&[]))).await;
+    let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "words ".repeat(100))).collect();
+    let body = json!({"inputs": texts, "priority": "background"});
+    let refusals = Cell::new(0);
+    let crowd = join_all((0..4).map(async |_| {
+        loop {
+            match app.post("/embed", body.clone()).await.status.as_u16() {
+                200 => {}
+                429 => refusals.set(refusals.get() + 1),
+                other => panic!("answered {other}"),
+            }
+        }
+    }));
+    let waited_for = async {
+        while refusals.get() < 20 {
+            app.post("/embed", json!({"inputs": "hello"})).await.ok();
+        }
+    };
+    tokio::select! {
+        _ = crowd => unreachable!("it does not end"),
+        () = waited_for => {}
+    }
     app.stop().await;
 }
 

@@ -113,7 +113,7 @@ impl Work<'_> {
     async fn embed_all(&self, texts: &[&str], prompt: Option<&str>) -> Result<Bulk, CompareError> {
         let mut bulk = Bulk::default();
         for texts in texts.chunks(TEXTS_AT_ONCE) {
-            let (encoded, _) = self.embed(texts, prompt, Priority::Background).await?;
+            let (encoded, _) = self.embed(texts, prompt, Priority::Internal).await?;
             bulk.vectors.extend(encoded.vectors);
             bulk.n_tokens += encoded.n_tokens.iter().sum::<usize>();
             bulk.n_truncated += encoded.truncated.len();

@@ -40,7 +40,7 @@ const WORTH_A_LOAD: usize = 10;
 const MOST_UNFIT: usize = AT_ONCE / 8;
 
 /// Texts of a grain for anchors.
-const KIND: TextKind = TextKind { input_type: InputType::Document, priority: Priority::Background };
+const KIND: TextKind = TextKind { input_type: InputType::Document, priority: Priority::Internal };
 
 /// A live space and the model that makes it.
 struct Maker {

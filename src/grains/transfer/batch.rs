@@ -289,7 +289,7 @@ impl Writer {
     /// Makes a group's vectors, waiting while the model is loading or its queue is full.
     async fn embed(&self, group: &mut Group) -> Result<(), GrainError> {
         loop {
-            match self.grains.embed(&mut group.planned, Atomicity::Each, Priority::Background).await {
+            match self.grains.embed(&mut group.planned, Atomicity::Each, Priority::Internal).await {
                 Ok((changes, active)) => {
                     (group.changes, group.while_active) = (changes, active);
                     return Ok(());
