@@ -307,3 +307,47 @@ async fn a_full_queue_delays_a_job_and_does_not_fail_it() {
     assert_eq!((&job["done"], &job["failed"]), (&json!(60), &json!(0)), "{job}");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_purge_leaves_what_a_later_job_can_be_rolled_back_to() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 20).await;
+    let old = space_of(&app, TINY).await;
+    let mut jobs = Vec::new();
+    for to in [OTHER, TINY, OTHER] {
+        let job = begin(&app, json!({"to": to})).await;
+        jobs.push(wait_until(&app, &job, "completed").await);
+    }
+    let [first, _, last] = &jobs[..] else { panic!("three jobs") };
+    assert!(refused(&app, first, "purge").await.contains(id(last)), "the old space is what it goes back to");
+    verb(&app, last, "rollback").await;
+    wait_until(&app, last, "rolled_back").await;
+    assert_eq!(n_in(&app, &old).await, 20);
+    verb(&app, first, "purge").await;
+    wait_for(&app, first, |job| job["old_vectors"] == "purged").await;
+    assert_eq!(n_in(&app, &old).await, 20, "what serves stays");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_window_waits_for_a_job_that_may_go_on() {
+    let toml = format!("[grains]\nrollback_window = \"0s\"\n{}", with_tiny(&[OTHER, THIRD]));
+    let app = TestApp::start_with(&toml).await;
+    write(&app, 300).await;
+    let held = begin_slowly(&app, THIRD).await;
+    let held = verb(&app, &held, "pause").await;
+    let n_done = held["done"].as_u64().expect("a number");
+    let job = begin(&app, json!({"to": OTHER})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    assert!(refused(&app, &job, "purge").await.contains(id(&held)), "it may go on");
+    assert_eq!(app.get(&format!("/reembeddings/{}", id(&job))).await.ok()["old_vectors"], "kept");
+
+    verb(&app, &held, "resume").await;
+    let held = wait_until(&app, &held, "completed").await;
+    assert!(n_done > 0 && held["done"] == 300, "nothing is made again: {held}");
+    for job in [&held, &job] {
+        wait_for(&app, job, |job| job["old_vectors"] == "purged").await;
+    }
+    assert_eq!(n_in(&app, &held["space"]).await, 300);
+    app.stop().await;
+}

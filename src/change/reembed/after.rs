@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 
 use super::Reembeddings;
+use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::move_to;
 use super::work::{Stopped, Work, by_hand};
@@ -95,8 +96,8 @@ impl Reembeddings {
 
     /// Deletes what a purge was asked for, unless somebody has come to need it since.
     pub(super) async fn delete_superfluous(&self, job: &Reembedding) -> Result<(), Stopped> {
-        self.check_unneeded(job)?;
         let purge = self.grains.superfluous(job).await?;
+        self.check_unneeded(job, &purge)?;
         let mut after = 0;
         while let Some(last) = self.grains.purge(purge.clone(), after, PURGED_AT_ONCE).await? {
             after = last;
@@ -110,7 +111,8 @@ impl Reembeddings {
         Ok(())
     }
 
-    /// Begins to delete the old vectors of jobs that cannot be rolled back any more.
+    /// Begins to delete the old vectors of jobs that cannot be rolled back any more. What another job needs is kept, and
+    /// looked at again the next time.
     pub(super) async fn close_windows(&self) {
         // Where nothing is to be kept, no clock is needed.
         if !self.rollback_window.is_zero() && !self.clock.is_settled() {
@@ -119,9 +121,14 @@ impl Reembeddings {
         let now_us = now_us();
         let is_over = |job: &Reembedding| self.window_end_us(job).is_some_and(|end_us| now_us > end_us);
         for status in self.list().into_iter().filter(|status| is_over(&status.record)) {
-            if let Err(error) = self.purge(&status.record.id).await {
-                tracing::warn!(id = %status.record.id, "old vectors are kept for now: {}", with_causes(&error));
+            let Err(error) = self.purge(&status.record.id).await else { continue };
+            if let ReembedError::Needed { id, other } = &error
+                && !self.note_needed(id, other)
+            {
+                // That has been said.
+                continue;
             }
+            tracing::warn!(id = %status.record.id, "old vectors are kept for now: {}", with_causes(&error));
         }
     }
 }

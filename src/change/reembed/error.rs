@@ -39,8 +39,8 @@ pub enum ReembedError {
     Purging(ReembeddingId),
     /// Another job needs the vectors that are to be deleted.
     #[error(
-        "the vectors of the re-embedding `{id}` are kept: the re-embedding `{other}` needs them. Cancel, roll back or \
-         purge that one first"
+        "what a purge of the re-embedding `{id}` would delete is kept: the re-embedding `{other}` needs it. Cancel, \
+         roll back or purge that one first"
     )]
     Needed {
         /// The job.

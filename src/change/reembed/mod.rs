@@ -67,6 +67,8 @@ struct Job {
     record: Reembedding,
     n_failed: u64,
     rate: Rate,
+    /// Who needed its old vectors when its window was found over.
+    needed_by: Option<ReembeddingId>,
 }
 
 /// A job as it is shown.
@@ -98,7 +100,7 @@ impl Reembeddings {
                 tracing::info!(id = %record.id, model = %record.model, state = record.state.as_str(),
                     "a re-embedding goes on where the last process left it");
             }
-            jobs.insert(record.id.clone(), Job { record, n_failed, rate: Rate::default() });
+            jobs.insert(record.id.clone(), Job { record, n_failed, rate: Rate::default(), needed_by: None });
         }
         let reembeddings = Self {
             grains,
@@ -178,7 +180,7 @@ impl Reembeddings {
     }
 
     fn status_of(&self, job: &Job) -> ReembeddingStatus {
-        let Job { record, n_failed, rate } = job;
+        let Job { record, n_failed, rate, needed_by: _ } = job;
         let rate = if record.state == ReembeddingState::Running { rate.per_second() } else { None };
         let n_left = record.total.saturating_sub(record.done + n_failed);
         ReembeddingStatus {
@@ -195,6 +197,12 @@ impl Reembeddings {
         let window_us = i64::try_from(self.rollback_window.as_micros()).unwrap_or(i64::MAX);
         let has_old = record.state == ReembeddingState::Completed && record.old_vectors == OldVectors::Kept;
         record.cut_over_us.filter(|_| has_old).map(|us| us.saturating_add(window_us))
+    }
+
+    /// Notes who needs the old vectors of a job whose window is over. Answers whether that is news.
+    fn note_needed(&self, id: &ReembeddingId, by: &ReembeddingId) -> bool {
+        let mut jobs = self.jobs.write();
+        jobs.get_mut(id).is_some_and(|job| job.needed_by.replace(by.clone()).as_ref() != Some(by))
     }
 
     fn record(&self, id: &ReembeddingId) -> Result<Reembedding, ReembedError> {

@@ -9,6 +9,7 @@ use crate::clock::now_us;
 use crate::domain::{
     Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceCondition, SpaceId,
 };
+use crate::grains::store::Purge;
 use crate::models::Lease;
 use crate::models::error::with_causes;
 
@@ -93,7 +94,8 @@ impl Reembeddings {
                 return Err(ReembedError::Open { id, model });
             }
             tracing::info!(%id, %model, space = %record.space, "a re-embedding was asked for");
-            jobs.jobs.write().insert(id.clone(), Job { record, n_failed: 0, rate: Rate::default() });
+            let job = Job { record, n_failed: 0, rate: Rate::default(), needed_by: None };
+            jobs.jobs.write().insert(id.clone(), job);
             jobs.wake.notify_one();
             jobs.get(&id)
         };
@@ -194,18 +196,26 @@ impl Reembeddings {
     /// # Errors
     /// As [`Self::pause`], and [`ReembedError::Needed`].
     pub async fn purge(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
-        let jobs = self.clone();
-        let purge = move |job: &mut Reembedding| {
+        let (jobs, id) = (self.clone(), id.clone());
+        let work = async move {
+            // Nobody comes to need the vectors between the look and the record.
+            let _turn = jobs.turn.lock().await;
+            let job = jobs.record(&id)?;
             if job.state.is_open() || job.state == ReembeddingState::RollingBack {
-                return Err(refused(job, "purged"));
+                return Err(refused(&job, "purged"));
             }
             if job.old_vectors == OldVectors::Kept {
-                jobs.check_unneeded(job)?;
-                job.old_vectors = OldVectors::Purging;
+                jobs.check_unneeded(&job, &jobs.grains.superfluous(&job).await?)?;
+                let purge = |job: &mut Reembedding| {
+                    job.old_vectors = OldVectors::Purging;
+                    Ok(())
+                };
+                jobs.step_in_turn(&id, purge).await?;
+                tracing::info!(%id, "a re-embedding was purged");
             }
-            Ok(())
+            jobs.get(&id)
         };
-        self.step(id, "purged", purge).await
+        self.shutdown.finish("purge a re-embedding", work).await
     }
 
     /// Whether there is no other open job for a space.
@@ -220,17 +230,23 @@ impl Reembeddings {
     }
 
     /// Whether no other job needs what a purge of this one deletes: to go on from, or to be rolled back to.
-    pub(super) fn check_unneeded(&self, job: &Reembedding) -> Result<(), ReembedError> {
+    pub(super) fn check_unneeded(&self, job: &Reembedding, purge: &Purge) -> Result<(), ReembedError> {
+        let deleted: &[SpaceId] = match purge {
+            Purge::Replaced { spaces, .. } => spaces,
+            Purge::Unserved(space) => std::slice::from_ref(space),
+        };
+        // A later cut-over is taken back first, so that a purge of it ends the way back of the earlier ones anyhow. One
+        // into a space that was the first one already is never taken back.
+        let has_own_way = job.state == ReembeddingState::Completed && job.previous_order.is_some();
         let needs = |other: &&Reembedding| {
-            let can_go_back = other.state == ReembeddingState::Completed && other.old_vectors == OldVectors::Kept;
-            let is_same = other.space == job.space;
-            if job.state == ReembeddingState::Completed {
-                // Behind a space that was the first one before lies what whoever made it so can be rolled back to.
-                return job.previous_order.is_none() && other.previous_order.is_some() && is_same && can_go_back;
-            }
             let may_go_on = other.state.is_open() || other.state.may_become(ReembeddingState::Queued);
-            let was_before = other.previous_order.iter().flatten().any(|space| *space == job.space);
-            other.id != job.id && ((may_go_on && is_same) || (can_go_back && was_before))
+            let can_go_back = other.state == ReembeddingState::Completed
+                && other.old_vectors == OldVectors::Kept
+                && (!has_own_way || other.cut_over_us > job.cut_over_us);
+            // A space behind its own serves nothing after the way back that it does not serve before.
+            let mut before = other.previous_order.iter().flatten().take_while(|space| **space != other.space);
+            let goes_back_there = can_go_back && before.any(|space| deleted.contains(space));
+            other.id != job.id && ((may_go_on && deleted.contains(&other.space)) || goes_back_there)
         };
         match self.jobs.read().values().map(|job| &job.record).find(needs) {
             Some(other) => Err(ReembedError::Needed { id: job.id.clone(), other: other.id.clone() }),
@@ -271,6 +287,15 @@ impl Reembeddings {
         change: impl FnOnce(&mut Reembedding) -> Result<(), ReembedError> + Send,
     ) -> Result<(), ReembedError> {
         let _turn = self.turn.lock().await;
+        self.step_in_turn(id, change).await
+    }
+
+    /// As [`Self::try_step`], by whoever holds the turn.
+    async fn step_in_turn(
+        &self,
+        id: &ReembeddingId,
+        change: impl FnOnce(&mut Reembedding) -> Result<(), ReembedError> + Send,
+    ) -> Result<(), ReembedError> {
         let mut record = self.record(id)?;
         change(&mut record)?;
         record.changed_us = now_us();
