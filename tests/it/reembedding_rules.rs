@@ -351,3 +351,21 @@ async fn the_end_of_a_window_waits_for_a_job_that_may_go_on() {
     assert_eq!(n_in(&app, &held["space"]).await, 300);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_way_back_takes_what_was_written_while_the_job_ran_too() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 300).await;
+    let old = space_of(&app, TINY).await;
+    let job = begin_slowly(&app, OTHER).await;
+    app.put("/models/active", json!({"name": OTHER})).await.ok();
+    app.post("/grains", json!({"id": "meanwhile", "text": "written before the cut-over"})).await.ok();
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!(job["previous"], Value::Null, "the model was switched without the job: {job}");
+    verb(&app, &job, "rollback").await;
+    let job = wait_until(&app, &job, "rolled_back").await;
+    assert_eq!(job["reason"], Value::Null, "{job}");
+    assert_embedded(&app, "meanwhile", TINY).await;
+    assert_eq!(n_in(&app, &old).await, 301);
+    app.stop().await;
+}

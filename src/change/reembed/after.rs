@@ -1,4 +1,5 @@
-//! What follows a cut-over: grains that were written since go the way back too, and superfluous vectors are deleted.
+//! What follows a cut-over: grains that were written since the job was asked for go the way back too, and superfluous
+//! vectors are deleted.
 
 use std::cmp::Reverse;
 
@@ -17,8 +18,8 @@ use crate::models::error::with_causes;
 const PURGED_AT_ONCE: u32 = 1_000;
 
 impl Reembeddings {
-    /// Gives grains that were written since a cut-over vectors in a space before, where its model is known. Those that
-    /// were in the job's space before it stay there.
+    /// Gives grains that were written since the job was asked for vectors in a space before, where its model is known.
+    /// Those that were in the job's space already stay there.
     pub(super) async fn bring_back(&self, job: &Reembedding, n_errors: &mut u32) -> Result<(), Stopped> {
         let mut reasons = Vec::new();
         if let Err(error) = self.activate_previous(job).await {
@@ -62,17 +63,12 @@ impl Reembeddings {
         (model, space): (&ModelName, &SpaceId),
         n_errors: &mut u32,
     ) -> Result<(), Stopped> {
-        let since_us = if job.previous_model.is_some() {
-            // What was written with the job's model from then on was so because it was active.
-            Some(job.created_us)
-        } else {
-            job.cut_over_us
-        };
         let lacking = Lacking {
             space: space.clone(),
             filter: Filter {
                 space: Some(SpaceCondition::Is(job.space.clone())),
-                updated_us: Range { gte: since_us, ..Range::default() },
+                // Not since the cut-over: its model may have become the active one before that.
+                updated_us: Range { gte: Some(job.created_us), ..Range::default() },
                 ..Filter::default()
             },
             unless_failed_in: None,
@@ -111,8 +107,8 @@ impl Reembeddings {
         Ok(())
     }
 
-    /// Begins to delete the old vectors of jobs that cannot be rolled back any more. What another job needs is kept, and
-    /// looked at again the next time.
+    /// Begins to delete the old vectors of jobs that cannot be rolled back any more. What another job needs is kept,
+    /// and looked at again the next time.
     pub(super) async fn close_windows(&self) {
         // Where nothing is to be kept, no clock is needed.
         if !self.rollback_window.is_zero() && !self.clock.is_settled() {

@@ -138,7 +138,7 @@ impl Reembeddings {
             if job.state == ReembeddingState::RollingBack {
                 move_to(job, ReembeddingState::RolledBack, "cancelled")?;
                 let sentence =
-                    "it was cancelled on its way back: some grains written since the cut-over stay in its space";
+                    "it was cancelled on its way back: some grains written since it was asked for stay in its space";
                 job.reason = Some(sentence.to_owned());
                 return Ok(());
             }
@@ -151,8 +151,9 @@ impl Reembeddings {
         self.step(id, "cancelled", cancel).await
     }
 
-    /// Lets the old space serve again. Grains written since stay served from the newer one until they have vectors in the
-    /// old one, which they get in the background. The active model goes back too if the job's own request changed it.
+    /// Lets the old space serve again. Grains that were written with the job's model since it was asked for stay served
+    /// from the newer space until they have vectors in the old one, which they get in the background. The active model
+    /// goes back too if the job's own request changed it.
     ///
     /// # Errors
     /// As [`Self::pause`]; [`ReembedError::FirstBefore`] when there is nothing to take back, [`ReembedError::TooLate`] when
