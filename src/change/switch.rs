@@ -46,7 +46,8 @@ impl Switched {
 }
 
 /// Makes a model the active one, and begins to bring the grains along if that is wanted: in this order, so that what is
-/// written from then on need not be brought.
+/// written from then on need not be brought. Goes on when the caller leaves, so that the one is not done without the
+/// other.
 ///
 /// # Errors
 /// As [`MultiModelManager::set_active`] and [`Reembeddings::begin`]. What stands against the job is found before the active
@@ -57,33 +58,46 @@ pub async fn switch(
     name: &ModelName,
     bring: Bring,
 ) -> Result<Switched, ReembedError> {
-    let begins = match (bring, kept) {
-        (Bring::Nothing, _) => None,
-        (Bring::Along, Some((_, reembeddings))) => {
-            // As a switch does it: one that is disabled, or has failed to load before, too.
-            models.load_model(name).await?;
-            Some((reembeddings, reembeddings.prepare(name).await?))
-        }
-        (Bring::Along, None) => {
+    let Some((grains, reembeddings)) = kept else {
+        if bring == Bring::Along {
             let sentence = "this server keeps no grains (`grains.enabled` is false): leave `reembed` out";
             return Err(ModelError::Conflict(sentence.to_owned()).into());
         }
+        let switch = models.set_active(name).await?;
+        return Ok(Switched { switch, places: Vec::new(), reembedding: None });
+    };
+    let shutdown = grains.shutdown().clone();
+    let (models, grains, reembeddings, name) = (models.clone(), grains.clone(), reembeddings.clone(), name.clone());
+    let work = async move { switch_beside_grains(&models, (&grains, &reembeddings), &name, bring).await };
+    shutdown.finish("switch", work).await
+}
+
+/// As [`switch`], on a server that keeps grains.
+async fn switch_beside_grains(
+    models: &MultiModelManager,
+    (grains, reembeddings): (&Grains, &Reembeddings),
+    name: &ModelName,
+    bring: Bring,
+) -> Result<Switched, ReembedError> {
+    let prepared = match bring {
+        Bring::Nothing => None,
+        Bring::Along => {
+            // As a switch does it: one that is disabled, or has failed to load before, too.
+            models.load_model(name).await?;
+            Some(reembeddings.prepare(name).await?)
+        }
     };
     let switch = models.set_active(name).await?;
-    let reembedding = match begins {
+    let reembedding = match prepared {
         None => None,
-        Some((reembeddings, prepared)) => {
+        Some(prepared) => {
             let previous_model = Some(switch.previous.clone()).filter(|previous| previous != name);
             let selection = Filter::default();
             let request = ReembedRequest { model: name.clone(), selection, throttle: 1.0, previous_model };
             Some(reembeddings.begin_prepared(request, prepared).await?)
         }
     };
-    let places = match kept {
-        None => Vec::new(),
-        Some((grains, _)) => places(models, grains).await?,
-    };
-    Ok(Switched { switch, places, reembedding })
+    Ok(Switched { switch, places: places(models, grains).await?, reembedding })
 }
 
 /// What lies where.

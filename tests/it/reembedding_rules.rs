@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::process::Command;
+use std::time::Duration;
 
 use futures::future::join_all;
 use reqwest::Method;
@@ -367,5 +368,36 @@ async fn a_way_back_takes_what_was_written_while_the_job_ran_too() {
     assert_eq!(job["reason"], Value::Null, "{job}");
     assert_embedded(&app, "meanwhile", TINY).await;
     assert_eq!(n_in(&app, &old).await, 301);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_switch_begins_its_job_though_its_caller_has_left() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 5).await;
+    let path = format!("/models/{OTHER}");
+    assert_eq!(app.get(&path).await.ok()["state"], "unloaded");
+    let switch = app.put("/models/active", json!({"name": OTHER, "reembed": true}));
+    let begun = async {
+        while app.get(&path).await.ok()["state"] == "unloaded" {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    // Who is not polled any more has left, in all likelihood while the model is loading.
+    tokio::select! {
+        _ = switch => {}
+        () = begun => {}
+    }
+    let both = async {
+        loop {
+            let jobs = app.get("/reembeddings").await.ok()["reembeddings"].clone();
+            if app.get("/models/active").await.ok()["name"] == OTHER && jobs[0]["state"] == "completed" {
+                return jobs;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    let jobs = tokio::time::timeout(PATIENCE, both).await.expect("the switch and its job");
+    assert_eq!((jobs.as_array().map(Vec::len), &jobs[0]["previous"]), (Some(1), &json!(TINY)), "{jobs}");
     app.stop().await;
 }
