@@ -377,6 +377,7 @@ impl From<ReembedError> for ApiError {
             | ReembedError::FirstBefore { .. }
             | ReembedError::TooLate(_)
             | ReembedError::Overtaken { .. }
+            | ReembedError::Repeated { .. }
             | ReembedError::OtherSpace { .. } => Self::new(Code::Conflict, message),
             ReembedError::Model(error) => error.into(),
             ReembedError::Grains(error) => error.into(),

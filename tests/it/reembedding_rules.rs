@@ -401,3 +401,30 @@ async fn a_switch_begins_its_job_though_its_caller_has_left() {
     assert_eq!((jobs.as_array().map(Vec::len), &jobs[0]["previous"]), (Some(1), &json!(TINY)), "{jobs}");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_roll_back_is_refused_where_another_job_for_the_space_is_open_or_later() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 20).await;
+    let old = space_of(&app, TINY).await;
+    let first = begin(&app, json!({"to": OTHER})).await;
+    let first = wait_until(&app, &first, "completed").await;
+    write_with(&app, "more", TINY, 300).await;
+    let open = begin_slowly(&app, OTHER).await;
+    assert!(refused(&app, &first, "rollback").await.contains(id(&open)), "it would undo that");
+    verb(&app, &open, "cancel").await;
+
+    let back = begin(&app, json!({"to": TINY})).await;
+    let back = wait_until(&app, &back, "completed").await;
+    assert!(refused(&app, &first, "rollback").await.contains("is not the first one any more"));
+    let again = begin(&app, json!({"to": OTHER})).await;
+    let again = wait_until(&app, &again, "completed").await;
+    assert!(refused(&app, &first, "rollback").await.contains(id(&again)), "that one goes first");
+    // One after the other they are all taken back.
+    for job in [&again, &back, &first] {
+        verb(&app, job, "rollback").await;
+        wait_until(&app, job, "rolled_back").await;
+    }
+    assert_eq!(n_in(&app, &old).await, 320);
+    app.stop().await;
+}

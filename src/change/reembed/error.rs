@@ -73,6 +73,17 @@ pub enum ReembedError {
         /// Its space.
         space: SpaceId,
     },
+    /// A later job has made the space the first one again.
+    #[error(
+        "the re-embedding `{id}` cannot be rolled back: the later re-embedding `{later}` has made its space the first \
+         one again. Roll back that one instead"
+    )]
+    Repeated {
+        /// The job.
+        id: ReembeddingId,
+        /// The later one.
+        later: ReembeddingId,
+    },
     /// The model makes another space than when the job was asked for.
     #[error(
         "`{model}` makes the space {found} now, not {expected}: its files or settings have changed since the job was asked \

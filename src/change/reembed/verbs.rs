@@ -156,8 +156,10 @@ impl Reembeddings {
     /// goes back too if the job's own request changed it.
     ///
     /// # Errors
-    /// As [`Self::pause`]; [`ReembedError::FirstBefore`] when there is nothing to take back, [`ReembedError::TooLate`] when
-    /// the old vectors are gone, [`ReembedError::Overtaken`] when another space has taken over since.
+    /// As [`Self::pause`]; [`ReembedError::FirstBefore`] when there is nothing to take back, [`ReembedError::TooLate`]
+    /// when the old vectors are gone, [`ReembedError::Open`] when another job for the space is open,
+    /// [`ReembedError::Repeated`] when a later one has completed, [`ReembedError::Overtaken`] when another space has taken
+    /// over since.
     pub async fn roll_back(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
         let (jobs, id) = (self.clone(), id.clone());
         let work = async move {
@@ -175,6 +177,9 @@ impl Reembeddings {
             if *old_vectors != OldVectors::Kept || status.rollback_until_us.is_none_or(|until_us| now_us() > until_us) {
                 return Err(ReembedError::TooLate(id));
             }
+            // It would make the space the first one again by itself.
+            jobs.check_alone(Some(&id), &space)?;
+            jobs.check_last(&record)?;
             let Some(record) = jobs.grains.roll_back(record).await? else {
                 return Err(ReembedError::Overtaken { id, space });
             };
@@ -226,6 +231,20 @@ impl Reembeddings {
             |job: &&Reembedding| job.state.is_open() && job.space == *space && id.is_none_or(|id| *id != job.id);
         match jobs.values().map(|job| &job.record).find(is_other) {
             Some(Reembedding { id, model, .. }) => Err(ReembedError::Open { id: id.clone(), model: model.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether no later job has made the space of a completed one the first again: the way back would pass over what
+    /// that one took over from.
+    fn check_last(&self, job: &Reembedding) -> Result<(), ReembedError> {
+        let jobs = self.jobs.read();
+        let is_later = |other: &&Reembedding| {
+            let has_cut_over = other.state == ReembeddingState::Completed && other.previous_order.is_some();
+            has_cut_over && other.space == job.space && other.cut_over_us > job.cut_over_us
+        };
+        match jobs.values().map(|job| &job.record).filter(is_later).max_by_key(|other| other.cut_over_us) {
+            Some(later) => Err(ReembedError::Repeated { id: job.id.clone(), later: later.id.clone() }),
             None => Ok(()),
         }
     }
