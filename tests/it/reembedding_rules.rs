@@ -428,3 +428,24 @@ async fn a_roll_back_is_refused_where_another_job_for_the_space_is_open_or_later
     assert_eq!(n_in(&app, &old).await, 320);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_failed_and_is_not_lacking_any_more_does_not_keep_a_job_from_completing() {
+    let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
+    let text = |n: usize| format!("the text of number {n}{}", if n < 2 { " ~" } else { "" });
+    let grain = |n: usize| json!({"id": n.to_string(), "text": text(n), "source": "selected"});
+    app.post("/grains", json!({"grains": (0..300).map(grain).collect::<Vec<_>>()})).await.ok();
+    let space = space_of(&app, BROKEN).await;
+    let job = begin(&app, json!({"to": BROKEN, "throttle": 0.05, "filter": {"source": "selected"}})).await;
+    // They have failed once by then, and are tried again in the end.
+    wait_for(&app, &job, |job| job["failed"] == 2).await;
+    let with_vector = json!({"text": text(0), "source": "selected", "space": space, "vector": vec![1.0; 32]});
+    app.put("/grains/0", with_vector).await.ok();
+    app.patch("/grains/1", json!({"source": "elsewhere"})).await.ok();
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!((&job["done"], &job["failed"], &job["reason"]), (&json!(298), &json!(0), &Value::Null), "{job}");
+    let failures = app.get(&format!("/reembeddings/{}/failures", id(&job))).await.ok();
+    assert_eq!(failures["total"], 0, "{failures}");
+    assert_eq!(n_in(&app, &space).await, 299);
+    app.stop().await;
+}

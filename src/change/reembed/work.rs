@@ -185,6 +185,7 @@ impl Reembeddings {
     async fn end(&self, job: &Reembedding) -> Result<bool, Stopped> {
         let id = &job.id;
         let (_, n_failed) = self.grains.reembedding_failures(id, 0).await?;
+        self.change(id, |job| job.n_failed = n_failed);
         if n_failed > 0 {
             let serves = self.grains.is_first(&job.space).await?;
             let reason = format!(

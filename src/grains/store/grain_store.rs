@@ -98,7 +98,8 @@ pub trait GrainStore: AnchorStore {
     /// the space meanwhile. Answers the numbers of these.
     fn write_made(&self, made: Made) -> Reply<'_, Vec<i64>>;
 
-    /// Grains that a re-embedding could not embed, in the order of their numbers, and how many there are.
+    /// Selected grains that a re-embedding could not embed and that still have no vector in its space, in the order of
+    /// their numbers, and how many there are.
     fn reembedding_failures<'a>(
         &'a self,
         id: &'a ReembeddingId,
@@ -108,7 +109,7 @@ pub trait GrainStore: AnchorStore {
     /// Forgets what a re-embedding could not embed, so that it is tried anew.
     fn forget_failures<'a>(&'a self, id: &'a ReembeddingId) -> Reply<'a, ()>;
 
-    /// What a re-embedding could not embed in fewer tries than that.
+    /// Of the same those that it has tried fewer times than that.
     fn retry_failures<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>>;
 
     /// Deletes superfluous vectors of the next grains after a number. `None` when there are no more grains.

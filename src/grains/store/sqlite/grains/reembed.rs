@@ -8,7 +8,7 @@ use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED};
 use super::write::{order_spaces, put_vector};
 use super::{count, json_array};
-use crate::domain::ReembeddingId;
+use crate::domain::{Filter, ReembeddingId};
 
 impl SqliteStore {
     pub(super) async fn find_lacking(
@@ -48,9 +48,11 @@ impl SqliteStore {
         let spaces = made.map(|vector| vector.provenance.space.to_string()).collect();
         order_spaces(&mut transaction, spaces).await.map_err(&failed)?;
         let mut written = Vec::with_capacity(vectors.len());
+        let mut embedded = Vec::with_capacity(vectors.len());
         for (grain, made) in vectors {
             match (made, &job) {
                 (Ok(vector), _) => {
+                    embedded.push(grain.number);
                     if put_unless_late(&mut transaction, &grain, &vector).await.map_err(&failed)? {
                         written.push(grain.number);
                     }
@@ -68,12 +70,13 @@ impl SqliteStore {
                 .execute(&mut *transaction)
                 .await
                 .map_err(&failed)?;
+            // Those too whose vector came too late: the model does not fail on them.
             sqlx::query(
                 "DELETE FROM reembedding_failures WHERE reembedding = ? \
                  AND grain IN (SELECT value FROM json_each(?))",
             )
             .bind(job.as_str())
-            .bind(json_array(&written))
+            .bind(json_array(&embedded))
             .execute(&mut *transaction)
             .await
             .map_err(&failed)?;
@@ -83,16 +86,15 @@ impl SqliteStore {
     }
 
     pub(super) async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, StoreError> {
-        let rows: Vec<(i64, String, i64)> = sqlx::query_as(
-            "SELECT g.number, g.text, g.text_version FROM reembedding_failures AS f \
-             JOIN grains AS g ON g.number = f.grain \
-             WHERE f.reembedding = ? AND f.tries < ? AND f.text_version = g.text_version ORDER BY g.number LIMIT 1000",
-        )
-        .bind(id.as_str())
-        .bind(tries)
-        .fetch_all(&self.readers)
-        .await
-        .map_err(self.failed("find what is to be tried again"))?;
+        let selection = self.selection_of(id).await?;
+        let mut query = QueryBuilder::new("SELECT g.number, g.text, g.text_version");
+        push_failed(&mut query, id, &selection);
+        query.push(" AND f.tries < ").push_bind(i64::from(tries)).push(" ORDER BY g.number LIMIT 1000");
+        let rows: Vec<(i64, String, i64)> = query
+            .build_query_as()
+            .fetch_all(&self.readers)
+            .await
+            .map_err(self.failed("find what is to be tried again"))?;
         Ok(rows.into_iter().map(unembedded).collect())
     }
 
@@ -169,6 +171,21 @@ fn push_lacking(query: &mut QueryBuilder<Sqlite>, lacking: &Lacking) {
         query.push(")");
     }
     filter::push(query, filter, if among.is_some() { Plan::Check } else { Plan::Enumerate });
+}
+
+/// Appends ` FROM … WHERE …`: the grains `g` that a re-embedding could not embed, each with its row `f`, as far as they
+/// are still selected and have no current vector in its space.
+pub(super) fn push_failed(query: &mut QueryBuilder<Sqlite>, id: &ReembeddingId, selection: &Filter) {
+    query.push(
+        " FROM reembedding_failures AS f JOIN grains AS g ON g.number = f.grain \
+         JOIN reembeddings AS r ON r.id = f.reembedding WHERE f.reembedding = ",
+    );
+    query.push_bind(id.to_string());
+    query.push(
+        " AND f.text_version = g.text_version AND NOT EXISTS (SELECT 1 FROM embeddings AS e \
+         WHERE e.grain = g.number AND e.text_version = g.text_version AND e.space = r.space)",
+    );
+    filter::push(query, selection, Plan::Check);
 }
 
 fn push_numbers(query: &mut QueryBuilder<Sqlite>, numbers: &[i64]) {

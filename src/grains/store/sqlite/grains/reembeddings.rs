@@ -1,13 +1,14 @@
 //! The account of re-embeddings: where each is, and what it could not embed.
 
 use sqlx::sqlite::SqliteRow;
-use sqlx::{Row, Sqlite, Transaction};
+use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
 
 use super::super::super::StoreError;
 use super::super::SqliteStore;
 use super::count;
+use super::reembed::push_failed;
 use crate::domain::{
-    GrainId, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
+    Filter, GrainId, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
 };
 
 /// What [`SqliteStore::reembedding_of`] reads.
@@ -93,23 +94,15 @@ impl SqliteStore {
         at_most: u32,
     ) -> Result<(Vec<ReembeddingFailure>, u64), StoreError> {
         let failed = self.failed("read what a re-embedding could not embed");
-        let total: i64 = sqlx::query_scalar(
-            "SELECT count(*) FROM reembedding_failures AS f JOIN grains AS g ON g.number = f.grain \
-             WHERE f.reembedding = ? AND f.text_version = g.text_version",
-        )
-        .bind(id.as_str())
-        .fetch_one(&self.readers)
-        .await
-        .map_err(&failed)?;
-        let rows: Vec<(String, String, u32)> = sqlx::query_as(
-            "SELECT g.id, f.reason, f.tries FROM reembedding_failures AS f JOIN grains AS g ON g.number = f.grain \
-             WHERE f.reembedding = ? AND f.text_version = g.text_version ORDER BY f.grain LIMIT ?",
-        )
-        .bind(id.as_str())
-        .bind(i64::from(at_most))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(&failed)?;
+        let selection = self.selection_of(id).await?;
+        let mut query = QueryBuilder::new("SELECT count(*)");
+        push_failed(&mut query, id, &selection);
+        let total: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(&failed)?;
+        let mut query = QueryBuilder::new("SELECT g.id, f.reason, f.tries");
+        push_failed(&mut query, id, &selection);
+        query.push(" ORDER BY f.grain LIMIT ").push_bind(i64::from(at_most));
+        let rows: Vec<(String, String, u32)> =
+            query.build_query_as().fetch_all(&self.readers).await.map_err(&failed)?;
         let failure = |(grain, reason, tries)| ReembeddingFailure { grain: GrainId::stored(grain), reason, tries };
         Ok((rows.into_iter().map(failure).collect(), count(total)))
     }
@@ -121,6 +114,20 @@ impl SqliteStore {
             .await
             .map(drop)
             .map_err(self.failed("forget what a re-embedding could not embed"))
+    }
+
+    /// Which grains a re-embedding is about; all of them when there is no such job.
+    pub(super) async fn selection_of(&self, id: &ReembeddingId) -> Result<Filter, StoreError> {
+        let selection: Option<String> = sqlx::query_scalar("SELECT selection FROM reembeddings WHERE id = ?")
+            .bind(id.as_str())
+            .fetch_optional(&self.readers)
+            .await
+            .map_err(self.failed("read what a re-embedding selects"))?;
+        selection.map_or_else(|| Ok(Filter::default()), |json| self.selection(&json))
+    }
+
+    fn selection(&self, json: &str) -> Result<Filter, StoreError> {
+        serde_json::from_str(json).map_err(|source| self.malformed("a selection (table `reembeddings`)", source.into()))
     }
 
     fn reembedding_of(&self, row: &SqliteRow) -> Result<Reembedding, StoreError> {
@@ -139,8 +146,7 @@ impl SqliteStore {
             id: ReembeddingId::of(text("id")?),
             model: model(&text("model")?)?,
             space: self.space_id(&text("space")?)?,
-            selection: serde_json::from_str(&text("selection")?)
-                .map_err(|source| wrong("a selection (table `reembeddings`)")(source.into()))?,
+            selection: self.selection(&text("selection")?)?,
             throttle: row.try_get("throttle").map_err(&sql)?,
             state: ReembeddingState::parse(&state).ok_or_else(|| wrong("a state (table `reembeddings`)")(unknown()))?,
             reason: row.try_get("reason").map_err(&sql)?,
