@@ -449,3 +449,21 @@ async fn what_failed_and_is_not_lacking_any_more_does_not_keep_a_job_from_comple
     assert_eq!(n_in(&app, &space).await, 299);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_way_back_says_how_many_grains_could_not_be_embedded() {
+    let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
+    write_with(&app, "old", BROKEN, 20).await;
+    let (old, new) = (space_of(&app, BROKEN).await, space_of(&app, TINY).await);
+    let job = begin(&app, json!({"to": TINY})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    for (id, text) in [("good", "it can be embedded"), ("bad", "it ~ cannot be embedded")] {
+        app.post("/grains", json!({"id": id, "text": text})).await.ok();
+    }
+    verb(&app, &job, "rollback").await;
+    let job = wait_until(&app, &job, "rolled_back").await;
+    assert_eq!(job["reason"], "1 grain could not be embedded and stays in the new space", "{job}");
+    assert_eq!((n_in(&app, &old).await, n_in(&app, &new).await), (21, 1));
+    assert_embedded(&app, "good", BROKEN).await;
+    app.stop().await;
+}

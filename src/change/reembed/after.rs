@@ -31,7 +31,15 @@ impl Reembeddings {
         let before = job.previous_order.iter().flatten().take_while(|space| **space != job.space);
         let before: Vec<&SpaceId> = before.collect();
         match self.way_back(job, &before).await? {
-            Some((model, space)) => self.bring_back_to(job, (&model, &space), n_errors).await?,
+            Some((model, space)) => {
+                let n_failed = self.bring_back_to(job, (&model, &space), n_errors).await?;
+                if n_failed > 0 {
+                    let (s, stay) = if n_failed == 1 { ("", "stays") } else { ("s", "stay") };
+                    let sentence = format!("{n_failed} grain{s} could not be embedded and {stay} in the new space");
+                    tracing::warn!(id = %job.id, %model, "{sentence}");
+                    reasons.push(sentence);
+                }
+            }
             None if before.is_empty() => {}
             None => reasons.push("no model makes a space before any more: what was written since stays".to_owned()),
         }
@@ -57,12 +65,13 @@ impl Reembeddings {
         Ok(makers.into_iter().min_by_key(|(model, space)| (*model != active, Reverse(n_served(space)))))
     }
 
+    /// Brings grains back, and answers how many the model could not embed.
     async fn bring_back_to(
         &self,
         job: &Reembedding,
         (model, space): (&ModelName, &SpaceId),
         n_errors: &mut u32,
-    ) -> Result<(), Stopped> {
+    ) -> Result<usize, Stopped> {
         let lacking = Lacking {
             space: space.clone(),
             filter: Filter {
@@ -76,14 +85,15 @@ impl Reembeddings {
         };
         let work = Work { id: &job.id, state: ReembeddingState::RollingBack, model, space };
         let mut pace = Pace::new(job.throttle, self.models.interactive());
-        let mut after = 0;
+        let (mut after, mut n_failed) = (0, 0);
         loop {
             self.check(work.id, work.state)?;
             let at_most = pace.begin(self.models.interactive());
             let grains = self.grains.lacking(lacking.clone(), after, at_most).await?;
-            let Some(last) = grains.last() else { return Ok(()) };
+            let Some(last) = grains.last() else { return Ok(n_failed) };
             after = last.number;
             let vectors = self.make(work, &grains).await?;
+            n_failed += vectors.iter().filter(|(_, vector)| vector.is_err()).count();
             self.grains.write_made(Made { job: None, vectors }).await?;
             *n_errors = 0;
             self.rest(work.id, work.state, pace.rest(self.models.interactive())).await?;
