@@ -204,25 +204,35 @@ impl Reembeddings {
             return Ok(true);
         }
         self.try_step(id, |job| move_to(job, ReembeddingState::CuttingOver, "cut over")).await.map_err(by_hand)?;
-        // Nobody holds the job or gives it up from here on until its record is whole.
-        let turn = self.turn.lock().await;
-        let record = self.record(id)?;
-        if record.state != ReembeddingState::CuttingOver {
-            return Err(Stopped::ByHand);
+        if self.cut_over(id).await? {
+            return Ok(true);
         }
-        match self.grains.cut_over(record).await? {
-            CutOver::Done(record, took) => {
-                tracing::info!(%id, model = %record.model, space = %record.space, n_grains = record.done, ?took,
-                    "a re-embedding is done: its space serves from now on");
-                self.put(*record);
-                Ok(true)
+        self.try_step(id, |job| move_to(job, ReembeddingState::Running, "run")).await.map_err(by_hand)?;
+        Ok(false)
+    }
+
+    /// Lets the space of a job take over. Answers whether it has: a write may have come in between. Goes on when the
+    /// process stops: else what is asked of the job in that moment would write over the record of the cut-over.
+    async fn cut_over(&self, id: &ReembeddingId) -> Result<bool, Stopped> {
+        let (jobs, id) = (self.clone(), id.clone());
+        let work = async move {
+            // Nobody holds the job or gives it up from here on until its record is whole.
+            let _turn = jobs.turn.lock().await;
+            let record = jobs.record(&id)?;
+            if record.state != ReembeddingState::CuttingOver {
+                return Err(Stopped::ByHand);
             }
-            CutOver::TooEarly => {
-                drop(turn);
-                self.try_step(id, |job| move_to(job, ReembeddingState::Running, "run")).await.map_err(by_hand)?;
-                Ok(false)
+            match jobs.grains.cut_over(record).await? {
+                CutOver::Done(record, took) => {
+                    tracing::info!(%id, model = %record.model, space = %record.space, n_grains = record.done, ?took,
+                        "a re-embedding is done: its space serves from now on");
+                    jobs.put(*record);
+                    Ok(true)
+                }
+                CutOver::TooEarly => Ok(false),
             }
-        }
+        };
+        self.shutdown.finish("cut over a re-embedding", work).await
     }
 
     /// Embeds some grains and writes their vectors, or why there are none.
