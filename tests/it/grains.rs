@@ -116,7 +116,7 @@ async fn new_ids_are_uuids_in_the_order_of_time_and_given_ones_have_a_form() {
     }
     refused(&app.put("/grains/a%20b", json!({"text": "t"})).await, 422, "invalid_request", "is not a grain id");
     let other = app.put("/grains/a", json!({"id": "b", "text": "t"})).await;
-    refused(&other, 422, "invalid_request", "`id` is `b`, but the path says `a`");
+    refused(&other, 422, "invalid_request", "`id` is another one than the path's, `a`");
     assert_eq!(count(&app).await, n_before);
     app.stop().await;
 }

@@ -84,8 +84,8 @@ pub async fn put(
     usual: UsualModel,
     Json(body): Json<DraftBody>,
 ) -> Result<Response, ApiError> {
-    if let Some(other) = body.id.as_deref().filter(|other| *other != id.as_str()) {
-        let message = format!("`id` is `{other}`, but the path says `{id}`: leave it out of the body");
+    if body.id.as_deref().is_some_and(|other| other != id.as_str()) {
+        let message = format!("`id` is another one than the path's, `{id}`: leave it out of the body");
         return Err(ApiError::new(Code::InvalidRequest, message).with_param("id"));
     }
     let draft = with_usual_model(body.into_draft()?, &usual);
