@@ -20,6 +20,9 @@ pub enum Input {
     Tokens(Vec<u32>),
 }
 
+/// Of a text that is cut at its end, so many bytes are read for each token that is kept: a token has four or five.
+const BYTES_PER_KEPT_TOKEN: usize = 64;
+
 /// What to do with an input that is longer than the model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OverLong {
@@ -128,7 +131,16 @@ impl TextTokenizer {
 
     fn tokens_of_text(&self, index: usize, text: &str, over_long: OverLong) -> Result<Tokens, EngineError> {
         let failed = |source| EngineError::Tokenize { index, source };
-        let mut encoding = unless_it_panics(|| self.inner.encode_fast(text, false)).map_err(failed)?;
+        let encode = |text| unless_it_panics(|| self.inner.encode_fast(text, false)).map_err(failed);
+        let beginning = match over_long {
+            OverLong::Cut(TruncationSide::Right) => self.beginning(text).map(encode).transpose()?,
+            OverLong::Cut(TruncationSide::Left) | OverLong::Refuse => None,
+        };
+        // With so many tokens left over, what follows cannot change those that are kept.
+        let mut encoding = match beginning.filter(|encoding| encoding.len() >= 2 * self.max_tokens) {
+            Some(encoding) => encoding,
+            None => encode(text)?,
+        };
         let n_tokens = encoding.len() + self.n_special_tokens;
         let truncated = n_tokens > self.max_tokens;
         if truncated {
@@ -143,6 +155,15 @@ impl TextTokenizer {
             return Err(failed("the tokenizer makes no token of it, and adds no special token".into()));
         }
         Ok(Tokens { ids, truncated })
+    }
+
+    /// The beginning of a text that is longer than what is kept of one by far, up to the end of a word where words have
+    /// spaces between them.
+    fn beginning<'a>(&self, text: &'a str) -> Option<&'a str> {
+        let n_bytes = self.max_tokens.saturating_mul(BYTES_PER_KEPT_TOKEN);
+        let beginning = &text[..text.floor_char_boundary(n_bytes)];
+        let end = beginning.rfind(char::is_whitespace).unwrap_or(beginning.len());
+        (beginning.len() < text.len()).then(|| &beginning[..end])
     }
 
     fn tokens_of_ids(&self, index: usize, ids: &[u32], over_long: OverLong) -> Result<Tokens, EngineError> {

@@ -1,10 +1,12 @@
 //! The default model's vectors are those of sentence-transformers: `tests/golden` holds its answers.
 
 use base64::Engine as _;
+use granary::domain::TruncationSide;
+use granary::engine::{Input, OverLong, TextTokenizer};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::helpers::{Answer, MINILM, TestApp, cosine, norm, repository, vectors_of};
+use crate::helpers::{Answer, Chance, MINILM, TestApp, cosine, norm, repository, vectors_of};
 
 /// A line of the golden file.
 #[derive(Deserialize)]
@@ -39,6 +41,43 @@ async fn cpu_makes_the_vectors_of_sentence_transformers() {
 #[tokio::test]
 async fn openvino_makes_the_vectors_of_sentence_transformers() {
     check("openvino", 0.9999).await;
+}
+
+/// What follows the beginning of a long text is not read, unless the beginning has too few tokens.
+#[test]
+fn a_long_text_is_cut_as_if_all_of_it_were_read() {
+    const MAX_TOKENS: usize = 256;
+    let path = repository().join(".granary/models/all-MiniLM-L6-v2/tokenizer.json");
+    let tokenizer = TextTokenizer::open(&path, MAX_TOKENS).expect("the default model's");
+    let texts: Vec<String> = Golden::all().into_iter().map(|line| line.text).collect();
+    let mut chance = Chance::seeded(11);
+    let mut long = vec![
+        " ".repeat(40_000) + &texts.join(" "),
+        "x".repeat(40_000),
+        "x".repeat(15_000) + " " + &"word ".repeat(10_000),
+        "!?".repeat(20_000),
+        "日本語".repeat(8_000),
+        format!("{} ", "z".repeat(150)).repeat(300),
+    ];
+    for _ in 0..20 {
+        let mut text = String::new();
+        while text.len() < 20_000 {
+            text += chance.pick(&texts).as_str();
+            text += *chance.pick(&[" ", "\n", "", ", "]);
+        }
+        long.push(text);
+    }
+    for text in long {
+        let over_long = OverLong::Cut(TruncationSide::Right);
+        let cut = tokenizer.tokens(0, &Input::Text(text.clone()), None, over_long).expect("tokens");
+        let all: Vec<u32> =
+            tokenizer.details(0, &text, true).expect("tokens").into_iter().map(|token| token.id).collect();
+        let mut expected = all.clone();
+        if all.len() > MAX_TOKENS {
+            expected = [&all[..MAX_TOKENS - 1], &all[all.len() - 1..]].concat();
+        }
+        assert_eq!((cut.ids, cut.truncated), (expected, all.len() > MAX_TOKENS), "{text:.60}");
+    }
 }
 
 async fn check(provider: &str, least_cosine: f64) {
