@@ -16,6 +16,7 @@ use parking_lot::RwLock;
 use self::making::{blocking, build, dimensions_of, mark};
 use super::error::GrainError;
 use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
+use super::merge::N_BEST;
 use super::store::{GrainStore, Identity, NewVector, Scored, TextFate};
 use super::vector::unit;
 use crate::domain::SpaceId;
@@ -293,6 +294,13 @@ impl Moment<'_> {
     pub(super) fn candidates(&self, space: &SpaceId, query: &[f32], n: usize) -> Result<Vec<i64>, GrainError> {
         let found = self.of(space, |index| index.candidates(query, n))?;
         Ok(found.into_iter().map(|hit| hit.number).collect())
+    }
+
+    /// The vectors of the first [`N_BEST`] of these grains, as far as the index can be read.
+    pub(super) fn vectors(&self, space: &SpaceId, hits: &[Scored]) -> Vec<Vec<f32>> {
+        let index = self.0.in_order.iter().find(|index| index.space == *space).and_then(OneIndex::whole);
+        let Some(index) = index else { return Vec::new() };
+        hits.iter().take(N_BEST).map_while(|hit| index.vector(hit.number).ok().flatten()).collect()
     }
 
     /// What a look into the index of a space finds; a space that holds no vectors has nothing to look into.

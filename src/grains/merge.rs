@@ -1,7 +1,8 @@
 //! One ranking of several.
 //!
 //! Spaces are merged by their anchors: for one query, the scores of the same texts in two spaces, each sorted, say what a
-//! score in one is worth in the other. What has no common scale, as words and vectors, or spaces without anchors, is fused
+//! score in one is worth in the other. In a great store hardly an anchor is as near to a query as the best hits are: what
+//! these would score in the other space is guessed, in both directions, so that the errors of the guesses cancel out. What has no common scale, as words and vectors, or spaces without anchors, is fused
 //! by rank: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
 //! Methods", SIGIR 2009.
 
@@ -21,6 +22,9 @@ const WORDS_WEIGHT: f64 = 1.5;
 /// Anchors that two spaces must have in common: with fewer the map between their scores is too coarse.
 pub(super) const MIN_ANCHORS: usize = 200;
 
+/// So many hits of each space are the best.
+pub(super) const N_BEST: usize = 10;
+
 /// What was found in a space.
 #[derive(Clone, Debug)]
 pub(super) struct SpaceHits {
@@ -29,17 +33,24 @@ pub(super) struct SpaceHits {
     pub(super) n_served: usize,
     /// Best first.
     pub(super) hits: Vec<Scored>,
+    /// The vectors of the first [`N_BEST`] of them, as far as they are at hand.
+    pub(super) best: Vec<Vec<f32>>,
     /// The scores of the query against the anchors, in the order of their numbers.
     pub(super) anchors: Vec<Scored>,
 }
 
 /// One ranking of what spaces found and what words did. A lone one keeps its scores; hits of several spaces get scores on
 /// the scale of the searched space that serves most grains; what words found is fused with that by rank.
-pub(super) fn merge(spaces: &[SpaceHits], words: Option<&[Scored]>) -> (Vec<Scored>, Merged) {
+/// `guess` says what the best hits of one space would score in another, if it can.
+pub(super) fn merge(
+    spaces: &[SpaceHits],
+    words: Option<&[Scored]>,
+    guess: impl Fn(&SpaceHits, &SpaceHits) -> Option<Vec<f64>>,
+) -> (Vec<Scored>, Merged) {
     let (by_meaning, merged) = match spaces {
         [] => (Vec::new(), Merged::Score),
         [only] => (only.hits.clone(), Merged::Score),
-        several => match on_one_scale(several) {
+        several => match on_one_scale(several, guess) {
             Some(hits) => (hits, Merged::Anchors),
             None => (fuse(&several.iter().map(|space| Ranking::of(&space.hits)).collect::<Vec<_>>()), Merged::Rank),
         },
@@ -56,16 +67,37 @@ pub(super) fn merge(spaces: &[SpaceHits], words: Option<&[Scored]>) -> (Vec<Scor
 
 /// The hits of all spaces, with scores on the scale of the one that serves most grains; `None` when a space has too few
 /// anchors in common with it.
-fn on_one_scale(spaces: &[SpaceHits]) -> Option<Vec<Scored>> {
+fn on_one_scale(
+    spaces: &[SpaceHits],
+    guess: impl Fn(&SpaceHits, &SpaceHits) -> Option<Vec<f64>>,
+) -> Option<Vec<Scored>> {
     // The first of equals, which is the first in the order of spaces.
     let (at, reference) = spaces.iter().enumerate().min_by_key(|(_, space)| Reverse(space.n_served))?;
     let mut merged = reference.hits.clone();
     for (_, space) in spaces.iter().enumerate().filter(|(other, _)| *other != at) {
-        let map = ScoreMap::between(&space.anchors, &reference.anchors)?;
+        let mut map = ScoreMap::between(&space.anchors, &reference.anchors)?;
+        if let (Some(there), Some(back)) = (guess(space, reference), guess(reference, space))
+            && let Some((score, shift)) = shift_of_the_best((&space.hits, &there), (&reference.hits, &back))
+            // In a small store there are anchors among them, and nothing need be guessed.
+            && map.n_from(score) < N_BEST
+        {
+            map.go_through(score, shift);
+        }
         merged.extend(space.hits.iter().map(|hit| Scored { number: hit.number, score: map.score(hit.score) }));
     }
     merged.sort_by(best_first);
     Some(merged)
+}
+
+/// From where on scores of one space are worth so much more in another: by its best hits with what they would score there,
+/// and by those of the other with what they would score here. `None` when one has no hits.
+fn shift_of_the_best((hits, there): (&[Scored], &[f64]), (others, back): (&[Scored], &[f64])) -> Option<(f64, f64)> {
+    let (last, _) = hits.iter().zip(there).next_back()?;
+    let n = hits.len().min(there.len()) + others.len().min(back.len());
+    let mine = hits.iter().zip(there).map(|(hit, there)| there - hit.score);
+    let theirs = others.iter().zip(back).map(|(hit, back)| hit.score - back);
+    let is_one_sided = others.is_empty() || back.is_empty();
+    (!is_one_sided).then(|| (last.score, mine.chain(theirs).sum::<f64>() / n as f64))
 }
 
 /// From the scores of one space to those of another, for one query. Never turns the order of two scores around.
@@ -91,6 +123,21 @@ impl ScoreMap {
         map.from.sort_by(f64::total_cmp);
         map.to.sort_by(f64::total_cmp);
         (map.from.len() >= MIN_ANCHORS).then_some(map)
+    }
+
+    /// How many anchors have this score, or a better one.
+    fn n_from(&self, score: f64) -> usize {
+        self.from.len() - self.from.partition_point(|anchor| *anchor < score)
+    }
+
+    /// From this score on, all are worth so much more, whatever anchors there are.
+    fn go_through(&mut self, score: f64, shift: f64) {
+        let is_before = |(from, to): &(&f64, &f64)| **from < score && **to < score + shift;
+        let n_before = self.from.iter().zip(&self.to).take_while(is_before).count();
+        self.from.truncate(n_before);
+        self.to.truncate(n_before);
+        self.from.push(score);
+        self.to.push(score + shift);
     }
 
     /// Between two anchors in proportion; beyond the first and the last as far as in the one space.
@@ -159,7 +206,51 @@ mod tests {
 
     fn space(n: u64, n_served: usize, hits: &[(i64, f64)], anchors: Vec<Scored>) -> SpaceHits {
         let hits = hits.iter().map(|(number, score)| Scored { number: *number, score: *score }).collect();
-        SpaceHits { space: SpaceId::parse(&format!("{n:016x}")).expect("an id"), n_served, hits, anchors }
+        let space = SpaceId::parse(&format!("{n:016x}")).expect("an id");
+        SpaceHits { space, n_served, hits, best: Vec::new(), anchors }
+    }
+
+    fn no_guess(_: &SpaceHits, _: &SpaceHits) -> Option<Vec<f64>> {
+        None
+    }
+
+    #[test]
+    fn the_best_hits_go_by_what_they_would_score_in_the_other_space() {
+        let same = || anchors(0..300, |score| score);
+        let small = space(1, 5, &[(1, 0.9), (2, 0.8), (5, 0.1)], same());
+        let great = space(2, 90, &[(3, 0.75), (4, 0.65)], same());
+        let best =
+            |of: &SpaceHits, _: &SpaceHits| Some(if of.n_served == 5 { vec![0.7, 0.6] } else { vec![0.95, 0.85] });
+        let (merged, how) = merge(&[small.clone(), great.clone()], None, best);
+        assert_eq!((numbers(&merged), how), (vec![3, 1, 4, 2, 5], Merged::Anchors));
+        let score = |n: i64| merged.iter().find(|hit| hit.number == n).expect("found").score;
+        assert!((score(1) - 0.7).abs() < 1e-9 && (score(2) - 0.6).abs() < 1e-9, "{merged:?}");
+        assert!((score(5) - 0.1).abs() < 1e-9, "the anchors say what is worth less: {merged:?}");
+
+        // Where there are anchors among the best, these say it.
+        let near = || anchors(0..300, |score| score + 0.75);
+        let (merged, _) = merge(
+            &[SpaceHits { anchors: near(), ..small.clone() }, SpaceHits { anchors: near(), ..great.clone() }],
+            None,
+            best,
+        );
+        assert_eq!(numbers(&merged), [1, 2, 3, 4, 5]);
+
+        // Of one side alone the guesses are one-sided too.
+        let (merged, _) = merge(&[small, space(2, 90, &[], same())], None, best);
+        assert!((merged[0].score - 0.9 - 0.001).abs() < 0.002, "{merged:?}");
+    }
+
+    #[test]
+    fn a_map_through_a_point_keeps_every_order() {
+        let (from, to) = (anchors(0..700, |score| score), anchors(0..700, |score| score.powi(3) - 0.2));
+        for (score, shift) in [(0.5, -0.5), (0.5, 0.3), (-1.0, 0.0), (2.0, -3.0), (0.0, -0.2)] {
+            let mut map = ScoreMap::between(&from, &to).expect("enough");
+            map.go_through(score, shift);
+            let mapped: Vec<f64> = (-100..900).map(|n| map.score(f64::from(n) / 1000.0)).collect();
+            assert!(mapped.is_sorted() && mapped.iter().all(|score| score.is_finite()), "{score}, {shift}");
+            assert!((map.score(score + 0.1) - (score + shift + 0.1)).abs() < 1e-9, "{score}, {shift}");
+        }
     }
 
     #[test]
@@ -215,18 +306,18 @@ mod tests {
         let high = || anchors(0..300, |score| score + 10.0);
         let small = space(1, 5, &[(1, 0.25), (2, 0.15)], low());
         let great = space(2, 90, &[(3, 10.2), (4, 10.1)], high());
-        let (merged, how) = merge(&[small.clone(), great.clone()], None);
+        let (merged, how) = merge(&[small.clone(), great.clone()], None, no_guess);
         assert_eq!((numbers(&merged), how), (vec![1, 3, 2, 4], Merged::Anchors));
         assert!((merged[0].score - 10.25).abs() < 1e-9 && (merged[1].score - 10.2).abs() < 1e-9, "{merged:?}");
 
         // The scale is the same when the greatest space finds nothing.
-        let (merged, _) = merge(&[small.clone(), space(2, 90, &[], high())], None);
+        let (merged, _) = merge(&[small.clone(), space(2, 90, &[], high())], None, no_guess);
         assert!((merged[0].score - 10.25).abs() < 1e-9, "{merged:?}");
 
-        let (merged, how) = merge(&[small.clone(), great.clone()], Some(&hits(&[4])));
+        let (merged, how) = merge(&[small.clone(), great.clone()], Some(&hits(&[4])), no_guess);
         assert_eq!((numbers(&merged), how), (vec![4, 1, 3, 2], Merged::Rank));
 
-        let (merged, how) = merge(&[small, space(2, 90, &[(3, 10.2), (4, 10.1)], Vec::new())], None);
+        let (merged, how) = merge(&[small, space(2, 90, &[(3, 10.2), (4, 10.1)], Vec::new())], None, no_guess);
         assert_eq!((numbers(&merged), how), (vec![1, 3, 2, 4], Merged::Rank));
         assert!((merged[0].score - 1.0 / 6.0).abs() < 1e-12, "{merged:?}");
     }

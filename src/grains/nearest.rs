@@ -42,6 +42,8 @@ pub(super) struct SpaceSearch {
     pub(super) query: Result<Vec<f32>, String>,
     /// The nearest grains, best first; or why they are not known.
     pub(super) hits: Result<Vec<Scored>, String>,
+    /// The vectors of the first of them, where several spaces were searched.
+    pub(super) best: Vec<Vec<f32>>,
 }
 
 /// Which grains are compared.
@@ -94,7 +96,7 @@ impl Grains {
             Err(error @ (GrainError::Invalid { .. } | GrainError::UnknownSpace(_))) => return Err(error),
             Err(error) => (None, Err(with_causes(&error))),
         };
-        Ok(SpaceSearch { space, model, query, hits: Ok(Vec::new()) })
+        Ok(SpaceSearch { space, model, query, hits: Ok(Vec::new()), best: Vec::new() })
     }
 
     /// The query in a space, and the model that made it.
@@ -137,18 +139,20 @@ impl Grains {
         let (found, serving, n_moves_now) = self
             .indexes
             .look(move |moment| {
+                let is_alone = queries.len() < 2;
                 let nearest = |(space, query): (SpaceId, Vec<f32>)| {
                     let hits = match &among {
                         Among::Everything => moment.nearest(&space, &query, n),
                         Among::These(numbers) => moment.nearest_among(&space, &query, numbers, n),
                     };
-                    (space, hits)
+                    let best = hits.as_ref().ok().filter(|_| !is_alone).map(|hits| moment.vectors(&space, hits));
+                    (space, hits, best.unwrap_or_default())
                 };
                 let found: Vec<_> = queries.into_iter().map(nearest).collect();
                 Ok((found, moment.serving(), moment.n_moves()))
             })
             .await?;
-        for (space, hits) in found {
+        for (space, hits, best) in found {
             let hits = match hits {
                 Ok(hits) => Ok(hits),
                 Err(error @ GrainError::BrokenIndex { .. }) => Err(error.to_string()),
@@ -156,6 +160,7 @@ impl Grains {
             };
             if let Some(search) = searches.iter_mut().find(|search| search.space == space) {
                 search.hits = hits;
+                search.best = best;
             }
         }
         let is_for_all = matches!(request.query, Query::Text(_)) && request.filter.space.is_none();

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 
 use super::error::GrainError;
 use super::highlight::Wanted;
-use super::merge::{SpaceHits, merge};
+use super::merge::{N_BEST, SpaceHits, merge};
 use super::nearest::SpaceSearch;
 use super::service::Grains;
 use super::store::{Numbered, Scored};
@@ -165,17 +165,17 @@ impl Grains {
         let began = Instant::now();
         let mut spent = Spent::default();
         let wanted = request.offset + request.limit;
-        let depth = if request.mode == Mode::Hybrid { wanted.max(FUSION_DEPTH) } else { wanted };
+        let depth = if request.mode == Mode::Hybrid { wanted.max(FUSION_DEPTH) } else { wanted.max(N_BEST) };
         let (mut found, mut spaces) = (Vec::new(), Vec::new());
         if request.mode != Mode::Lexical {
             let searches = self.search_spaces(&request, depth, &mut spent).await?;
             let is_alone = searches.len() < 2;
-            for SpaceSearch { space, model, query, hits } in searches {
+            for SpaceSearch { space, model, query, hits, best } in searches {
                 let reason = query.as_ref().err().or(hits.as_ref().err()).cloned();
                 spaces.push(SearchedSpace { space: space.clone(), model, reason });
                 if let (Ok(query), Ok(hits)) = (query, hits) {
                     let anchors = if is_alone { Vec::new() } else { self.anchors.scores(&space, &query) };
-                    found.push(SpaceHits { n_served: self.indexes.n_served(&space), space, hits, anchors });
+                    found.push(SpaceHits { n_served: self.indexes.n_served(&space), space, hits, best, anchors });
                 }
             }
         }
@@ -188,7 +188,8 @@ impl Grains {
             words = Some(self.store.with_words(text.clone(), request.filter.clone(), at_most).await?);
             spent.words = began.elapsed();
         }
-        let (ranked, merged) = merge(&found, words.as_deref());
+        let guess = |of: &SpaceHits, there: &SpaceHits| self.anchors.guess(&of.space, &there.anchors, &of.best);
+        let (ranked, merged) = merge(&found, words.as_deref(), guess);
         let raw = raw_scores(&found, words.as_deref());
         let ranked = bounded(ranked, &request, merged, &raw);
         let reading = Instant::now();

@@ -4,6 +4,7 @@
 //! and only while two spaces serve grains: one space needs no other's scale.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::super::embedding::TextKind;
@@ -139,6 +140,10 @@ impl Grains {
             self.retire_anchors(&sample, &holding).await?;
         }
         self.anchors.measure(sample.len(), &spaces);
+        let anchors = Arc::clone(&self.anchors);
+        if let Err(error) = tokio::task::spawn_blocking(move || anchors.fit()).await {
+            tracing::error!(%error, "the anchors were not fitted");
+        }
         Ok(renewal)
     }
 

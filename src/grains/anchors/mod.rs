@@ -2,19 +2,24 @@
 //!
 //! A query's scores against the anchors in two spaces are the same texts seen twice, which tells for this query what a
 //! score of one space is worth in the other ([`merge`](super::merge)). The vectors are kept in memory, in step with the
-//! database as the indexes are; `keeping` has them made. An anchor of an earlier sample counts until the new sample is
+//! database as the indexes are; `keeping` has them made. `regression` guesses from them what a vector of one space would
+//! score in another. An anchor of an earlier sample counts until the new sample is
 //! complete, so that a store that grows never loses its anchors.
 
 mod keeping;
+mod regression;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
+use self::regression::Fit;
 use super::error::GrainError;
 use super::index::dot;
+use super::merge::MIN_ANCHORS;
 use super::store::{Anchor, GrainStore, NewVector, Scored, TextFate, lot};
 use super::vector::unit;
 use crate::domain::SpaceId;
@@ -38,6 +43,20 @@ struct State {
     bound: Option<i64>,
     /// Grains whose text some space's model does not take, until they get another text.
     unfit: HashSet<i64>,
+    /// How the anchors of each space lie, as far as that has been looked at.
+    fits: HashMap<SpaceId, Fitted>,
+}
+
+/// How the anchors of a space lay, and which there were: those that have changed since make no great difference.
+#[derive(Clone)]
+struct Fitted {
+    mark: (usize, i64),
+    fit: Option<Arc<Fit>>,
+}
+
+/// The same for the same anchors, and in all likelihood for no others.
+fn mark(anchors: &BTreeMap<i64, Vec<f32>>) -> (usize, i64) {
+    (anchors.len(), anchors.keys().fold(0, |sum: i64, number| sum.wrapping_add(lot(*number))))
 }
 
 impl Anchors {
@@ -60,6 +79,35 @@ impl Anchors {
         let Some(anchors) = state.spaces.get(space) else { return Vec::new() };
         let score = |(number, vector): (&i64, &Vec<f32>)| Scored { number: *number, score: dot(query, vector).into() };
         anchors.iter().map(score).collect()
+    }
+
+    /// Guesses what vectors of a space would score in another one, in which the anchors have these scores. `None` before the
+    /// anchors of the space have been fitted.
+    pub(super) fn guess(&self, space: &SpaceId, scores: &[Scored], vectors: &[Vec<f32>]) -> Option<Vec<f64>> {
+        let state = self.state.read();
+        let fit = state.fits.get(space)?.fit.clone()?;
+        let anchors = state.spaces.get(space)?;
+        let common: Vec<(&[f32], f64)> =
+            scores.iter().filter_map(|anchor| Some((anchors.get(&anchor.number)?.as_slice(), anchor.score))).collect();
+        (common.len() >= MIN_ANCHORS).then(|| fit.guess(&common, vectors))
+    }
+
+    /// Looks how the anchors of each space lie, where they have changed. Takes seconds for long vectors.
+    fn fit(&self) {
+        let spaces: Vec<SpaceId> = self.state.read().spaces.keys().cloned().collect();
+        for space in spaces {
+            let (mark, vectors) = {
+                let state = self.state.read();
+                let Some(anchors) = state.spaces.get(&space) else { continue };
+                let mark = mark(anchors);
+                if anchors.len() < MIN_ANCHORS || state.fits.get(&space).is_some_and(|fitted| fitted.mark == mark) {
+                    continue;
+                }
+                (mark, anchors.values().cloned().collect::<Vec<_>>())
+            };
+            let fit = Fit::of(&vectors.iter().map(Vec::as_slice).collect::<Vec<_>>()).map(Arc::new);
+            self.state.write().fits.insert(space, Fitted { mark, fit });
+        }
     }
 
     /// Notes what was committed of a grain: what became of its text, and the vectors it got. The caller holds the gate.
@@ -103,6 +151,7 @@ impl Anchors {
         let numbers: HashSet<i64> = numbers.iter().copied().collect();
         let mut state = self.state.write();
         state.spaces.retain(|space, _| spaces.contains(space));
+        state.fits.retain(|space, _| spaces.contains(space));
         for anchors in state.spaces.values_mut() {
             anchors.retain(|number, _| numbers.contains(number));
         }
@@ -206,6 +255,30 @@ mod tests {
         let scores = anchors(&[(9, 1), (2, 1), (5, 2)]).scores(&space(1), &[0.6, 0.8]);
         assert_eq!(scores.iter().map(|hit| hit.number).collect::<Vec<_>>(), [2, 9]);
         assert!(scores.iter().all(|hit| (hit.score - 1.0).abs() < 1e-6), "{scores:?}");
+    }
+
+    #[test]
+    fn what_a_vector_would_score_elsewhere_is_guessed_once_its_anchors_are_fitted() {
+        let all = anchors(&[]);
+        let vector = |n: i64| unit(&[1.0, n as f32 / 100.0, (n % 7) as f32]);
+        let count = i64::try_from(MIN_ANCHORS).expect("a small number");
+        all.put((0..count).map(|n| Anchor { number: n, space: space(1), vector: vector(n) }).collect());
+        let scores: Vec<Scored> =
+            (0..count).map(|n| Scored { number: n, score: 0.2 + 0.5 * f64::from(vector(n)[1]) }).collect();
+        let unseen = vec![unit(&[1.0, 0.555, 3.0])];
+        assert_eq!(all.guess(&space(1), &scores, &unseen), None, "they are not fitted yet");
+        all.fit();
+        let guess = all.guess(&space(1), &scores, &unseen).expect("fitted")[0];
+        assert!((guess - (0.2 + 0.5 * f64::from(unseen[0][1]))).abs() < 0.05, "{guess}");
+        assert_eq!(all.guess(&space(1), &scores[1..], &unseen), None, "too few in common");
+        assert_eq!(all.guess(&space(2), &scores, &unseen), None);
+        let fitted = all.state.read().fits[&space(1)].mark;
+        all.forget(&[0]);
+        all.put(vec![Anchor { number: 5_000, space: space(1), vector: vector(5) }]);
+        all.fit();
+        assert_ne!(all.state.read().fits[&space(1)].mark, fitted);
+        all.keep(&[1], &[space(2)]);
+        assert!(all.state.read().fits.is_empty());
     }
 
     #[test]
