@@ -40,8 +40,13 @@ impl SlowBody {
     /// Whether this is why a body could not be read.
     #[must_use]
     pub fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
-        std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref()).copied()
+        cause(error)
     }
+}
+
+/// The first error of this kind that an error or one of its causes is.
+fn cause<E: std::error::Error + Copy + 'static>(error: &(dyn std::error::Error + 'static)) -> Option<E> {
+    std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref()).copied()
 }
 
 impl From<SlowBody> for ApiError {
@@ -159,7 +164,7 @@ impl NoMemory {
     /// Whether this is why a body could not be read.
     #[must_use]
     pub fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
-        std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref()).copied()
+        cause(error)
     }
 }
 
