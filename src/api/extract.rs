@@ -30,7 +30,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, state: &AppState) -> Result<Self, ApiError> {
-        parse(&json_bytes(request, state).await?).map(Self)
+        parse_object(&json_bytes(request, state).await?).map(Self)
     }
 }
 
@@ -62,7 +62,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Keyed<T> {
             // Without API keys all callers share one name.
             Token { key: ReceiptKey { caller: caller.clone(), key }, request: hex_digits(&hash) }
         });
-        Ok(Self { body: parse(&bytes)?, bytes, token })
+        Ok(Self { body: parse_object(&bytes)?, bytes, token })
     }
 }
 
@@ -130,7 +130,7 @@ impl<T: DeserializeOwned + Default> FromRequest<AppState> for OptionalJson<T> {
             return Ok(Self(T::default()));
         }
         require_json(&headers)?;
-        Ok(Self(parse::<Option<T>>(&bytes)?.unwrap_or_default()))
+        Ok(Self(parse_object::<Option<T>>(&bytes)?.unwrap_or_default()))
     }
 }
 
@@ -184,6 +184,20 @@ fn body_error(error: &BytesRejection, state: &AppState) -> ApiError {
     }
     SlowBody::behind(error)
         .map_or_else(|| ApiError::new(Code::MalformedJson, "the body could not be read to its end"), Into::into)
+}
+
+/// What a body says. Every one is an object, and a list would be taken for its fields in their order.
+fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    let parsed = parse(bytes)?;
+    if is_list(bytes) {
+        return Err(ApiError::new(Code::InvalidRequest, "the body is a list: send an object"));
+    }
+    Ok(parsed)
+}
+
+/// Whether JSON is a list.
+pub(super) fn is_list(json: &[u8]) -> bool {
+    json.trim_ascii_start().starts_with(b"[")
 }
 
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {

@@ -72,6 +72,27 @@ async fn inputs_that_cannot_be_embedded_are_refused_by_every_family() {
 }
 
 #[tokio::test]
+async fn a_list_is_not_taken_for_the_fields_of_an_object() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    for (path, body) in [
+        ("/grains/count", json!([null, null])),
+        ("/models/tiny/accept", json!([null, null])),
+        ("/reembeddings", json!(["tiny", null, null, null])),
+    ] {
+        let (status, code, sentence) = app.post(path, body).await.problem();
+        assert_eq!((status, code.as_str()), (422, "invalid_request"), "{path}: {sentence}");
+        assert!(sentence.contains("list"), "{path}: {sentence}");
+    }
+    let import = app.request(Method::POST, "/grains/import").header(CONTENT_TYPE, "application/x-ndjson");
+    let answer =
+        send(import.body("[\"a\", \"a text\", null, null, null, null, null, null, null, null, null, null]")).await;
+    assert!(answer.text.contains("the line is a list") && answer.text.contains("\"failed\":1"), "{}", answer.text);
+    let twice = app.post("/grains/export", json!({"include": ["vector", "vector"]})).await.problem();
+    assert_eq!((twice.0, twice.1.as_str()), (422, "invalid_request"), "{}", twice.2);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn bodies_that_are_not_json_are_refused_by_every_family() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     for path in ["/embed", "/", "/models/tiny/embed", "/v1/embeddings", "/models/active"] {

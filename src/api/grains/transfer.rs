@@ -19,7 +19,7 @@ use super::wire::{DraftBody, GrainObject};
 use crate::api::access::Holder;
 use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{OptionalJson, QueryRejected, parse};
+use crate::api::extract::{OptionalJson, QueryRejected, is_list, parse};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::domain::json::parsed_bytes;
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
@@ -87,7 +87,11 @@ struct SpaceLine {
 )]
 pub async fn export(Kept(grains): Kept, OptionalJson(body): OptionalJson<ExportBody>) -> Result<Response, ApiError> {
     let filter = body.filter.unwrap_or_default().into_filter()?;
-    let includes_vectors = body.include.unwrap_or_default().contains(&IncludeWord::Vector);
+    let include = body.include.unwrap_or_default();
+    if include.len() > 1 {
+        return Err(refused("include", "`include` takes `vector`, once"));
+    }
+    let includes_vectors = include.contains(&IncludeWord::Vector);
     let vectors = if includes_vectors { ExportedVectors::Included } else { ExportedVectors::Omitted };
     let items = grains.export(ExportRequest { filter, vectors }).await?;
     Ok(answer(items.map(|item| item.map_or_else(|error| stopped(error.into()), exported))))
@@ -225,6 +229,10 @@ fn read_line(raw: RawLine, rules: LineRules) -> ImportLine {
     if n_parsed > MAX_PARSED_BYTES {
         let message = "the line has more lists, objects and values than a grain may have".to_owned();
         return ImportLine { number, size: 0, id: None, entry: Err(Refusal { kind: RefusalKind::TooLarge, message }) };
+    }
+    if is_list(&bytes) {
+        let message = "the line is a list: a line is a grain, a manifest or the end of an export".to_owned();
+        return ImportLine { number, size: 0, id: None, entry: Err(Refusal { kind: RefusalKind::Invalid, message }) };
     }
     let size = bytes.len() + n_parsed;
     // What is wrong with a line is looked for only when something is.
