@@ -17,7 +17,7 @@ use tokio::sync::Semaphore;
 pub use self::error::AppError;
 use crate::api;
 use crate::api::access::Access;
-use crate::api::bodies::BodyMemory;
+use crate::api::body_memory::BodyMemory;
 use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsFiles};
 use crate::api::forwarded::Proxies;
 use crate::api::guard::HostGuard;

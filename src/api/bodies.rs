@@ -1,17 +1,13 @@
-//! Bodies that are watched: a request's, so that it neither trickles for ever nor takes the memory of all others, and an
-//! answer's, so that what is counted until it is sent is counted until then.
+//! Bodies that are watched: a request's, so that it does not trickle for ever, and an answer's, so that what is counted
+//! until it is sent is counted until then.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::HeaderName;
-use bytesize::ByteSize;
 use http_body::{Frame, SizeHint};
-use parking_lot::Mutex;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, Sleep};
 
 use super::error::{ApiError, Code};
@@ -45,7 +41,7 @@ impl SlowBody {
 }
 
 /// The first error of this kind that an error or one of its causes is.
-fn cause<E: std::error::Error + Copy + 'static>(error: &(dyn std::error::Error + 'static)) -> Option<E> {
+pub(super) fn cause<E: std::error::Error + Copy + 'static>(error: &(dyn std::error::Error + 'static)) -> Option<E> {
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref()).copied()
 }
 
@@ -83,128 +79,6 @@ impl http_body::Body for Impatient {
         }
         ready!(this.wait.as_mut().poll(context));
         Poll::Ready(Some(Err(SlowBody(this.limit).into())))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Memory for the bodies of all requests together.
-pub struct BodyMemory {
-    size: ByteSize,
-    free_bytes: Arc<Semaphore>,
-}
-
-/// What one request has taken of it. All of it is free again when the last clone is dropped.
-#[derive(Clone)]
-pub struct BodyShare {
-    memory: Arc<BodyMemory>,
-    taken: Arc<Mutex<Option<OwnedSemaphorePermit>>>,
-}
-
-/// There is no memory for a body.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoMemory {
-    /// Not beside those of the other requests.
-    #[error(
-        "the bodies of all requests together would take more than {0}; try again in a moment, send smaller ones, or \
-         raise `server.body_memory`"
-    )]
-    Now(ByteSize),
-    /// Not even alone.
-    #[error(
-        "the body alone would take more than {0} of memory when it is read: send it in parts, or raise \
-         `server.body_memory`"
-    )]
-    Ever(ByteSize),
-}
-
-impl BodyMemory {
-    /// So much.
-    #[must_use]
-    pub fn new(size: ByteSize) -> Self {
-        let n_bytes = usize::try_from(size.as_u64()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { size, free_bytes: Arc::new(Semaphore::new(n_bytes)) }
-    }
-}
-
-impl BodyShare {
-    /// Nothing yet.
-    #[must_use]
-    pub fn new(memory: Arc<BodyMemory>) -> Self {
-        Self { memory, taken: Arc::default() }
-    }
-
-    /// Takes more.
-    ///
-    /// # Errors
-    /// When there is none, or when all that there is would not do.
-    pub fn take(&self, n_bytes: usize) -> Result<(), NoMemory> {
-        let size = self.memory.size;
-        let mut taken = self.taken.lock();
-        let n_together = taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits).saturating_add(n_bytes);
-        let n_bytes = u32::try_from(n_bytes).ok().filter(|_| n_together as u64 <= size.as_u64());
-        let n_bytes = n_bytes.ok_or(NoMemory::Ever(size))?;
-        let more = Arc::clone(&self.memory.free_bytes).try_acquire_many_owned(n_bytes);
-        let more = more.map_err(|_| NoMemory::Now(size))?;
-        match &mut *taken {
-            Some(taken) => taken.merge(more),
-            taken => *taken = Some(more),
-        }
-        Ok(())
-    }
-}
-
-impl NoMemory {
-    /// Whether this is why a body could not be read.
-    #[must_use]
-    pub fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
-        cause(error)
-    }
-}
-
-impl From<NoMemory> for ApiError {
-    fn from(error: NoMemory) -> Self {
-        match error {
-            NoMemory::Now(_) => Self::new(Code::Overloaded, error.to_string()).with_retry_after(Duration::from_secs(1)),
-            NoMemory::Ever(_) => Self::new(Code::BodyTooLarge, error.to_string()),
-        }
-    }
-}
-
-/// A request's body that is read as a whole, and takes its share of memory as it comes.
-pub struct Counted {
-    body: Body,
-    share: BodyShare,
-}
-
-impl Counted {
-    /// Takes from this share.
-    #[must_use]
-    pub fn new(body: Body, share: BodyShare) -> Self {
-        Self { body, share }
-    }
-}
-
-impl http_body::Body for Counted {
-    type Data = Bytes;
-    type Error = axum::BoxError;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(context));
-        Poll::Ready(frame.map(|frame| {
-            let frame = frame?;
-            self.share.take(frame.data_ref().map_or(0, Bytes::len))?;
-            Ok(frame)
-        }))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -280,21 +154,5 @@ mod tests {
         // Nobody asks for them meanwhile.
         tokio::time::sleep(LIMIT * 2).await;
         assert!(body.next().await.is_some_and(|piece| piece.is_ok()));
-    }
-
-    #[tokio::test]
-    async fn bodies_share_what_memory_there_is() {
-        let memory = Arc::new(BodyMemory::new(ByteSize::b(5)));
-        let share = || BodyShare::new(Arc::clone(&memory));
-        let read = async |text: &'static str, share| to_bytes(Body::new(Counted::new(text.into(), share)), 100).await;
-        let (first, second) = (share(), share());
-        assert_eq!(read("1234", first.clone()).await.expect("there is room"), "1234");
-        let error = read("12", second.clone()).await.expect_err("there is no room");
-        assert_eq!(NoMemory::behind(&error), Some(NoMemory::Now(ByteSize::b(5))));
-        assert_eq!(read("1", second).await.expect("there is room"), "1");
-        drop(first);
-        let third = share();
-        assert_eq!(read("12345", third.clone()).await.expect("there is room again"), "12345");
-        assert_eq!(third.take(1), Err(NoMemory::Ever(ByteSize::b(5))));
     }
 }

@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 use std::sync::Arc;
 
-use axum::body::{Body, Bytes};
+use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
 pub use axum::extract::rejection::QueryRejection as QueryRejected;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
@@ -14,14 +14,15 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::access::Holder;
-use super::bodies::{BodyShare, Counted, NoMemory, SlowBody};
+use super::bodies::SlowBody;
+use super::body_memory::{BodyShare, NoMemory};
 use super::error::{ApiError, Code};
 use super::state::AppState;
-use crate::domain::json::parsed_bytes;
 use crate::domain::space::hex_digits;
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::Token;
 use crate::grains::store::ReceiptKey;
+use crate::json::parsed_bytes;
 
 /// A JSON body. Unknown fields are ignored; `null` means absent in every optional field.
 pub struct Json<T>(pub T);
@@ -109,7 +110,7 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
 async fn whole(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
     let share = request.extensions().get::<BodyShare>().cloned();
     let share = share.unwrap_or_else(|| BodyShare::new(Arc::clone(&state.body_memory)));
-    let request = request.map(|body| Body::new(Counted::new(body, share.clone())));
+    let request = request.map(|body| share.clone().counted(body));
     // One piece of memory: each of a thousand small ones would take more than it holds.
     let bytes = BytesMut::from_request(request, state).await.map_err(|error| body_error(&error, state))?;
     share.take(parsed_bytes(&bytes))?;

@@ -8,6 +8,7 @@ pub mod active;
 pub mod adoption;
 pub mod base;
 pub mod bodies;
+pub mod body_memory;
 mod callers;
 pub mod code;
 pub mod comparison;
@@ -139,6 +140,7 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
         .layer(DefaultBodyLimit::max(max_body))
         .layer(from_fn_with_state(state.clone(), callers::note))
         .layer(from_fn_with_state(state.clone(), timeouts::limit))
+        .layer(from_fn_with_state(state.clone(), body_memory::share))
         .layer(from_fn_with_state(state.clone(), requests::limit_number))
         .layer(from_fn_with_state(state.clone(), access::check))
         .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))

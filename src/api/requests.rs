@@ -13,7 +13,7 @@ use tracing::Instrument;
 use uuid::Uuid;
 
 use super::access;
-use super::bodies::{BodyShare, Held};
+use super::bodies::Held;
 use super::error::{ApiError, Code};
 use super::forwarded::Asked;
 use super::state::AppState;
@@ -118,8 +118,8 @@ impl Drop for Waiting {
 }
 
 /// Answers so many requests at once and refuses more (429), but for those that ask how the server is. A request counts
-/// until its answer is sent, and its body until there is one.
-pub async fn limit_number(State(state): State<AppState>, mut request: Request, next: Next) -> Response {
+/// until its answer is sent.
+pub async fn limit_number(State(state): State<AppState>, request: Request, next: Next) -> Response {
     if access::is_probe(&request) {
         return next.run(request).await;
     }
@@ -131,11 +131,7 @@ pub async fn limit_number(State(state): State<AppState>, mut request: Request, n
         );
         return ApiError::new(Code::Overloaded, message).with_retry_after(Duration::from_secs(1)).into_response();
     };
-    let share = BodyShare::new(Arc::clone(&state.body_memory));
-    request.extensions_mut().insert(share.clone());
-    let response = next.run(request).await;
-    drop(share);
-    response.map(|body| Body::new(Held::new(body, place)))
+    next.run(request).await.map(|body| Body::new(Held::new(body, place)))
 }
 
 /// Makes a panic a 500 in the route's own format.

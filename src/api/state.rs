@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
-use super::bodies::BodyMemory;
+use super::body_memory::BodyMemory;
 use super::error::{ApiError, Code};
 use super::forwarded::Proxies;
 use super::guard::HostGuard;

@@ -8,7 +8,6 @@ pub mod caller;
 pub mod filter;
 pub mod grain;
 pub mod hub;
-pub mod json;
 pub mod key;
 pub mod model;
 pub mod module;

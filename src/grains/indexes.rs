@@ -16,7 +16,6 @@ use parking_lot::RwLock;
 use self::making::{blocking, build, dimensions_of, mark};
 use super::error::GrainError;
 use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
-use super::merge::N_BEST;
 use super::store::{GrainStore, Identity, NewVector, Scored, TextFate};
 use super::vector::unit;
 use crate::domain::SpaceId;
@@ -296,11 +295,11 @@ impl Moment<'_> {
         Ok(found.into_iter().map(|hit| hit.number).collect())
     }
 
-    /// The vectors of the first [`N_BEST`] of these grains, as far as the index can be read.
-    pub(super) fn vectors(&self, space: &SpaceId, hits: &[Scored]) -> Vec<Vec<f32>> {
+    /// The vectors of these grains, in their order, up to one that cannot be read.
+    pub(super) fn vectors(&self, space: &SpaceId, grains: &[Scored]) -> Vec<Vec<f32>> {
         let index = self.0.in_order.iter().find(|index| index.space == *space).and_then(OneIndex::whole);
         let Some(index) = index else { return Vec::new() };
-        hits.iter().take(N_BEST).map_while(|hit| index.vector(hit.number).ok().flatten()).collect()
+        grains.iter().map_while(|grain| index.vector(grain.number).ok().flatten()).collect()
     }
 
     /// What a look into the index of a space finds; a space that holds no vectors has nothing to look into.

@@ -9,6 +9,7 @@ use std::time::Instant;
 use super::embedding::TextKind;
 use super::error::GrainError;
 use super::indexes::Moment;
+use super::merge::N_BEST;
 use super::search::{Query, SearchRequest, Spent};
 use super::service::Grains;
 use super::store::Scored;
@@ -42,7 +43,7 @@ pub(super) struct SpaceSearch {
     pub(super) query: Result<Vec<f32>, String>,
     /// The nearest grains, best first; or why they are not known.
     pub(super) hits: Result<Vec<Scored>, String>,
-    /// The vectors of the first of them, where several spaces were searched.
+    /// The vectors of the first [`N_BEST`] of them, where several spaces were searched.
     pub(super) best: Vec<Vec<f32>>,
 }
 
@@ -145,8 +146,11 @@ impl Grains {
                         Among::Everything => moment.nearest(&space, &query, n),
                         Among::These(numbers) => moment.nearest_among(&space, &query, numbers, n),
                     };
-                    let best = hits.as_ref().ok().filter(|_| !is_alone).map(|hits| moment.vectors(&space, hits));
-                    (space, hits, best.unwrap_or_default())
+                    let best = match &hits {
+                        Ok(hits) if !is_alone => moment.vectors(&space, &hits[..hits.len().min(N_BEST)]),
+                        _ => Vec::new(),
+                    };
+                    (space, hits, best)
                 };
                 let found: Vec<_> = queries.into_iter().map(nearest).collect();
                 Ok((found, moment.serving(), moment.n_moves()))

@@ -8,7 +8,7 @@ use crate::helpers::repository;
 const ARROWS: [&str; 6] = ["api", "change", "grains", "models", "engine", "domain"];
 
 /// Used by all but `domain`, which knows nobody; they use nothing, but that `config` and `auth` speak the words of `domain`.
-const LEAVES: [&str; 6] = ["config", "telemetry", "shutdown", "clock", "auth", "allocator"];
+const LEAVES: [&str; 7] = ["config", "telemetry", "shutdown", "clock", "auth", "allocator", "json"];
 
 /// Crates and functions, and the only files or folders that may name them.
 const OWNED: [(&[&str], &[&str]); 4] = [

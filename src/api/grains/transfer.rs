@@ -21,13 +21,13 @@ use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{OptionalJson, QueryRejected, is_list, parse};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
-use crate::domain::json::parsed_bytes;
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
 use crate::grains::transfer::{
     Declarations, ExportItem, ExportRequest, ExportedVectors, ImportEntry, ImportEvent, ImportGrain, ImportLine,
     ImportOptions, ImportSpace, ImportStop, OnConflict, ReadingEnded, Tally, UnknownVectors,
 };
 use crate::grains::{Refusal, RefusalKind};
+use crate::json::parsed_bytes;
 use crate::models::ledger::SpaceRecord;
 
 /// Bytes of JSON that one byte of a text may take: control characters, and others where all but ASCII is escaped.

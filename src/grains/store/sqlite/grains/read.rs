@@ -12,8 +12,8 @@ use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED};
 use super::rows::select_grains;
 use super::{count, json_array};
-use crate::domain::json::parsed_bytes;
 use crate::domain::{Filter, GrainId};
+use crate::json::parsed_bytes;
 
 /// Bytes of texts and attributes after which a page ends, however many grains it may have.
 const PAGE_BYTES: usize = 16 << 20;
