@@ -168,6 +168,10 @@ where
                 if silence.is_none() || activity.silence() != silence {
                     continue;
                 }
+                if matches!(silence, Some(Silence::Unread(_))) && activity.give_up_unread(limits.body_timeout) {
+                    tracing::debug!(?limits, "an answer was given up: nobody took any of it for too long");
+                    continue;
+                }
                 // Who is between two requests is told; who is in the middle of a head, or does not listen, is left.
                 if is_ending || !matches!(silence, Some(Silence::Between(_))) {
                     tracing::debug!(?limits, "a connection was silent for too long");

@@ -457,6 +457,30 @@ async fn pings_do_not_keep_an_answer_that_nobody_takes() {
 }
 
 #[tokio::test]
+async fn other_answers_do_not_keep_one_that_nobody_takes_nor_are_they_cut_off() {
+    let app = serve("body_timeout = \"500ms\"\nmax_concurrent_requests = 1").await;
+    app.post("/grains", json!({"id": "a", "text": "many words ".repeat(50_000)})).await.ok();
+    let mut connection = Multiplexed::open(&app, 32 << 10).await;
+    let mut unread = connection.get(&app, "/grains/a").await;
+    let began = std::time::Instant::now();
+    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
+        assert!(began.elapsed() < Duration::from_mins(1), "its place is never given back");
+        connection.get(&app, "/health/live").await.data().await.expect("not the end").expect("data");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    connection.get(&app, "/models").await.data().await.expect("not the end").expect("data");
+    // Whoever takes it now is told that it is not whole.
+    let error = loop {
+        match unread.data().await.expect("not the end") {
+            Ok(piece) => unread.flow_control().release_capacity(piece.len()).expect("it was taken"),
+            Err(error) => break error,
+        }
+    };
+    assert!(error.is_reset(), "{error}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_connection_has_so_many_streams_at_once() {
     let app = serve("").await;
     let mut connection = Multiplexed::open(&app, 32 << 10).await;

@@ -1,9 +1,11 @@
 //! What a connection is doing: being answered, taking an answer or not, sending a head, or nothing.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::Version;
@@ -26,7 +28,8 @@ pub(super) enum Silence {
     /// The last request is answered and no other has begun. On HTTP/2 this lasts until the whole head of the next one
     /// is there, for pings come between requests.
     Between(Instant),
-    /// An answer is there, and since then nobody has taken any of it.
+    /// An answer is there, and since then nobody has taken any of it. Of several answers, the one of which that is longest
+    /// ago.
     Unread(Instant),
 }
 
@@ -39,34 +42,48 @@ pub(super) struct Activity {
 struct State {
     silence: Silence,
     n_requests: usize,
-    /// Requests whose answers are there to be taken.
-    n_offered: usize,
-    /// When a part of an answer was last asked for or taken. What an HTTP/2 connection sends may be answers to pings:
-    /// there, only what is asked for counts.
+    /// Answers that are there to be taken, by the numbers of their requests.
+    offered: BTreeMap<u64, Offered>,
+    /// When a part of any of them was last asked for or taken.
     moved: Instant,
+    n_begun: u64,
     is_http2: bool,
+}
+
+struct Offered {
+    /// When a part of it was last asked for or taken. What an HTTP/2 connection sends may be another answer, or one to a
+    /// ping: there, only what is asked for counts.
+    moved: Instant,
+    answer: Weak<Mutex<Option<Untaken>>>,
 }
 
 /// A request that is being answered, until this is dropped.
 pub(super) struct Begun {
     activity: Arc<Activity>,
-    is_offered: bool,
+    number: u64,
     is_http2: bool,
 }
 
 impl Activity {
     pub(super) fn new(now: Instant) -> Self {
-        let state = State { silence: Silence::InHead(now), n_requests: 0, n_offered: 0, moved: now, is_http2: false };
+        let state = State {
+            silence: Silence::InHead(now),
+            n_requests: 0,
+            offered: BTreeMap::new(),
+            moved: now,
+            n_begun: 0,
+            is_http2: false,
+        };
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
     /// Why it is waited for; `None` while requests are being answered, and the answers taken.
     pub(super) fn silence(&self) -> Option<Silence> {
         let state = self.state.lock();
-        match (state.n_offered, state.n_requests) {
-            (0, 0) => Some(state.silence),
-            (0, _) => None,
-            _ => Some(Silence::Unread(state.moved)),
+        match state.offered.values().map(|offered| offered.moved).min() {
+            Some(moved) => Some(Silence::Unread(moved)),
+            None if state.n_requests == 0 => Some(state.silence),
+            None => None,
         }
     }
 
@@ -79,14 +96,33 @@ impl Activity {
     pub(super) fn begin(self: &Arc<Self>, version: Version) -> Begun {
         let mut state = self.state.lock();
         state.n_requests += 1;
+        state.n_begun += 1;
         state.is_http2 = version == Version::HTTP_2;
-        Begun { activity: Arc::clone(self), is_offered: false, is_http2: state.is_http2 }
+        Begun { activity: Arc::clone(self), number: state.n_begun, is_http2: state.is_http2 }
+    }
+
+    /// Gives up the answers of which nobody has taken anything for so long, and with them what they hold. Answers whether
+    /// there are or were others in this time: over HTTP/2 they may be somebody else's, whom a proxy lets share the
+    /// connection.
+    pub(super) fn give_up_unread(&self, after: Duration) -> bool {
+        let state = self.state.lock();
+        let unread: Vec<_> = state.offered.values().filter(|offered| offered.moved.elapsed() >= after).collect();
+        let are_others = state.n_requests > unread.len() || state.moved.elapsed() < after;
+        let unread: Vec<_> = unread.into_iter().filter_map(|offered| offered.answer.upgrade()).collect();
+        // What is dropped tells so.
+        drop(state);
+        for answer in unread {
+            answer.lock().take();
+        }
+        are_others
     }
 
     fn bytes_went(&self) {
         let mut state = self.state.lock();
         if !state.is_http2 {
-            state.moved = Instant::now();
+            for offered in state.offered.values_mut() {
+                offered.moved = Instant::now();
+            }
         }
     }
 
@@ -102,23 +138,23 @@ impl Activity {
 
 impl Begun {
     /// A part of the answer is there.
-    fn offer(&mut self) {
+    fn offer(&self, answer: &Weak<Mutex<Option<Untaken>>>) {
         let mut state = self.activity.state.lock();
-        state.n_offered += usize::from(!std::mem::replace(&mut self.is_offered, true));
         state.moved = Instant::now();
+        let offered = Offered { moved: state.moved, answer: Weak::clone(answer) };
+        state.offered.insert(self.number, offered);
     }
 
     /// The next part is still being made.
-    fn wait(&mut self) {
-        let mut state = self.activity.state.lock();
-        state.n_offered -= usize::from(std::mem::take(&mut self.is_offered));
+    fn wait(&self) {
+        self.activity.state.lock().offered.remove(&self.number);
     }
 }
 
 impl Drop for Begun {
     fn drop(&mut self) {
-        self.wait();
         let mut state = self.activity.state.lock();
+        state.offered.remove(&self.number);
         state.n_requests -= 1;
         if state.n_requests == 0 {
             state.silence = Silence::Between(Instant::now());
@@ -130,6 +166,12 @@ impl Drop for Begun {
 
 /// The body of an answer, which tells whether somebody takes it. HTTP/2 gets it in pieces of [`MAX_PIECE_BYTES`].
 pub(super) struct Answer {
+    /// `None` once it was given up.
+    untaken: Arc<Mutex<Option<Untaken>>>,
+}
+
+/// What is left of an answer.
+struct Untaken {
     body: Body,
     /// What has come of the body and is still to be handed out.
     rest: Bytes,
@@ -137,11 +179,16 @@ pub(super) struct Answer {
 }
 
 impl Answer {
-    pub(super) fn new(body: Body, mut begun: Begun) -> Self {
-        begun.offer();
-        Self { body, rest: Bytes::new(), begun }
+    pub(super) fn new(body: Body, begun: Begun) -> Self {
+        let untaken = Arc::new_cyclic(|answer| {
+            begun.offer(answer);
+            Mutex::new(Some(Untaken { body, rest: Bytes::new(), begun }))
+        });
+        Self { untaken }
     }
+}
 
+impl Untaken {
     /// The frame, or its first piece where it is too large.
     fn cut(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         match frame.into_data() {
@@ -165,30 +212,31 @@ impl http_body::Body for Answer {
     type Data = Bytes;
     type Error = axum::Error;
 
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let this = &mut *self;
-        if !this.rest.is_empty() {
-            this.begun.offer();
-            return Poll::Ready(Some(Ok(this.next_piece())));
+    fn poll_frame(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let mut untaken = self.untaken.lock();
+        let Some(left) = &mut *untaken else {
+            return Poll::Ready(Some(Err(axum::Error::new(io::Error::from(io::ErrorKind::TimedOut)))));
+        };
+        if !left.rest.is_empty() {
+            left.begun.offer(&Arc::downgrade(&self.untaken));
+            return Poll::Ready(Some(Ok(left.next_piece())));
         }
-        let frame = Pin::new(&mut this.body).poll_frame(context);
+        let frame = Pin::new(&mut left.body).poll_frame(context);
         if frame.is_pending() {
-            this.begun.wait();
+            left.begun.wait();
         } else {
-            this.begun.offer();
+            left.begun.offer(&Arc::downgrade(&self.untaken));
         }
-        frame.map_ok(|frame| this.cut(frame))
+        frame.map_ok(|frame| left.cut(frame))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.untaken.lock().as_ref().is_some_and(|left| left.rest.is_empty() && left.body.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint() + SizeHint::with_exact(self.rest.len() as u64)
+        let hint = |left: &Untaken| left.body.size_hint() + SizeHint::with_exact(left.rest.len() as u64);
+        self.untaken.lock().as_ref().map(hint).unwrap_or_default()
     }
 }
 
@@ -298,30 +346,54 @@ mod tests {
     #[test]
     fn an_answer_that_is_there_is_unread_until_its_next_part_is_asked_for_and_not_there_yet() {
         let activity = Arc::new(Activity::new(Instant::now()));
-        let (mut slow, other) = (activity.begin(Version::HTTP_2), activity.begin(Version::HTTP_2));
+        let (slow, other) = (activity.begin(Version::HTTP_2), activity.begin(Version::HTTP_2));
         assert_eq!(activity.silence(), None);
-        slow.offer();
+        slow.offer(&Weak::new());
         let Some(Silence::Unread(since)) = activity.silence() else { panic!("it is unread") };
         let_time_pass();
-        // This may have been the answer to a ping.
+        // This may have been the answer to a ping, or another one.
         activity.bytes_went();
+        other.offer(&Weak::new());
         assert_eq!(activity.silence(), Some(Silence::Unread(since)));
-        slow.offer();
+        slow.offer(&Weak::new());
         assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later > since));
+        other.wait();
         slow.wait();
         assert_eq!(activity.silence(), None);
-        slow.offer();
+        slow.offer(&Weak::new());
         drop(other);
         assert!(matches!(activity.silence(), Some(Silence::Unread(_))));
         drop(slow);
         assert!(matches!(activity.silence(), Some(Silence::Between(_))));
     }
 
+    #[tokio::test]
+    async fn what_nobody_takes_is_given_up_and_the_rest_goes_on() {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let [mut unread, mut taken] = [(); 2].map(|()| Answer::new("hello".into(), activity.begin(Version::HTTP_2)));
+        let being_made = activity.begin(Version::HTTP_2);
+        let patience = Duration::from_millis(50);
+        std::thread::sleep(patience);
+        assert_eq!(next_data(&mut taken).await, "hello");
+        assert!(activity.give_up_unread(patience));
+        assert!(unread.frame().await.expect("not its end").is_err());
+        assert!(!unread.is_end_stream(), "it looks whole");
+        assert!(taken.frame().await.is_none(), "it was cut");
+        drop((taken, being_made));
+        // Nothing is left of the one that was given up.
+        assert!(matches!(activity.silence(), Some(Silence::Between(_))));
+        let _unread = Answer::new("hello".into(), activity.begin(Version::HTTP_2));
+        drop(Answer::new("hello".into(), activity.begin(Version::HTTP_2)));
+        assert!(activity.give_up_unread(patience), "there was another just now");
+        std::thread::sleep(patience);
+        assert!(!activity.give_up_unread(patience), "there are no others");
+    }
+
     #[test]
     fn on_http1_what_goes_is_the_answer() {
         let activity = Arc::new(Activity::new(Instant::now()));
-        let mut begun = activity.begin(Version::HTTP_11);
-        begun.offer();
+        let begun = activity.begin(Version::HTTP_11);
+        begun.offer(&Weak::new());
         let Some(Silence::Unread(since)) = activity.silence() else { panic!("it is unread") };
         let_time_pass();
         activity.bytes_went();
