@@ -227,7 +227,7 @@ fn json_error(error: &serde_json::Error, path: &str) -> ApiError {
 }
 
 /// A caller's text in an error: its beginning.
-fn shortened(text: &str) -> String {
+pub(super) fn shortened(text: &str) -> String {
     const MAX_CHARS: usize = 200;
     if text.chars().count() <= MAX_CHARS {
         text.to_owned()

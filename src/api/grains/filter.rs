@@ -10,7 +10,7 @@ use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::error::{ApiError, Code};
-use crate::api::extract::required_space;
+use crate::api::extract::{required_space, shortened};
 use crate::domain::{AttributeCondition, AttributeValue, Filter, GrainId, Membership, Range, SpaceCondition};
 
 /// The most values of one condition, and the most attributes of one filter.
@@ -217,7 +217,8 @@ impl FilterBody {
     pub fn of_parameter(text: Option<&str>) -> Result<Filter, ApiError> {
         let Some(text) = text else { return Ok(Filter::default()) };
         let body: Self = serde_json::from_str(text).map_err(|error| {
-            ApiError::new(Code::InvalidRequest, format!("`filter` is not a filter in JSON: {error}"))
+            let reason = shortened(&error.to_string());
+            ApiError::new(Code::InvalidRequest, format!("`filter` is not a filter in JSON: {reason}"))
                 .with_param("filter")
         })?;
         body.into_filter()
