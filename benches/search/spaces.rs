@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -53,6 +53,9 @@ pub struct Options {
     /// Short and long texts in two columns [default: those of `make setup-bench`]
     #[arg(long, value_name = "FILE")]
     pairs: Option<PathBuf>,
+    /// Where vectors are kept from run to run: embedding takes most of the time. For the same texts and models only
+    #[arg(long, value_name = "FOLDER")]
+    vectors: Option<PathBuf>,
 }
 
 /// A model, and what it makes of the texts.
@@ -90,7 +93,17 @@ pub async fn run(options: &Options, granary: impl Fn(Vec<(&'static str, String)>
     let mut embedded = Vec::new();
     for model in models {
         let began = Instant::now();
-        let made = embed(&server, model, &pairs, &queries).await?;
+        let kept = options.vectors.as_ref().map(|folder| folder.join(format!("{model}.f32")));
+        let made = match kept {
+            Some(path) if path.exists() => read_vectors(&path, model, [pairs.len(), queries.len()])?,
+            kept => {
+                let made = embed(&server, model, &pairs, &queries).await?;
+                if let Some(path) = kept {
+                    write_vectors(&path, &made)?;
+                }
+                made
+            }
+        };
         let (took, alone) = (began.elapsed().as_secs_f64(), alone(&made, &queries));
         println!("  {}: embedded in {took:.0} s; alone its MRR@{N_HITS} is {alone:.4}", made.model);
         embedded.push(made);
@@ -127,6 +140,27 @@ async fn embed(server: &Server, model: String, pairs: &[Pair], queries: &[usize]
     let grains = embed_all(server, &model, pairs.iter().map(|pair| pair.long.as_str()).collect()).await?;
     let queries = embed_all(server, &model, queries.iter().map(|at| pairs[*at].short.as_str()).collect()).await?;
     Ok(Embedded { model, grains, queries })
+}
+
+/// Vectors that were written by [`write_vectors`], so many of grains and of queries.
+fn read_vectors(path: &Path, model: String, [n_grains, n_queries]: [usize; 2]) -> Result<Embedded, Failure> {
+    let bytes = fs_err::read(path)?;
+    let numbers: Vec<f32> = bytes.as_chunks::<4>().0.iter().map(|number| f32::from_le_bytes(*number)).collect();
+    let dimensions = numbers.len() / (n_grains + n_queries);
+    if dimensions == 0 || numbers.len() != dimensions * (n_grains + n_queries) {
+        return Err(format!("{} does not hold {n_grains} and {n_queries} vectors", path.display()).into());
+    }
+    let mut grains: Vec<Vec<f32>> = numbers.chunks(dimensions).map(<[f32]>::to_vec).collect();
+    let queries = grains.split_off(n_grains);
+    Ok(Embedded { model, grains, queries })
+}
+
+/// Writes the vectors of grains, then those of queries: 32-bit floats, little-endian.
+fn write_vectors(path: &Path, made: &Embedded) -> Result<(), Failure> {
+    let numbers = made.grains.iter().chain(&made.queries).flatten();
+    let bytes: Vec<u8> = numbers.flat_map(|number| number.to_le_bytes()).collect();
+    fs_err::create_dir_all(path.parent().ok_or("no folder")?)?;
+    Ok(fs_err::write(path, bytes)?)
 }
 
 async fn embed_all(server: &Server, model: &str, texts: Vec<&str>) -> Result<Vec<Vec<f32>>, Failure> {

@@ -2,9 +2,9 @@
 //!
 //! Spaces are merged by their anchors: for one query, the scores of the same texts in two spaces, each sorted, say what a
 //! score in one is worth in the other. In a great store hardly an anchor is as near to a query as the best hits are: what
-//! these would score in the other space is guessed, in both directions, so that the errors of the guesses cancel out. What has no common scale, as words and vectors, or spaces without anchors, is fused
-//! by rank: Cormack, Clarke and Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning
-//! Methods", SIGIR 2009.
+//! these would score in the other space is guessed, in both directions, so that the errors of the guesses cancel out. What
+//! has no common scale, as words and vectors, or spaces without anchors, is fused by rank: Cormack, Clarke and Büttcher,
+//! "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods", SIGIR 2009.
 
 use std::cmp::Reverse;
 use std::collections::HashMap;
@@ -31,6 +31,8 @@ pub(super) struct SpaceHits {
     pub(super) space: SpaceId,
     /// Grains that the space serves.
     pub(super) n_served: usize,
+    /// The query there.
+    pub(super) query: Vec<f32>,
     /// Best first.
     pub(super) hits: Vec<Scored>,
     /// The vectors of the first [`N_BEST`] of them, as far as they are at hand.
@@ -91,14 +93,20 @@ fn on_one_scale(
 }
 
 /// From where on scores of one space are worth so much more in another: by its best hits with what they would score there,
-/// and by those of the other with what they would score here. `None` when one has no hits.
+/// and by those of the other with what they would score here. The first count most, as they do for who reads the answer: by
+/// their reciprocal ranks. `None` when one has no hits.
 fn shift_of_the_best((hits, there): (&[Scored], &[f64]), (others, back): (&[Scored], &[f64])) -> Option<(f64, f64)> {
     let (last, _) = hits.iter().zip(there).next_back()?;
-    let n = hits.len().min(there.len()) + others.len().min(back.len());
-    let mine = hits.iter().zip(there).map(|(hit, there)| there - hit.score);
-    let theirs = others.iter().zip(back).map(|(hit, back)| hit.score - back);
-    let is_one_sided = others.is_empty() || back.is_empty();
-    (!is_one_sided).then(|| (last.score, mine.chain(theirs).sum::<f64>() / n as f64))
+    others.iter().zip(back).next()?;
+    let mine = hits.iter().zip(there).map(|(hit, there)| there - hit.score).enumerate();
+    let theirs = others.iter().zip(back).map(|(hit, back)| hit.score - back).enumerate();
+    let (mut sum, mut weights) = (0.0, 0.0);
+    for (rank, shift) in mine.chain(theirs) {
+        let weight = 1.0 / (rank + 1) as f64;
+        sum += weight * shift;
+        weights += weight;
+    }
+    Some((last.score, sum / weights))
 }
 
 /// From the scores of one space to those of another, for one query. Never turns the order of two scores around.
@@ -208,7 +216,7 @@ mod tests {
     fn space(n: u64, n_served: usize, hits: &[(i64, f64)], anchors: Vec<Scored>) -> SpaceHits {
         let hits = hits.iter().map(|(number, score)| Scored { number: *number, score: *score }).collect();
         let space = SpaceId::parse(&format!("{n:016x}")).expect("an id");
-        SpaceHits { space, n_served, hits, best: Vec::new(), anchors }
+        SpaceHits { space, n_served, query: Vec::new(), hits, best: Vec::new(), anchors }
     }
 
     fn no_guess(_: &SpaceHits, _: &SpaceHits) -> Option<Vec<f64>> {
@@ -239,6 +247,16 @@ mod tests {
         // Of one side alone the guesses are one-sided too.
         let (merged, _) = merge(&[small, space(2, 90, &[], same())], None, best);
         assert!((merged[0].score - 0.9 - 0.001).abs() < 0.002, "{merged:?}");
+    }
+
+    #[test]
+    fn the_first_hits_say_most_and_of_one_side_alone_nothing_is_known() {
+        let scores = |of: &[f64]| of.iter().map(|score| Scored { number: 1, score: *score }).collect::<Vec<_>>();
+        let (mine, theirs) = (scores(&[0.5, 0.4]), scores(&[0.6]));
+        let (score, shift) = shift_of_the_best((&mine, &[0.8, 0.4]), (&theirs, &[0.1])).expect("both have hits");
+        assert!((score - 0.4).abs() < 1e-9 && (shift - (0.3 + 0.5) / 2.5).abs() < 1e-9, "{score}, {shift}");
+        assert_eq!(shift_of_the_best((&mine, &[0.8, 0.4]), (&[], &[])), None);
+        assert_eq!(shift_of_the_best((&[], &[]), (&theirs, &[0.1])), None);
     }
 
     #[test]

@@ -175,7 +175,14 @@ impl Grains {
                 spaces.push(SearchedSpace { space: space.clone(), model, reason });
                 if let (Ok(query), Ok(hits)) = (query, hits) {
                     let anchors = if is_alone { Vec::new() } else { self.anchors.scores(&space, &query) };
-                    found.push(SpaceHits { n_served: self.indexes.n_served(&space), space, hits, best, anchors });
+                    found.push(SpaceHits {
+                        n_served: self.indexes.n_served(&space),
+                        space,
+                        query,
+                        hits,
+                        best,
+                        anchors,
+                    });
                 }
             }
         }
@@ -188,7 +195,8 @@ impl Grains {
             words = Some(self.store.with_words(text.clone(), request.filter.clone(), at_most).await?);
             spent.words = began.elapsed();
         }
-        let guess = |of: &SpaceHits, there: &SpaceHits| self.anchors.guess(&of.space, &there.anchors, &of.best);
+        let guess =
+            |of: &SpaceHits, there: &SpaceHits| self.anchors.guess(&of.space, &of.best, &there.space, &there.query);
         let (ranked, merged) = merge(&found, words.as_deref(), guess);
         let raw = raw_scores(&found, words.as_deref());
         let ranked = bounded(ranked, &request, merged, &raw);

@@ -2,12 +2,12 @@
 //!
 //! A query's scores against the anchors in two spaces are the same texts seen twice, which tells for this query what a
 //! score of one space is worth in the other ([`merge`](super::merge)). The vectors are kept in memory, in step with the
-//! database as the indexes are; `keeping` has them made. `regression` guesses from them what a vector of one space would
-//! score in another. An anchor of an earlier sample counts until the new sample is
-//! complete, so that a store that grows never loses its anchors.
+//! database as the indexes are; `keeping` has them made. `translation` guesses from them what a vector of one space would
+//! be in another. An anchor of an earlier sample counts until the new sample is complete, so that a store that grows never
+//! loses its anchors.
 
 mod keeping;
-mod regression;
+mod translation;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
@@ -16,7 +16,7 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::sync::Notify;
 
-use self::regression::Fit;
+use self::translation::Translation;
 use super::error::GrainError;
 use super::index::dot;
 use super::merge::MIN_ANCHORS;
@@ -43,20 +43,24 @@ struct State {
     bound: Option<i64>,
     /// Grains whose text some space's model does not take, until they get another text.
     unfit: HashSet<i64>,
-    /// How the anchors of each space lie, as far as that has been looked at.
-    fits: HashMap<SpaceId, Fitted>,
+    /// From the first space to the second, as far as that has been fitted.
+    translations: HashMap<(SpaceId, SpaceId), Fitted>,
 }
 
-/// How the anchors of a space lay, and which there were: those that have changed since make no great difference.
-#[derive(Clone)]
+impl State {
+    /// The anchors that both spaces have, in the order of their numbers, with their vectors in each.
+    fn common<'a>(&'a self, here: &SpaceId, there: &SpaceId) -> Vec<(i64, &'a [f32], &'a [f32])> {
+        let (Some(here), Some(there)) = (self.spaces.get(here), self.spaces.get(there)) else { return Vec::new() };
+        here.iter()
+            .filter_map(|(number, vector)| Some((*number, vector.as_slice(), there.get(number)?.as_slice())))
+            .collect()
+    }
+}
+
+/// A translation, and of which anchors it was made: those that have changed since make no great difference.
 struct Fitted {
     mark: (usize, i64),
-    fit: Option<Arc<Fit>>,
-}
-
-/// The same for the same anchors, and in all likelihood for no others.
-fn mark(anchors: &BTreeMap<i64, Vec<f32>>) -> (usize, i64) {
-    (anchors.len(), anchors.keys().fold(0, |sum: i64, number| sum.wrapping_add(lot(*number))))
+    translation: Option<Arc<Translation>>,
 }
 
 impl Anchors {
@@ -81,32 +85,45 @@ impl Anchors {
         anchors.iter().map(score).collect()
     }
 
-    /// Guesses what vectors of a space would score in another one, in which the anchors have these scores. `None` before the
-    /// anchors of the space have been fitted.
-    pub(super) fn guess(&self, space: &SpaceId, scores: &[Scored], vectors: &[Vec<f32>]) -> Option<Vec<f64>> {
-        let state = self.state.read();
-        let fit = state.fits.get(space)?.fit.clone()?;
-        let anchors = state.spaces.get(space)?;
-        let common: Vec<(&[f32], f64)> =
-            scores.iter().filter_map(|anchor| Some((anchors.get(&anchor.number)?.as_slice(), anchor.score))).collect();
-        (common.len() >= MIN_ANCHORS).then(|| fit.guess(&common, vectors))
+    /// Guesses what vectors of a space would score in another one, for a query there. `None` before the anchors that both
+    /// have were fitted.
+    pub(super) fn guess(
+        &self,
+        space: &SpaceId,
+        vectors: &[Vec<f32>],
+        there: &SpaceId,
+        query: &[f32],
+    ) -> Option<Vec<f64>> {
+        let translation = {
+            let state = self.state.read();
+            state.translations.get(&(space.clone(), there.clone()))?.translation.clone()?
+        };
+        Some(translation.scores(query, vectors))
     }
 
-    /// Looks how the anchors of each space lie, where they have changed. Takes seconds for long vectors.
+    /// Fits the translations from each space to each other one, where their anchors have changed. Takes seconds for long
+    /// vectors.
     fn fit(&self) {
         let spaces: Vec<SpaceId> = self.state.read().spaces.keys().cloned().collect();
-        for space in spaces {
+        for (here, there) in spaces.iter().flat_map(|here| spaces.iter().map(move |there| (here, there))) {
+            let pair = (here.clone(), there.clone());
             let (mark, vectors) = {
                 let state = self.state.read();
-                let Some(anchors) = state.spaces.get(&space) else { continue };
-                let mark = mark(anchors);
-                if anchors.len() < MIN_ANCHORS || state.fits.get(&space).is_some_and(|fitted| fitted.mark == mark) {
+                let common = state.common(here, there);
+                // The same for the same anchors, and in all likelihood for no others.
+                let sum = common.iter().fold(0, |sum: i64, (number, ..)| sum.wrapping_add(lot(*number)));
+                let mark = (common.len(), sum);
+                let is_fitted = state.translations.get(&pair).is_some_and(|fitted| fitted.mark == mark);
+                if here == there || common.len() < MIN_ANCHORS || is_fitted {
                     continue;
                 }
-                (mark, anchors.values().cloned().collect::<Vec<_>>())
+                let owned = |(_, here, there): (i64, &[f32], &[f32])| (here.to_vec(), there.to_vec());
+                (mark, common.into_iter().map(owned).collect::<Vec<_>>())
             };
-            let fit = Fit::of(&vectors.iter().map(Vec::as_slice).collect::<Vec<_>>()).map(Arc::new);
-            self.state.write().fits.insert(space, Fitted { mark, fit });
+            let vectors: Vec<(&[f32], &[f32])> =
+                vectors.iter().map(|(here, there)| (here.as_slice(), there.as_slice())).collect();
+            let translation = Translation::between(&vectors).map(Arc::new);
+            self.state.write().translations.insert(pair, Fitted { mark, translation });
         }
     }
 
@@ -151,7 +168,7 @@ impl Anchors {
         let numbers: HashSet<i64> = numbers.iter().copied().collect();
         let mut state = self.state.write();
         state.spaces.retain(|space, _| spaces.contains(space));
-        state.fits.retain(|space, _| spaces.contains(space));
+        state.translations.retain(|(here, there), _| spaces.contains(here) && spaces.contains(there));
         for anchors in state.spaces.values_mut() {
             anchors.retain(|number, _| numbers.contains(number));
         }
@@ -258,27 +275,31 @@ mod tests {
     }
 
     #[test]
-    fn what_a_vector_would_score_elsewhere_is_guessed_once_its_anchors_are_fitted() {
+    fn what_a_vector_would_score_elsewhere_is_guessed_once_the_anchors_are_fitted() {
         let all = anchors(&[]);
         let vector = |n: i64| unit(&[1.0, n as f32 / 100.0, (n % 7) as f32]);
+        // Turned by a right angle.
+        let there = |vector: &[f32]| vec![vector[1], -vector[0], vector[2]];
         let count = i64::try_from(MIN_ANCHORS).expect("a small number");
-        all.put((0..count).map(|n| Anchor { number: n, space: space(1), vector: vector(n) }).collect());
-        let scores: Vec<Scored> =
-            (0..count).map(|n| Scored { number: n, score: 0.2 + 0.5 * f64::from(vector(n)[1]) }).collect();
-        let unseen = vec![unit(&[1.0, 0.555, 3.0])];
-        assert_eq!(all.guess(&space(1), &scores, &unseen), None, "they are not fitted yet");
+        let anchor = |n: i64, of: u64, vector: Vec<f32>| Anchor { number: n, space: space(of), vector };
+        all.put((0..count).flat_map(|n| [anchor(n, 1, vector(n)), anchor(n, 2, there(&vector(n)))]).collect());
+        let (unseen, query) = (vec![unit(&[1.0, 0.555, 3.0])], unit(&[0.3, 0.5, 0.4]));
+        let guess = || all.guess(&space(1), &unseen, &space(2), &query);
+        assert_eq!(guess(), None, "they are not fitted yet");
         all.fit();
-        let guess = all.guess(&space(1), &scores, &unseen).expect("fitted")[0];
-        assert!((guess - (0.2 + 0.5 * f64::from(unseen[0][1]))).abs() < 0.05, "{guess}");
-        assert_eq!(all.guess(&space(1), &scores[1..], &unseen), None, "too few in common");
-        assert_eq!(all.guess(&space(2), &scores, &unseen), None);
-        let fitted = all.state.read().fits[&space(1)].mark;
+        let guessed = guess().expect("fitted")[0];
+        assert!((guessed - f64::from(dot(&query, &there(&unseen[0])))).abs() < 0.05, "{guessed}");
+        assert_eq!(all.guess(&space(1), &unseen, &space(3), &query), None);
+        let mark = || all.state.read().translations[&(space(1), space(2))].mark;
+        let fitted = mark();
         all.forget(&[0]);
-        all.put(vec![Anchor { number: 5_000, space: space(1), vector: vector(5) }]);
         all.fit();
-        assert_ne!(all.state.read().fits[&space(1)].mark, fitted);
+        assert_eq!(mark(), fitted, "too few in common");
+        all.put(vec![anchor(5_000, 1, vector(5)), anchor(5_000, 2, there(&vector(5)))]);
+        all.fit();
+        assert_ne!(mark(), fitted);
         all.keep(&[1], &[space(2)]);
-        assert!(all.state.read().fits.is_empty());
+        assert!(all.state.read().translations.is_empty());
     }
 
     #[test]
