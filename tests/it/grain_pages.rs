@@ -333,8 +333,16 @@ async fn grains_are_deleted_by_filter_when_as_many_meet_it_as_expected() {
         assert!(detail.contains(&format!("3 grains meet the filter, not the {expected}")), "{detail}");
         assert_eq!(count().await, 6, "nothing was deleted");
     }
-    let (status, _, detail) = app.post("/grains/delete", json!({"filter": {}})).await.problem();
-    assert!(status == 422 && detail.contains("send `expected_count`"), "{detail}");
+    for everything in [
+        json!({}),
+        json!({"attributes": {"year": {}}}),
+        json!({"attributes": {"year": {"gte": null}}}),
+        json!({"attributes": {"year": {"none": []}, "month": {"all": []}}}),
+        json!({"tags": {"none": []}, "created_at": {"lt": null}}),
+    ] {
+        let (status, _, detail) = app.post("/grains/delete", json!({"filter": everything})).await.problem();
+        assert!(status == 422 && detail.contains("send `expected_count`"), "{everything}: {detail}");
+    }
     assert_eq!(app.post("/grains/delete", json!({})).await.problem().0, 422, "a filter must be there");
     assert_eq!(count().await, 6);
 

@@ -196,10 +196,7 @@ impl FilterBody {
             ids: ids.map(|ids| ids.into_iter().map(GrainId::stored).collect()),
             sources: self.source.map(|OneOrMany(sources)| bounded("source", sources)).transpose()?,
             tags: membership("tags", tags.any, tags.all, tags.none)?,
-            attributes: attributes
-                .into_iter()
-                .map(|(name, body)| body.0.read().map(|condition| (name, condition)))
-                .collect::<Result<_, _>>()?,
+            attributes: conditions(attributes)?,
             created_us: self.created_at.unwrap_or_default().read("created_at")?,
             updated_us: self.updated_at.unwrap_or_default().read("updated_at")?,
             space: match self.space.as_deref() {
@@ -251,6 +248,19 @@ impl TimesBody {
         };
         Ok(Range { gt: time(self.gt)?, gte: time(self.gte)?, lt: time(self.lt)?, lte: time(self.lte)? })
     }
+}
+
+/// Conditions by attribute. One that asks nothing is left out: else a filter that every grain meets would seem to have
+/// a condition.
+fn conditions(bodies: BTreeMap<String, AttributeBody>) -> Result<Vec<(String, AttributeCondition)>, ApiError> {
+    let mut conditions = Vec::with_capacity(bodies.len());
+    for (name, body) in bodies {
+        let condition = body.0.read()?;
+        if condition != AttributeCondition::default() {
+            conditions.push((name, condition));
+        }
+    }
+    Ok(conditions)
 }
 
 /// Lists without a member say nothing, but of `any`, which nothing meets then, they would say too much: it is refused.
@@ -305,6 +315,24 @@ mod tests {
         assert_eq!((b.range.lt.clone(), b.exists), (Some(AttributeValue::Text("m".into())), Some(true)));
         assert_eq!(c.members.any, [AttributeValue::Boolean(true), AttributeValue::Number(2.5)]);
         assert!(read("{}").expect("a filter").is_empty());
+    }
+
+    #[test]
+    fn conditions_that_ask_nothing_leave_the_filter_empty() {
+        for json in [
+            r#"{"attributes": {"year": {}}}"#,
+            r#"{"attributes": {"year": {"gte": null, "exists": null}}}"#,
+            r#"{"attributes": {"year": {"none": []}, "month": {"all": []}}}"#,
+            r#"{"tags": {"none": [], "all": []}}"#,
+            r#"{"created_at": {"gte": null}, "updated_at": {}}"#,
+            r#"{"ids": null, "source": null, "tags": null, "attributes": {}, "space": null}"#,
+        ] {
+            assert!(read(json).expect("a filter").is_empty(), "{json}");
+        }
+        // Lists that no grain can be in ask for something.
+        for json in [r#"{"ids": []}"#, r#"{"source": []}"#, r#"{"attributes": {"year": {"exists": false}}}"#] {
+            assert!(!read(json).expect("a filter").is_empty(), "{json}");
+        }
     }
 
     #[test]
