@@ -91,6 +91,8 @@ impl Grains {
                 let kind = TextKind { input_type: InputType::Document, priority };
                 match self.embed_texts(&lease, texts_at(planned, places), kind).await {
                     Ok(made) => vectors.extend(places.iter().copied().zip(made)),
+                    // Where all depend on each other, a runtime that fails is no fault of what was sent.
+                    Err(error) if atomicity == Atomicity::AllOrNothing && is_of_runtime(&error) => return Err(error),
                     Err(error) => {
                         let (index, error) = of_one_text(error, &name)?;
                         if atomicity == Atomicity::AllOrNothing {
@@ -224,6 +226,18 @@ fn of_one_text(error: GrainError, model: &ModelName) -> Result<(usize, GrainErro
             let message = format!("`text` cannot be split into tokens: {source}");
             Ok((index, GrainError::invalid("text", message)))
         }
+        GrainError::Model(ModelError::Engine(EngineError::Inference { index, source })) => {
+            tracing::warn!(%model, "a model fails on the text of a grain: {source}");
+            Ok((index, GrainError::invalid("text", format!("`{model}` fails on `text`: {source}"))))
+        }
+        GrainError::Model(ModelError::Engine(EngineError::NotANumber { index, found })) => {
+            let message = format!("what `{model}` makes of `text` holds {found}, which is no number to compare by");
+            Ok((index, GrainError::invalid("text", message)))
+        }
         error => Err(error),
     }
+}
+
+fn is_of_runtime(error: &GrainError) -> bool {
+    matches!(error, GrainError::Model(ModelError::Engine(EngineError::Inference { .. })))
 }

@@ -114,6 +114,35 @@ async fn start() -> TestApp {
 }
 
 #[tokio::test]
+async fn a_text_on_which_the_model_fails_is_a_line_that_fails() {
+    const BROKEN: &str = "tiny-broken-token";
+    let toml = with_tiny(&[BROKEN]).replacen("model_name = \"tiny\"", &format!("model_name = \"{BROKEN}\""), 1);
+    let app = TestApp::start_with(&toml).await;
+    let bad = |id: &str| json!({"id": id, "text": format!("{id} ~ cannot be embedded")});
+    let sent = lines(numbered(0..3).chain([bad("x")]).chain(numbered(3..6)).chain([bad("y")]));
+    let mut imported = import(&app, "", sent).await;
+    imported.failed.sort();
+    let failed: Vec<(u64, Option<&str>, &str)> =
+        imported.failed.iter().map(|(line, id, code, _)| (*line, id.as_deref(), code.as_str())).collect();
+    assert_eq!(failed, [(4, Some("x"), "invalid_request"), (8, Some("y"), "invalid_request")]);
+    let detail = &imported.failed[0].3;
+    assert!(detail.contains(BROKEN) && detail.contains("no number to compare by"), "{detail}");
+    imported.assert_whole([8, 6, 0, 0, 0, 2]);
+
+    let grains: Vec<Value> = [bad("z")].into_iter().chain(numbered(6..8)).collect();
+    let answer = app.post("/grains?partial=true", json!({"grains": grains})).await;
+    assert_eq!(answer.status.as_u16(), 207, "{}", answer.text);
+    let answer = answer.ok();
+    let statuses: Vec<_> =
+        answer["results"].as_array().expect("results").iter().map(|result| &result["status"]).collect();
+    assert_eq!(statuses, [&json!(422), &json!(201), &json!(201)]);
+    let (status, code, detail) = app.post("/grains", bad("z")).await.problem();
+    assert_eq!((status, code.as_str()), (422, "invalid_request"), "{detail}");
+    assert_eq!(count(&app).await, 8);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_export_with_vectors_makes_another_server_the_same_without_embedding() {
     let from = start().await;
     let space = from.post("/spaces", json!({"name": "ours", "dimensions": 3})).await.ok()["id"].clone();
