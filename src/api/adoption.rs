@@ -132,9 +132,11 @@ impl From<AdoptError> for ApiError {
     fn from(error: AdoptError) -> Self {
         let message = with_causes(&error);
         match error {
-            AdoptError::Nothing | AdoptError::Empty(_) | AdoptError::Same(_) | AdoptError::NoModel { .. } => {
-                Self::new(Code::Conflict, message)
-            }
+            AdoptError::Nothing
+            | AdoptError::Empty(_)
+            | AdoptError::Same(_)
+            | AdoptError::NoModel { .. }
+            | AdoptError::OtherSpace { .. } => Self::new(Code::Conflict, message),
             AdoptError::Model(error) => error.into(),
             AdoptError::Grains(error) => error.into(),
         }

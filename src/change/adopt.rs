@@ -4,14 +4,17 @@
 //! vector is compared with what that model makes of its text, and takes the model's space only where both agree. The
 //! same comparison joins a space to that of a model, when a file of the same weights was exported anew, say.
 
+use std::time::Duration;
+
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
-use crate::domain::{InputType, ModelName, Origin, Provenance, SpaceId};
-use crate::engine::Priority;
+use crate::domain::{ModelName, Origin, Provenance, SpaceId};
+use crate::engine::EngineError;
 use crate::grains::store::{NewVector, Numbered, ProvenVector};
 use crate::grains::{GrainError, Grains, TextKind, cosine};
+use crate::models::error::with_causes;
 use crate::models::standing::LEAST_COSINE;
 use crate::models::{Lease, ModelError, ModelStatus, MultiModelManager};
 
@@ -30,6 +33,10 @@ const MAX_NAMED: usize = 1000;
 
 /// Steps that wait for a slow reader.
 const STEPS_AHEAD: usize = 4;
+
+/// How long to wait when the model's queue is full, or it is being unloaded or loaded.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is to be adopted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,6 +100,16 @@ pub enum AdoptError {
         /// The models, in words.
         tried: String,
     },
+    /// The model makes another space than when the adoption began.
+    #[error("`{model}` makes the space {found} now, not {expected}: its files or settings have changed. Adopt again")]
+    OtherSpace {
+        /// The model.
+        model: ModelName,
+        /// The space that was to be adopted into.
+        expected: SpaceId,
+        /// What the model makes.
+        found: SpaceId,
+    },
     /// A model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -110,7 +127,9 @@ struct Candidate {
 /// An adoption at work.
 struct Work {
     grains: Grains,
-    lease: Lease,
+    models: MultiModelManager,
+    name: ModelName,
+    space: SpaceId,
     from: Option<SpaceId>,
     count: AdoptionCount,
 }
@@ -140,7 +159,7 @@ pub async fn adopt(
     }
     tracing::info!(model = %name, %space, from = ?request.from, "comparing stored vectors with what the model makes");
     let count = AdoptionCount { model: name.to_string(), space: space.to_string(), ..AdoptionCount::default() };
-    let work = Work { grains: grains.clone(), lease, from: request.from, count };
+    let work = Work { grains: grains.clone(), models: models.clone(), name, space, from: request.from, count };
     let (sender, mut steps) = mpsc::channel(STEPS_AHEAD);
     grains.shutdown().spawn("adopt", work.run(sender));
     Ok(futures::stream::poll_fn(move |context| steps.poll_recv(context)).boxed())
@@ -176,13 +195,14 @@ impl Work {
     async fn batch(&mut self, after: i64) -> Result<Option<i64>, AdoptError> {
         let found = candidates(&self.grains, self.from.as_ref(), after, BATCH).await?;
         let Some(last) = found.last().map(|candidate| candidate.numbered.number) else { return Ok(None) };
-        let made = embed(&self.grains, &self.lease, &found).await?;
+        let made = self.make(&found).await?;
         let mut proven = Vec::new();
         for (candidate, made) in found.into_iter().zip(made) {
             self.count.compared += 1;
             let Candidate { numbered, vector } = candidate;
             let threshold = least_cosine(self.from.as_ref());
-            if let Some(vector) = vector.filter(|vector| agrees(vector, &made.vector, threshold)) {
+            let agreed = vector.zip(made).filter(|(vector, made)| agrees(vector, &made.vector, threshold));
+            if let Some((vector, made)) = agreed {
                 let provenance = Provenance { origin: Origin::Adopted, ..made.provenance };
                 proven.push(ProvenVector {
                     number: numbered.number,
@@ -199,6 +219,32 @@ impl Work {
         }
         self.count.adopted += self.grains.adopt(proven).await?;
         Ok(Some(last))
+    }
+
+    /// What the model makes of the texts. While its queue is full, or it is being unloaded or loaded, this waits.
+    async fn make(&self, found: &[Candidate]) -> Result<Vec<Option<NewVector>>, AdoptError> {
+        loop {
+            let error = match self.try_to_make(found).await {
+                Ok(made) => return Ok(made),
+                Err(error) => error,
+            };
+            match pause_before_retry(&error) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return Err(error),
+            }
+        }
+    }
+
+    /// Holds the model for a batch only, so that it can be unloaded between two.
+    async fn try_to_make(&self, found: &[Candidate]) -> Result<Vec<Option<NewVector>>, AdoptError> {
+        let lease = self.models.lease(&self.name).await?;
+        let space = lease.facts().fingerprint.space();
+        if space != self.space {
+            let (model, expected) = (self.name.clone(), self.space.clone());
+            return Err(AdoptError::OtherSpace { model, expected, found: space });
+        }
+        lease.check_grain_writes()?;
+        Ok(embed(&self.grains, &lease, found).await?)
     }
 }
 
@@ -228,8 +274,9 @@ async fn pick(
             continue;
         }
         let made = embed(grains, &lease, sample).await?;
-        let agree = |(candidate, made): &(&Candidate, NewVector)| {
-            candidate.vector.as_ref().is_some_and(|vector| agrees(vector, &made.vector, least_cosine(from)))
+        let agree = |(candidate, made): &(&Candidate, Option<NewVector>)| {
+            let pair = candidate.vector.as_ref().zip(made.as_ref());
+            pair.is_some_and(|(vector, made)| agrees(vector, &made.vector, least_cosine(from)))
         };
         let n_agree = sample.iter().zip(made).filter(agree).count();
         if best.as_ref().is_none_or(|(n_best, _)| n_agree > *n_best) {
@@ -268,10 +315,48 @@ async fn candidates(
     Ok(found)
 }
 
-async fn embed(grains: &Grains, lease: &Lease, found: &[Candidate]) -> Result<Vec<NewVector>, GrainError> {
-    let texts = found.iter().map(|candidate| candidate.numbered.grain.content.text.clone()).collect();
-    let kind = TextKind { input_type: InputType::Document, priority: Priority::Internal };
-    grains.embed_texts(lease, texts, kind).await
+/// What a model makes of each text; `None` where it fails on that very text.
+async fn embed(grains: &Grains, lease: &Lease, found: &[Candidate]) -> Result<Vec<Option<NewVector>>, GrainError> {
+    match grains.embed_texts(lease, texts_of(found), TextKind::BACKGROUND).await {
+        Ok(made) => return Ok(made.into_iter().map(Some).collect()),
+        Err(error) if is_of_a_text(&error) => {}
+        Err(error) => return Err(error),
+    }
+    // Others may be at fault too: each for itself shows which.
+    let mut vectors = Vec::with_capacity(found.len());
+    for candidate in found {
+        match grains.embed_texts(lease, texts_of(std::slice::from_ref(candidate)), TextKind::BACKGROUND).await {
+            Ok(made) => vectors.push(made.into_iter().next()),
+            Err(error) if is_of_a_text(&error) => {
+                let id = &candidate.numbered.grain.id;
+                tracing::warn!(%id, "a grain's vector cannot be proved: {}", with_causes(&error));
+                vectors.push(None);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(vectors)
+}
+
+fn texts_of(found: &[Candidate]) -> Vec<String> {
+    found.iter().map(|candidate| candidate.numbered.grain.content.text.clone()).collect()
+}
+
+/// Whether an error is of one text, so that other grains need not suffer from it.
+fn is_of_a_text(error: &GrainError) -> bool {
+    matches!(error, GrainError::Model(ModelError::Engine(error)) if error.index().is_some())
+}
+
+/// How long to wait before an error may have passed by itself; `None` when it will not.
+fn pause_before_retry(error: &AdoptError) -> Option<Duration> {
+    let (AdoptError::Model(error) | AdoptError::Grains(GrainError::Model(error))) = error else { return None };
+    match error {
+        ModelError::Loading { .. } | ModelError::Engine(EngineError::Closed) => Some(SHORTEST_PAUSE),
+        ModelError::Engine(EngineError::Overloaded { retry_after, .. }) => {
+            Some((*retry_after).clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
+        }
+        _ => None,
+    }
 }
 
 fn least_cosine(from: Option<&SpaceId>) -> f64 {

@@ -176,3 +176,24 @@ async fn a_space_is_joined_to_a_models_where_texts_agree() {
     assert_eq!(hits["hits"].as_array().expect("hits").len(), 1, "what was joined is no longer in the old space");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn a_text_on_which_the_model_fails_keeps_no_other_from_being_adopted() {
+    const BROKEN: &str = "tiny-broken-token";
+    let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
+    let texts = ["wheat", "barley", "rye ~ cannot be embedded", "oats"];
+    let good: Vec<&str> = texts.iter().copied().filter(|text| !text.contains('~')).collect();
+    let vectors = app.post(&format!("/models/{BROKEN}/embed"), json!({"inputs": good})).await.ok();
+    for text in texts {
+        // The bad one has the vector of another text.
+        let vector = &vectors[good.iter().position(|good| *good == text).unwrap_or(0)];
+        let id = text.split(' ').next().expect("a word");
+        let grain = json!({"id": id, "text": text, "space": declared["id"], "vector": vector});
+        app.post("/grains", grain).await.ok();
+    }
+    let lines = adopt(&app, json!({"from": declared["id"], "model": BROKEN})).await;
+    let end = &lines.last().expect("an end")["end"];
+    assert_eq!((&end["adopted"], &end["unknown"], &end["unknown_ids"]), (&json!(3), &json!(1), &json!(["rye"])));
+    app.stop().await;
+}
