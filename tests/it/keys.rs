@@ -256,6 +256,14 @@ async fn a_key_brings_its_model() {
         assert_eq!(written["meta"]["embedding_model"], model);
         let put = caller.put(&format!("/grains/{name}"), json!({"text": "a"})).await.ok();
         assert_eq!(put["meta"]["embedding_model"], model);
+        let path = format!("/grains/patched-by-{name}");
+        caller.put(&path, json!({"text": "a", "model": "tiny"})).await.ok();
+        let patched = caller.patch(&path, json!({"source": "s"})).await.ok();
+        assert_eq!(patched["meta"]["embedding_model"], "tiny", "only another text is embedded unasked");
+        let patched = caller.patch(&path, json!({"text": "b"})).await.ok();
+        assert_eq!(patched["meta"]["embedding_model"], model);
+        let patched = caller.patch(&path, json!({"text": "c", "model": "tiny"})).await.ok();
+        assert_eq!(patched["meta"]["embedding_model"], "tiny");
         let supplied = json!({"text": "b", "vector": vec![1.0; 32], "space": written["meta"]["space"]});
         caller.post("/grains", supplied).await.ok();
     }

@@ -109,7 +109,7 @@ pub struct PatchBody {
     /// Attributes to set; null removes one. Others stay.
     #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, example = json!({"year": 2025}))]
     attributes: Option<Map<String, Value>>,
-    /// The model to embed it with; where it is served from, or the active one, when absent.
+    /// The model to embed it with. When absent, another text is embedded with the key's model, or else the active one.
     #[schema(example = json!(null))]
     model: Option<String>,
 }
@@ -135,9 +135,12 @@ pub async fn patch(
     Kept(grains): Kept,
     IdInPath(id): IdInPath,
     IfMatch(version): IfMatch,
+    usual: UsualModel,
     Json(body): Json<PatchBody>,
 ) -> Result<Response, ApiError> {
     let PatchBody { text, source, tags, attributes, model } = body;
+    // Without a text there is nothing to embed unasked.
+    let model = if text.is_some() { usual.unless(model) } else { model };
     Ok(written(grains.patch(&id, Patch { text, source, tags, attributes, model }, version).await?))
 }
 
