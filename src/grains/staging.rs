@@ -338,7 +338,7 @@ impl Grains {
         Ok(self.store.forget_failures(id).await?)
     }
 
-    /// Grains that a re-embedding could not embed in fewer tries than that.
+    /// Some of the grains that a re-embedding could not embed in fewer tries than that.
     ///
     /// # Errors
     /// The database's.

@@ -294,6 +294,23 @@ async fn a_model_that_fails_on_some_grains_cuts_nothing_over_and_says_which() {
 }
 
 #[tokio::test]
+async fn of_many_grains_on_which_a_model_fails_each_is_tried_as_often() {
+    const BROKEN: &str = "tiny-broken-token";
+    let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
+    let grain = |n: usize| json!({"id": format!("bad{n}"), "text": format!("number {n} ~ cannot be embedded")});
+    app.post("/grains", json!({"grains": (0..150).map(grain).collect::<Vec<_>>()})).await.ok();
+    write(&app, 3).await;
+    let job = begin(&app, json!({"to": BROKEN})).await;
+    let job = wait_until(&app, &job, "completed_with_failures").await;
+    assert_eq!((&job["done"], &job["failed"]), (&json!(3), &json!(150)), "{job}");
+    let failures = app.get(&format!("/reembeddings/{}/failures", job["id"].as_str().expect("an id"))).await.ok();
+    assert_eq!(failures["total"], 150);
+    let listed = failures["failures"].as_array().expect("failures");
+    assert!(!listed.is_empty() && listed.iter().all(|failure| failure["tries"] == 3), "{failures}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_job_whose_model_makes_another_space_stops_with_the_reason() {
     let toml = |extra: &str| format!("{}{extra}", with_tiny(&[OTHER]));
     let app = TestApp::start_with(&toml("")).await;

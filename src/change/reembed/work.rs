@@ -30,8 +30,8 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// How often a grain is tried that the model cannot embed.
 const TRIES_OF_A_GRAIN: u32 = 3;
 
-/// Grains that writes have left to the job and that are looked at together.
-const MISSED_AT_ONCE: usize = 1_000;
+/// Grains that writes have left to the job and that are looked at together: each may have a text of a megabyte.
+const MISSED_AT_ONCE: usize = 64;
 
 /// Each grain, and its vector or why there is none.
 type Vectors = Vec<(Unembedded, Result<NewVector, String>)>;

@@ -109,7 +109,7 @@ pub trait GrainStore: AnchorStore {
     /// Forgets what a re-embedding could not embed, so that it is tried anew.
     fn forget_failures<'a>(&'a self, id: &'a ReembeddingId) -> Reply<'a, ()>;
 
-    /// Of the same those that it has tried fewer times than that.
+    /// Some of the same that it has tried fewer times than that; none when there are no more.
     fn retry_failures<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>>;
 
     /// Deletes superfluous vectors of the next grains after a number. `None` when there are no more grains.

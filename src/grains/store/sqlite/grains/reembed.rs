@@ -10,6 +10,9 @@ use super::write::{order_spaces, put_vector};
 use super::{count, json_array};
 use crate::domain::{Filter, ReembeddingId};
 
+/// Grains that are tried again together: each may have a text of a megabyte.
+const RETRIED_AT_ONCE: i64 = 64;
+
 impl SqliteStore {
     pub(super) async fn find_lacking(
         &self,
@@ -89,7 +92,8 @@ impl SqliteStore {
         let selection = self.selection_of(id).await?;
         let mut query = QueryBuilder::new("SELECT g.number, g.text, g.text_version");
         push_failed(&mut query, id, &selection);
-        query.push(" AND f.tries < ").push_bind(i64::from(tries)).push(" ORDER BY g.number LIMIT 1000");
+        query.push(" AND f.tries < ").push_bind(i64::from(tries));
+        query.push(" ORDER BY g.number LIMIT ").push_bind(RETRIED_AT_ONCE);
         let rows: Vec<(i64, String, i64)> = query
             .build_query_as()
             .fetch_all(&self.readers)
