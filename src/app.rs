@@ -31,6 +31,7 @@ use crate::config::{BasePath, CollectorUrl, Config, MemoryBudget};
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore};
 use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
+use crate::models::error::with_causes;
 use crate::models::hub::{self, Hub, HubSettings};
 use crate::models::{
     Catalog, EmbeddingCache, Ledger, Loader, ManagerParts, MultiModelManager, Timing, VolatileLedger, hardware,
@@ -272,6 +273,11 @@ async fn grains(
     clock: &Arc<Clock>,
     shutdown: &Shutdown,
 ) -> Result<Grains, AppError> {
+    let snapshots = Snapshots::at(snapshots_folder(store.path()));
+    // The open database is this process's alone, and so are they.
+    if let Err(error) = snapshots.remove_cut_off().await {
+        tracing::warn!("{}", with_causes(&error));
+    }
     let indexes = Indexes::open(store.as_ref(), index_folder(store.path())).await?;
     Ok(Grains::start(GrainsParts {
         store: Arc::clone(store) as _,
@@ -279,7 +285,7 @@ async fn grains(
         ledger: Arc::clone(store) as _,
         indexes,
         anchors: Anchors::open(store.as_ref()).await?,
-        snapshots: Snapshots::at(snapshots_folder(store.path())),
+        snapshots,
         limits: GrainLimits {
             max_text_bytes: config.grains.max_text.as_u64(),
             auto_truncate: config.engine.auto_truncate,

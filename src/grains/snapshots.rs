@@ -122,6 +122,25 @@ impl Snapshots {
         deleted.map_err(|source| self.of_one(name, "delete a snapshot", source))
     }
 
+    /// Removes what snapshots left that the end of a process cut off. Whoever calls this holds the database's lock, and
+    /// makes no snapshot meanwhile.
+    ///
+    /// # Errors
+    /// The file system's.
+    pub async fn remove_cut_off(&self) -> Result<(), SnapshotError> {
+        let failed = |source| self.failed("remove what a snapshot that was cut off left", source);
+        let mut entries = match fs_err::tokio::read_dir(&self.0).await {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(failed)?,
+        };
+        while let Some(entry) = entries.next_entry().await.map_err(failed)? {
+            if entry.file_name().to_str().is_some_and(is_cut_off) {
+                fs_err::tokio::remove_file(entry.path()).await.map_err(failed)?;
+            }
+        }
+        Ok(())
+    }
+
     async fn describe(&self, name: SnapshotName) -> Result<Snapshot, SnapshotError> {
         let metadata = fs_err::tokio::metadata(self.0.join(&name.0)).await;
         let metadata = metadata.map_err(|source| self.of_one(&name, "look at a snapshot", source))?;
@@ -139,6 +158,12 @@ impl Snapshots {
     fn failed(&self, doing: &'static str, source: std::io::Error) -> SnapshotError {
         SnapshotError::Files { folder: self.0.clone(), doing, source }
     }
+}
+
+/// Whether a file is a snapshot that is not whole yet, or what SQLite keeps beside it.
+fn is_cut_off(file: &str) -> bool {
+    let Some((name, rest)) = file.split_once(".partial") else { return false };
+    SnapshotName::parse(name).is_some() && ["", "-journal", "-wal", "-shm"].contains(&rest)
 }
 
 impl Grains {
@@ -176,5 +201,23 @@ mod tests {
         {
             assert_eq!(SnapshotName::parse(bad), None, "{bad}");
         }
+    }
+
+    #[tokio::test]
+    async fn only_what_was_cut_off_is_removed() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let snapshots = Snapshots::at(folder.path().join("snapshots"));
+        snapshots.remove_cut_off().await.expect("there is no folder yet");
+        fs_err::create_dir(&snapshots.0).expect("a folder");
+        let name = "granary-20261124T120000.000Z.db";
+        let kept = [name.to_owned(), "other.partial".to_owned(), format!("{name}.partial.kept")];
+        let cut_off = ["", "-journal", "-wal", "-shm"].map(|end| format!("{name}.partial{end}"));
+        for file in kept.iter().chain(&cut_off) {
+            fs_err::write(snapshots.0.join(file), "").expect("written");
+        }
+        snapshots.remove_cut_off().await.expect("removed");
+        let is_there = |file: &String| fs_err::exists(snapshots.0.join(file)).expect("looked at");
+        assert!(kept.iter().all(is_there));
+        assert!(!cut_off.iter().any(is_there));
     }
 }

@@ -1,5 +1,7 @@
 //! Whole copies of the database, made while it is used.
 
+use std::os::unix::fs::PermissionsExt;
+
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -66,10 +68,17 @@ async fn a_restore_waits_for_no_server_and_loses_nothing() {
     server.signal(rustix::process::Signal::TERM);
     assert!(server.wait().success());
 
+    // A snapshot that others may read makes no database that they may.
+    fs_err::set_permissions(&file, PermissionsExt::from_mode(0o444)).expect("shown to others");
+    let cut_off = format!("{file}.partial");
+    fs_err::write(&cut_off, "half a snapshot").expect("written");
     assert_eq!(granary(&["snapshot", "restore", &file]).0, Some(0));
+    let mode = fs_err::metadata(folder.path().join("granary.db")).expect("a database").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
     assert!(folder.path().join("granary.db.replaced.1").is_file(), "what was there is kept");
     let mut server = Process::start(folder.path(), &["serve", "--port", "0"], &env);
     let url = server.wait_until_serving();
+    assert!(!fs_err::exists(&cut_off).expect("looked at"), "what was cut off is removed at the start");
     assert_eq!(send(client().get(format!("{url}/grains/before"))).await.status, 200);
     assert_eq!(send(client().get(format!("{url}/grains/after"))).await.status, 404);
     // The index that the first server saved has `after` too, and is of another epoch.

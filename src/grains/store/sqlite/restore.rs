@@ -1,5 +1,6 @@
 //! A snapshot takes the place of a database.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::super::StoreError;
@@ -13,7 +14,8 @@ const DOING: &str = "put a snapshot in place of the database";
 
 /// Puts a snapshot in place of a database that no process uses, and answers where the database is now, if there was one.
 ///
-/// The snapshot stays where it is. What was there before is kept beside it, with its write-ahead log.
+/// The snapshot stays where it is, and whoever may read it, the database is its owner's alone. What was there before is
+/// kept beside it, with its write-ahead log.
 ///
 /// # Errors
 /// When the snapshot is not Granary's or from a newer one, the database is in use, or the file system refuses. Then the
@@ -33,6 +35,8 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
     }
     let whole = beside(database, ".restoring");
     fs_err::copy(snapshot, &whole).map_err(refused)?;
+    // A copy has the mode of what was copied; SQLite gives that of the database to its log and journal.
+    fs_err::set_permissions(&whole, PermissionsExt::from_mode(0o600)).map_err(refused)?;
     fs_err::File::open(&whole).and_then(|copy| copy.sync_all()).map_err(refused)?;
     let replaced =
         if fs_err::exists(database).map_err(refused)? { Some(move_away(database).map_err(refused)?) } else { None };
