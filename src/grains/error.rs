@@ -80,6 +80,19 @@ pub enum GrainError {
         /// The most the model takes.
         max_tokens: usize,
     },
+    /// The text that is searched for is longer than the model takes, and may not be cut.
+    #[error(
+        "`query` has {n_tokens} tokens; `{model}` takes {max_tokens}: shorten it, or let it be cut by \
+         `engine.auto_truncate = true`"
+    )]
+    QueryTooLong {
+        /// The model.
+        model: ModelName,
+        /// The query's tokens, special tokens included.
+        n_tokens: usize,
+        /// The most the model takes.
+        max_tokens: usize,
+    },
     /// A field is out of its range.
     #[error("{message}")]
     Invalid {
@@ -195,7 +208,7 @@ impl GrainError {
             | Self::Model(ModelError::GrainWrites { .. } | ModelError::Conflict(_)) => RefusalKind::Conflict,
             Self::Version { .. } | Self::Absent(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
-            Self::TooLong { .. } => RefusalKind::TooLong,
+            Self::TooLong { .. } | Self::QueryTooLong { .. } => RefusalKind::TooLong,
             Self::Model(ModelError::NotFound { .. }) => RefusalKind::ModelNotFound,
             Self::KeyReused(_)
             | Self::Id(_)

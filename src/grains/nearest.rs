@@ -15,6 +15,8 @@ use super::service::Grains;
 use super::store::Scored;
 use super::vector::{checked, unit};
 use crate::domain::{Filter, ModelName, SpaceCondition, SpaceId};
+use crate::engine::EngineError;
+use crate::models::ModelError;
 use crate::models::error::with_causes;
 use crate::telemetry::traces::part;
 
@@ -45,6 +47,16 @@ pub(super) struct SpaceSearch {
     pub(super) hits: Result<Vec<Scored>, String>,
     /// The vectors of the first [`N_BEST`] of them, where several spaces were searched.
     pub(super) best: Vec<Vec<f32>>,
+}
+
+/// The error of an embedding whose only text is the query.
+fn of_query(error: GrainError, model: &ModelName) -> GrainError {
+    match error {
+        GrainError::Model(ModelError::Engine(EngineError::InputTooLong { n_tokens, max_tokens, .. })) => {
+            GrainError::QueryTooLong { model: model.clone(), n_tokens, max_tokens }
+        }
+        error => error,
+    }
 }
 
 /// Which grains are compared.
@@ -90,11 +102,17 @@ impl Grains {
         }
     }
 
-    /// The query in a space. What the caller got wrong is an error; a model that is not to be had is not.
+    /// The query in a space. What the caller got wrong is an error, and so is a full queue, which has room again soon; a
+    /// model that is not to be had is none.
     async fn ask(&self, query: &Query, space: SpaceId) -> Result<SpaceSearch, GrainError> {
         let (model, query) = match self.query_vector(query, &space).await {
             Ok((model, vector)) => (model, Ok(vector)),
-            Err(error @ (GrainError::Invalid { .. } | GrainError::UnknownSpace(_))) => return Err(error),
+            Err(
+                error @ (GrainError::Invalid { .. }
+                | GrainError::UnknownSpace(_)
+                | GrainError::QueryTooLong { .. }
+                | GrainError::Model(ModelError::Engine(EngineError::Overloaded { .. }))),
+            ) => return Err(error),
             Err(error) => (None, Err(with_causes(&error))),
         };
         Ok(SpaceSearch { space, model, query, hits: Ok(Vec::new()), best: Vec::new() })
@@ -114,7 +132,8 @@ impl Grains {
         if lease.facts().fingerprint.space() != *space {
             return Err(GrainError::NoMaker(space.clone()));
         }
-        let made = self.embed_texts(&lease, vec![text], TextKind::QUERY).await?;
+        let made = self.embed_texts(&lease, vec![text], TextKind::QUERY).await;
+        let made = made.map_err(|error| of_query(error, &name))?;
         Ok((Some(name), made.first().map(|made| unit(&made.vector)).unwrap_or_default()))
     }
 

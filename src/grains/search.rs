@@ -155,8 +155,8 @@ impl Grains {
     /// Searches.
     ///
     /// # Errors
-    /// A vector that is none of its space, an unknown space, or the database. A space whose model is not to be had is
-    /// reported, not an error.
+    /// A vector that is none of its space, an unknown space, a query that is too long for a model, a full queue, or the
+    /// database. A space whose model is not to be had is reported, not an error.
     pub async fn search(&self, request: SearchRequest) -> Result<SearchResult, GrainError> {
         part("search").named("granary.mode", request.mode.as_str()).around(self.find(request)).await
     }

@@ -442,6 +442,8 @@ async fn a_text_longer_than_the_model_takes_is_kept_whole_and_marked() {
     let answer = app.post("/grains", json!({"text": text})).await;
     refused(&answer, 422, "input_too_long", "has 402 tokens");
     assert!(answer.problem().2.contains("takes 128") && !answer.problem().2.contains("inputs"), "{}", answer.text);
+    let answer = app.post("/grains/search", json!({"query": text})).await;
+    refused(&answer, 422, "input_too_long", "`query` has 402 tokens; `tiny` takes 128");
     assert_eq!(count(&app).await, 1);
     app.stop().await;
 }

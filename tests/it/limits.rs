@@ -334,6 +334,39 @@ async fn the_tokens_of_a_request_have_a_limit_of_their_own() {
 }
 
 #[tokio::test]
+async fn a_search_whose_model_has_a_full_queue_is_told_to_come_back() {
+    let engine = "[engine]\nmax_batch_tokens = 64\nmax_queue_tokens = 256\nworkers = 1\n";
+    let app = TestApp::start_with(&format!("{engine}{}", with_tiny(&[]))).await;
+    app.post("/grains", json!({"text": "wheat"})).await.ok();
+    let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "words ".repeat(100))).collect();
+    let body = json!({"inputs": texts});
+    let crowd = join_all((0..4).map(async |_| {
+        loop {
+            let status = app.post("/embed", body.clone()).await.status.as_u16();
+            assert!([200, 429].contains(&status), "answered {status}");
+        }
+    }));
+    let refused = async {
+        for n in 0.. {
+            let answer = app.post("/grains/search", json!({"query": format!("wheat {n}")})).await;
+            if answer.status != 200 {
+                return answer;
+            }
+            assert_eq!(answer.ok()["spaces"][0]["searched"], true, "{}", answer.text);
+        }
+        unreachable!("the numbers do not run out before the queue is full")
+    };
+    let answer = tokio::select! {
+        _ = crowd => unreachable!("it does not end"),
+        answer = refused => answer,
+    };
+    let (status, code, sentence) = answer.problem();
+    assert_eq!((status, code.as_str()), (429, "overloaded"), "{sentence}");
+    assert!(answer.header("retry-after").parse::<u64>().is_ok(), "{sentence}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn background_work_that_fills_the_queue_leaves_room_for_what_somebody_waits_for() {
     let engine = "[engine]\nmax_batch_tokens = 64\nmax_queue_tokens = 256\nworkers = 1\n";
     let app = TestApp::start_with(&format!("{engine}{}", with_tiny(&[]))).await;
