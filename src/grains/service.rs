@@ -336,10 +336,16 @@ impl Grains {
         });
     }
 
-    async fn tidy(&self) {
+    /// Since when a write must have been answered for its `Idempotency-Key` to count, in microseconds since 1970. While
+    /// the clock cannot be relied on, each key that is still there counts: a write must not be made twice for that.
+    pub(super) fn answers_since_us(&self) -> i64 {
         let lifetime_us = i64::try_from(RECEIPT_LIFETIME.as_micros()).unwrap_or(i64::MAX);
+        if self.clock.is_settled() { now_us().saturating_sub(lifetime_us) } else { i64::MIN }
+    }
+
+    async fn tidy(&self) {
         if self.clock.is_settled()
-            && let Err(error) = self.store.forget_receipts(now_us().saturating_sub(lifetime_us)).await
+            && let Err(error) = self.store.forget_receipts(self.answers_since_us()).await
         {
             tracing::warn!(%error, "answers to writes of more than a day ago are still kept");
         }

@@ -72,6 +72,7 @@ impl Grains {
             let receipt = token.clone().map(|token| NewReceipt {
                 key: token.key,
                 request: token.request,
+                since_us: self.answers_since_us(),
                 answer: Box::new(move |applied| {
                     let (refused, ids) = recorded;
                     json(&created(refused, &ids, applied))
@@ -147,7 +148,7 @@ impl Grains {
     /// The outcomes of an earlier write with this key.
     async fn replay(&self, token: Option<&Token>) -> Result<Option<Vec<Outcome>>, GrainError> {
         let Some(token) = token else { return Ok(None) };
-        let receipt = self.store.receipt(&token.key).await?;
+        let receipt = self.store.receipt(&token.key, self.answers_since_us()).await?;
         receipt.map(|receipt| answered(Some(token), &receipt)).transpose()
     }
 

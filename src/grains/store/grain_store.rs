@@ -26,8 +26,9 @@ pub trait GrainStore: AnchorStore {
     /// Deletes the grains that meet the filter, with their vectors, and answers their numbers.
     fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Vec<i64>, u64>>;
 
-    /// The answer of an earlier write that carried this key.
-    fn receipt<'a>(&'a self, key: &'a ReceiptKey) -> Reply<'a, Option<Receipt>>;
+    /// The answer of an earlier write that carried this key, unless it was recorded before that time, in microseconds
+    /// since 1970.
+    fn receipt<'a>(&'a self, key: &'a ReceiptKey, since_us: i64) -> Reply<'a, Option<Receipt>>;
 
     /// Forgets answers that were recorded before this time, in microseconds since 1970.
     fn forget_receipts(&self, before_us: i64) -> Reply<'_, ()>;
@@ -210,6 +211,8 @@ pub struct NewReceipt {
     pub key: ReceiptKey,
     /// SHA-256 of what was asked.
     pub request: String,
+    /// An answer that was recorded before this time, in microseconds since 1970, does not count any more.
+    pub since_us: i64,
     /// Writes the answer.
     pub answer: WriteAnswer,
 }

@@ -39,8 +39,8 @@ impl GrainStore for SqliteStore {
         shown("delete", self.delete_grains(filter, only_if))
     }
 
-    fn receipt<'a>(&'a self, key: &'a ReceiptKey) -> Reply<'a, Option<Receipt>> {
-        shown("receipt", self.read_receipt(key))
+    fn receipt<'a>(&'a self, key: &'a ReceiptKey, since_us: i64) -> Reply<'a, Option<Receipt>> {
+        shown("receipt", self.read_receipt(key, since_us))
     }
 
     fn forget_receipts(&self, before_us: i64) -> Reply<'_, ()> {

@@ -101,14 +101,16 @@ impl SqliteStore {
         Ok(Counted { total: count(total), facets: counted })
     }
 
-    pub(super) async fn read_receipt(&self, key: &ReceiptKey) -> Result<Option<Receipt>, StoreError> {
-        let row: Option<(String, String)> =
-            sqlx::query_as("SELECT request, answer FROM idempotency_keys WHERE caller = ? AND key = ?")
-                .bind(&key.caller)
-                .bind(&key.key)
-                .fetch_optional(&self.readers)
-                .await
-                .map_err(self.failed("look for an earlier answer"))?;
+    pub(super) async fn read_receipt(&self, key: &ReceiptKey, since_us: i64) -> Result<Option<Receipt>, StoreError> {
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT request, answer FROM idempotency_keys WHERE caller = ? AND key = ? AND recorded_us >= ?",
+        )
+        .bind(&key.caller)
+        .bind(&key.key)
+        .bind(since_us)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(self.failed("look for an earlier answer"))?;
         Ok(row.map(|(request, answer)| Receipt { request, answer }))
     }
 }

@@ -41,14 +41,16 @@ impl SqliteStore {
                 return Ok(Committed::ModelMoved);
             }
         }
-        if let Some(NewReceipt { key, .. }) = &receipt {
-            let earlier: Option<(String, String)> =
-                sqlx::query_as("SELECT request, answer FROM idempotency_keys WHERE caller = ? AND key = ?")
-                    .bind(&key.caller)
-                    .bind(&key.key)
-                    .fetch_optional(&mut *transaction)
-                    .await
-                    .map_err(&failed)?;
+        if let Some(NewReceipt { key, since_us, .. }) = &receipt {
+            let earlier: Option<(String, String)> = sqlx::query_as(
+                "SELECT request, answer FROM idempotency_keys WHERE caller = ? AND key = ? AND recorded_us >= ?",
+            )
+            .bind(&key.caller)
+            .bind(&key.key)
+            .bind(*since_us)
+            .fetch_optional(&mut *transaction)
+            .await
+            .map_err(&failed)?;
             if let Some((request, answer)) = earlier {
                 return Ok(Committed::Answered(Receipt { request, answer }));
             }
@@ -68,9 +70,11 @@ impl SqliteStore {
             transaction.rollback().await.map_err(&failed)?;
             return Ok(Committed::Applied(applied));
         }
-        if let Some(NewReceipt { key, request, answer }) = receipt {
+        if let Some(NewReceipt { key, request, answer, .. }) = receipt {
+            // In place of one that does not count any more and was not forgotten yet.
             sqlx::query(
-                "INSERT INTO idempotency_keys (caller, key, request, answer, recorded_us) VALUES (?, ?, ?, ?, ?)",
+                "INSERT OR REPLACE INTO idempotency_keys (caller, key, request, answer, recorded_us) \
+                 VALUES (?, ?, ?, ?, ?)",
             )
             .bind(key.caller)
             .bind(key.key)

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::super::{MIGRATOR, latest_version};
 use super::*;
 use crate::domain::ModelName;
+use crate::grains::store::{Applied, Atomicity, Batch, Committed, GrainStore, NewReceipt, ReceiptKey};
 use crate::models::ledger::Ledger;
 
 #[tokio::test]
@@ -206,6 +207,36 @@ async fn a_transaction_that_sqlite_ended_by_itself_takes_no_later_one_along() {
             sqlx::query_scalar("SELECT spaces FROM space_order").fetch_one(&store.readers).await.expect("read");
         assert_eq!(found, round, "others see what was committed");
     }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn an_answer_of_long_ago_does_not_count_and_is_replaced() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let key = ReceiptKey { caller: String::new(), key: "key".to_owned() };
+    let write = async |now_us: i64, since_us: i64| {
+        let answer = Box::new(move |_: &[Applied]| format!("at {now_us}"));
+        let receipt = NewReceipt { key: key.clone(), request: "request".to_owned(), since_us, answer };
+        let batch = Batch {
+            changes: Vec::new(),
+            atomicity: Atomicity::Each,
+            while_active: None,
+            receipt: Some(receipt),
+            now_us,
+        };
+        match store.write(batch).await.expect("written") {
+            Committed::Answered(earlier) => Some(earlier.answer),
+            _ => None,
+        }
+    };
+    assert_eq!(write(100, 0).await, None);
+    assert_eq!(write(200, 100).await.as_deref(), Some("at 100"), "as old as it may be");
+    assert!(store.receipt(&key, 100).await.expect("read").is_some());
+    assert!(store.receipt(&key, 101).await.expect("read").is_none());
+    assert_eq!(write(300, 101).await, None, "it is too old");
+    let receipt = store.receipt(&key, i64::MIN).await.expect("read").expect("the later one");
+    assert_eq!(receipt.answer, "at 300");
     store.close().await;
 }
 
