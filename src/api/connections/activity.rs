@@ -15,10 +15,10 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-/// The most bytes of an answer that are handed to HTTP/2 at once. Hyper passes on all it is handed when the client lets
-/// it send one byte: of a larger piece nearly all would still be unsent when the body has ended, and with it what is
-/// counted until the answer is sent. As many as a frame has by default.
-const MAX_PIECE_BYTES: usize = 16 << 10;
+/// The most bytes of an answer that are handed to hyper at once. It takes all of a piece when it has room for one byte: of
+/// a larger piece nearly all would still be unsent when the body has ended, and with it what is counted until the answer
+/// is sent. As many as a frame of HTTP/2 has by default.
+pub(super) const MAX_PIECE_BYTES: usize = 16 << 10;
 
 /// Why the server waits for a connection, and since when.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +61,6 @@ struct Offered {
 pub(super) struct Begun {
     activity: Arc<Activity>,
     number: u64,
-    is_http2: bool,
 }
 
 impl Activity {
@@ -98,7 +97,7 @@ impl Activity {
         state.n_requests += 1;
         state.n_begun += 1;
         state.is_http2 = version == Version::HTTP_2;
-        Begun { activity: Arc::clone(self), number: state.n_begun, is_http2: state.is_http2 }
+        Begun { activity: Arc::clone(self), number: state.n_begun }
     }
 
     /// Gives up the answers of which nobody has taken anything for so long, and with them what they hold. Answers whether
@@ -164,7 +163,7 @@ impl Drop for Begun {
     }
 }
 
-/// The body of an answer, which tells whether somebody takes it. HTTP/2 gets it in pieces of [`MAX_PIECE_BYTES`].
+/// The body of an answer, which tells whether somebody takes it. Hyper gets it in pieces of [`MAX_PIECE_BYTES`].
 pub(super) struct Answer {
     /// `None` once it was given up.
     untaken: Arc<Mutex<Option<Untaken>>>,
@@ -192,7 +191,7 @@ impl Untaken {
     /// The frame, or its first piece where it is too large.
     fn cut(&mut self, frame: Frame<Bytes>) -> Frame<Bytes> {
         match frame.into_data() {
-            Ok(data) if self.begun.is_http2 && data.len() > MAX_PIECE_BYTES => {
+            Ok(data) if data.len() > MAX_PIECE_BYTES => {
                 self.rest = data;
                 self.next_piece()
             }
@@ -203,7 +202,7 @@ impl Untaken {
 
     fn next_piece(&mut self) -> Frame<Bytes> {
         let length = self.rest.len().min(MAX_PIECE_BYTES);
-        // A copy: the last pieces outlive the body in the queues of HTTP/2, and each would keep the memory of all.
+        // A copy: the last pieces outlive the body in the queues of hyper, and each would keep the memory of all.
         Frame::data(Bytes::copy_from_slice(&self.rest.split_to(length)))
     }
 }
@@ -401,21 +400,23 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn http2_gets_an_answer_in_pieces_and_each_is_progress() {
-        let mut left: Bytes = (0..=u8::MAX).cycle().take(2 * MAX_PIECE_BYTES + 1).collect();
-        let activity = Arc::new(Activity::new(Instant::now()));
-        let mut answer = Answer::new(left.clone().into(), activity.begin(Version::HTTP_2));
-        for length in [MAX_PIECE_BYTES, MAX_PIECE_BYTES, 1] {
-            assert!(!answer.is_end_stream());
-            assert_eq!(answer.size_hint().exact(), Some(left.len() as u64));
-            let Some(Silence::Unread(since)) = activity.silence() else { panic!("it is unread") };
-            let_time_pass();
-            assert_eq!(next_data(&mut answer).await, left.split_to(length));
-            assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later > since));
+    async fn an_answer_goes_in_pieces_and_each_is_progress() {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let mut left: Bytes = (0..=u8::MAX).cycle().take(2 * MAX_PIECE_BYTES + 1).collect();
+            let activity = Arc::new(Activity::new(Instant::now()));
+            let mut answer = Answer::new(left.clone().into(), activity.begin(version));
+            for length in [MAX_PIECE_BYTES, MAX_PIECE_BYTES, 1] {
+                assert!(!answer.is_end_stream());
+                assert_eq!(answer.size_hint().exact(), Some(left.len() as u64));
+                let Some(Silence::Unread(since)) = activity.silence() else { panic!("it is unread") };
+                let_time_pass();
+                assert_eq!(next_data(&mut answer).await, left.split_to(length));
+                assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later > since));
+            }
+            assert!(answer.is_end_stream());
+            assert_eq!(answer.size_hint().exact(), Some(0));
+            assert!(answer.frame().await.is_none());
         }
-        assert!(answer.is_end_stream());
-        assert_eq!(answer.size_hint().exact(), Some(0));
-        assert!(answer.frame().await.is_none());
     }
 
     #[tokio::test]
@@ -431,14 +432,6 @@ mod tests {
         let last = answer.frame().await.expect("not its end").expect("no error");
         assert_eq!(last.into_trailers().expect("trailers"), trailers);
         assert!(answer.frame().await.is_none());
-    }
-
-    #[tokio::test]
-    async fn http1_gets_an_answer_as_it_is() {
-        let data = Bytes::from(vec![0; 2 * MAX_PIECE_BYTES + 1]);
-        let mut answer = answer_of(Version::HTTP_11, data.clone().into());
-        assert_eq!(next_data(&mut answer).await, data);
-        assert!(answer.is_end_stream());
     }
 
     #[test]
