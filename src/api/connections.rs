@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use self::accept::{Accepted, Door};
-use self::activity::{Activity, Answer, Silence, Watched};
+use self::activity::{Activity, Answer, MAX_PIECE_BYTES, Silence, Watched};
 use self::crowd::Crowd;
 pub use self::tls::{Tls, TlsError, TlsFiles};
 use super::forwarded::Peer;
@@ -145,6 +145,9 @@ where
     let mut builder = Builder::new(TokioExecutor::new());
     builder.http1().max_buf_size(MAX_HEAD_BYTES as usize);
     builder.http2().max_header_list_size(MAX_HEAD_BYTES).max_concurrent_streams(MAX_STREAMS);
+    // What waits in hyper for a client that does not read holds no place. A stream takes a piece while it has less than
+    // this, so that two pieces may wait; with hyper's 400 KiB most answers would be there whole.
+    builder.http2().max_send_buf_size(MAX_PIECE_BYTES);
     let mut connection = pin!(builder.serve_connection(io, service));
     let mut is_ending = false;
     loop {
