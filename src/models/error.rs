@@ -29,6 +29,12 @@ pub enum ModelError {
         /// How long the request waited.
         waited: Duration,
     },
+    /// The model would have to be downloaded, and the server is stopping.
+    #[error("`{name}` is not loaded, and the server is stopping: it begins no download, try again when it is back")]
+    Stopping {
+        /// The model.
+        name: ModelName,
+    },
     /// The model cannot be loaded.
     #[error("`{name}` cannot be loaded: {reason}")]
     Failed {

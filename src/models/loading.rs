@@ -74,6 +74,16 @@ impl MultiModelManager {
         }
     }
 
+    /// Gives a claimed load up that begins with a download, when the server is stopping and would call it off. Says whether
+    /// it did: who waits would else claim the next one, and so on.
+    pub(super) fn gives_up_at_once(&self, entry: &Entry) -> bool {
+        let is_too_late = self.shutdown.soft().is_cancelled() && entry.download_cancel().is_some();
+        if is_too_late {
+            report(entry.give_up_download(), &entry.info.name);
+        }
+        is_too_late
+    }
+
     /// Fetches the files of a claimed load, if it begins with that. Says whether the load goes on.
     async fn download(&self, entry: &Arc<Entry>) -> bool {
         let (ModelSource::Hub(source), Some(cancel)) = (&entry.info.source, entry.download_cancel()) else {

@@ -182,7 +182,8 @@ impl MultiModelManager {
     /// Loads a model, or joins a load that is under way. A model that is ready stays as it is.
     ///
     /// # Errors
-    /// [`ModelError::Failed`] with the reason, or [`ModelError::Loading`] when it takes longer than a request waits.
+    /// [`ModelError::Failed`] with the reason, [`ModelError::Loading`] when it takes longer than a request waits, or
+    /// [`ModelError::Stopping`].
     pub async fn load_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
         self.enable(&entry).await?;
@@ -255,7 +256,7 @@ impl MultiModelManager {
     /// Holds a model for a request, loading it when needed.
     ///
     /// # Errors
-    /// [`ModelError::NotFound`], [`ModelError::Failed`] or [`ModelError::Loading`].
+    /// [`ModelError::NotFound`], [`ModelError::Failed`], [`ModelError::Loading`] or [`ModelError::Stopping`].
     pub async fn lease(&self, name: &ModelName) -> Result<Lease, ModelError> {
         let entry = self.entry(name)?;
         self.lease_entry(&entry, Eagerness::Request).await
@@ -316,6 +317,7 @@ impl MultiModelManager {
                 }
                 Next::Disabled => return Err(ModelError::Disabled { name: name.clone() }),
                 Next::Deleted => return Err(self.not_found(name.as_str())),
+                Next::Load if self.gives_up_at_once(entry) => return Err(ModelError::Stopping { name: name.clone() }),
                 Next::Load => {
                     // Owned by the tracker and not by this request: others wait for it when this one has gone.
                     let manager = self.clone();

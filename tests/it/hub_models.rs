@@ -157,6 +157,27 @@ async fn a_kill_in_the_middle_of_a_download_costs_nothing_but_the_time() {
 }
 
 #[tokio::test]
+async fn a_stop_calls_a_download_off_and_begins_no_other() {
+    let (hub, folder) = (hub().await, folder());
+    hub.fail(Failing { slow: Some(Duration::from_mins(1)), ..Failing::default() });
+    let (mut process, url) = serve(folder.path(), &hub.url, &[]);
+    register(&url, register_body()).await;
+    let load = send(client().post(format!("{url}/models/pulled/load")));
+    let stop = async {
+        while model(&url, "pulled").await["state"] != "downloading" {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        process.signal(Signal::TERM);
+    };
+    let (refused, ()) = tokio::join!(load, stop);
+    let (status, code, sentence) = refused.problem();
+    assert_eq!((status, code.as_str()), (503, "model_loading"));
+    assert!(sentence.contains("the server is stopping"), "{sentence}");
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+    assert_eq!(process.log().matches("the download was given up").count(), 1, "{}", process.log());
+}
+
+#[tokio::test]
 async fn a_file_that_changed_on_disk_is_not_loaded() {
     let (hub, folder) = (hub().await, folder());
     let (_process, url) = serve(folder.path(), &hub.url, &[]);

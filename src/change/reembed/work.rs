@@ -382,7 +382,10 @@ fn may_pass(error: &ReembedError) -> bool {
     match error {
         ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error)) => match error {
             ModelError::Failed { permanent, .. } => !permanent,
-            ModelError::Loading { .. } | ModelError::Engine(_) | ModelError::Ledger(_) => true,
+            ModelError::Loading { .. }
+            | ModelError::Stopping { .. }
+            | ModelError::Engine(_)
+            | ModelError::Ledger(_) => true,
             _ => false,
         },
         ReembedError::Grains(error) => {
