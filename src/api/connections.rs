@@ -149,7 +149,7 @@ where
     // this, so that two pieces may wait; with hyper's 400 KiB most answers would be there whole.
     builder.http2().max_send_buf_size(MAX_PIECE_BYTES);
     let mut connection = pin!(builder.serve_connection(io, service));
-    let mut is_ending = false;
+    let mut ending = None;
     loop {
         let silence = activity.silence();
         tokio::select! {
@@ -161,12 +161,12 @@ where
                 }
                 return;
             }
-            () = last_request(&shutdown, silence), if !is_ending => {
-                is_ending = true;
+            () = last_request(&shutdown, silence), if ending.is_none() => {
+                ending = Some(Instant::now());
                 connection.as_mut().graceful_shutdown();
             }
             () = activity.changed() => {}
-            () = until(silence, &limits, is_ending) => {
+            () = until(silence, &limits, ending) => {
                 // Something may have come at the last moment.
                 if silence.is_none() || activity.silence() != silence {
                     continue;
@@ -176,11 +176,11 @@ where
                     continue;
                 }
                 // Who is between two requests is told; who is in the middle of a head, or does not listen, is left.
-                if is_ending || !matches!(silence, Some(Silence::Between(_))) {
+                if ending.is_some() || !matches!(silence, Some(Silence::Between(_))) {
                     tracing::debug!(?limits, "a connection was silent for too long");
                     return;
                 }
-                is_ending = true;
+                ending = Some(Instant::now());
                 connection.as_mut().graceful_shutdown();
             }
         }
@@ -197,14 +197,17 @@ async fn last_request(shutdown: &Shutdown, silence: Option<Silence>) {
 }
 
 /// Ends when the silence has lasted too long, or it is time to look whether there is one. A connection that is ending has
-/// the time of a head in addition, to send what it still has.
-async fn until(silence: Option<Silence>, limits: &ConnectionLimits, is_ending: bool) {
+/// the time of a head, from then on, to send what it still has: the client may never take it, as the rest of an answer that
+/// was given up.
+async fn until(silence: Option<Silence>, limits: &ConnectionLimits, ending: Option<Instant>) {
     let end = match silence {
         None => Instant::now() + limits.body_timeout,
         Some(Silence::Unread(since)) => since + limits.body_timeout,
         Some(Silence::InHead(since)) => since + limits.header_timeout,
-        Some(Silence::Between(since)) if is_ending => since + limits.idle_timeout + limits.header_timeout,
-        Some(Silence::Between(since)) => since + limits.idle_timeout,
+        Some(Silence::Between(since)) => match ending {
+            Some(ending) => since.max(ending) + limits.header_timeout,
+            None => since + limits.idle_timeout,
+        },
     };
     tokio::time::sleep_until(end).await;
 }

@@ -517,6 +517,23 @@ async fn other_answers_do_not_keep_one_that_nobody_takes_nor_are_they_cut_off() 
 }
 
 #[tokio::test]
+async fn what_is_left_of_an_answer_that_was_given_up_does_not_hold_up_a_stop() {
+    let app = serve("header_timeout = \"2s\"\nbody_timeout = \"500ms\"\nmax_concurrent_requests = 1").await;
+    app.post("/grains", json!({"id": "a", "text": "many words ".repeat(50_000)})).await.ok();
+    let mut connection = Multiplexed::open(&app, 32 << 10).await;
+    let unread = connection.get(&app, "/grains/a").await;
+    let began = std::time::Instant::now();
+    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
+        assert!(began.elapsed() < Duration::from_mins(1), "its place is never given back");
+        // Others share the connection, so that it is kept.
+        connection.get(&app, "/health/live").await.data().await.expect("not the end").expect("data");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    app.stop().await;
+    drop((unread, connection));
+}
+
+#[tokio::test]
 async fn a_connection_has_so_many_streams_at_once() {
     let app = serve("").await;
     let mut connection = Multiplexed::open(&app, 32 << 10).await;
