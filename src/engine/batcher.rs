@@ -135,8 +135,8 @@ impl Batcher {
         Ok(handle)
     }
 
-    /// Waits for work that is this lane's and takes a batch; `None` when the queue is closed and empty. Every batch
-    /// must be given back with [`Self::finish`].
+    /// Waits for work that is this lane's and takes a batch; `None` when the queue is closed and has none: what is left
+    /// is the bulk workers'. Every batch must be given back with [`Self::finish`].
     #[must_use]
     pub fn next_batch(&self, lane: Lane) -> Option<MicroBatch> {
         let mut state = self.state.lock();
@@ -144,7 +144,8 @@ impl Batcher {
             let n_before = state.queue.n_texts();
             let share = state.n_idle_bulk + 1;
             let batch = match lane {
-                Lane::Bulk if state.is_left_to_query_lane() => {
+                // The query lane may have ended, and the query's caller may have left.
+                Lane::Bulk if !state.closed && state.is_left_to_query_lane() => {
                     self.query_work.notify_one();
                     None
                 }
@@ -167,7 +168,8 @@ impl Batcher {
                 batch.items.iter().for_each(|item| item.job.begin());
                 return Some(batch);
             }
-            if state.closed && state.queue.n_texts() == 0 {
+            // Nobody would wake it: a bulk worker that finds nothing has emptied the queue.
+            if state.closed {
                 return None;
             }
             match lane {
@@ -332,6 +334,27 @@ mod tests {
         assert!(matches!(handle.ended(), Some(Err(EngineError::Closed))));
         batcher.state.lock().queue.drop_abandoned();
         assert_eq!(batcher.state.lock().queue.n_tokens(), 0);
+    }
+
+    #[test]
+    fn no_worker_waits_on_a_closed_queue() {
+        let closed_with = |lengths: &[usize]| {
+            let batcher = Batcher::new(LIMITS, &[Lane::Bulk, Lane::Queries], "m");
+            let handle = submit(&batcher, lengths).expect("room");
+            batcher.close();
+            (batcher, handle)
+        };
+        let (batcher, abandoned) = closed_with(&[10]);
+        drop(abandoned);
+        assert!(batcher.next_batch(Lane::Bulk).is_none());
+        let (batcher, _large) = closed_with(&[100; 15]);
+        assert!(batcher.next_batch(Lane::Queries).is_none());
+        let mut n_texts = 0;
+        while let Some(batch) = batcher.next_batch(Lane::Bulk) {
+            n_texts += batch.items.len();
+            batcher.finish(Lane::Bulk, &batch, 1.0);
+        }
+        assert_eq!(n_texts, 15);
     }
 
     #[test]
