@@ -33,7 +33,7 @@ use crate::shutdown::Shutdown;
 /// What the manager is told of time.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
-    /// How long a request waits for a model that is loading.
+    /// How long a request waits for a model that is loading, once those have ended that hold it while it is unloaded.
     pub load_timeout: Duration,
     /// How long requests are answered with the reason of a failed load.
     pub failed_load_cooldown: Duration,
@@ -299,8 +299,10 @@ impl MultiModelManager {
     pub(super) async fn lease_entry(&self, entry: &Arc<Entry>, eagerness: Eagerness) -> Result<Lease, ModelError> {
         let name = &entry.info.name;
         let _waiting = entry.wait();
-        let deadline = tokio::time::Instant::now() + self.timing.load_timeout;
+        let mut deadline = tokio::time::Instant::now() + self.timing.load_timeout;
         let since = Instant::now();
+        // Who gives an order may hold the model, and the drain would wait for that: an order has one time for all.
+        let waits_for_drains = eagerness == Eagerness::Request;
         let mut eagerness = eagerness;
         loop {
             let mut changes = entry.watch();
@@ -328,7 +330,11 @@ impl MultiModelManager {
             }
             // By hand means one try now, not a try at each failure.
             eagerness = Eagerness::Request;
-            if tokio::time::timeout_at(deadline, changes.next()).await.is_err() {
+            // How long the requests take that still hold the model says nothing of how long its load takes.
+            if waits_for_drains && entry.status().phase == Phase::Draining {
+                changes.next().await;
+                deadline = tokio::time::Instant::now() + self.timing.load_timeout;
+            } else if tokio::time::timeout_at(deadline, changes.next()).await.is_err() {
                 return Err(ModelError::Loading { name: name.clone(), waited: self.timing.load_timeout });
             }
         }
