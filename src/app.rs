@@ -28,13 +28,15 @@ use crate::change::compare::Comparisons;
 use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::clock::Clock;
 use crate::config::{BasePath, CollectorUrl, Config, MemoryBudget};
+use crate::domain::ModelName;
 use crate::engine::CpuFeatures;
 use crate::grains::store::{OpenOptions, SqliteStore};
 use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
 use crate::models::error::with_causes;
 use crate::models::hub::{self, Hub, HubSettings};
 use crate::models::{
-    Catalog, EmbeddingCache, Ledger, Loader, ManagerParts, MultiModelManager, Timing, VolatileLedger, hardware,
+    Catalog, EmbeddingCache, Ledger, Loader, ManagerParts, ModelError, MultiModelManager, Timing, VolatileLedger,
+    hardware,
 };
 use crate::shutdown::{Drained, Shutdown};
 use crate::telemetry;
@@ -225,10 +227,24 @@ async fn models(
     for entry in config.ai.additional_models.iter().filter(|entry| entry.auto_load) {
         // With `multi_model_enabled = false` the catalog has left the others out.
         if models.status(&entry.name).is_ok() {
-            models.load_model(&entry.name).await.map_err(AppError::AutoLoad)?;
+            auto_load(&models, &entry.name, shutdown).await?;
         }
     }
     Ok(models)
+}
+
+/// Loads a model, however long that takes: a download may take longer than a request waits. A server that is stopping
+/// goes on without it, to its end.
+async fn auto_load(models: &MultiModelManager, name: &ModelName, shutdown: &Shutdown) -> Result<(), AppError> {
+    loop {
+        match models.load_model(name).await {
+            Err(ModelError::Loading { .. }) if !shutdown.soft().is_cancelled() => {
+                tracing::info!(model = %name, "a model with `auto_load` is still loading: the start waits for it");
+            }
+            Ok(_) | Err(ModelError::Loading { .. } | ModelError::Stopping { .. }) => return Ok(()),
+            Err(error) => return Err(AppError::AutoLoad(error)),
+        }
+    }
 }
 
 /// Cores that this process may use.

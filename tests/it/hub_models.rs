@@ -156,6 +156,20 @@ async fn a_kill_in_the_middle_of_a_download_costs_nothing_but_the_time() {
     assert!(process.log().contains("unfinished download"), "{}", process.log());
 }
 
+/// The hub runs beside this test's thread, which waits for the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_a_download_however_long_it_takes() {
+    let (hub, folder) = (hub().await, folder());
+    hub.fail(Failing { slow: Some(Duration::from_millis(20)), ..Failing::default() });
+    let file = folder.path().join("granary.toml");
+    let toml = fs_err::read_to_string(&file).expect("a configuration");
+    let entry = format!("name = \"pulled\"\nrepository = \"{REPOSITORY}\"\nauto_load = true\n");
+    fs_err::write(&file, format!("{toml}load_timeout = \"50ms\"\n[[ai.additional_models]]\n{entry}")).expect("written");
+    let (process, url) = serve(folder.path(), &hub.url, &[]);
+    assert!(process.log().contains("the start waits for it"), "{}", process.log());
+    assert_eq!(model(&url, "pulled").await["state"], "ready");
+}
+
 #[tokio::test]
 async fn a_stop_calls_a_download_off_and_begins_no_other() {
     let (hub, folder) = (hub().await, folder());
