@@ -81,11 +81,16 @@ impl MultiModelManager {
     /// Makes the space a model has now the one its grains are written to. Loads the model if it is not loaded.
     ///
     /// # Errors
-    /// As [`Self::load_model`]; [`ModelError::SpaceMismatch`] when another space was meant; [`ModelError::GrainWrites`]
-    /// when its vectors have moved within the space and that was not accepted.
+    /// As [`Self::load_model`]; [`ModelError::Disabled`], for this does not enable the model; [`ModelError::SpaceMismatch`]
+    /// when another space was meant; [`ModelError::GrainWrites`] when its vectors have moved within the space and that was
+    /// not accepted.
     pub async fn accept(&self, name: &ModelName, acceptance: Acceptance) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
         let _turn = self.turn_to_change().await;
+        // Before the load: one by hand would begin all the same.
+        if entry.status().disabled {
+            return Err(ModelError::Disabled { name: name.clone() });
+        }
         let lease = self.lease_entry(&entry, Eagerness::ByHand).await?;
         let space = lease.facts().fingerprint.space();
         if let Some(expected) = acceptance.space.filter(|expected| *expected != space) {

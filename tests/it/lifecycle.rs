@@ -60,6 +60,9 @@ async fn a_disabled_model_is_the_operators_alone_in_later_runs_too() {
     assert!(refused.2.contains("`POST /models/tiny-cls/load` enables it"), "{}", refused.2);
     let refused = app.post("/v1/embeddings", json!({"input": "a", "model": "tiny-cls"})).await.openai_error();
     assert_eq!((refused.0, refused.1.as_str()), (503, "model_disabled"));
+    let refused = app.post("/models/tiny-cls/accept", json!({})).await.problem();
+    assert_eq!((refused.0, refused.1.as_str()), (503, "model_disabled"));
+    assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "unloaded", "what is refused is not done either");
 
     let app = app.restart_with(&with_tiny(&["tiny-cls"])).await;
     assert_eq!(app.get("/models/tiny-cls").await.ok()["disabled"], true);
