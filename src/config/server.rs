@@ -56,7 +56,8 @@ pub struct ServerConfig {
     /// The largest request body.
     #[serde(with = "spelling::size")]
     pub max_body: ByteSize,
-    /// Memory for the bodies of all requests together; one of the largest size always fits.
+    /// Memory for the bodies of all requests together, and for what JSON becomes when it is read; never less than
+    /// `max_body`.
     #[serde(with = "spelling::size")]
     pub body_memory: ByteSize,
     /// The most texts in one request.
