@@ -4,14 +4,11 @@
 //! vector is compared with what that model makes of its text, and takes the model's space only where both agree. The
 //! same comparison joins a space to that of a model, when a file of the same weights was exported anew, say.
 
-use std::time::Duration;
-
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use crate::domain::{ModelName, Origin, Provenance, SpaceId};
-use crate::engine::EngineError;
 use crate::grains::store::{NewVector, Numbered, ProvenVector};
 use crate::grains::{GrainError, Grains, TextKind, cosine};
 use crate::models::error::with_causes;
@@ -33,10 +30,6 @@ const MAX_NAMED: usize = 1000;
 
 /// Steps that wait for a slow reader.
 const STEPS_AHEAD: usize = 4;
-
-/// How long to wait when the model's queue is full, or it is being unloaded or loaded.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// What is to be adopted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -228,7 +221,12 @@ impl Work {
                 Ok(made) => return Ok(made),
                 Err(error) => error,
             };
-            match pause_before_retry(&error) {
+            let pause = match &error {
+                AdoptError::Model(error) => error.pause_before_retry(),
+                AdoptError::Grains(error) => error.pause_before_retry(),
+                _ => None,
+            };
+            match pause {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None => return Err(error),
             }
@@ -345,18 +343,6 @@ fn texts_of(found: &[Candidate]) -> Vec<String> {
 /// Whether an error is of one text, so that other grains need not suffer from it.
 fn is_of_a_text(error: &GrainError) -> bool {
     matches!(error, GrainError::Model(ModelError::Engine(error)) if error.index().is_some())
-}
-
-/// How long to wait before an error may have passed by itself; `None` when it will not.
-fn pause_before_retry(error: &AdoptError) -> Option<Duration> {
-    let (AdoptError::Model(error) | AdoptError::Grains(GrainError::Model(error))) = error else { return None };
-    match error {
-        ModelError::Loading { .. } | ModelError::Engine(EngineError::Closed) => Some(SHORTEST_PAUSE),
-        ModelError::Engine(EngineError::Overloaded { retry_after, .. }) => {
-            Some((*retry_after).clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
-        }
-        _ => None,
-    }
 }
 
 fn least_cosine(from: Option<&SpaceId>) -> f64 {

@@ -159,7 +159,22 @@ pub enum EngineError {
     },
 }
 
+/// How long to wait before a model is asked again that has no room now.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+
 impl EngineError {
+    /// How long work in the background waits before it asks again: the queue was full, or the model is being unloaded.
+    /// `None` when the error will not pass by itself.
+    #[must_use]
+    pub fn pause_before_retry(&self) -> Option<Duration> {
+        match self {
+            Self::Closed => Some(SHORTEST_PAUSE),
+            Self::Overloaded { retry_after, .. } => Some((*retry_after).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)),
+            _ => None,
+        }
+    }
+
     /// The place in the request of the input that is at fault; `None` when no single one is.
     #[must_use]
     pub fn index(&self) -> Option<usize> {

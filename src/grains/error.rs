@@ -1,5 +1,7 @@
 //! Why something with grains was not done.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use super::index::IndexError;
@@ -188,6 +190,15 @@ pub enum GrainError {
 }
 
 impl GrainError {
+    /// As of the model whose error it is.
+    #[must_use]
+    pub fn pause_before_retry(&self) -> Option<Duration> {
+        match self {
+            Self::Model(error) => error.pause_before_retry(),
+            _ => None,
+        }
+    }
+
     /// A field that is out of its range.
     pub fn invalid(field: &'static str, message: impl Into<String>) -> Self {
         Self::Invalid { field, message: message.into() }

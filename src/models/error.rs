@@ -128,6 +128,19 @@ pub enum LoadError {
     Panicked(String),
 }
 
+impl ModelError {
+    /// How long work in the background waits before it asks again; `None` when the error will not pass by itself.
+    #[must_use]
+    pub fn pause_before_retry(&self) -> Option<Duration> {
+        match self {
+            // Whoever gets this has waited for the load already.
+            Self::Loading { .. } => Some(Duration::from_millis(100)),
+            Self::Engine(error) => error.pause_before_retry(),
+            _ => None,
+        }
+    }
+}
+
 impl LoadError {
     /// Whether trying again is pointless until somebody changes a file or a setting.
     #[must_use]

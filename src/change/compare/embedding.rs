@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::CompareError;
 use super::sample::{Query, Sampled};
 use crate::domain::{InputType, ModelName, PromptChoice, SpaceId, TruncationSide};
-use crate::engine::{EncodeRequest, Encoded, EngineError, Finish, Input, OverLong, Priority};
+use crate::engine::{EncodeRequest, Encoded, Finish, Input, OverLong, Priority};
 use crate::models::{Lease, ModelError, MultiModelManager};
 
 /// Texts that are embedded at once, so that a comparison in the background has little in the queue.
@@ -15,10 +15,6 @@ const TEXTS_AT_ONCE: usize = 64;
 
 /// Texts that are embedded one by one, to see how long a caller waits for one.
 const TIMED_TEXTS: usize = 48;
-
-/// Between two tries, when a model's queue is full or it is being unloaded.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// How many texts have been embedded, of how many. It is read while it grows.
 #[derive(Debug, Default)]
@@ -148,9 +144,7 @@ impl Work<'_> {
                     self.progress.done.fetch_add(texts.len() as u64, Ordering::Relaxed);
                     return Ok((encoded, began.elapsed()));
                 }
-                Err(EngineError::Closed) => SHORTEST_PAUSE,
-                Err(EngineError::Overloaded { retry_after, .. }) => retry_after.clamp(SHORTEST_PAUSE, LONGEST_PAUSE),
-                Err(error) => return Err(ModelError::Engine(error).into()),
+                Err(error) => error.pause_before_retry().ok_or(ModelError::Engine(error))?,
             };
             drop(lease);
             tokio::time::sleep(pause).await;

@@ -23,10 +23,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often a job is tried again after such errors in a row: two minutes.
 const TRIES: u32 = 120;
 
-/// How long to wait when a model's queue is full, or it is being unloaded.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-
 /// How often a grain is tried that the model cannot embed.
 const TRIES_OF_A_GRAIN: u32 = 3;
 
@@ -256,11 +252,7 @@ impl Reembeddings {
             let lease = self.lease(work.model, work.space).await?;
             let pause = match self.vectors(&lease, grains).await {
                 Ok(vectors) => return Ok(vectors),
-                Err(GrainError::Model(ModelError::Engine(EngineError::Closed))) => SHORTEST_PAUSE,
-                Err(GrainError::Model(ModelError::Engine(EngineError::Overloaded { retry_after, .. }))) => {
-                    retry_after.clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
-                }
-                Err(error) => return Err(error.into()),
+                Err(error) => error.pause_before_retry().ok_or(error)?,
             };
             drop(lease);
             self.rest(work.id, work.state, pause).await?;

@@ -1,7 +1,6 @@
 //! A batch of an import's lines on its way to the store: looked up, embedded, committed.
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
 
 use tokio::sync::Mutex;
 
@@ -15,18 +14,13 @@ use super::import::{ImportOptions, OnConflict, UnknownVectors};
 use super::lines::ImportGrain;
 use crate::clock::now_us;
 use crate::domain::{Grain, GrainId, ModelName, SpaceId};
-use crate::engine::{EngineError, Priority};
-use crate::models::ModelError;
+use crate::engine::Priority;
 
 /// Lines that are written together at most.
 pub(super) const BATCH_LINES: usize = TEXTS_AT_ONCE;
 
 /// Bytes of lines, and of what they become, from which on a batch is full, however few they are.
 const BATCH_BYTES: usize = 16 << 20;
-
-/// The longest pause before something that is refused only for now is tried again, and the shortest.
-const LONGEST_PAUSE: Duration = Duration::from_secs(1);
-const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
 
 /// A grain to take in, with the id it is to have.
 #[derive(Debug)]
@@ -255,7 +249,7 @@ impl Writer {
                 Ok(changed) => return Ok(changed.map_err(|_| Fate::Unchanged)),
                 Err(error) => error,
             };
-            match pause_before_retry(&error) {
+            match error.pause_before_retry() {
                 Some(pause) => tokio::time::sleep(pause).await,
                 None if is_of_every_line(&error) && draft.model.is_none() => return Err(error),
                 None => return refused(error),
@@ -276,7 +270,7 @@ impl Writer {
         let models = &self.grains.models;
         for name in made_by.into_iter().filter_map(|word| models.resolve(Some(word)).ok()).chain([models.active()]) {
             while let Err(error) = models.lease(&name).await.map_err(GrainError::Model) {
-                let Some(pause) = pause_before_retry(&error) else { break };
+                let Some(pause) = error.pause_before_retry() else { break };
                 tokio::time::sleep(pause).await;
             }
             if self.grains.ledger.space(space).await?.is_some() {
@@ -294,7 +288,7 @@ impl Writer {
                     (group.changes, group.while_active) = (changes, active);
                     return Ok(());
                 }
-                Err(error) => match pause_before_retry(&error) {
+                Err(error) => match error.pause_before_retry() {
                     Some(pause) => tokio::time::sleep(pause).await,
                     None => return Err(error),
                 },
@@ -388,15 +382,4 @@ fn is_same_vector(supplied: &SuppliedVector, grain: &Grain, stored: Option<&[f32
 /// Whether an error would meet any other line too.
 fn is_of_every_line(error: &GrainError) -> bool {
     matches!(error, GrainError::Model(_) | GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
-}
-
-/// How long to wait before an error may have passed by itself; `None` when it will not.
-fn pause_before_retry(error: &GrainError) -> Option<Duration> {
-    match error {
-        GrainError::Model(ModelError::Loading { .. } | ModelError::Engine(EngineError::Closed)) => Some(SHORTEST_PAUSE),
-        GrainError::Model(ModelError::Engine(EngineError::Overloaded { retry_after, .. })) => {
-            Some((*retry_after).clamp(SHORTEST_PAUSE, LONGEST_PAUSE))
-        }
-        _ => None,
-    }
 }
