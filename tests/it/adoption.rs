@@ -10,6 +10,7 @@ use sqlx::{ConnectOptions, Connection, FromRow};
 use tempfile::TempDir;
 
 use crate::helpers::{TestApp, repository, send, with_tiny};
+use crate::reembeddings::{begin, verb, wait_until};
 
 /// Of every ten grains of the file, one has no vector and one has another's.
 const GRAINS: usize = 300;
@@ -174,6 +175,24 @@ async fn a_space_is_joined_to_a_models_where_texts_agree() {
     let nearest = json!({"vector": vectors[0], "space": declared["id"], "limit": 10});
     let hits = app.post("/grains/search", nearest).await.ok();
     assert_eq!(hits["hits"].as_array().expect("hits").len(), 1, "what was joined is no longer in the old space");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_joined_to_a_new_space_is_not_served_from_one_that_was_rolled_back() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
+    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
+    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
+    app.post("/grains", grain).await.ok();
+    let job = begin(&app, json!({"to": "tiny-cls"})).await;
+    wait_until(&app, &job, "completed").await;
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    let served_from = async || app.get("/grains/wheat").await.ok()["meta"]["space"].clone();
+    assert_eq!(served_from().await, declared["id"]);
+    let lines = adopt(&app, json!({"from": declared["id"], "model": "tiny"})).await;
+    assert_eq!(served_from().await, lines.last().expect("an end")["end"]["space"]);
     app.stop().await;
 }
 

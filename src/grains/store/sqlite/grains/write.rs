@@ -283,6 +283,26 @@ pub(super) async fn order_spaces(
     Ok(())
 }
 
+/// Gives a space a place in the order, if it has none, directly behind another: what the other gives away to it stays
+/// before all that stood behind.
+pub(super) async fn order_behind(
+    transaction: &mut Transaction<'_, Sqlite>,
+    space: String,
+    other: &str,
+) -> Result<(), sqlx::Error> {
+    let order: String = sqlx::query_scalar("SELECT spaces FROM space_order").fetch_one(&mut **transaction).await?;
+    let mut order: Vec<String> = serde_json::from_str(&order).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    let Some(at) = order.iter().position(|known| known == other) else {
+        return order_spaces(transaction, BTreeSet::from([space])).await;
+    };
+    if order.contains(&space) {
+        return Ok(());
+    }
+    order.insert(at + 1, space);
+    sqlx::query("UPDATE space_order SET spaces = ?").bind(json(&order)).execute(&mut **transaction).await?;
+    Ok(())
+}
+
 fn json(value: &impl serde::Serialize) -> String {
     serde_json::to_string(value).expect("strings and JSON values are always JSON")
 }
