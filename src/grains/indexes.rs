@@ -215,6 +215,14 @@ impl Indexes {
         }
     }
 
+    /// Notes that an index was looked into and could not be read: it is broken until it is made again.
+    pub(super) fn note_unreadable(&self, space: &SpaceId, error: &IndexError) {
+        let mut all = self.all.write();
+        if let Some(index) = all.in_order.iter_mut().find(|index| index.space == *space) {
+            index.break_for(error);
+        }
+    }
+
     /// Whether an index is not in step with the database.
     pub(super) fn has_broken(&self) -> bool {
         self.all.read().in_order.iter().any(|index| index.broken().is_some())
@@ -372,10 +380,15 @@ impl OneIndex {
     fn change(&mut self, change: impl FnOnce(&mut SpaceIndex) -> Result<(), IndexError>) {
         let State::Whole(index) = &mut self.state else { return };
         if let Err(error) = change(index) {
-            let (reason, dimensions) = (with_causes(&error), index.dimensions());
-            tracing::error!(space = %self.space, "the index is out of step, and is made again: {reason}");
-            self.state = State::Broken(reason, dimensions);
+            self.break_for(&error);
         }
+    }
+
+    fn break_for(&mut self, error: &IndexError) {
+        let State::Whole(index) = &self.state else { return };
+        let (reason, dimensions) = (with_causes(error), index.dimensions());
+        tracing::error!(space = %self.space, "the index is out of step, and is made again: {reason}");
+        self.state = State::Broken(reason, dimensions);
     }
 }
 

@@ -179,6 +179,10 @@ impl Grains {
             let hits = match hits {
                 Ok(hits) => Ok(hits),
                 Err(error @ GrainError::BrokenIndex { .. }) => Err(error.to_string()),
+                Err(GrainError::Index(error)) if error.is_of_files() => {
+                    self.indexes.note_unreadable(&space, &error);
+                    Err(GrainError::BrokenIndex { space: space.clone(), reason: with_causes(&error) }.to_string())
+                }
                 Err(error) => return Err(error),
             };
             if let Some(search) = searches.iter_mut().find(|search| search.space == space) {

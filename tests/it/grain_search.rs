@@ -521,7 +521,16 @@ async fn more_than_ten_thousand_grains_are_found_through_codes_under_every_filte
     app.post("/grains/delete", json!({"filter": {"ids": gone}, "expected_count": 20})).await.ok();
     vectors.retain(|(id, _)| !gone.contains(id));
     check(&app, &vectors).await;
-    let app = app.restart_with(&with_tiny(&[])).await;
+    let folder = app.stop_and_keep().await;
+    let files = folder.path().join("granary.db.index");
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
     check(&app, &vectors).await;
+    // A disk that loses the vectors takes no search along that can do without them.
+    let space = space.as_str().expect("a space");
+    fs_err::write(files.join(format!("{space}.vectors")), "").expect("cut");
+    let found = search(&app, json!({"vector": northern, "space": space, "limit": 10})).await;
+    assert!(ids(&found).is_empty() && found["spaces"][0]["searched"] == false, "{found}");
+    assert!(found["spaces"][0]["reason"].as_str().expect("a reason").contains("index"), "{found}");
+    assert_eq!(ids(&search(&app, json!({"query": "t", "mode": "lexical", "limit": 10})).await).len(), 10);
     app.stop().await;
 }

@@ -76,6 +76,12 @@ pub enum IndexError {
 }
 
 impl IndexError {
+    /// Whether the files are to blame, and no query.
+    #[must_use]
+    pub fn is_of_files(&self) -> bool {
+        matches!(self, Self::DiskFull { .. } | Self::Files { .. } | Self::Damaged { .. })
+    }
+
     /// Sorts an error of the file system.
     pub(super) fn files(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
