@@ -24,10 +24,10 @@ pub(super) struct Translation {
 }
 
 impl Translation {
-    /// From the first of each pair to the second, which are one text. `None` when they are too long.
+    /// From the first of each pair to the second, which are one text. `None` when they are empty or too long.
     pub(super) fn between(pairs: &[(&[f32], &[f32])]) -> Option<Self> {
         let (here, there) = pairs.first()?;
-        if here.len().max(there.len()) > MAX_DIMENSIONS {
+        if here.is_empty() || here.len().max(there.len()) > MAX_DIMENSIONS {
             return None;
         }
         let n = pairs.len();
@@ -46,7 +46,7 @@ impl Translation {
     pub(super) fn scores(&self, query: &[f32], vectors: &[Vec<f32>]) -> Vec<f64> {
         let score = |vector: &Vec<f32>| {
             let there: Vec<f32> =
-                self.columns.as_slice().chunks_exact(vector.len()).map(|to| dot(to, vector)).collect();
+                self.columns.as_slice().chunks_exact(self.columns.nrows()).map(|to| dot(to, vector)).collect();
             let length = dot(&there, &there).sqrt();
             if length > 0.0 { f64::from(dot(query, &there) / length) } else { 0.0 }
         };
@@ -98,6 +98,7 @@ mod tests {
         let long = vec![0.0; MAX_DIMENSIONS + 1];
         assert!(Translation::between(&[(&there, &long)]).is_none());
         assert!(Translation::between(&[(&long, &there)]).is_none());
+        assert!(Translation::between(&[(&[], &there)]).is_none());
         assert!(Translation::between(&[]).is_none());
     }
 }
