@@ -102,7 +102,12 @@ impl Grains {
     pub async fn put(&self, id: &GrainId, draft: Draft, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
             let found = self.store.grain(id).await?;
-            check_version(id, found.as_ref().map(|found| &found.grain), if_match)?;
+            let grain = found.as_ref().map(|found| &found.grain);
+            // What is wrong in any version is said first (RFC 9110, 13.2.1).
+            if grain.is_none_or(|grain| grain.content != draft.content) {
+                check_content(&draft.content, self.limits)?;
+            }
+            check_version(id, grain, if_match)?;
             let draft = draft.clone();
             let planned = match found {
                 None => {
@@ -130,9 +135,12 @@ impl Grains {
     pub async fn patch(&self, id: &GrainId, patch: Patch, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
             let found = self.numbered(id).await?;
-            check_version(id, Some(&found.grain), if_match)?;
             let mut content = found.grain.content.clone();
             patch.clone().apply_to(&mut content);
+            if content != found.grain.content {
+                check_content(&content, self.limits)?;
+            }
+            check_version(id, Some(&found.grain), if_match)?;
             let draft = Draft { id: None, content, model: patch.model.clone(), vector: None };
             let planned = match self.change_of(found, draft).await? {
                 Ok(planned) => planned,
@@ -242,9 +250,8 @@ impl Grains {
         Ok(batch.vectors.into_iter().next().filter(|_| batch.numbers == [number]))
     }
 
-    /// Writes one grain; `None` when others were quicker.
+    /// Writes one grain, of which the content is checked; `None` when others were quicker.
     async fn write_one(&self, planned: Planned) -> Result<Option<Outcome>, GrainError> {
-        check_content(&planned.content, self.limits)?;
         let is_new = planned.expected == Expected::Absent;
         let mut planned = vec![Ok(planned)];
         let (changes, active) = self.embed(&mut planned, Atomicity::AllOrNothing, Priority::Interactive).await?;

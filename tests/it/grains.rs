@@ -357,6 +357,11 @@ async fn a_version_that_is_not_there_any_more_is_refused() {
     refused(&absent, 412, "version_mismatch", "`new`");
     let any = with_header(&app, Method::PUT, "/grains/new", ("if-match", "*"), json!({"text": "t"})).await;
     refused(&any, 412, "version_mismatch", "`new`");
+    // What is wrong in any version is said first.
+    for method in [Method::PUT, Method::PATCH] {
+        let answer = with_header(&app, method, "/grains/w", stale, json!({"text": "t", "tags": vec!["x"; 101]})).await;
+        refused(&answer, 422, "invalid_request", "tags");
+    }
     let odd = with_header(&app, Method::PATCH, "/grains/w", ("if-match", "\"x\""), json!({"tags": ["x"]})).await;
     refused(&odd, 422, "invalid_request", "send the `etag` of an earlier answer");
     assert_eq!(app.get("/grains/w").await.ok()["text"], "two");
