@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use crate::domain::{ModelName, Origin, Provenance, SpaceId};
 use crate::grains::store::{NewVector, Numbered, ProvenVector};
-use crate::grains::{GrainError, Grains, TextKind, cosine};
+use crate::grains::{GrainError, Grains, cosine};
 use crate::models::error::with_causes;
 use crate::models::standing::LEAST_COSINE;
 use crate::models::{Lease, ModelError, ModelStatus, MultiModelManager};
@@ -315,34 +315,13 @@ async fn candidates(
 
 /// What a model makes of each text; `None` where it fails on that very text.
 async fn embed(grains: &Grains, lease: &Lease, found: &[Candidate]) -> Result<Vec<Option<NewVector>>, GrainError> {
-    match grains.embed_texts(lease, texts_of(found), TextKind::BACKGROUND).await {
-        Ok(made) => return Ok(made.into_iter().map(Some).collect()),
-        Err(error) if is_of_a_text(&error) => {}
-        Err(error) => return Err(error),
-    }
-    // Others may be at fault too: each for itself shows which.
-    let mut vectors = Vec::with_capacity(found.len());
-    for candidate in found {
-        match grains.embed_texts(lease, texts_of(std::slice::from_ref(candidate)), TextKind::BACKGROUND).await {
-            Ok(made) => vectors.push(made.into_iter().next()),
-            Err(error) if is_of_a_text(&error) => {
-                let id = &candidate.numbered.grain.id;
-                tracing::warn!(%id, "a grain's vector cannot be proved: {}", with_causes(&error));
-                vectors.push(None);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(vectors)
-}
-
-fn texts_of(found: &[Candidate]) -> Vec<String> {
-    found.iter().map(|candidate| candidate.numbered.grain.content.text.clone()).collect()
-}
-
-/// Whether an error is of one text, so that other grains need not suffer from it.
-fn is_of_a_text(error: &GrainError) -> bool {
-    matches!(error, GrainError::Model(ModelError::Engine(error)) if error.index().is_some())
+    let texts = found.iter().map(|candidate| candidate.numbered.grain.content.text.clone()).collect();
+    let made = grains.embed_each(lease, texts).await?;
+    let noted = |(candidate, made): (&Candidate, Result<NewVector, GrainError>)| {
+        let id = &candidate.numbered.grain.id;
+        made.inspect_err(|error| tracing::warn!(%id, "a grain's vector cannot be proved: {}", with_causes(error))).ok()
+    };
+    Ok(found.iter().zip(made).map(noted).collect())
 }
 
 fn least_cosine(from: Option<&SpaceId>) -> f64 {

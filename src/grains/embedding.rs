@@ -175,6 +175,31 @@ impl Grains {
         Ok(vectors.map(made).collect())
     }
 
+    /// Embeds texts in the background. Where the model fails on one, each is tried alone: the others are not to blame.
+    ///
+    /// # Errors
+    /// What would meet any text.
+    pub async fn embed_each(
+        &self,
+        lease: &Lease,
+        texts: Vec<String>,
+    ) -> Result<Vec<Result<NewVector, GrainError>>, GrainError> {
+        match self.embed_texts(lease, texts.clone(), TextKind::BACKGROUND).await {
+            Ok(made) => return Ok(made.into_iter().map(Ok).collect()),
+            Err(error) if error.is_of_a_text() => {}
+            Err(error) => return Err(error),
+        }
+        let mut vectors = Vec::with_capacity(texts.len());
+        for text in texts {
+            match self.embed_texts(lease, vec![text], TextKind::BACKGROUND).await {
+                Ok(made) => vectors.extend(made.into_iter().map(Ok)),
+                Err(error) if error.is_of_a_text() => vectors.push(Err(error)),
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(vectors)
+    }
+
     async fn take_supplied(&self, id: &GrainId, text: &str, supplied: SuppliedVector) -> Result<NewVector, GrainError> {
         let SuppliedVector { space, vector, verify, known } = supplied;
         let record = self.ledger.space(&space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
@@ -220,7 +245,7 @@ pub(super) fn texts_at(planned: &[Result<Planned, GrainError>], places: &[usize]
 fn of_one_text(error: GrainError, model: &ModelName) -> Result<(usize, GrainError), GrainError> {
     match error {
         GrainError::Model(ModelError::Engine(EngineError::InputTooLong { index, n_tokens, max_tokens })) => {
-            Ok((index, GrainError::TooLong { model: model.clone(), n_tokens, max_tokens }))
+            Ok((index, GrainError::TooLong { field: "text", model: model.clone(), n_tokens, max_tokens }))
         }
         GrainError::Model(ModelError::Engine(EngineError::Tokenize { index, source })) => {
             let message = format!("`text` cannot be split into tokens: {source}");

@@ -8,6 +8,7 @@ use super::index::IndexError;
 use super::service::MAX_IMPORTS;
 use super::store::StoreError;
 use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, SpaceId};
+use crate::engine::EngineError;
 use crate::models::error::with_causes;
 use crate::models::{LedgerError, ModelError};
 
@@ -71,26 +72,15 @@ pub enum GrainError {
     Empty,
     /// The text is longer than the model takes, and may not be cut.
     #[error(
-        "`text` has {n_tokens} tokens; `{model}` takes {max_tokens}: shorten it, or let it be cut by \
+        "`{field}` has {n_tokens} tokens; `{model}` takes {max_tokens}: shorten it, or let it be cut by \
          `engine.auto_truncate = true`"
     )]
     TooLong {
+        /// Which one: of a grain, or of a search.
+        field: &'static str,
         /// The model.
         model: ModelName,
         /// The text's tokens, special tokens included.
-        n_tokens: usize,
-        /// The most the model takes.
-        max_tokens: usize,
-    },
-    /// The text that is searched for is longer than the model takes, and may not be cut.
-    #[error(
-        "`query` has {n_tokens} tokens; `{model}` takes {max_tokens}: shorten it, or let it be cut by \
-         `engine.auto_truncate = true`"
-    )]
-    QueryTooLong {
-        /// The model.
-        model: ModelName,
-        /// The query's tokens, special tokens included.
         n_tokens: usize,
         /// The most the model takes.
         max_tokens: usize,
@@ -190,6 +180,13 @@ pub enum GrainError {
 }
 
 impl GrainError {
+    /// Whether an error is of a text, so that others need not suffer from it.
+    #[must_use]
+    pub fn is_of_a_text(&self) -> bool {
+        let Self::Model(ModelError::Engine(error)) = self else { return false };
+        !matches!(error, EngineError::Overloaded { .. } | EngineError::Closed | EngineError::Start { .. })
+    }
+
     /// As of the model whose error it is.
     #[must_use]
     pub fn pause_before_retry(&self) -> Option<Duration> {
@@ -219,7 +216,7 @@ impl GrainError {
             | Self::Model(ModelError::GrainWrites { .. } | ModelError::Conflict(_)) => RefusalKind::Conflict,
             Self::Version { .. } | Self::Absent(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
-            Self::TooLong { .. } | Self::QueryTooLong { .. } => RefusalKind::TooLong,
+            Self::TooLong { .. } => RefusalKind::TooLong,
             Self::Model(ModelError::NotFound { .. }) => RefusalKind::ModelNotFound,
             Self::KeyReused(_)
             | Self::Id(_)

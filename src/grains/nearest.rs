@@ -53,7 +53,7 @@ pub(super) struct SpaceSearch {
 fn of_query(error: GrainError, model: &ModelName) -> GrainError {
     match error {
         GrainError::Model(ModelError::Engine(EngineError::InputTooLong { n_tokens, max_tokens, .. })) => {
-            GrainError::QueryTooLong { model: model.clone(), n_tokens, max_tokens }
+            GrainError::TooLong { field: "query", model: model.clone(), n_tokens, max_tokens }
         }
         error => error,
     }
@@ -110,7 +110,7 @@ impl Grains {
             Err(
                 error @ (GrainError::Invalid { .. }
                 | GrainError::UnknownSpace(_)
-                | GrainError::QueryTooLong { .. }
+                | GrainError::TooLong { .. }
                 | GrainError::Model(ModelError::Engine(EngineError::Overloaded { .. }))),
             ) => return Err(error),
             Err(error) => (None, Err(with_causes(&error))),

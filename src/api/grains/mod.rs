@@ -86,7 +86,7 @@ impl From<GrainError> for ApiError {
         match error {
             GrainError::Among { at, source } => Self::from(*source).within(&format!("grains[{at}]")),
             GrainError::Invalid { field, .. } => Self::new(Code::InvalidRequest, message).with_param(field),
-            GrainError::QueryTooLong { .. } => Self::new(Code::InputTooLong, message).with_param("query"),
+            GrainError::TooLong { field, .. } => Self::new(Code::InputTooLong, message).with_param(field),
             GrainError::UnknownSpace(_) | GrainError::NoMaker(_) => {
                 Self::new(Code::InvalidRequest, message).with_param("space")
             }

@@ -8,9 +8,8 @@ use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
 use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
-use crate::engine::EngineError;
 use crate::grains::store::{Lacking, Made, NewVector, Unembedded};
-use crate::grains::{CutOver, GrainError, Target, TextKind};
+use crate::grains::{CutOver, GrainError, Target};
 use crate::models::error::with_causes;
 use crate::models::{Lease, ModelError};
 
@@ -259,25 +258,11 @@ impl Reembeddings {
         }
     }
 
-    /// The vectors of some grains. Where the model fails on them, each is tried alone: the others are not to blame.
+    /// The vectors of some grains, or why there is none.
     async fn vectors(&self, lease: &Lease, grains: &[Unembedded]) -> Result<Vectors, GrainError> {
         let texts = grains.iter().map(|grain| grain.text.clone()).collect();
-        match self.grains.embed_texts(lease, texts, TextKind::BACKGROUND).await {
-            Ok(made) => return Ok(grains.iter().cloned().zip(made.into_iter().map(Ok)).collect()),
-            Err(error) if is_of_a_text(&error) => {}
-            Err(error) => return Err(error),
-        }
-        let mut vectors = Vec::with_capacity(grains.len());
-        for grain in grains {
-            let made = self.grains.embed_texts(lease, vec![grain.text.clone()], TextKind::BACKGROUND).await;
-            let made = match made {
-                Ok(made) => made.into_iter().next().ok_or_else(|| "the model made no vector".to_owned()),
-                Err(error) if is_of_a_text(&error) => Err(with_causes(&error)),
-                Err(error) => return Err(error),
-            };
-            vectors.push((grain.clone(), made));
-        }
-        Ok(vectors)
+        let made = self.grains.embed_each(lease, texts).await?;
+        Ok(grains.iter().cloned().zip(made.into_iter().map(|made| made.map_err(|error| with_causes(&error)))).collect())
     }
 
     /// Holds the model of a job for a batch.
@@ -361,12 +346,6 @@ pub(super) fn by_hand(error: ReembedError) -> Stopped {
         ReembedError::State { .. } | ReembedError::NotFound(_) => Stopped::ByHand,
         error => Stopped::Error(error),
     }
-}
-
-/// Whether an error is of a text, so that other grains need not suffer from it.
-fn is_of_a_text(error: &GrainError) -> bool {
-    let GrainError::Model(ModelError::Engine(error)) = error else { return false };
-    !matches!(error, EngineError::Overloaded { .. } | EngineError::Closed | EngineError::Start { .. })
 }
 
 /// Whether an error may pass by itself.

@@ -1,12 +1,13 @@
 //! The account of re-embeddings: where each is, and what it could not embed.
 
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite, Transaction};
+use sqlx::{QueryBuilder, Row};
 
 use super::super::super::StoreError;
 use super::super::SqliteStore;
 use super::count;
 use super::reembed::push_failed;
+use super::write::write_order;
 use crate::domain::{
     Filter, GrainId, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
 };
@@ -164,10 +165,6 @@ impl SqliteStore {
             cut_over_us: row.try_get("cut_over_us").map_err(&sql)?,
         })
     }
-}
-
-async fn write_order(transaction: &mut Transaction<'_, Sqlite>, order: &[SpaceId]) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE space_order SET spaces = ?").bind(json(&order)).execute(&mut **transaction).await.map(drop)
 }
 
 fn json(value: &impl serde::Serialize) -> String {

@@ -299,8 +299,14 @@ pub(super) async fn order_behind(
         return Ok(());
     }
     order.insert(at + 1, space);
-    sqlx::query("UPDATE space_order SET spaces = ?").bind(json(&order)).execute(&mut **transaction).await?;
-    Ok(())
+    write_order(transaction, &order).await
+}
+
+pub(super) async fn write_order(
+    transaction: &mut Transaction<'_, Sqlite>,
+    order: &[impl serde::Serialize],
+) -> Result<(), sqlx::Error> {
+    sqlx::query("UPDATE space_order SET spaces = ?").bind(json(&order)).execute(&mut **transaction).await.map(drop)
 }
 
 fn json(value: &impl serde::Serialize) -> String {
