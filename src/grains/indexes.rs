@@ -6,6 +6,8 @@
 //! again from the database.
 
 mod making;
+#[cfg(test)]
+mod tests;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -23,6 +25,9 @@ use crate::models::error::with_causes;
 use crate::telemetry;
 
 pub use self::making::check_saved;
+
+/// Deleted grains that are taken out while searches wait: of a large space each costs a row read and a row written.
+const REMOVED_AT_ONCE: usize = 256;
 
 /// The indexes, in the order of their spaces.
 pub struct Indexes {
@@ -167,11 +172,25 @@ impl Indexes {
         all.n_moves += u64::from(before.is_some() && before != all.serving_of(number));
     }
 
-    /// Forgets deleted grains. The caller holds the gate.
-    pub(super) fn remove(&self, numbers: &[i64]) {
-        for index in &mut self.all.write().in_order {
-            index.change(|whole| numbers.iter().try_for_each(|number| whole.remove(*number)));
+    /// Forgets deleted grains. The caller holds the gate to the end. Searches see all of them go at one moment; what is
+    /// left of them, which no search finds, is taken out in pieces, and searches have their turn in between.
+    pub(super) async fn remove(&self, numbers: &[i64]) {
+        // Else a search in between would spend its hits on grains that the database has no more.
+        self.change_each(numbers, |index, number| index.set_serving(number, Serving::Withheld)).await;
+        for numbers in numbers.chunks(REMOVED_AT_ONCE) {
+            self.change_each(numbers, SpaceIndex::remove).await;
         }
+    }
+
+    /// Makes a change for each of these grains in every index, off the async threads, while searches wait.
+    async fn change_each(&self, numbers: &[i64], change: fn(&mut SpaceIndex, i64) -> Result<(), IndexError>) {
+        let (all, numbers) = (Arc::clone(&self.all), numbers.to_vec());
+        blocking(move || {
+            for index in &mut all.write().in_order {
+                index.change(|whole| numbers.iter().try_for_each(|number| change(whole, *number)));
+            }
+        })
+        .await;
     }
 
     /// Forgets what a space had of grains. The caller holds the gate.

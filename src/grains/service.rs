@@ -192,14 +192,15 @@ impl Grains {
         let (grains, began) = (self.clone(), Instant::now());
         let work = async move {
             let _gate = grains.gate.lock().await;
-            let removed = grains.store.delete(filter, only_if).await?;
-            Ok(removed.map(|numbers| {
-                grains.indexes.remove(&numbers);
-                grains.anchors.forget(&numbers);
-                grains.indexes.measure();
-                metrics::histogram!(telemetry::GRAIN_WRITE_DURATION, "kind" => "delete").record(began.elapsed());
-                numbers.len() as u64
-            }))
+            let numbers = match grains.store.delete(filter, only_if).await? {
+                Ok(numbers) => numbers,
+                Err(found) => return Ok(Err(found)),
+            };
+            grains.indexes.remove(&numbers).await;
+            grains.anchors.forget(&numbers);
+            grains.indexes.measure();
+            metrics::histogram!(telemetry::GRAIN_WRITE_DURATION, "kind" => "delete").record(began.elapsed());
+            Ok(Ok(numbers.len() as u64))
         };
         self.shutdown.finish("delete grains", work).await
     }
