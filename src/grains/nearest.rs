@@ -43,8 +43,15 @@ pub(super) struct SpaceSearch {
     pub(super) model: Option<ModelName>,
     /// The query in this space, of length 1; or why there is none.
     pub(super) query: Result<Vec<f32>, String>,
-    /// The nearest grains, best first; or why they are not known.
-    pub(super) hits: Result<Vec<Scored>, String>,
+    /// The nearest grains to each depth, to none where the filter leaves the space out; or why they are not known.
+    pub(super) nearest: Result<Vec<Nearest>, String>,
+}
+
+/// The nearest grains of a space to one depth.
+#[derive(Clone, Debug)]
+pub(super) struct Nearest {
+    /// Best first.
+    pub(super) hits: Vec<Scored>,
     /// The vectors of the first [`N_BEST`] of them, where several spaces were searched.
     pub(super) best: Vec<Vec<f32>>,
 }
@@ -67,11 +74,11 @@ enum Among {
 }
 
 impl Grains {
-    /// The nearest grains in each space that is to be searched.
+    /// The nearest grains in each space that is to be searched, to each of these depths.
     pub(super) async fn search_spaces(
         &self,
         request: &SearchRequest,
-        depth: usize,
+        depths: &[usize],
         spent: &mut Spent,
     ) -> Result<Vec<SpaceSearch>, GrainError> {
         let mut searches: Vec<SpaceSearch> = Vec::new();
@@ -84,7 +91,7 @@ impl Grains {
             }
             spent.embedding += began.elapsed();
             let began = Instant::now();
-            let is_settled = part("nearest").around(self.find_nearest(&mut searches, request, depth)).await?;
+            let is_settled = part("nearest").around(self.find_nearest(&mut searches, request, depths)).await?;
             spent.vectors += began.elapsed();
             if is_settled || look == LOOKS {
                 break;
@@ -115,7 +122,7 @@ impl Grains {
             ) => return Err(error),
             Err(error) => (None, Err(with_causes(&error))),
         };
-        Ok(SpaceSearch { space, model, query, hits: Ok(Vec::new()), best: Vec::new() })
+        Ok(SpaceSearch { space, model, query, nearest: Ok(Vec::new()) })
     }
 
     /// The query in a space, and the model that made it.
@@ -143,7 +150,7 @@ impl Grains {
         &self,
         searches: &mut [SpaceSearch],
         request: &SearchRequest,
-        n: usize,
+        depths: &[usize],
     ) -> Result<bool, GrainError> {
         let n_moves = self.indexes.n_moves();
         let queries: Vec<(SpaceId, Vec<f32>)> = searches
@@ -154,30 +161,35 @@ impl Grains {
             .collect();
         // The index has nothing but what the space serves.
         let filter = Filter { space: None, ..request.filter.clone() };
-        let among = self.among(&queries, &filter, n).await?;
-        let checks_moves = matches!(among, Among::These(_));
+        let mut plans = Vec::with_capacity(depths.len());
+        for depth in depths {
+            plans.push((*depth, self.among(&queries, &filter, *depth).await?));
+        }
+        let checks_moves = plans.iter().any(|(_, among)| matches!(among, Among::These(_)));
         let (found, serving, n_moves_now) = self
             .indexes
             .look(move |moment| {
                 let is_alone = queries.len() < 2;
                 let nearest = |(space, query): (SpaceId, Vec<f32>)| {
-                    let hits = match &among {
-                        Among::Everything => moment.nearest(&space, &query, n),
-                        Among::These(numbers) => moment.nearest_among(&space, &query, numbers, n),
+                    let to_depth = |(depth, among): &(usize, Among)| -> Result<Nearest, GrainError> {
+                        let hits = match among {
+                            Among::Everything => moment.nearest(&space, &query, *depth)?,
+                            Among::These(numbers) => moment.nearest_among(&space, &query, numbers, *depth)?,
+                        };
+                        let n_best = if is_alone { 0 } else { hits.len().min(N_BEST) };
+                        let best = moment.vectors(&space, &hits[..n_best]);
+                        Ok(Nearest { hits, best })
                     };
-                    let best = match &hits {
-                        Ok(hits) if !is_alone => moment.vectors(&space, &hits[..hits.len().min(N_BEST)]),
-                        _ => Vec::new(),
-                    };
-                    (space, hits, best)
+                    let nearest: Result<Vec<Nearest>, GrainError> = plans.iter().map(to_depth).collect();
+                    (space, nearest)
                 };
                 let found: Vec<_> = queries.into_iter().map(nearest).collect();
                 Ok((found, moment.serving(), moment.n_moves()))
             })
             .await?;
-        for (space, hits, best) in found {
-            let hits = match hits {
-                Ok(hits) => Ok(hits),
+        for (space, nearest) in found {
+            let nearest = match nearest {
+                Ok(nearest) => Ok(nearest),
                 Err(error @ GrainError::BrokenIndex { .. }) => Err(error.to_string()),
                 Err(GrainError::Index(error)) if error.is_of_files() => {
                     self.indexes.note_unreadable(&space, &error);
@@ -186,8 +198,7 @@ impl Grains {
                 Err(error) => return Err(error),
             };
             if let Some(search) = searches.iter_mut().find(|search| search.space == space) {
-                search.hits = hits;
-                search.best = best;
+                search.nearest = nearest;
             }
         }
         let is_for_all = matches!(request.query, Query::Text(_)) && request.filter.space.is_none();

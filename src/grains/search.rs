@@ -3,15 +3,15 @@
 //! Each space that serves grains is searched with its own model, whatever model is active (`nearest`), and what they
 //! find becomes one ranking (`merge`).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 
 use super::error::GrainError;
 use super::highlight::Wanted;
-use super::merge::{N_BEST, SpaceHits, merge};
-use super::nearest::SpaceSearch;
+use super::merge::{SpaceHits, merge};
+use super::nearest::{Nearest, SpaceSearch};
 use super::service::Grains;
 use super::store::{Numbered, Scored};
 use crate::domain::{Filter, Grain, ModelName, SpaceId};
@@ -23,6 +23,16 @@ pub const MAX_DEPTH: usize = 10_000;
 
 /// Each side of a hybrid search brings at least so many candidates into the fusion.
 const FUSION_DEPTH: usize = 200;
+
+/// The depths to which lists are searched, whatever page is asked for: the best of lists to the first depth, behind them
+/// the best of what lists to the next depth have besides, and so on as far as the page reaches.
+///
+/// What is fused, and what is found through codes, depends on the depth: were it where a page ends, each page would be cut
+/// out of another ranking, and hits would come twice or never. A single depth would have to be the last one, and cost a
+/// first page, which is nearly always the only one, fifty times the candidates.
+///
+/// For 50 hits the index compares half as many vectors again as it does at least; 1,000 is the longest page.
+const DEPTHS: [usize; 4] = [50, FUSION_DEPTH, 1_000, MAX_DEPTH];
 
 /// The most bytes of text in one answer.
 const MAX_ANSWER_BYTES: u64 = 32 << 20;
@@ -142,6 +152,15 @@ pub struct SearchResult {
     pub merged: Merged,
 }
 
+/// A place in the ranking.
+#[derive(Debug)]
+struct Ranked {
+    number: i64,
+    score: f64,
+    raw_score: f64,
+    space: Option<SpaceId>,
+}
+
 /// Where a search spends its time.
 #[derive(Debug, Default)]
 pub(super) struct Spent {
@@ -165,24 +184,25 @@ impl Grains {
         let began = Instant::now();
         let mut spent = Spent::default();
         let wanted = request.offset + request.limit;
-        let depth = if request.mode == Mode::Hybrid { wanted.max(FUSION_DEPTH) } else { wanted.max(N_BEST) };
-        let (mut found, mut spaces) = (Vec::new(), Vec::new());
+        let depths = depths_to(wanted, request.mode);
+        let (mut found, mut lists, mut spaces) = (Vec::new(), Vec::new(), Vec::new());
         if request.mode != Mode::Lexical {
-            let searches = self.search_spaces(&request, depth, &mut spent).await?;
+            let searches = self.search_spaces(&request, &depths, &mut spent).await?;
             let is_alone = searches.len() < 2;
-            for SpaceSearch { space, model, query, hits, best } in searches {
-                let reason = query.as_ref().err().or(hits.as_ref().err()).cloned();
+            for SpaceSearch { space, model, query, nearest } in searches {
+                let reason = query.as_ref().err().or(nearest.as_ref().err()).cloned();
                 spaces.push(SearchedSpace { space: space.clone(), model, reason });
-                if let (Ok(query), Ok(hits)) = (query, hits) {
+                if let (Ok(query), Ok(nearest)) = (query, nearest) {
                     let anchors = if is_alone { Vec::new() } else { self.anchors.scores(&space, &query) };
                     found.push(SpaceHits {
                         n_served: self.indexes.n_served(&space),
                         space,
                         query,
-                        hits,
-                        best,
+                        hits: Vec::new(),
+                        best: Vec::new(),
                         anchors,
                     });
+                    lists.push(nearest.into_iter());
                 }
             }
         }
@@ -191,17 +211,31 @@ impl Grains {
             && let Query::Text(text) = &request.query
         {
             let began = Instant::now();
-            let at_most = u32::try_from(depth).unwrap_or(u32::MAX);
+            let at_most = depths.last().and_then(|depth| u32::try_from(*depth).ok()).unwrap_or(u32::MAX);
             words = Some(self.store.with_words(text.clone(), request.filter.clone(), at_most).await?);
             spent.words = began.elapsed();
         }
         let guess =
             |of: &SpaceHits, there: &SpaceHits| self.anchors.guess(&of.space, &of.best, &there.space, &there.query);
-        let (ranked, merged) = merge(&found, words.as_deref(), guess);
-        let raw = raw_scores(&found, words.as_deref());
-        let ranked = bounded(ranked, &request, merged, &raw);
+        let (mut ranking, mut merged) = (Vec::new(), Merged::Score);
+        for depth in depths {
+            for (of, lists) in found.iter_mut().zip(&mut lists) {
+                if let Some(Nearest { hits, best }) = lists.next() {
+                    (of.hits, of.best) = (hits, best);
+                }
+            }
+            let words = words.as_deref().map(|words| &words[..words.len().min(depth)]);
+            let (hits, how) = merge(&found, words, guess);
+            merged = how;
+            let raw = raw_scores(&found, words);
+            let n = depth.min(wanted);
+            extend(&mut ranking, bounded(hits, &request, merged, &raw), &raw, n);
+            if ranking.len() < n {
+                break;
+            }
+        }
         let reading = Instant::now();
-        let hits = self.read_hits(&request, &ranked, &raw).await?;
+        let hits = self.read_hits(&request, ranking).await?;
         spent.reading = reading.elapsed();
         let took = began.elapsed();
         metrics::histogram!(telemetry::SEARCH_DURATION, "mode" => request.mode.as_str()).record(took);
@@ -216,23 +250,17 @@ impl Grains {
         Ok(SearchResult { hits, spaces, merged })
     }
 
-    async fn read_hits(
-        &self,
-        request: &SearchRequest,
-        ranked: &[Scored],
-        raw: &HashMap<i64, (f64, Option<&SpaceId>)>,
-    ) -> Result<Vec<Hit>, GrainError> {
-        let shown: Vec<Scored> = ranked.iter().skip(request.offset).take(request.limit).copied().collect();
+    async fn read_hits(&self, request: &SearchRequest, ranking: Vec<Ranked>) -> Result<Vec<Hit>, GrainError> {
+        let shown: Vec<Ranked> = ranking.into_iter().skip(request.offset).take(request.limit).collect();
         let numbers: Vec<i64> = shown.iter().map(|hit| hit.number).collect();
         self.check_size(&numbers).await?;
         let grains = self.store.grains(numbers).await?;
         let mut grains: HashMap<i64, Grain> =
             grains.into_iter().map(|Numbered { number, grain }| (number, grain)).collect();
-        let hit = |found: Scored| {
+        let hit = |Ranked { number, score, raw_score, space }| {
             // Deleted since: it is not found.
-            let grain = grains.remove(&found.number)?;
-            let (raw_score, space) = raw.get(&found.number).copied().unwrap_or((found.score, None));
-            Some(Hit { grain, score: found.score, raw_score, space: space.cloned(), highlight: None })
+            let grain = grains.remove(&number)?;
+            Some(Hit { grain, score, raw_score, space, highlight: None })
         };
         let hits = shown.into_iter().filter_map(hit).collect();
         match (&request.query, request.highlights) {
@@ -273,6 +301,33 @@ async fn highlighted(mut hits: Vec<Hit>, wanted: Wanted) -> Result<Vec<Hit>, Gra
     Ok(tokio::task::spawn_blocking(work).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic())))
 }
 
+/// The depths that the first so many hits need.
+fn depths_to(wanted: usize, mode: Mode) -> Vec<usize> {
+    let least = match mode {
+        // Words have one order, however many of it are read.
+        Mode::Lexical => return vec![wanted],
+        Mode::Dense => 0,
+        Mode::Hybrid => FUSION_DEPTH,
+    };
+    let mut depths: Vec<usize> = DEPTHS.into_iter().filter(|depth| *depth >= least).collect();
+    let n_short = depths.iter().filter(|depth| **depth < wanted).count();
+    depths.truncate(n_short + 1);
+    depths
+}
+
+/// Puts the hits that a ranking does not have behind it, until it has `n`. Deeper lists may have made a score better than
+/// those before it: it is no better than the last one, so that scores go with the order.
+fn extend(ranking: &mut Vec<Ranked>, hits: Vec<Scored>, raw: &HashMap<i64, (f64, Option<&SpaceId>)>, n: usize) {
+    let known: HashSet<i64> = ranking.iter().map(|hit| hit.number).collect();
+    let most = ranking.last().map_or(f64::INFINITY, |last| last.score);
+    let place = |Scored { number, score }| {
+        let (raw_score, space) = raw.get(&number).copied().unwrap_or((score, None));
+        Ranked { number, score: score.min(most), raw_score, space: space.cloned() }
+    };
+    let n_missing = n.saturating_sub(ranking.len());
+    ranking.extend(hits.into_iter().filter(|hit| !known.contains(&hit.number)).take(n_missing).map(place));
+}
+
 /// The hits that reach the least score. Sums of ranks are no cosines: where a search by meaning has nothing else, the raw
 /// scores are what is bounded.
 fn bounded(
@@ -303,4 +358,40 @@ fn raw_scores<'a>(spaces: &'a [SpaceHits], words: Option<&[Scored]>) -> HashMap<
         }
     }
     raw
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_made_of_the_same_depths_as_far_as_they_reach() {
+        for (mode, wanted, depths) in [
+            (Mode::Hybrid, 1, &[200][..]),
+            (Mode::Hybrid, 200, &[200]),
+            (Mode::Hybrid, 201, &[200, 1_000]),
+            (Mode::Hybrid, MAX_DEPTH, &[200, 1_000, 10_000]),
+            (Mode::Dense, 10, &[50]),
+            (Mode::Dense, 51, &[50, 200]),
+            (Mode::Dense, 1_001, &[50, 200, 1_000, 10_000]),
+            (Mode::Lexical, 777, &[777]),
+        ] {
+            assert_eq!(depths_to(wanted, mode), depths, "{mode:?} {wanted}");
+        }
+    }
+
+    #[test]
+    fn what_deeper_lists_have_besides_comes_behind_and_scores_no_better() {
+        let hits = |of: &[(i64, f64)]| -> Vec<Scored> {
+            of.iter().map(|(number, score)| Scored { number: *number, score: *score }).collect()
+        };
+        let raw = HashMap::from([(7, (0.25, None))]);
+        let mut ranking = Vec::new();
+        extend(&mut ranking, hits(&[(1, 0.9), (2, 0.5), (3, 0.4)]), &raw, 2);
+        extend(&mut ranking, hits(&[(2, 0.8), (7, 0.7), (1, 0.6), (3, 0.3), (4, 0.2), (5, 0.1)]), &raw, 5);
+        let found: Vec<(i64, f64, f64)> = ranking.iter().map(|hit| (hit.number, hit.score, hit.raw_score)).collect();
+        assert_eq!(found, [(1, 0.9, 0.9), (2, 0.5, 0.5), (7, 0.5, 0.25), (3, 0.3, 0.3), (4, 0.2, 0.2)]);
+        extend(&mut ranking, hits(&[(6, 0.1)]), &raw, 5);
+        assert_eq!(ranking.len(), 5, "it is long enough");
+    }
 }

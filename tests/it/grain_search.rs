@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::helpers::{
     Caller, Chance, MINILM, Process, TINY, TestApp, cosine, entry_of, folder_with, send, vectors_of, with_tiny,
 };
+use crate::search_pages::assert_pages;
 
 /// Some grains that mean different things, in few words of each other.
 const TEXTS: [(&str, &str); 7] = [
@@ -516,6 +517,10 @@ async fn more_than_ten_thousand_grains_are_found_through_codes_under_every_filte
         }
     };
     check(&app, &vectors).await;
+    for filter in [json!(null), json!({"tags": {"any": ["south"]}})] {
+        let body = json!({"vector": northern, "space": space, "filter": filter});
+        assert_eq!(assert_pages(&app, &body).await, 1_000);
+    }
     // The best of them go, more than are taken out at once, and are not found any more.
     let gone: Vec<String> = nearest(vectors.iter(), &northern, 300).iter().map(|(id, _)| (*id).to_owned()).collect();
     app.post("/grains/delete", json!({"filter": {"ids": gone}, "expected_count": 300})).await.ok();

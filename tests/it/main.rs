@@ -54,6 +54,7 @@ mod reembedding_load;
 mod reembedding_rules;
 mod reembeddings;
 mod restart;
+mod search_pages;
 mod shutdown;
 mod snapshots;
 mod spaces;

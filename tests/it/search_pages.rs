@@ -1,0 +1,114 @@
+//! Pages of a search are parts of one ranking: while nothing is written no hit comes twice, and none is left out.
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::helpers::{Caller, Chance, TINY, TestApp, with_tiny};
+
+/// The most hits of one answer.
+const LONGEST_PAGE: usize = 1_000;
+
+/// The hits of each page where there are many.
+const SHORT_PAGE: usize = 50;
+
+/// Long enough for a machine that does much else.
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// A configuration with which a query has the same vector for each page, to the last bit, whatever it is batched with.
+fn with_tiny_and_a_cache(others: &[&str]) -> String {
+    format!("[models]\nembedding_cache = \"1MiB\"\n{}", with_tiny(others))
+}
+
+async fn search(app: &Caller, body: &Value, offset: usize, limit: usize) -> Value {
+    let mut body = body.clone();
+    body["offset"] = json!(offset);
+    body["limit"] = json!(limit);
+    app.post("/grains/search", body).await.ok()
+}
+
+fn ids(found: &Value) -> Vec<String> {
+    let hits = found["hits"].as_array().unwrap_or_else(|| panic!("no hits: {found}"));
+    hits.iter().map(|hit| hit["grain"]["id"].as_str().expect("an id").to_owned()).collect()
+}
+
+/// The first thousand hits in one page, and in short ones.
+async fn both_ways(app: &Caller, body: &Value) -> (Value, Vec<String>) {
+    let whole = search(app, body, 0, LONGEST_PAGE).await;
+    let mut paged = Vec::new();
+    for offset in (0..LONGEST_PAGE).step_by(SHORT_PAGE) {
+        paged.extend(ids(&search(app, body, offset, SHORT_PAGE).await));
+    }
+    (whole, paged)
+}
+
+fn assert_one_ranking(whole: &Value, paged: &[String], body: &Value) {
+    assert_eq!(paged, ids(whole), "{body}");
+    assert_eq!(paged.iter().collect::<HashSet<_>>().len(), paged.len(), "a hit comes twice: {body}");
+    let hits = whole["hits"].as_array().expect("hits");
+    let scores: Vec<f64> = hits.iter().map(|hit| hit["score"].as_f64().expect("a score")).collect();
+    assert!(scores.is_sorted_by(|a, b| a >= b), "best first: {body}");
+}
+
+/// Checks the first hits of a search, a thousand of them at most. Answers how many there are.
+pub async fn assert_pages(app: &Caller, body: &Value) -> usize {
+    let (whole, paged) = both_ways(app, body).await;
+    assert_one_ranking(&whole, &paged, body);
+    let next = ids(&search(app, body, LONGEST_PAGE, SHORT_PAGE).await);
+    assert!(next.iter().all(|id| !paged.contains(id)), "a hit comes again: {body}");
+    paged.len()
+}
+
+#[tokio::test]
+async fn pages_of_every_mode_are_parts_of_one_ranking() {
+    let app = TestApp::start_with(&with_tiny_and_a_cache(&[])).await;
+    let space = app.post("/models/tiny/load", json!({})).await.ok()["space"].clone();
+    let mut chance = Chance::seeded(17);
+    // Every other one has the word, more or less often, and what its vector says has nothing to do with that.
+    let grain = |n: usize| {
+        let oats = if n.is_multiple_of(2) { "oats ".repeat(1 + n % 19) } else { String::new() };
+        let vector = chance.unit_vector(32);
+        json!({"id": n.to_string(), "text": format!("{oats}barley"), "space": space, "vector": vector})
+    };
+    let grains: Vec<Value> = (0..900).map(grain).collect();
+    app.post("/grains", json!({"grains": grains})).await.ok();
+    for (mode, n_hits) in [("hybrid", 900), ("dense", 900), ("lexical", 450)] {
+        let n_found = assert_pages(&app, &json!({"query": "oats", "mode": mode})).await;
+        assert_eq!(n_found, n_hits, "{mode}");
+    }
+    // Whatever is bounded is as long for every page.
+    let n_found = assert_pages(&app, &json!({"query": "oats", "min_score": 0.009})).await;
+    assert!((201..900).contains(&n_found), "{n_found}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn pages_of_two_spaces_are_parts_of_one_ranking() {
+    let other = "tiny-cls";
+    let app = TestApp::start_with(&with_tiny_and_a_cache(&[other])).await;
+    let grain = |n: usize| {
+        let model = if n.is_multiple_of(3) { other } else { TINY };
+        json!({"id": n.to_string(), "text": format!("{}barley {n}", "oats ".repeat(n % 19)), "model": model})
+    };
+    app.post("/grains", json!({"grains": (0..450).map(grain).collect::<Vec<_>>()})).await.ok();
+    let dense = json!({"query": "oats", "mode": "dense"});
+    let hybrid = json!({"query": "oats"});
+    let began = Instant::now();
+    loop {
+        let before = search(&app, &dense, 0, LONGEST_PAGE).await;
+        let pages = [(&dense, both_ways(&app, &dense).await), (&hybrid, both_ways(&app, &hybrid).await)];
+        let after = search(&app, &dense, 0, LONGEST_PAGE).await;
+        // While anchors are made, each new one changes the ranking.
+        if before["merged"] == "anchors" && before["hits"] == after["hits"] {
+            for (body, (whole, paged)) in &pages {
+                assert_one_ranking(whole, paged, body);
+                assert_eq!(paged.len(), 450);
+            }
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "merged by {}", before["merged"]);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    app.stop().await;
+}
