@@ -1,5 +1,7 @@
 //! `/snapshots`: whole copies of the database, made while it is used.
 
+use std::time::Duration;
+
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path};
 use axum::http::request::Parts;
@@ -72,12 +74,17 @@ pub async fn list(Kept(grains): Kept) -> Result<axum::Json<Snapshots>, ApiError>
 }
 
 /// Makes a snapshot: a whole copy of the database as of now, kept beside it. Reading and writing go on meanwhile.
+///
+/// One is made at a time, and `server.request_timeout` does not end it. It goes on when the caller leaves, and
+/// `GET /snapshots` lists it once it is whole. A server that stops gives it up, and nothing of it stays.
 #[utoipa::path(
     post, path = "/snapshots", tag = "snapshots", operation_id = "create_snapshot",
     responses(
         (status = 201, description = "It is on disk", body = SnapshotObject, headers(
             ("location" = String, description = "Where it can be fetched"),
         )),
+        (status = 409, description = "Another one is being made", content_type = "application/problem+json",
+         body = ProblemBody),
         (status = 507, description = "There is no room for it", content_type = "application/problem+json",
          body = ProblemBody),
         NativeErrors
@@ -131,6 +138,10 @@ impl From<SnapshotError> for ApiError {
         let message = with_causes(&error);
         match error {
             SnapshotError::NotFound(_) => Self::new(Code::NotFound, message),
+            SnapshotError::UnderWay { .. } => Self::new(Code::Conflict, message),
+            SnapshotError::Stopping => {
+                Self::new(Code::StoreUnavailable, message).with_retry_after(Duration::from_secs(5))
+            }
             SnapshotError::Store(error) => error.into(),
             SnapshotError::Files { .. } => {
                 tracing::error!("{message}");

@@ -44,9 +44,6 @@ impl Timeouts {
     /// The time of a request, and the setting that says so.
     fn of(&self, request: &Request) -> (Duration, String) {
         let usual = (self.usual, "server.request_timeout".to_owned());
-        if self.of_routes.is_empty() {
-            return usual;
-        }
         let Some(pattern) = request.extensions().get::<MatchedPath>() else { return usual };
         // Axum answers HEAD with the route of GET.
         let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };

@@ -13,7 +13,7 @@ use super::anchors::Anchors;
 use super::draft::Precondition;
 use super::error::GrainError;
 use super::indexes::Indexes;
-use super::snapshots::Snapshots;
+use super::snapshots::{OneAtATime, Snapshots};
 use super::staging::Staging;
 use super::store::{
     Applied, Batch, Committed, Counted, Facet, GrainStore, NewVector, Numbered, OnlyIf, Page, PageRequest,
@@ -80,6 +80,7 @@ pub struct Grains {
     pub(super) shutdown: Shutdown,
     pub(super) staging: Staging,
     snapshots: Snapshots,
+    pub(super) snapshot_turns: OneAtATime,
     /// Places for imports.
     pub(super) imports: Arc<Semaphore>,
     /// Whoever changes grains holds it, from before the commit until the indexes know.
@@ -102,6 +103,7 @@ impl Grains {
             shutdown,
             staging: Staging::default(),
             snapshots,
+            snapshot_turns: OneAtATime::default(),
             imports: Arc::new(Semaphore::new(MAX_IMPORTS)),
             gate: Arc::default(),
         };

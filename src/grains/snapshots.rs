@@ -3,14 +3,18 @@
 use std::fmt;
 use std::io::ErrorKind;
 use std::path::PathBuf;
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
 use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
+use tokio_util::sync::CancellationToken;
 
 use super::service::Grains;
 use super::store::StoreError;
+use crate::models::error::with_causes;
 
 const STAMP: &[FormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
 
@@ -56,6 +60,18 @@ pub enum SnapshotError {
     /// There is none of that name.
     #[error("there is no snapshot `{0}`: `GET /snapshots` lists them")]
     NotFound(SnapshotName),
+    /// One is made at a time.
+    #[error(
+        "a snapshot has been under way since {since}, and one is made at a time: `GET /snapshots` lists it once it is \
+         whole"
+    )]
+    UnderWay {
+        /// RFC 3339, UTC.
+        since: String,
+    },
+    /// The server stops, and waits for no copy.
+    #[error("the server is stopping, so the snapshot was given up, and nothing of it stays: ask again once it is back")]
+    Stopping,
     /// The database, or no room for its copy.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -166,24 +182,71 @@ fn is_cut_off(file: &str) -> bool {
     SnapshotName::parse(name).is_some() && ["", "-journal", "-wal", "-shm"].contains(&rest)
 }
 
+/// Lets one snapshot be made at a time, and knows since when it is. Clones share that.
+#[derive(Clone, Debug, Default)]
+pub(super) struct OneAtATime(Arc<Mutex<Option<OffsetDateTime>>>);
+
+/// The turn of the one that is being made, until it is dropped.
+#[derive(Debug)]
+struct Turn(OneAtATime);
+
+impl OneAtATime {
+    fn begin(&self, now: OffsetDateTime) -> Result<Turn, SnapshotError> {
+        let mut begun = self.0.lock();
+        if let Some(since) = *begun {
+            let since = since.truncate_to_second().format(&Rfc3339).unwrap_or_default();
+            return Err(SnapshotError::UnderWay { since });
+        }
+        *begun = Some(now);
+        Ok(Turn(self.clone()))
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *self.0.0.lock() = None;
+    }
+}
+
 impl Grains {
-    /// Makes a snapshot. Reading and writing go on meanwhile, and it goes on when the caller leaves.
+    /// Makes a snapshot, one at a time. Reading and writing go on meanwhile, and it goes on when the caller leaves. A
+    /// shutdown ends it, and nothing of it stays.
     ///
     /// # Errors
-    /// The database's, or when there is no room.
+    /// [`SnapshotError::UnderWay`], [`SnapshotError::Stopping`], the database's, or when there is no room.
     pub async fn snapshot(&self) -> Result<Snapshot, SnapshotError> {
+        let now = OffsetDateTime::now_utc();
+        let turn = self.snapshot_turns.begin(now)?;
+        let left = CancellationToken::new();
+        let _caller = left.clone().drop_guard();
         let grains = self.clone();
         let work = async move {
-            let snapshots = grains.snapshots();
-            let made = fs_err::tokio::create_dir_all(&snapshots.0).await;
-            made.map_err(|source| snapshots.failed("make the folder", source))?;
-            let name = SnapshotName::of(OffsetDateTime::now_utc());
-            grains.store.copy_to(&snapshots.0.join(&name.0)).await?;
-            let snapshot = snapshots.describe(name).await?;
-            tracing::info!(name = %snapshot.name, size_bytes = snapshot.size_bytes, "a snapshot was made");
-            Ok(snapshot)
+            let _turn = turn;
+            let made = grains.make_snapshot(SnapshotName::of(now)).await;
+            // Whoever tells the caller tells the log too; of this one nobody else would.
+            if let Err(error) = &made
+                && left.is_cancelled()
+            {
+                tracing::error!("a snapshot whose caller has left was not made: {}", with_causes(error));
+            }
+            made
         };
         self.shutdown.finish("snapshot", work).await
+    }
+
+    async fn make_snapshot(&self, name: SnapshotName) -> Result<Snapshot, SnapshotError> {
+        let snapshots = self.snapshots();
+        let made = fs_err::tokio::create_dir_all(&snapshots.0).await;
+        made.map_err(|source| snapshots.failed("make the folder", source))?;
+        let copied = self.store.copy_to(&snapshots.0.join(&name.0), self.shutdown.soft()).await;
+        copied.map_err(|error| match error {
+            // Nothing else interrupts a copy.
+            StoreError::TooSlow { .. } => SnapshotError::Stopping,
+            error => error.into(),
+        })?;
+        let snapshot = snapshots.describe(name).await?;
+        tracing::info!(name = %snapshot.name, size_bytes = snapshot.size_bytes, "a snapshot was made");
+        Ok(snapshot)
     }
 }
 
@@ -201,6 +264,16 @@ mod tests {
         {
             assert_eq!(SnapshotName::parse(bad), None, "{bad}");
         }
+    }
+
+    #[test]
+    fn the_next_one_may_be_made_when_one_has_ended() {
+        let turns = OneAtATime::default();
+        let turn = turns.begin(OffsetDateTime::UNIX_EPOCH).expect("the first");
+        let refused = turns.clone().begin(OffsetDateTime::now_utc()).expect_err("the first goes on");
+        assert!(refused.to_string().contains("since 1970-01-01T00:00:00Z"), "{refused}");
+        drop(turn);
+        turns.begin(OffsetDateTime::now_utc()).expect("the first has ended");
     }
 
     #[tokio::test]

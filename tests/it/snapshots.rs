@@ -1,11 +1,57 @@
 //! Whole copies of the database, made while it is used.
 
 use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::json;
+use sqlx::sqlite::{SqliteConnectOptions, SqliteSynchronous};
+use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
 use crate::helpers::{Process, TestApp, client, data_dir, send, with_tiny};
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// 128 MiB of rows, for a copy that takes some tenths of a second.
+const PADDING: [&str; 2] = [
+    "CREATE TABLE padding (bytes BLOB)",
+    "WITH RECURSIVE n(i) AS (VALUES (1) UNION ALL SELECT i + 1 FROM n WHERE i < 8192) \
+     INSERT INTO padding SELECT zeroblob(16384) FROM n",
+];
+
+/// A folder with a large database.
+async fn folder_with_much() -> TempDir {
+    let folder = TestApp::start_with(&with_tiny(&[])).await.stop_and_keep().await;
+    let options = SqliteConnectOptions::new().filename(folder.path().join("granary.db"));
+    let mut connection = options.synchronous(SqliteSynchronous::Off).connect().await.expect("a connection");
+    for sql in PADDING {
+        sqlx::query(sql).execute(&mut connection).await.expect("written");
+    }
+    connection.close().await.expect("closed");
+    folder
+}
+
+/// Where the snapshots of a folder's database are.
+fn snapshots_in(folder: &TempDir) -> PathBuf {
+    folder.path().join("granary.db.snapshots")
+}
+
+/// The names of the files there, of which there are none before the first snapshot.
+fn names_in(snapshots: &Path) -> Vec<String> {
+    let Ok(entries) = fs_err::read_dir(snapshots) else { return Vec::new() };
+    entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Waits until a snapshot is being written.
+async fn until_one_is_begun(snapshots: &Path) {
+    let until_begun = async {
+        while !names_in(snapshots).iter().any(|name| name.ends_with(".partial")) {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, until_begun).await.expect("a snapshot is begun");
+}
 
 #[tokio::test]
 async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
@@ -37,6 +83,57 @@ async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
     assert_eq!(app.get("/snapshots/..%2Fgranary.db").await.problem().0, 404);
     assert_eq!(app.get("/snapshots").await.ok()["snapshots"], json!([]));
     app.stop().await;
+}
+
+#[tokio::test]
+async fn one_snapshot_is_made_at_a_time_however_long_it_takes() {
+    let toml = format!("[server]\nrequest_timeout = \"100ms\"\n{}", with_tiny(&[]));
+    let app = TestApp::start_in(folder_with_much().await, &toml).await;
+    let make = || send(app.request(reqwest::Method::POST, "/snapshots"));
+    let (one, other) = tokio::join!(make(), make());
+    let (made, refused) = if one.status == 201 { (one, other) } else { (other, one) };
+    assert_eq!(made.status, 201, "{}", made.text);
+    let (status, code, detail) = refused.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    assert!(detail.contains("has been under way since 20"), "{detail}");
+    assert_eq!(app.get("/snapshots").await.ok()["snapshots"], json!([made.json()]));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_snapshot_goes_on_when_its_caller_leaves() {
+    let folder = folder_with_much().await;
+    let snapshots = snapshots_in(&folder);
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    tokio::select! {
+        answer = send(app.request(reqwest::Method::POST, "/snapshots")) => panic!("answered already: {}", answer.text),
+        () = until_one_is_begun(&snapshots) => {}
+    }
+    assert_eq!(send(app.request(reqwest::Method::POST, "/snapshots")).await.problem().0, 409, "the first one goes on");
+    let until_listed = async {
+        while app.get("/snapshots").await.ok()["snapshots"] == json!([]) {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, until_listed).await.expect("the snapshot is whole");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_stop_gives_a_snapshot_up_and_nothing_of_it_stays() {
+    let folder = folder_with_much().await;
+    let snapshots = snapshots_in(&folder);
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    let asked = send(app.request(reqwest::Method::POST, "/snapshots"));
+    let stop = async {
+        until_one_is_begun(&snapshots).await;
+        app.stop_and_keep().await
+    };
+    let (answer, _folder) = tokio::join!(asked, stop);
+    let (status, code, detail) = answer.problem();
+    assert_eq!((status, code.as_str()), (503, "store_unavailable"));
+    assert!(detail.contains("the server is stopping"), "{detail}");
+    assert_eq!(names_in(&snapshots), Vec::<String>::new());
 }
 
 /// A running server would go on with the old file, and lose what it writes.

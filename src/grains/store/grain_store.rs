@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
 use super::anchor_store::AnchorStore;
@@ -116,8 +117,9 @@ pub trait GrainStore: AnchorStore {
     /// Deletes superfluous vectors of the next grains after a number. `None` when there are no more grains.
     fn purge(&self, purge: Purge, after: i64, limit: u32) -> Reply<'_, Option<Purged>>;
 
-    /// Writes a whole copy of the database, as of now, to a file that does not exist yet.
-    fn copy_to<'a>(&'a self, target: &'a Path) -> Reply<'a, ()>;
+    /// Writes a whole copy of the database, as of now, to a file that does not exist yet. Once `stop` is cancelled it
+    /// is interrupted ([`StoreError::TooSlow`]), and nothing of it stays.
+    fn copy_to<'a>(&'a self, target: &'a Path, stop: &'a CancellationToken) -> Reply<'a, ()>;
 
     /// Which database this is, and which opening of it the index files beside it were written for.
     fn identity(&self) -> Reply<'_, Identity>;

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use sqlx::{Connection, SqliteConnection};
+use tokio_util::sync::CancellationToken;
 
 use super::super::StoreError;
 use super::open::{connect, sync_folder_of};
@@ -14,6 +15,9 @@ use super::{SqliteStore, beside};
 const SNAPSHOT: &str = "write a snapshot of the database";
 
 const DOING: &str = "keep a copy of the database before upgrading it";
+
+/// Instructions of SQLite's machine between two looks at whether to stop: those that copy some twenty rows.
+const INSTRUCTIONS_BETWEEN_LOOKS: i32 = 100;
 
 /// Writes a copy of the database beside it and returns its path: `granary.db.before-v8` for an upgrade to version 8.
 ///
@@ -52,12 +56,13 @@ pub(super) async fn keep_copy(
 
 impl SqliteStore {
     /// Writes a whole copy under a temporary name, syncs it, and gives it its own.
-    pub(super) async fn write_snapshot(&self, target: &Path) -> Result<(), StoreError> {
+    pub(super) async fn write_snapshot(&self, target: &Path, stop: &CancellationToken) -> Result<(), StoreError> {
         let partial = beside(target, ".partial");
         let refused = |source| StoreError::files(SNAPSHOT, target, source);
         discard(&partial).map_err(refused)?;
         // A reader would do, but readers may not write, and to them this is writing.
         let mut connection = connect(&self.path).await?;
+        interrupt_at(&mut connection, stop.clone()).await.map_err(self.failed(SNAPSHOT))?;
         let mut written = write_copy(&mut connection, target, &partial).await;
         // Nothing was written through it that a failed close could lose.
         let _ = connection.close().await;
@@ -71,6 +76,13 @@ impl SqliteStore {
         }
         fs_err::rename(&partial, target).and_then(|()| sync_folder_of(target)).map_err(refused)
     }
+}
+
+/// Interrupts what a connection does once the token is cancelled.
+async fn interrupt_at(connection: &mut SqliteConnection, stop: CancellationToken) -> Result<(), sqlx::Error> {
+    let mut handle = connection.lock_handle().await?;
+    handle.set_progress_handler(INSTRUCTIONS_BETWEEN_LOOKS, move || !stop.is_cancelled());
+    Ok(())
 }
 
 /// Once it is restored, the copy must not believe the indexes of what the database has become since.

@@ -19,6 +19,8 @@ mod write;
 
 use std::path::Path;
 
+use tokio_util::sync::CancellationToken;
+
 pub(super) use self::vocabulary::Vocabulary;
 use super::super::StoreError;
 use super::super::grain_store::{
@@ -151,8 +153,8 @@ impl GrainStore for SqliteStore {
         Box::pin(self.delete_superfluous(purge, after, limit))
     }
 
-    fn copy_to<'a>(&'a self, target: &'a Path) -> Reply<'a, ()> {
-        Box::pin(self.write_snapshot(target))
+    fn copy_to<'a>(&'a self, target: &'a Path, stop: &'a CancellationToken) -> Reply<'a, ()> {
+        Box::pin(self.write_snapshot(target, stop))
     }
 
     fn identity(&self) -> Reply<'_, Identity> {
