@@ -258,6 +258,18 @@ impl Entry {
         })
     }
 
+    /// Keeps why the loaded model does not embed, if it does not, and shows it in the metrics. Returns what was known before.
+    /// The caller holds a lease on the model.
+    pub(super) fn note_ailment(&self, model: &LoadedModel, seen: Option<String>) -> Option<String> {
+        // Shown under the state's lock: what is seen of a model that is going must not be shown once it has gone.
+        let state = self.state.borrow();
+        if matches!(*state, State::Ready(_)) {
+            let ailing = f64::from(u8::from(seen.is_some()));
+            metrics::gauge!(telemetry::MODEL_AILING, "model" => self.info.name.to_string()).set(ailing);
+        }
+        std::mem::replace(&mut *model.ailment.write(), seen)
+    }
+
     /// Takes the model out of use, or says what must come first.
     pub(super) fn claim_drain(&self) -> NextUnload {
         let mut next = NextUnload::Wait;
@@ -297,6 +309,8 @@ impl Entry {
     }
 
     fn record(&self, current: Phase) {
+        // One that has just been loaded has embedded its canaries, and nobody looks at the others.
+        metrics::gauge!(telemetry::MODEL_AILING, "model" => self.info.name.to_string()).set(0.0);
         for phase in Phase::ALL {
             let label = self.info.name.to_string();
             let is_current = f64::from(u8::from(phase == current));

@@ -1,11 +1,12 @@
 //! A look at loaded models from time to time: does each still embed a batch of texts as requests have them?
 //!
 //! A probe of one short word stays green while every real request fails for want of memory. What is seen is kept, so
-//! that readiness answers at once.
+//! that readiness answers at once, and shown in the metrics, for a model that is not the active one too.
 
 use std::time::Duration;
 
 use super::canary;
+use super::entry::Entry;
 use super::error::with_causes;
 use super::loaded::Lease;
 use super::manager::MultiModelManager;
@@ -27,11 +28,12 @@ impl MultiModelManager {
                     _ = every.tick() => {}
                 }
                 let entries: Vec<_> = manager.entries.read().values().cloned().collect();
-                // Not as a request: a probe is no use that would keep a model from being unloaded.
-                for lease in entries.iter().filter_map(|entry| Some(Lease::of(&entry.loaded()?))) {
+                for entry in entries {
+                    // Not as a request: a probe is no use that would keep a model from being unloaded.
+                    let Some(lease) = entry.loaded().map(|model| Lease::of(&model)) else { continue };
                     tokio::select! {
                         () = soft.cancelled() => return,
-                        () = probe(&lease) => {}
+                        () = probe(&entry, &lease) => {}
                     }
                 }
             }
@@ -39,14 +41,14 @@ impl MultiModelManager {
     }
 }
 
-async fn probe(lease: &Lease) {
+async fn probe(entry: &Entry, lease: &Lease) {
     let seen = match canary::embed(lease.model()).await {
         Ok(_) => None,
         // Neither says anything of the model: it has much to do, or it is going.
         Err(EngineError::Overloaded { .. } | EngineError::Closed) => return,
         Err(error) => Some(with_causes(&error)),
     };
-    let before = std::mem::replace(&mut *lease.model().ailment.write(), seen.clone());
+    let before = entry.note_ailment(lease.model(), seen.clone());
     match (before, seen) {
         (None, Some(reason)) => tracing::error!(model = %lease.name(), "the model does not embed any more: {reason}"),
         (Some(_), None) => tracing::info!(model = %lease.name(), "the model embeds again"),

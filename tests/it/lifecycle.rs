@@ -13,7 +13,7 @@ async fn order(app: &TestApp, path: &str) -> Value {
 }
 
 /// Copies a model folder.
-fn copy_folder(from: &Path, to: &Path) {
+pub fn copy_folder(from: &Path, to: &Path) {
     fs_err::create_dir_all(to).expect("made");
     for entry in fs_err::read_dir(from).expect("a folder") {
         let path = entry.expect("an entry").path();

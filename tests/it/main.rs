@@ -6,6 +6,7 @@
 mod helpers;
 
 mod adoption;
+mod ailments;
 mod arrows;
 mod attacks;
 mod bad_input;

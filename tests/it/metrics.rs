@@ -204,7 +204,12 @@ async fn granarys_own_metrics_tell_models_and_routes_apart() {
         ("granary_http_request_duration_seconds_count{route=\"/embed\",method=\"POST\"}", 2.0),
         (concat!("granary_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"}"), 1.0),
     ]);
-    for series in ["granary_queue_tokens{model=\"tiny\"}", "granary_model_state{model=\"tiny\",state=\"loading\"}"] {
+    for series in [
+        "granary_queue_tokens{model=\"tiny\"}",
+        "granary_model_state{model=\"tiny\",state=\"loading\"}",
+        "granary_model_ailing{model=\"tiny\"}",
+        "granary_model_ailing{model=\"broken\"}",
+    ] {
         assert!(metrics.samples.contains_key(series), "{series}:\n{}", metrics.text);
     }
     assert!(!metrics.text.contains("a-callers") && !metrics.text.contains("INVENTED"), "labels are a bounded set");

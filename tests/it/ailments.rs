@@ -1,0 +1,102 @@
+//! A model that is loaded and does not embed any more: who learns of it, and that it is over when the model embeds again.
+//!
+//! The runtime maps large weights from their file, so what somebody writes into that file a loaded model computes with.
+//! Loaded models are looked at every 30 s, and each look that is waited for takes as long.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use fs_err::os::unix::fs::FileExt;
+use fs_err::{File, OpenOptions};
+use serde_json::json;
+use tempfile::TempDir;
+
+use crate::helpers::{Caller, Process, TINY, folder_with, test_model, with_tiny};
+use crate::lifecycle::copy_folder;
+
+const PATIENCE: Duration = Duration::from_mins(2);
+
+/// The file of a model's weights, which a loaded model has mapped.
+struct Weights {
+    file: File,
+    whole: Vec<u8>,
+}
+
+impl Weights {
+    fn of(model: &Path) -> Self {
+        let path = model.join("onnx/model.onnx_data");
+        let whole = fs_err::read(&path).expect("weights");
+        let file = OpenOptions::new().write(true).open(path).expect("weights");
+        Self { file, whole }
+    }
+
+    /// Leaves no number in it: four bytes of these are a NaN.
+    fn spoil(&self) {
+        self.write(&vec![0xff; self.whole.len()]);
+    }
+
+    fn mend(&self) {
+        self.write(&self.whole);
+    }
+
+    fn write(&self, bytes: &[u8]) {
+        // Never cut off meanwhile, which would end who has it mapped.
+        self.file.write_all_at(bytes, 0).expect("written");
+    }
+}
+
+/// What the gauge is of a model.
+async fn shown(app: &Caller, model: &str) -> String {
+    let text = app.get("/metrics").await.text;
+    let series = format!("granary_model_ailing{{model=\"{model}\"}} ");
+    let value = text.lines().find_map(|line| line.strip_prefix(&series));
+    value.unwrap_or_else(|| panic!("nothing is shown of {model}:\n{text}")).to_owned()
+}
+
+async fn wait_until_shown(app: &Caller, model: &str, value: &str) {
+    let began = Instant::now();
+    while shown(app, model).await != value {
+        assert!(began.elapsed() < PATIENCE, "it is never {value} of {model}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_loaded_model_that_does_not_embed_is_shown_until_it_embeds_again_or_is_unloaded() {
+    let files = TempDir::new().expect("a folder");
+    copy_folder(&test_model("minilm-4-layers"), files.path());
+    let entry = |name: &str| {
+        let path = files.path().display();
+        format!("[[ai.additional_models]]\nname = \"{name}\"\npath = \"{path}\"\nprovider = \"cpu\"\n")
+    };
+    let folder = folder_with(&format!("{}{}{}", with_tiny(&[]), entry("kept"), entry("gone")));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    for model in ["kept", "gone"] {
+        app.post(&format!("/models/{model}/load"), json!({})).await.ok();
+        assert_eq!(shown(&app, model).await, "0");
+    }
+
+    let weights = Weights::of(files.path());
+    weights.spoil();
+    for model in ["kept", "gone"] {
+        wait_until_shown(&app, model, "1").await;
+        assert_eq!(app.post(&format!("/models/{model}/embed"), json!({"inputs": "a"})).await.status, 500);
+        let (status, kind, sentence) = app.get(&format!("/models/{model}/health")).await.tei_error();
+        assert_eq!((status, kind.as_str()), (503, "Unhealthy"));
+        assert!(sentence.contains(&format!("`{model}` is loaded and does not embed")), "{sentence}");
+    }
+    assert_eq!(shown(&app, TINY).await, "0");
+    assert_eq!(app.get("/health/ready").await.ok()["model"], TINY);
+    app.post("/models/gone/unload", json!({})).await.ok();
+    assert_eq!(shown(&app, "gone").await, "0", "what is not loaded is not looked at any more");
+
+    weights.mend();
+    wait_until_shown(&app, "kept", "0").await;
+    app.post("/models/kept/embed", json!({"inputs": "a"})).await.ok();
+    assert!(app.get("/models/kept/health").await.status.is_success());
+    let log = process.stop();
+    for said in ["the model does not embed any more", "the model embeds again"] {
+        assert!(log.contains(said), "{log}");
+    }
+}
