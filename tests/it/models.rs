@@ -1,7 +1,12 @@
 //! Models are listed, loaded, switched and unloaded over HTTP.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::json;
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
+use tempfile::TempDir;
 
 use crate::helpers::{TINY, TestApp, send, vectors_of, with_tiny};
 
@@ -114,6 +119,52 @@ async fn callers_of_a_model_that_loads_share_one_load() {
     let metrics = app.get("/metrics").await.text;
     let loads = "granary_model_loads_total{model=\"tiny-max\",outcome=\"loaded\"} 1";
     assert!(metrics.lines().any(|line| line == loads), "{metrics}");
+    app.stop().await;
+}
+
+/// Has a model unloaded that a request holds, or is about to hold; returns once the unload waits for that.
+async fn begin_to_unload(app: &TestApp, name: &str) {
+    let path = format!("/models/{name}/unload");
+    for _ in 0..20 {
+        // One that is answered came before the model was held. One that is not goes on when its caller leaves.
+        let answered = tokio::time::timeout(Duration::from_millis(300), order(app, &path)).await.is_ok();
+        if !answered && state(app, name).await == "draining" {
+            return;
+        }
+    }
+    panic!("nothing holds `{name}`");
+}
+
+#[tokio::test]
+async fn the_time_for_a_load_begins_when_the_last_request_has_left_the_model() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let toml = format!("[models]\nload_timeout = \"2s\"\n{}", with_tiny(&["tiny-cls"]));
+    let app = TestApp::start_in(folder, &toml).await;
+    for name in [TINY, "tiny-cls"] {
+        order(&app, &format!("/models/{name}/load")).await.ok();
+    }
+    // A switch holds the model until it is recorded, and that waits for who has locked the database.
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut outsider).await.expect("locked");
+    let switch = app.put("/models/active", json!({"name": "tiny-cls"}));
+    let meanwhile = async {
+        begin_to_unload(&app, "tiny-cls").await;
+        let embed = app.post("/models/tiny-cls/embed", json!({"inputs": "hello"}));
+        let release = async {
+            // An order has one time for all, since who gives it may be the one who holds the model.
+            let refused = order(&app, "/models/tiny-cls/load").await.problem();
+            assert_eq!((refused.0, refused.1.as_str()), (503, "model_loading"), "{}", refused.2);
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            assert_eq!(state(&app, "tiny-cls").await, "draining");
+            sqlx::raw_sql("ROLLBACK").execute(&mut outsider).await.expect("released");
+        };
+        tokio::join!(embed, release).0
+    };
+    let (switched, embedded) = tokio::join!(switch, meanwhile);
+    assert_eq!(switched.ok()["name"], "tiny-cls");
+    assert_eq!(vectors_of(&embedded.ok()).len(), 1, "it has waited for longer than a load may take");
+    outsider.close().await.expect("closed");
     app.stop().await;
 }
 
