@@ -62,7 +62,7 @@ async fn wait_until_shown(app: &Caller, model: &str, value: &str) {
 }
 
 #[tokio::test]
-async fn a_loaded_model_that_does_not_embed_is_shown_until_it_embeds_again_or_is_unloaded() {
+async fn a_loaded_model_that_does_not_embed_is_shown_and_not_ready_until_it_embeds_again_or_is_unloaded() {
     let files = TempDir::new().expect("a folder");
     copy_folder(&test_model("minilm-4-layers"), files.path());
     let entry = |name: &str| {
@@ -91,10 +91,18 @@ async fn a_loaded_model_that_does_not_embed_is_shown_until_it_embeds_again_or_is
     app.post("/models/gone/unload", json!({})).await.ok();
     assert_eq!(shown(&app, "gone").await, "0", "what is not loaded is not looked at any more");
 
+    // Once requests that name none are its own, it is the server that is not ready.
+    app.put("/models/active", json!({"name": "kept"})).await.ok();
+    let (status, code, detail) = app.get("/health/ready").await.problem();
+    assert_eq!((status, code.as_str()), (503, "model_failed"));
+    assert!(detail.contains("`kept` is loaded and does not embed") && detail.contains("NaN"), "{detail}");
+    assert_eq!(app.get("/health").await.status, 503);
+
     weights.mend();
     wait_until_shown(&app, "kept", "0").await;
-    app.post("/models/kept/embed", json!({"inputs": "a"})).await.ok();
+    app.post("/embed", json!({"inputs": "a"})).await.ok();
     assert!(app.get("/models/kept/health").await.status.is_success());
+    assert_eq!(app.get("/health/ready").await.ok()["model"], "kept");
     let log = process.stop();
     for said in ["the model does not embed any more", "the model embeds again"] {
         assert!(log.contains(said), "{log}");
