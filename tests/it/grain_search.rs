@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use rustix::process::Signal;
@@ -11,6 +12,9 @@ use crate::helpers::{
     Caller, Chance, MINILM, Process, TINY, TestApp, cosine, entry_of, folder_with, send, vectors_of, with_tiny,
 };
 use crate::search_pages::assert_pages;
+
+/// How long the server may take for what it does every minute.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Some grains that mean different things, in few words of each other.
 const TEXTS: [(&str, &str); 7] = [
@@ -533,9 +537,17 @@ async fn more_than_ten_thousand_grains_are_found_through_codes_under_every_filte
     // A disk that loses the vectors takes no search along that can do without them.
     let space = space.as_str().expect("a space");
     fs_err::write(files.join(format!("{space}.vectors")), "").expect("cut");
-    let found = search(&app, json!({"vector": northern, "space": space, "limit": 10})).await;
+    let by_vector = json!({"vector": northern, "space": space, "limit": 10});
+    let found = search(&app, by_vector.clone()).await;
     assert!(ids(&found).is_empty() && found["spaces"][0]["searched"] == false, "{found}");
     assert!(found["spaces"][0]["reason"].as_str().expect("a reason").contains("index"), "{found}");
     assert_eq!(ids(&search(&app, json!({"query": "t", "mode": "lexical", "limit": 10})).await).len(), 10);
+    // Within a minute the index is made again, and each search until then is answered without it.
+    let broken_at = Instant::now();
+    while search(&app, by_vector.clone()).await["spaces"][0]["searched"] == false {
+        assert!(broken_at.elapsed() < PATIENCE, "the index is not made again");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    check(&app, &vectors).await;
     app.stop().await;
 }
