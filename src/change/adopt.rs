@@ -130,12 +130,15 @@ struct Work {
 /// Begins an adoption. It ends with its last step, or when its steps are dropped.
 ///
 /// # Errors
-/// When there is nothing to adopt, or no model for it.
+/// When there is nothing to adopt, or no model for it, or a re-embedding needs the vectors where they are.
 pub async fn adopt(
     grains: &Grains,
     models: &MultiModelManager,
     request: AdoptRequest,
 ) -> Result<BoxStream<'static, Adoption>, AdoptError> {
+    if let Some(from) = &request.from {
+        grains.check_joinable(from).await?;
+    }
     let sample = candidates(grains, request.from.as_ref(), 0, SAMPLE).await?;
     if sample.is_empty() {
         return Err(request.from.map_or(AdoptError::Nothing, AdoptError::Empty));

@@ -205,6 +205,26 @@ pub struct Reembedding {
     pub cut_over_us: Option<i64>,
 }
 
+impl Reembedding {
+    /// The spaces that stood before its own at the cut-over, in their order: where its way back leads to.
+    pub fn spaces_before(&self) -> impl Iterator<Item = &SpaceId> {
+        self.previous_order.iter().flatten().take_while(move |space| **space != self.space)
+    }
+
+    /// Whether its way back needs the vectors of a space where they are: those of the spaces before, which are to serve
+    /// again, and those of its own, by which it is known what was written since.
+    #[must_use]
+    pub fn needs_for_its_way_back(&self, space: &SpaceId) -> bool {
+        let has_way_back = match self.state {
+            // A purge that is refused when its turn comes leaves the way back open.
+            ReembeddingState::Completed => self.previous_order.is_some() && self.old_vectors != OldVectors::Purged,
+            ReembeddingState::RollingBack => true,
+            _ => false,
+        };
+        has_way_back && (*space == self.space || self.spaces_before().any(|before| before == space))
+    }
+}
+
 /// A grain that the model could not embed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReembeddingFailure {

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::index::IndexError;
 use super::service::MAX_IMPORTS;
 use super::store::StoreError;
-use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, SpaceId};
+use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, ReembeddingId, SpaceId};
 use crate::engine::EngineError;
 use crate::models::error::with_causes;
 use crate::models::{LedgerError, ModelError};
@@ -102,6 +102,18 @@ pub enum GrainError {
     /// The space has no model that could embed a text into it.
     #[error("no model of this server makes the space {0}: send a vector of it, or configure its model")]
     NoMaker(SpaceId),
+    /// A re-embedding could not be rolled back without the vectors of the space.
+    #[error(
+        "space {space} is not joined to another now: the way back of the re-embedding `{job}` needs its vectors. Try \
+         again when that job is `rolled_back` (`POST /reembeddings/{job}/rollback`), or its `old_vectors` are `purged` \
+         (`POST /reembeddings/{job}/purge`)"
+    )]
+    OnWayBack {
+        /// The space.
+        space: SpaceId,
+        /// The job.
+        job: ReembeddingId,
+    },
     /// The vector that was brought along is not what the model makes of the text.
     #[error(
         "the vector of `{id}` is not what `{model}` makes of the text: their cosine is {cosine:.4}, at least {least} is \
@@ -213,6 +225,7 @@ impl GrainError {
             | Self::Contended(_)
             | Self::Count { .. }
             | Self::DeclaredOtherwise { .. }
+            | Self::OnWayBack { .. }
             | Self::Model(ModelError::GrainWrites { .. } | ModelError::Conflict(_)) => RefusalKind::Conflict,
             Self::Version { .. } | Self::Absent(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,

@@ -258,12 +258,16 @@ impl Grains {
     /// Gives vectors their provenance, and answers how many got it.
     ///
     /// # Errors
-    /// The database's: then none did.
+    /// As [`Self::check_joinable`] of the space that they were in: then none did.
     pub async fn adopt(&self, proven: Vec<ProvenVector>) -> Result<u64, GrainError> {
         let grains = self.clone();
         let work = async move {
             let from = proven.first().and_then(|proven| proven.from.clone());
             let _gate = grains.gate.lock().await;
+            if let Some(from) = &from {
+                // A job may have cut over since the last batch.
+                grains.check_joinable(from).await?;
+            }
             let written = grains.store.adopt(proven).await?;
             let spaces = written.iter().map(|(_, vector)| &vector.provenance.space);
             grains.indexes.learn(grains.store.as_ref(), spaces).await;

@@ -1,4 +1,4 @@
-//! Spaces as grains need them: declared ones, and how many grains each serves.
+//! Spaces as grains need them: declared ones, which may be joined to another, and how many grains each serves.
 
 use super::error::GrainError;
 use super::service::Grains;
@@ -39,6 +39,20 @@ impl Grains {
         match self.ledger.space(space).await? {
             Some(_) => Ok(()),
             None => Err(GrainError::UnknownSpace(space.clone())),
+        }
+    }
+
+    /// Whether the vectors of a space may be given to another one: not while a re-embedding can be rolled back, and
+    /// needs them for that.
+    ///
+    /// # Errors
+    /// [`GrainError::OnWayBack`], which names the job to look at first, or the database's.
+    pub async fn check_joinable(&self, space: &SpaceId) -> Result<(), GrainError> {
+        let jobs = self.store.reembeddings().await?.into_iter();
+        // Of several, the one that took over last is rolled back or purged first.
+        match jobs.filter(|job| job.needs_for_its_way_back(space)).max_by_key(|job| job.cut_over_us) {
+            Some(job) => Err(GrainError::OnWayBack { space: space.clone(), job: job.id }),
+            None => Ok(()),
         }
     }
 

@@ -359,10 +359,8 @@ impl Grains {
         let order = self.store.space_order().await?;
         let behind = order.into_iter().skip_while(|space| *space != job.space).skip(1);
         // Where the space was the first one before, all that is behind it was so then.
-        let was_before = |space: &SpaceId| {
-            let previous = job.previous_order.as_ref();
-            previous.is_none_or(|order| order.iter().take_while(|before| **before != job.space).any(|of| of == space))
-        };
+        let was_before =
+            |space: &SpaceId| job.previous_order.is_none() || job.spaces_before().any(|before| before == space);
         Ok(Purge::Replaced { kept: job.space.clone(), spaces: behind.filter(was_before).collect() })
     }
 }

@@ -10,7 +10,7 @@ use sqlx::{ConnectOptions, Connection, FromRow};
 use tempfile::TempDir;
 
 use crate::helpers::{TestApp, repository, send, with_tiny};
-use crate::reembeddings::{begin, verb, wait_until};
+use crate::reembeddings::{OTHER, begin, verb, wait_for, wait_until, write};
 
 /// Of every ten grains of the file, one has no vector and one has another's.
 const GRAINS: usize = 300;
@@ -193,6 +193,64 @@ async fn what_is_joined_to_a_new_space_is_not_served_from_one_that_was_rolled_ba
     assert_eq!(served_from().await, declared["id"]);
     let lines = adopt(&app, json!({"from": declared["id"], "model": "tiny"})).await;
     assert_eq!(served_from().await, lines.last().expect("an end")["end"]["space"]);
+    app.stop().await;
+}
+
+/// The sentence with which a join is refused.
+async fn refusal(app: &TestApp, body: Value) -> String {
+    let (status, code, detail) = app.post("/spaces/adopt", body).await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"), "{detail}");
+    detail
+}
+
+#[tokio::test]
+async fn what_a_re_embedding_can_be_rolled_back_to_is_not_joined_away_from_it() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
+    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
+    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
+    app.post("/grains", grain).await.ok();
+    let served_from = async || app.get("/grains/wheat").await.ok()["meta"]["space"].clone();
+    let job = begin(&app, json!({"to": OTHER})).await;
+    wait_until(&app, &job, "completed").await;
+    let path = format!("/reembeddings/{}", job["id"].as_str().expect("an id"));
+    for from in [&declared["id"], &job["space"]] {
+        let detail = refusal(&app, json!({"from": from, "model": "tiny"})).await;
+        let ways_out = ["rollback", "purge"].map(|verb| format!("POST {path}/{verb}"));
+        assert!(ways_out.iter().all(|way| detail.contains(way)), "{detail}");
+    }
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    assert_eq!(served_from().await, declared["id"], "there was something to go back to");
+    let lines = adopt(&app, json!({"from": declared["id"], "model": "tiny"})).await;
+    let joined = lines.last().expect("an end")["end"]["space"].clone();
+    assert_eq!(served_from().await, joined);
+
+    // A purge ends the way back as well.
+    let job = begin(&app, json!({"to": OTHER})).await;
+    wait_until(&app, &job, "completed").await;
+    let detail = refusal(&app, json!({"from": joined, "model": OTHER})).await;
+    assert!(detail.contains(job["id"].as_str().expect("an id")), "{detail}");
+    verb(&app, &job, "purge").await;
+    wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    let detail = refusal(&app, json!({"from": joined, "model": OTHER})).await;
+    assert!(detail.contains("there is nothing to join"), "{detail}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_written_since_a_re_embedding_is_not_joined_away_from_its_way_back() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 5).await;
+    // So slow that it is found on its way back.
+    let job = begin(&app, json!({"to": OTHER, "throttle": 0.02})).await;
+    wait_until(&app, &job, "completed").await;
+    let late = |n: usize| json!({"id": format!("late-{n}"), "text": format!("late number {n}"), "model": OTHER});
+    app.post("/grains", json!({"grains": (0..300).map(late).collect::<Vec<_>>()})).await.ok();
+    verb(&app, &job, "rollback").await;
+    let detail = refusal(&app, json!({"from": job["space"], "model": "tiny"})).await;
+    assert!(detail.contains(job["id"].as_str().expect("an id")), "{detail}");
+    assert_eq!(verb(&app, &job, "cancel").await["state"], "rolled_back");
     app.stop().await;
 }
 

@@ -28,8 +28,7 @@ impl Reembeddings {
             reasons.push(sentence);
         }
         // A space behind the job's own would not serve what is brought there.
-        let before = job.previous_order.iter().flatten().take_while(|space| **space != job.space);
-        let before: Vec<&SpaceId> = before.collect();
+        let before: Vec<&SpaceId> = job.spaces_before().collect();
         match self.way_back(job, &before).await? {
             Some((model, space)) => {
                 let n_failed = self.bring_back_to(job, (&model, &space), n_errors).await?;

@@ -264,8 +264,7 @@ impl Reembeddings {
                 && other.old_vectors == OldVectors::Kept
                 && (!has_own_way || other.cut_over_us > job.cut_over_us);
             // A space behind its own serves nothing after the way back that it does not serve before.
-            let mut before = other.previous_order.iter().flatten().take_while(|space| **space != other.space);
-            let goes_back_there = can_go_back && before.any(|space| deleted.contains(space));
+            let goes_back_there = can_go_back && other.spaces_before().any(|space| deleted.contains(space));
             other.id != job.id && ((may_go_on && deleted.contains(&other.space)) || goes_back_there)
         };
         match self.jobs.read().values().map(|job| &job.record).find(needs) {
