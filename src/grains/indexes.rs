@@ -109,8 +109,16 @@ impl Indexes {
 
     /// How many grains a space serves.
     pub(super) fn n_served(&self, space: &SpaceId) -> usize {
+        self.all.read().find(space).map_or(0, OneIndex::n_served)
+    }
+
+    /// Whether a space serves grains of which another one has vectors too; as far as anybody knows, when an index is
+    /// broken.
+    pub(super) fn serves_one_of(&self, space: &SpaceId, other: &SpaceId) -> bool {
         let all = self.all.read();
-        all.in_order.iter().find(|index| index.space == *space).map_or(0, OneIndex::n_served)
+        // What holds no vectors may have no index.
+        let (Some(index), Some(other)) = (all.find(space), all.find(other)) else { return false };
+        index.whole().zip(other.whole()).is_none_or(|(index, other)| index.serves_one_of(other))
     }
 
     /// How often grains have moved from one space to another.
@@ -324,8 +332,7 @@ impl Moment<'_> {
 
     /// The vectors of these grains, in their order, up to one that cannot be read.
     pub(super) fn vectors(&self, space: &SpaceId, grains: &[Scored]) -> Vec<Vec<f32>> {
-        let index = self.0.in_order.iter().find(|index| index.space == *space).and_then(OneIndex::whole);
-        let Some(index) = index else { return Vec::new() };
+        let Some(index) = self.0.find(space).and_then(OneIndex::whole) else { return Vec::new() };
         grains.iter().map_while(|grain| index.vector(grain.number).ok().flatten()).collect()
     }
 
@@ -335,7 +342,7 @@ impl Moment<'_> {
         space: &SpaceId,
         look: impl FnOnce(&SpaceIndex) -> Result<Vec<index::Scored>, IndexError>,
     ) -> Result<Vec<Scored>, GrainError> {
-        match self.0.in_order.iter().find(|index| index.space == *space).map(|index| &index.state) {
+        match self.0.find(space).map(|index| &index.state) {
             None => Ok(Vec::new()),
             Some(State::Whole(index)) => Ok(look(index)?.into_iter().map(scored).collect()),
             Some(State::Broken(reason, _)) => {
@@ -346,6 +353,10 @@ impl Moment<'_> {
 }
 
 impl All {
+    fn find(&self, space: &SpaceId) -> Option<&OneIndex> {
+        self.in_order.iter().find(|index| index.space == *space)
+    }
+
     /// The place of the index that serves a grain.
     fn serving_of(&self, number: i64) -> Option<usize> {
         let serves =

@@ -1,4 +1,5 @@
-//! Spaces as grains need them: declared ones, which may be joined to another, and how many grains each serves.
+//! Spaces as grains need them: declared ones, which may be joined to another, where one stands that is to serve nothing
+//! yet, and how many grains each serves.
 
 use super::error::GrainError;
 use super::service::Grains;
@@ -54,6 +55,25 @@ impl Grains {
             Some(job) => Err(GrainError::OnWayBack { space: space.clone(), job: job.id }),
             None => Ok(()),
         }
+    }
+
+    /// Moves a space that is not the first one behind the others, so that what comes into it serves nothing. It passes
+    /// none that has vectors of grains it serves: nothing is served otherwise than before. The caller holds the gate.
+    pub(super) async fn stand_last(&self, space: &SpaceId) -> Result<(), GrainError> {
+        let mut order = self.store.space_order().await?;
+        let Some(at) = order.iter().position(|known| known == space).filter(|at| *at > 0) else { return Ok(()) };
+        let behind = &order[at + 1..];
+        let n_passed = behind.iter().take_while(|other| !self.indexes.serves_one_of(space, other)).count();
+        if behind[n_passed..].iter().any(|other| self.indexes.n_served(other) > 0) {
+            tracing::warn!(%space, before = %behind[n_passed], "a re-embedding may serve grains before its cut-over: \
+                its space stays before one that has vectors of grains it serves. Purge the job that left these");
+        }
+        if n_passed > 0 {
+            order[at..=at + n_passed].rotate_left(1);
+            self.store.write_space_order(order.clone()).await?;
+            self.indexes.reorder(&order);
+        }
+        Ok(())
     }
 
     /// The spaces that hold vectors of grains, and how many grains each serves.

@@ -89,11 +89,21 @@ impl Staging {
 }
 
 impl Grains {
-    /// From now on writes make vectors for a re-embedding, and what they miss is noted.
-    pub async fn begin_staging(&self, target: Target) {
-        // No write is between its commit and its note.
-        let _gate = self.gate.lock().await;
-        *self.staging.0.lock() = Some(Running { target, missed: BTreeSet::new(), has_moved: false });
+    /// From now on writes make vectors for a re-embedding, and what they miss is noted. Its space goes behind the others,
+    /// unless it is the first one.
+    ///
+    /// # Errors
+    /// The database's: then nothing has changed.
+    pub async fn begin_staging(&self, target: Target) -> Result<(), GrainError> {
+        let grains = self.clone();
+        let work = async move {
+            // No write is between its commit and its note.
+            let _gate = grains.gate.lock().await;
+            grains.stand_last(&target.space).await?;
+            *grains.staging.0.lock() = Some(Running { target, missed: BTreeSet::new(), has_moved: false });
+            Ok(())
+        };
+        self.shutdown.finish("begin to stage", work).await
     }
 
     /// Writes make no vectors for a re-embedding any more.

@@ -70,6 +70,44 @@ async fn a_space_that_is_the_first_one_serves_what_is_done_and_has_nothing_to_gi
 }
 
 #[tokio::test]
+async fn a_job_serves_nothing_before_its_time_though_its_space_stands_before_others() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write(&app, 5).await;
+    write_with(&app, "middle", OTHER, 5).await;
+    write_with(&app, "last", THIRD, 300).await;
+    let (middle, last) = (space_of(&app, OTHER).await, space_of(&app, THIRD).await);
+    let job = begin(&app, json!({"to": OTHER, "throttle": 0.02})).await;
+    let job = wait_for(&app, &job, |job| job["done"].as_u64() > Some(5)).await;
+    assert_eq!((n_in(&app, &middle).await, n_in(&app, &last).await), (5, 300), "{job}");
+    let body = json!({"query": "last number 3", "mode": "dense", "limit": 1000});
+    let hits = app.post("/grains/search", body).await.ok()["hits"].clone();
+    let from_middle = hits.as_array().expect("hits").iter().filter(|hit| hit["space"] == middle).count();
+    assert_eq!(from_middle, 5, "the indexes' order");
+    verb(&app, &job, "cancel").await;
+    assert_eq!((n_in(&app, &middle).await, n_in(&app, &last).await), (5, 300), "nothing was cut over");
+
+    let job = begin(&app, json!({"to": OTHER})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!(n_in(&app, &middle).await, 310, "{job}");
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    assert_eq!((n_in(&app, &middle).await, n_in(&app, &last).await), (5, 300), "all is where it was");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_written_into_a_new_space_while_a_job_runs_is_served_from_there() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write(&app, 300).await;
+    let job = begin_slowly(&app, OTHER).await;
+    write_with(&app, "new", THIRD, 5).await;
+    let space = space_of(&app, THIRD).await;
+    assert_eq!(n_in(&app, &space).await, 5);
+    verb(&app, &job, "cancel").await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_way_back_takes_what_was_written_since_and_leaves_what_was_there_before() {
     let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
     // The first space of the order is not the one of the active model.

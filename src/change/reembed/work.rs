@@ -121,7 +121,7 @@ impl Reembeddings {
                 space: space.clone(),
                 selection: Arc::new(job.selection.clone()),
             })
-            .await;
+            .await?;
         self.grains.forget_failures(id).await?;
         self.change(id, |job| job.n_failed = 0);
         let n_left = self.grains.count_lacking(lacking(job)).await?;

@@ -198,6 +198,12 @@ impl SpaceIndex {
         Ok(())
     }
 
+    /// Whether searches may return a grain from here of which the other index has a vector too.
+    #[must_use]
+    pub fn serves_one_of(&self, other: &Self) -> bool {
+        self.slots.serves_one_of(&other.slots)
+    }
+
     /// How many grains have a vector here.
     #[must_use]
     pub fn len(&self) -> usize {

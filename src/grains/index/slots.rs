@@ -84,6 +84,12 @@ impl Slots {
         self.n_served = self.n_served + usize::from(served) - usize::from(before);
     }
 
+    /// Whether one of the grains that are served has a slot in the other too.
+    pub(super) fn serves_one_of(&self, other: &Self) -> bool {
+        let has_each = other.slot_of.has_each(&self.numbers);
+        self.served.iter().zip(has_each).any(|(served, is_there)| *served && is_there)
+    }
+
     /// Serves the grain of every slot that has none among `others`.
     pub(super) fn serve_unless_in(&mut self, others: &[&Self]) {
         self.served.fill(true);

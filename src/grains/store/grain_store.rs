@@ -70,6 +70,9 @@ pub trait GrainStore: AnchorStore {
     /// Spaces from the one that grains are served from first to the last.
     fn space_order(&self) -> Reply<'_, Vec<SpaceId>>;
 
+    /// Makes this the order of spaces.
+    fn write_space_order(&self, order: Vec<SpaceId>) -> Reply<'_, ()>;
+
     /// The spaces that hold vectors of grains, and how many each serves.
     fn served_by_space(&self) -> Reply<'_, Vec<(SpaceId, u64)>>;
 

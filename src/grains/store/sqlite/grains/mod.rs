@@ -97,6 +97,10 @@ impl GrainStore for SqliteStore {
         Box::pin(self.read_space_order())
     }
 
+    fn write_space_order(&self, order: Vec<SpaceId>) -> Reply<'_, ()> {
+        Box::pin(self.update_space_order(order))
+    }
+
     fn served_by_space(&self) -> Reply<'_, Vec<(SpaceId, u64)>> {
         Box::pin(self.count_served())
     }

@@ -7,6 +7,7 @@ use super::super::super::grain_store::{Identity, Numbered, StoredVector, VectorB
 use super::super::SqliteStore;
 use super::filter::SERVED;
 use super::rows::{select_grains, vector_of};
+use super::write::write_order;
 use super::{count, json_array};
 use crate::domain::SpaceId;
 
@@ -55,6 +56,13 @@ impl SqliteStore {
             .map_err(self.failed("read the order of spaces"))?;
         serde_json::from_str(&spaces)
             .map_err(|source| self.malformed("an order of spaces (table `space_order`)", source.into()))
+    }
+
+    pub(super) async fn update_space_order(&self, order: Vec<SpaceId>) -> Result<(), StoreError> {
+        let failed = self.failed("write the order of spaces");
+        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        write_order(&mut transaction, &order).await.map_err(&failed)?;
+        transaction.commit().await.map_err(failed)
     }
 
     pub(super) async fn count_served(&self) -> Result<Vec<(SpaceId, u64)>, StoreError> {

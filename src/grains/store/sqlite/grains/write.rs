@@ -16,7 +16,7 @@ use super::super::SqliteStore;
 use super::count;
 use super::filter;
 use super::rows::{bytes_of, select_grains};
-use crate::domain::{Filter, Grain};
+use crate::domain::{Filter, Grain, ReembeddingState};
 
 /// The grain that is stored under an id.
 struct Found {
@@ -265,22 +265,25 @@ pub(super) async fn put_vector(
 }
 
 /// Gives spaces a place in the order that have none. They come last: grains that have a vector elsewhere stay where they
-/// are served.
+/// are served. Only those of open re-embeddings that are last already stay so: they serve nothing before their time.
 pub(super) async fn order_spaces(
     transaction: &mut Transaction<'_, Sqlite>,
     spaces: BTreeSet<String>,
 ) -> Result<(), sqlx::Error> {
-    for space in spaces {
-        sqlx::query(
-            "UPDATE space_order SET spaces = json_insert(spaces, '$[#]', ?) \
-             WHERE NOT EXISTS (SELECT 1 FROM json_each(spaces) WHERE value = ?)",
-        )
-        .bind(&space)
-        .bind(&space)
-        .execute(&mut **transaction)
-        .await?;
+    let mut order = read_order(transaction).await?;
+    let new: Vec<String> = spaces.into_iter().filter(|space| !order.contains(space)).collect();
+    if new.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let jobs: Vec<(String, String)> =
+        sqlx::query_as("SELECT space, state FROM reembeddings").fetch_all(&mut **transaction).await?;
+    let is_open = |state: &str| ReembeddingState::parse(state).is_some_and(ReembeddingState::is_open);
+    let waits = |space: &str| jobs.iter().any(|(target, state)| target == space && is_open(state));
+    let (waiting, new): (Vec<String>, Vec<String>) = new.into_iter().partition(|space| waits(space));
+    // The first one serves in any case.
+    let n_waiting = order.iter().skip(1).rev().take_while(|space| waits(space)).count();
+    let last = order.split_off(order.len() - n_waiting);
+    write_order(transaction, &[order, new, last, waiting].concat()).await
 }
 
 /// Gives a space a place in the order, if it has none, directly behind another: what the other gives away to it stays
@@ -290,8 +293,7 @@ pub(super) async fn order_behind(
     space: String,
     other: &str,
 ) -> Result<(), sqlx::Error> {
-    let order: String = sqlx::query_scalar("SELECT spaces FROM space_order").fetch_one(&mut **transaction).await?;
-    let mut order: Vec<String> = serde_json::from_str(&order).map_err(|error| sqlx::Error::Decode(error.into()))?;
+    let mut order = read_order(transaction).await?;
     let Some(at) = order.iter().position(|known| known == other) else {
         return order_spaces(transaction, BTreeSet::from([space])).await;
     };
@@ -300,6 +302,11 @@ pub(super) async fn order_behind(
     }
     order.insert(at + 1, space);
     write_order(transaction, &order).await
+}
+
+async fn read_order(transaction: &mut Transaction<'_, Sqlite>) -> Result<Vec<String>, sqlx::Error> {
+    let order: String = sqlx::query_scalar("SELECT spaces FROM space_order").fetch_one(&mut **transaction).await?;
+    serde_json::from_str(&order).map_err(|error| sqlx::Error::Decode(error.into()))
 }
 
 pub(super) async fn write_order(
