@@ -228,8 +228,9 @@ impl Grains {
         self.shutdown.finish("cut over", work).await
     }
 
-    /// Makes the order of spaces what it was before a re-embedding was cut over. `None` when another space has become
-    /// the first since: then nothing has changed.
+    /// Puts the space of a re-embedding behind those again that it has passed at the cut-over. These stay as they stand
+    /// now: another job may have moved one since. `None` when another space has become the first: then nothing has
+    /// changed.
     ///
     /// # Errors
     /// The database's: then nothing has changed.
@@ -238,13 +239,13 @@ impl Grains {
         let work = async move {
             let mut job = job;
             let _gate = grains.gate.lock().await;
-            let now = grains.store.space_order().await?;
-            let mut order = job.previous_order.clone().unwrap_or_default();
-            if now.first() != Some(&job.space) {
+            let mut order = grains.store.space_order().await?;
+            if order.first() != Some(&job.space) {
                 return Ok(None);
             }
-            let new: Vec<SpaceId> = now.into_iter().filter(|space| !order.contains(space)).collect();
-            order.extend(new);
+            let was_before = |space: &SpaceId| job.spaces_before().any(|before| before == space);
+            let last_before = order.iter().rposition(was_before).unwrap_or_default();
+            order[..=last_before].rotate_left(1);
             job.state = ReembeddingState::RollingBack;
             job.reason = None;
             job.changed_us = now_us();

@@ -96,6 +96,32 @@ async fn a_job_serves_nothing_before_its_time_though_its_space_stands_before_oth
 }
 
 #[tokio::test]
+async fn jobs_that_are_rolled_back_one_after_the_other_leave_each_grain_where_it_was() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD, BROKEN])).await;
+    let makers = [("first", TINY), ("second", OTHER), ("third", THIRD)];
+    for (prefix, model) in makers {
+        write_with(&app, prefix, model, 5).await;
+    }
+    let mut jobs = Vec::new();
+    // The second one is put behind the space of the third while it runs.
+    for to in [BROKEN, OTHER] {
+        let job = begin(&app, json!({"to": to})).await;
+        let job = wait_until(&app, &job, "completed").await;
+        assert_eq!(n_in(&app, &job["space"]).await, 15, "{job}");
+        jobs.push(job);
+    }
+    for job in jobs.iter().rev() {
+        verb(&app, job, "rollback").await;
+        wait_until(&app, job, "rolled_back").await;
+    }
+    for (prefix, model) in makers {
+        assert_embedded(&app, &format!("{prefix}-0"), model).await;
+        assert_eq!(n_in(&app, &space_of(&app, model).await).await, 5, "{model}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn what_is_written_into_a_new_space_while_a_job_runs_is_served_from_there() {
     let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
     write(&app, 300).await;
