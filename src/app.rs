@@ -3,9 +3,9 @@
 //! Nothing imports this module but `main` and the tests, which call [`App::build`] and [`App::run`] as `main` does.
 
 mod error;
+mod start;
 mod upkeep;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -15,6 +15,7 @@ use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 pub use self::error::AppError;
+pub use self::start::start;
 use crate::api;
 use crate::api::access::Access;
 use crate::api::body_memory::BodyMemory;
@@ -154,7 +155,8 @@ impl App {
     /// Serves until the shutdown begins, then finishes what was begun, unloads the models and closes the database.
     ///
     /// # Errors
-    /// [`AppError::Serve`], or [`AppError::Unfinished`] when the time to stop was over or a second signal came.
+    /// [`AppError::Serve`], or [`AppError::Unfinished`] when the time for what was begun was over, or a second signal
+    /// came, at whatever point.
     pub async fn run(self, listener: TcpListener) -> Result<(), AppError> {
         let serving = Serving { router: self.router(), limits: self.connections, tls: self.tls.clone() };
         let serve = connections::serve(listener, serving, self.shutdown.clone());
@@ -166,19 +168,28 @@ impl App {
             Drained::TooLate(names) | Drained::GivenUp(names) => return Err(AppError::Unfinished(names)),
         }
         server.await.map_err(|join| AppError::Serve(std::io::Error::other(join)))?;
-        self.state.models.unload_all().await;
+        let shutdown = &self.shutdown;
+        step(shutdown, "unloading the models", self.state.models.unload_all()).await?;
         if let Some(grains) = &self.state.grains {
-            grains.save_indexes().await;
+            step(shutdown, "saving the indexes", grains.save_indexes()).await?;
         }
         if let Some(store) = &self.store {
-            store.close().await;
+            step(shutdown, "closing the database", store.close()).await?;
         }
         if let Some(traces) = self.traces {
-            traces.finish(deadline.saturating_duration_since(Instant::now())).await;
+            let left = deadline.saturating_duration_since(Instant::now());
+            step(shutdown, "sending the last traces", traces.finish(left)).await?;
         }
         tracing::info!("stopped");
         Ok(())
     }
+}
+
+/// Takes a step of the stop to its end, unless a second signal comes. What is cut short then is as after a kill: the
+/// database loses nothing, and an index that is not saved is made again.
+async fn step(shutdown: &Shutdown, name: &'static str, work: impl Future<Output = ()>) -> Result<(), AppError> {
+    let done = shutdown.hard().run_until_cancelled(work).await;
+    done.ok_or_else(|| AppError::Unfinished(vec![name]))
 }
 
 /// Sends traces to the configured collector, if there is one.
@@ -227,22 +238,20 @@ async fn models(
     for entry in config.ai.additional_models.iter().filter(|entry| entry.auto_load) {
         // With `multi_model_enabled = false` the catalog has left the others out.
         if models.status(&entry.name).is_ok() {
-            auto_load(&models, &entry.name, shutdown).await?;
+            auto_load(&models, &entry.name).await?;
         }
     }
     Ok(models)
 }
 
-/// Loads a model, however long that takes: a download may take longer than a request waits. A server that is stopping
-/// goes on without it, to its end.
-async fn auto_load(models: &MultiModelManager, name: &ModelName, shutdown: &Shutdown) -> Result<(), AppError> {
+/// Loads a model, however long that takes: a download may take longer than a request waits.
+async fn auto_load(models: &MultiModelManager, name: &ModelName) -> Result<(), AppError> {
     loop {
         match models.load_model(name).await {
-            Err(ModelError::Loading { .. }) if !shutdown.soft().is_cancelled() => {
+            Err(ModelError::Loading { .. }) => {
                 tracing::info!(model = %name, "a model with `auto_load` is still loading: the start waits for it");
             }
-            Ok(_) | Err(ModelError::Loading { .. } | ModelError::Stopping { .. }) => return Ok(()),
-            Err(error) => return Err(AppError::AutoLoad(error)),
+            ended => return ended.map(drop).map_err(AppError::AutoLoad),
         }
     }
 }
@@ -356,20 +365,6 @@ fn tls(config: &Config) -> Result<Option<Arc<Tls>>, AppError> {
         return Ok(None);
     };
     Ok(Some(Arc::new(Tls::open(TlsFiles { certificate, key })?)))
-}
-
-/// Opens the socket that the configuration names.
-///
-/// # Errors
-/// [`AppError::Bind`], or what stands against the keys: no port is opened without them.
-pub async fn bind(config: &Config) -> Result<(TcpListener, SocketAddr), AppError> {
-    keys(config)?;
-    connections::files::raise_limit(config.server.max_connections);
-    let (host, port) = (config.server.host.as_str(), config.server.port);
-    let refused = |source| AppError::Bind { host: host.to_owned(), port, source };
-    let listener = TcpListener::bind((host, port)).await.map_err(refused)?;
-    let address = listener.local_addr().map_err(refused)?;
-    Ok((listener, address))
 }
 
 /// The hub that the usual variables name, with `models.lock` in the models directory.

@@ -4,12 +4,11 @@ use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
-use granary::app::{self, App};
 use granary::cli::{Cli, Command, Failure, ServeArgs};
 use granary::config::{Config, LogFormat};
 use granary::models::error::with_causes;
-use granary::shutdown::{self, Shutdown};
-use granary::{cli, telemetry};
+use granary::shutdown::{self, Shutdown, Signals};
+use granary::{app, cli, telemetry};
 
 fn main() -> ExitCode {
     let ended = match Cli::parse().command {
@@ -32,11 +31,10 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
     log(filter)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let ended = runtime.block_on(async {
-        let shutdown = Shutdown::new();
-        shutdown.on_signals(config.server.drain_delay)?;
-        let (listener, address) = app::bind(&config).await?;
-        let app = App::build(config, shutdown).await?;
-        tracing::info!("serving on {}://{address}", app.scheme());
+        let (shutdown, drain_delay) = (Shutdown::new(), config.server.drain_delay);
+        let mut signals = Signals::listen()?;
+        let (app, listener) = app::start(config, shutdown.clone(), &mut signals).await?;
+        shutdown.follow(signals, drain_delay);
         Ok(app.run(listener).await?)
     });
     // A load that nobody waits for any more must not hold the exit.

@@ -3,8 +3,8 @@
 //! Owns three cancellation tokens and the tasks of the process. *Leaving* means: take what comes, and say that others
 //! should be asked. *Soft* means: take no new work, finish what was begun; it implies leaving. *Hard* means: give up now;
 //! it implies both. Every task of the process is spawned here under a name, so that a shutdown that does not end can say
-//! what it waits for. It refuses to decide the exit code; `main` does, and leaves through [`exit_at_once`] when something
-//! may still run.
+//! what it waits for. It refuses to decide the exit code: `main` does, and `app::start` while there is no server yet. Both
+//! leave through [`exit_at_once`] when something may still run.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -29,6 +29,35 @@ pub struct Shutdown {
     /// Owns what must outlive the tasks it ends, such as the listener for signals: nobody waits for it.
     watchers: TaskTracker,
     running: RunningNames,
+}
+
+/// SIGTERM and SIGINT. Once this is made they do not end the process by themselves any more: whoever holds it acts on
+/// them.
+#[derive(Debug)]
+pub struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// Listens from here on. A signal that comes while nobody waits for one is kept.
+    ///
+    /// # Errors
+    /// When the handlers cannot be installed.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn listen() -> std::io::Result<Self> {
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+    }
+
+    /// Waits for the next signal, and answers its name.
+    pub async fn recv(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => "SIGINT",
+        }
+    }
 }
 
 /// How [`Shutdown::drain`] ended.
@@ -126,30 +155,23 @@ impl Shutdown {
         })
     }
 
-    /// Listens for SIGTERM and SIGINT from here on: the first begins the shutdown, after a time of leaving that may be
-    /// zero, and the second gives up.
-    ///
-    /// # Errors
-    /// When the handlers cannot be installed.
+    /// Follows the signals from here on: the first begins the shutdown, after a time of leaving that may be zero, and
+    /// the second gives up.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn on_signals(&self, leaving: Duration) -> std::io::Result<()> {
-        let terminate = signal(SignalKind::terminate())?;
-        let interrupt = signal(SignalKind::interrupt())?;
+    pub fn follow(&self, signals: Signals, leaving: Duration) {
         let shutdown = self.clone();
         self.watchers.spawn(
-            async move { shutdown.follow_signals(terminate, interrupt, leaving).await }
+            async move { shutdown.follow_signals(signals, leaving).await }
                 .instrument(tracing::info_span!("task", name = "signals")),
         );
-        Ok(())
     }
 
-    async fn follow_signals(self, mut terminate: Signal, mut interrupt: Signal, leaving: Duration) {
+    async fn follow_signals(self, mut signals: Signals, leaving: Duration) {
         loop {
             let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
+                name = signals.recv() => name,
                 () = tokio::time::sleep(leaving), if self.is_only_leaving() => {
                     self.begin();
                     continue;
@@ -293,6 +315,11 @@ mod tests {
         the_first_signal_is_soft_and_the_second_hard().await;
         who_leaves_takes_work_until_a_second_signal().await;
         who_leaves_takes_work_until_the_time_is_over().await;
+        a_signal_counts_that_came_before_it_was_followed().await;
+    }
+
+    fn follow(shutdown: &Shutdown, leaving: Duration) {
+        shutdown.follow(Signals::listen().expect("handlers"), leaving);
     }
 
     fn raise() {
@@ -305,7 +332,7 @@ mod tests {
 
     async fn the_first_signal_is_soft_and_the_second_hard() {
         let shutdown = Shutdown::new();
-        shutdown.on_signals(Duration::ZERO).expect("handlers");
+        follow(&shutdown, Duration::ZERO);
         shutdown.spawn("stuck", pending::<()>());
         raise();
         until(shutdown.soft()).await;
@@ -317,7 +344,7 @@ mod tests {
 
     async fn who_leaves_takes_work_until_a_second_signal() {
         let shutdown = Shutdown::new();
-        shutdown.on_signals(LONG * 60).expect("handlers");
+        follow(&shutdown, LONG * 60);
         raise();
         until(shutdown.leaving()).await;
         assert!(!shutdown.soft().is_cancelled());
@@ -327,9 +354,17 @@ mod tests {
 
     async fn who_leaves_takes_work_until_the_time_is_over() {
         let shutdown = Shutdown::new();
-        shutdown.on_signals(Duration::from_millis(10)).expect("handlers");
+        follow(&shutdown, Duration::from_millis(10));
         raise();
         until(shutdown.soft()).await;
         assert!(!shutdown.hard().is_cancelled());
+    }
+
+    async fn a_signal_counts_that_came_before_it_was_followed() {
+        let shutdown = Shutdown::new();
+        let signals = Signals::listen().expect("handlers");
+        raise();
+        shutdown.follow(signals, Duration::ZERO);
+        until(shutdown.soft()).await;
     }
 }

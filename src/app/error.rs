@@ -81,7 +81,7 @@ pub enum AppError {
     /// The server ended by itself.
     #[error("the server stopped")]
     Serve(#[source] std::io::Error),
-    /// The time to stop was over.
+    /// The time to stop was over, or a second signal came.
     #[error("stopped, but not in order: {} still running", .0.join(", "))]
     Unfinished(Vec<&'static str>),
 }

@@ -67,28 +67,31 @@ impl Indexes {
     /// The database's, or when an index cannot be made.
     pub async fn open(store: &dyn GrainStore, folder: PathBuf) -> Result<Self, GrainError> {
         let last = store.identity().await?;
-        // From here on, what is in the files is known to nobody but this process.
-        let identity = store.renew_epoch().await?;
-        let mut in_order = Vec::new();
+        let mut ready = Vec::new();
         let order = store.space_order().await?;
         for space in order.clone() {
             let Some(dimensions) = dimensions_of(store, &space).await? else { continue };
-            let options = |identity: &Identity| IndexOptions::new(folder.clone(), dimensions, mark(identity, &space));
+            let options = IndexOptions::new(folder.clone(), dimensions, mark(&last, &space));
             let began = Instant::now();
-            let to_load = options(&last);
+            let to_load = options.clone();
             let index = match blocking(move || SpaceIndex::load(to_load)).await {
-                Ok(mut index) => {
-                    index.set_epoch(identity.epoch.clone())?;
-                    index
-                }
+                Ok(index) => index,
                 Err(reason) => {
                     if !matches!(reason, NotLoaded::Absent) {
                         tracing::warn!(%space, reason = with_causes(&reason), "a saved index is not used");
                     }
-                    build(store, &space, options(&identity)).await?
+                    build(store, &space, options).await?
                 }
             };
             tracing::info!(%space, n_vectors = index.len(), took = ?began.elapsed(), "the index of a space is ready");
+            ready.push((space, index));
+        }
+        // From here on, what is in the files is known to nobody but this process. No sooner: a start that is ended before
+        // has changed no grain, and leaves the indexes that were saved to the next one.
+        let identity = store.renew_epoch().await?;
+        let mut in_order = Vec::with_capacity(ready.len());
+        for (space, mut index) in ready {
+            index.set_epoch(identity.epoch.clone())?;
             in_order.push(OneIndex { space, state: State::Whole(Box::new(index)) });
         }
         let indexes = Self { folder, identity, all: Arc::new(RwLock::new(All { in_order, order, n_moves: 0 })) };

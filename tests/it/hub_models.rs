@@ -27,10 +27,14 @@ fn folder() -> TempDir {
     folder
 }
 
-fn serve(folder: &Path, hub: &str, others: &[(&str, &str)]) -> (Process, String) {
+fn start(folder: &Path, hub: &str, others: &[(&str, &str)]) -> Process {
     let cache = folder.join("cache").display().to_string();
     let variables = [&[("HF_ENDPOINT", hub), ("HF_HUB_CACHE", cache.as_str())], others].concat();
-    let mut process = Process::start(folder, &["serve", "--port", "0", "--data-dir", "."], &variables);
+    Process::start(folder, &["serve", "--port", "0", "--data-dir", "."], &variables)
+}
+
+fn serve(folder: &Path, hub: &str, others: &[(&str, &str)]) -> (Process, String) {
+    let mut process = start(folder, hub, others);
     let url = process.wait_until_serving();
     (process, url)
 }
@@ -156,17 +160,40 @@ async fn a_kill_in_the_middle_of_a_download_costs_nothing_but_the_time() {
     assert!(process.log().contains("unfinished download"), "{}", process.log());
 }
 
-/// The hub runs beside this test's thread, which waits for the server.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_start_waits_for_a_download_however_long_it_takes() {
-    let (hub, folder) = (hub().await, folder());
-    hub.fail(Failing { slow: Some(Duration::from_millis(20)), ..Failing::default() });
+/// The same folder, for a server that loads a model of the hub before it serves.
+fn folder_with_auto_load() -> TempDir {
+    let folder = folder();
     let file = folder.path().join("granary.toml");
     let toml = fs_err::read_to_string(&file).expect("a configuration");
     let entry = format!("name = \"pulled\"\nrepository = \"{REPOSITORY}\"\nauto_load = true\n");
     fs_err::write(&file, format!("{toml}load_timeout = \"50ms\"\n[[ai.additional_models]]\n{entry}")).expect("written");
+    folder
+}
+
+/// The hub runs beside this test's thread, which waits for the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_start_waits_for_a_download_however_long_it_takes() {
+    let (hub, folder) = (hub().await, folder_with_auto_load());
+    hub.fail(Failing { slow: Some(Duration::from_millis(20)), ..Failing::default() });
     let (process, url) = serve(folder.path(), &hub.url, &[]);
     assert!(process.log().contains("the start waits for it"), "{}", process.log());
+    assert_eq!(model(&url, "pulled").await["state"], "ready");
+}
+
+/// The hub runs beside this test's thread, which waits for the server.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_signal_ends_a_start_that_waits_for_a_download() {
+    let (hub, folder) = (hub().await, folder_with_auto_load());
+    hub.fail(Failing { slow: Some(Duration::from_hours(1)), ..Failing::default() });
+    // Who was not served yet need not be sent elsewhere.
+    let mut process = start(folder.path(), &hub.url, &[("GRANARY_SERVER__DRAIN_DELAY", "1h")]);
+    process.wait_for("the start waits for it");
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+    assert!(process.log().contains("stopped before it served"), "{}", process.log());
+
+    hub.fail(Failing::default());
+    let (_process, url) = serve(folder.path(), &hub.url, &[]);
     assert_eq!(model(&url, "pulled").await["state"], "ready");
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteRow};
-use sqlx::{ConnectOptions, Connection, Row};
+use sqlx::{ConnectOptions, Connection, Row, SqliteConnection};
 use tempfile::TempDir;
 
 use crate::helpers::{MINILM, Process, client, data_dir, folder_with, send, vectors_of, with_tiny};
@@ -102,26 +102,33 @@ async fn a_second_process_on_one_database_is_refused_and_told_who_has_it() {
 const V03: &str = "CREATE TABLE grains (id TEXT PRIMARY KEY NOT NULL, text TEXT NOT NULL, vector BLOB, \
                    meta TEXT NOT NULL DEFAULT '{}', created_at TEXT NOT NULL, updated_at TEXT NOT NULL)";
 
+/// What it had then, in the columns that it has now.
+const V03_COLUMNS: &str = "id, text, old_vector, old_meta, created_at, updated_at";
+
+/// Writes a file of version 0.3 with one grain.
+async fn write_v03(database: &Path) -> SqliteConnection {
+    let grain = "INSERT INTO grains VALUES ('old id/1', 'Grüße 🌾', x'0000803f00000040', '{\"source\": 7 , \"x\":1}', \
+                 '2024-01-01T00:00:00Z', 'yesterday')";
+    let mut connection =
+        SqliteConnectOptions::new().filename(database).create_if_missing(true).connect().await.expect("open");
+    for sql in [V03, grain] {
+        sqlx::query(sql).execute(&mut connection).await.expect("written");
+    }
+    connection
+}
+
 #[tokio::test]
 async fn a_file_of_version_0_3_opens_at_the_start_and_a_copy_is_kept() {
     let folder = folder_with(&with_tiny(&[]));
     let database = folder.path().join("granary.db");
-    let grain = "INSERT INTO grains VALUES ('old id/1', 'Grüße 🌾', x'0000803f00000040', '{\"source\": 7 , \"x\":1}', \
-                 '2024-01-01T00:00:00Z', 'yesterday')";
-    let mut connection =
-        SqliteConnectOptions::new().filename(&database).create_if_missing(true).connect().await.expect("open");
-    for sql in [V03, grain] {
-        sqlx::query(sql).execute(&mut connection).await.expect("written");
-    }
-    connection.close().await.expect("closed");
+    write_v03(&database).await.close().await.expect("closed");
     let before = rows(&database, "*").await;
-    let now = "id, text, old_vector, old_meta, created_at, updated_at";
 
     for start in ["the first start upgrades", "the second has nothing to do"] {
         let (process, url) = Process::serve(folder.path(), &[]);
         assert_eq!(embed(&url).await.len(), 1, "{start}");
         process.stop();
-        assert_eq!(rows(&database, now).await, before, "{start}");
+        assert_eq!(rows(&database, V03_COLUMNS).await, before, "{start}");
     }
     let copy = folder.path().join("granary.db.before-v8");
     assert_eq!(rows(&copy, "*").await, before, "the copy has the columns it had");
@@ -130,6 +137,31 @@ async fn a_file_of_version_0_3_opens_at_the_start_and_a_copy_is_kept() {
         name.to_string_lossy().contains("before")
     });
     assert_eq!(copies.count(), 1, "one copy for one upgrade");
+}
+
+#[tokio::test]
+async fn a_signal_ends_a_start_in_the_middle_of_an_upgrade_and_the_next_one_goes_on() {
+    for (signal, name) in [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT")] {
+        let folder = folder_with(&with_tiny(&[]));
+        let database = folder.path().join("granary.db");
+        let mut reader = write_v03(&database).await;
+        let before = rows(&database, "*").await;
+        // The upgrade waits some seconds for who reads the file, and would then fail.
+        sqlx::raw_sql("BEGIN; SELECT count(*) FROM grains").execute(&mut reader).await.expect("read");
+        let mut process = Process::start_server(folder.path(), &[]);
+        process.wait_for("the copy of the database is whole");
+        process.signal(signal);
+        assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+        let log = process.log();
+        let said = log.lines().last().expect("a last word");
+        assert!(said.contains("stopped before it served") && said.contains(&format!("signal=\"{name}\"")), "{log}");
+        reader.close().await.expect("closed");
+
+        let (process, url) = Process::serve(folder.path(), &[]);
+        assert_eq!(embed(&url).await.len(), 1);
+        process.stop();
+        assert_eq!(rows(&database, V03_COLUMNS).await, before);
+    }
 }
 
 /// The grains of a file, column by column in the bytes that are stored.

@@ -1,12 +1,18 @@
-//! SIGTERM and SIGINT end the process in order, and a second one at once.
+//! SIGTERM and SIGINT end a server in order, and at once while it starts, or when another one has come before.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::Signal;
+use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{Process, data_dir, with_tiny};
+use crate::helpers::{Process, client, data_dir, folder_with, send, with_tiny};
+
+const PATIENCE: Duration = Duration::from_mins(1);
 
 const BODY: &str = r#"{"inputs": "hello"}"#;
 
@@ -137,4 +143,67 @@ fn the_time_to_finish_is_bounded() {
     assert_eq!(server.process.wait().code(), Some(1), "{}", server.process.log());
     let log = server.process.log();
     assert!(log.contains("granary: stopped, but not in order: http"), "{log}");
+}
+
+/// A server with one grain, in its folder; and the space of the grain.
+async fn serve_a_grain() -> (TempDir, Process, String) {
+    // Loaded before the indexes are opened, which the log says.
+    let folder = folder_with(&format!("{}auto_load = true\n", with_tiny(&[])));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let grain = send(client().post(format!("{url}/grains")).json(&json!({"text": "hello"}))).await.ok();
+    let space = grain["meta"]["space"].as_str().expect("a space").to_owned();
+    (folder, process, space)
+}
+
+fn index_file(folder: &Path, space: &str, ending: &str) -> PathBuf {
+    folder.join("granary.db.index").join(format!("{space}.{ending}"))
+}
+
+/// Who opens this file waits until somebody opens its other end, which nobody does.
+fn make_fifo(path: &Path) {
+    mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).expect("a FIFO");
+}
+
+#[tokio::test]
+async fn a_second_signal_ends_the_saving_of_the_indexes() {
+    let (folder, mut process, space) = serve_a_grain().await;
+    make_fifo(&index_file(folder.path(), &space, "index.tmp"));
+    process.signal(Signal::TERM);
+    // They are written first.
+    let vectors = index_file(folder.path(), &space, "vectors");
+    let since = Instant::now();
+    while !vectors.exists() {
+        assert!(since.elapsed() < PATIENCE, "it saves nothing:\n{}", process.log());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    process.signal(Signal::INT);
+    assert_eq!(process.wait().code(), Some(1), "{}", process.log());
+    let log = process.log();
+    assert!(log.contains("granary: stopped, but not in order: saving the indexes still running"), "{log}");
+
+    let (process, url) = Process::serve(folder.path(), &[]);
+    assert_eq!(send(client().post(format!("{url}/grains/count")).json(&json!({}))).await.ok()["count"], 1);
+    process.stop();
+}
+
+#[tokio::test]
+async fn a_signal_while_an_index_is_read_ends_the_start_and_the_next_one_reads_it() {
+    let (folder, process, space) = serve_a_grain().await;
+    process.stop();
+    let (saved, aside) = (index_file(folder.path(), &space, "index"), folder.path().join("aside"));
+    fs_err::rename(&saved, &aside).expect("moved");
+    make_fifo(&saved);
+    let mut process = Process::start_server(folder.path(), &[]);
+    process.wait_for("the model is ready");
+    // Nothing says that it has come to the index. Sooner, the signal would prove less.
+    std::thread::sleep(Duration::from_millis(300));
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+    let log = process.log();
+    assert!(log.contains("stopped before it served") && !log.contains("the index of a space is ready"), "{log}");
+
+    fs_err::rename(&aside, &saved).expect("moved back");
+    let (process, _) = Process::serve(folder.path(), &[]);
+    let log = process.stop();
+    assert!(log.contains("n_vectors=1") && !log.contains("a saved index is not used"), "{log}");
 }

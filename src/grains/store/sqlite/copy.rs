@@ -40,14 +40,22 @@ pub(super) async fn keep_copy(
         let _ = discard(&partial);
         return Err(error);
     }
-    let numbered = |n: u32| if n == 1 { finished.clone() } else { beside(&finished, &format!(".{n}")) };
+    // Off the async threads: a copy that has another one in its way is read whole.
+    let named = tokio::task::spawn_blocking(move || give_name(&partial, &finished)).await;
+    named.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic())).map_err(refused)
+}
+
+/// Gives a copy the first of its names that is free, unless one of those before it is of the same state.
+fn give_name(partial: &Path, finished: &Path) -> std::io::Result<PathBuf> {
+    let numbered = |n: u32| if n == 1 { finished.to_owned() } else { beside(finished, &format!(".{n}")) };
     for candidate in (1..).map(numbered) {
-        if !fs_err::exists(&candidate).map_err(refused)? {
-            fs_err::rename(&partial, &candidate).and_then(|()| sync_folder_of(&candidate)).map_err(refused)?;
+        if !fs_err::exists(&candidate)? {
+            fs_err::rename(partial, &candidate)?;
+            sync_folder_of(&candidate)?;
             return Ok(candidate);
         }
-        if is_same(&candidate, &partial).map_err(refused)? {
-            discard(&partial).map_err(refused)?;
+        if is_same(&candidate, partial)? {
+            discard(partial)?;
             return Ok(candidate);
         }
     }
@@ -104,7 +112,8 @@ async fn write_copy(connection: &mut SqliteConnection, path: &Path, partial: &Pa
         .execute(connection)
         .await
         .map_err(|source| StoreError::sql(DOING, path, source))?;
-    fs_err::File::open(partial).and_then(|copy| copy.sync_all()).map_err(refused)
+    let copy = fs_err::tokio::File::open(partial).await.map_err(refused)?;
+    copy.sync_all().await.map_err(refused)
 }
 
 /// Removes what an interrupted copy left.
