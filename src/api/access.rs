@@ -1,8 +1,9 @@
 //! Who may do what: the one table of routes and the scope that each needs, and the check before every request.
 //!
 //! A server without keys lets everybody through whom `guard` lets through. On one with keys a request presents its key,
-//! and the table says what that must allow. A route that is not in the table needs `admin`; a test holds every operation
-//! of the document to be there.
+//! and the table says what that must allow. A path that is not in the table needs `admin`; a method that is not there with
+//! its path is one that the router refuses, for every key alike. Tests hold every operation of the document to be there,
+//! and the router to take no other method.
 
 use std::convert::Infallible;
 use std::sync::Arc;
@@ -122,8 +123,19 @@ const ROUTES: &[(Method, &str, Need)] = &[
 pub fn listed(method: &Method, pattern: &str) -> Option<Need> {
     // Axum answers HEAD with the route of GET.
     let method = if method == Method::HEAD { &Method::GET } else { method };
-    let fits = |listed: &str| listed.strip_suffix('*').map_or(listed == pattern, |start| pattern.starts_with(start));
-    ROUTES.iter().find(|(known, listed, _)| known == method && fits(listed)).map(|(_, _, need)| *need)
+    ROUTES.iter().find(|(known, listed, _)| known == method && fits(listed, pattern)).map(|(_, _, need)| *need)
+}
+
+fn fits(listed: &str, pattern: &str) -> bool {
+    listed.strip_suffix('*').map_or(listed == pattern, |start| pattern.starts_with(start))
+}
+
+/// What a request needs; `None` where nothing answers it, which any key may learn: there is no such path, or it has other
+/// methods.
+fn need_of(request: &Request) -> Option<Need> {
+    let pattern = request.extensions().get::<MatchedPath>()?.as_str();
+    let is_known = || ROUTES.iter().any(|(_, listed, _)| fits(listed, pattern));
+    listed(request.method(), pattern).or_else(|| (!is_known()).then_some(ADMIN))
 }
 
 /// Whether the table has exactly this route.
@@ -188,8 +200,7 @@ impl Access {
         if !self.needs_keys() {
             return Ok(None);
         }
-        let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);
-        let need = pattern.map(|pattern| listed(request.method(), pattern).unwrap_or(ADMIN));
+        let need = need_of(request);
         if let Some(Need::Unless(routes)) = need
             && self.open.contains(&routes)
         {
@@ -202,7 +213,6 @@ impl Access {
         let scope = match need {
             Some(Need::Scope(scope)) => scope,
             Some(Need::Unless(_)) => Scope::Read,
-            // There is nothing: any caller may know that.
             None => return Ok(Some(key)),
         };
         if key.scopes.allow(scope) {
