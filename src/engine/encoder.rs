@@ -255,10 +255,10 @@ impl Encoder {
             trace.record("tokenize", started, tokenization_time, &[("granary.texts", texts.len())]);
         }
         let n_tokens: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
-        // Who leaves before the end has cost as much.
-        meter::note(n_tokens.iter().sum());
         let truncated = (0..texts.len()).filter(|index| texts[*index].truncated).collect();
         let job = self.batcher.submit(texts, finish, priority)?;
+        // What is refused costs nothing; who leaves before the end has cost as much as who stays.
+        meter::note(n_tokens.iter().sum());
         let result = job.wait().await?;
         Ok(Encoded {
             vectors: result.vectors,

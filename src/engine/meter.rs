@@ -1,6 +1,6 @@
 //! What a request costs in tokens, told to whoever asked to know.
 //!
-//! The meter goes with the task of the request: an encoder tells it what it is about to embed, whatever lies between.
+//! The meter goes with the task of the request: an encoder tells it what its queue has taken, whatever lies between.
 
 use std::fmt;
 use std::sync::Arc;

@@ -355,6 +355,21 @@ async fn tokens_that_a_key_has_used_up_are_owed() {
 }
 
 #[tokio::test]
+async fn what_is_refused_takes_no_tokens_of_a_key() {
+    let keys = with_keys(&[key_entry("embeds", &["embed"], "tokens = 30")]);
+    let app = TestApp::start_with(&format!("[engine]\nmax_request_tokens = 20\n{keys}{}", with_tiny(&[]))).await;
+    let caller = app.with_key(&secret("embeds"));
+    // More tokens than the key has for a minute.
+    let many = json!({"inputs": vec!["a text of some words"; 20]});
+    for _ in 0..3 {
+        let (status, kind, message) = caller.post("/embed", many.clone()).await.tei_error();
+        assert_eq!((status, kind.as_str()), (422, "Validation"), "{message}");
+    }
+    caller.post("/embed", json!({"inputs": "hello"})).await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn who_may_write_may_not_declare_spaces_by_an_import() {
     let keys = [("writes", "write"), ("declares", "admin")].map(|(name, scope)| key_entry(name, &[scope], ""));
     let app = TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&[]))).await;
