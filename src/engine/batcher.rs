@@ -164,6 +164,11 @@ impl Batcher {
                 if state.queue.n_texts() > 0 && state.n_idle_bulk > 0 {
                     self.bulk_work.notify_one();
                 }
+                // A query that came while bulk workers ran queries woke nobody in the query lane, and this worker, which
+                // may have been the last of those, leaves it behind a whole batch.
+                if state.query_lane_is_open() && state.queue.n_queries() > 0 {
+                    self.query_work.notify_one();
+                }
                 drop(state);
                 batch.items.iter().for_each(|item| item.job.begin());
                 return Some(batch);
@@ -270,6 +275,34 @@ mod tests {
         let _query = submit(&batcher, &[10]).expect("room");
         assert_eq!(take(&batcher, Lane::Queries).expect("the query").items[0].ids().len(), 10);
         assert!(take(&batcher, Lane::Queries).is_none(), "large requests are not the query lane's");
+    }
+
+    #[test]
+    fn a_query_that_came_while_bulk_workers_ran_queries_does_not_wait_for_a_large_request() {
+        let batcher = Arc::new(Batcher::new(LIMITS, &[Lane::Bulk, Lane::Queries], "m"));
+        let _first = submit(&batcher, &[10]).expect("room");
+        let first = take(&batcher, Lane::Queries).expect("the query");
+        let _second = submit(&batcher, &[10]).expect("room");
+        let second = take(&batcher, Lane::Bulk).expect("the lane is busy");
+        batcher.finish(Lane::Queries, &first, 1.0);
+        let _large = submit(&batcher, &[100; 15]).expect("room");
+        let _query = submit(&batcher, &[10]).expect("room");
+        let (sender, taken) = std::sync::mpsc::channel();
+        let lane = std::thread::spawn({
+            let batcher = Arc::clone(&batcher);
+            move || sender.send(batcher.next_batch(Lane::Queries).map(|batch| batch.line))
+        });
+        // Woken for nothing once it waits, it has to wait again.
+        while !batcher.query_work.notify_one() {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        batcher.finish(Lane::Bulk, &second, 1.0);
+        assert_eq!(batcher.next_batch(Lane::Bulk).expect("work").line, Line::Requests);
+        let taken = taken.recv_timeout(Duration::from_secs(10));
+        batcher.close();
+        lane.join().expect("no panic").expect("the receiver is still there");
+        assert_eq!(taken, Ok(Some(Line::Queries)));
     }
 
     #[test]
