@@ -61,7 +61,7 @@ pub struct Model {
     memory_bytes: Option<u64>,
     /// How long its load took.
     load_ms: Option<u64>,
-    /// Why its last load failed.
+    /// Why its last load failed; null once one has succeeded, or the model was unloaded.
     failure: Option<ModelFailure>,
 }
 

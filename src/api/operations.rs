@@ -39,7 +39,7 @@ pub struct Ready {
     status: String,
     /// The active model.
     model: String,
-    /// Its state: a model that is unloaded or loading is ready to be used.
+    /// Its state: a model that is unloaded or loading is ready to be used, unless its last load failed.
     model_state: String,
     /// Whether grains may be written with it; null until it is loaded.
     grain_writes: Option<GrainWrites>,
@@ -88,7 +88,8 @@ pub(super) async fn check_ready(state: &AppState, asker: Asker) -> Result<Ready,
     })
 }
 
-/// Whether the next request to a model would be answered, as far as its last load tells.
+/// Whether the next request to a model would be answered, as far as its last load tells that has ended: one that is
+/// tried again after a failure has still failed.
 ///
 /// # Errors
 /// When the load failed, or the model is disabled.

@@ -30,8 +30,16 @@ pub(super) struct Entry {
 
 enum State {
     Unloaded,
-    Downloading { progress: Option<DownloadProgress>, cancel: CancellationToken },
-    Loading,
+    Downloading {
+        progress: Option<DownloadProgress>,
+        cancel: CancellationToken,
+        /// Why the load before this one failed.
+        failure: Option<Failure>,
+    },
+    Loading {
+        /// Why the load before this one failed.
+        failure: Option<Failure>,
+    },
     Ready(Arc<LoadedModel>),
     Draining,
     Failed(Failure),
@@ -83,7 +91,7 @@ pub struct ModelStatus {
     pub phase: Phase,
     /// How far its files are here, while they are being fetched.
     pub download: Option<DownloadProgress>,
-    /// Why its last load failed.
+    /// Why its last load failed, while it is tried again too: until a load succeeds, or the model is unloaded.
     pub failure: Option<Failure>,
     /// What is known since it was loaded.
     pub loaded: Option<Arc<LoadedFacts>>,
@@ -158,14 +166,13 @@ impl Entry {
 
     pub(super) fn status(&self) -> ModelStatus {
         let state = self.state.borrow();
-        let failure = if let State::Failed(failure) = &*state { Some(failure.clone()) } else { None };
         let model = if let State::Ready(model) = &*state { Some(model) } else { None };
         let download = if let State::Downloading { progress, .. } = &*state { progress.clone() } else { None };
         ModelStatus {
             info: Arc::clone(&self.info),
             phase: state.phase(),
             download,
-            failure,
+            failure: state.failure().cloned(),
             loaded: model.map(|model| Arc::clone(&model.facts)),
             ailment: model.and_then(|model| model.ailment.read().clone()),
             standing: model.map(|model| model.standing.read().clone()),
@@ -191,7 +198,7 @@ impl Entry {
                     *self.last_used.lock() = now;
                     Next::Use(Lease::of(model))
                 }
-                State::Downloading { .. } | State::Loading | State::Draining => Next::Wait,
+                State::Downloading { .. } | State::Loading { .. } | State::Draining => Next::Wait,
                 State::Failed(failure) if is_request && (failure.retry_at > now || failure.failed_at >= since) => {
                     Next::GiveUp(failure.clone())
                 }
@@ -199,13 +206,14 @@ impl Entry {
             };
             let claimed = matches!(next, Next::Load);
             if claimed {
-                self.enter(
-                    state,
-                    match &self.info.source {
-                        ModelSource::Hub(_) => State::Downloading { progress: None, cancel: CancellationToken::new() },
-                        ModelSource::Folder(_) | ModelSource::File { .. } => State::Loading,
-                    },
-                );
+                let failure = state.failure().cloned();
+                let claim = match &self.info.source {
+                    ModelSource::Hub(_) => {
+                        State::Downloading { progress: None, cancel: CancellationToken::new(), failure }
+                    }
+                    ModelSource::Folder(_) | ModelSource::File { .. } => State::Loading { failure },
+                };
+                self.enter(state, claim);
             }
             claimed
         });
@@ -236,7 +244,9 @@ impl Entry {
     /// # Errors
     /// When none was under way.
     pub(super) fn finish_download(&self) -> Result<(), IllegalMove> {
-        self.move_to(State::Loading)
+        // Nobody but who has claimed the download ends it: the state stays what it is in between.
+        let failure = self.state.borrow().failure().cloned();
+        self.move_to(State::Loading { failure })
     }
 
     /// Ends a claimed download that was called off.
@@ -280,7 +290,7 @@ impl Entry {
                     cancel.cancel();
                     NextUnload::GiveUp
                 }
-                State::Loading | State::Draining => NextUnload::Wait,
+                State::Loading { .. } | State::Draining => NextUnload::Wait,
                 State::Unloaded | State::Failed(_) => NextUnload::Done,
             };
             match (&next, &state) {
@@ -356,10 +366,19 @@ impl State {
         match self {
             Self::Unloaded => Phase::Unloaded,
             Self::Downloading { .. } => Phase::Downloading,
-            Self::Loading => Phase::Loading,
+            Self::Loading { .. } => Phase::Loading,
             Self::Ready(_) => Phase::Ready,
             Self::Draining => Phase::Draining,
             Self::Failed(_) => Phase::Failed,
+        }
+    }
+
+    /// Why the last load that has ended failed, if it did.
+    fn failure(&self) -> Option<&Failure> {
+        match self {
+            Self::Failed(failure) => Some(failure),
+            Self::Downloading { failure, .. } | Self::Loading { failure } => failure.as_ref(),
+            Self::Unloaded | Self::Ready(_) | Self::Draining => None,
         }
     }
 }
@@ -370,15 +389,19 @@ mod tests {
 
     use super::super::lifecycle::FailureKind;
     use super::*;
-    use crate::domain::{EncoderSettings, ModelName, ModelOrigin, ModelSize};
+    use crate::domain::{EncoderSettings, HubFile, HubId, HubRevision, HubSource, ModelName, ModelOrigin, ModelSize};
 
     fn entry() -> Entry {
+        entry_from(ModelSource::Folder("m".into()))
+    }
+
+    fn entry_from(source: ModelSource) -> Entry {
         Entry::new(ModelInfo {
             name: ModelName::parse("m").expect("a name"),
             origin: ModelOrigin::Configured,
             size: ModelSize::Small,
             aliases: Vec::new(),
-            source: ModelSource::Folder("m".into()),
+            source,
             hub_repository: None,
             approximate_size_bytes: None,
             training: None,
@@ -443,6 +466,36 @@ mod tests {
         assert!(entry.is_waited_for());
         drop(waiting);
         assert!(!entry.is_waited_for());
+    }
+
+    #[test]
+    fn a_failure_is_known_while_the_model_is_tried_again() {
+        let hub = HubSource {
+            repository: HubId::parse("a/b").expect("a repository"),
+            revision: HubRevision::default(),
+            file: HubFile::default(),
+        };
+        let now = Instant::now();
+        for source in [ModelSource::Folder("m".into()), ModelSource::Hub(hub)] {
+            let entry = entry_from(source);
+            let fails = || entry.status().failure.is_some();
+            let claim = || assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now, now), Next::Load));
+            claim();
+            assert!(!fails(), "nothing is known before the first load has ended");
+            entry.finish_load(Err(failure(now))).expect("it was loading");
+            claim();
+            assert!(fails());
+            if entry.download_cancel().is_some() {
+                entry.finish_download().expect("it was downloading");
+                assert!(fails());
+            }
+            assert_eq!(entry.status().phase, Phase::Loading);
+            entry.finish_load(Err(failure(now))).expect("it was loading");
+            assert!(fails());
+            assert!(matches!(entry.claim_drain(), NextUnload::Done));
+            claim();
+            assert!(!fails(), "it was unloaded in between");
+        }
     }
 
     #[test]
