@@ -53,7 +53,10 @@ pub trait Ledger: Send + Sync {
     /// Makes a recorded space the one that grains of this model are written to.
     fn accept_space<'a>(&'a self, model: &'a ModelName, space: &'a SpaceId) -> Recall<'a, ()>;
 
-    /// How many grains have a vector of each model, by the model's name.
+    /// The spaces that grains have vectors in. Cheap, however many grains there are.
+    fn spaces_of_grains(&self) -> Recall<'_, HashSet<SpaceId>>;
+
+    /// How many grains have a vector of each model, by the model's name. Reads every vector's row.
     fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>>;
 
     /// Answers when the ledger can be read, for readiness.
@@ -212,6 +215,10 @@ impl Ledger for VolatileLedger {
         self.now(|all| {
             all.accepted.insert(model.clone(), space.clone());
         })
+    }
+
+    fn spaces_of_grains(&self) -> Recall<'_, HashSet<SpaceId>> {
+        self.now(|_| HashSet::new())
     }
 
     fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>> {

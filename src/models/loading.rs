@@ -3,6 +3,7 @@
 //! Loads take turns. Before one starts, idle models make room for what it took last time; when it has ended, what it
 //! took now is measured and remembered.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -195,24 +196,35 @@ impl MultiModelManager {
 
     /// Unloads the model that is needed least, once its requests have ended. Says whether there was one.
     async fn evict_one(&self, kept: &Arc<Entry>) -> bool {
-        let active = self.active();
-        let loaded =
-            self.entries.read().values().filter(|entry| !Arc::ptr_eq(entry, kept)).cloned().collect::<Vec<_>>();
-        let candidates = loaded.into_iter().filter(|entry| !entry.info.pinned).filter_map(|entry| {
-            let model = entry.loaded()?;
-            Some(Candidate {
-                is_busy: !model.leases.is_empty() || entry.is_waited_for(),
-                is_active: entry.info.name == active,
-                holds_grains: self.holders.read().contains(&entry.info.name),
-                last_used: entry.last_used(),
-                model: entry,
-            })
-        });
-        if let Some(entry) = first_to_go(candidates.collect()) {
+        let mut candidates = self.candidates().await;
+        candidates.retain(|candidate| !Arc::ptr_eq(&candidate.model, kept));
+        if let Some(entry) = first_to_go(candidates) {
             self.evict(&entry, eviction::BUDGET).await;
             return true;
         }
         self.wait_for_a_drain().await
+    }
+
+    /// The loaded models that may be unloaded to make room.
+    async fn candidates(&self) -> Vec<Candidate<Arc<Entry>>> {
+        // Asked anew each time: grains are written, re-embedded and deleted while the server runs.
+        let held = self.ledger.spaces_of_grains().await.unwrap_or_else(|error| {
+            tracing::warn!("a model may be unloaded that grains need: {}", with_causes(&error));
+            HashSet::new()
+        });
+        let active = self.active();
+        let entries: Vec<_> = self.entries.read().values().cloned().collect();
+        let candidate = |entry: Arc<Entry>| {
+            let model = entry.loaded()?;
+            Some(Candidate {
+                is_busy: !model.leases.is_empty() || entry.is_waited_for(),
+                is_active: entry.info.name == active,
+                holds_grains: held.contains(&model.facts.fingerprint.space()),
+                last_used: entry.last_used(),
+                model: entry,
+            })
+        };
+        entries.into_iter().filter(|entry| !entry.info.pinned).filter_map(candidate).collect()
     }
 
     /// Waits until one of the models that are being unloaded has gone. Says whether there was one.
@@ -272,12 +284,12 @@ impl MultiModelManager {
         if self.memory.excess_bytes() > 0
             && let Ok(_turn) = self.load_turn.try_acquire()
         {
+            let mut candidates = self.candidates().await;
+            candidates.retain(|candidate| !candidate.is_busy);
             // The last one stays: without it there would be nothing to serve.
-            let mut idle: Vec<_> = entries.iter().filter(|entry| is_idle(entry)).collect();
             let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some()).count();
-            idle.sort_by_key(|entry| entry.last_used());
-            if let Some(entry) = idle.first().filter(|_| n_loaded > 1) {
-                self.evict(entry, eviction::BUDGET).await;
+            if let Some(entry) = first_to_go(candidates).filter(|_| n_loaded > 1) {
+                self.evict(&entry, eviction::BUDGET).await;
             }
         }
     }

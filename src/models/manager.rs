@@ -5,7 +5,7 @@
 //! (`entry.rs`), and whoever must wait watches for the next change. How a load and an unload go is in `loading.rs`, a
 //! change of the active model in `switching.rs`, of the catalog in `registration.rs`, of a model's space in `spaces.rs`.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -85,8 +85,6 @@ pub struct MultiModelManager {
     pub(super) change_turn: Arc<Semaphore>,
     /// Who used each model lately.
     pub(super) callers: Arc<Callers>,
-    /// Models that grains have vectors of: they are the last to go when memory is short.
-    pub(super) holders: Arc<RwLock<HashSet<ModelName>>>,
 }
 
 impl MultiModelManager {
@@ -131,9 +129,8 @@ impl MultiModelManager {
             load_turn: Arc::new(Semaphore::new(1)),
             change_turn: Arc::new(Semaphore::new(1)),
             callers: Arc::default(),
-            holders: Arc::default(),
         };
-        manager.count_grains().await?;
+        manager.say_which_makers_are_unknown().await?;
         manager.say_what_was_cut_off();
         manager.watch_memory();
         manager.probe_loaded();

@@ -112,12 +112,10 @@ impl MultiModelManager {
         Ok(entry.status())
     }
 
-    /// Notes which models grains need, and warns of grains that no model of the catalog made.
-    pub(super) async fn count_grains(&self) -> Result<(), LedgerError> {
+    /// Warns of grains that no model of the catalog made.
+    pub(super) async fn say_which_makers_are_unknown(&self) -> Result<(), LedgerError> {
         for (maker, n_grains) in self.ledger.grains_by_model().await? {
-            if let Ok(name) = self.resolve(Some(&maker)) {
-                self.holders.write().insert(name);
-            } else {
+            if self.resolve(Some(&maker)).is_err() {
                 tracing::warn!(
                     model = maker,
                     n_grains,

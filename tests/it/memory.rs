@@ -72,26 +72,54 @@ async fn memory_comes_back_in_every_cycle_of_load_and_unload() {
     assert!(*last <= most, "resident after each unload, in bytes: {after_unload:?}");
 }
 
-#[tokio::test]
-async fn three_models_in_a_budget_for_two_answer_every_request() {
-    let names = [MINILM, "by-cls", "by-max"];
+/// Three models of one size.
+const THREE: [&str; 3] = [MINILM, "by-cls", "by-max"];
+
+/// The entries of the second and the third of [`THREE`].
+fn entries() -> String {
     let entries = ["cls", "max"].map(|pooling| {
         format!("[[ai.additional_models]]\nname = \"by-{pooling}\"\npath = \"{MINILM}\"\npooling = \"{pooling}\"\n")
     });
-    let entries = entries.concat();
+    entries.concat()
+}
+
+/// The setting of a budget that has room for two of [`THREE`], and the vector of `hello world` of each.
+async fn budget_for_two() -> (String, Vec<Vec<f32>>) {
     // The gauge of what is used is kept only where there is a budget.
-    let server = Server::start("memory_budget = \"1TiB\"", &entries);
+    let server = Server::start("memory_budget = \"1TiB\"", &entries());
     let (mut right, mut used) = (Vec::new(), Vec::new());
-    for name in names {
+    for name in THREE {
         right.extend(server.embed(name, &["hello world"]).await);
         used.push(server.used_bytes().await);
     }
-    drop(server);
     // Room for two, and for what the allocator keeps of one that has gone while another loads.
     let budget_bytes = used[1] + (used[2] - used[1]) * 0.75;
     assert!(used[1] < budget_bytes && budget_bytes < used[2], "what one, two and three models take: {used:?}");
+    (format!("memory_budget = \"{budget_bytes:.0}B\""), right)
+}
 
-    let server = Server::start(&format!("memory_budget = \"{budget_bytes:.0}B\""), &entries);
+#[tokio::test]
+async fn a_model_that_grains_need_goes_after_one_that_was_used_later() {
+    let (budget, _) = budget_for_two().await;
+    let server = Server::start(&budget, &entries());
+    // None had any when the server started.
+    let needed = THREE[0];
+    server.post("/grains", json!({"text": "hello world", "model": needed})).await;
+    server.embed(THREE[1], &["hello world"]).await;
+    server.embed(THREE[2], &["hello world"]).await;
+    let state = async |model: &str| {
+        let url = format!("{}/models/{model}", server.url);
+        send(crate::helpers::client().get(url)).await.ok()["state"].clone()
+    };
+    assert_eq!((state(needed).await, state(THREE[1]).await), (json!("ready"), json!("unloaded")));
+    assert!(server.process.log().contains("evicting a model"), "{}", server.process.log());
+}
+
+#[tokio::test]
+async fn three_models_in_a_budget_for_two_answer_every_request() {
+    let names = THREE;
+    let (budget, right) = budget_for_two().await;
+    let server = Server::start(&budget, &entries());
     let order = (0..30).map(|number: usize| (number * number + number / 4) % 3);
     let callers = [0, 1].map(|caller| {
         let (server, right, order) = (&server, &right, order.clone());

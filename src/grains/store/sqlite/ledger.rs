@@ -1,5 +1,7 @@
 //! What the models must find again after a restart.
 
+use std::collections::HashSet;
+
 use sqlx::FromRow;
 
 use super::super::StoreError;
@@ -110,6 +112,10 @@ impl Ledger for SqliteStore {
         self.write("accept a space", statement.bind(model.as_str()).bind(space.as_str()))
     }
 
+    fn spaces_of_grains(&self) -> Recall<'_, HashSet<SpaceId>> {
+        Box::pin(async { self.read_spaces_of_grains().await.map_err(unreadable) })
+    }
+
     fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>> {
         Box::pin(async {
             let counted =
@@ -201,6 +207,18 @@ impl SqliteStore {
         .await
         .map_err(|source| StoreError::sql("read a space", &self.path, source))?;
         row.map(|row| self.record_of(row)).transpose()
+    }
+
+    async fn read_spaces_of_grains(&self) -> Result<HashSet<SpaceId>, StoreError> {
+        // One look into the index for each space.
+        let ids: Vec<String> = sqlx::query_scalar(
+            "SELECT id FROM spaces WHERE EXISTS (SELECT 1 FROM embeddings WHERE embeddings.space = spaces.id)",
+        )
+        .fetch_all(&self.readers)
+        .await
+        .map_err(|source| StoreError::sql("read the spaces of grains", &self.path, source))?;
+        let parsed: Result<HashSet<_>, _> = ids.iter().map(|id| SpaceId::parse(id)).collect();
+        parsed.map_err(|source| self.malformed("an id of a space (table `spaces`)", source.into()))
     }
 
     async fn insert_declared(&self, space: &DeclaredSpace) -> Result<Declared, StoreError> {
