@@ -41,10 +41,17 @@ pub struct LoadedFacts {
     pub commit: Option<String>,
     /// The size of its weight files, in bytes.
     pub weights_bytes: u64,
-    /// What the process's resident set grew by when it was loaded and warmed up, in bytes.
+    /// What the process's resident set grew by when it was loaded and warmed up, in bytes; its weights at least.
     pub memory_bytes: u64,
     /// How long the load took.
     pub load_time: Duration,
+}
+
+impl LoadedFacts {
+    /// What it takes of memory at least, whatever the resident set grew by: another model may have been unloaded meanwhile.
+    pub(super) fn least_memory_bytes(&self) -> u64 {
+        if self.provider.provider.is_gpu() { 0 } else { self.weights_bytes }
+    }
 }
 
 /// A request to embed, as a service call.

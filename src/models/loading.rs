@@ -141,7 +141,8 @@ impl MultiModelManager {
         self.examine(&model).await?;
         // What the load needed and the model does not: its file's pages and the graph before it was optimised.
         allocator::give_back();
-        let memory_bytes = memory::resident_bytes().saturating_sub(before);
+        let grown_bytes = memory::resident_bytes().saturating_sub(before);
+        let memory_bytes = grown_bytes.max(model.facts.least_memory_bytes());
         Arc::make_mut(&mut model.facts).memory_bytes = memory_bytes;
         self.memory.record(&entry.info.name, memory_bytes);
         self.shrink(entry).await?;

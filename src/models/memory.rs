@@ -2,7 +2,7 @@
 //!
 //! Memory is counted as the process's resident set over its value with no model loaded, because that is what kills a
 //! container. What a model takes is measured when it is loaded: its weights, and the activations of the largest batch
-//! the engine makes.
+//! the engine makes. What is unloaded meanwhile hides a part of that, but for the weights, whose size is known.
 
 use std::collections::HashMap;
 use std::time::Instant;

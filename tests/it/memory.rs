@@ -116,6 +116,20 @@ async fn a_model_that_grains_need_goes_after_one_that_was_used_later() {
 }
 
 #[tokio::test]
+async fn a_model_costs_its_weights_at_least_whatever_is_unloaded_while_it_loads() {
+    let server = Server::start("", &entries());
+    server.post(&format!("/models/{}/load", THREE[0]), json!({})).await;
+    let unload = async {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        server.post(&format!("/models/{}/unload", THREE[0]), json!({})).await
+    };
+    let path = format!("/models/{}/load", THREE[1]);
+    let (loaded, _) = tokio::join!(server.post(&path, json!({})), unload);
+    let (taken, weights) = (loaded["memory_bytes"].as_u64(), loaded["size_bytes"].as_u64());
+    assert!(weights.is_some() && taken >= weights, "{loaded}");
+}
+
+#[tokio::test]
 async fn three_models_in_a_budget_for_two_answer_every_request() {
     let names = THREE;
     let (budget, right) = budget_for_two().await;
