@@ -152,10 +152,7 @@ impl MultiModelManager {
     /// Embeds the canary texts, which warms the model up too, and compares them with what the ledger has of its space.
     async fn examine(&self, model: &LoadedModel) -> Result<(), LoadError> {
         let canaries = canary::embed(model).await?;
-        let standing = match self.compare(model, canaries).await {
-            Ok(standing) => standing,
-            Err(error) => Standing { unknown: Some(with_causes(&error)), ..Standing::default() },
-        };
+        let standing = self.standing(model, &canaries).await;
         if let Some(refusal) = standing.refusal(&model.name) {
             tracing::warn!(model = %model.name, "no grains can be written with the model: {refusal}");
         }
@@ -163,12 +160,20 @@ impl MultiModelManager {
         Ok(())
     }
 
-    async fn compare(&self, model: &LoadedModel, canaries: Vec<f32>) -> Result<Standing, LedgerError> {
+    /// How a model that makes these canaries stands to what the ledger has of its space.
+    pub(super) async fn standing(&self, model: &LoadedModel, canaries: &[f32]) -> Standing {
+        match self.compare(model, canaries).await {
+            Ok(standing) => standing,
+            Err(error) => Standing { unknown: Some(with_causes(&error)), ..Standing::default() },
+        }
+    }
+
+    async fn compare(&self, model: &LoadedModel, canaries: &[f32]) -> Result<Standing, LedgerError> {
         let space = model.facts.fingerprint.space();
         let drift = if let Some(record) = self.ledger.space(&space).await? {
-            canary::compare(&record, &canaries, &model.facts.numeric_class)
+            canary::compare(&record, canaries, &model.facts.numeric_class)
         } else {
-            self.ledger.record_space(&SpaceRecord::of(model, canaries)).await?;
+            self.ledger.record_space(&SpaceRecord::of(model, canaries.to_vec())).await?;
             None
         };
         let accepted = self.ledger.accepted_space(&model.name).await?;

@@ -191,6 +191,34 @@ async fn a_database_that_cannot_be_written_is_read_and_loses_nothing() {
 }
 
 #[tokio::test]
+async fn a_model_that_is_loaded_while_the_database_cannot_be_written_writes_by_itself_once_it_can() {
+    let folder = folder_with(&with_tiny(&["tiny-cls"]));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    write(&app, "before").await;
+    let files = ["granary.db", "granary.db-wal"].map(|name| folder.path().join(name));
+    let Some(read_only) = ReadOnly::make(files.into()) else { return };
+    // Its space is new, and cannot be recorded.
+    app.post("/models/tiny-cls/load", json!({})).await.ok();
+    embed(&app, "tiny-cls").await;
+    let grain = json!({"id": "meanwhile", "text": "the grain meanwhile", "model": "tiny-cls"});
+    let (status, code, detail) = app.post("/grains", grain.clone()).await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    assert!(detail.contains("it is not known whether the model still makes its space"), "{detail}");
+    drop(read_only);
+
+    // Models are looked at every 30 s.
+    let began = Instant::now();
+    while app.post("/grains", grain.clone()).await.status == 409 {
+        assert!(began.elapsed() < Duration::from_mins(2), "it never writes again");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_all_there(&app, &["before", "meanwhile"]).await;
+    let log = process.stop();
+    assert!(log.contains("it is known again that the model makes its space"), "{log}");
+}
+
+#[tokio::test]
 async fn a_server_without_a_file_to_open_answers_again_when_there_is_one() {
     let folder = folder_with(&with_tiny(&[]));
     let (mut process, url) = Process::serve(folder.path(), &[]);
