@@ -102,8 +102,9 @@ pub(super) fn check_loadable(status: &ModelStatus, asker: Asker) -> Result<(), A
     if let Some(failure) = &status.failure {
         return Err(ApiError::new(code_of(failure.kind), told("cannot be loaded", &failure.reason)));
     }
-    if let Some(reason) = &status.ailment {
-        return Err(ApiError::new(Code::ModelFailed, told("is loaded and does not embed", reason)));
+    if let Some(ailment) = &status.ailment {
+        let what = format!("is loaded and {}", ailment.what);
+        return Err(ApiError::new(Code::ModelFailed, told(&what, &ailment.reason)));
     }
     if status.disabled {
         return Err(ModelError::Disabled { name: name.clone() }.into());

@@ -2,7 +2,8 @@
 //!
 //! A fingerprint covers what a model *is*. What only rounds, the provider, the precision and the runtime library, is
 //! left out of it, so that two machines share a space; the canaries catch the case that it does more than round. They
-//! are embedded at each load and compared with those recorded when the space was first seen.
+//! are embedded at each load and compared with those recorded when the space was first seen; and again while the model is
+//! loaded, compared with those of its load: the runtime reads large weights from their file while it runs.
 
 use super::ledger::SpaceRecord;
 use super::loaded::LoadedModel;
@@ -41,13 +42,7 @@ pub(super) async fn embed(model: &LoadedModel) -> Result<Vec<f32>, EngineError> 
 
 /// How far canaries have moved from their record; `None` when not too far.
 pub(super) fn compare(record: &SpaceRecord, canaries: &[f32], computed_by: &str) -> Option<Drift> {
-    let dimensions = record.dimensions as usize;
-    let cosine = if record.canaries.len() == canaries.len() && dimensions > 0 {
-        let pairs = record.canaries.chunks_exact(dimensions).zip(canaries.chunks_exact(dimensions));
-        pairs.map(|(old, new)| cosine(old, new)).fold(1.0, f64::min)
-    } else {
-        0.0
-    };
+    let cosine = least_cosine(&record.canaries, canaries, record.dimensions as usize);
     (cosine < LEAST_COSINE).then(|| Drift {
         cosine,
         recorded_by: record.numeric_class.clone(),
@@ -55,10 +50,32 @@ pub(super) fn compare(record: &SpaceRecord, canaries: &[f32], computed_by: &str)
     })
 }
 
-fn cosine(a: &[f32], b: &[f32]) -> f64 {
+/// The least cosine between canaries of the model and those of its load; `None` when they are the same but for rounding.
+pub(super) fn moved_since_load(model: &LoadedModel, canaries: &[f32]) -> Option<f64> {
+    let cosine = least_cosine(&model.canaries, canaries, model.facts.dimensions.native.get() as usize);
+    (cosine < LEAST_COSINE).then_some(cosine)
+}
+
+/// The least cosine between old and new canaries, `[n_texts][dimensions]` each; 0 when they are not as many.
+fn least_cosine(old: &[f32], new: &[f32], dimensions: usize) -> f64 {
+    if old.len() != new.len() || dimensions == 0 {
+        return 0.0;
+    }
+    let pairs = old.chunks_exact(dimensions).zip(new.chunks_exact(dimensions));
+    pairs.map(|(old, new)| cosine(old, new)).fold(1.0, f64::min)
+}
+
+fn cosine(old: &[f32], new: &[f32]) -> f64 {
     let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    let lengths = (dot(a, a) * dot(b, b)).sqrt();
-    if lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
+    let (old_square, new_square) = (dot(old, old), dot(new, new));
+    if old_square > 0.0 && new_square > 0.0 {
+        dot(old, new) / (old_square * new_square).sqrt()
+    } else if old_square > 0.0 || new_square > 0.0 {
+        0.0
+    } else {
+        // Both are without a direction.
+        1.0
+    }
 }
 
 #[cfg(test)]
@@ -87,6 +104,11 @@ mod tests {
         let standing = Standing { drift: Some(drift), ..Standing::default() };
         let refusal = standing.refusal(&ModelName::parse("m").expect("a name")).expect("refused");
         assert!(refusal.contains("0.7071") && refusal.contains("cpu, float32"), "{refusal}");
+    }
+
+    #[test]
+    fn vectors_that_stay_without_a_direction_have_not_moved() {
+        assert_eq!(compare(&record(&[0.0, 0.0, 1.0, 0.0]), &[0.0, 0.0, 1.0, 0.0], "x"), None);
     }
 
     #[test]

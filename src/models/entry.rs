@@ -10,6 +10,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::lifecycle::{DownloadProgress, Failure, IllegalMove, Phase};
 use super::loaded::{Lease, LoadedFacts, LoadedModel};
+use super::probe::Ailment;
 use super::standing::Standing;
 use crate::domain::{ModelInfo, ModelSource};
 use crate::telemetry;
@@ -97,8 +98,8 @@ pub struct ModelStatus {
     pub loaded: Option<Arc<LoadedFacts>>,
     /// How its vectors stand to what is recorded of its space; `None` until it is loaded.
     pub standing: Option<Standing>,
-    /// Why it does not embed although it is loaded, by the last look at it.
-    pub ailment: Option<String>,
+    /// What is wrong with it although it is loaded, by the last look at it.
+    pub ailment: Option<Ailment>,
     /// Whether only an operator can load it.
     pub disabled: bool,
 }
@@ -268,9 +269,9 @@ impl Entry {
         })
     }
 
-    /// Keeps why the loaded model does not embed, if it does not, and shows it in the metrics. Returns what was known before.
+    /// Keeps what is wrong with the loaded model, if anything is, and shows it in the metrics. Returns what was known before.
     /// The caller holds a lease on the model.
-    pub(super) fn note_ailment(&self, model: &LoadedModel, seen: Option<String>) -> Option<String> {
+    pub(super) fn note_ailment(&self, model: &LoadedModel, seen: Option<Ailment>) -> Option<Ailment> {
         // Shown under the state's lock: what is seen of a model that is going must not be shown once it has gone.
         let state = self.state.borrow();
         if matches!(*state, State::Ready(_)) {

@@ -11,6 +11,7 @@ use super::cache::EmbeddingCache;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::interactive::Interactive;
+use super::probe::Ailment;
 use super::standing::Standing;
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, SpaceId, TruncationSide};
 use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
@@ -95,8 +96,10 @@ pub struct LoadedModel {
     pub(super) identity: ModelIdentity,
     pub(super) facts: Arc<LoadedFacts>,
     pub(super) standing: RwLock<Standing>,
-    /// Why it does not embed, by the last look at it.
-    pub(super) ailment: RwLock<Option<String>>,
+    /// The vectors of the canary texts that it made when it was loaded: `[n_texts][dimensions]`.
+    pub(super) canaries: Vec<f32>,
+    /// What is wrong with it, by the last look at it.
+    pub(super) ailment: RwLock<Option<Ailment>>,
     /// Counts the requests that hold the model.
     pub(super) leases: TaskTracker,
 }

@@ -121,6 +121,7 @@ impl Loader {
             identity,
             facts: Arc::new(facts),
             standing: RwLock::default(),
+            canaries: Vec::new(),
             ailment: RwLock::default(),
             leases: TaskTracker::new(),
         })

@@ -138,7 +138,7 @@ impl MultiModelManager {
         let before = memory::resident_bytes();
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
         let mut model = in_background(move || loader.load(&info)).await?;
-        self.examine(&model).await?;
+        self.examine(&mut model).await?;
         // What the load needed and the model does not: its file's pages and the graph before it was optimised.
         allocator::give_back();
         let grown_bytes = memory::resident_bytes().saturating_sub(before);
@@ -150,13 +150,14 @@ impl MultiModelManager {
     }
 
     /// Embeds the canary texts, which warms the model up too, and compares them with what the ledger has of its space.
-    async fn examine(&self, model: &LoadedModel) -> Result<(), LoadError> {
+    async fn examine(&self, model: &mut LoadedModel) -> Result<(), LoadError> {
         let canaries = canary::embed(model).await?;
         let standing = self.standing(model, &canaries).await;
         if let Some(refusal) = standing.refusal(&model.name) {
             tracing::warn!(model = %model.name, "no grains can be written with the model: {refusal}");
         }
         *model.standing.write() = standing;
+        model.canaries = canaries;
         Ok(())
     }
 

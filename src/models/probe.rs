@@ -11,10 +11,38 @@ use super::entry::Entry;
 use super::error::with_causes;
 use super::loaded::Lease;
 use super::manager::MultiModelManager;
+use super::standing::LEAST_COSINE;
+use crate::domain::ModelName;
 use crate::engine::EngineError;
 
 /// How often loaded models are looked at.
 const PROBE_EVERY: Duration = Duration::from_secs(30);
+
+/// What is wrong with a loaded model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ailment {
+    /// The end of a sentence that begins with the model.
+    pub what: &'static str,
+    /// How that shows, and the way out where there is one.
+    pub reason: String,
+}
+
+impl Ailment {
+    fn does_not_embed(error: &EngineError) -> Self {
+        Self { what: "does not embed any more", reason: with_causes(error) }
+    }
+
+    fn has_moved(model: &ModelName, cosine: f64) -> Self {
+        Self {
+            what: "makes other vectors than when it was loaded",
+            reason: format!(
+                "canary texts have a cosine of only {cosine:.4} to those of its load (at least {LEAST_COSINE} is needed). \
+                 Somebody has written into its files, and the runtime reads large weights from there as it uses them. Put \
+                 the old files back, or unload it, `POST /models/{model}/unload`: the next load sees what is there"
+            ),
+        }
+    }
+}
 
 impl MultiModelManager {
     /// Probes every loaded model from time to time. Each was probed when it was loaded, by its canaries.
@@ -43,22 +71,31 @@ impl MultiModelManager {
 
     async fn probe(&self, entry: &Entry, lease: &Lease) {
         let seen = match canary::embed(lease.model()).await {
-            Ok(canaries) => {
-                self.compare_again(lease, &canaries).await;
-                None
-            }
+            Ok(canaries) => self.look_at(lease, &canaries).await,
             // Neither says anything of the model: it has much to do, or it is going.
             Err(EngineError::Overloaded { .. } | EngineError::Closed) => return,
-            Err(error) => Some(with_causes(&error)),
+            Err(error) => Some(Ailment::does_not_embed(&error)),
         };
         let before = entry.note_ailment(lease.model(), seen.clone());
         match (before, seen) {
-            (None, Some(reason)) => {
-                tracing::error!(model = %lease.name(), "the model does not embed any more: {reason}");
+            (None, Some(Ailment { what, reason })) => {
+                tracing::error!(model = %lease.name(), "the model {what}: {reason}");
             }
-            (Some(_), None) => tracing::info!(model = %lease.name(), "the model embeds again"),
+            (Some(_), None) => tracing::info!(model = %lease.name(), "the model embeds again as it should"),
             _ => {}
         }
+    }
+
+    /// What is wrong with a model that makes these canaries now.
+    async fn look_at(&self, lease: &Lease, canaries: &[f32]) -> Option<Ailment> {
+        let Some(cosine) = canary::moved_since_load(lease.model(), canaries) else {
+            self.compare_again(lease, canaries).await;
+            return None;
+        };
+        let ailment = Ailment::has_moved(lease.name(), cosine);
+        // Its vectors are not of the space that it stands for, and must not be written into it.
+        lease.standing().write().unknown = Some(format!("it {}: {}", ailment.what, ailment.reason));
+        Some(ailment)
     }
 
     /// Compares with the ledger what could not be compared so far.

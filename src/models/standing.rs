@@ -12,7 +12,8 @@ pub struct Standing {
     pub accepted: Option<SpaceId>,
     /// How far the canaries are from their record, when that is too far.
     pub drift: Option<Drift>,
-    /// Why nothing is known: the ledger could not be read or written. It is tried again at each look at the model.
+    /// Why nothing is known: the ledger could not be read or written, or the vectors have moved since the load. They are
+    /// compared again at each look at the model.
     pub unknown: Option<String>,
 }
 

@@ -65,7 +65,7 @@ metric_names! {
     describe_gauge MEMORY_USED = "granary_models_memory_used_bytes": "Resident bytes of the process over those it has without models.";
     describe_gauge MEMORY_BUDGET = "granary_models_memory_budget_bytes": "What models may take together (`models.memory_budget`).";
     describe_gauge MODEL_STATE = "granary_model_state": "1 for the `state` a `model` is in, 0 for the others.";
-    describe_gauge MODEL_AILING = "granary_model_ailing": "1 for a `model` that is loaded and does not embed any more, by the last look at it, 0 for the others.";
+    describe_gauge MODEL_AILING = "granary_model_ailing": "1 for a `model` that is loaded and does not embed as it did then, by the last look at it, 0 for the others.";
     describe_gauge GRAINS = "granary_grains": "Grains that each `space` serves.";
     describe_histogram GRAIN_WRITE_DURATION = "granary_grain_write_duration_seconds": "Seconds from the gate to the commit, by `kind`: `write` or `delete`.";
     describe_histogram SEARCH_DURATION = "granary_search_duration_seconds": "Seconds of a search, by `mode`.";

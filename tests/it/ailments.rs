@@ -1,4 +1,5 @@
-//! A model that is loaded and does not embed any more: who learns of it, and that it is over when the model embeds again.
+//! A model that is loaded and does not embed any more, or not as it did: who learns of it, and that it is over when the
+//! model embeds again.
 //!
 //! The runtime maps large weights from their file, so what somebody writes into that file a loaded model computes with.
 //! Loaded models are looked at every 30 s, and each look that is waited for takes as long.
@@ -35,6 +36,13 @@ impl Weights {
         self.write(&vec![0xff; self.whole.len()]);
     }
 
+    /// Makes other numbers of them all.
+    fn negate(&self) {
+        // The sign of a number is in the last of its four bytes.
+        let negated = self.whole.iter().enumerate().map(|(at, byte)| if at % 4 == 3 { byte ^ 0x80 } else { *byte });
+        self.write(&negated.collect::<Vec<u8>>());
+    }
+
     fn mend(&self) {
         self.write(&self.whole);
     }
@@ -61,15 +69,61 @@ async fn wait_until_shown(app: &Caller, model: &str, value: &str) {
     }
 }
 
-#[tokio::test]
-async fn a_loaded_model_that_does_not_embed_is_shown_and_not_ready_until_it_embeds_again_or_is_unloaded() {
+/// A model whose weights the runtime maps, to be written into.
+fn copied() -> TempDir {
     let files = TempDir::new().expect("a folder");
     copy_folder(&test_model("minilm-4-layers"), files.path());
-    let entry = |name: &str| {
-        let path = files.path().display();
-        format!("[[ai.additional_models]]\nname = \"{name}\"\npath = \"{path}\"\nprovider = \"cpu\"\n")
-    };
-    let folder = folder_with(&format!("{}{}{}", with_tiny(&[]), entry("kept"), entry("gone")));
+    files
+}
+
+/// The entry of a model of these files.
+fn entry(name: &str, files: &Path) -> String {
+    let path = files.display();
+    format!("[[ai.additional_models]]\nname = \"{name}\"\npath = \"{path}\"\nprovider = \"cpu\"\n")
+}
+
+#[tokio::test]
+async fn a_loaded_model_that_makes_other_vectors_is_shown_and_not_ready_and_writes_no_grains() {
+    let files = copied();
+    let folder = folder_with(&format!("[ai]\nmodel_name = \"kept\"\n{}", entry("kept", files.path())));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    app.post("/grains", json!({"text": "before"})).await.ok();
+
+    let weights = Weights::of(files.path());
+    weights.negate();
+    wait_until_shown(&app, "kept", "1").await;
+    let (status, code, detail) = app.get("/health/ready").await.problem();
+    assert_eq!((status, code.as_str()), (503, "model_failed"));
+    assert!(detail.contains("`kept` is loaded and makes other vectors than when it was loaded"), "{detail}");
+    assert!(detail.contains("`POST /models/kept/unload`"), "{detail}");
+    let (status, code, detail) = app.post("/grains", json!({"text": "refused"})).await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    assert!(detail.contains("it makes other vectors than when it was loaded"), "{detail}");
+
+    weights.mend();
+    wait_until_shown(&app, "kept", "0").await;
+    app.get("/health/ready").await.ok();
+    app.post("/grains", json!({"text": "after"})).await.ok();
+
+    // What is loaded anew is another model to grains, and nothing is wrong with it.
+    weights.negate();
+    app.post("/models/kept/unload", json!({})).await.ok();
+    app.post("/models/kept/load", json!({})).await.ok();
+    app.get("/health/ready").await.ok();
+    let (_, _, detail) = app.post("/grains", json!({"text": "refused"})).await.problem();
+    assert!(detail.contains("`POST /models/kept/accept`"), "{detail}");
+    let log = process.stop();
+    for said in ["the model makes other vectors than when it was loaded", "the model embeds again as it should"] {
+        assert!(log.contains(said), "{log}");
+    }
+}
+
+#[tokio::test]
+async fn a_loaded_model_that_does_not_embed_is_shown_and_not_ready_until_it_embeds_again_or_is_unloaded() {
+    let files = copied();
+    let (kept, gone) = (entry("kept", files.path()), entry("gone", files.path()));
+    let folder = folder_with(&format!("{}{kept}{gone}", with_tiny(&[])));
     let (process, url) = Process::serve(folder.path(), &[]);
     let app = Caller::of(url);
     for model in ["kept", "gone"] {
