@@ -6,6 +6,7 @@
 //! queries the bulk workers share them out, and while those are busy with large requests a query runs beside them
 //! instead of behind them.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use metrics::{Gauge, gauge};
@@ -43,6 +44,8 @@ struct State {
     n_idle_bulk: usize,
     /// Batches led by queries that bulk workers run now.
     n_queries_in_bulk: usize,
+    /// Batches that workers of any lane run now, by their serials.
+    running: BTreeSet<u64>,
     tokens_per_second: f64,
 }
 
@@ -84,6 +87,7 @@ impl Batcher {
                 query_lane,
                 n_idle_bulk: 0,
                 n_queries_in_bulk: 0,
+                running: BTreeSet::new(),
                 tokens_per_second: 0.0,
             }),
             bulk_work: Condvar::new(),
@@ -155,6 +159,7 @@ impl Batcher {
             };
             self.show(&state.queue, n_before);
             if let Some(batch) = batch {
+                state.running.insert(batch.serial);
                 match (lane, batch.line) {
                     (Lane::Queries, _) => state.query_lane = QueryLane::Busy,
                     (Lane::Bulk, Line::Queries) => state.n_queries_in_bulk += 1,
@@ -191,6 +196,7 @@ impl Batcher {
     /// Tells that a batch has been run, and how fast, for `Retry-After`.
     pub fn finish(&self, lane: Lane, batch: &MicroBatch, tokens_per_second: f64) {
         let mut state = self.state.lock();
+        state.running.remove(&batch.serial);
         match (lane, batch.line) {
             (Lane::Queries, _) => state.query_lane = QueryLane::Idle,
             (Lane::Bulk, Line::Queries) => state.n_queries_in_bulk -= 1,
@@ -198,6 +204,12 @@ impl Batcher {
         }
         let known = state.tokens_per_second;
         state.tokens_per_second = if known > 0.0 { 0.9 * known + 0.1 * tokens_per_second } else { tokens_per_second };
+    }
+
+    /// The serial of the batch that has been running for longest; `None` when none runs.
+    #[must_use]
+    pub fn oldest_running(&self) -> Option<u64> {
+        self.state.lock().running.first().copied()
     }
 
     /// Shows the queue in the metrics. Called under its lock, so that an older number cannot replace a newer one.
@@ -310,6 +322,20 @@ mod tests {
         let batcher = Batcher::new(LIMITS, &[Lane::Bulk], "m");
         let _query = submit(&batcher, &[10]).expect("room");
         assert_eq!(take(&batcher, Lane::Bulk).expect("the query").line, Line::Queries);
+    }
+
+    #[test]
+    fn the_batch_that_runs_for_longest_is_known_until_it_ends() {
+        let batcher = Batcher::new(LIMITS, &[Lane::Bulk], "m");
+        assert_eq!(batcher.oldest_running(), None);
+        let _large = submit(&batcher, &[100; 15]).expect("room");
+        let [first, second, third] = [(); 3].map(|()| take(&batcher, Lane::Bulk).expect("work"));
+        batcher.finish(Lane::Bulk, &second, 1.0);
+        assert_eq!(batcher.oldest_running(), Some(first.serial));
+        batcher.finish(Lane::Bulk, &first, 1.0);
+        assert_eq!(batcher.oldest_running(), Some(third.serial));
+        batcher.finish(Lane::Bulk, &third, 1.0);
+        assert_eq!(batcher.oldest_running(), None);
     }
 
     #[test]

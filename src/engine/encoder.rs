@@ -242,6 +242,13 @@ impl Encoder {
         &self.tokenizer
     }
 
+    /// The batch that its workers have been running for longest, by a number that no other batch has; `None` when they run
+    /// none. Who sees the same one again and again sees an inference that does not end.
+    #[must_use]
+    pub fn oldest_batch(&self) -> Option<u64> {
+        self.batcher.oldest_running()
+    }
+
     /// Embeds the request's inputs. Dropping the future gives its place in the queue back.
     ///
     /// # Errors

@@ -85,6 +85,8 @@ pub struct MicroBatch {
     pub width: usize,
     /// The line that leads it.
     pub line: Line,
+    /// Its place in the order in which batches were taken.
+    pub serial: u64,
 }
 
 /// A job's texts that no worker has taken, shortest first: the longest is popped.
@@ -104,6 +106,7 @@ pub(super) struct Queue {
     n_texts: usize,
     queries_led_last: bool,
     led_since_background: usize,
+    n_batches: u64,
 }
 
 impl Queue {
@@ -222,7 +225,8 @@ impl Queue {
         }
         self.n_tokens -= items.iter().map(|item: &BatchItem| item.ids().len()).sum::<usize>();
         self.n_texts -= items.len();
-        Some(MicroBatch { items, width, line })
+        self.n_batches += 1;
+        Some(MicroBatch { items, width, line, serial: self.n_batches })
     }
 
     /// Forgets the jobs that nobody waits for.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -11,7 +11,7 @@ use super::cache::EmbeddingCache;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::interactive::Interactive;
-use super::probe::Ailment;
+use super::probe::{Ailment, Looks};
 use super::standing::Standing;
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, SpaceId, TruncationSide};
 use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
@@ -100,6 +100,8 @@ pub struct LoadedModel {
     pub(super) canaries: Vec<f32>,
     /// What is wrong with it, by the last look at it.
     pub(super) ailment: RwLock<Option<Ailment>>,
+    /// How often it was found running the same batch.
+    pub(super) looks: Mutex<Looks>,
     /// Counts the requests that hold the model.
     pub(super) leases: TaskTracker,
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
@@ -123,6 +123,7 @@ impl Loader {
             standing: RwLock::default(),
             canaries: Vec::new(),
             ailment: RwLock::default(),
+            looks: Mutex::default(),
             leases: TaskTracker::new(),
         })
     }

@@ -18,6 +18,13 @@ use crate::engine::EngineError;
 /// How often loaded models are looked at.
 const PROBE_EVERY: Duration = Duration::from_secs(30);
 
+/// How long a look waits for the vectors: longer, and the model has much to do, or does not get on at all.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Looks in a row at the same batch, at least [`PROBE_EVERY`] apart: no text takes so long. They are counted, and not the
+/// time, because a process that was stopped meanwhile has looked but once.
+const LOOKS_AT_ONE_BATCH: u32 = 10;
+
 /// What is wrong with a loaded model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ailment {
@@ -32,6 +39,15 @@ impl Ailment {
         Self { what: "does not embed any more", reason: with_causes(error) }
     }
 
+    fn stuck() -> Self {
+        Self {
+            what: "does not embed any more",
+            reason: "the runtime has been running one batch for more than five minutes. What waits behind it is not \
+                     embedded, and the model cannot be unloaded: start the server anew"
+                .to_owned(),
+        }
+    }
+
     fn has_moved(model: &ModelName, cosine: f64) -> Self {
         Self {
             what: "makes other vectors than when it was loaded",
@@ -44,6 +60,24 @@ impl Ailment {
     }
 }
 
+/// How often in a row a model was found running the same batch.
+#[derive(Debug, Default)]
+pub(super) struct Looks {
+    batch: Option<u64>,
+    n_looks: u32,
+}
+
+impl Looks {
+    /// Takes note of the batch that has been running for longest. Says whether it does not end.
+    fn note(&mut self, batch: Option<u64>) -> bool {
+        if batch.is_none() || self.batch != batch {
+            *self = Self { batch, n_looks: 0 };
+        }
+        self.n_looks += 1;
+        batch.is_some() && self.n_looks > LOOKS_AT_ONE_BATCH
+    }
+}
+
 impl MultiModelManager {
     /// Probes every loaded model from time to time. Each was probed when it was loaded, by its canaries.
     pub(super) fn probe_loaded(&self) {
@@ -51,6 +85,8 @@ impl MultiModelManager {
         let soft = self.shutdown.soft().clone();
         self.shutdown.spawn("probe", async move {
             let mut every = tokio::time::interval(PROBE_EVERY);
+            // Looks that were missed say nothing when they come all at once.
+            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
             loop {
                 tokio::select! {
                     () = soft.cancelled() => return,
@@ -70,11 +106,17 @@ impl MultiModelManager {
     }
 
     async fn probe(&self, entry: &Entry, lease: &Lease) {
-        let seen = match canary::embed(lease.model()).await {
-            Ok(canaries) => self.look_at(lease, &canaries).await,
-            // Neither says anything of the model: it has much to do, or it is going.
-            Err(EngineError::Overloaded { .. } | EngineError::Closed) => return,
-            Err(error) => Some(Ailment::does_not_embed(&error)),
+        let model = lease.model();
+        let is_stuck = model.looks.lock().note(model.encoder.oldest_batch());
+        let seen = if is_stuck {
+            Some(Ailment::stuck())
+        } else {
+            match tokio::time::timeout(PATIENCE, canary::embed(model)).await {
+                Ok(Ok(canaries)) => self.look_at(lease, &canaries).await,
+                // Neither says anything of the model: it has much to do, or it is going.
+                Err(_) | Ok(Err(EngineError::Overloaded { .. } | EngineError::Closed)) => return,
+                Ok(Err(error)) => Some(Ailment::does_not_embed(&error)),
+            }
         };
         let before = entry.note_ailment(lease.model(), seen.clone());
         match (before, seen) {
@@ -117,5 +159,25 @@ impl MultiModelManager {
             }
         }
         *known = standing;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_that_does_not_end_is_told_from_many_that_do() {
+        let mut looks = Looks::default();
+        for serial in 1..100 {
+            assert!(!looks.note(Some(serial)), "each is another one");
+        }
+        for _ in 0..100 {
+            assert!(!looks.note(None), "nothing runs");
+        }
+        let n_patient = (0..100).take_while(|_| !looks.note(Some(100))).count();
+        assert_eq!(n_patient, LOOKS_AT_ONE_BATCH as usize);
+        assert!(looks.note(Some(100)), "it still runs");
+        assert!(!looks.note(Some(101)), "it has ended");
     }
 }
