@@ -36,8 +36,8 @@ use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshot
 use crate::models::error::with_causes;
 use crate::models::hub::{self, Hub, HubSettings};
 use crate::models::{
-    Catalog, EmbeddingCache, Ledger, Loader, ManagerParts, ModelError, MultiModelManager, Timing, VolatileLedger,
-    hardware,
+    BudgetOf, Catalog, EmbeddingCache, Ledger, Loader, ManagerParts, ModelError, MultiModelManager, Timing,
+    VolatileLedger, hardware,
 };
 use crate::shutdown::{Drained, Shutdown};
 use crate::telemetry;
@@ -216,6 +216,10 @@ async fn models(
         models_dir: config.models.models_dir(),
         takes_registrations: config.ai.multi_model_enabled,
         memory_budget: memory_budget(config),
+        budget_of: match config.models.memory_budget {
+            MemoryBudget::Auto => BudgetOf::Process,
+            MemoryBudget::Bytes(_) => BudgetOf::Models,
+        },
         first_active: config.ai.model_name.clone(),
         loader: Loader {
             runtime_library: runtime_library(config),

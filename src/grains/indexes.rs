@@ -272,6 +272,11 @@ impl Indexes {
         .await;
     }
 
+    /// What all of them take of memory, in bytes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        self.all.read().in_order.iter().filter_map(OneIndex::whole).map(|whole| whole.size().memory).sum()
+    }
+
     /// Sets the gauges.
     pub(super) fn measure(&self) {
         for index in &self.all.read().in_order {

@@ -107,6 +107,7 @@ impl Grains {
             imports: Arc::new(Semaphore::new(MAX_IMPORTS)),
             gate: Arc::default(),
         };
+        grains.tell_memory();
         grains.keep_tidy();
         grains.keep_anchors();
         grains
@@ -361,5 +362,11 @@ impl Grains {
             self.indexes.repair(self.store.as_ref()).await;
         }
         self.indexes.measure();
+        self.tell_memory();
+    }
+
+    /// Tells the models what of the process's memory is not theirs.
+    fn tell_memory(&self) {
+        self.models.note_memory_of_grains(self.indexes.memory_bytes() + self.anchors.memory_bytes());
     }
 }

@@ -54,6 +54,11 @@ impl EmbeddingCache {
         (bytes > 0).then(|| Arc::new(Self { known: Cache::with_weighter(n_typical, bytes, ByBytes) }))
     }
 
+    /// What it holds, in bytes.
+    pub(super) fn size_bytes(&self) -> u64 {
+        self.known.weight()
+    }
+
     /// Encodes a request whose vectors are in `space`, taking from the cache what it has.
     ///
     /// # Errors

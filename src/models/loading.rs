@@ -271,8 +271,12 @@ impl MultiModelManager {
             loop {
                 tokio::select! {
                     () = soft.cancelled() => return,
-                    _ = every.tick() => manager.unload_idle().await,
+                    _ = every.tick() => {}
                 }
+                if let Some(cache) = &manager.loader.cache {
+                    manager.memory.note_cache(cache.size_bytes());
+                }
+                manager.unload_idle().await;
             }
         });
     }

@@ -24,7 +24,7 @@ use super::lifecycle::Phase;
 use super::loaded::{EmbedRequest, Embedded, Lease};
 use super::loader::Loader;
 use super::loading::hand_over;
-use super::memory::Memory;
+use super::memory::{BudgetOf, Memory};
 use super::starting::starting_model;
 use crate::config::ModelChoice;
 use crate::domain::{ModelInfo, ModelName};
@@ -51,6 +51,8 @@ pub struct ManagerParts {
     pub takes_registrations: bool,
     /// What models may take of memory together, in bytes; `None` without a limit.
     pub memory_budget: Option<u64>,
+    /// Whom that is for.
+    pub budget_of: BudgetOf,
     /// The active model of a first start.
     pub first_active: ModelChoice,
     /// How models are loaded.
@@ -121,7 +123,7 @@ impl MultiModelManager {
             loader: Arc::new(parts.loader),
             selector,
             ledger: parts.ledger,
-            memory: Arc::new(Memory::new(parts.memory_budget)),
+            memory: Arc::new(Memory::new(parts.memory_budget, parts.budget_of)),
             shutdown: parts.shutdown,
             timing: parts.timing,
             models_dir: parts.models_dir.into(),
@@ -135,6 +137,11 @@ impl MultiModelManager {
         manager.watch_memory();
         manager.probe_loaded();
         Ok(manager)
+    }
+
+    /// Notes what grains take of this process's memory, in bytes: it is none of the models'.
+    pub fn note_memory_of_grains(&self, bytes: u64) {
+        self.memory.note_grains(bytes);
     }
 
     /// The requests that somebody waits for.

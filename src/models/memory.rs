@@ -1,10 +1,12 @@
 //! How much memory models take, and which of them must go when another needs it.
 //!
 //! Memory is counted as the process's resident set over its value with no model loaded, because that is what kills a
-//! container. What a model takes is measured when it is loaded: its weights, and the activations of the largest batch
-//! the engine makes. What is unloaded meanwhile hides a part of that, but for the weights, whose size is known.
+//! container, less what others of this process say they take: the indexes and anchors of grains, and the embedding cache.
+//! What a model takes is measured when it is loaded: its weights, and the activations of the largest batch the engine
+//! makes. What is unloaded meanwhile hides a part of that, but for the weights, whose size is known.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use bytesize::ByteSize;
@@ -14,12 +16,26 @@ use parking_lot::Mutex;
 use crate::domain::ModelName;
 use crate::{allocator, telemetry};
 
+/// Whom the memory budget is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BudgetOf {
+    /// The models: somebody has said what they may take.
+    Models,
+    /// Models, indexes and caches: it is a share of the machine, and what the others take is not there for models.
+    Process,
+}
+
 /// What models may take of memory, and what each took when it was last loaded.
 #[derive(Debug)]
 pub(super) struct Memory {
     budget_bytes: Option<u64>,
+    budget_of: BudgetOf,
     /// The resident set of the process before the first load.
     empty_bytes: u64,
+    /// What grains take: indexes and anchors.
+    grains_bytes: AtomicU64,
+    /// What the embedding cache takes.
+    cache_bytes: AtomicU64,
     measured: Mutex<HashMap<ModelName, u64>>,
 }
 
@@ -59,25 +75,57 @@ fn size(bytes: u64) -> String {
 
 impl Memory {
     /// Measures the empty process.
-    pub(super) fn new(budget_bytes: Option<u64>) -> Self {
+    pub(super) fn new(budget_bytes: Option<u64>, budget_of: BudgetOf) -> Self {
         allocator::keep_little();
         allocator::give_back();
-        if let Some(bytes) = budget_bytes {
+        let memory = Self {
+            budget_bytes,
+            budget_of,
+            empty_bytes: resident_bytes(),
+            grains_bytes: AtomicU64::new(0),
+            cache_bytes: AtomicU64::new(0),
+            measured: Mutex::default(),
+        };
+        memory.show_budget();
+        memory
+    }
+
+    /// Notes what grains take.
+    pub(super) fn note_grains(&self, bytes: u64) {
+        self.grains_bytes.store(bytes, Ordering::Relaxed);
+        self.show_budget();
+    }
+
+    /// Notes what the embedding cache takes.
+    pub(super) fn note_cache(&self, bytes: u64) {
+        self.cache_bytes.store(bytes, Ordering::Relaxed);
+        self.show_budget();
+    }
+
+    fn show_budget(&self) {
+        if let Some(bytes) = self.budget_bytes() {
             gauge!(telemetry::MEMORY_BUDGET).set(bytes as f64);
         }
-        Self { budget_bytes, empty_bytes: resident_bytes(), measured: Mutex::default() }
+    }
+
+    /// What others of this process take.
+    fn others_bytes(&self) -> u64 {
+        self.grains_bytes.load(Ordering::Relaxed).saturating_add(self.cache_bytes.load(Ordering::Relaxed))
     }
 
     /// What models take now.
     pub(super) fn used_bytes(&self) -> u64 {
-        let used = resident_bytes().saturating_sub(self.empty_bytes);
+        let used = resident_bytes().saturating_sub(self.empty_bytes).saturating_sub(self.others_bytes());
         gauge!(telemetry::MEMORY_USED).set(used as f64);
         used
     }
 
     /// What models may take together; `None` without a limit.
     pub(super) fn budget_bytes(&self) -> Option<u64> {
-        self.budget_bytes
+        match self.budget_of {
+            BudgetOf::Models => self.budget_bytes,
+            BudgetOf::Process => self.budget_bytes.map(|bytes| bytes.saturating_sub(self.others_bytes())),
+        }
     }
 
     /// What the model took when it was last loaded.
@@ -92,7 +140,7 @@ impl Memory {
 
     /// Whether a model fits beside what is in use: by what was measured, or before its first load by what is expected.
     pub(super) fn check(&self, name: &ModelName, expected_bytes: u64) -> Result<(), DoesNotFit> {
-        let Some(budget_bytes) = self.budget_bytes else { return Ok(()) };
+        let Some(budget_bytes) = self.budget_bytes() else { return Ok(()) };
         let measured = self.measured_bytes(name);
         let needed_bytes = measured.unwrap_or(expected_bytes);
         let used_bytes = self.used_bytes();
@@ -104,7 +152,7 @@ impl Memory {
 
     /// By how much models take more than they may.
     pub(super) fn excess_bytes(&self) -> u64 {
-        self.budget_bytes.map_or(0, |budget| self.used_bytes().saturating_sub(budget))
+        self.budget_bytes().map_or(0, |budget| self.used_bytes().saturating_sub(budget))
     }
 }
 
@@ -166,9 +214,28 @@ mod tests {
         assert_eq!(first_to_go(all), None);
     }
 
+    /// 300 MiB of a process that takes `empty_bytes` without models.
+    fn memory(budget_of: BudgetOf, empty_bytes: u64) -> Memory {
+        Memory { empty_bytes, ..Memory::new(Some(300 << 20), budget_of) }
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_grains_and_caches_take_is_none_of_the_models_and_out_of_a_share_of_the_machine() {
+        for (budget_of, budget_bytes) in [(BudgetOf::Models, 300 << 20), (BudgetOf::Process, 100 << 20)] {
+            let memory = memory(budget_of, 0);
+            assert!(memory.used_bytes() > 0);
+            memory.note_grains(150 << 20);
+            memory.note_cache(50 << 20);
+            assert_eq!(memory.budget_bytes(), Some(budget_bytes));
+            memory.note_grains(1 << 50);
+            assert_eq!(memory.used_bytes(), 0);
+        }
+    }
+
     #[test]
     fn what_cannot_fit_is_refused_with_the_numbers() {
-        let memory = Memory { budget_bytes: Some(300 << 20), empty_bytes: u64::MAX, measured: Mutex::default() };
+        let memory = memory(BudgetOf::Models, u64::MAX);
         let name = ModelName::parse("m").expect("a name");
         let refused = memory.check(&name, 564 << 20).expect_err("too large");
         assert!(refused.is_permanent() && refused.is_estimate);

@@ -45,6 +45,7 @@ pub use ledger::{Declared, Ledger, LedgerError, VolatileLedger};
 pub use loaded::{EmbedRequest, Embedded, Lease, LoadedFacts};
 pub use loader::Loader;
 pub use manager::{ManagerParts, MultiModelManager, Timing};
+pub use memory::BudgetOf;
 pub use probe::Ailment;
 pub use registration::NeededGrains;
 pub use spaces::{Acceptance, Space};

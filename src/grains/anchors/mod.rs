@@ -230,6 +230,13 @@ impl Anchors {
         let _ = tokio::time::timeout(at_most, self.changed.notified()).await;
     }
 
+    /// What the vectors take of memory, in bytes.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let state = self.state.read();
+        let vectors = state.spaces.values().flat_map(BTreeMap::values);
+        vectors.map(|vector| size_of_val(vector.as_slice()) as u64).sum()
+    }
+
     /// Sets the gauges.
     fn measure(&self, n_sampled: usize, spaces: &[SpaceId]) {
         metrics::gauge!(telemetry::ANCHORS, "state" => "sampled").set(n_sampled as f64);
