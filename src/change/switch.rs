@@ -50,8 +50,8 @@ impl Switched {
 /// other.
 ///
 /// # Errors
-/// As [`MultiModelManager::set_active`] and [`Reembeddings::begin`]. What stands against the job is found before the active
-/// model is moved.
+/// As [`MultiModelManager::set_active`] and [`Reembeddings::begin`]. What stands against the job, and a database that does
+/// not say where the grains are, is found before the active model is moved.
 pub async fn switch(
     models: &MultiModelManager,
     kept: Option<(&Grains, &Reembeddings)>,
@@ -79,14 +79,14 @@ async fn switch_beside_grains(
     name: &ModelName,
     bring: Bring,
 ) -> Result<Switched, ReembedError> {
+    // As a switch does it: one that is disabled, or has failed to load before, too.
+    models.load_model(name).await?;
     let prepared = match bring {
         Bring::Nothing => None,
-        Bring::Along => {
-            // As a switch does it: one that is disabled, or has failed to load before, too.
-            models.load_model(name).await?;
-            Some(reembeddings.prepare(name).await?)
-        }
+        Bring::Along => Some(reembeddings.prepare(name).await?),
     };
+    // Asked before anything is moved: an error would hide from the caller that it was, and that a job has begun.
+    let places = places(models, grains).await?;
     let switch = models.set_active(name).await?;
     let reembedding = match prepared {
         None => None,
@@ -97,7 +97,7 @@ async fn switch_beside_grains(
             Some(reembeddings.begin_prepared(request, prepared).await?)
         }
     };
-    Ok(Switched { switch, places: places(models, grains).await?, reembedding })
+    Ok(Switched { switch, places, reembedding })
 }
 
 /// What lies where.

@@ -6,6 +6,9 @@ use std::time::Duration;
 use futures::StreamExt;
 use reqwest::Method;
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection, SqliteConnection};
+use tempfile::TempDir;
 
 use crate::helpers::{Caller, TestApp, cosine, send, vector_of, vectors_of, with_tiny};
 
@@ -181,6 +184,33 @@ async fn a_switch_says_what_lies_where_and_brings_the_rest_along() {
     assert_eq!(served(&app).await, [(old.as_str().map(str::to_owned), 21)]);
     let switch = app.put("/models/active", json!({"name": "tiny"})).await.ok();
     assert_eq!((&switch["grains_elsewhere"], &switch["bring_along"]), (&json!(0), &Value::Null), "{switch}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_switch_that_cannot_say_where_the_grains_are_moves_nothing() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&[OTHER])).await;
+    write(&app, 5).await;
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    let order: String =
+        sqlx::query_scalar("SELECT spaces FROM space_order").fetch_one(&mut outsider).await.expect("an order");
+    let set_order = async |outsider: &mut SqliteConnection, order: &str| {
+        sqlx::query("UPDATE space_order SET spaces = ?").bind(order).execute(outsider).await.expect("written");
+    };
+    set_order(&mut outsider, "no list").await;
+    let (status, code, _) = app.put("/models/active", json!({"name": OTHER, "reembed": true})).await.problem();
+    assert_eq!((status, code.as_str()), (503, "store_unavailable"));
+    assert_eq!(app.get("/models/active").await.ok()["name"], "tiny");
+    assert_eq!(app.get("/reembeddings").await.ok()["reembeddings"], json!([]));
+
+    // So it is not the caller's own job that the next try meets.
+    set_order(&mut outsider, &order).await;
+    outsider.close().await.expect("closed");
+    let switch = app.put("/models/active", json!({"name": OTHER, "reembed": true})).await.ok();
+    assert_eq!(switch["grains_elsewhere"], 5, "{switch}");
+    wait_until(&app, &switch["reembedding"], "completed").await;
     app.stop().await;
 }
 
