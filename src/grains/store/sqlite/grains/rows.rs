@@ -11,15 +11,19 @@ use crate::domain::{Content, Grain, GrainId, Origin, Provenance, SpaceId, Unprov
 
 /// `SELECT` of everything that [`SqliteStore::grain_of`] reads, with the grain as `g` and its vector as `e`.
 pub(super) fn select_grains() -> QueryBuilder<Sqlite> {
+    select_grains_and("")
+}
+
+/// As [`select_grains`], with these columns behind the others, each after a comma.
+pub(super) fn select_grains_and(columns: &'static str) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new(
         "SELECT g.number, g.id, g.text, g.source, g.tags, g.attributes, g.version, g.created_at, g.updated_at, \
          g.created_us, g.updated_us, \
          CASE WHEN json_valid(g.old_meta) AND json_type(g.old_meta) = 'object' THEN NULL ELSE g.old_meta END AS raw_meta, \
          g.old_vector IS NOT NULL AS is_unproven, g.old_model, g.old_dimensions, \
-         e.space, e.model, e.origin, e.tokens, e.truncated, length(e.vector) / 4 AS dimensions \
-         FROM grains AS g LEFT JOIN embeddings AS e ON e.rowid = ",
+         e.space, e.model, e.origin, e.tokens, e.truncated, length(e.vector) / 4 AS dimensions",
     );
-    query.push(SERVED);
+    query.push(columns).push(" FROM grains AS g LEFT JOIN embeddings AS e ON e.rowid = ").push(SERVED);
     query
 }
 

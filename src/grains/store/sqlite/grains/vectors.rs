@@ -1,12 +1,13 @@
 //! Vectors: what indexes are built from, and which of them count.
 
 use sqlx::Row;
+use sqlx::sqlite::SqliteRow;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{Identity, Numbered, StoredVector, VectorBatch};
 use super::super::SqliteStore;
 use super::filter::SERVED;
-use super::rows::{select_grains, vector_of};
+use super::rows::{select_grains_and, vector_of};
 use super::write::write_order;
 use super::{count, json_array};
 use crate::domain::SpaceId;
@@ -32,21 +33,13 @@ impl SqliteStore {
         limit: u32,
     ) -> Result<Vec<(Numbered, Vec<u8>)>, StoreError> {
         let failed = self.failed("read old vectors");
-        let mut query = select_grains();
+        // One statement for both: were a grain changed between two, those behind it would get each other's vectors.
+        let mut query = select_grains_and(", g.old_vector");
         query.push(" WHERE g.old_vector IS NOT NULL AND g.number > ").push_bind(after);
         query.push(" ORDER BY g.number LIMIT ").push_bind(i64::from(limit));
         let rows = query.build().fetch_all(&self.readers).await.map_err(&failed)?;
-        let grains: Vec<Numbered> = rows.iter().map(|row| self.grain_of(row)).collect::<Result<_, _>>()?;
-        let numbers: Vec<i64> = grains.iter().map(|grain| grain.number).collect();
-        let vectors: Vec<Vec<u8>> = sqlx::query_scalar(
-            "SELECT g.old_vector FROM json_each(?) AS place JOIN grains AS g ON g.number = place.value \
-             WHERE g.old_vector IS NOT NULL ORDER BY place.key",
-        )
-        .bind(json_array(&numbers))
-        .fetch_all(&self.readers)
-        .await
-        .map_err(&failed)?;
-        Ok(grains.into_iter().zip(vectors).collect())
+        let old_vector = |row: &SqliteRow| row.try_get::<Vec<u8>, _>("old_vector").map_err(&failed);
+        rows.iter().map(|row| Ok((self.grain_of(row)?, old_vector(row)?))).collect()
     }
 
     pub(super) async fn read_space_order(&self) -> Result<Vec<SpaceId>, StoreError> {

@@ -1,10 +1,12 @@
 //! A file that an older version wrote.
 
 use std::os::unix::fs::PermissionsExt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::recognise::{Recognised, recognise};
 use super::super::{MIGRATOR, latest_version};
 use super::*;
+use crate::grains::store::GrainStore;
 
 fn copy_of(path: &Path) -> PathBuf {
     super::super::beside(path, &format!(".before-v{}", latest_version()))
@@ -184,4 +186,31 @@ async fn a_file_that_another_program_is_reading_is_not_upgraded() {
     other.close().await.expect("closed");
     open(&path).await.expect("upgraded").close().await;
     assert_upgraded(&path, &old_grains()).await;
+}
+
+#[tokio::test]
+async fn an_old_vector_is_read_with_its_own_grain_while_others_lose_theirs() {
+    let (_folder, path) = folder();
+    let grains = old_grains();
+    write_v1(&path, &grains).await;
+    let store = open(&path).await.expect("upgraded");
+    let is_written = AtomicBool::new(false);
+    let write = async {
+        for number in 1..=50_i64 {
+            let adopted = sqlx::query("UPDATE grains SET old_vector = NULL WHERE number = ?").bind(number);
+            adopted.execute(&store.writer).await.expect("written");
+        }
+        is_written.store(true, Ordering::Release);
+    };
+    let read = async {
+        while !is_written.load(Ordering::Acquire) {
+            for (numbered, vector) in store.old_vectors(0, 256).await.expect("read") {
+                let id = numbered.grain.id.as_str();
+                let own = grains.iter().find(|grain| grain.id == id.as_bytes()).expect("a grain of the file");
+                assert!(own.vector.as_ref() == Some(&vector), "the vector of `{id}` is another's");
+            }
+        }
+    };
+    tokio::join!(write, read);
+    store.close().await;
 }
