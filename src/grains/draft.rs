@@ -20,8 +20,10 @@ pub struct Draft {
     pub id: Option<String>,
     /// What it is.
     pub content: Content,
-    /// The model to embed it with; the active one when `None`.
+    /// The model to embed it with, even if the text is stored already and embedded with another.
     pub model: Option<String>,
+    /// The model for a text that is not stored yet, where `model` is `None`; the active one when this is `None` too.
+    pub usual_model: Option<String>,
     /// Its vector, brought along.
     pub vector: Option<SuppliedVector>,
 }
@@ -50,8 +52,10 @@ pub struct Patch {
     pub tags: Option<Vec<String>>,
     /// Attributes to set; null removes one.
     pub attributes: Option<Map<String, Value>>,
-    /// The model to embed a changed text with.
+    /// The model to embed it with, as in a [`Draft`].
     pub model: Option<String>,
+    /// The model for a changed text, as in a [`Draft`].
+    pub usual_model: Option<String>,
 }
 
 /// What becomes of a grain's source.

@@ -113,7 +113,8 @@ impl Grains {
                 None => {
                     // A new id has the form that ids have; an old one may have any.
                     let id = GrainId::parse(id.as_str())?;
-                    let vector = draft.vector.map_or(Plan::Embed(draft.model), Plan::Supplied);
+                    let model = draft.model.or(draft.usual_model);
+                    let vector = draft.vector.map_or(Plan::Embed(model), Plan::Supplied);
                     Planned { id, expected: Expected::Absent, content: draft.content, created_at: None, vector }
                 }
                 Some(found) => match self.change_of(found, draft).await? {
@@ -141,7 +142,8 @@ impl Grains {
                 check_content(&content, self.limits)?;
             }
             check_version(id, Some(&found.grain), if_match)?;
-            let draft = Draft { id: None, content, model: patch.model.clone(), vector: None };
+            let (model, usual_model) = (patch.model.clone(), patch.usual_model.clone());
+            let draft = Draft { id: None, content, model, usual_model, vector: None };
             let planned = match self.change_of(found, draft).await? {
                 Ok(planned) => planned,
                 Err(unchanged) => return Ok(Outcome::Unchanged(unchanged)),
@@ -163,7 +165,7 @@ impl Grains {
     fn plan_new(&self, drafts: Vec<Draft>) -> Vec<Result<Planned, GrainError>> {
         let mut seen = HashSet::new();
         let mut plan = |draft: Draft| {
-            let Draft { id, content, model, vector } = draft;
+            let Draft { id, content, model, usual_model, vector } = draft;
             let id = match id {
                 Some(id) => GrainId::parse(&id)?,
                 None => GrainId::stored(Uuid::now_v7().to_string()),
@@ -172,7 +174,7 @@ impl Grains {
                 return Err(GrainError::Twice(id));
             }
             check_content(&content, self.limits)?;
-            let vector = vector.map_or(Plan::Embed(model), Plan::Supplied);
+            let vector = vector.map_or(Plan::Embed(model.or(usual_model)), Plan::Supplied);
             Ok(Planned { id, expected: Expected::Absent, content, created_at: None, vector })
         };
         drafts.into_iter().map(&mut plan).collect()
@@ -228,7 +230,7 @@ impl Grains {
             }
             // Whatever vector it has, none too: only another text is embedded unasked.
             (None, None) if is_same_text => Plan::Keep,
-            (None, None) => Plan::Embed(None),
+            (None, None) => Plan::Embed(draft.usual_model),
         };
         if matches!(vector, Plan::Keep) && found.content == draft.content {
             return Ok(Err(found));

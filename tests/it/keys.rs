@@ -284,6 +284,11 @@ async fn a_key_brings_its_model() {
         caller.put(&path, json!({"text": "a", "model": "tiny"})).await.ok();
         let patched = caller.patch(&path, json!({"source": "s"})).await.ok();
         assert_eq!(patched["meta"]["embedding_model"], "tiny", "only another text is embedded unasked");
+        let version = &patched["version"];
+        let again = json!({"text": "a", "source": "s"});
+        for same in [caller.put(&path, again.clone()).await.ok(), caller.patch(&path, again).await.ok()] {
+            assert_eq!((&same["meta"]["embedding_model"], &same["version"]), (&json!("tiny"), version), "{same}");
+        }
         let patched = caller.patch(&path, json!({"text": "b"})).await.ok();
         assert_eq!(patched["meta"]["embedding_model"], model);
         let patched = caller.patch(&path, json!({"text": "c", "model": "tiny"})).await.ok();

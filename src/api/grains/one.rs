@@ -139,9 +139,8 @@ pub async fn patch(
     Json(body): Json<PatchBody>,
 ) -> Result<Response, ApiError> {
     let PatchBody { text, source, tags, attributes, model } = body;
-    // Without a text there is nothing to embed unasked.
-    let model = if text.is_some() { usual.unless(model) } else { model };
-    Ok(written(grains.patch(&id, Patch { text, source, tags, attributes, model }, version).await?))
+    let patch = Patch { text, source, tags, attributes, model, usual_model: usual.unless(None) };
+    Ok(written(grains.patch(&id, patch, version).await?))
 }
 
 /// Deletes a grain and its vectors.

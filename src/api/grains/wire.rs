@@ -158,11 +158,11 @@ impl DraftBody {
             tags: self.tags.unwrap_or_default(),
             attributes: self.attributes.unwrap_or_default(),
         };
-        Ok(Draft { id: self.id, content, model: self.model, vector })
+        Ok(Draft { id: self.id, content, model: self.model, usual_model: None, vector })
     }
 }
 
-/// A draft that names no model is embedded with the one of the caller's key. One that brings its vector needs none.
+/// The text of a draft that names no model is embedded with the one of the caller's key, if it is embedded at all.
 pub(super) fn with_usual_model(draft: Draft, usual: &UsualModel) -> Draft {
-    if draft.vector.is_some() { draft } else { Draft { model: usual.unless(draft.model), ..draft } }
+    Draft { usual_model: usual.unless(None), ..draft }
 }
