@@ -10,6 +10,7 @@ use super::store::StoreError;
 use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, ReembeddingId, SpaceId};
 use crate::engine::EngineError;
 use crate::models::error::with_causes;
+use crate::models::lifecycle::FailureKind;
 use crate::models::{LedgerError, ModelError};
 
 /// Why something with grains was not done.
@@ -225,12 +226,11 @@ impl GrainError {
             | Self::Contended(_)
             | Self::Count { .. }
             | Self::DeclaredOtherwise { .. }
-            | Self::OnWayBack { .. }
-            | Self::Model(ModelError::GrainWrites { .. } | ModelError::Conflict(_)) => RefusalKind::Conflict,
+            | Self::OnWayBack { .. } => RefusalKind::Conflict,
             Self::Version { .. } | Self::Absent(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
             Self::TooLong { .. } => RefusalKind::TooLong,
-            Self::Model(ModelError::NotFound { .. }) => RefusalKind::ModelNotFound,
+            Self::Model(error) => RefusalKind::of_model(error),
             Self::KeyReused(_)
             | Self::Id(_)
             | Self::Invalid { .. }
@@ -241,7 +241,6 @@ impl GrainError {
             | Self::Cut { .. }
             | Self::Unverified { .. } => RefusalKind::Invalid,
             Self::TooManyImports
-            | Self::Model(_)
             | Self::Store(_)
             | Self::Ledger(_)
             | Self::Index(_)
@@ -283,6 +282,77 @@ pub enum RefusalKind {
     Malformed,
     /// It is longer than is read.
     TooLarge,
-    /// A model or the database is not to be had.
+    /// The model is being loaded.
+    ModelLoading,
+    /// The operator has disabled the model.
+    ModelDisabled,
+    /// The model cannot be loaded, or does not work.
+    ModelFailed,
+    /// There is no room in memory for the model.
+    MemoryBudget,
+    /// There is no room on the disk for the model.
+    DiskFull,
+    /// The model's queue is full.
+    Overloaded,
+    /// The database is not to be had.
     Unavailable,
+}
+
+impl RefusalKind {
+    fn of_model(error: &ModelError) -> Self {
+        match error {
+            ModelError::NotFound { .. } => Self::ModelNotFound,
+            ModelError::Loading { .. } | ModelError::Stopping { .. } | ModelError::Engine(EngineError::Closed) => {
+                Self::ModelLoading
+            }
+            ModelError::Disabled { .. } => Self::ModelDisabled,
+            ModelError::Failed { kind, .. } => match kind {
+                FailureKind::Model => Self::ModelFailed,
+                FailureKind::Memory => Self::MemoryBudget,
+                FailureKind::Disk => Self::DiskFull,
+            },
+            ModelError::GrainWrites { .. } | ModelError::Conflict(_) => Self::Conflict,
+            ModelError::Engine(EngineError::Overloaded { .. }) => Self::Overloaded,
+            ModelError::Engine(EngineError::InputTooLong { .. } | EngineError::TooManyTokens { .. }) => Self::TooLong,
+            ModelError::Invalid(_)
+            | ModelError::SpaceMismatch { .. }
+            | ModelError::Dimensions(_)
+            | ModelError::UnknownPrompt { .. }
+            | ModelError::Engine(
+                EngineError::Tokenize { .. }
+                | EngineError::TokenOutOfVocabulary { .. }
+                | EngineError::Inference { .. }
+                | EngineError::NotANumber { .. },
+            ) => Self::Invalid,
+            ModelError::Engine(_) => Self::ModelFailed,
+            ModelError::Ledger(_) => Self::Unavailable,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_that_cannot_be_loaded_is_no_database_that_is_away() {
+        let name = ModelName::parse("m").expect("a name");
+        let failed = |kind| ModelError::Failed {
+            name: name.clone(),
+            reason: "it does not".to_owned(),
+            retry_after: Duration::ZERO,
+            permanent: false,
+            kind,
+        };
+        for (error, kind) in [
+            (failed(FailureKind::Model), RefusalKind::ModelFailed),
+            (failed(FailureKind::Memory), RefusalKind::MemoryBudget),
+            (failed(FailureKind::Disk), RefusalKind::DiskFull),
+            (ModelError::Disabled { name: name.clone() }, RefusalKind::ModelDisabled),
+            (ModelError::Loading { name: name.clone(), waited: Duration::ZERO }, RefusalKind::ModelLoading),
+            (ModelError::Engine(EngineError::Closed), RefusalKind::ModelLoading),
+        ] {
+            assert_eq!(GrainError::Model(error).refusal().kind, kind);
+        }
+    }
 }

@@ -345,7 +345,7 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
             (8, None, "body_too_large"),
             (9, Some("half"), "invalid_request"),
             (10, Some("nobody"), "model_not_found"),
-            (11, Some("broken"), "store_unavailable"),
+            (11, Some("broken"), "model_failed"),
             (12, None, "invalid_request"),
             (13, None, "body_too_large"),
         ],
@@ -355,6 +355,24 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
     assert_eq!(count(&app).await, 2);
     let refused = send(app.request(Method::POST, "/grains/import").json(&json!({"text": "a"}))).await.problem();
     assert_eq!((refused.0, refused.1.as_str()), (415, "content_type"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_line_and_one_of_many_grains_say_what_is_wrong_with_their_model() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let space = app.post("/models/tiny-cls/load", json!({})).await.ok()["space"].clone();
+    app.post("/models/tiny-cls/unload", json!({"disable": true})).await.ok();
+    let imported = import(&app, "", lines([json!({"id": "x", "text": "a", "model": "tiny-cls"})])).await;
+    assert_eq!(imported.counts(), [1, 0, 0, 0, 0, 1]);
+    let (_, _, code, detail) = &imported.failed[0];
+    assert!(code == "model_disabled" && detail.contains("`tiny-cls` is disabled"), "{imported:?}");
+
+    let verified = json!({"text": "a", "vector": vec![1.0; 32], "space": space, "verify": true});
+    let answer = app.post("/grains?partial=true", json!({"grains": [verified, {"text": "b"}]})).await.ok();
+    let (refused, written) = (&answer["results"][0], &answer["results"][1]);
+    assert_eq!((&refused["status"], &refused["problem"]["code"]), (&json!(503), &json!("model_disabled")), "{answer}");
+    assert_eq!(written["status"], 201, "{answer}");
     app.stop().await;
 }
 

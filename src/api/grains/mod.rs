@@ -118,6 +118,12 @@ impl ApiError {
             RefusalKind::Invalid => Code::InvalidRequest,
             RefusalKind::Malformed => Code::MalformedJson,
             RefusalKind::TooLarge => Code::BodyTooLarge,
+            RefusalKind::ModelLoading => Code::ModelLoading,
+            RefusalKind::ModelDisabled => Code::ModelDisabled,
+            RefusalKind::ModelFailed => Code::ModelFailed,
+            RefusalKind::MemoryBudget => Code::MemoryBudget,
+            RefusalKind::DiskFull => Code::DiskFull,
+            RefusalKind::Overloaded => Code::Overloaded,
             RefusalKind::Unavailable => Code::StoreUnavailable,
         };
         Self::new(code, refusal.message.clone())
