@@ -113,6 +113,13 @@ impl ApiError {
         )
     }
 
+    /// The database is there, and others keep all its connections.
+    fn database_overloaded() -> Self {
+        let sentence = "the database has more to do than it can, and no connection to it became free in time: try again, \
+                        or ask for less at a time";
+        Self::new(Code::Overloaded, sentence).with_retry_after(Duration::from_secs(5))
+    }
+
     fn into_rendered(self, family: Family) -> Response {
         let status = self.code.status(family);
         let mut response = match family {
@@ -255,6 +262,7 @@ impl From<StoreError> for ApiError {
                 ),
             )
             .with_retry_after(Duration::from_secs(5)),
+            StoreError::Overloaded { .. } => Self::database_overloaded(),
             _ => Self::new(Code::StoreUnavailable, "the database does not answer, see the log")
                 .with_retry_after(Duration::from_secs(5)),
         }
@@ -264,6 +272,9 @@ impl From<StoreError> for ApiError {
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
         tracing::error!("{}", with_causes(&error));
+        if matches!(error.source.downcast_ref::<StoreError>(), Some(StoreError::Overloaded { .. })) {
+            return Self::database_overloaded();
+        }
         Self::new(Code::StoreUnavailable, format!("{error}: the database does not answer, see the log"))
             .with_retry_after(Duration::from_secs(5))
     }
@@ -324,4 +335,19 @@ pub struct OpenAiErrorBody {
     param: Option<String>,
     /// A stable word to match on.
     code: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_that_is_busy_is_not_away() {
+        let busy = || StoreError::Overloaded { path: "data/granary.db".into(), doing: "search for words" };
+        let ledger = LedgerError { action: "read", source: busy().into() };
+        for error in [ApiError::from(busy()), ApiError::from(ledger)] {
+            assert_eq!((error.code(), error.retry_after), (Code::Overloaded, Some(Duration::from_secs(5))));
+            assert!(!error.message().contains("granary.db"), "{}", error.message());
+        }
+    }
 }

@@ -88,6 +88,16 @@ pub enum StoreError {
         /// What SQLite said.
         source: sqlx::Error,
     },
+    /// Others have kept all connections for as long as anybody waits for one.
+    #[error(
+        "`{path}` had no free connection to {doing}: others kept all of them for as long as a request waits. Try again"
+    )]
+    Overloaded {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+    },
     /// There is no room, or the quota is spent.
     #[error("the disk of `{path}` is full, so it was not possible to {doing}: make room, and it goes on")]
     DiskFull {
@@ -147,6 +157,9 @@ impl StoreError {
     /// Sorts an error of SQLite: what the caller can act on gets a variant of its own.
     pub(super) fn sql(doing: &'static str, path: &Path, source: sqlx::Error) -> Self {
         let path = path.to_owned();
+        if matches!(source, sqlx::Error::PoolTimedOut) {
+            return Self::Overloaded { path, doing };
+        }
         if extended_code(&source) == Some(result_code::NO_SHARED_MEMORY) {
             return Self::DiskFull { path, doing, source: source.into() };
         }

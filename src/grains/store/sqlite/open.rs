@@ -19,7 +19,7 @@ use super::upgrade::upgrade;
 /// How long a statement waits for a program outside Granary, a backup tool say, to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a caller waits for a free connection before the database counts as away.
+/// How long a caller waits for a free connection before it is told that there are too many.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long a read may hold its connection: in the middle of a statement nobody notices that its caller has left, and a few

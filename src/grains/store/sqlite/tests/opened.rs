@@ -168,6 +168,13 @@ async fn a_full_disk_is_told_apart() {
     assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
 }
 
+#[test]
+fn a_wait_for_a_connection_in_vain_is_no_damage() {
+    let busy = StoreError::sql("search for words", Path::new("granary.db"), sqlx::Error::PoolTimedOut);
+    assert!(matches!(busy, StoreError::Overloaded { doing: "search for words", .. }), "{busy:?}");
+    assert!(busy.to_string().contains("no free connection to search for words"), "{busy}");
+}
+
 /// A migration that has landed is in somebody's file: its checksum is recorded there. Add a new one instead.
 #[test]
 fn landed_migrations_are_frozen() {
