@@ -1,12 +1,19 @@
 //! A query in a person's words, as one of FTS5: <https://www.sqlite.org/fts5.html#full_text_query_syntax>.
 
+use std::ops::RangeInclusive;
+
 /// The most words that are looked at.
 const MAX_WORDS: usize = 128;
+
+/// Marks on the letter before them, where a text has the two apart. FTS5 leaves them out of its words, as it does where
+/// they are one character; those that it does not know end a word for it, and what is quoted is then two in a row.
+const MARKS: RangeInclusive<char> = '\u{300}'..='\u{36f}';
 
 /// The words of a text, each once, in lower case.
 pub(super) fn distinct(text: &str) -> Vec<String> {
     let mut words: Vec<String> = Vec::new();
-    for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+    let ends_word = |c: char| !c.is_alphanumeric() && !MARKS.contains(&c);
+    for word in text.split(ends_word).filter(|word| word.contains(char::is_alphanumeric)) {
         let word = word.to_lowercase();
         if !words.contains(&word) {
             words.push(word);
@@ -34,8 +41,9 @@ mod tests {
             ("C++ NOT java", Some(r#""c" OR "not" OR "java""#)),
             (r#"say "hi" * ^ NEAR(a b)"#, Some(r#""say" OR "hi" OR "near" OR "a" OR "b""#)),
             ("Grüße, 世界", Some(r#""grüße" OR "世界""#)),
+            ("Zu\u{308}rich, \u{301} e\u{305}", Some("\"zu\u{308}rich\" OR \"e\u{305}\"")),
             ("the the The", Some(r#""the""#)),
-            (" -:() \"\" ", None),
+            (" -:() \"\" \u{301}", None),
             ("", None),
         ];
         for (text, query) in cases {
