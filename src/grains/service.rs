@@ -168,7 +168,8 @@ impl Grains {
     /// Deletes one grain; in the version that the caller has seen, if it says so.
     ///
     /// # Errors
-    /// [`GrainError::NotFound`], [`GrainError::Version`], or the database's.
+    /// [`GrainError::NotFound`], with a precondition too: what fails without one fails in the same way with it (RFC 9110,
+    /// 13.2.1); [`GrainError::Version`], or the database's.
     pub async fn delete(&self, id: &GrainId, if_match: Precondition) -> Result<(), GrainError> {
         let filter = Filter { ids: Some(vec![id.clone()]), ..Filter::default() };
         let (only_if, expected) = match if_match {

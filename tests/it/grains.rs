@@ -357,6 +357,11 @@ async fn a_version_that_is_not_there_any_more_is_refused() {
     refused(&absent, 412, "version_mismatch", "`new`");
     let any = with_header(&app, Method::PUT, "/grains/new", ("if-match", "*"), json!({"text": "t"})).await;
     refused(&any, 412, "version_mismatch", "`new`");
+    // What would fail without a condition fails in the same way with it (RFC 9110, 13.2.1).
+    for (method, header) in [(Method::PATCH, stale), (Method::DELETE, stale), (Method::DELETE, ("if-match", "*"))] {
+        let answer = with_header(&app, method, "/grains/new", header, json!({"tags": ["x"]})).await;
+        refused(&answer, 404, "grain_not_found", "`new`");
+    }
     // What is wrong in any version is said first.
     for method in [Method::PUT, Method::PATCH] {
         let answer = with_header(&app, method, "/grains/w", stale, json!({"text": "t", "tags": vec!["x"; 101]})).await;
