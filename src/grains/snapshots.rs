@@ -111,7 +111,11 @@ impl Snapshots {
         let mut found = Vec::new();
         while let Some(entry) = entries.next_entry().await.map_err(failed)? {
             if let Some(name) = entry.file_name().to_str().and_then(SnapshotName::parse) {
-                found.push(self.describe(name).await?);
+                match self.describe(name).await {
+                    // It was deleted meanwhile.
+                    Err(SnapshotError::NotFound(_)) => {}
+                    described => found.push(described?),
+                }
             }
         }
         found.sort_by(|a, b| b.name.cmp(&a.name));
@@ -274,6 +278,19 @@ mod tests {
         assert!(refused.to_string().contains("since 1970-01-01T00:00:00Z"), "{refused}");
         drop(turn);
         turns.begin(OffsetDateTime::now_utc()).expect("the first has ended");
+    }
+
+    #[tokio::test]
+    async fn one_that_goes_while_they_are_listed_is_left_out() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let snapshots = Snapshots::at(folder.path().to_owned());
+        let (here, gone) = ("granary-20261124T120000.000Z.db", "granary-20261125T120000.000Z.db");
+        fs_err::write(folder.path().join(here), "").expect("written");
+        // A name in the folder, and no file behind it.
+        std::os::unix::fs::symlink(folder.path().join("nowhere"), folder.path().join(gone)).expect("linked");
+        let listed = snapshots.list().await.expect("listed");
+        let names: Vec<String> = listed.iter().map(|snapshot| snapshot.name.to_string()).collect();
+        assert_eq!(names, [here]);
     }
 
     #[tokio::test]
