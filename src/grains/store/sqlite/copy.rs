@@ -14,7 +14,7 @@ use super::{SqliteStore, beside};
 
 const SNAPSHOT: &str = "write a snapshot of the database";
 
-const DOING: &str = "keep a copy of the database before upgrading it";
+const BEFORE_UPGRADE: &str = "keep a copy of the database before upgrading it";
 
 /// Instructions of SQLite's machine between two looks at whether to stop: those that copy some twenty rows.
 const INSTRUCTIONS_BETWEEN_LOOKS: i32 = 100;
@@ -31,10 +31,10 @@ pub(super) async fn keep_copy(
 ) -> Result<PathBuf, StoreError> {
     let finished = beside(path, &format!(".before-v{target_version}"));
     let partial = beside(&finished, ".partial");
-    let refused = |source| StoreError::files(DOING, path, source);
+    let refused = |source| StoreError::files(BEFORE_UPGRADE, path, source);
 
     discard(&partial).map_err(refused)?;
-    let written = write_copy(connection, path, &partial).await;
+    let written = write_copy(connection, path, &partial, BEFORE_UPGRADE).await;
     if let Err(error) = written {
         // The error that matters is the first one.
         let _ = discard(&partial);
@@ -71,7 +71,7 @@ impl SqliteStore {
         // A reader would do, but readers may not write, and to them this is writing.
         let mut connection = connect(&self.path).await?;
         interrupt_at(&mut connection, stop.clone()).await.map_err(self.failed(SNAPSHOT))?;
-        let mut written = write_copy(&mut connection, target, &partial).await;
+        let mut written = write_copy(&mut connection, target, &partial, SNAPSHOT).await;
         // Nothing was written through it that a failed close could lose.
         let _ = connection.close().await;
         if written.is_ok() {
@@ -102,8 +102,13 @@ async fn begin_epoch(copy: &Path) -> Result<(), StoreError> {
     begun.map(drop).map_err(failed)
 }
 
-async fn write_copy(connection: &mut SqliteConnection, path: &Path, partial: &Path) -> Result<(), StoreError> {
-    let refused = |source| StoreError::files(DOING, path, source);
+async fn write_copy(
+    connection: &mut SqliteConnection,
+    path: &Path,
+    partial: &Path,
+    doing: &'static str,
+) -> Result<(), StoreError> {
+    let refused = |source| StoreError::files(doing, path, source);
     // SQLite takes an empty file as its target, and this one nobody else may read.
     fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial).map_err(refused)?;
     // The path was given to SQLite as UTF-8 when the database was opened.
@@ -111,7 +116,7 @@ async fn write_copy(connection: &mut SqliteConnection, path: &Path, partial: &Pa
         .bind(partial.to_string_lossy())
         .execute(connection)
         .await
-        .map_err(|source| StoreError::sql(DOING, path, source))?;
+        .map_err(|source| StoreError::sql(doing, path, source))?;
     let copy = fs_err::tokio::File::open(partial).await.map_err(refused)?;
     copy.sync_all().await.map_err(refused)
 }

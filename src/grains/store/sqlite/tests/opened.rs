@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::super::{MIGRATOR, latest_version};
 use super::*;
 use crate::domain::ModelName;
@@ -166,6 +168,16 @@ async fn a_full_disk_is_told_apart() {
     assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
     let full = StoreError::files("write", &path, std::io::Error::from(std::io::ErrorKind::StorageFull));
     assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
+}
+
+#[tokio::test]
+async fn a_snapshot_that_cannot_be_written_is_not_said_to_be_a_copy_before_an_upgrade() {
+    let (folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let target = folder.path().join("missing/snapshot.db");
+    let refused = store.copy_to(&target, &CancellationToken::new()).await.expect_err("there is no folder");
+    assert!(refused.to_string().contains("not possible to write a snapshot of the database"), "{refused}");
+    store.close().await;
 }
 
 #[test]
