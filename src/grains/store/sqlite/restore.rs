@@ -18,8 +18,9 @@ const DOING: &str = "put a snapshot in place of the database";
 /// kept beside it, with its write-ahead log.
 ///
 /// # Errors
-/// When the snapshot is not Granary's or from a newer one, the database is in use, or the file system refuses. Then the
-/// database is where it was.
+/// When the snapshot is not Granary's or from a newer one, or the database is in use: then the database is where it was.
+/// When the file system refuses: then it may have its other name already, and so it may after a crash. No database is
+/// opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
     let refused = |source| StoreError::files(DOING, database, source);
     if !is_database_path(snapshot)? {
@@ -38,28 +39,40 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
     // A copy has the mode of what was copied; SQLite gives that of the database to its log and journal.
     fs_err::set_permissions(&whole, PermissionsExt::from_mode(0o600)).map_err(refused)?;
     fs_err::File::open(&whole).and_then(|copy| copy.sync_all()).map_err(refused)?;
-    let replaced =
-        if fs_err::exists(database).map_err(refused)? { Some(move_away(database).map_err(refused)?) } else { None };
+    let replaced = move_away(database).map_err(refused)?;
     fs_err::rename(&whole, database).and_then(|()| sync_folder_of(database)).map_err(refused)?;
     Ok(replaced)
 }
 
-/// Gives a database another name, with what SQLite keeps beside it.
-fn move_away(database: &Path) -> std::io::Result<PathBuf> {
-    let numbered = |n: u32| beside(database, &format!(".replaced.{n}"));
-    let mut free = (1..).map(numbered);
+/// Gives a database another name, with what SQLite keeps beside it; `None` when there was none, but for what an earlier
+/// restore that was cut off has left.
+fn move_away(database: &Path) -> std::io::Result<Option<PathBuf>> {
+    let parts = parts_of(database)?;
+    if parts.is_empty() {
+        return Ok(None);
+    }
+    let mut names = (1..).map(|n| beside(database, &format!(".replaced.{n}")));
     let replaced = loop {
-        match free.next() {
-            Some(name) if fs_err::exists(&name)? => {}
+        match names.next() {
+            Some(name) if !parts_of(&name)?.is_empty() => {}
             Some(name) => break name,
             None => unreachable!("the numbers do not run out before the disk does"),
         }
     };
-    for suffix in [LOG, JOURNAL, ""] {
-        let file = beside(database, suffix);
-        if fs_err::exists(&file)? {
-            fs_err::rename(&file, beside(&replaced, suffix))?;
+    for part in &parts {
+        fs_err::rename(beside(database, part), beside(&replaced, part))?;
+    }
+    Ok(parts.contains(&"").then_some(replaced))
+}
+
+/// What there is of a database, as suffixes of its name. The file comes first: a log without its file is refused, but a
+/// file without its log would be opened, and its last commits lost.
+fn parts_of(database: &Path) -> std::io::Result<Vec<&'static str>> {
+    let mut parts = Vec::new();
+    for suffix in ["", LOG, JOURNAL] {
+        if fs_err::exists(beside(database, suffix))? {
+            parts.push(suffix);
         }
     }
-    Ok(replaced)
+    Ok(parts)
 }

@@ -4,6 +4,7 @@ mod inspected;
 mod interrupted;
 mod opened;
 mod refused;
+mod restored;
 mod upgraded;
 
 use std::collections::BTreeMap;

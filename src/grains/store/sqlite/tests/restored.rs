@@ -1,0 +1,38 @@
+//! A snapshot in place of a database.
+
+use super::super::{beside, restore};
+use super::*;
+
+#[tokio::test]
+async fn a_database_whose_restore_was_cut_off_is_not_opened_without_its_log_and_lends_it_to_no_other() {
+    let (folder, path) = folder();
+    let snapshot = folder.path().join("snapshot.db");
+    open(&snapshot).await.expect("created").close().await;
+    write_v1_with_hot_log(&path, &old_grains()).await;
+    let log = fs_err::read(beside(&path, "-wal")).expect("a log");
+    // The file has its other name already, and its log is still here.
+    fs_err::rename(&path, beside(&path, ".replaced.1")).expect("moved");
+    let before = names_in(folder.path());
+    let refused = open(&path).await.expect_err("the log is of a database that is not here");
+    assert!(refused.to_string().contains("missing, although the `-wal`"), "{refused}");
+    assert_eq!(names_in(folder.path()), before, "nothing was made in its place");
+
+    assert_eq!(restore(&path, &snapshot).await.expect("restored"), None);
+    assert!(!names_in(folder.path()).contains(&"granary.db-wal".to_owned()), "SQLite would read it");
+    assert!(fs_err::read(beside(&path, ".replaced.2-wal")).expect("kept") == log);
+    assert_eq!(read_grains(&path).await, []);
+    open(&path).await.expect("a database").close().await;
+}
+
+#[tokio::test]
+async fn what_was_there_before_is_kept_with_its_log() {
+    let (folder, path) = folder();
+    let snapshot = folder.path().join("snapshot.db");
+    open(&snapshot).await.expect("created").close().await;
+    let grains = old_grains();
+    write_v1_with_hot_log(&path, &grains).await;
+    let replaced = restore(&path, &snapshot).await.expect("restored").expect("there was one");
+    assert_eq!(replaced, beside(&path, ".replaced.1"));
+    assert!(read_grains(&replaced).await == grains, "the last of them are in the log");
+    assert_eq!(read_grains(&path).await, []);
+}
