@@ -27,7 +27,7 @@ use super::grains::wire::DraftBody;
 use super::inputs::{Inputs, RootInputs};
 use super::openai::EmbeddingsBody;
 use super::reembeddings::ReembeddingBody;
-use super::registration::RegistrationBody;
+use super::registration::entry_in;
 use super::similarity::SimilarityBody;
 use super::state::Limits;
 use super::tokens::{DecodeBody, TokenizeBody};
@@ -77,7 +77,7 @@ pub fn request_body(bytes: &[u8]) {
     read::<TokenizeBody>(bytes);
     read::<DecodeBody>(bytes);
     read::<ActiveBody>(bytes);
-    read::<RegistrationBody>(bytes);
+    read(bytes).map(|body| check(entry_in(body)));
     read::<ReembeddingBody>(bytes);
     read::<PatchBody>(bytes);
     read::<DraftBody>(bytes).map(|body| check(body.into_draft()));

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord};
+use super::extract::{Json, ModelWord, shortened};
 use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, UnknownModel};
 use super::state::AppState;
@@ -17,7 +17,7 @@ use crate::config::AdditionalModel;
 use crate::models::NeededGrains;
 
 /// The body of `POST /models`: an entry as `[[ai.additional_models]]` of the configuration has it.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
+#[derive(Clone, Debug, ToSchema)]
 #[allow(dead_code, reason = "utoipa reads the fields; the entry itself is read as the configuration's type")]
 pub struct RegistrationBody {
     /// 1 to 64 letters, digits, `.`, `_` and `-`.
@@ -85,14 +85,18 @@ pub async fn register(
     State(state): State<AppState>,
     Json(body): Json<serde_json::Map<String, serde_json::Value>>,
 ) -> Result<Response, ApiError> {
-    // `null` means absent in every optional field.
-    let given = body.into_iter().filter(|(_, value)| !value.is_null()).collect();
-    let entry: AdditionalModel = serde_json::from_value(serde_json::Value::Object(given))
-        .map_err(|error| ApiError::new(Code::InvalidRequest, error.to_string()))?;
-    let status = state.models.register(entry).await?;
+    let status = state.models.register(entry_in(body)?).await?;
     let location = format!("/models/{}", status.info.name);
     let model = Model::of(&status, &state.models.active());
     Ok((StatusCode::CREATED, [(header::LOCATION, location)], axum::Json(model)).into_response())
+}
+
+/// The entry that a body describes.
+pub(super) fn entry_in(body: serde_json::Map<String, serde_json::Value>) -> Result<AdditionalModel, ApiError> {
+    // `null` means absent in every optional field.
+    let given = body.into_iter().filter(|(_, value)| !value.is_null()).collect();
+    serde_json::from_value(serde_json::Value::Object(given))
+        .map_err(|error| ApiError::new(Code::InvalidRequest, shortened(&error.to_string())))
 }
 
 /// The query of `DELETE /models/{name}`.

@@ -19,6 +19,9 @@ const MAX_DIMENSIONS: u32 = 65_536;
 const MAX_MODEL_TOKENS: u32 = 1 << 20;
 const MAX_ALIAS_BYTES: usize = 256;
 
+/// Faults that are named of one entry that came over HTTP: it may be a megabyte of bad aliases.
+const MAX_REFUSED: usize = 8;
+
 /// `[ai]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -172,10 +175,12 @@ impl AdditionalModel {
         }
     }
 
-    /// What is wrong with this entry as one sentence, for an entry that comes from elsewhere than the configuration.
+    /// What is wrong with this entry as one sentence, for an entry that comes from elsewhere than the configuration. Of
+    /// many faults it names the first.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
-        let sentences = self.problems("").into_iter().map(|p| format!("`{}`: {}", &p.key[1..], p.sentence));
+        let problems = self.problems("").into_iter().take(MAX_REFUSED);
+        let sentences = problems.map(|p| format!("`{}`: {}", &p.key[1..], p.sentence));
         sentences.reduce(|all, sentence| format!("{all}; {sentence}"))
     }
 

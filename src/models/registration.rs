@@ -11,6 +11,9 @@ use super::manager::MultiModelManager;
 use crate::config::AdditionalModel;
 use crate::domain::{ModelName, ModelOrigin};
 
+/// As much of a path as an error repeats.
+const MAX_SHOWN_PATH_CHARS: usize = 256;
+
 /// What to do with grains that need a model which is to be deleted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NeededGrains {
@@ -86,8 +89,11 @@ impl MultiModelManager {
         if !path.components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(escapes());
         }
-        let missing =
-            |_| ModelError::Invalid(format!("`{field}`: there is no `{}` in the models directory", path.display()));
+        let missing = |_| {
+            // A caller's megabyte must not come back in the error and the log.
+            let shown: String = path.to_string_lossy().chars().take(MAX_SHOWN_PATH_CHARS).collect();
+            ModelError::Invalid(format!("`{field}`: there is no `{shown}` in the models directory"))
+        };
         let real = fs_err::canonicalize(self.models_dir.join(path)).map_err(missing)?;
         let inside = fs_err::canonicalize(&self.models_dir).is_ok_and(|models_dir| real.starts_with(models_dir));
         if inside { Ok(()) } else { Err(escapes()) }

@@ -129,6 +129,28 @@ async fn no_registration_names_a_file_outside() {
 }
 
 #[tokio::test]
+async fn a_refused_registration_does_not_repeat_what_was_sent() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let long = "x".repeat(1 << 20);
+    let mut with_unknown_field = json!({"name": "bad", "path": "tiny"});
+    with_unknown_field[long.as_str()] = json!(1);
+    for body in [
+        json!({"name": long, "path": "tiny"}),
+        json!({"name": "bad", "path": long}),
+        json!({"name": "bad", "repository": long}),
+        json!({"name": "bad", "path": "tiny", "size": long}),
+        json!({"name": "bad", "path": "tiny", "pooling": long}),
+        json!({"name": "bad", "path": "tiny", "aliases": vec![" "; 10_000]}),
+        with_unknown_field,
+    ] {
+        let (status, code, detail) = app.post("/models", body).await.problem();
+        assert_eq!((status, code.as_str()), (422, "invalid_request"));
+        assert!(detail.len() < 4_096, "{} bytes: {}", detail.len(), &detail[..256]);
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn bodies_that_are_nested_too_deep_are_refused_by_every_route() {
     const DEPTH: usize = 100_000;
     let app = TestApp::start_with(&with_tiny(&[])).await;
