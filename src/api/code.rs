@@ -239,6 +239,7 @@ impl Code {
     #[must_use]
     pub fn openai_type(self) -> &'static str {
         match self.status(Family::OpenAi) {
+            StatusCode::UNAUTHORIZED => "authentication_error",
             StatusCode::NOT_FOUND => "not_found_error",
             StatusCode::TOO_MANY_REQUESTS => "rate_limit_error",
             status if status.is_server_error() => "server_error",
@@ -263,5 +264,20 @@ mod tests {
             assert_eq!(family(Method::GET, path), Family::Native, "{path}");
         }
         assert_eq!(family(Method::GET, "/v1/nope"), Family::OpenAi);
+    }
+
+    #[test]
+    fn openais_clients_are_told_the_type_they_know() {
+        for (code, name) in [
+            (Code::Unauthorized, "authentication_error"),
+            (Code::ModelNotFound, "not_found_error"),
+            (Code::Overloaded, "rate_limit_error"),
+            (Code::ModelLoading, "server_error"),
+            (Code::Internal, "server_error"),
+            (Code::Forbidden, "invalid_request_error"),
+            (Code::Dimensions, "invalid_request_error"),
+        ] {
+            assert_eq!(code.openai_type(), name, "{code:?}");
+        }
     }
 }

@@ -328,7 +328,7 @@ pub struct OpenAiError {
 pub struct OpenAiErrorBody {
     /// What was wrong, the limit, and the way out.
     message: String,
-    /// `invalid_request_error`, `not_found_error`, `rate_limit_error` or `server_error`.
+    /// `invalid_request_error`, `authentication_error`, `not_found_error`, `rate_limit_error` or `server_error`.
     #[serde(rename = "type")]
     kind: String,
     /// The field at fault.
