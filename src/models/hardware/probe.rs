@@ -40,7 +40,8 @@ impl Memory {
     /// What the process takes without a model.
     const PROCESS_BYTES: u64 = 64 << 20;
 
-    /// What models may take: four fifths of the limit at most, and not what others use.
+    /// What models may take: four fifths of the limit, or what is available where that is less, without what the
+    /// process takes itself.
     #[must_use]
     pub fn for_models(self) -> u64 {
         let most = self.limit_bytes / 5 * 4;
