@@ -26,7 +26,7 @@ pub struct Info {
     /// The name to use in requests to this server.
     served_model_name: String,
     model_type: ModelType,
-    /// No request is refused for their number alone: this is as many one-token requests as the queue holds.
+    /// Requests of all callers that are answered at once; others get 429.
     max_concurrent_requests: usize,
     /// Tokens a text keeps, special tokens included.
     max_input_length: u32,
