@@ -85,12 +85,13 @@ impl Reembeddings {
             changed_us: asked_us,
             cut_over_us: None,
         };
-        drop(lease);
         let jobs = self.clone();
         let work = async move {
             let _turn = jobs.turn.lock().await;
             let (id, model) = (record.id.clone(), record.model.clone());
-            if let Err(id) = jobs.grains.add_reembedding(record.clone()).await? {
+            let added = jobs.grains.add_reembedding(record.clone()).await?;
+            drop(lease);
+            if let Err(id) = added {
                 return Err(ReembedError::Open { id, model });
             }
             tracing::info!(%id, %model, space = %record.space, "a re-embedding was asked for");
