@@ -252,7 +252,7 @@ async fn models(
 async fn auto_load(models: &MultiModelManager, name: &ModelName) -> Result<(), AppError> {
     loop {
         match models.load_model(name).await {
-            Err(ModelError::Loading { .. }) => {
+            Err(ModelError::Loading { .. } | ModelError::Draining { .. }) => {
                 tracing::info!(model = %name, "a model with `auto_load` is still loading: the start waits for it");
             }
             ended => return ended.map(drop).map_err(AppError::AutoLoad),

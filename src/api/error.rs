@@ -194,7 +194,7 @@ impl From<ModelError> for ApiError {
         let message = with_causes(&error);
         match error {
             ModelError::NotFound { .. } => Self::new(Code::ModelNotFound, message).with_param("model"),
-            ModelError::Loading { .. } | ModelError::Stopping { .. } => {
+            ModelError::Loading { .. } | ModelError::Draining { .. } | ModelError::Stopping { .. } => {
                 Self::new(Code::ModelLoading, message).with_retry_after(Duration::from_secs(5))
             }
             ModelError::Failed { permanent, retry_after, kind, .. } => {

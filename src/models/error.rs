@@ -29,6 +29,18 @@ pub enum ModelError {
         /// How long the request waited.
         waited: Duration,
     },
+    /// The model was still being unloaded when the time of an order was over.
+    #[error(
+        "`{name}` is still being unloaded after {}: it is loaded again by the next request for it, once those have ended \
+         that still use it; try again",
+        seconds(.waited)
+    )]
+    Draining {
+        /// The model.
+        name: ModelName,
+        /// How long the order waited.
+        waited: Duration,
+    },
     /// The model would have to be downloaded, and the server is stopping.
     #[error("`{name}` is not loaded, and the server is stopping: it begins no download, try again when it is back")]
     Stopping {

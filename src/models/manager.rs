@@ -186,7 +186,8 @@ impl MultiModelManager {
     /// Loads a model, or joins a load that is under way. A model that is ready stays as it is.
     ///
     /// # Errors
-    /// [`ModelError::Failed`] with the reason, [`ModelError::Loading`] when it takes longer than a request waits, or
+    /// [`ModelError::Failed`] with the reason, [`ModelError::Loading`] when it takes longer than a request waits,
+    /// [`ModelError::Draining`] when requests hold it for longer than that while it is being unloaded, or
     /// [`ModelError::Stopping`].
     pub async fn load_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
@@ -339,7 +340,12 @@ impl MultiModelManager {
                 changes.next().await;
                 deadline = tokio::time::Instant::now() + self.timing.load_timeout;
             } else if tokio::time::timeout_at(deadline, changes.next()).await.is_err() {
-                return Err(ModelError::Loading { name: name.clone(), waited: self.timing.load_timeout });
+                let (name, waited) = (name.clone(), self.timing.load_timeout);
+                return Err(if entry.status().phase == Phase::Draining {
+                    ModelError::Draining { name, waited }
+                } else {
+                    ModelError::Loading { name, waited }
+                });
             }
         }
     }

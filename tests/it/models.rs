@@ -155,6 +155,7 @@ async fn the_time_for_a_load_begins_when_the_last_request_has_left_the_model() {
             // An order has one time for all, since who gives it may be the one who holds the model.
             let refused = order(&app, "/models/tiny-cls/load").await.problem();
             assert_eq!((refused.0, refused.1.as_str()), (503, "model_loading"), "{}", refused.2);
+            assert!(refused.2.starts_with("`tiny-cls` is still being unloaded after 2.0 s"), "{}", refused.2);
             tokio::time::sleep(Duration::from_millis(500)).await;
             assert_eq!(state(&app, "tiny-cls").await, "draining");
             sqlx::raw_sql("ROLLBACK").execute(&mut outsider).await.expect("released");

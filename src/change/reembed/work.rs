@@ -354,6 +354,7 @@ fn may_pass(error: &ReembedError) -> bool {
         ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error)) => match error {
             ModelError::Failed { permanent, .. } => !permanent,
             ModelError::Loading { .. }
+            | ModelError::Draining { .. }
             | ModelError::Stopping { .. }
             | ModelError::Engine(_)
             | ModelError::Ledger(_) => true,
