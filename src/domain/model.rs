@@ -307,7 +307,7 @@ pub struct ModelInfo {
     pub aliases: Vec<String>,
     /// Where its files are.
     pub source: ModelSource,
-    /// The hub repository the model comes from.
+    /// The hub repository its files come from, where they come from one.
     pub hub_repository: Option<String>,
     /// What the weights are expected to take on disk, in bytes, before the files have been seen.
     pub approximate_size_bytes: Option<u64>,

@@ -143,7 +143,11 @@ impl Catalog {
         if let Some(known) = self.models.iter_mut().find(|model| model.name == entry.name) {
             known.origin = ModelOrigin::Configured;
             known.pinned = entry.pinned;
-            known.source = source.unwrap_or_else(|| known.source.clone());
+            if let Some(source) = source {
+                // Files of one's own are not those of the repository, whatever they were made from.
+                known.hub_repository = repository_of(&source);
+                known.source = source;
+            }
             known.size = entry.size.unwrap_or(known.size);
             known.workers = entry.workers;
             known.provider = entry.provider;
@@ -215,10 +219,7 @@ pub(super) fn new_model(
         origin,
         size: entry.size.unwrap_or(ModelSize::Medium),
         aliases: entry.aliases.clone(),
-        hub_repository: match &source {
-            ModelSource::Hub(source) => Some(source.repository.to_string()),
-            ModelSource::Folder(_) | ModelSource::File { .. } => None,
-        },
+        hub_repository: repository_of(&source),
         source,
         approximate_size_bytes: None,
         training: None,
@@ -228,6 +229,14 @@ pub(super) fn new_model(
         configured: entry.encoder_settings(),
         built_in: EncoderSettings::default(),
     })
+}
+
+/// The hub repository that files come from; `None` for files that were here.
+fn repository_of(source: &ModelSource) -> Option<String> {
+    match source {
+        ModelSource::Hub(source) => Some(source.repository.to_string()),
+        ModelSource::Folder(_) | ModelSource::File { .. } => None,
+    }
 }
 
 /// Lets a hub id name its model, unless the word is taken: a repository may be known at two revisions.
@@ -373,6 +382,18 @@ mod tests {
         assert_eq!(bert.source, ModelSource::File { onnx: "/models/b.onnx".into(), tokenizer: None });
         assert_eq!((settings.pooling, settings.max_tokens), (Some(Pooling::Mean), NonZeroU32::new(128)));
         assert!(bert.answers_to("google-bert/bert-base-uncased"));
+    }
+
+    #[test]
+    fn a_built_in_model_names_the_repository_that_its_files_are_from() {
+        let repository = |setting: &str| {
+            let entry = format!("[[ai.additional_models]]\nname = \"bert-base-uncased\"\n{setting}");
+            let models = catalog(&entry).expect("a catalog");
+            models.into_iter().find(|model| model.answers_to("bert-base-uncased")).expect("listed").hub_repository
+        };
+        assert_eq!(repository("pinned = true").as_deref(), Some("google-bert/bert-base-uncased"));
+        assert_eq!(repository("repository = \"mine/bert\"").as_deref(), Some("mine/bert"));
+        assert_eq!(repository("path = \"bert.onnx\""), None);
     }
 
     #[test]
