@@ -85,6 +85,9 @@ pub struct MultiModelManager {
     /// One change of the active model or of the catalog at a time, so that the ledger and what is in memory cannot end
     /// on different models. No request waits here.
     pub(super) change_turn: Arc<Semaphore>,
+    /// The same for which models are disabled. The other turn is kept while a switch loads its model, and whoever
+    /// disables that calls the load off.
+    disable_turn: Arc<Semaphore>,
     /// Who used each model lately.
     pub(super) callers: Arc<Callers>,
 }
@@ -130,6 +133,7 @@ impl MultiModelManager {
             takes_registrations: parts.takes_registrations,
             load_turn: Arc::new(Semaphore::new(1)),
             change_turn: Arc::new(Semaphore::new(1)),
+            disable_turn: Arc::new(Semaphore::new(1)),
             callers: Arc::default(),
         };
         manager.say_which_makers_are_unknown().await?;
@@ -196,20 +200,38 @@ impl MultiModelManager {
         Ok(entry.status())
     }
 
-    /// Unloads a model and keeps requests from loading it again, in later runs too, until it is loaded by hand.
+    /// Unloads a model and keeps requests from loading it again, in later runs too, until it is loaded by hand. Goes on
+    /// when the caller leaves, so that the record and what is in memory cannot part.
     ///
     /// # Errors
     /// [`ModelError::NotFound`], or [`ModelError::Ledger`]: then nothing has changed.
     pub async fn disable_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
+        let manager = self.clone();
+        let work = async move {
+            manager.disable_in_turn(&entry).await?;
+            manager.unload_entry(&entry).await;
+            Ok(entry.status())
+        };
+        self.shutdown.finish("disable", work).await
+    }
+
+    async fn disable_in_turn(&self, entry: &Entry) -> Result<(), ModelError> {
+        let _turn = self.turn_to_disable().await;
         self.ledger.record_disabled(&entry.info.name).await?;
         entry.set_disabled(true);
         tracing::info!(model = %entry.info.name, "the model was disabled");
-        self.unload_model(name).await
+        Ok(())
     }
 
-    /// Lets requests load a model again that was disabled.
-    pub(super) async fn enable(&self, entry: &Entry) -> Result<(), ModelError> {
+    /// Lets requests load a model again that was disabled. Goes on when the caller leaves.
+    pub(super) async fn enable(&self, entry: &Arc<Entry>) -> Result<(), ModelError> {
+        let (manager, entry) = (self.clone(), Arc::clone(entry));
+        self.shutdown.finish("enable", async move { manager.enable_in_turn(&entry).await }).await
+    }
+
+    async fn enable_in_turn(&self, entry: &Entry) -> Result<(), ModelError> {
+        let _turn = self.turn_to_disable().await;
         if entry.status().disabled {
             self.ledger.forget_disabled(&entry.info.name).await?;
             entry.set_disabled(false);
@@ -286,6 +308,11 @@ impl MultiModelManager {
     /// Waits for the caller's turn to change the active model or the catalog.
     pub(super) async fn turn_to_change(&self) -> SemaphorePermit<'_> {
         self.change_turn.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// Waits for the caller's turn to disable or enable a model.
+    async fn turn_to_disable(&self) -> SemaphorePermit<'_> {
+        self.disable_turn.acquire().await.expect("the semaphore is never closed")
     }
 
     pub(super) fn entry(&self, name: &ModelName) -> Result<Arc<Entry>, ModelError> {

@@ -1,7 +1,9 @@
 //! The spaces this server has made, and whether a model may add grains to its own.
 
+use std::sync::Arc;
+
 use super::canary;
-use super::entry::{Eagerness, ModelStatus};
+use super::entry::{Eagerness, Entry, ModelStatus};
 use super::error::ModelError;
 use super::ledger::{LedgerError, SpaceRecord};
 use super::loaded::LoadedModel;
@@ -78,7 +80,8 @@ impl MultiModelManager {
         Ok(None)
     }
 
-    /// Makes the space a model has now the one its grains are written to. Loads the model if it is not loaded.
+    /// Makes the space a model has now the one its grains are written to. Loads the model if it is not loaded. Goes on
+    /// when the caller leaves, so that the record and what is in memory cannot part.
     ///
     /// # Errors
     /// As [`Self::load_model`]; [`ModelError::Disabled`], for this does not enable the model; [`ModelError::SpaceMismatch`]
@@ -86,12 +89,18 @@ impl MultiModelManager {
     /// not accepted.
     pub async fn accept(&self, name: &ModelName, acceptance: Acceptance) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
+        let manager = self.clone();
+        self.shutdown.finish("accept", async move { manager.accept_in_turn(&entry, acceptance).await }).await
+    }
+
+    async fn accept_in_turn(&self, entry: &Arc<Entry>, acceptance: Acceptance) -> Result<ModelStatus, ModelError> {
         let _turn = self.turn_to_change().await;
+        let name = &entry.info.name;
         // Before the load: one by hand would begin all the same.
         if entry.status().disabled {
             return Err(ModelError::Disabled { name: name.clone() });
         }
-        let lease = self.lease_entry(&entry, Eagerness::ByHand).await?;
+        let lease = self.lease_entry(entry, Eagerness::ByHand).await?;
         let space = lease.facts().fingerprint.space();
         if let Some(expected) = acceptance.space.filter(|expected| *expected != space) {
             let (field, name) = ("space", name.clone());

@@ -170,6 +170,35 @@ async fn the_time_for_a_load_begins_when_the_last_request_has_left_the_model() {
 }
 
 #[tokio::test]
+async fn a_model_is_disabled_and_enabled_to_the_end_though_its_caller_has_left() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let toml = with_tiny(&["tiny-cls"]);
+    let app = TestApp::start_in(folder, &toml).await;
+    order(&app, "/models/tiny-cls/load").await.ok();
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    for (verb, body, is_disabled) in [("unload", json!({"disable": true}), true), ("load", json!({}), false)] {
+        sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut outsider).await.expect("locked");
+        let asked = app.post(&format!("/models/tiny-cls/{verb}"), body);
+        let answered = tokio::time::timeout(Duration::from_millis(300), asked).await.is_ok();
+        assert!(!answered, "{verb} is recorded, and that waits for who has locked the database");
+        // The server learns that nobody waits for the answer any more.
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        sqlx::raw_sql("ROLLBACK").execute(&mut outsider).await.expect("released");
+        let done = async {
+            while app.get("/models/tiny-cls").await.ok()["disabled"] != is_disabled {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(30), done).await.expect("it goes on");
+    }
+    outsider.close().await.expect("closed");
+    let app = app.restart_with(&toml).await;
+    assert_eq!(app.get("/models/tiny-cls").await.ok()["disabled"], false, "what was recorded is the same");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn with_one_model_the_others_are_not_there() {
     let toml = with_tiny(&["tiny-cls"]).replace("[ai]\n", "[ai]\nmulti_model_enabled = false\n");
     let app = TestApp::start_with(&toml).await;
