@@ -197,7 +197,7 @@ async fn a_failed_job_that_was_purged_is_tried_again_from_the_start() {
     verb(&app, &job, "resume").await;
     wait_until(&app, &job, "failed").await;
 
-    // Nothing is deleted while another job is at work, so that this is seen.
+    // The other job rests for a while before anything is deleted, so that this is seen.
     let other = begin_slowly(&app, THIRD).await;
     assert_eq!(verb(&app, &job, "purge").await["old_vectors"], "purging");
     assert!(refused(&app, &job, "resume").await.contains("being deleted"));
@@ -230,9 +230,10 @@ async fn a_purge_takes_nothing_that_another_job_needs() {
     verb(&app, &second, "cancel").await;
 
     // What the third space has taken over can be given back, to the second one too.
-    let ids: Vec<String> = (0..100).map(|n| n.to_string()).chain((0..5).map(|n| format!("native-{n}"))).collect();
-    let third = begin(&app, json!({"to": THIRD, "throttle": 0.02, "filter": {"ids": ids}})).await;
+    let ids: Vec<String> = (0..50).map(|n| n.to_string()).chain((0..5).map(|n| format!("native-{n}"))).collect();
+    let third = begin(&app, json!({"to": THIRD, "throttle": 0.01, "filter": {"ids": ids}})).await;
     wait_for(&app, &third, |job| job["done"].as_u64() > Some(0)).await;
+    // It rests once, after its one batch: nothing is deleted before it has taken over.
     assert_eq!(verb(&app, &first, "purge").await["old_vectors"], "purging", "in its turn");
     let third = wait_until(&app, &third, "completed").await;
     let kept = wait_for(&app, &first, |job| job["old_vectors"] != "purging").await;
@@ -419,6 +420,26 @@ async fn the_end_of_a_window_waits_for_a_job_that_may_go_on() {
         wait_for(&app, job, |job| job["old_vectors"] == "purged").await;
     }
     assert_eq!(n_in(&app, &held["space"]).await, 300);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_end_of_a_window_does_not_wait_for_the_end_of_another_job() {
+    let toml = |window: &str| format!("[grains]\nrollback_window = \"{window}\"\n{}", with_tiny(&[OTHER, THIRD]));
+    let app = TestApp::start_with(&toml("7days")).await;
+    for prefix in ["a", "b", "c"] {
+        write_with(&app, prefix, TINY, 300).await;
+    }
+    let job = begin(&app, json!({"to": OTHER})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    let other = begin(&app, json!({"to": THIRD, "throttle": 0.005})).await;
+    wait_for(&app, &other, |job| job["done"].as_u64() > Some(0)).await;
+    // The other one is at work from the first moment on.
+    let app = app.restart_with(&toml("0s")).await;
+    wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    let other = app.get(&format!("/reembeddings/{}", id(&other))).await.ok();
+    assert_eq!(other["state"], "running", "{other}");
+    verb(&app, &other, "cancel").await;
     app.stop().await;
 }
 

@@ -7,9 +7,11 @@ use super::Reembeddings;
 use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::move_to;
-use super::work::{Stopped, Work, by_hand};
+use super::work::{PAUSE, Stopped, UPKEEP, Work, by_hand, may_pass};
 use crate::clock::now_us;
-use crate::domain::{Filter, ModelName, OldVectors, Range, Reembedding, ReembeddingState, SpaceCondition, SpaceId};
+use crate::domain::{
+    Filter, ModelName, OldVectors, Range, Reembedding, ReembeddingId, ReembeddingState, SpaceCondition, SpaceId,
+};
 use crate::grains::GrainError;
 use crate::grains::store::{Lacking, Made};
 use crate::models::error::with_causes;
@@ -114,6 +116,40 @@ impl Reembeddings {
         self.try_step(&job.id, step).await?;
         tracing::info!(id = %job.id, "the superfluous vectors of a re-embedding are deleted");
         Ok(())
+    }
+
+    /// Deletes what purges of other jobs than the one that is worked on ask for.
+    pub(super) async fn delete_for_others(&self, id: &ReembeddingId) {
+        let is_asked = |job: &&Reembedding| job.old_vectors == OldVectors::Purging && job.id != *id;
+        let asked: Vec<Reembedding> =
+            self.jobs.read().values().map(|job| &job.record).filter(is_asked).cloned().collect();
+        for job in asked {
+            match self.delete_superfluous(&job).await {
+                Ok(()) | Err(Stopped::ByHand) => {}
+                // The next rest tries again.
+                Err(Stopped::Error(error)) if may_pass(&error) => {
+                    tracing::warn!(id = %job.id, "superfluous vectors are not deleted yet: {}", with_causes(&error));
+                    tokio::time::sleep(PAUSE).await;
+                }
+                Err(Stopped::Error(error)) => self.fail(&job, &error).await,
+            }
+        }
+    }
+
+    /// Closes windows at their time, whatever is worked on, until the process stops.
+    pub(super) fn close_windows_in_time(&self) {
+        let (jobs, soft) = (self.clone(), self.shutdown.soft().clone());
+        // One of no length is over at once.
+        let pause = self.rollback_window.clamp(PAUSE, UPKEEP);
+        self.shutdown.spawn("rollback windows", async move {
+            loop {
+                tokio::select! {
+                    () = soft.cancelled() => return,
+                    () = tokio::time::sleep(pause) => {}
+                }
+                jobs.close_windows().await;
+            }
+        });
     }
 
     /// Begins to delete the old vectors of jobs that cannot be rolled back any more. What another job needs is kept,

@@ -42,7 +42,7 @@ pub struct ReembeddingsParts {
     pub rollback_window: Duration,
     /// Whether the window may be measured.
     pub clock: Arc<Clock>,
-    /// Owns the task that works.
+    /// Owns the task that works and the one that closes windows.
     pub shutdown: Shutdown,
 }
 
@@ -114,6 +114,7 @@ impl Reembeddings {
             changes: watch::Sender::new(0),
         };
         reembeddings.work_on();
+        reembeddings.close_windows_in_time();
         Ok(reembeddings)
     }
 

@@ -1,4 +1,5 @@
-//! The one task that works on jobs, one after the other, oldest first.
+//! The one task that works on jobs, one after the other, oldest first. While one rests, what purges of others ask for is
+//! deleted: it may go on for days.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,11 +14,12 @@ use crate::grains::{CutOver, GrainError, Target};
 use crate::models::error::with_causes;
 use crate::models::{Lease, ModelError};
 
-/// How often it is looked at whether the time to roll a job back is over.
-const UPKEEP: Duration = Duration::from_mins(1);
+/// How often it is looked at whether the time to roll a job back is over, and during a rest whether vectors are to be
+/// deleted.
+pub(super) const UPKEEP: Duration = Duration::from_mins(1);
 
 /// How long to wait after an error that may pass by itself.
-const PAUSE: Duration = Duration::from_secs(1);
+pub(super) const PAUSE: Duration = Duration::from_secs(1);
 
 /// How often a job is tried again after such errors in a row: two minutes.
 const TRIES: u32 = 120;
@@ -80,7 +82,7 @@ impl Reembeddings {
             .find(|record| record.state.is_at_work() || record.old_vectors == OldVectors::Purging);
         let Some(record) = next else {
             // What woke it may have come before it waited: the notification is kept.
-            let _ = tokio::time::timeout(UPKEEP, self.wake.notified()).await;
+            self.wake.notified().await;
             return self.close_windows().await;
         };
         let id = record.id.clone();
@@ -276,7 +278,8 @@ impl Reembeddings {
         Ok(lease)
     }
 
-    /// Rests, unless somebody holds the job or gives it up: others wait behind it.
+    /// Rests, unless somebody holds the job or gives it up: others wait behind it. What is to be deleted for others does
+    /// not wait for its end: it is looked for at once, and again each minute.
     pub(super) async fn rest(
         &self,
         id: &ReembeddingId,
@@ -285,10 +288,17 @@ impl Reembeddings {
     ) -> Result<(), Stopped> {
         let until = tokio::time::Instant::now() + time;
         let mut changes = self.changes.subscribe();
+        let mut upkeep = tokio::time::Instant::now();
         loop {
             self.check(id, state)?;
-            match tokio::time::timeout_at(until, changes.changed()).await {
+            if upkeep <= tokio::time::Instant::now() {
+                self.delete_for_others(id).await;
+                upkeep = tokio::time::Instant::now() + UPKEEP;
+            }
+            match tokio::time::timeout_at(until.min(upkeep), changes.changed()).await {
                 Ok(Ok(())) => {}
+                // The rest goes on behind the next look.
+                Err(_) if upkeep < until => {}
                 // The time is over, or nothing changes any more.
                 Ok(Err(_)) | Err(_) => return self.check(id, state),
             }
@@ -301,7 +311,7 @@ impl Reembeddings {
     }
 
     /// Ends a job that cannot go on. One that is being rolled back has its order already, and is left at that.
-    async fn fail(&self, job: &Reembedding, error: &ReembedError) {
+    pub(super) async fn fail(&self, job: &Reembedding, error: &ReembedError) {
         let mut reason = with_causes(error);
         tracing::error!(id = %job.id, model = %job.model, "a re-embedding cannot go on: {reason}");
         let is_purging = job.old_vectors == OldVectors::Purging;
@@ -349,7 +359,7 @@ pub(super) fn by_hand(error: ReembedError) -> Stopped {
 }
 
 /// Whether an error may pass by itself.
-fn may_pass(error: &ReembedError) -> bool {
+pub(super) fn may_pass(error: &ReembedError) -> bool {
     match error {
         ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error)) => match error {
             ModelError::Failed { permanent, .. } => !permanent,
