@@ -1,16 +1,12 @@
 //! From a model's files to its spaces: hashes once per load, a manifest per way of asking.
 
-use std::io::Read;
 use std::path::Path;
 
-use sha2::{Digest, Sha256};
-
 use super::folder::{FolderError, ModelFiles};
-use crate::domain::space::{HashedFile, hex_digits};
+use super::hub::sha256_of;
+use crate::domain::space::HashedFile;
 use crate::domain::{Fingerprint, HashedModule, Manifest, Pooling, Prompts, TruncationSide};
 use crate::engine::Encoder;
-
-const READ_BYTES: usize = 1 << 20;
 
 /// The part of a manifest that a request cannot change.
 #[derive(Clone, Debug)]
@@ -37,7 +33,8 @@ pub struct SpaceChoice {
 }
 
 impl ModelIdentity {
-    /// Hashes the model's files; `modules` have been. Blocks for about a second per gigabyte.
+    /// Hashes the model's files: `modules` have been, and files of a hub are verified. Blocks for about a second per
+    /// gigabyte.
     ///
     /// # Errors
     /// When a file cannot be read.
@@ -63,14 +60,14 @@ impl ModelIdentity {
         prompts: Prompts,
         modules: Vec<HashedModule>,
     ) -> Result<Self, FolderError> {
-        let mut weights = vec![HashedFile { role: "model".to_owned(), sha256: sha256(&files.onnx)? }];
+        let mut weights = vec![HashedFile { role: "model".to_owned(), sha256: sha256(files, &files.onnx)? }];
         for (location, path) in &files.external_data {
-            weights.push(HashedFile { role: location.clone(), sha256: sha256(path)? });
+            weights.push(HashedFile { role: location.clone(), sha256: sha256(files, path)? });
         }
         weights.sort_by(|left, right| left.role.cmp(&right.role));
         let manifest = Manifest {
             weights,
-            tokenizer: sha256(&files.tokenizer)?,
+            tokenizer: sha256(files, &files.tokenizer)?,
             output: reading.output,
             pooling: reading.pooling,
             normalize: native.normalize,
@@ -103,16 +100,11 @@ impl ModelIdentity {
     }
 }
 
-fn sha256(path: &Path) -> Result<String, FolderError> {
-    let mut file = fs_err::File::open(path).map_err(FolderError::Read)?;
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0; READ_BYTES];
-    loop {
-        let n_bytes = file.read(&mut buffer).map_err(FolderError::Read)?;
-        if n_bytes == 0 {
-            return Ok(hex_digits(&hasher.finalize()));
-        }
-        hasher.update(&buffer[..n_bytes]);
+/// Verified files hold what is recorded of them, and are not read again.
+fn sha256(files: &ModelFiles, path: &Path) -> Result<String, FolderError> {
+    match files.hub.as_ref().and_then(|model| model.recorded(path)) {
+        Some(sha256) => Ok(sha256),
+        None => sha256_of(path).map_err(FolderError::Read),
     }
 }
 

@@ -145,7 +145,7 @@ pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 /// The SHA-256 of a file's content, in small hexadecimal digits.
-pub(super) fn sha256_of(path: &Path) -> io::Result<String> {
+pub(in super::super) fn sha256_of(path: &Path) -> io::Result<String> {
     let mut file = fs_err::File::open(path)?;
     let mut hasher = Sha256::new();
     let mut chunk = vec![0; HASH_CHUNK_BYTES];

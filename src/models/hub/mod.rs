@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 use tokio_util::sync::CancellationToken;
 use tracing::Span;
 
-use self::cache::{RepositoryCache, is_sha256, sha256_of};
+use self::cache::{RepositoryCache, is_sha256};
 use self::client::{Client, FileAt, Listing};
 use self::download::{Download, Wanted};
 use self::lock::{LockFile, LockedModel};
@@ -28,6 +28,7 @@ use self::needs::{DESCRIPTIONS, MODULES, TOKENIZER, USUAL_POOLING};
 use crate::domain::hub::has_extension;
 use crate::domain::{HubId, HubSource};
 
+pub(super) use self::cache::sha256_of;
 pub use self::client::{Patience, tls};
 pub use self::error::HubError;
 pub use self::redirect::RedirectError;
@@ -65,6 +66,12 @@ impl HubModel {
     /// [`HubError::Changed`] for the first that differs.
     pub fn verify(&self) -> Result<(), HubError> {
         self.files.keys().try_for_each(|path| self.check(path, &sha256_of(&self.folder.join(path))?))
+    }
+
+    /// The SHA-256 recorded of one of the files, in small hexadecimal digits.
+    pub(super) fn recorded(&self, file: &Path) -> Option<String> {
+        let path = file.strip_prefix(&self.folder).ok()?.to_str()?;
+        self.files.get(path).map(|sha256| sha256.to_ascii_lowercase())
     }
 
     /// Compares the SHA-256 that a file has now, whose path is as the repository names it, with the recorded one.
