@@ -13,7 +13,7 @@ use super::measured;
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
 use super::vectors;
-use crate::engine::pooling::cosine;
+use crate::domain::vector::cosine;
 
 /// The body of `/similarity`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
@@ -67,7 +67,8 @@ pub(super) async fn answer(state: &AppState, pair: SentencePair, options: &Embed
     let encoded = &answer.embedded.encoded;
     let mut rows = encoded.vectors.chunks_exact(encoded.dimensions);
     let source = rows.next().unwrap_or_default();
-    let similarities: Vec<f32> = rows.map(|sentence| cosine(source, sentence)).collect();
+    #[allow(clippy::cast_possible_truncation, reason = "a cosine fits any float")]
+    let similarities: Vec<f32> = rows.map(|sentence| cosine(source, sentence) as f32).collect();
     let mut body = Vec::new();
     vectors::write_array(&similarities, &mut body);
     Ok(vectors::response(body, answer.headers))

@@ -8,9 +8,10 @@ use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
+use crate::domain::vector::cosine;
 use crate::domain::{ModelName, Origin, Provenance, SpaceId};
 use crate::grains::store::{NewVector, Numbered, ProvenVector};
-use crate::grains::{GrainError, Grains, cosine};
+use crate::grains::{GrainError, Grains};
 use crate::models::error::with_causes;
 use crate::models::standing::LEAST_COSINE;
 use crate::models::{Lease, ModelError, ModelStatus, MultiModelManager};
@@ -331,7 +332,7 @@ fn least_cosine(from: Option<&SpaceId>) -> f64 {
     if from.is_some() { LEAST_COSINE_OF_SPACES } else { LEAST_COSINE }
 }
 
-/// Not a number, as of a vector of zeros, is no agreement.
+/// A vector of zeros agrees with none.
 fn agrees(stored: &[f32], made: &[f32], least: f64) -> bool {
     stored.len() == made.len() && cosine(stored, made) >= least
 }

@@ -1,5 +1,5 @@
 //! The words of the product as types: models, their encoders' settings, what executes them, vector spaces,
-//! grains, and the keys of those who call.
+//! grains, and the keys of those who call; and the arithmetic of vectors.
 //!
 //! Owns what is true without a server: how a name is spelled, what makes two vectors comparable. It refuses to know
 //! HTTP, SQL, ONNX Runtime and tokio. Start at [`model`], then [`space`].
@@ -15,6 +15,7 @@ pub mod prompt_choice;
 pub mod provider;
 pub mod reembedding;
 pub mod space;
+pub mod vector;
 
 pub use caller::Caller;
 pub use filter::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};

@@ -3,7 +3,7 @@
 //! The formulas are those of sentence-transformers (`models/Dense.py`, `models/Normalize.py`) and of `PyTorch`'s
 //! `Linear` and activations.
 
-use super::pooling::normalize;
+use crate::domain::vector::normalize;
 use crate::domain::{Activation, DenseShape};
 
 /// Sums kept side by side in a product: as many as two AVX registers hold, and an order that every machine adds in.

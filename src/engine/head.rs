@@ -6,10 +6,11 @@ use std::time::Duration;
 use super::dense::{self, Module};
 use super::error::EngineError;
 use super::job::Finish;
-use super::pooling::{normalize, pool};
+use super::pooling::pool;
 use super::queue::BatchItem;
 use super::session::RunOutput;
 use crate::domain::Pooling;
+use crate::domain::vector::normalize;
 
 /// What a model does to its graph's output.
 #[derive(Clone, Debug)]

@@ -39,31 +39,6 @@ pub fn pool(tokens: &[f32], row_dimensions: usize, n_tokens: usize, pooling: Poo
     }
 }
 
-/// Scales a vector to length 1. The zero vector stays as it is: it has no direction to keep.
-#[allow(clippy::cast_possible_truncation, reason = "a component of a unit vector fits any float")]
-pub fn normalize(vector: &mut [f32]) {
-    let length = norm(vector);
-    if length > 0.0 {
-        for value in vector {
-            *value = (f64::from(*value) / length) as f32;
-        }
-    }
-}
-
-/// The Euclidean length, summed in f64 so that long vectors do not lose digits.
-fn norm(vector: &[f32]) -> f64 {
-    vector.iter().map(|value| f64::from(*value) * f64::from(*value)).sum::<f64>().sqrt()
-}
-
-/// The cosine of the angle between two vectors of one length; 0 when either is zero.
-#[must_use]
-#[allow(clippy::cast_possible_truncation, reason = "a cosine fits any float")]
-pub fn cosine(left: &[f32], right: &[f32]) -> f32 {
-    let dot: f64 = left.iter().zip(right).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    let lengths = norm(left) * norm(right);
-    if lengths > 0.0 { (dot / lengths) as f32 } else { 0.0 }
-}
-
 #[cfg(test)]
 #[allow(clippy::float_cmp, reason = "equal inputs in an equal order give equal bits")]
 mod tests {
@@ -89,23 +64,7 @@ mod tests {
         assert_eq!(pooled(Pooling::Mean, 1), [3.0]);
     }
 
-    #[test]
-    fn the_zero_vector_is_not_divided() {
-        let mut zero = [0.0, 0.0];
-        normalize(&mut zero);
-        assert_eq!(zero, [0.0, 0.0]);
-    }
-
     proptest! {
-        #[test]
-        fn normalized_vectors_have_length_one(mut vector in prop::collection::vec(-1e3_f32..1e3, 1..800)) {
-            prop_assume!(norm(&vector) > 1e-3);
-            let original = vector.clone();
-            normalize(&mut vector);
-            prop_assert!((norm(&vector) - 1.0).abs() < 1e-5);
-            prop_assert!(cosine(&original, &vector) > 0.99999);
-        }
-
         #[test]
         fn padding_changes_nothing(
             rows in prop::collection::vec(prop::collection::vec(-10.0_f32..10.0, 3), 1..20),

@@ -8,7 +8,8 @@ use super::draft::SuppliedVector;
 use super::error::GrainError;
 use super::service::Grains;
 use super::store::{Atomicity, Change, Expected, NewVector};
-use super::vector::{check, checked, cosine};
+use super::vector::{check, checked};
+use crate::domain::vector::cosine;
 use crate::domain::{
     Content, CreatedAt, GrainId, InputType, ModelName, Origin, PromptChoice, Provenance, TruncationSide,
 };
@@ -222,8 +223,7 @@ impl Grains {
             let made = self.embed_texts(&lease, vec![text.to_owned()], TextKind::DOCUMENT).await?;
             let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let cosine = cosine(&vector, &made.vector);
-            // Not a number is no proof either.
-            if !(made.provenance.space == space && cosine >= LEAST_COSINE) {
+            if made.provenance.space != space || cosine < LEAST_COSINE {
                 let (id, model) = (id.to_string(), name.to_string());
                 return Err(GrainError::Unverified { id, model, cosine, least: LEAST_COSINE });
             }

@@ -32,4 +32,3 @@ pub use service::{GrainLimits, Grains, GrainsParts};
 pub use snapshots::{Snapshot, SnapshotError, SnapshotName, Snapshots};
 pub use spaces::Declaration;
 pub use staging::{CutOver, Target};
-pub use vector::cosine;

@@ -1,6 +1,7 @@
-//! Arithmetic of single vectors, in double precision.
+//! What a caller's vector must be, and vectors at length 1.
 
 use super::error::GrainError;
+use crate::domain::vector::{norm, normalize};
 
 /// A caller's vector at length 1.
 ///
@@ -30,19 +31,8 @@ pub(super) fn check(vector: &[f32], dimensions: u32) -> Result<(), GrainError> {
 }
 
 /// The vector at length 1; one that points nowhere stays as it is.
-#[allow(clippy::cast_possible_truncation, reason = "the values were `f32` and get smaller")]
 pub(super) fn unit(vector: &[f32]) -> Vec<f32> {
-    let norm = norm(vector);
-    if norm == 0.0 { vector.to_vec() } else { vector.iter().map(|value| (f64::from(*value) / norm) as f32).collect() }
-}
-
-/// The cosine of the angle between two vectors of one length.
-#[must_use]
-pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let product = a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>();
-    product / (norm(a) * norm(b))
-}
-
-fn norm(vector: &[f32]) -> f64 {
-    vector.iter().map(|value| f64::from(*value).powi(2)).sum::<f64>().sqrt()
+    let mut unit = vector.to_vec();
+    normalize(&mut unit);
+    unit
 }

@@ -9,6 +9,7 @@ use super::ledger::SpaceRecord;
 use super::loaded::LoadedModel;
 use super::standing::{Drift, LEAST_COSINE};
 use crate::domain::TruncationSide;
+use crate::domain::vector::cosine;
 use crate::engine::{EncodeRequest, EngineError, Finish, Input, OverLong, Priority};
 
 /// Short and long, plain and strange. Never changed: recorded vectors are of these texts in this order.
@@ -62,20 +63,8 @@ fn least_cosine(old: &[f32], new: &[f32], dimensions: usize) -> f64 {
         return 0.0;
     }
     let pairs = old.chunks_exact(dimensions).zip(new.chunks_exact(dimensions));
-    pairs.map(|(old, new)| cosine(old, new)).fold(1.0, f64::min)
-}
-
-fn cosine(old: &[f32], new: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
-    let (old_square, new_square) = (dot(old, old), dot(new, new));
-    if old_square > 0.0 && new_square > 0.0 {
-        dot(old, new) / (old_square * new_square).sqrt()
-    } else if old_square > 0.0 || new_square > 0.0 {
-        0.0
-    } else {
-        // Both are without a direction.
-        1.0
-    }
+    // A vector without a direction has not moved either while it stays so.
+    pairs.filter(|(old, new)| old != new).map(|(old, new)| cosine(old, new)).fold(1.0, f64::min)
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::CompareError;
 use super::sample::{Query, Sampled};
+use crate::domain::vector::normalize;
 use crate::domain::{InputType, ModelName, PromptChoice, SpaceId, TruncationSide};
 use crate::engine::{EncodeRequest, Encoded, Finish, Input, OverLong, Priority};
 use crate::models::{Lease, ModelError, MultiModelManager};
@@ -114,7 +115,7 @@ impl Work<'_> {
             bulk.n_tokens += encoded.n_tokens.iter().sum::<usize>();
             bulk.n_truncated += encoded.truncated.len();
         }
-        bulk.vectors.chunks_mut(self.finish.dimensions).for_each(scale_to_1);
+        bulk.vectors.chunks_mut(self.finish.dimensions).for_each(normalize);
         Ok(bulk)
     }
 
@@ -158,16 +159,6 @@ async fn lease(models: &MultiModelManager, name: &ModelName) -> Result<Lease, Mo
         match models.lease(name).await {
             Err(ModelError::Loading { .. }) => {}
             ended => return ended,
-        }
-    }
-}
-
-/// A vector that points nowhere stays as it is.
-fn scale_to_1(vector: &mut [f32]) {
-    let norm = vector.iter().map(|value| value * value).sum::<f32>().sqrt();
-    if norm > 0.0 {
-        for value in vector {
-            *value /= norm;
         }
     }
 }
