@@ -103,6 +103,12 @@ impl CpuFeatures {
     pub fn multiplies_bf16(self) -> bool {
         self.has(CpuFeature::AmxBf16) || self.has(CpuFeature::Avx512Bf16)
     }
+
+    /// Whether the provider rounds products to bf16 on this CPU.
+    #[must_use]
+    pub fn rounds_to_bf16(self, provider: GpuProvider) -> bool {
+        provider == GpuProvider::OpenVino && self.multiplies_bf16()
+    }
 }
 
 impl FromIterator<CpuFeature> for CpuFeatures {
@@ -206,7 +212,7 @@ pub fn choose_after(choice: &ProviderChoice, failure: &str, facts: &ProviderFact
 fn fall_back(wanted: GpuProvider, why: &str, facts: &ProviderFacts) -> ProviderChoice {
     let instead = choose_automatically(&ProviderFacts { has_cuda: false, ..facts.clone() });
     let provider = instead.provider;
-    let rounding = if facts.rounds_to_bf16(provider) { "bf16" } else { "fp32" };
+    let rounding = if facts.features.rounds_to_bf16(provider) { "bf16" } else { "fp32" };
     let lost = what_is_lost(wanted, provider, facts.features);
     let reason = format!("not `{wanted}`: {why}; it runs on `{provider}` in {rounding} instead, {lost}");
     ProviderChoice { provider, reason, wanted: Some(wanted) }
@@ -221,12 +227,6 @@ impl ProviderFacts {
             GpuProvider::OpenVino => self.has_openvino,
             GpuProvider::Cuda => self.has_cuda,
         }
-    }
-
-    /// Whether the provider rounds products to bf16 on this CPU.
-    #[must_use]
-    pub fn rounds_to_bf16(&self, provider: GpuProvider) -> bool {
-        provider == GpuProvider::OpenVino && self.features.multiplies_bf16()
     }
 }
 

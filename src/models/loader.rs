@@ -200,20 +200,16 @@ impl Loader {
         }
     }
 
-    fn rounds_to_bf16(&self, provider: GpuProvider) -> bool {
-        provider == GpuProvider::OpenVino && self.features.multiplies_bf16()
-    }
-
     fn precision(&self, provider: GpuProvider) -> &'static str {
         match provider {
             GpuProvider::Cuda => "tensorfloat32",
-            _ if self.rounds_to_bf16(provider) => "bfloat16",
+            _ if self.features.rounds_to_bf16(provider) => "bfloat16",
             _ => "float32",
         }
     }
 
     fn options(&self, info: &ModelInfo, provider: GpuProvider, weights_bytes: u64) -> EncoderOptions {
-        let bf16 = self.rounds_to_bf16(provider);
+        let bf16 = self.features.rounds_to_bf16(provider);
         let workers = match (info.workers, self.engine.workers) {
             (Some(workers), _) => workers.get(),
             // A GPU runs one batch at a time, and the next one is prepared meanwhile.
