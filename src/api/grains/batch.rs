@@ -9,7 +9,7 @@ use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use super::wire::{DraftBody, GrainObject, with_usual_model};
-use super::{Kept, WriteErrors, etag};
+use super::{Kept, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{Keyed, QueryRejected, UsualModel};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
@@ -122,7 +122,7 @@ pub async fn create(
     request: Keyed<CreateBody>,
 ) -> Result<Response, ApiError> {
     let Ok(Query(query)) = query else {
-        return Err(ApiError::new(Code::InvalidRequest, "`partial` is `true` or `false`").with_param("partial"));
+        return Err(refused("partial", "`partial` is `true` or `false`"));
     };
     let is_one = request.body.grains.is_none();
     let (drafts, token) = request.map(drafts)?;
@@ -159,7 +159,7 @@ pub(in crate::api) fn drafts(body: CreateBody, bytes: &[u8]) -> Result<Vec<crate
     match body {
         CreateBody { grains: Some(_), text: Some(_) } => {
             let sentence = "`text` is one grain and `grains` are many: send one of them";
-            Err(ApiError::new(Code::InvalidRequest, sentence).with_param("grains"))
+            Err(refused("grains", sentence))
         }
         CreateBody { grains: Some(grains), .. } => grains
             .into_iter()

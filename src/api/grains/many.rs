@@ -8,11 +8,11 @@ use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Kept;
 use super::filter::FilterBody;
 use super::one::IncludeQuery;
 use super::wire::GrainObject;
-use crate::api::error::{ApiError, Code, ProblemBody};
+use super::{Kept, refused};
+use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, OptionalJson, QueryRejected};
 use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors};
 use crate::grains::store::{Facet, PageRequest, Position, Sort, SortKey};
@@ -78,7 +78,7 @@ pub async fn list(
     let Query(query) = query.map_err(|_| refused("limit", "`limit` is a number from 1 to 1000"))?;
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
-        return Err(refused("limit", &format!("`limit` is {limit}; a page has 1 to {MAX_LIMIT} grains")));
+        return Err(refused("limit", format!("`limit` is {limit}; a page has 1 to {MAX_LIMIT} grains")));
     }
     let includes_vectors = IncludeQuery::vector(query.include.as_deref())?;
     let cursor = query.cursor.as_deref().map(read_cursor).transpose()?;
@@ -125,7 +125,7 @@ fn read_cursor(text: &str) -> Result<Cursor, ApiError> {
 
 fn position(cursor: Cursor, word: &str, key: SortKey) -> Result<Position, ApiError> {
     if cursor.sort != word {
-        return Err(refused("cursor", &format!("`cursor` is of pages sorted by {}: begin without one", cursor.sort)));
+        return Err(refused("cursor", format!("`cursor` is of pages sorted by {}: begin without one", cursor.sort)));
     }
     let position = match (key, cursor) {
         (SortKey::Id, Cursor { id: Some(id), .. }) => Some(Position::Id(id)),
@@ -248,8 +248,4 @@ pub async fn delete(Kept(grains): Kept, Json(body): Json<DeleteBody>) -> Result<
     }
     let deleted = grains.delete_all(filter, body.expected_count).await?;
     Ok(axum::Json(Deleted { deleted }))
-}
-
-fn refused(param: &str, sentence: &str) -> ApiError {
-    ApiError::new(Code::InvalidRequest, sentence).with_param(param)
 }

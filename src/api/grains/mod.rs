@@ -65,10 +65,13 @@ impl FromRequestParts<AppState> for IfMatch {
         }
         let tag = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
         let sentence = "`If-Match` is not the version of a grain: send the `etag` of an earlier answer, such as \"3\"";
-        tag.parse()
-            .map(|version| Self(Precondition::Version(version)))
-            .map_err(|_| ApiError::new(Code::InvalidRequest, sentence).with_param("If-Match"))
+        tag.parse().map(|version| Self(Precondition::Version(version))).map_err(|_| refused("If-Match", sentence))
     }
+}
+
+/// The error of a request that has something else in a field than it takes.
+fn refused(param: &str, sentence: impl Into<String>) -> ApiError {
+    ApiError::new(Code::InvalidRequest, sentence).with_param(param)
 }
 
 /// The header by which a caller learns, and later says, which version it has seen.

@@ -8,8 +8,8 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::wire::{DraftBody, GrainObject, with_usual_model};
-use super::{IdInPath, IfMatch, Kept, OtherVersion, UnknownGrain, WriteErrors, etag};
-use crate::api::error::{ApiError, Code, ProblemBody};
+use super::{IdInPath, IfMatch, Kept, OtherVersion, UnknownGrain, WriteErrors, etag, refused};
+use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, QueryRejected, UsualModel};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::grains::{Outcome, Patch, SourceChange};
@@ -29,9 +29,7 @@ impl IncludeQuery {
         match include {
             None => Ok(false),
             Some("vector") => Ok(true),
-            Some(_) => {
-                Err(ApiError::new(Code::InvalidRequest, "`include` takes `vector`, nothing else").with_param("include"))
-            }
+            Some(_) => Err(refused("include", "`include` takes `vector`, nothing else")),
         }
     }
 }
@@ -86,7 +84,7 @@ pub async fn put(
 ) -> Result<Response, ApiError> {
     if body.id.as_deref().is_some_and(|other| other != id.as_str()) {
         let message = format!("`id` is another one than the path's, `{id}`: leave it out of the body");
-        return Err(ApiError::new(Code::InvalidRequest, message).with_param("id"));
+        return Err(refused("id", message));
     }
     let draft = with_usual_model(body.into_draft()?, &usual);
     Ok(written(grains.put(&id, draft, version).await?))

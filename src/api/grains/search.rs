@@ -3,9 +3,9 @@
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::Kept;
 use super::filter::FilterBody;
 use super::wire::GrainObject;
+use super::{Kept, refused};
 use crate::api::error::{ApiError, Code};
 use crate::api::extract::{Json, required_space};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
@@ -143,29 +143,23 @@ impl SearchBody {
             (Some(text), None, None) => (text_query(text)?, self.mode.map_or(Mode::Hybrid, Mode::from)),
             (None, Some(vector), Some(space)) => {
                 if matches!(self.mode, Some(ModeWord::Lexical | ModeWord::Hybrid)) {
-                    return Err(refused("mode", "a vector has no words: `mode` is `dense` for it".to_owned()));
+                    return Err(refused("mode", "a vector has no words: `mode` is `dense` for it"));
                 }
                 (Query::Vector { space: required_space("space", &space)?, vector }, Mode::Dense)
             }
             (None, None, _) => {
-                return Err(refused(
-                    "query",
-                    "there is nothing to search for: send `query`, or `vector` and `space`".into(),
-                ));
+                return Err(refused("query", "there is nothing to search for: send `query`, or `vector` and `space`"));
             }
             (Some(_), Some(_), _) => {
-                return Err(refused("query", "`query` and `vector` exclude each other: send one of them".into()));
+                return Err(refused("query", "`query` and `vector` exclude each other: send one of them"));
             }
             (None, Some(_), None) => {
-                return Err(refused(
-                    "space",
-                    "`vector` needs `space`, which says which vectors it is compared with".into(),
-                ));
+                return Err(refused("space", "`vector` needs `space`, which says which vectors it is compared with"));
             }
             (Some(_), None, Some(_)) => {
                 let sentence =
                     "`space` belongs to `vector`; to search one space by text, send `filter: {\"space\": …}`";
-                return Err(refused("space", sentence.into()));
+                return Err(refused("space", sentence));
             }
         };
         Ok(SearchRequest {
@@ -221,8 +215,4 @@ impl SpaceObject {
             reason: searched.reason,
         }
     }
-}
-
-fn refused(param: &str, sentence: String) -> ApiError {
-    ApiError::new(Code::InvalidRequest, sentence).with_param(param)
 }

@@ -12,10 +12,10 @@ use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Receiver;
 use utoipa::ToSchema;
 
-use super::Kept;
 use super::filter::FilterBody;
 use super::ndjson::{LineReader, RawLine, answer, check_content_type, line};
 use super::wire::{DraftBody, GrainObject};
+use super::{Kept, refused};
 use crate::api::access::Holder;
 use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
@@ -193,10 +193,6 @@ impl ImportQuery {
     }
 }
 
-fn refused(param: &str, sentence: &str) -> ApiError {
-    ApiError::new(Code::InvalidRequest, sentence).with_param(param)
-}
-
 /// How lines are read.
 #[derive(Clone, Copy)]
 struct LineRules {
@@ -320,7 +316,7 @@ impl LineBody {
             Some(Value::String(id)) => Some(id),
             Some(manifest) => {
                 let body = serde_json::from_value::<ManifestBody>(manifest).map_err(|error| {
-                    refused("space", &format!("`space` is neither the id of a space nor the manifest of one: {error}"))
+                    refused("space", format!("`space` is neither the id of a space nor the manifest of one: {error}"))
                 })?;
                 let ManifestBody { fingerprint, manifest } = body;
                 return Ok(ImportEntry::Space(ImportSpace { fingerprint, manifest }));
@@ -357,7 +353,7 @@ impl LineBody {
         let mut draft = body.into_draft()?;
         if meta.embedding_model.as_ref().is_some_and(|model| model.len() > MAX_MODEL_BYTES) {
             let sentence = format!("`meta.embedding_model` takes {MAX_MODEL_BYTES} bytes");
-            return Err(refused("meta.embedding_model", &sentence));
+            return Err(refused("meta.embedding_model", sentence));
         }
         if let Some(supplied) = &mut draft.vector
             && let Some(origin) = meta.origin.as_deref()

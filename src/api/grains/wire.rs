@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
-use crate::api::error::{ApiError, Code};
+use super::refused;
+use crate::api::error::ApiError;
 use crate::api::extract::{UsualModel, required_space};
 use crate::domain::space::hex_digits;
 use crate::domain::{Content, Grain};
@@ -140,17 +141,17 @@ impl DraftBody {
             (Some(_), None) => {
                 let sentence = "`vector` needs `space`: vectors of different spaces cannot be compared. `GET /spaces` lists \
                                 them, and `POST /spaces` declares one";
-                return Err(ApiError::new(Code::InvalidRequest, sentence).with_param("space"));
+                return Err(refused("space", sentence));
             }
             (None, Some(_)) => {
                 let sentence =
                     "`space` says where `vector` is, which is missing: send it, or `model` to have it computed";
-                return Err(ApiError::new(Code::InvalidRequest, sentence).with_param("vector"));
+                return Err(refused("vector", sentence));
             }
         };
         if vector.is_some() && self.model.is_some() {
             let sentence = "`vector` and `model` exclude each other: the one is brought along, the other computes it";
-            return Err(ApiError::new(Code::InvalidRequest, sentence).with_param("model"));
+            return Err(refused("model", sentence));
         }
         let content = Content {
             text: self.text,
