@@ -31,6 +31,7 @@ use crate::clock::Clock;
 use crate::config::{BasePath, CollectorUrl, Config, MemoryBudget};
 use crate::domain::ModelName;
 use crate::engine::CpuFeatures;
+use crate::grains::store::sqlite::beside;
 use crate::grains::store::{OpenOptions, SqliteStore};
 use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
 use crate::models::error::with_causes;
@@ -335,12 +336,6 @@ pub fn index_folder(database: &Path) -> PathBuf {
 #[must_use]
 pub fn snapshots_folder(database: &Path) -> PathBuf {
     beside(database, ".snapshots")
-}
-
-fn beside(database: &Path, suffix: &str) -> PathBuf {
-    let mut path = database.as_os_str().to_owned();
-    path.push(suffix);
-    path.into()
 }
 
 /// The keys of the server.

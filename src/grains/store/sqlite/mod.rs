@@ -106,7 +106,8 @@ fn latest_version() -> i64 {
 }
 
 /// The path of a file beside the database: its name with `suffix` appended, as SQLite itself does for `-wal`.
-fn beside(database: &Path, suffix: &str) -> PathBuf {
+#[must_use]
+pub fn beside(database: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(database);
     name.push(suffix);
     name.into()

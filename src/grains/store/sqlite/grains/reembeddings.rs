@@ -7,7 +7,7 @@ use super::super::super::StoreError;
 use super::super::SqliteStore;
 use super::count;
 use super::reembed::push_failed;
-use super::write::write_order;
+use super::write::{json, write_order};
 use crate::domain::{
     Filter, GrainId, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
 };
@@ -165,10 +165,6 @@ impl SqliteStore {
             cut_over_us: row.try_get("cut_over_us").map_err(&sql)?,
         })
     }
-}
-
-fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("strings, numbers and lists are always JSON")
 }
 
 /// Counts stay far below the greatest number.

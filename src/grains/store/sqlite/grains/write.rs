@@ -316,8 +316,8 @@ pub(super) async fn write_order(
     sqlx::query("UPDATE space_order SET spaces = ?").bind(json(&order)).execute(&mut **transaction).await.map(drop)
 }
 
-fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("strings and JSON values are always JSON")
+pub(super) fn json(value: &impl serde::Serialize) -> String {
+    serde_json::to_string(value).expect("strings, numbers, lists and JSON values are always JSON")
 }
 
 /// RFC 3339 with all six digits, so that times sort as text too.
