@@ -279,22 +279,6 @@ impl AiConfig {
     }
 }
 
-/// Adds `entries` to `models`; one of the same name takes the older one's place.
-pub(super) fn add_by_name(models: &mut Vec<AdditionalModel>, entries: Vec<AdditionalModel>) {
-    for entry in entries {
-        match models.iter_mut().find(|model| model.name == entry.name) {
-            Some(older) => *older = entry,
-            None => models.push(entry),
-        }
-    }
-}
-
-/// The first name that two entries of one source share.
-pub(super) fn repeated_name(entries: &[AdditionalModel]) -> Option<&ModelName> {
-    let mut seen = HashSet::new();
-    entries.iter().map(|entry| &entry.name).find(|name| !seen.insert(*name))
-}
-
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands over a reference")]
 fn is_false(value: &bool) -> bool {
     !value

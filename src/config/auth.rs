@@ -1,13 +1,13 @@
 //! `[auth]`: who may use the server.
 
-use std::collections::HashSet;
 use std::path::PathBuf;
 
 use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize};
 
+use super::layers::repeated_name;
 use super::spelling::Problem;
-use crate::domain::{ApiKey, KeyName};
+use crate::domain::ApiKey;
 
 /// `[auth]`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,7 +50,7 @@ impl<'de> Deserialize<'de> for OpenRoutes {
 
 impl AuthConfig {
     pub(super) fn problems(&self) -> Vec<Problem> {
-        let repeated = repeated_name(&self.keys)
+        let repeated = repeated_name(&self.keys, |key| &key.name)
             .map(|name| Problem::new("auth.keys", format!("found two keys named \"{name}\", expected one")));
         let empty = self
             .keys_file
@@ -59,20 +59,4 @@ impl AuthConfig {
             .map(|_| Problem::new("auth.keys_file", "found an empty path, expected the path of a file"));
         repeated.into_iter().chain(empty).collect()
     }
-}
-
-/// Adds `added` to `keys`; one of the same name takes the older one's place.
-pub(super) fn add_by_name(keys: &mut Vec<ApiKey>, added: Vec<ApiKey>) {
-    for key in added {
-        match keys.iter_mut().find(|older| older.name == key.name) {
-            Some(older) => *older = key,
-            None => keys.push(key),
-        }
-    }
-}
-
-/// The first name that two keys of one source share.
-pub(super) fn repeated_name(keys: &[ApiKey]) -> Option<&KeyName> {
-    let mut seen = HashSet::new();
-    keys.iter().map(|key| &key.name).find(|name| !seen.insert(*name))
 }

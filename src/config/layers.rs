@@ -3,8 +3,9 @@
 //!
 //! Each layer knows its origin, so that a refusal can name it: every variable and every flag is a layer of its own.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::ffi::OsString;
+use std::hash::Hash;
 use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Map, Value};
@@ -101,6 +102,22 @@ fn read_file(sources: &ConfigSources) -> Result<Option<(PathBuf, toml::Table)>, 
         Ok(table) => Ok(Some((path, table))),
         Err(source) => Err(ConfigError::Syntax { path, source: Box::new(source) }),
     }
+}
+
+/// Adds `added` to `entries`; one of the same name takes the older one's place.
+pub(super) fn add_by_name<T, N: PartialEq>(entries: &mut Vec<T>, added: Vec<T>, name: impl Fn(&T) -> &N) {
+    for entry in added {
+        match entries.iter_mut().find(|older| name(older) == name(&entry)) {
+            Some(older) => *older = entry,
+            None => entries.push(entry),
+        }
+    }
+}
+
+/// The first name that two entries of one source share.
+pub(super) fn repeated_name<T, N: Eq + Hash>(entries: &[T], name: impl Fn(&T) -> &N) -> Option<&N> {
+    let mut seen = HashSet::new();
+    entries.iter().map(name).find(|name| !seen.insert(*name))
 }
 
 impl Layers {

@@ -42,7 +42,7 @@ pub use server::{AllowedHost, BindHost, HostError, MOST_INPUTS, RouteTimeout, Se
 pub use telemetry::{CollectorUrl, CollectorUrlError, LogFilter, LogFilterError, LogFormat, Share, TelemetryConfig};
 
 use crate::domain::ApiKey;
-use layers::{KEYS, Layer, Layers, MODELS};
+use layers::{KEYS, Layer, Layers, MODELS, add_by_name, repeated_name};
 use spelling::Problem;
 
 const SECTIONS: [&str; 7] = ["server", "ai", "models", "engine", "grains", "auth", "telemetry"];
@@ -246,11 +246,11 @@ impl SectionReader<'_> {
         };
         let mut configured = configured?;
         // Adding by name would hide a name that the variable has twice; one that the file has twice stays visible.
-        if let (Some(layer), Some(name)) = (added, ai::repeated_name(&entries)) {
+        if let (Some(layer), Some(name)) = (added, repeated_name(&entries, |entry| &entry.name)) {
             let sentence = format!("found two entries named \"{name}\", expected one (case is ignored)");
             self.refusals.push(Refusal { origin: layer.origin.clone(), key: MODELS.to_owned(), sentence });
         }
-        ai::add_by_name(&mut configured.additional_models, entries);
+        add_by_name(&mut configured.additional_models, entries, |entry| &entry.name);
         Some(configured)
     }
 
@@ -266,11 +266,11 @@ impl SectionReader<'_> {
             None => Vec::new(),
         };
         let mut configured = configured?;
-        if let (Some(layer), Some(name)) = (added, auth::repeated_name(&keys)) {
+        if let (Some(layer), Some(name)) = (added, repeated_name(&keys, |key| &key.name)) {
             let sentence = format!("found two keys named \"{name}\", expected one");
             self.refusals.push(Refusal { origin: layer.origin.clone(), key: KEYS.to_owned(), sentence });
         }
-        auth::add_by_name(&mut configured.keys, keys);
+        add_by_name(&mut configured.keys, keys, |key| &key.name);
         Some(configured)
     }
 }
