@@ -297,14 +297,6 @@ impl MultiModelManager {
         self.lease(name).await?.embed(request).await
     }
 
-    /// Embeds with the active model.
-    ///
-    /// # Errors
-    /// As [`Self::embed_with_model`].
-    pub async fn embed_auto(&self, request: EmbedRequest) -> Result<Embedded, ModelError> {
-        self.embed_with_model(request, &self.active()).await
-    }
-
     /// Waits for the caller's turn to change the active model or the catalog.
     pub(super) async fn turn_to_change(&self) -> SemaphorePermit<'_> {
         self.change_turn.acquire().await.expect("the semaphore is never closed")
