@@ -259,15 +259,13 @@ async fn pick(
 ) -> Result<ModelName, AdoptError> {
     let lengths: Vec<usize> = sample.iter().filter_map(|candidate| Some(candidate.vector.as_ref()?.len())).collect();
     let active = models.active();
-    let mut names = vec![active.clone()];
     // What is not on this machine is not downloaded for a guess.
-    names.extend(models.list().into_iter().filter(ModelStatus::is_here).map(|status| status.info.name.clone()));
-    names.dedup_by(|later, first| later == first);
+    let mut names: Vec<ModelName> =
+        models.list().into_iter().filter(ModelStatus::is_here).map(|status| status.info.name.clone()).collect();
+    names.retain(|name| *name != active);
+    names.insert(0, active);
     let (mut best, mut tried): (Option<(usize, ModelName)>, Vec<String>) = (None, Vec::new());
     for name in names {
-        if tried.iter().any(|tried| *tried == format!("`{name}`")) {
-            continue;
-        }
         // A model that does not load has not made them as far as anybody can tell.
         let Ok(lease) = models.lease(&name).await else { continue };
         tried.push(format!("`{name}`"));
