@@ -5,15 +5,10 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::json;
-use tempfile::TempDir;
 
-use crate::helpers::{MINILM, Process, TestApp, client, data_dir, entry_of, send, test_model, vectors_of, with_tiny};
-
-fn folder_with(toml: &str) -> TempDir {
-    let folder = TempDir::new().expect("a folder");
-    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
-    folder
-}
+use crate::helpers::{
+    MINILM, Process, TestApp, client, data_dir, entry_of, folder_with, send, test_model, vectors_of, with_tiny,
+};
 
 /// What `granary serve` says when it does not start. It must not have made anything.
 fn refusal(toml: &str, flags: &[&str], variables: &[(&str, &str)]) -> String {

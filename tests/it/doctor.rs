@@ -4,15 +4,8 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::{Value, json};
-use tempfile::TempDir;
 
-use crate::helpers::{MINILM, Process, client, data_dir, entry_of, key_entry, secret, send, with_tiny};
-
-fn folder_with(toml: &str) -> TempDir {
-    let folder = TempDir::new().expect("a folder");
-    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
-    folder
-}
+use crate::helpers::{MINILM, Process, client, data_dir, entry_of, folder_with, key_entry, secret, send, with_tiny};
 
 /// The models and the runtime library of set-up, and a database in the working directory.
 fn installed() -> [(&'static str, String); 2] {
