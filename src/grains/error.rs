@@ -302,9 +302,10 @@ impl RefusalKind {
     fn of_model(error: &ModelError) -> Self {
         match error {
             ModelError::NotFound { .. } => Self::ModelNotFound,
-            ModelError::Loading { .. } | ModelError::Stopping { .. } | ModelError::Engine(EngineError::Closed) => {
-                Self::ModelLoading
-            }
+            ModelError::Loading { .. }
+            | ModelError::Draining { .. }
+            | ModelError::Stopping { .. }
+            | ModelError::Engine(EngineError::Closed) => Self::ModelLoading,
             ModelError::Disabled { .. } => Self::ModelDisabled,
             ModelError::Failed { kind, .. } => match kind {
                 FailureKind::Model => Self::ModelFailed,

@@ -179,7 +179,8 @@ async fn a_model_is_disabled_and_enabled_to_the_end_though_its_caller_has_left()
     let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
     for (verb, body, is_disabled) in [("unload", json!({"disable": true}), true), ("load", json!({}), false)] {
         sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut outsider).await.expect("locked");
-        let asked = app.post(&format!("/models/tiny-cls/{verb}"), body);
+        let path = format!("/models/tiny-cls/{verb}");
+        let asked = app.post(&path, body);
         let answered = tokio::time::timeout(Duration::from_millis(300), asked).await.is_ok();
         assert!(!answered, "{verb} is recorded, and that waits for who has locked the database");
         // The server learns that nobody waits for the answer any more.

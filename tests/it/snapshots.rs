@@ -91,12 +91,12 @@ async fn one_snapshot_is_made_at_a_time_however_long_it_takes() {
     let app = TestApp::start_in(folder_with_much().await, &toml).await;
     let make = || send(app.request(reqwest::Method::POST, "/snapshots"));
     let (one, other) = tokio::join!(make(), make());
-    let (made, refused) = if one.status == 201 { (one, other) } else { (other, one) };
-    assert_eq!(made.status, 201, "{}", made.text);
+    let (first, refused) = if one.status == 201 { (one, other) } else { (other, one) };
+    assert_eq!(first.status, 201, "{}", first.text);
     let (status, code, detail) = refused.problem();
     assert_eq!((status, code.as_str()), (409, "conflict"));
     assert!(detail.contains("has been under way since 20"), "{detail}");
-    assert_eq!(app.get("/snapshots").await.ok()["snapshots"], json!([made.json()]));
+    assert_eq!(app.get("/snapshots").await.ok()["snapshots"], json!([first.json()]));
     app.stop().await;
 }
 

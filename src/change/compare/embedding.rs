@@ -157,7 +157,7 @@ impl Work<'_> {
 async fn lease(models: &MultiModelManager, name: &ModelName) -> Result<Lease, ModelError> {
     loop {
         match models.lease(name).await {
-            Err(ModelError::Loading { .. }) => {}
+            Err(ModelError::Loading { .. } | ModelError::Draining { .. }) => {}
             ended => return ended,
         }
     }
