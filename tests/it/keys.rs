@@ -124,7 +124,7 @@ async fn every_route_refuses_keys_without_its_scope_and_takes_those_with_it() {
 }
 
 #[tokio::test]
-async fn a_wrong_method_is_told_to_every_key_and_to_nobody_else() {
+async fn a_wrong_method_is_told_to_every_key_and_to_nobody_without_one() {
     let app = app_with_all_scopes().await;
     let all = Operation::all();
     let paths: BTreeMap<_, _> = all.iter().map(|operation| (operation.path_of(TINY), operation.pattern())).collect();
@@ -141,7 +141,7 @@ async fn a_wrong_method_is_told_to_every_key_and_to_nobody_else() {
             let unknown = app.request(method, path).bearer_auth("grn_nobodys-key-0123456789");
             for request in [without, unknown] {
                 let refused = send(request).await;
-                assert_eq!((refused.status.as_u16(), refused.header("allow")), (401, ""), "{name}: {}", refused.text);
+                assert_eq!(refused.status, 401, "{name}: {}", refused.text);
             }
         }
     }

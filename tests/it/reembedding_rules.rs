@@ -432,7 +432,7 @@ async fn the_end_of_a_window_does_not_wait_for_the_end_of_another_job() {
     }
     let job = begin(&app, json!({"to": OTHER})).await;
     let job = wait_until(&app, &job, "completed").await;
-    let other = begin(&app, json!({"to": THIRD, "throttle": 0.005})).await;
+    let other = begin(&app, json!({"to": THIRD, "throttle": 0.01})).await;
     wait_for(&app, &other, |job| job["done"].as_u64() > Some(0)).await;
     // The other one is at work from the first moment on.
     let app = app.restart_with(&toml("0s")).await;
