@@ -13,7 +13,7 @@ WORKDIR /build
 COPY scripts/setup scripts/provision.py scripts/write_onnx.py scripts/requirements-setup.txt scripts/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
     GRANARY_MODELS__DATA_DIR=/opt/granary scripts/setup \
-    && cd /opt/granary && rm -rf .gitignore .lock python stamps tmp
+    && cd /opt/granary && rm -rf .gitignore .lock .setup python stamps
 
 FROM ${BUILD_IMAGE} AS built
 WORKDIR /build

@@ -20,6 +20,8 @@ from pathlib import Path
 SCRIPTS = Path(__file__).resolve().parent
 REPOSITORY = SCRIPTS.parent
 REQUIREMENTS = SCRIPTS / "requirements-setup.txt"
+# Emptied by each run: a name that nobody else has in a folder that is not for set-up alone, such as a home.
+STAGING = ".setup"
 
 
 class Failure(Exception):
@@ -70,15 +72,16 @@ class DataFolder:
             except BlockingIOError:
                 say("another set-up is running in this folder; waiting for it ...")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            (self.root / ".gitignore").write_text("*\n")
-            shutil.rmtree(self.root / "tmp", ignore_errors=True)  # what killed runs left
+            if not (self.root / ".gitignore").exists():
+                (self.root / ".gitignore").write_text("*\n")
+            shutil.rmtree(self.root / STAGING, ignore_errors=True)  # what killed runs left
             yield
 
     @contextlib.contextmanager
     def staging(self):
         """A new folder on the same file system, removed at the end: what is ready has been published by then."""
-        (self.root / "tmp").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.root / "tmp") as folder:
+        (self.root / STAGING).mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.root / STAGING) as folder:
             yield Path(folder)
 
     def publish(self, staged, target):
