@@ -63,6 +63,7 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-HEALTHCHECK --interval=10s --timeout=6s --start-period=60s --retries=3 CMD ["granary", "health"]
+# Upgrading or checking a large database comes before the first answer: up to ten minutes, as in docker/k8s.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["granary", "health"]
 ENTRYPOINT ["granary"]
 CMD ["serve"]
