@@ -6,7 +6,7 @@ SHELL := /bin/bash
 
 # The binary that the checks of a running server use. Tests build it anyway.
 DEV_BINARY := target/debug/granary
-TOOLS := .granary/tools
+TOOLS := $(or $(GRANARY_MODELS__DATA_DIR),.granary)/tools
 # What `make bench` writes; the chart goes beside it.
 RESULTS := benches/results/serving.json
 

@@ -6,7 +6,7 @@ use granary::engine::{Input, OverLong, TextTokenizer};
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::helpers::{Answer, Chance, MINILM, TestApp, cosine, norm, repository, vectors_of};
+use crate::helpers::{Answer, Chance, MINILM, TestApp, cosine, data_dir, norm, repository, vectors_of};
 
 /// A line of the golden file.
 #[derive(Deserialize)]
@@ -47,7 +47,7 @@ async fn openvino_makes_the_vectors_of_sentence_transformers() {
 #[test]
 fn a_long_text_is_cut_as_if_all_of_it_were_read() {
     const MAX_TOKENS: usize = 256;
-    let path = repository().join(".granary/models/all-MiniLM-L6-v2/tokenizer.json");
+    let path = data_dir().join("models/all-MiniLM-L6-v2/tokenizer.json");
     let tokenizer = TextTokenizer::open(&path, MAX_TOKENS).expect("the default model's");
     let texts: Vec<String> = Golden::all().into_iter().map(|line| line.text).collect();
     let mut chance = Chance::seeded(11);
