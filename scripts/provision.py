@@ -169,8 +169,8 @@ def run_writer(data, script, *arguments):
 def pip(verb, *arguments):
     """Runs pip quietly, wheels only. Its own settings (an index, a folder of wheels, a proxy) are in force."""
     command = [sys.executable, "-m", "pip", verb, "--quiet", "--disable-pip-version-check", "--no-input"]
-    # A configured `user = true` contradicts --target.
-    environment = {**os.environ, "PIP_USER": "0", "PIP_ROOT_USER_ACTION": "ignore"}
+    # A configured `user = true` contradicts --target, and a folder of its own is as good as a virtual environment.
+    environment = {**os.environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", "PIP_ROOT_USER_ACTION": "ignore"}
     command += ["--retries=2", "--only-binary=:all:", *arguments]
     finished = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if finished.returncode:
@@ -215,8 +215,18 @@ def run(main):
         sys.exit(f"{name}: {failure}")
     except KeyboardInterrupt:
         sys.exit(f"{name}: stopped; the next run goes on from here.")
+    except subprocess.SubprocessError as error:
+        sys.exit(f"{name}: {ending(error)}; the next run goes on from here.")
     except OSError as error:
         sys.exit(f"{name}: {error}; the next run goes on from here.")
+
+
+def ending(error):
+    """How a program ended, or did not, that was to succeed; without its arguments, which may be whole scripts."""
+    program = Path(error.cmd[0]).name
+    if isinstance(error, subprocess.TimeoutExpired):
+        return f"{program} was stopped after {error.timeout:.0f} s"
+    return f"{program} failed with exit status {error.returncode}"
 
 
 def check_machine():
