@@ -21,7 +21,7 @@ const PURGED_AT_ONCE: u32 = 1_000;
 
 impl Reembeddings {
     /// Gives grains that were written since the job was asked for vectors in a space before, where its model is known.
-    /// Those that were in the job's space already stay there.
+    /// Those that were in the job's space already stay there, unless they were edited since.
     pub(super) async fn bring_back(&self, job: &Reembedding, n_errors: &mut u32) -> Result<(), Stopped> {
         let mut reasons = Vec::new();
         if let Err(error) = self.activate_previous(job).await {
