@@ -289,7 +289,10 @@ fn connection_limits(config: &Config) -> ConnectionLimits {
 }
 
 /// How long a request may take.
-fn timeouts(config: &Config) -> Result<Timeouts, AppError> {
+///
+/// # Errors
+/// [`AppError::Route`], for a time of no route.
+pub(crate) fn timeouts(config: &Config) -> Result<Timeouts, AppError> {
     let of_routes = config.server.route_timeouts.iter().map(|(route, time)| (route.clone(), time.0)).collect();
     Timeouts::new(config.server.request_timeout, of_routes)
         .map_err(|source| AppError::Route { origin: config.origin("server.route_timeouts"), source })
@@ -359,7 +362,7 @@ pub fn keys(config: &Config) -> Result<Keys, AppError> {
 ///
 /// # Errors
 /// [`AppError::Tls`].
-fn tls(config: &Config) -> Result<Option<Arc<Tls>>, AppError> {
+pub(crate) fn tls(config: &Config) -> Result<Option<Arc<Tls>>, AppError> {
     let (Some(certificate), Some(key)) = (config.server.tls_certificate.clone(), config.server.tls_key.clone()) else {
         return Ok(None);
     };

@@ -84,6 +84,25 @@ fn an_open_port_without_a_key_is_a_problem_and_keys_are_counted() {
 }
 
 #[test]
+fn a_certificate_and_times_that_a_start_would_refuse_are_problems() {
+    let folder = folder_with(
+        "[server]\ntls_certificate = 'tls.crt'\ntls_key = 'tls.key'\n[server.route_timeouts]\n'GET /no-such' = '1s'",
+    );
+    for (file, said) in [("", "tls.crt` cannot be read"), ("tls.crt", "tls.key` cannot be read")] {
+        if !file.is_empty() {
+            fs_err::write(folder.path().join(file), "no certificate").expect("written");
+        }
+        let found = report(folder.path(), &installed());
+        assert_eq!(found["works"], false);
+        for (subject, said) in [("certificate", said), ("server.route_timeouts", "found \"GET /no-such\"")] {
+            let check = check(&found, subject);
+            assert_eq!(check["verdict"], "problem", "{check}");
+            assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
+        }
+    }
+}
+
+#[test]
 fn a_missing_runtime_library_is_a_problem_with_a_way_out() {
     let folder = folder_with("[engine]\nruntime_library = 'no/such.so'");
     let output = doctor(folder.path(), &[], &installed());

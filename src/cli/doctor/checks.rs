@@ -136,6 +136,25 @@ pub(super) fn keys(config: &Config) -> Check {
     }
 }
 
+/// Whether the certificate can be shown; `None` when the configuration names none.
+pub(super) fn certificate(config: &Config) -> Option<Check> {
+    const SUBJECT: &str = "certificate";
+    match app::tls(config) {
+        Ok(served) => served.map(|_| Check::new(SUBJECT, Verdict::Ok, "it and its key can be used")),
+        Err(error) => Some(Check::new(SUBJECT, Verdict::Problem, with_causes(&error))),
+    }
+}
+
+/// A time for a route that there is not.
+pub(super) fn route_times(config: &Config) -> Option<Check> {
+    let error = app::timeouts(config).err()?;
+    let finding = match &error {
+        AppError::Route { origin, source } => format!("{origin}: {source}"),
+        other => with_causes(other),
+    };
+    Some(Check::new("server.route_timeouts", Verdict::Problem, finding))
+}
+
 /// Whether the database can be opened; `None` when the configuration wants none.
 pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreError>>) -> Check {
     const SUBJECT: &str = "database";

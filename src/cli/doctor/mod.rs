@@ -115,6 +115,8 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
     };
     let mut checks = vec![checks::runtime(&selection.runtime), checks::data_dir(config)];
     checks.push(checks::keys(config));
+    checks.extend(checks::certificate(config));
+    checks.extend(checks::route_times(config));
     checks.push(checks::database(config, database.as_ref()));
     if let Some(Ok(FileState::Known { contents: Some(contents), .. })) = &database {
         checks.push(checks::grains(contents));
