@@ -510,6 +510,12 @@ async fn the_command_line_moves_grains_from_one_server_to_another() {
     let out = from.folder.path().join("out.ndjson");
     assert!(!from.folder.path().join("out.ndjson.part").exists());
     let exported = fs_err::read_to_string(&out).expect("written");
+    let link = from.folder.path().join("link.ndjson");
+    std::os::unix::fs::symlink("linked.ndjson", &link).expect("linked");
+    from.ok(&["export", "link.ndjson", "--vectors", "--filter", filter], "");
+    assert!(link.is_symlink(), "the export took the link's place");
+    let linked = fs_err::read_to_string(from.folder.path().join("linked.ndjson")).expect("written");
+    assert_eq!(linked.lines().count(), exported.lines().count());
     assert_eq!(to.ok(&["import", out.to_str().expect("UTF-8")], ""), "400 read: 400 created\n");
     assert_eq!(to.ok(&["import", "-", "--on-conflict", "skip"], &exported), "400 read: 400 skipped\n");
     assert_eq!(to.ok(&["import", "-", "--on-conflict", "replace"], &exported), "400 read: 400 unchanged\n");

@@ -16,6 +16,10 @@ pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write)
     if args.file == Path::new("-") {
         return copy(lines, out).await;
     }
+    if !is_replaceable(&args.file) {
+        let mut file = io::BufWriter::new(fs_err::File::create(args.file).map_err(GrainsError::File)?);
+        return copy(lines, &mut file).await;
+    }
     // Under its own name only when it is whole.
     let mut part = args.file.clone().into_os_string();
     part.push(".part");
@@ -23,6 +27,14 @@ pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write)
     copy(lines, &mut file).await?;
     file.into_inner().map_err(|error| GrainsError::File(error.into_error()))?.sync_all().map_err(GrainsError::File)?;
     fs_err::rename(part, args.file).map_err(GrainsError::File)
+}
+
+/// Whether another file may take the place of what is there. A link, a pipe or a device is written to instead: it stays.
+fn is_replaceable(path: &Path) -> bool {
+    match fs_err::symlink_metadata(path) {
+        Ok(found) => found.is_file(),
+        Err(error) => error.kind() == io::ErrorKind::NotFound,
+    }
 }
 
 /// Writes the lines of an export, whose last must be its end.
