@@ -53,7 +53,7 @@ async fn copy(mut lines: Lines, out: &mut impl Write) -> Result<(), GrainsError>
         return Ok(());
     }
     match last["error"]["problem"]["detail"].as_str() {
-        Some(_) => Err(GrainsError::Stopped(text_of(&last["error"]["problem"]["detail"]).to_owned())),
-        None => Err(GrainsError::Cut),
+        Some(_) => Err(GrainsError::Export(text_of(&last["error"]["problem"]["detail"]).to_owned())),
+        None => Err(GrainsError::CutExport),
     }
 }

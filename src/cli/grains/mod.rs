@@ -127,12 +127,18 @@ pub enum GrainsError {
     /// Some lines were not imported.
     #[error("{0} lines were not imported")]
     Failed(u64),
-    /// The server gave up.
+    /// The server gave an import up.
     #[error("the import stopped before its end: {0}. With `--on-conflict skip` it goes on where it stopped")]
     Stopped(String),
-    /// The answer has no end.
+    /// An import's answer has no end.
     #[error("the connection was cut. With `--on-conflict skip` an import goes on where it stopped")]
     Cut,
+    /// The server gave an export up.
+    #[error("the export stopped before its end: {0}. Grains are missing in what is there: ask for it again")]
+    Export(String),
+    /// An export has no end.
+    #[error("the connection was cut. Grains are missing in what is there of the export: ask for it again")]
+    CutExport,
     /// The server gave an adoption up.
     #[error(
         "the adoption stopped before its end: {0}. What was adopted stays so, and it goes on when it is asked for again"
