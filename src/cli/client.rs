@@ -6,7 +6,8 @@ use std::time::Duration;
 use clap::Args;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::redirect::Policy;
 use reqwest::{Body, Method, Url};
 use serde_json::Value;
 
@@ -60,6 +61,14 @@ pub enum ServerError {
         /// What the network said.
         source: reqwest::Error,
     },
+    /// It is elsewhere.
+    #[error("{base} redirects to {to}: name that with --url")]
+    Redirected {
+        /// The address.
+        base: String,
+        /// Where that sends who asks.
+        to: String,
+    },
     /// The answer is not Granary's.
     #[error("{base} does not answer like Granary: {status}")]
     Foreign {
@@ -100,6 +109,8 @@ impl Client {
             .user_agent(concat!("granary-cli/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls)
             .connect_timeout(CONNECT_TIMEOUT)
+            // Behind one, a POST may become a GET, and the key stays behind.
+            .redirect(Policy::none())
             .default_headers(headers);
         // A proxy that the environment names, for downloads say, cannot reach this machine's own addresses.
         let http = if is_loopback(&base) { http.no_proxy() } else { http };
@@ -133,7 +144,7 @@ impl Client {
         let mut url = self.base.clone();
         // It has a host, so it has a path.
         if let Ok(mut parts) = url.path_segments_mut() {
-            parts.pop_if_empty().extend(path);
+            parts.pop_if_empty().extend(&path);
         }
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
@@ -146,6 +157,9 @@ impl Client {
         let status = response.status();
         if status.is_success() {
             return Ok(response);
+        }
+        if let Some(to) = redirected(&response, &path).filter(|_| status.is_redirection()) {
+            return Err(ServerError::Redirected { base: self.base.to_string(), to });
         }
         let text = response.text().await.map_err(|source| self.unreachable(source))?;
         let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;
@@ -168,6 +182,16 @@ impl Client {
 
 fn is_loopback(url: &Url) -> bool {
     url.host_str().is_some_and(|host| host.parse::<BindHost>().is_ok_and(|host| host.is_loopback()))
+}
+
+/// Where an answer sends who asks, as the address of a server: without the path that was asked for there.
+fn redirected(response: &reqwest::Response, path: &[String]) -> Option<String> {
+    let location = response.headers().get(LOCATION)?.to_str().ok()?;
+    let mut target = response.url().join(location).ok()?;
+    target.set_query(None);
+    let asked = format!("/{}", path.join("/"));
+    let target = target.as_str().trim_end_matches('/');
+    Some(target.strip_suffix(asked.as_str()).unwrap_or(target).to_owned())
 }
 
 /// The header that presents the key in a file.

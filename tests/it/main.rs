@@ -14,6 +14,7 @@ mod base_path;
 mod batching;
 mod broken_models;
 mod chaos;
+mod command_line;
 mod comparisons;
 mod config_refusals;
 mod cors;

@@ -1,0 +1,61 @@
+//! What the command line says when that which answers at the address is no Granary, sends it elsewhere, or stops halfway.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpListener;
+use std::process::{Command, Output};
+
+/// The address of something that gives each who connects this answer, whatever is asked, and hangs up.
+fn stand_in(answer: &'static str) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    // It ends with the process.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut reader = BufReader::new(stream.expect("a connection"));
+            let mut head = String::new();
+            while !head.ends_with("\r\n\r\n") && reader.read_line(&mut head).is_ok_and(|n_bytes| n_bytes > 0) {}
+            let length = head.to_lowercase().split("content-length: ").nth(1).and_then(|rest| {
+                let digits = rest.split("\r\n").next()?;
+                digits.parse::<usize>().ok()
+            });
+            // What is left unread would reset the connection.
+            let _ = reader.read_exact(&mut vec![0; length.unwrap_or_default()]);
+            let _ = reader.get_mut().write_all(answer.as_bytes());
+        }
+    });
+    url
+}
+
+fn granary(url: &str, arguments: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.args(arguments).env_clear().env("GRANARY_URL", url).output().expect("it runs")
+}
+
+/// What it says when it does not work.
+fn complaint(url: &str, arguments: &[&str]) -> String {
+    let output = granary(url, arguments);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8(output.stderr).expect("UTF-8")
+}
+
+#[test]
+fn a_redirect_is_not_followed_but_named() {
+    let away =
+        stand_in("HTTP/1.1 301 Moved\r\nlocation: https://granary.example/a/models?x=1\r\ncontent-length: 0\r\n\r\n");
+    let said = complaint(&away, &["models", "list"]);
+    assert_eq!(said, format!("granary: {away}/ redirects to https://granary.example/a: name that with --url\n"));
+    let within = stand_in("HTTP/1.1 308 Moved\r\nlocation: /granary/reembeddings\r\ncontent-length: 0\r\n\r\n");
+    let said = complaint(&within, &["reembed", "begin", "tiny"]);
+    assert_eq!(said, format!("granary: {within}/ redirects to {within}/granary: name that with --url\n"));
+}
+
+#[test]
+fn an_export_that_stops_is_called_one() {
+    let stopped =
+        stand_in("HTTP/1.1 200 OK\r\ncontent-length: 42\r\n\r\n{\"error\": {\"problem\": {\"detail\": \"why\"}}}\n");
+    let said = complaint(&stopped, &["grains", "export"]);
+    assert!(said.starts_with("granary: the export stopped before its end: why. "), "{said}");
+    let cut = stand_in("HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"id\": \"a\"}\n");
+    let said = complaint(&cut, &["grains", "export"]);
+    assert!(said.starts_with("granary: the connection was cut. Grains are missing "), "{said}");
+}
