@@ -61,6 +61,14 @@ pub enum ServerError {
         /// What the network said.
         source: reqwest::Error,
     },
+    /// Somebody was there, and left in the middle.
+    #[error("the connection to {base} broke")]
+    Broken {
+        /// The address.
+        base: Url,
+        /// What the network said, or whoever gives the body.
+        source: reqwest::Error,
+    },
     /// It is elsewhere.
     #[error("{base} redirects to {to}: name that with --url")]
     Redirected {
@@ -88,6 +96,14 @@ pub enum ServerError {
 }
 
 impl ServerError {
+    /// A request without an answer, or an answer without an end.
+    fn of(base: &Url, source: reqwest::Error) -> Self {
+        let base = base.clone();
+        let is_connect = source.is_connect();
+        let source = source.without_url();
+        if is_connect { Self::Unreachable { base, source } } else { Self::Broken { base, source } }
+    }
+
     /// Whether the server refused with this code.
     pub(super) fn is(&self, wanted: &str) -> bool {
         matches!(self, Self::Refused { code, .. } if code == wanted)
@@ -123,7 +139,7 @@ impl Client {
     pub(super) async fn ask(&self, request: Request) -> Result<Value, ServerError> {
         let response = self.send(request).await?;
         let status = response.status().as_u16();
-        let text = response.text().await.map_err(|source| self.unreachable(source))?;
+        let text = response.text().await.map_err(|source| ServerError::of(&self.base, source))?;
         if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text).map_err(|_| self.foreign(status)) }
     }
 
@@ -153,7 +169,7 @@ impl Client {
         if let Some(body) = body {
             sent = sent.header(CONTENT_TYPE, content_type).body(body);
         }
-        let response = sent.send().await.map_err(|source| self.unreachable(source))?;
+        let response = sent.send().await.map_err(|source| ServerError::of(&self.base, source))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
@@ -161,7 +177,7 @@ impl Client {
         if let Some(to) = redirected(&response, &path).filter(|_| status.is_redirection()) {
             return Err(ServerError::Redirected { base: self.base.to_string(), to });
         }
-        let text = response.text().await.map_err(|source| self.unreachable(source))?;
+        let text = response.text().await.map_err(|source| ServerError::of(&self.base, source))?;
         let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;
         let word = |key: &str| answer[key].as_str().map(str::to_owned);
         Err(match (word("code"), word("detail")) {
@@ -169,10 +185,6 @@ impl Client {
             (Some(code), Some(detail)) => ServerError::Refused { code, detail },
             _ => self.foreign(status.as_u16()),
         })
-    }
-
-    fn unreachable(&self, source: reqwest::Error) -> ServerError {
-        ServerError::Unreachable { base: self.base.clone(), source: source.without_url() }
     }
 
     fn foreign(&self, status: u16) -> ServerError {
@@ -262,9 +274,7 @@ impl Lines {
             self.searched = self.read.len();
             match self.pieces.next().await {
                 Some(Ok(piece)) => self.read.extend_from_slice(&piece),
-                Some(Err(source)) => {
-                    return Err(ServerError::Unreachable { base: self.base.clone(), source: source.without_url() });
-                }
+                Some(Err(source)) => return Err(ServerError::of(&self.base, source)),
                 None => return Ok(None),
             }
         }

@@ -50,6 +50,25 @@ fn a_redirect_is_not_followed_but_named() {
 }
 
 #[test]
+fn a_connection_that_breaks_is_told_from_one_that_is_not_made() {
+    let breaks = stand_in("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{\"models\": [");
+    for arguments in [&["models", "list"][..], &["grains", "export"]] {
+        let said = complaint(&breaks, arguments);
+        assert!(said.starts_with(&format!("granary: the connection to {breaks}/ broke: ")), "{said}");
+    }
+    let said = complaint(&stand_in(""), &["models", "list"]);
+    assert!(said.contains(" broke: "), "{said}");
+    let said = complaint("http://127.0.0.1:9", &["models", "list"]);
+    assert!(said.starts_with("granary: no Granary answers at http://127.0.0.1:9/: "), "{said}");
+}
+
+#[test]
+fn a_directory_is_not_imported() {
+    let said = complaint("http://127.0.0.1:9", &["grains", "import", "src"]);
+    assert_eq!(said, "granary: the file cannot be read or written: `src` is a directory\n");
+}
+
+#[test]
 fn an_export_that_stops_is_called_one() {
     let stopped =
         stand_in("HTTP/1.1 200 OK\r\ncontent-length: 42\r\n\r\n{\"error\": {\"problem\": {\"detail\": \"why\"}}}\n");

@@ -22,8 +22,13 @@ pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write)
         (Box::new(io::stdin()), None)
     } else {
         let file = fs_err::File::open(&args.file).map_err(GrainsError::File)?;
-        let size = file.metadata().map_err(GrainsError::File)?.len();
-        (Box::new(file), Some(size))
+        let found = file.metadata().map_err(GrainsError::File)?;
+        // It can be opened, and not be read.
+        if found.is_dir() {
+            let reason = format!("`{}` is a directory", args.file.display());
+            return Err(GrainsError::File(io::Error::new(io::ErrorKind::IsADirectory, reason)));
+        }
+        (Box::new(file), Some(found.len()))
     };
     let template = match size {
         Some(_) => "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}",
