@@ -8,13 +8,16 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
-use tokio::signal::unix::{SignalKind, signal};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
 use super::output::{print, table};
+use crate::shutdown::Signals;
 
 /// Between two looks at a comparison that has not ended.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// How long the server may take to answer who was interrupted.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The flags of `granary compare`.
 #[derive(Clone, Debug, Args)]
@@ -55,6 +58,14 @@ pub enum CompareCliError {
     /// Who waited for it does so no more.
     #[error("interrupted, and the comparison is cancelled")]
     Cancelled,
+    /// The same, before anything was known of it.
+    #[error("interrupted before the server answered: `GET /comparisons` lists the comparison if it has begun")]
+    Unanswered,
+    /// The same, and the server is silent.
+    #[error(
+        "interrupted, and the server does not say that the comparison is cancelled: `DELETE /comparisons/{0}` does it"
+    )]
+    NotCancelled(String),
     /// The process.
     #[error("cannot start")]
     Start(#[source] io::Error),
@@ -81,25 +92,58 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
     let queries: Option<Vec<String>> = queries.as_ref().map(lines);
     let body = json!({"from": args.from, "to": args.to, "sample": args.sample, "queries": queries, "k": args.k});
     // Listened for before there is anything to cancel: none can slip through.
-    let mut interrupted = signal(SignalKind::interrupt()).map_err(CompareCliError::Start)?;
-    let begun = client.ask(Request::json(Method::POST, &["comparisons"], &body)).await?;
-    let id = text(&begun["id"]);
-    let found = tokio::select! {
-        found = follow(client, id) => found?,
-        _ = interrupted.recv() => {
-            client.ask(Request::new(Method::DELETE, &["comparisons", id])).await?;
-            return Err(CompareCliError::Cancelled);
+    let mut signals = Signals::listen().map_err(CompareCliError::Start)?;
+    let begin = client.ask(Request::json(Method::POST, &["comparisons"], &body));
+    tokio::pin!(begin);
+    let begun = tokio::select! {
+        begun = &mut begin => begun?,
+        _ = signals.recv() => {
+            // It may have begun, and its id is on the way.
+            let begun = soon(begin, &mut signals).await.ok_or(CompareCliError::Unanswered)??;
+            return Err(cancel(client, text(&begun["id"]), &mut signals).await);
         }
     };
-    if let Some(path) = args.html {
-        let mut page = Vec::new();
-        let mut lines = client.open(Request::get(&["comparisons", id, "report"])).await?;
-        while let Some(line) = lines.next().await? {
-            page.extend(line);
+    let id = text(&begun["id"]);
+    let html = args.html;
+    let finish = async {
+        let found = follow(client, id).await?;
+        if let Some(path) = html {
+            fs_err::write(&path, report(client, id).await?).map_err(CompareCliError::File)?;
         }
-        fs_err::write(&path, page).map_err(CompareCliError::File)?;
+        Ok::<_, CompareCliError>(summary(&found["result"]))
+    };
+    tokio::select! {
+        said = finish => said,
+        _ = signals.recv() => Err(cancel(client, id, &mut signals).await),
     }
-    Ok(summary(&found["result"]))
+}
+
+/// Cancels a comparison, and says what came of it.
+async fn cancel(client: &Client, id: &str, signals: &mut Signals) -> CompareCliError {
+    let asked = client.ask(Request::new(Method::DELETE, &["comparisons", id]));
+    match soon(asked, signals).await {
+        Some(Ok(_)) => CompareCliError::Cancelled,
+        Some(Err(error)) => error.into(),
+        None => CompareCliError::NotCancelled(id.to_owned()),
+    }
+}
+
+/// What is answered to somebody who is about to leave; `None` when it takes too long, or another signal comes.
+async fn soon<T>(answer: impl Future<Output = T>, signals: &mut Signals) -> Option<T> {
+    tokio::select! {
+        answer = tokio::time::timeout(PATIENCE, answer) => answer.ok(),
+        _ = signals.recv() => None,
+    }
+}
+
+/// The page of a comparison that has ended.
+async fn report(client: &Client, id: &str) -> Result<Vec<u8>, CompareCliError> {
+    let mut page = Vec::new();
+    let mut lines = client.open(Request::get(&["comparisons", id, "report"])).await?;
+    while let Some(line) = lines.next().await? {
+        page.extend(line);
+    }
+    Ok(page)
 }
 
 /// Waits for the comparison's end, with a bar for whoever watches.

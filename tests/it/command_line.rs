@@ -3,6 +3,12 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::process::{Command, Output};
+use std::time::Duration;
+
+use rustix::process::Signal;
+use tempfile::TempDir;
+
+use crate::helpers::Process;
 
 /// The address of something that gives each who connects this answer, whatever is asked, and hangs up.
 fn stand_in(answer: &'static str) -> String {
@@ -77,4 +83,22 @@ fn an_export_that_stops_is_called_one() {
     let cut = stand_in("HTTP/1.1 200 OK\r\ncontent-length: 12\r\n\r\n{\"id\": \"a\"}\n");
     let said = complaint(&cut, &["grains", "export"]);
     assert!(said.starts_with("granary: the connection was cut. Grains are missing "), "{said}");
+}
+
+/// A server that stands still can be left, at once with a second signal.
+#[test]
+fn a_comparison_can_be_left_when_the_server_does_not_answer() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("an address"));
+    let folder = TempDir::new().expect("a folder");
+    let mut process = Process::start(folder.path(), &["compare", "--url", &url, "a", "b"], &[]);
+    // Once it is here, its signals are caught.
+    let connection = listener.accept().expect("it asks");
+    process.signal(Signal::TERM);
+    std::thread::sleep(Duration::from_millis(200));
+    process.signal(Signal::INT);
+    assert_eq!(process.wait().code(), Some(1));
+    let log = process.log();
+    assert!(log.starts_with("granary: interrupted before the server answered: "), "{log}");
+    drop(connection);
 }
