@@ -91,6 +91,8 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
         |text: &String| text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     let queries: Option<Vec<String>> = queries.as_ref().map(lines);
     let body = json!({"from": args.from, "to": args.to, "sample": args.sample, "queries": queries, "k": args.k});
+    // Made before there is anything to lose.
+    let page = args.html.map(fs_err::File::create).transpose().map_err(CompareCliError::File)?;
     // Listened for before there is anything to cancel: none can slip through.
     let mut signals = Signals::listen().map_err(CompareCliError::Start)?;
     let begin = client.ask(Request::json(Method::POST, &["comparisons"], &body));
@@ -104,11 +106,10 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
         }
     };
     let id = text(&begun["id"]);
-    let html = args.html;
     let finish = async {
         let found = follow(client, id).await?;
-        if let Some(path) = html {
-            fs_err::write(&path, report(client, id).await?).map_err(CompareCliError::File)?;
+        if let Some(mut page) = page {
+            page.write_all(&report(client, id).await?).map_err(CompareCliError::File)?;
         }
         Ok::<_, CompareCliError>(summary(&found["result"]))
     };

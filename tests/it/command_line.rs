@@ -85,6 +85,12 @@ fn an_export_that_stops_is_called_one() {
     assert!(said.starts_with("granary: the connection was cut. Grains are missing "), "{said}");
 }
 
+#[test]
+fn a_report_that_cannot_be_written_is_refused_before_the_comparison() {
+    let said = complaint("http://127.0.0.1:9", &["compare", "a", "b", "--html", "no/such/folder/report.html"]);
+    assert!(said.starts_with("granary: the file cannot be read or written: "), "{said}");
+}
+
 /// A server that stands still can be left, at once with a second signal.
 #[test]
 fn a_comparison_can_be_left_when_the_server_does_not_answer() {
