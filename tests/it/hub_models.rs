@@ -74,6 +74,15 @@ async fn a_repository_is_pulled_and_is_a_model_like_any_other() {
     let info = send(client().get(format!("{url}/models/pulled/info"))).await.ok();
     assert_eq!((&info["model_id"], &info["model_sha"]), (&json!(REPOSITORY), &json!(COMMIT)));
     assert_eq!(said(&url, &["pull", REPOSITORY]).await, "pulled is ready\n", "a repository is known by its id");
+    let other = models(&url, &["pull", REPOSITORY, "--revision", "other"]).await;
+    let stderr = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(stderr.starts_with("granary: the server has `pulled` already, with another revision: "), "{stderr}");
+    let other = models(&url, &["pull", TINY, "--name", "small"]).await;
+    let stderr = String::from_utf8_lossy(&other.stderr).into_owned();
+    assert!(stderr.starts_with("granary: the server has `tiny` already, with another name: "), "{stderr}");
+    let again = ["pull", REPOSITORY, "--name", "again", "--revision", "main"];
+    assert_eq!(said(&url, &again).await, "again is ready\n", "another model of the same repository");
+    assert_eq!(said(&url, &["delete", "again"]).await, "again is deleted\n");
     let list = said(&url, &["list"]).await;
     assert!(list.lines().any(|line| line.starts_with("pulled ") && line.contains("ready")), "{list}");
     assert_eq!(said(&url, &["activate", "pulled"]).await, "pulled is active; before it was tiny\n");

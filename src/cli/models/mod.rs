@@ -99,6 +99,17 @@ pub enum ModelsError {
     /// A repository whose last part cannot name a model.
     #[error("`{0}` cannot be the name of a model here: choose one with --name")]
     Name(String),
+    /// A model that is known already, and is another one.
+    #[error(
+        "the server has `{name}` already, with another {flag}: leave --{flag} out, or pull its repository under a --name of \
+         its own"
+    )]
+    Known {
+        /// The model.
+        name: String,
+        /// What was asked for.
+        flag: &'static str,
+    },
     /// The process.
     #[error("cannot start")]
     Start(#[source] io::Error),
@@ -148,11 +159,9 @@ async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, ModelsEr
 
 /// Registers the repository if need be, then has it loaded and shows how far its download is.
 async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
-    let known = client.ask(Request::get(&["models", &args.model])).await;
-    let name = match known {
-        Ok(model) => text(&model["name"]).to_owned(),
-        Err(error) if error.is("model_not_found") && args.model.contains('/') => register(client, &args).await?,
-        Err(error) => return Err(error.into()),
+    let name = match known(client, &args).await? {
+        Some(name) => name,
+        None => register(client, &args).await?,
     };
     let bar = ProgressBar::hidden();
     if io::stderr().is_terminal() {
@@ -178,6 +187,30 @@ async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
     };
     bar.finish_and_clear();
     Ok(said(&loaded))
+}
+
+/// The name of the model that is meant, if the server has it; `None` for a repository that is to be registered.
+async fn known(client: &Client, args: &PullArgs) -> Result<Option<String>, ModelsError> {
+    let is_repository = args.model.contains('/');
+    let model = match client.ask(Request::get(&["models", &args.model])).await {
+        Err(error) if error.is("model_not_found") && is_repository => return Ok(None),
+        answer => answer?,
+    };
+    let differs = |wanted: Option<&str>, held: &Value| wanted.is_some_and(|wanted| *held != wanted);
+    let has_other_name = differs(args.name.as_deref(), &model["name"]);
+    if has_other_name && is_repository {
+        return Ok(None);
+    }
+    let (name, hub) = (text(&model["name"]).to_owned(), &model["hub"]);
+    let others = [
+        ("name", has_other_name),
+        ("revision", differs(args.revision.as_deref(), &hub["revision"])),
+        ("file", differs(args.file.as_deref(), &hub["file"])),
+    ];
+    match others.into_iter().find(|(_, is_other)| *is_other) {
+        Some((flag, _)) => Err(ModelsError::Known { name, flag }),
+        None => Ok(Some(name)),
+    }
 }
 
 /// Asks for the model until it is there: a request waits for a while only, and a download may take longer.
