@@ -1,6 +1,6 @@
 //! The binary: parses, loads the configuration, starts the logs, and runs.
 
-use std::io;
+use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -17,7 +17,8 @@ fn main() -> ExitCode {
     };
     ended.map_or_else(
         |error| {
-            eprintln!("granary: {}", with_causes(error.as_ref()));
+            // Where nobody listens, the status says it.
+            let _ = writeln!(io::stderr(), "granary: {}", with_causes(error.as_ref()));
             shutdown::exit_at_once(1)
         },
         |()| ExitCode::SUCCESS,

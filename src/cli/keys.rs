@@ -86,6 +86,22 @@ pub enum KeysCliError {
     /// Standard input holds nothing to hash.
     #[error("no key can be read from standard input")]
     Read(#[source] io::Error),
+    /// There is no use in a key that nobody knows.
+    #[error("the key cannot be printed, so `{name}` is removed again")]
+    Unseen {
+        /// The key's name.
+        name: KeyName,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The same, and it is still there.
+    #[error("the key cannot be printed, and stays: `granary keys remove {name}` removes it")]
+    UnseenStays {
+        /// The key's name.
+        name: KeyName,
+        /// Why it was not removed.
+        source: KeyFileError,
+    },
     /// Nobody takes the output.
     #[error("the answer cannot be printed")]
     Print(#[source] io::Error),
@@ -120,11 +136,17 @@ fn add(config: &Config, file: &KeyFile, args: AddArgs, out: &mut impl Write) -> 
     let key = NewKey::random()?;
     file.add(ApiKey { name: name.clone(), hash: key.hash(), scopes: Scopes::of(scopes)?, model, rate, tokens })?;
     // Standard output holds the key alone, so that a script can take it from there.
-    eprintln!("`{name}` is in `{}`. This is the key, shown this once:", file.path().display());
+    let place = file.path().display();
+    let _ = writeln!(io::stderr(), "`{name}` is in `{place}`. This is the key, shown this once:");
     if config.auth.disabled {
-        eprintln!("`auth.disabled` is true: the server asks for no key.");
+        let _ = writeln!(io::stderr(), "`auth.disabled` is true: the server asks for no key.");
     }
-    print(out, &format!("{}\n", key.reveal()))
+    // Whoever leaves early has not seen it.
+    let shown = writeln!(out, "{}", key.reveal()).and_then(|()| out.flush());
+    shown.map_err(|source| match file.remove(&name) {
+        Ok(()) => KeysCliError::Unseen { name, source },
+        Err(source) => KeysCliError::UnseenStays { name, source },
+    })
 }
 
 fn refuse_configured(config: &Config, name: &KeyName) -> Result<(), KeysCliError> {
@@ -138,7 +160,7 @@ fn refuse_configured(config: &Config, name: &KeyName) -> Result<(), KeysCliError
 fn read_key() -> Result<NewKey, KeysCliError> {
     let mut input = io::stdin().lock();
     if input.is_terminal() {
-        eprintln!("The key, then Enter:");
+        let _ = writeln!(io::stderr(), "The key, then Enter:");
     }
     let mut line = String::new();
     input.read_line(&mut line).map_err(KeysCliError::Read)?;

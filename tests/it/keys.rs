@@ -441,6 +441,21 @@ async fn until(caller: &Caller, path: &str, status: u16) {
     }
 }
 
+#[test]
+fn a_key_that_nobody_sees_is_not_kept() {
+    let folder = folder_with("[auth]\nkeys_file = \"keys.toml\"");
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.current_dir(folder.path()).args(["keys", "add", "ops", "--scope", "admin"]).env_clear().stdout(writer);
+    let output = command.output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("granary: the key cannot be printed, so `ops` is removed again: "), "{stderr}");
+    let list = said(folder.path(), &["list"]);
+    assert!(!list.contains("ops"), "{list}");
+}
+
 #[tokio::test]
 async fn keys_come_and_go_while_the_server_runs() {
     let folder = folder_with(&format!("[auth]\nkeys_file = \"keys.toml\"\n{}", with_tiny(&[])));
