@@ -97,7 +97,7 @@ pub fn run(verb: Verb, out: &mut impl Write) -> Result<(), Failure> {
         Verb::Compare(args) => compare::run(args, out).map_err(Failure::from),
         Verb::Reembed(args) => reembed::run(args, out).map_err(Failure::from),
         Verb::Snapshot(args) => snapshot::run(args, out).map_err(Failure::from),
-        Verb::Openapi => out.write_all(api::openapi::json().as_bytes()).map_err(Failure::from),
+        Verb::Openapi => output::print(&api::openapi::json(), out).map_err(Failure::from),
         Verb::Man(args) => manual::man(args, out).map_err(Failure::from),
         Verb::Completions(args) => manual::completions(&args, out).map_err(Failure::from),
     }

@@ -134,6 +134,15 @@ fn the_committed_document_is_what_the_code_makes() {
 }
 
 #[test]
+fn who_reads_only_the_beginning_of_the_document_is_no_failure() {
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    let output = command.arg("openapi").env_clear().stdout(writer).output().expect("it runs");
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+}
+
+#[test]
 fn every_reference_has_its_schema() {
     let (text, document) = (committed_text(), committed());
     let names = text.split("\"#/components/schemas/").skip(1).filter_map(|rest| rest.split_once('"'));
