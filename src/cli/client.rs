@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Body, Method, Url};
 use serde_json::Value;
@@ -156,7 +156,7 @@ impl Client {
 
     /// The answer to a request that was not refused.
     async fn send(&self, request: Request) -> Result<reqwest::Response, ServerError> {
-        let Request { method, path, query, body, content_type } = request;
+        let Request { method, path, query, body, content_type, host } = request;
         let mut url = self.base.clone();
         // It has a host, so it has a path.
         if let Ok(mut parts) = url.path_segments_mut() {
@@ -168,6 +168,9 @@ impl Client {
         let mut sent = self.http.request(method, url);
         if let Some(body) = body {
             sent = sent.header(CONTENT_TYPE, content_type).body(body);
+        }
+        if let Some(host) = host {
+            sent = sent.header(HOST, host);
         }
         let response = sent.send().await.map_err(|source| ServerError::of(&self.base, source))?;
         let status = response.status();
@@ -225,13 +228,14 @@ pub(super) struct Request {
     query: Vec<(&'static str, String)>,
     body: Option<Body>,
     content_type: &'static str,
+    host: Option<&'static str>,
 }
 
 impl Request {
     /// A request without a body.
     pub(super) fn new(method: Method, path: &[&str]) -> Self {
         let path = path.iter().map(|part| (*part).to_owned()).collect();
-        Self { method, path, query: Vec::new(), body: None, content_type: "" }
+        Self { method, path, query: Vec::new(), body: None, content_type: "", host: None }
     }
 
     pub(super) fn get(path: &[&str]) -> Self {
@@ -245,6 +249,11 @@ impl Request {
 
     pub(super) fn with_body(self, content_type: &'static str, body: Body) -> Self {
         Self { body: Some(body), content_type, ..self }
+    }
+
+    /// A request to a server that is called so, whatever its address.
+    pub(super) fn with_host(self, host: &'static str) -> Self {
+        Self { host: Some(host), ..self }
     }
 
     pub(super) fn with_query(mut self, key: &'static str, value: &str) -> Self {

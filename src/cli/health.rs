@@ -18,6 +18,9 @@ use crate::models::hub::tls;
 /// A server that takes longer to say how it is counts as not ready.
 const PATIENCE: Duration = Duration::from_secs(5);
 
+/// A name that every server without keys answers to, which the one address that it listens on need not be.
+const OWN_NAME: &str = "localhost";
+
 /// The flags of `granary health`.
 #[derive(Clone, Debug, Default, Args)]
 pub struct HealthArgs {
@@ -63,17 +66,19 @@ pub enum HealthError {
 /// # Errors
 /// [`HealthError::Server`] when it is not, in its own words.
 pub fn run(args: HealthArgs, out: &mut impl Write) -> Result<(), HealthError> {
+    let mut request = Request::get(&["health", "ready"]);
     let (url, tls) = if let Some(url) = args.url {
         (url, tls())
     } else {
         let server = Config::load(&ConfigSources::from_process(args.config, Overrides::default()))?.server;
+        request = request.with_host(OWN_NAME);
         // It is made out to a name, and the server is asked by its address.
         let pinned = server.tls_certificate.as_deref().map(pinned::trusting).transpose()?;
         (address(&server), pinned.unwrap_or_else(tls))
     };
     let client = Client::with_tls(&ServerArgs { url: url.clone(), api_key_file: args.api_key_file }, tls)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HealthError::Start)?;
-    let asked = async { tokio::time::timeout(PATIENCE, client.ask(Request::get(&["health", "ready"]))).await };
+    let asked = async { tokio::time::timeout(PATIENCE, client.ask(request)).await };
     let answer = runtime.block_on(asked).map_err(|_| HealthError::Silent { url })??;
     let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let text = format!("{}: the active model, `{}`, is {}\n", word("status"), word("model"), word("model_state"));

@@ -46,6 +46,15 @@ fn a_server_is_found_by_its_configuration_and_is_ready() {
     assert!(said(&output).contains(&format!("no Granary answers at http://127.0.0.1:{port}/granary")), "{output:?}");
 }
 
+#[test]
+fn a_server_with_an_address_that_is_no_name_of_its_own_is_asked_by_one_that_is() {
+    let folder = folder_with(&format!("[server]\nhost = '127.0.0.2'\n{}", with_tiny(&[])));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let output = health(folder.path(), &[], &[("GRANARY_SERVER__PORT", port_of(&url))]);
+    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    process.stop();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_is_not_ready_says_why() {
     let broken = with_tiny(&[]).replacen("path = \"", "path = \"/no/such", 1);
