@@ -103,6 +103,14 @@ pub enum ReembedCliError {
         /// Why, after a colon.
         reason: String,
     },
+    /// Nothing is heard any more of a job that was watched.
+    #[error("the job is out of sight and goes on: `granary reembed watch {id}` shows how far it is")]
+    Lost {
+        /// The job's id.
+        id: String,
+        /// What the server or the network said.
+        source: Box<ServerError>,
+    },
     /// The process.
     #[error("cannot start")]
     Start(#[source] io::Error),
@@ -149,7 +157,12 @@ async fn begin(client: &Client, args: BeginArgs) -> Result<String, ReembedCliErr
     let BeginArgs { to, from, filter, throttle, watch: is_watched } = args;
     let body = json!({"to": to, "from": from, "filter": filter, "throttle": throttle});
     let job = client.ask(Request::json(Method::POST, &["reembeddings"], &body)).await?;
-    if is_watched { watch(client, text(&job["id"])).await } else { Ok(said(&job)) }
+    if !is_watched {
+        return Ok(said(&job));
+    }
+    // Whoever stops watching needs its id. Standard output is for the end.
+    let _ = write!(io::stderr(), "{}", said(&job));
+    watch(client, text(&job["id"])).await
 }
 
 /// Follows a job to its end.
@@ -161,7 +174,8 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
     let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}");
     bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
     let mut lines = client.open(Request::get(&["reembeddings", id, "events"])).await?;
-    while let Some(line) = lines.next().await? {
+    let lost = |source: ServerError| ReembedCliError::Lost { id: id.to_owned(), source: source.into() };
+    while let Some(line) = lines.next().await.map_err(lost)? {
         let job = line.strip_prefix(b"data:").and_then(|data| serde_json::from_slice::<Value>(data).ok());
         if let Some(job) = job {
             bar.set_length(job["total"].as_u64().unwrap_or_default());
@@ -171,7 +185,7 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
     }
     bar.finish_and_clear();
     // The stream ends when the server stops, too.
-    let job = client.ask(Request::get(&["reembeddings", id])).await?;
+    let job = client.ask(Request::get(&["reembeddings", id])).await.map_err(lost)?;
     match text(&job["state"]) {
         "completed" | "rolled_back" => Ok(said(&job)),
         state => {

@@ -69,6 +69,14 @@ fn a_connection_that_breaks_is_told_from_one_that_is_not_made() {
 }
 
 #[test]
+fn a_job_that_is_out_of_sight_is_named() {
+    // The stream of its events breaks.
+    let gone = stand_in("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ndata: {}\n");
+    let said = complaint(&gone, &["reembed", "watch", "7"]);
+    assert!(said.starts_with("granary: the job is out of sight and goes on: `granary reembed watch 7` "), "{said}");
+}
+
+#[test]
 fn a_directory_is_not_imported() {
     let said = complaint("http://127.0.0.1:9", &["grains", "import", "src"]);
     assert_eq!(said, "granary: the file cannot be read or written: `src` is a directory\n");

@@ -447,6 +447,7 @@ async fn the_command_moves_grains_and_says_how_far_it_is() {
         granary(&["begin", OTHER, "--watch", "--filter", r#"{"ids": ["0", "1", "2"]}"#]).await;
     assert!(succeeded && out.contains("(to tiny-cls) is completed"), "{out}{error}");
     let id = out.split(' ').next().expect("an id").to_owned();
+    assert!(error.starts_with(&format!("{id} (to tiny-cls) is ")), "named before it is watched: {error}");
     let (succeeded, out, _) = granary(&["list"]).await;
     assert!(succeeded && out.contains(&id) && out.contains("3/3"), "{out}");
     let (succeeded, out, _) = granary(&["rollback", &id]).await;
