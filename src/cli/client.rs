@@ -11,6 +11,7 @@ use reqwest::redirect::Policy;
 use reqwest::{Body, Method, Url};
 use serde_json::Value;
 
+use super::output::printable;
 use crate::config::BindHost;
 use crate::models::hub::tls;
 
@@ -184,8 +185,8 @@ impl Client {
         let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;
         let word = |key: &str| answer[key].as_str().map(str::to_owned);
         Err(match (word("code"), word("detail")) {
-            (Some(code), Some(detail)) if code == "unauthorized" => ServerError::Unauthorized(detail),
-            (Some(code), Some(detail)) => ServerError::Refused { code, detail },
+            (Some(code), Some(detail)) if code == "unauthorized" => ServerError::Unauthorized(printable(&detail)),
+            (Some(code), Some(detail)) => ServerError::Refused { code, detail: printable(&detail) },
             _ => self.foreign(status.as_u16()),
         })
     }

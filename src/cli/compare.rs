@@ -10,7 +10,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{print, table};
+use super::output::{print, printable, table};
 use crate::shutdown::Signals;
 
 /// Between two looks at a comparison that has not ended.
@@ -82,7 +82,7 @@ pub fn run(args: CompareArgs, out: &mut impl Write) -> Result<(), CompareCliErro
     let client = Client::new(&args.server)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CompareCliError::Start)?;
     let text = runtime.block_on(carry_out(&client, args))?;
-    print(&text, out).map_err(CompareCliError::Print)
+    print(&printable(&text), out).map_err(CompareCliError::Print)
 }
 
 async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, CompareCliError> {
@@ -164,9 +164,9 @@ async fn follow(client: &Client, id: &str) -> Result<Value, CompareCliError> {
             }
             "failed" => {
                 bar.finish_and_clear();
-                return Err(CompareCliError::Failed(text(&comparison["reason"]).to_owned()));
+                return Err(CompareCliError::Failed(printable(text(&comparison["reason"]))));
             }
-            state => bar.set_message(state.to_owned()),
+            state => bar.set_message(printable(state)),
         }
         bar.set_length(comparison["total"].as_u64().unwrap_or_default());
         bar.set_position(comparison["done"].as_u64().unwrap_or_default());

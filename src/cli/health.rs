@@ -82,7 +82,7 @@ pub fn run(args: HealthArgs, out: &mut impl Write) -> Result<(), HealthError> {
     let answer = runtime.block_on(asked).map_err(|_| HealthError::Silent { url })??;
     let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
     let text = format!("{}: the active model, `{}`, is {}\n", word("status"), word("model"), word("model_state"));
-    output::print(&text, out).map_err(HealthError::Print)
+    output::print(&output::printable(&text), out).map_err(HealthError::Print)
 }
 
 /// Where this machine reaches a server of this configuration.

@@ -2,13 +2,20 @@
 
 use std::io::{self, Write};
 
+/// What a server says as a terminal may have it: a character that would control one is U+FFFD, but for the ends of lines
+/// and tabs. JSON is printed as it is, for programs.
+pub(super) fn printable(text: &str) -> String {
+    let is_harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
+    text.chars().map(|c| if is_harmless(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+}
+
 /// Columns as wide as their widest cell.
 pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let widths: [usize; N] =
         std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or_default());
     let line = |row: &[String; N]| {
         let cells: Vec<String> = row.iter().zip(widths).map(|(cell, width)| format!("{cell:width$}")).collect();
-        format!("{}\n", cells.join("  ").trim_end())
+        printable(cells.join("  ").trim_end()) + "\n"
     };
     rows.iter().map(line).collect()
 }
@@ -27,6 +34,12 @@ pub(super) fn print(text: &str, out: &mut impl Write) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_controls_a_terminal_is_not_printed() {
+        assert_eq!(printable("größer\t1\n"), "größer\t1\n");
+        assert_eq!(printable("\u{1b}[2J\r\u{7f}\u{9b}31m"), "\u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}31m");
+    }
 
     #[test]
     fn columns_are_as_wide_as_they_must_be_and_lines_no_longer() {

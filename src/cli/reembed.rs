@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{print, table};
+use super::output::{print, printable, table};
 
 /// The flags of `granary reembed`.
 #[derive(Clone, Debug, Args)]
@@ -142,7 +142,8 @@ async fn carry_out(client: &Client, verb: ReembedVerb) -> Result<String, Reembed
         ReembedVerb::Watch { id } => watch(client, &id).await,
         ReembedVerb::Failures { id } => {
             let failures = client.ask(Request::get(&["reembeddings", &id, "failures"])).await?;
-            let line = |failure: &Value| format!("{}  {}\n", text(&failure["grain"]), text(&failure["reason"]));
+            let line =
+                |failure: &Value| printable(&format!("{}  {}\n", text(&failure["grain"]), text(&failure["reason"])));
             Ok(failures["failures"].as_array().into_iter().flatten().map(line).collect())
         }
         ReembedVerb::Pause { id } => step(&id, "pause").await,
@@ -180,7 +181,7 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
         if let Some(job) = job {
             bar.set_length(job["total"].as_u64().unwrap_or_default());
             bar.set_position(job["done"].as_u64().unwrap_or_default());
-            bar.set_message(progress(&job));
+            bar.set_message(printable(&progress(&job)));
         }
     }
     bar.finish_and_clear();
@@ -192,7 +193,7 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
             let hint = (state == "paused").then(|| format!("`granary reembed resume {id}` lets it go on"));
             let reason = job["reason"].as_str().map(str::to_owned).or(hint);
             let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            Err(ReembedCliError::Ended { state: state.to_owned(), reason })
+            Err(ReembedCliError::Ended { state: printable(state), reason: printable(&reason) })
         }
     }
 }
@@ -207,7 +208,7 @@ fn progress(job: &Value) -> String {
 }
 
 fn said(job: &Value) -> String {
-    format!("{} (to {}) is {}\n", text(&job["id"]), text(&job["to"]), progress(job))
+    printable(&format!("{} (to {}) is {}\n", text(&job["id"]), text(&job["to"]), progress(job)))
 }
 
 /// One line a job, under a line of titles.

@@ -77,6 +77,16 @@ fn a_job_that_is_out_of_sight_is_named() {
 }
 
 #[test]
+fn a_text_does_not_control_the_terminal() {
+    let found = stand_in(
+        "HTTP/1.1 200 OK\r\ncontent-length: 75\r\n\r\n\
+         {\"hits\": [{\"grain\": {\"id\": \"a\", \"text\": \"\\u001b[2J wheat\"}, \"score\": 0.5}]}",
+    );
+    let output = granary(&found, &["grains", "search", "wheat"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "0.5000  a  \u{fffd}[2J wheat\n", "{output:?}");
+}
+
+#[test]
 fn a_directory_is_not_imported() {
     let said = complaint("http://127.0.0.1:9", &["grains", "import", "src"]);
     assert_eq!(said, "granary: the file cannot be read or written: `src` is a directory\n");

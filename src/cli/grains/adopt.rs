@@ -7,6 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::super::client::{Client, Request};
+use super::super::output::printable;
 use super::{AdoptArgs, GrainsError, print, text_of};
 
 pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) -> Result<(), GrainsError> {
@@ -22,13 +23,13 @@ pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) 
     while let Some(line) = lines.next().await? {
         let said: Value = serde_json::from_slice(&line).unwrap_or_default();
         if said["progress"].is_object() {
-            bar.set_message(counts(&said["progress"]));
+            bar.set_message(printable(&counts(&said["progress"])));
             bar.tick();
         } else if said["end"].is_object() {
             end = Some(said["end"].clone());
         } else if said["error"].is_object() {
             bar.finish_and_clear();
-            return Err(GrainsError::Adoption(text_of(&said["error"]["problem"]["detail"]).to_owned()));
+            return Err(GrainsError::Adoption(printable(text_of(&said["error"]["problem"]["detail"]))));
         }
     }
     bar.finish_and_clear();

@@ -7,7 +7,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::super::client::{Client, Lines, Request};
-use super::{ExportArgs, GrainsError, filter, text_of};
+use super::super::output::printable;
+use super::{ExportArgs, GrainsError, filter};
 
 pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write) -> Result<(), GrainsError> {
     let include: &[&str] = if args.vectors { &["vector"] } else { &[] };
@@ -53,7 +54,7 @@ async fn copy(mut lines: Lines, out: &mut impl Write) -> Result<(), GrainsError>
         return Ok(());
     }
     match last["error"]["problem"]["detail"].as_str() {
-        Some(_) => Err(GrainsError::Export(text_of(&last["error"]["problem"]["detail"]).to_owned())),
+        Some(detail) => Err(GrainsError::Export(printable(detail))),
         None => Err(GrainsError::CutExport),
     }
 }

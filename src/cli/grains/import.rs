@@ -10,6 +10,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::super::client::{Client, Request};
+use super::super::output::printable;
 use super::{GrainsError, ImportArgs, print, text_of};
 
 /// Bytes that are read from the file at a time, and pieces that wait to be sent.
@@ -54,10 +55,11 @@ pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write)
         let problem = text_of(&said["error"]["problem"]["detail"]);
         if let Some(number) = said["error"]["line"].as_u64() {
             let id = said["error"]["id"].as_str().map_or_else(String::new, |id| format!(" ({id})"));
+            let line = printable(&format!("line {number}{id}: {problem}\n"));
             // Nobody reads it: the import goes on.
-            bar.suspend(|| writeln!(io::stderr(), "line {number}{id}: {problem}").unwrap_or_default());
+            bar.suspend(|| io::stderr().write_all(line.as_bytes()).unwrap_or_default());
         } else if said["error"].is_object() {
-            stopped = Some(problem.to_owned());
+            stopped = Some(printable(problem));
         } else if said["progress"].is_object() {
             bar.set_message(counts(&said["progress"]));
         } else if said["end"].is_object() {

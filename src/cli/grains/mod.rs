@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output;
+use super::output::{self, printable};
 
 /// Characters of a text that a search shows.
 const SHOWN_TEXT: usize = 80;
@@ -191,8 +191,9 @@ fn filter(text: Option<String>) -> Result<Option<Value>, GrainsError> {
     text.map(|text| serde_json::from_str(&text).map_err(GrainsError::Filter)).transpose()
 }
 
+/// Prints what the server says in words.
 fn print(out: &mut impl Write, text: &str) -> Result<(), GrainsError> {
-    output::print(text, out).map_err(GrainsError::Print)
+    output::print(&printable(text), out).map_err(GrainsError::Print)
 }
 
 /// One line a hit, best first, and one for each space that was not searched.

@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{print, table};
+use super::output::{print, printable, table};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -174,9 +174,9 @@ async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
         if let (Some(done), Some(total)) = (download["done_bytes"].as_u64(), download["total_bytes"].as_u64()) {
             bar.set_length(total);
             bar.set_position(done);
-            bar.set_message(text(&download["file"]).to_owned());
+            bar.set_message(printable(text(&download["file"])));
         } else {
-            bar.set_message(text(&model["state"]).to_owned());
+            bar.set_message(printable(text(&model["state"])));
         }
     };
     let loaded = tokio::select! {
@@ -263,7 +263,7 @@ fn text(value: &Value) -> &str {
 }
 
 fn said(model: &Value) -> String {
-    format!("{} is {}\n", text(&model["name"]), text(&model["state"]))
+    printable(&format!("{} is {}\n", text(&model["name"]), text(&model["state"])))
 }
 
 /// One line a model, under a line of titles.
