@@ -95,13 +95,13 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
     let page = args.html.map(fs_err::File::create).transpose().map_err(CompareCliError::File)?;
     // Listened for before there is anything to cancel: none can slip through.
     let mut signals = Signals::listen().map_err(CompareCliError::Start)?;
-    let begin = client.ask(Request::json(Method::POST, &["comparisons"], &body));
-    tokio::pin!(begin);
+    let asked = client.ask(Request::json(Method::POST, &["comparisons"], &body));
+    tokio::pin!(asked);
     let begun = tokio::select! {
-        begun = &mut begin => begun?,
+        begun = &mut asked => begun?,
         _ = signals.recv() => {
             // It may have begun, and its id is on the way.
-            let begun = soon(begin, &mut signals).await.ok_or(CompareCliError::Unanswered)??;
+            let begun = soon(asked, &mut signals).await.ok_or(CompareCliError::Unanswered)??;
             return Err(cancel(client, text(&begun["id"]), &mut signals).await);
         }
     };
