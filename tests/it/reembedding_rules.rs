@@ -42,6 +42,21 @@ async fn n_in(app: &Caller, space: &Value) -> u64 {
 }
 
 #[tokio::test]
+async fn a_job_is_not_rolled_back_to_a_space_that_another_one_is_making() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 20).await;
+    let job = begin(&app, json!({"to": OTHER})).await;
+    wait_until(&app, &job, "completed").await;
+    write_with(&app, "late", OTHER, 300).await;
+    let back = begin_slowly(&app, TINY).await;
+    assert!(refused(&app, &job, "rollback").await.contains(id(&back)), "it would serve what it has so far");
+    verb(&app, &back, "cancel").await;
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_space_that_is_the_first_one_serves_what_is_done_and_has_nothing_to_give_back() {
     let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
     write(&app, 20).await;
@@ -198,7 +213,8 @@ async fn a_failed_job_that_was_purged_is_tried_again_from_the_start() {
     wait_until(&app, &job, "failed").await;
 
     // The other job rests for a while before anything is deleted, so that this is seen.
-    let other = begin_slowly(&app, THIRD).await;
+    let other = begin(&app, json!({"to": THIRD, "throttle": 0.01})).await;
+    wait_for(&app, &other, |job| job["done"].as_u64() > Some(0)).await;
     assert_eq!(verb(&app, &job, "purge").await["old_vectors"], "purging");
     assert!(refused(&app, &job, "resume").await.contains("being deleted"));
     verb(&app, &other, "cancel").await;

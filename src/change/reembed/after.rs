@@ -154,7 +154,7 @@ impl Reembeddings {
 
     /// Begins to delete the old vectors of jobs that cannot be rolled back any more. What another job needs is kept,
     /// and looked at again the next time.
-    pub(super) async fn close_windows(&self) {
+    async fn close_windows(&self) {
         // Where nothing is to be kept, no clock is needed.
         if !self.rollback_window.is_zero() && !self.clock.is_settled() {
             return;

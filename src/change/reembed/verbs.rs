@@ -180,6 +180,8 @@ impl Reembeddings {
             }
             // It would make the space the first one again by itself.
             jobs.check_alone(Some(&id), &space)?;
+            // Its space goes behind these, and none of them may serve what an open job has made so far.
+            record.spaces_before().try_for_each(|before| jobs.check_alone(Some(&id), before))?;
             jobs.check_last(&record)?;
             let Some(record) = jobs.grains.roll_back(record).await? else {
                 return Err(ReembedError::Overtaken { id, space });

@@ -82,8 +82,7 @@ impl Reembeddings {
             .find(|record| record.state.is_at_work() || record.old_vectors == OldVectors::Purging);
         let Some(record) = next else {
             // What woke it may have come before it waited: the notification is kept.
-            self.wake.notified().await;
-            return self.close_windows().await;
+            return self.wake.notified().await;
         };
         let id = record.id.clone();
         let done = match record.state {
