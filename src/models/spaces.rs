@@ -112,6 +112,12 @@ impl MultiModelManager {
                 lease.check_grain_writes()?;
             }
             let canaries = canary::embed(lease.model()).await?;
+            if canary::moved_since_load(lease.model(), &canaries).is_some() {
+                return Err(ModelError::Conflict(format!(
+                    "`{name}` makes other vectors than when it was loaded, so they are not of the space that it was loaded \
+                     for: unload it first, `POST /models/{name}/unload`"
+                )));
+            }
             self.ledger.record_space(&SpaceRecord::of(lease.model(), canaries)).await?;
         }
         self.ledger.accept_space(name, &space).await?;
