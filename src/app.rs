@@ -99,6 +99,7 @@ impl App {
             ),
             None => None,
         };
+        models.watch_memory();
         upkeep::keep_active_loadable(&shutdown, models.clone());
         upkeep::keep_keys(&shutdown, Arc::clone(&keys));
         if let Some(tls) = &tls {

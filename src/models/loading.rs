@@ -263,7 +263,8 @@ impl MultiModelManager {
     }
 
     /// Unloads models that nobody used for `models.idle_unload`, and idle ones when memory has grown past the budget.
-    pub(super) fn watch_memory(&self) {
+    /// Begins when grains have said what they take ([`Self::note_memory_of_grains`]): before, it would count as models'.
+    pub fn watch_memory(&self) {
         let manager = self.clone();
         let soft = self.shutdown.soft().clone();
         self.shutdown.spawn("memory", async move {
@@ -292,14 +293,15 @@ impl MultiModelManager {
                 self.evict(entry, eviction::IDLE).await;
             }
         }
-        if self.memory.excess_bytes() > 0
+        // The last one stays: without it there would be nothing to serve.
+        let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some()).count();
+        if n_loaded > 1
+            && self.memory.excess_bytes() > 0
             && let Ok(_turn) = self.load_turn.try_acquire()
         {
             let mut candidates = self.candidates().await;
             candidates.retain(|candidate| !candidate.is_busy);
-            // The last one stays: without it there would be nothing to serve.
-            let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some()).count();
-            if let Some(entry) = first_to_go(candidates).filter(|_| n_loaded > 1) {
+            if let Some(entry) = first_to_go(candidates) {
                 self.evict(&entry, eviction::BUDGET).await;
             }
         }

@@ -138,7 +138,6 @@ impl MultiModelManager {
         };
         manager.say_which_makers_are_unknown().await?;
         manager.say_what_was_cut_off();
-        manager.watch_memory();
         manager.probe_loaded();
         Ok(manager)
     }
