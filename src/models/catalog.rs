@@ -153,6 +153,9 @@ impl Catalog {
             known.provider = entry.provider;
             known.configured = entry.encoder_settings();
             known.aliases.extend(entry.aliases.iter().cloned());
+            let mut changed = known.clone();
+            add_hub_alias(&mut changed, |word| self.models.iter().any(|other| other.answers_to(word)));
+            self.models.iter_mut().filter(|model| model.name == entry.name).for_each(|model| *model = changed.clone());
             return Ok(());
         }
         let mut model = new_model(entry, models_dir, ModelOrigin::Configured)?;
