@@ -161,9 +161,15 @@ impl Grains {
             .collect();
         // The index has nothing but what the space serves.
         let filter = Filter { space: None, ..request.filter.clone() };
+        let few = self.few(&filter).await?;
         let mut plans = Vec::with_capacity(depths.len());
         for depth in depths {
-            plans.push((*depth, self.among(&queries, &filter, *depth).await?));
+            let among = match &few {
+                _ if filter.is_empty() => Among::Everything,
+                Some(few) => Among::These(few.clone()),
+                None => Among::These(self.among(&queries, &filter, *depth).await?),
+            };
+            plans.push((*depth, among));
         }
         let checks_moves = plans.iter().any(|(_, among)| matches!(among, Among::These(_)));
         let (found, serving, n_moves_now) = self
@@ -206,16 +212,18 @@ impl Grains {
         Ok((!is_for_all || serving.iter().all(knows)) && (!checks_moves || n_moves == n_moves_now))
     }
 
-    /// Which grains are to be compared so that the nearest under the filter are among them.
-    async fn among(&self, queries: &[(SpaceId, Vec<f32>)], filter: &Filter, n: usize) -> Result<Among, GrainError> {
+    /// The grains under a filter that leaves so few that all of them are compared, in order.
+    async fn few(&self, filter: &Filter) -> Result<Option<Vec<i64>>, GrainError> {
         if filter.is_empty() {
-            return Ok(Among::Everything);
+            return Ok(None);
         }
         let mut few = self.store.numbers(filter.clone(), EXACT_UNDER_FILTER + 1).await?;
-        if few.len() <= EXACT_UNDER_FILTER as usize {
-            few.sort_unstable();
-            return Ok(Among::These(few));
-        }
+        few.sort_unstable();
+        Ok(Some(few).filter(|few| few.len() <= EXACT_UNDER_FILTER as usize))
+    }
+
+    /// Which grains are to be compared under a broad filter so that the `n` nearest are among them, in order.
+    async fn among(&self, queries: &[(SpaceId, Vec<f32>)], filter: &Filter, n: usize) -> Result<Vec<i64>, GrainError> {
         let mut all = Vec::new();
         for (space, query) in queries {
             let Some(passing) = self.passing(space, query, filter, n).await? else {
@@ -226,7 +234,7 @@ impl Grains {
         }
         all.sort_unstable();
         all.dedup();
-        Ok(Among::These(all))
+        Ok(all)
     }
 
     /// Candidates of a space that meet a broad filter, enough of them; `None` when it is not so broad after all.

@@ -226,11 +226,13 @@ impl Grains {
             }
             let words = words.as_deref().map(|words| &words[..words.len().min(depth)]);
             let (hits, how) = merge(&found, words, guess);
+            let n_found = hits.len();
             merged = how;
             let raw = raw_scores(&found, words);
             let n = depth.min(wanted);
             extend(&mut ranking, bounded(hits, &request, merged, &raw), &raw, n);
-            if ranking.len() < n {
+            // A bound may leave out what stands here and keep what stands deeper: a sum of ranks grows with the depth.
+            if n_found < n {
                 break;
             }
         }
