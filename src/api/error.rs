@@ -115,8 +115,8 @@ impl ApiError {
 
     /// The database is there, and others keep all its connections.
     fn database_overloaded() -> Self {
-        let sentence = "the database has more to do than it can, and no connection to it became free in time: try again, \
-                        or ask for less at a time";
+        let sentence = "no connection to the database became free in time, because it has more to do than it can or another \
+                        program holds it: try again, or ask for less at a time";
         Self::new(Code::Overloaded, sentence).with_retry_after(Duration::from_secs(5))
     }
 

@@ -72,7 +72,13 @@ pub(super) async fn check_ready(state: &AppState, asker: Asker) -> Result<Ready,
         let sentence = "the server is stopping: it finishes what is running, and others should be asked";
         return Err(ApiError::new(Code::StoreUnavailable, sentence).with_retry_after(STOPPING));
     }
-    state.ledger.check().await?;
+    state.ledger.check().await.map_err(|error| match ApiError::from(error) {
+        // Only looks such as this one use its connection: the last one has had no answer yet.
+        busy if busy.code() == Code::Overloaded => {
+            ApiError::new(Code::StoreUnavailable, "the database does not answer").with_retry_after(Duration::from_secs(5))
+        }
+        error => error,
+    })?;
     let active = state.models.active();
     let status = state.models.status(&active).map_err(|error| refusal(error, asker))?;
     check_loadable(&status, asker)?;
