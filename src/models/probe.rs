@@ -21,7 +21,7 @@ const PROBE_EVERY: Duration = Duration::from_secs(30);
 /// How long a look waits for the vectors: longer, and the model has much to do, or does not get on at all.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Looks in a row at the same batch, at least [`PROBE_EVERY`] apart: no text takes so long. They are counted, and not the
+/// Looks in a row at the same batch, about [`PROBE_EVERY`] apart: no text takes so long. They are counted, and not the
 /// time, because a process that was stopped meanwhile has looked but once.
 const LOOKS_AT_ONE_BATCH: u32 = 10;
 
@@ -120,7 +120,8 @@ impl MultiModelManager {
         };
         let before = entry.note_ailment(lease.model(), seen.clone());
         match (before, seen) {
-            (None, Some(Ailment { what, reason })) => {
+            (before, Some(now)) if before.as_ref().is_none_or(|before| before.what != now.what) => {
+                let Ailment { what, reason } = now;
                 tracing::error!(model = %lease.name(), "the model {what}: {reason}");
             }
             (Some(_), None) => tracing::info!(model = %lease.name(), "the model embeds again as it should"),

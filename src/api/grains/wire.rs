@@ -114,7 +114,8 @@ pub struct DraftBody {
     /// Anything else. Strings, numbers, booleans and lists of them can be filtered by.
     #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, example = json!({"year": 2024}))]
     pub(super) attributes: Option<Map<String, Value>>,
-    /// The model to embed it with: its name or an alias; the active one when absent.
+    /// The model to embed it with: its name or an alias. When absent, a text that the grain has not had so far is embedded
+    /// with the key's model, or else the active one.
     #[schema(example = json!(null))]
     pub(super) model: Option<String>,
     /// Its vector, brought along; `space` says which space it is in. It is scaled to length 1.
