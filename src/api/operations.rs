@@ -75,7 +75,8 @@ pub(super) async fn check_ready(state: &AppState, asker: Asker) -> Result<Ready,
     state.ledger.check().await.map_err(|error| match ApiError::from(error) {
         // Only looks such as this one use its connection: the last one has had no answer yet.
         busy if busy.code() == Code::Overloaded => {
-            ApiError::new(Code::StoreUnavailable, "the database does not answer").with_retry_after(Duration::from_secs(5))
+            ApiError::new(Code::StoreUnavailable, "the database does not answer")
+                .with_retry_after(Duration::from_secs(5))
         }
         error => error,
     })?;

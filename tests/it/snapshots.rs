@@ -87,7 +87,10 @@ async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
 
 #[tokio::test]
 async fn one_snapshot_is_made_at_a_time_however_long_it_takes() {
-    let toml = format!("[server]\nrequest_timeout = \"100ms\"\n[server.route_timeouts]\n\"GET /snapshots\" = \"1m\"\n{}", with_tiny(&[]));
+    let toml = format!(
+        "[server]\nrequest_timeout = \"100ms\"\n[server.route_timeouts]\n\"GET /snapshots\" = \"1m\"\n{}",
+        with_tiny(&[])
+    );
     let app = TestApp::start_in(folder_with_much().await, &toml).await;
     let make = || send(app.request(reqwest::Method::POST, "/snapshots"));
     let (one, other) = tokio::join!(make(), make());
