@@ -19,6 +19,11 @@ def main(url):
         assert [item.index for item in answer.data] == list(range(8))
     assert client.embeddings.create(model=MODEL, input="hello world").usage.prompt_tokens == 4
 
+    for base in [url, f"{url}/models/{MODEL}/v1"]:
+        elsewhere = openai.OpenAI(base_url=base, api_key="none", max_retries=0)
+        answer = elsewhere.embeddings.create(model=MODEL, input=texts)
+        check_near([item.embedding for item in answer.data], expected)
+
     raw = client.embeddings.with_raw_response.create(model="text-embedding-3-small", input="hello")
     assert raw.headers["x-model"] == MODEL and len(raw.headers["x-space"]) == 16
     assert raw.parse().model == MODEL

@@ -109,6 +109,10 @@ async function driveOpenAi(client: Granary): Promise<void> {
   assert.equal(numbers.data[0]?.embedding.length, 32);
   const text = ok(await client.POST("/v1/embeddings", { body: { input: "wheat", encoding_format: "base64" } }));
   assert.equal(typeof text.data[0]?.embedding, "string");
+  const named = { input: "wheat", model: TINY };
+  assert.equal(ok(await client.POST("/embeddings", { body: named })).model, TINY);
+  const minilm = { params: { path: { name: MINILM } } };
+  assert.equal(ok(await client.POST("/models/{name}/v1/embeddings", { ...minilm, body: named })).model, MINILM);
   assert(ok(await client.GET("/v1/models")).data.some((model) => model.id === TINY));
   assert.equal(ok(await client.GET("/v1/models/{name}", { params: { path: { name: TINY } } })).id, TINY);
   const unknown = await client.GET("/v1/models/{name}", { params: { path: { name: "nope" } } });

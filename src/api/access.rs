@@ -108,6 +108,8 @@ const ROUTES: &[(Method, &str, Need)] = &[
     (Method::GET, "/models/{name}/health", HEALTH),
     // OpenAI
     (Method::POST, "/v1/embeddings", EMBED),
+    (Method::POST, "/embeddings", EMBED),
+    (Method::POST, "/models/{name}/v1/embeddings", EMBED),
     (Method::GET, "/v1/models", EMBED),
     (Method::GET, "/v1/models/{*name}", EMBED),
     // Operations

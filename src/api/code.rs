@@ -24,7 +24,7 @@ impl Family {
     pub fn of(method: &Method, path: &str) -> Self {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
-            ["v1", ..] => Self::OpenAi,
+            ["v1", ..] | ["models", _, "v1", ..] | ["embeddings"] => Self::OpenAi,
             [""] => Self::Tei,
             [route] | ["models", _, route] if TEI_ROUTES.contains(route) => Self::Tei,
             // The URL that InferenceClient posts to when it is given a model's page.
@@ -263,7 +263,9 @@ mod tests {
         {
             assert_eq!(family(Method::GET, path), Family::Native, "{path}");
         }
-        assert_eq!(family(Method::GET, "/v1/nope"), Family::OpenAi);
+        for path in ["/v1/nope", "/embeddings", "/models/m/v1/embeddings"] {
+            assert_eq!(family(Method::GET, path), Family::OpenAi, "{path}");
+        }
     }
 
     #[test]

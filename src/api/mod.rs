@@ -119,6 +119,8 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(info::health_of_model))
         // OpenAI
         .routes(routes!(openai::embeddings))
+        .routes(routes!(openai::embeddings_without_version))
+        .routes(routes!(openai::embeddings_with_model))
         .routes(routes!(openai::models))
         .routes(routes!(openai::model))
         // Operations

@@ -1,4 +1,5 @@
-//! `/v1`: OpenAI's embeddings and models routes.
+//! `/v1`: OpenAI's embeddings and models routes. Embeddings are answered without `/v1` too, as TEI does, and below
+//! `/models/{name}`.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -118,6 +119,39 @@ pub async fn embeddings(
     usual: UsualModel,
     Json(body): Json<EmbeddingsBody>,
 ) -> Result<Response, ApiError> {
+    answer(&state, EmbeddingsBody { model: usual.unless(body.model), ..body }).await
+}
+
+/// The same as `/v1/embeddings`, for clients whose base URL has no `/v1`.
+#[utoipa::path(
+    post, path = "/embeddings", tag = "openai", operation_id = "create_embedding_without_version",
+    request_body = EmbeddingsBody,
+    responses((status = 200, description = "One vector per input", body = EmbeddingList), OpenAiErrors, OpenAiBodyErrors)
+)]
+pub async fn embeddings_without_version(
+    State(state): State<AppState>,
+    usual: UsualModel,
+    Json(body): Json<EmbeddingsBody>,
+) -> Result<Response, ApiError> {
+    answer(&state, EmbeddingsBody { model: usual.unless(body.model), ..body }).await
+}
+
+/// Embeds texts with the model in the path, whichever `model` names.
+#[utoipa::path(
+    post, path = "/models/{name}/v1/embeddings", tag = "openai", operation_id = "create_embedding_with_model",
+    request_body = EmbeddingsBody, params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "One vector per input", body = EmbeddingList), OpenAiErrors, OpenAiBodyErrors)
+)]
+pub async fn embeddings_with_model(
+    State(state): State<AppState>,
+    ModelWord(model): ModelWord,
+    Json(body): Json<EmbeddingsBody>,
+) -> Result<Response, ApiError> {
+    answer(&state, EmbeddingsBody { model: Some(model), ..body }).await
+}
+
+/// Embeds with the model that the body names, the active one when it names none.
+async fn answer(state: &AppState, body: EmbeddingsBody) -> Result<Response, ApiError> {
     if body.input.has_token_ids() {
         return Err(ApiError::new(
             Code::TokenIds,
@@ -138,7 +172,7 @@ pub async fn embeddings(
         expect_space: expected_space(body.expect_space.as_deref())?,
         priority: body.priority.unwrap_or_default().into(),
     };
-    let answer = measured::embed(&state, usual.unless(body.model).as_deref(), request, shape).await?;
+    let answer = measured::embed(state, body.model.as_deref(), request, shape).await?;
     Ok(list(answer, body.encoding_format.unwrap_or_default()))
 }
 

@@ -54,6 +54,30 @@ async fn what_clients_send_besides_is_taken_or_ignored() {
 }
 
 #[tokio::test]
+async fn embeddings_are_found_without_the_version_and_below_a_model() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let plain = app.post("/v1/embeddings", json!({"input": "hello"})).await.ok();
+    assert_eq!(app.post("/embeddings", json!({"input": "hello"})).await.ok(), plain);
+    let named = json!({"input": "hello", "model": "tiny-cls"});
+    let of_other = app.post("/v1/embeddings", named.clone()).await.ok();
+    assert_eq!(app.post("/embeddings", named).await.ok(), of_other);
+    // As below every other `/models/{name}`, the model of the path counts.
+    for model in [json!("tiny-cls"), json!("tiny"), json!("gpt-4"), json!(null)] {
+        let body = json!({"input": "hello", "model": model});
+        let answer = app.post("/models/tiny-cls/v1/embeddings", body).await;
+        assert_eq!((answer.ok(), answer.header("x-model")), (of_other.clone(), "tiny-cls"), "{model}");
+    }
+    let unknown = app.post("/models/gpt-4/v1/embeddings", json!({"input": "hello"})).await.openai_error();
+    assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"));
+    for path in ["/embeddings", "/models/tiny/v1/embeddings"] {
+        let empty = app.post(path, json!({"input": []})).await.openai_error();
+        assert_eq!((empty.0, empty.1.as_str()), (400, "empty_input"), "{path}");
+        assert_eq!(app.get(path).await.openai_error().0, 405, "{path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn models_answer_to_their_names_hub_ids_and_aliases() {
     let toml = with_tiny(&[]).replace("[[ai", "aliases = { text-embedding-3-small = \"tiny\" }\n[[ai");
     let app = TestApp::start_with(&toml).await;

@@ -19,8 +19,17 @@ use crate::helpers::{Answer, MINILM, TINY, TestApp, repository, send, with_tiny}
 const DOCS: [&str; 4] = ["/openapi.json", "/docs", "/docs/", "/docs/{*rest}"];
 
 /// The operations that put texts into a model's queue.
-const EMBEDDING: [&str; 7] =
-    ["embed", "embed_with_model", "infer", "infer_with_model", "similarity", "similarity_with_model", "embeddings"];
+const EMBEDDING: [&str; 9] = [
+    "embed",
+    "embed_with_model",
+    "infer",
+    "infer_with_model",
+    "similarity",
+    "similarity_with_model",
+    "create_embedding",
+    "create_embedding_without_version",
+    "create_embedding_with_model",
+];
 
 /// The operations with a body in which no model and no grain is named that must be there.
 const WITHOUT_NAMES: [&str; 7] = [
@@ -87,7 +96,7 @@ impl Operation {
             "declare_space" => json!({"name": "declared", "dimensions": 3}),
             "similarity" => json!({"inputs": {"source_sentence": "a", "sentences": ["b"]}}),
             "decode" => json!({"ids": [7]}),
-            "embeddings" => json!({"input": "a"}),
+            "create_embedding" | "create_embedding_without_version" => json!({"input": "a"}),
             _ => json!({"inputs": "a"}),
         }
     }
