@@ -18,6 +18,9 @@ pub enum Family {
 /// The routes that speak TEI's language, at the root and below `/models/{name}`.
 const TEI_ROUTES: [&str; 6] = ["embed", "similarity", "tokenize", "decode", "info", "health"];
 
+/// TEI's routes for models of other kinds, at the same places. They are no routes here; who asks is told so as by TEI.
+const TEI_ROUTES_OF_OTHER_KINDS: [&str; 4] = ["rerank", "predict", "embed_sparse", "embed_all"];
+
 impl Family {
     /// The family of a request.
     #[must_use]
@@ -27,11 +30,19 @@ impl Family {
             ["v1", ..] | ["models", _, "v1", ..] | ["embeddings"] => Self::OpenAi,
             [""] => Self::Tei,
             [route] | ["models", _, route] if TEI_ROUTES.contains(route) => Self::Tei,
+            _ if is_of_another_kind(path) => Self::Tei,
             // The URL that InferenceClient posts to when it is given a model's page.
             ["models", _] if method == Method::POST => Self::Tei,
             _ => Self::Native,
         }
     }
+}
+
+/// Whether TEI has something at a path that needs a model of another kind than those that are served here.
+#[must_use]
+pub fn is_of_another_kind(path: &str) -> bool {
+    let segments: Vec<&str> = path.split('/').skip(1).collect();
+    matches!(segments.as_slice(), [route] | ["models", _, route] if TEI_ROUTES_OF_OTHER_KINDS.contains(route))
 }
 
 /// What kind of error it is. The name is stable: clients match on it.
@@ -79,6 +90,8 @@ pub enum Code {
     SlowBody,
     /// The body is not declared as JSON.
     ContentType,
+    /// No model here can do it.
+    Unsupported,
     /// The queue is full, there are too many requests at once, or the rate of the key is used up.
     Overloaded,
     /// The model is still loading.
@@ -125,6 +138,7 @@ impl Code {
             Self::BodyTooLarge => "body_too_large",
             Self::SlowBody => "slow_body",
             Self::ContentType => "content_type",
+            Self::Unsupported => "unsupported",
             Self::Overloaded => "overloaded",
             Self::ModelLoading => "model_loading",
             Self::ModelDisabled => "model_disabled",
@@ -161,6 +175,7 @@ impl Code {
             Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
             Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::Unsupported => StatusCode::FAILED_DEPENDENCY,
             Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
             Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
                 StatusCode::SERVICE_UNAVAILABLE
@@ -183,7 +198,7 @@ impl Code {
             Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
                 "Unhealthy"
             }
-            Self::MemoryBudget | Self::DiskFull | Self::Internal => "Backend",
+            Self::Unsupported | Self::MemoryBudget | Self::DiskFull | Self::Internal => "Backend",
             Self::MalformedJson
             | Self::InvalidRequest
             | Self::TooManyInputs
@@ -231,7 +246,8 @@ impl Code {
             | Self::VersionMismatch
             | Self::BodyTooLarge
             | Self::SlowBody
-            | Self::ContentType => failure::VALIDATION,
+            | Self::ContentType
+            | Self::Unsupported => failure::VALIDATION,
         }
     }
 
@@ -258,7 +274,9 @@ mod tests {
         for path in ["/", "/embed", "/similarity", "/info", "/health", "/models/m/embed", "/models/m/info"] {
             assert_eq!(family(Method::POST, path), Family::Tei, "{path}");
         }
-        assert_eq!(family(Method::POST, "/models/m"), Family::Tei);
+        for path in ["/models/m", "/rerank", "/models/m/embed_sparse"] {
+            assert_eq!(family(Method::POST, path), Family::Tei, "{path}");
+        }
         for path in ["/models", "/models/m", "/models/m/load", "/models/active", "/health/ready", "/nope", "/a/b/embed"]
         {
             assert_eq!(family(Method::GET, path), Family::Native, "{path}");

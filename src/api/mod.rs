@@ -49,7 +49,7 @@ mod vectors;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::http::StatusCode;
+use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -135,7 +135,7 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
     let max_body = usize::try_from(state.limits.max_body.as_u64()).unwrap_or(usize::MAX);
     let router = router
         .merge(docs(openapi::complete(document), base))
-        .fallback(|| async { nothing_here() })
+        .fallback(async |method: Method, uri: Uri| not_served(&method, uri.path()))
         .method_not_allowed_fallback(|| async {
             ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")
         })
@@ -175,6 +175,16 @@ fn docs(document: utoipa::openapi::OpenApi, base: &BasePath) -> Router<AppState>
         _ => response,
     }));
     Router::new().route("/openapi.json", document).merge(page)
+}
+
+/// The answer where there is no route.
+fn not_served(method: &Method, path: &str) -> ApiError {
+    if method == Method::POST && code::is_of_another_kind(path) {
+        let sentence = "Granary makes one vector of each text, and does nothing else with models: no re-ranking, no \
+                        classification, no sparse vectors and no vectors of single tokens";
+        return ApiError::new(Code::Unsupported, sentence);
+    }
+    nothing_here()
 }
 
 fn nothing_here() -> ApiError {

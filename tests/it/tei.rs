@@ -170,6 +170,26 @@ async fn info_has_the_fields_of_tei() {
 }
 
 #[tokio::test]
+async fn what_needs_a_model_of_another_kind_is_refused_as_by_tei() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let pair = json!({"query": "What grows here?", "texts": ["Oats do.", "Nothing."]});
+    for (route, body) in [
+        ("rerank", pair),
+        ("predict", json!({"inputs": "hello"})),
+        ("embed_sparse", json!({"inputs": "hello"})),
+        ("embed_all", json!({"inputs": "hello"})),
+    ] {
+        for path in [format!("/{route}"), format!("/models/tiny/{route}")] {
+            let (status, kind, message) = app.post(&path, body.clone()).await.tei_error();
+            assert_eq!((status, kind.as_str()), (424, "Backend"), "{path}: {message}");
+            assert!(message.contains("no re-ranking"), "{path}: {message}");
+            assert_eq!(app.get(&path).await.tei_error().0, 404, "{path}");
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn health_answers_and_unknown_methods_say_which_would_do() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     assert_eq!(app.get("/health").await.status, StatusCode::OK);
