@@ -27,9 +27,9 @@ from granary_client.api.reembeddings import list_reembedding_failures, list_reem
 from granary_client.api.reembeddings import purge_reembedding, resume_reembedding, roll_back_reembedding
 from granary_client.api.snapshots import create_snapshot, delete_snapshot, get_snapshot, list_snapshots
 from granary_client.api.spaces import accept_space, adopt_space, declare_space, list_spaces
-from granary_client.api.tei import decode, decode_with_model, embed, embed_with_model, health, health_of_model, infer
-from granary_client.api.tei import infer_with_model, info, info_of_model, similarity, similarity_with_model, tokenize
-from granary_client.api.tei import tokenize_with_model
+from granary_client.api.tei import decode, decode_with_model, embed, embed_with_model, health, health_at_root
+from granary_client.api.tei import health_of_model, infer, infer_with_model, info, info_of_model, invocations, ping
+from granary_client.api.tei import similarity, similarity_with_model, tokenize, tokenize_with_model
 from granary_client.models import AcceptBody, ActiveBody, AdoptBody, CompareBody, Comparison, ComparisonList, Count
 from granary_client.models import CountBody, CreatedGrains, DeclareBody, DecodeBody, DeleteBody, Deleted, EmbedBodyInputs
 from granary_client.models import EmbedBodyRootInputs, EmbeddingList, EmbeddingsBody, EncodingFormat, ExportBody
@@ -98,6 +98,8 @@ def drive_models(client: AuthenticatedClient) -> None:
 
 def drive_tei(client: AuthenticatedClient) -> None:
     empty(health.sync_detailed(client=client), 200)
+    empty(health_at_root.sync_detailed(client=client), 200)
+    empty(ping.sync_detailed(client=client), 200)
     empty(health_of_model.sync_detailed(TINY, client=client), 200)
     assert ok(info.sync_detailed(client=client), Info).served_model_name == TINY
     assert ok(info_of_model.sync_detailed(MINILM, client=client), Info).served_model_name == MINILM
@@ -108,6 +110,7 @@ def drive_tei(client: AuthenticatedClient) -> None:
     pair = SentencePair(source_sentence="wheat", sentences=["rye", "wheat"])
     root = EmbedBodyRootInputs(inputs=pair)
     assert len(ok(infer.sync_detailed(client=client, body=root), list)) == 2
+    assert len(ok(invocations.sync_detailed(client=client, body=root), list)) == 2
     assert len(ok(infer_with_model.sync_detailed(MINILM, client=client, body=EmbedBodyRootInputs(inputs="rye")), list)[0]) == 384
     for scores in [
         ok(similarity.sync_detailed(client=client, body=SimilarityBody(inputs=pair)), list),

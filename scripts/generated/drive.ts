@@ -80,6 +80,8 @@ async function driveTei(client: Granary): Promise<void> {
   const tiny = { params: { path: { name: TINY } } };
   const minilm = { params: { path: { name: MINILM } } };
   empty(await client.GET("/health"), 200);
+  empty(await client.GET("/"), 200);
+  empty(await client.GET("/ping"), 200);
   empty(await client.GET("/models/{name}/health", tiny), 200);
   assert.equal(ok(await client.GET("/info")).served_model_name, TINY);
   assert.equal(ok(await client.GET("/models/{name}/info", minilm)).served_model_name, MINILM);
@@ -89,6 +91,7 @@ async function driveTei(client: Granary): Promise<void> {
   assert.equal(ok(await client.POST("/models/{name}/embed", { ...minilm, body: texts }))[0]?.length, 384);
   const pair = { source_sentence: "wheat", sentences: ["rye", "wheat"] };
   assert.equal(ok(await client.POST("/", { body: { inputs: pair } })).length, 2);
+  assert.equal(ok(await client.POST("/invocations", { body: { inputs: pair } })).length, 2);
   assert.equal(ok(await client.POST("/models/{name}", { ...minilm, body: { inputs: "rye" } })).length, 1);
   const scores = [
     ok(await client.POST("/similarity", { body: { inputs: pair } })),

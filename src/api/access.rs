@@ -93,12 +93,15 @@ const ROUTES: &[(Method, &str, Need)] = &[
     (Method::DELETE, "/grains/{id}", WRITE),
     // text-embeddings-inference
     (Method::POST, "/", EMBED),
+    (Method::POST, "/invocations", EMBED),
     (Method::POST, "/embed", EMBED),
     (Method::POST, "/similarity", EMBED),
     (Method::POST, "/tokenize", EMBED),
     (Method::POST, "/decode", EMBED),
     (Method::GET, "/info", EMBED),
     (Method::GET, "/health", HEALTH),
+    (Method::GET, "/", HEALTH),
+    (Method::GET, "/ping", HEALTH),
     // … and for one model
     (Method::POST, "/models/{name}/embed", EMBED),
     (Method::POST, "/models/{name}/similarity", EMBED),
@@ -147,7 +150,7 @@ pub fn is_listed(method: &Method, pattern: &str) -> bool {
     ROUTES.iter().any(|(known, listed, _)| known == method && is_one(listed))
 }
 
-/// Whether a request asks how the server is, and is answered however busy it is.
+/// Whether a request asks how the server is: it is answered however busy that is, and nobody wants to read of it.
 #[must_use]
 pub fn is_probe(request: &Request) -> bool {
     let pattern = request.extensions().get::<MatchedPath>().map(MatchedPath::as_str);

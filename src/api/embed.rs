@@ -1,4 +1,4 @@
-//! `POST /embed`, `POST /` and the same below `/models/{name}`: TEI's embedding routes.
+//! `POST /embed`, `POST /`, which is `/invocations` too, and the same below `/models/{name}`: TEI's embedding routes.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -211,6 +211,23 @@ pub async fn embed_with_model(
     )
 )]
 pub async fn infer(
+    State(state): State<AppState>,
+    usual: UsualModel,
+    Json(body): Json<EmbedBody<RootInputs>>,
+) -> Result<Response, ApiError> {
+    let (inputs, options) = body.into_parts();
+    answer_root(&state, inputs, &EmbedOptions { model: usual.unless(options.model), ..options }).await
+}
+
+/// The same as `POST /`, where Amazon's `SageMaker` posts to.
+#[utoipa::path(
+    post, path = "/invocations", tag = "tei", operation_id = "invocations", request_body = EmbedBody<RootInputs>,
+    responses(
+        (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
+        TeiErrors, TeiBodyErrors
+    )
+)]
+pub async fn invocations(
     State(state): State<AppState>,
     usual: UsualModel,
     Json(body): Json<EmbedBody<RootInputs>>,

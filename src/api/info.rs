@@ -111,6 +111,24 @@ pub async fn health(State(state): State<AppState>, asker: Asker) -> Result<Statu
     check_ready(&state, asker).await.map(|_| StatusCode::OK)
 }
 
+/// The same as `/health`, for load balancers that ask for the root.
+#[utoipa::path(
+    get, path = "/", tag = "tei", operation_id = "health_at_root",
+    responses((status = 200, description = "Ready"), TeiErrors)
+)]
+pub async fn health_at_root(State(state): State<AppState>, asker: Asker) -> Result<StatusCode, ApiError> {
+    check_ready(&state, asker).await.map(|_| StatusCode::OK)
+}
+
+/// The same as `/health`, where Amazon's `SageMaker` asks.
+#[utoipa::path(
+    get, path = "/ping", tag = "tei", operation_id = "ping",
+    responses((status = 200, description = "Ready"), TeiErrors)
+)]
+pub async fn ping(State(state): State<AppState>, asker: Asker) -> Result<StatusCode, ApiError> {
+    check_ready(&state, asker).await.map(|_| StatusCode::OK)
+}
+
 /// Answers 200 when the model in the path is loaded or its last load did not fail.
 #[utoipa::path(
     get, path = "/models/{name}/health", tag = "tei", operation_id = "health_of_model",

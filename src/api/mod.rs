@@ -103,13 +103,15 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(grains::transfer::import))
         .routes(routes!(grains::one::get, grains::one::put, grains::one::patch, grains::one::delete))
         // text-embeddings-inference
-        .routes(routes!(embed::infer))
+        .routes(routes!(embed::infer, info::health_at_root))
+        .routes(routes!(embed::invocations))
         .routes(routes!(embed::embed))
         .routes(routes!(similarity::similarity))
         .routes(routes!(tokens::tokenize))
         .routes(routes!(tokens::decode))
         .routes(routes!(info::info))
         .routes(routes!(info::health))
+        .routes(routes!(info::ping))
         // … and for one model
         .routes(routes!(embed::embed_with_model))
         .routes(routes!(similarity::similarity_with_model))

@@ -37,8 +37,10 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_fit(id)).cloned().unwrap_or_else(new_id);
     let method = request.method().clone();
+    let is_routine = access::is_probe(&request);
     let route = request.extensions().get::<MatchedPath>().map_or(UNKNOWN_ROUTE, MatchedPath::as_str).to_owned();
-    let mut trace = trace(&request, &route);
+    // Probes and scrapes come every few seconds and say nothing when they succeed.
+    let mut trace = if is_routine { None } else { trace(&request, &route) };
     let client = request.extensions().get::<Asked>().map(|asked| tracing::field::display(asked.client));
     // The path goes into the log with its control characters escaped.
     let span = tracing::info_span!(
@@ -67,7 +69,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
         histogram!(telemetry::HTTP_REQUEST_DURATION, "route" => route.clone(), "method" => method)
             .record(elapsed.as_secs_f64());
         let elapsed_ms = elapsed.as_secs_f64() * 1e3;
-        if is_routine(&route) && status.is_success() {
+        if is_routine && status.is_success() {
             tracing::debug!(status = status.as_u16(), elapsed_ms, "answered");
         } else {
             tracing::info!(status = status.as_u16(), elapsed_ms, "answered");
@@ -81,9 +83,6 @@ pub async fn observe(request: Request, next: Next) -> Response {
 
 /// The trace of a request, or what its caller has begun; `None` when traces are off.
 fn trace(request: &Request, route: &str) -> Option<RequestTrace> {
-    if is_routine(route) {
-        return None;
-    }
     // Where there are two, neither counts.
     let mut parents = request.headers().get_all(TRACEPARENT).iter();
     let parent = parents.next().filter(|_| parents.next().is_none()).and_then(|parent| parent.to_str().ok());
@@ -92,11 +91,6 @@ fn trace(request: &Request, route: &str) -> Option<RequestTrace> {
         Some(route).filter(|route| *route != UNKNOWN_ROUTE),
         parent,
     )
-}
-
-/// Probes and scrapes come every few seconds and say nothing when they succeed.
-fn is_routine(route: &str) -> bool {
-    route.starts_with("/health") || route == "/metrics"
 }
 
 /// The status of nginx's log for a request whose caller did not wait. No answer has it.

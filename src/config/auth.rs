@@ -29,7 +29,7 @@ pub struct AuthConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum OpenRoutes {
-    /// `/health` and what is below it, and the health of each model.
+    /// `/health` and what is below it, `GET /` and `/ping`, which are the same, and the health of each model.
     Health,
     /// `/metrics`.
     Metrics,

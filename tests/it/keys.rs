@@ -211,7 +211,7 @@ async fn the_configuration_says_what_is_open() {
     for path in ["/metrics", "/openapi.json", "/docs"] {
         assert_eq!(app.get(path).await.status, 200, "{path}");
     }
-    for path in ["/health", "/health/live", "/health/ready", "/models/tiny/health", "/models"] {
+    for path in ["/health", "/", "/ping", "/health/live", "/health/ready", "/models/tiny/health", "/models"] {
         assert_eq!(app.get(path).await.status, 401, "{path}");
         assert_eq!(app.with_key(&secret("embedder")).get(path).await.status, 403, "{path}");
         assert_eq!(app.with_key(&secret("reader")).get(path).await.status, 200, "{path}");
@@ -233,7 +233,7 @@ async fn who_asks_for_health_without_a_key_learns_no_reasons_and_no_models() {
         let body = answer.json();
         (answer.status.as_u16(), body["code"].clone(), body["error_type"].clone())
     };
-    for path in ["/health/ready", "/health", "/models/tiny/health"] {
+    for path in ["/health/ready", "/health", "/", "/ping", "/models/tiny/health"] {
         let full = knows.get(path).await;
         assert!(full.text.contains("`tiny` cannot be loaded: ") && full.text.contains("/no/such"), "{}", full.text);
         let refused = [app.get(path).await, app.with_key(&secret("nobody")).get(path).await];

@@ -203,7 +203,7 @@ async fn requests_beyond_the_limit_are_told_to_come_again() {
     );
     assert_eq!(app.get("/models").await.problem().1, "overloaded");
     assert_eq!(app.get("/v1/models").await.openai_error().1, "overloaded");
-    for probe in ["/health", "/health/live", "/health/ready", "/models/tiny/health", "/metrics"] {
+    for probe in ["/health", "/", "/ping", "/health/live", "/health/ready", "/models/tiny/health", "/metrics"] {
         assert_eq!(app.get(probe).await.status, StatusCode::OK, "{probe}");
     }
     request.send(BODY).await;

@@ -19,11 +19,12 @@ use crate::helpers::{Answer, MINILM, TINY, TestApp, repository, send, with_tiny}
 const DOCS: [&str; 4] = ["/openapi.json", "/docs", "/docs/", "/docs/{*rest}"];
 
 /// The operations that put texts into a model's queue.
-const EMBEDDING: [&str; 9] = [
+const EMBEDDING: [&str; 10] = [
     "embed",
     "embed_with_model",
     "infer",
     "infer_with_model",
+    "invocations",
     "similarity",
     "similarity_with_model",
     "create_embedding",

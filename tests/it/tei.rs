@@ -190,6 +190,33 @@ async fn what_needs_a_model_of_another_kind_is_refused_as_by_tei() {
 }
 
 #[tokio::test]
+async fn load_balancers_and_sagemaker_find_the_server_as_they_find_tei() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    for probe in ["/", "/ping"] {
+        let answer = app.get(probe).await;
+        assert_eq!((answer.status, answer.text.as_str()), (StatusCode::OK, ""), "{probe}");
+    }
+    let embedded = app.post("/embed", json!({"inputs": ["hello", "world"]})).await.ok();
+    assert_eq!(app.post("/invocations", json!({"inputs": ["hello", "world"]})).await.ok(), embedded);
+    let pair = json!({"inputs": {"source_sentence": "a", "sentences": ["a", "b"]}});
+    let similarities = vector_of(&app.post("/invocations", pair).await.ok());
+    assert!(similarities.len() == 2 && (similarities[0] - 1.0).abs() < 1e-5 && similarities[1] < 1.0);
+    let refused = app.post("/invocations", json!({"inputs": []})).await.tei_error();
+    assert_eq!((refused.0, refused.1.as_str()), (400, "Empty"), "{}", refused.2);
+    app.stop().await;
+
+    // The active model's folder is missing.
+    let broken = with_tiny(&[]).replacen("path = \"", "path = \"/no/such", 1);
+    let app = TestApp::start_with(&broken).await;
+    app.post("/embed", json!({"inputs": "hello"})).await.tei_error();
+    for probe in ["/", "/ping"] {
+        let (status, kind, message) = app.get(probe).await.tei_error();
+        assert_eq!((status, kind.as_str()), (503, "Unhealthy"), "{probe}: {message}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn health_answers_and_unknown_methods_say_which_would_do() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     assert_eq!(app.get("/health").await.status, StatusCode::OK);
