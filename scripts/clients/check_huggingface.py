@@ -9,7 +9,7 @@ from huggingface_hub import InferenceClient
 def main(url):
     texts, expected = golden(3)
     # The server's own URL means the active model; a model's URL means that model.
-    for base in [url, f"{url}/models/all-MiniLM-L6-v2", f"{url}/embed"]:
+    for base in [url, f"{url}/models/all-MiniLM-L6-v2", f"{url}/models/all-MiniLM-L6-v2/", f"{url}/embed"]:
         client = InferenceClient(model=base)
         for text, vector in zip(texts, expected):
             check_near(client.feature_extraction(text), [vector])

@@ -49,6 +49,7 @@ const ROUTES: &[(Method, &str, Need)] = &[
     (Method::PUT, "/models/active", ADMIN),
     (Method::GET, "/models/{name}", READ),
     (Method::POST, "/models/{name}", EMBED),
+    (Method::POST, "/models/{name}/", EMBED),
     (Method::DELETE, "/models/{name}", ADMIN),
     (Method::POST, "/models/{name}/load", ADMIN),
     (Method::POST, "/models/{name}/unload", ADMIN),
@@ -340,6 +341,7 @@ mod tests {
     #[test]
     fn the_table_tells_routes_apart_by_their_method_and_whole_pattern() {
         assert_eq!(listed(&Method::POST, "/models/{name}"), Some(EMBED));
+        assert_eq!(listed(&Method::POST, "/models/{name}/"), Some(EMBED));
         assert_eq!(listed(&Method::DELETE, "/models/{name}"), Some(ADMIN));
         assert_eq!(listed(&Method::HEAD, "/grains/{id}"), Some(READ));
         assert_eq!(listed(&Method::GET, "/docs/{*rest}"), Some(DOCS));

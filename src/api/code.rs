@@ -28,8 +28,8 @@ impl Family {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
             ["v1", ..] | ["models", _, "v1", ..] | ["embeddings"] => Self::OpenAi,
-            // The root, and what SageMaker asks for in its place.
-            ["" | "ping" | "invocations"] => Self::Tei,
+            // The root of the server and of a model, and what SageMaker asks for in its place.
+            ["" | "ping" | "invocations"] | ["models", _, ""] => Self::Tei,
             [route] | ["models", _, route] if TEI_ROUTES.contains(route) => Self::Tei,
             _ if is_of_another_kind(path) => Self::Tei,
             // The URL that InferenceClient posts to when it is given a model's page.
@@ -275,7 +275,7 @@ mod tests {
         for path in ["/", "/embed", "/similarity", "/info", "/health", "/models/m/embed", "/models/m/info"] {
             assert_eq!(family(Method::POST, path), Family::Tei, "{path}");
         }
-        for path in ["/ping", "/invocations", "/models/m", "/rerank", "/models/m/embed_sparse"] {
+        for path in ["/ping", "/invocations", "/models/m", "/models/m/", "/rerank", "/models/m/embed_sparse"] {
             assert_eq!(family(Method::POST, path), Family::Tei, "{path}");
         }
         for path in ["/models", "/models/m", "/models/m/load", "/models/active", "/health/ready", "/nope", "/a/b/embed"]

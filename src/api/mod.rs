@@ -52,7 +52,7 @@ use axum::extract::DefaultBodyLimit;
 use axum::http::{Method, StatusCode, Uri};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
-use axum::routing::get;
+use axum::routing::{get, post};
 use axum::{Extension, Json, Router};
 use tower_http::catch_panic::CatchPanicLayer;
 use utoipa::OpenApi;
@@ -137,6 +137,8 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
     let max_body = usize::try_from(state.limits.max_body.as_u64()).unwrap_or(usize::MAX);
     let router = router
         .merge(docs(openapi::complete(document), base))
+        // `InferenceClient` posts to a model's URL as it was given. The document has no path twice, for that slash alone.
+        .route("/models/{name}/", post(embed::infer_with_model))
         .fallback(async |method: Method, uri: Uri| not_served(&method, uri.path()))
         .method_not_allowed_fallback(|| async {
             ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")

@@ -116,6 +116,11 @@ async fn every_route_refuses_keys_without_its_scope_and_takes_those_with_it() {
             assert!(![401, 403].contains(&taken.status.as_u16()), "{name}: {} {}", taken.status, taken.text);
         }
     }
+    // The document does not have this one.
+    for (key, status) in [("embed", 200), ("not-embed", 403)] {
+        let answer = app.with_key(&secret(key)).post("/models/tiny/", json!({"inputs": "a"})).await;
+        assert_eq!(answer.status, status, "{key}: {}", answer.text);
+    }
     let embeds = app.with_key(&secret("embed"));
     assert_eq!(embeds.get("/nothing").await.problem().0, 404, "any key learns that there is nothing");
     assert_eq!(embeds.get("/docs").await.problem().0, 403);

@@ -109,8 +109,14 @@ async fn the_root_takes_texts_and_sentences_as_inference_client_sends_them() {
     assert_eq!(named.header("x-model"), "tiny-cls");
     assert_eq!(named.ok(), app.post("/models/tiny-cls/embed", json!({"inputs": "hello"})).await.ok());
 
+    let with_slash = app.post("/models/tiny-cls/", json!({"inputs": "hello"})).await;
+    assert_eq!((with_slash.ok(), with_slash.header("x-model")), (named.ok(), "tiny-cls"));
+    let unknown = app.post("/models/nope/", json!({"inputs": "hello"})).await.tei_error();
+    assert_eq!((unknown.0, unknown.1.as_str()), (404, "NotFound"));
+    assert_eq!(app.get("/models/tiny-cls/").await.tei_error().0, 405);
+
     let pair = json!({"inputs": {"source_sentence": "a", "sentences": ["a", "b"]}});
-    for path in ["/", "/similarity", "/models/tiny", "/models/tiny/similarity"] {
+    for path in ["/", "/similarity", "/models/tiny", "/models/tiny/", "/models/tiny/similarity"] {
         let similarities = vector_of(&app.post(path, pair.clone()).await.ok());
         assert!(similarities.len() == 2 && (similarities[0] - 1.0).abs() < 1e-5 && similarities[1] < 1.0, "{path}");
     }
