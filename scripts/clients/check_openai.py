@@ -19,6 +19,8 @@ def main(url):
         assert [item.index for item in answer.data] == list(range(8))
     assert client.embeddings.create(model=MODEL, input="hello world").usage.prompt_tokens == 4
 
+    assert client.embeddings.create(model="text-embeddings-inference", input="hello world").model == MODEL
+
     for base in [url, f"{url}/models/{MODEL}/v1"]:
         elsewhere = openai.OpenAI(base_url=base, api_key="none", max_retries=0)
         answer = elsewhere.embeddings.create(model=MODEL, input=texts)

@@ -22,10 +22,15 @@ use crate::models::{EmbedRequest, ModelStatus};
 /// Who a model is said to be owned by, when it comes from no hub.
 const LOCAL_OWNER: &str = "granary";
 
+/// What clients send as the model that were written for TEI, which takes any name: the word of its documentation, and that
+/// of others.
+const NO_NAMES: [&str; 2] = ["text-embeddings-inference", "tei"];
+
 /// The body of `/v1/embeddings`. Other fields, `user` among them, are ignored.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct EmbeddingsBody {
-    /// A model's name or alias; the active model when absent.
+    /// A model's name or alias; the active model when absent. `text-embeddings-inference` and `tei` count as absent where no
+    /// model answers to them.
     #[schema(example = "all-MiniLM-L6-v2")]
     model: Option<String>,
     #[schema(example = "hello world")]
@@ -119,7 +124,7 @@ pub async fn embeddings(
     usual: UsualModel,
     Json(body): Json<EmbeddingsBody>,
 ) -> Result<Response, ApiError> {
-    answer(&state, EmbeddingsBody { model: usual.unless(body.model), ..body }).await
+    answer(&state, EmbeddingsBody { model: usual.unless(named(&state, body.model)), ..body }).await
 }
 
 /// The same as `/v1/embeddings`, for clients whose base URL has no `/v1`.
@@ -133,7 +138,7 @@ pub async fn embeddings_without_version(
     usual: UsualModel,
     Json(body): Json<EmbeddingsBody>,
 ) -> Result<Response, ApiError> {
-    answer(&state, EmbeddingsBody { model: usual.unless(body.model), ..body }).await
+    answer(&state, EmbeddingsBody { model: usual.unless(named(&state, body.model)), ..body }).await
 }
 
 /// Embeds texts with the model in the path, whichever `model` names.
@@ -148,6 +153,15 @@ pub async fn embeddings_with_model(
     Json(body): Json<EmbeddingsBody>,
 ) -> Result<Response, ApiError> {
     answer(&state, EmbeddingsBody { model: Some(model), ..body }).await
+}
+
+/// The model that a request means by name.
+fn named(state: &AppState, model: Option<String>) -> Option<String> {
+    let is_name = |word: &str| {
+        let stands_for_any = NO_NAMES.iter().any(|other| other.eq_ignore_ascii_case(word));
+        !stands_for_any || state.models.resolve(Some(word)).is_ok()
+    };
+    model.filter(|word| is_name(word))
 }
 
 /// Embeds with the model that the body names, the active one when it names none.

@@ -3,7 +3,7 @@
 use base64::Engine as _;
 use serde_json::{Value, json};
 
-use crate::helpers::{MINILM, TestApp, cosine, vector_of, vectors_of, with_tiny};
+use crate::helpers::{MINILM, TestApp, cosine, key_entry, secret, vector_of, vectors_of, with_keys, with_tiny};
 
 fn decoded(value: &Value) -> Vec<f32> {
     let bytes = base64::engine::general_purpose::STANDARD.decode(value.as_str().expect("a text")).expect("base64");
@@ -74,6 +74,35 @@ async fn embeddings_are_found_without_the_version_and_below_a_model() {
         assert_eq!((empty.0, empty.1.as_str()), (400, "empty_input"), "{path}");
         assert_eq!(app.get(path).await.openai_error().0, 405, "{path}");
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_teis_clients_call_any_model_is_no_name_unless_a_model_answers_to_it() {
+    let others = with_tiny(&["tiny-cls"]);
+    let app = TestApp::start_with(&others).await;
+    for path in ["/v1/embeddings", "/embeddings"] {
+        for word in ["text-embeddings-inference", "tei", "TEI"] {
+            let answer = app.post(path, json!({"input": "hello", "model": word})).await;
+            assert_eq!((&answer.ok()["model"], answer.header("x-model")), (&json!("tiny"), "tiny"), "{path}: {word}");
+        }
+    }
+    for word in ["tei2", "text-embedding-3-small", ""] {
+        let unknown = app.post("/v1/embeddings", json!({"input": "hello", "model": word})).await.openai_error();
+        assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"), "{word}");
+    }
+    app.stop().await;
+
+    let keys = with_keys(&[key_entry("other", &["embed"], "model = \"tiny-cls\"")]);
+    let app = TestApp::start_with(&format!("{keys}{others}")).await;
+    let caller = app.with_key(&secret("other"));
+    let of_key = caller.post("/v1/embeddings", json!({"input": "hello", "model": "tei"})).await;
+    assert_eq!(of_key.ok()["model"], "tiny-cls", "the key's model counts where the request names none");
+    app.stop().await;
+
+    let app = TestApp::start_with(&others.replacen("[[ai", "aliases = { tei = \"tiny-cls\" }\n[[ai", 1)).await;
+    let of_alias = app.post("/v1/embeddings", json!({"input": "hello", "model": "tei"})).await;
+    assert_eq!(of_alias.ok()["model"], "tiny-cls");
     app.stop().await;
 }
 
