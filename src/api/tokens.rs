@@ -88,9 +88,9 @@ pub struct Token {
     id: u32,
     text: String,
     special: bool,
-    /// Where it starts in the text, in characters.
+    /// Where it starts in the text, in characters; text-embeddings-inference 1.9.3 counts bytes.
     start: Option<usize>,
-    /// Where it ends in the text, in characters.
+    /// Where it ends in the text, in characters; text-embeddings-inference 1.9.3 counts bytes.
     stop: Option<usize>,
 }
 
