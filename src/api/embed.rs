@@ -28,7 +28,7 @@ pub struct EmbedOptions {
     pub truncation_direction: Option<Direction>,
     /// Whether to scale vectors to length 1; true when absent.
     pub normalize: Option<bool>,
-    /// The model's prompt to put before each text: `query` or `document`.
+    /// The model's prompt to put before each text: `query`, `document` or another of its files.
     #[schema(example = json!(null))]
     pub prompt_name: Option<String>,
     /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
@@ -57,7 +57,7 @@ pub struct EmbedBody<I: ToSchema> {
     truncation_direction: Option<Direction>,
     /// Whether to scale vectors to length 1; true when absent.
     normalize: Option<bool>,
-    /// The model's prompt to put before each text: `query` or `document`.
+    /// The model's prompt to put before each text: `query`, `document` or another of its files.
     #[schema(example = json!(null))]
     prompt_name: Option<String>,
     /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.

@@ -43,7 +43,7 @@ pub struct EmbeddingsBody {
     /// The space the vectors must be in: 412 if they would be in another.
     #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
     expect_space: Option<String>,
-    /// The model's prompt to put before each text: `query` or `document`.
+    /// The model's prompt to put before each text: `query`, `document` or another of its files.
     #[schema(example = json!(null))]
     prompt_name: Option<String>,
     /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.

@@ -110,6 +110,8 @@ fn sha256(files: &ModelFiles, path: &Path) -> Result<String, FolderError> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use proptest::prelude::*;
     use safetensors::Dtype;
     use safetensors::tensor::TensorView;
@@ -155,6 +157,7 @@ mod tests {
             tokenizer: write("tokenizer.json", &content.tokenizer),
             modules: vec![ModuleFile::Dense { weights: write("model.safetensors", &dense), shape }],
             settings: EncoderSettings::default(),
+            named_prompts: BTreeMap::new(),
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,

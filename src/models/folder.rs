@@ -3,6 +3,7 @@
 //! A folder in the ordinary Hugging Face layout decides pooling, normalisation and maximum length by its own files.
 //! A bare `.onnx` file says nothing of itself: the configuration must, or the built-in entry of its name.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::{Component, Path, PathBuf};
 
@@ -32,6 +33,9 @@ pub struct ModelFiles {
     pub modules: Vec<ModuleFile>,
     /// What the files decide.
     pub settings: EncoderSettings,
+    /// Every prompt that they have, by its name: empty ones too, and those for neither queries nor documents. They say
+    /// nothing of the space.
+    pub named_prompts: BTreeMap<String, String>,
     /// The length of token vectors, from `config.json`.
     pub hidden_size: Option<u32>,
     /// Rows of the embedding table, from `config.json`.
@@ -133,7 +137,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, Fol
     let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
     let sentence: SentenceConfig = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
     let tokens: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-    let prompts: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
+    let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
     let modules = modules::read(folder)?;
     let max_positions = architecture.max_positions();
     let max_tokens = sentence.max_seq_length.or_else(|| tokens.limit()).or(max_positions);
@@ -143,13 +147,14 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, Fol
         max_tokens: max_tokens.and_then(NonZeroU32::new),
         pooling: modules.pooling,
         normalize: modules.normalize,
-        prompts: prompts.prompts.map(PromptTexts::known),
+        prompts: prompt_config.prompts.as_ref().map(PromptTexts::known),
     };
     files(
         onnx,
         tokenizer,
         ModelFiles {
             settings,
+            named_prompts: prompt_config.prompts.map(PromptTexts::named).unwrap_or_default(),
             hidden_size: architecture.hidden_size,
             vocabulary_size: architecture.vocab_size,
             max_positions,
@@ -180,6 +185,7 @@ impl ModelFiles {
             tokenizer: PathBuf::new(),
             modules: Vec::new(),
             settings: EncoderSettings::default(),
+            named_prompts: BTreeMap::new(),
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,
@@ -272,15 +278,30 @@ struct PromptConfig {
 #[derive(Deserialize, Default)]
 struct PromptTexts {
     query: Option<String>,
-    #[serde(alias = "passage")]
     document: Option<String>,
+    passage: Option<String>,
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
 }
 
 impl PromptTexts {
-    /// Empty prompts are written by default and mean none.
-    fn known(self) -> Prompts {
-        let present = |text: Option<String>| text.filter(|text| !text.is_empty());
-        Prompts { query: present(self.query), document: present(self.document) }
+    /// The prompts that are part of the model's space. Empty ones are written by default and mean none there.
+    fn known(&self) -> Prompts {
+        let present = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
+        Prompts {
+            query: present(self.query.as_ref()),
+            document: present(self.document.as_ref().or(self.passage.as_ref())),
+        }
+    }
+
+    fn named(self) -> BTreeMap<String, String> {
+        let known = [("query", self.query), ("document", self.document), ("passage", self.passage)];
+        let known = known.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?)));
+        let others = self.others.into_iter().filter_map(|(name, text)| match text {
+            serde_json::Value::String(text) => Some((name, text)),
+            _ => None,
+        });
+        known.chain(others).collect()
     }
 }
 
@@ -339,6 +360,34 @@ mod tests {
             (found.hidden_size, found.vocabulary_size, found.max_positions),
             (Some(384), Some(30522), Some(512))
         );
+    }
+
+    #[test]
+    fn every_prompt_has_its_name_and_only_those_of_a_search_are_settings() {
+        let prompts = |prompts: &str| {
+            let content = format!(r#"{{"prompts": {prompts}}}"#);
+            let found = read_from(&[("config_sentence_transformers.json", content.as_str())]).expect("well formed");
+            let named: Vec<_> = found.named_prompts.into_iter().collect();
+            (found.settings.prompts.expect("a list of prompts"), named)
+        };
+        let named = |pairs: &[(&str, &str)]| -> Vec<_> {
+            pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
+        };
+        assert_eq!(
+            prompts(r#"{"query": "", "document": ""}"#),
+            (Prompts::default(), named(&[("document", ""), ("query", "")]))
+        );
+        let passages = Prompts { query: Some("q: ".to_owned()), document: Some("p: ".to_owned()) };
+        assert_eq!(
+            prompts(r#"{"query": "q: ", "passage": "p: ", "clustering": "c: ", "of no use": 7}"#),
+            (passages, named(&[("clustering", "c: "), ("passage", "p: "), ("query", "q: ")]))
+        );
+        let both = Prompts { query: None, document: Some("d: ".to_owned()) };
+        assert_eq!(
+            prompts(r#"{"document": "d: ", "passage": "p: ", "query": null}"#),
+            (both, named(&[("document", "d: "), ("passage", "p: ")]))
+        );
+        assert!(read_from(&[("config_sentence_transformers.json", r#"{"prompts": {"query": 7}}"#)]).is_err());
     }
 
     #[test]

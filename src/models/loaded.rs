@@ -1,5 +1,6 @@
 //! A model in memory, and a request's hold on it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,8 +31,10 @@ pub struct LoadedFacts {
     pub pooling: Option<Pooling>,
     /// Whether its own vectors have length 1.
     pub normalize: bool,
-    /// Its prompts.
+    /// Its prompts, which are part of its space.
     pub prompts: Prompts,
+    /// The prompts of its files by name, empty ones too; none where the operator has set its prompts.
+    pub named_prompts: BTreeMap<String, String>,
     /// What executes it and why.
     pub provider: ProviderChoice,
     /// `float32`, `bfloat16` or `tensorfloat32`.
@@ -52,6 +55,15 @@ impl LoadedFacts {
     /// What it takes of memory at least, whatever the resident set grew by: another model may have been unloaded meanwhile.
     pub(super) fn least_memory_bytes(&self) -> u64 {
         if self.provider.provider.is_gpu() { 0 } else { self.weights_bytes }
+    }
+
+    /// The text of the prompt of that name, which may be empty; `None` when the model has no such prompt.
+    fn prompt_named(&self, name: &str) -> Option<&str> {
+        self.prompts.named(name).or_else(|| self.named_prompts.get(name).map(String::as_str))
+    }
+
+    fn prompt_names(&self) -> BTreeSet<&str> {
+        self.prompts.names().into_iter().chain(self.named_prompts.keys().map(String::as_str)).collect()
     }
 }
 
@@ -200,21 +212,21 @@ impl Lease {
     /// # Errors
     /// [`ModelError::UnknownPrompt`] with the names it has, when the request names another.
     pub fn prompt(&self, choice: &PromptChoice) -> Result<Option<String>, ModelError> {
-        let prompts = &self.facts().prompts;
+        let facts = self.facts();
         let name = match choice {
             PromptChoice::Nothing => return Ok(None),
-            PromptChoice::For(input_type) => return Ok(prompts.named(input_type.as_str()).map(str::to_owned)),
+            PromptChoice::For(input_type) => return Ok(facts.prompts.named(input_type.as_str()).map(str::to_owned)),
             PromptChoice::Named(name) => name,
         };
-        prompts.named(name).map(|text| Some(text.to_owned())).ok_or_else(|| {
-            let names = prompts.names();
+        facts.prompt_named(name).map(|text| Some(text.to_owned())).ok_or_else(|| {
+            let names: Vec<String> = facts.prompt_names().into_iter().map(|name| format!("`{name}`")).collect();
             ModelError::UnknownPrompt {
                 name: self.name().clone(),
                 prompt: name.chars().take(64).collect(),
                 offered: if names.is_empty() {
                     "it has none, leave `prompt_name` out".to_owned()
                 } else {
-                    format!("it has {}", names.iter().map(|n| format!("`{n}`")).collect::<Vec<_>>().join(" and "))
+                    format!("it has {}", names.join(", "))
                 },
             }
         })

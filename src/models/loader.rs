@@ -1,5 +1,6 @@
 //! From a catalog entry to a model in memory.
 
+use std::collections::BTreeMap;
 use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -105,6 +106,8 @@ impl Loader {
             pooling: encoder.pooling(),
             normalize,
             prompts,
+            // What the operator sets stands for all that the files have.
+            named_prompts: if info.configured.prompts.is_some() { BTreeMap::new() } else { files.named_prompts },
             precision: self.precision(choice.provider),
             provider: choice,
             numeric_class,

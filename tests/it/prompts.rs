@@ -1,8 +1,10 @@
 //! A model's prompts: by their names, and by what a text is in a search, which every model takes.
 
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
 use crate::helpers::{TINY, TestApp, entry_of, test_model, vector_of, vectors_of, with_tiny};
+use crate::lifecycle::copy_folder;
 
 /// `tiny`, and the same files with prompts, as `asking`.
 fn with_prompts() -> String {
@@ -91,6 +93,45 @@ async fn a_model_without_prompts_takes_an_input_type_and_refuses_a_prompts_name(
         let (status, _, sentence) = app.post("/v1/embeddings", with("input")).await.openai_error();
         assert_eq!(status, 400, "{fields}: {sentence}");
         assert!(sentence.contains(said), "{fields}: {sentence}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_prompt_of_the_models_files_is_known_by_its_name_and_changes_no_space() {
+    let folder = TempDir::new().expect("a folder");
+    copy_folder(&test_model(TINY), folder.path());
+    let prompts = |prompts: Value| {
+        let file = folder.path().join("config_sentence_transformers.json");
+        fs_err::write(file, json!({"prompts": prompts}).to_string()).expect("written");
+    };
+    let entry = format!("[[ai.additional_models]]\nname = \"asking\"\npath = \"{}\"\n", folder.path().display());
+    let toml = with_tiny(&[]) + &entry;
+
+    prompts(json!({"query": "", "document": "", "clustering": "the group "}));
+    let app = TestApp::start_with(&toml).await;
+    let plain = embedded(&app, "tiny", json!({"inputs": "of grain"})).await;
+    let group = embedded(&app, "tiny", json!({"inputs": "the group of grain"})).await;
+    for (name, expected) in [("query", &plain), ("document", &plain), ("clustering", &group)] {
+        let answer = app.post("/models/asking/embed", json!({"inputs": "of grain", "prompt_name": name})).await;
+        assert_eq!(&vectors_of(&answer.ok())[0], expected, "{name}");
+        let space = app.post("/embed", json!({"inputs": "of grain"})).await.header("x-space").to_owned();
+        assert_eq!(answer.header("x-space"), space, "{name}");
+        let body = json!({"model": "asking", "input": "of grain", "prompt_name": name});
+        let list = app.post("/v1/embeddings", body).await.ok();
+        assert_eq!(&vector_of(&list["data"][0]["embedding"]), expected, "{name}");
+    }
+    let body = json!({"inputs": "of grain", "prompt_name": "passage"});
+    let (status, _, sentence) = app.post("/models/asking/embed", body).await.tei_error();
+    assert_eq!(status, 422, "{sentence}");
+    assert!(sentence.contains("it has `clustering`, `document`, `query`"), "{sentence}");
+    app.stop().await;
+
+    prompts(json!({"query": "the question ", "passage": "the text "}));
+    let app = TestApp::start_with(&toml).await;
+    let text = embedded(&app, "tiny", json!({"inputs": "the text of grain"})).await;
+    for name in ["passage", "document"] {
+        assert_eq!(embedded(&app, "asking", json!({"inputs": "of grain", "prompt_name": name})).await, text, "{name}");
     }
     app.stop().await;
 }
