@@ -44,6 +44,7 @@ pub mod spaces;
 pub mod state;
 pub mod timeouts;
 pub mod tokens;
+pub mod truncation;
 mod vectors;
 
 use std::sync::Arc;

@@ -14,9 +14,8 @@ use super::measured::{self, Answer};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{OpenAiBodyErrors, OpenAiErrors};
 use super::state::AppState;
+use super::truncation::Truncate;
 use super::vectors;
-use crate::domain::TruncationSide;
-use crate::engine::OverLong;
 use crate::models::{EmbedRequest, ModelStatus};
 
 /// Who a model is said to be owned by, when it comes from no hub.
@@ -49,8 +48,10 @@ pub struct EmbeddingsBody {
     /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
     #[schema(example = json!(null))]
     input_type: Option<InputTypeWord>,
-    /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
-    truncate: Option<bool>,
+    /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent. `NONE`, `START` and
+    /// `END` are read too: such a text is refused, or its beginning or its end is cut.
+    #[schema(value_type = Option<bool>)]
+    truncate: Option<Truncate>,
     /// Whether somebody waits for the answer: `interactive` when absent.
     priority: Option<PriorityWord>,
 }
@@ -175,11 +176,11 @@ async fn answer(state: &AppState, body: EmbeddingsBody) -> Result<Response, ApiE
         .with_param("input"));
     }
     let shape = body.input.shape();
-    let cuts = body.truncate.unwrap_or(state.limits.auto_truncate);
+    let truncate = body.truncate.unwrap_or(Truncate::Flag(state.limits.auto_truncate));
     let request = EmbedRequest {
         inputs: body.input.checked("input", &state.limits)?,
         prompt: prompt::choice(body.prompt_name, body.input_type)?,
-        over_long: if cuts { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse },
+        over_long: truncate.into(),
         dimensions: body.dimensions,
         // OpenAI's vectors have length 1, and its clients compare them by their product alone.
         normalize: Some(true),

@@ -6,13 +6,15 @@ use utoipa::ToSchema;
 use super::error::{ApiError, Code};
 use crate::domain::{InputType, PromptChoice};
 
-/// What a text is in a search.
+/// What a text is in a search. Cohere's `search_query` and `search_document` are read too.
 #[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum InputTypeWord {
     /// What is searched with.
+    #[serde(alias = "search_query")]
     Query,
     /// What is searched.
+    #[serde(alias = "search_document")]
     Document,
     /// The same as `document`.
     Passage,

@@ -107,6 +107,42 @@ async fn what_teis_clients_call_any_model_is_no_name_unless_a_model_answers_to_i
 }
 
 #[tokio::test]
+async fn the_words_of_other_apis_say_which_end_of_a_long_text_is_cut() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let text = format!("{}{}", "begin ".repeat(200), "finish ".repeat(200));
+    let body = |truncate: Value| json!({"input": text, "truncate": truncate});
+    for (truncate, direction) in
+        [(json!(true), "right"), (json!("END"), "right"), (json!(null), "right"), (json!("START"), "left")]
+    {
+        let list = app.post("/v1/embeddings", body(truncate.clone())).await;
+        let tei = app.post("/embed", json!({"inputs": text, "truncation_direction": direction})).await;
+        let vector = vector_of(&list.ok()["data"][0]["embedding"]);
+        assert_eq!(vector, vectors_of(&tei.ok())[0], "{truncate}");
+        assert_eq!(list.header("x-space"), tei.header("x-space"), "{truncate}");
+        assert_eq!(list.header("x-truncated"), "1; 0", "{truncate}");
+    }
+    for truncate in [json!(false), json!("NONE")] {
+        let (status, code, sentence) = app.post("/v1/embeddings", body(truncate)).await.openai_error();
+        assert_eq!((status, code.as_str()), (400, "input_too_long"), "{sentence}");
+    }
+    for truncate in [json!("MIDDLE"), json!(1), json!({})] {
+        let refused = app.post("/v1/embeddings", body(truncate)).await;
+        let (status, code, sentence) = refused.openai_error();
+        assert_eq!((status, code.as_str()), (400, "invalid_request"), "{sentence}");
+        assert_eq!(refused.json()["error"]["param"], "truncate", "{sentence}");
+        assert!(sentence.contains("\"START\""), "{sentence}");
+    }
+    // As langchain-nvidia and llama-index send it.
+    let mut nvidia = json!({"input": ["hello"], "model": "tiny", "encoding_format": "float"});
+    nvidia["input_type"] = json!("passage");
+    nvidia["truncate"] = json!("NONE");
+    app.post("/v1/embeddings", nvidia).await.ok();
+    // It is a word of OpenAI's route alone: TEI's field is a bool.
+    assert_eq!(app.post("/embed", json!({"inputs": "hello", "truncate": "NONE"})).await.tei_error().0, 422);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn models_answer_to_their_names_hub_ids_and_aliases() {
     let toml = with_tiny(&[]).replace("[[ai", "aliases = { text-embedding-3-small = \"tiny\" }\n[[ai");
     let app = TestApp::start_with(&toml).await;

@@ -28,6 +28,8 @@ async fn an_input_type_puts_the_models_prompt_before_each_text() {
         (json!({"input_type": "query"}), &query),
         (json!({"input_type": "document"}), &document),
         (json!({"input_type": "passage"}), &document),
+        (json!({"input_type": "search_query"}), &query),
+        (json!({"input_type": "search_document"}), &document),
         (json!({"prompt_name": "query"}), &query),
         (json!({"prompt_name": "document", "input_type": "passage"}), &document),
     ] {

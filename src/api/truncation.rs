@@ -1,0 +1,40 @@
+//! `truncate` on OpenAI's route: Granary's bool, or the words that clients of NVIDIA's and Cohere's APIs send there.
+
+use serde::Deserialize;
+
+use crate::domain::TruncationSide;
+use crate::engine::OverLong;
+
+/// What to do with texts that are too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(untagged, expecting = "expected true, false, \"NONE\", \"START\" or \"END\"")]
+pub enum Truncate {
+    /// Whether their end is cut.
+    Flag(bool),
+    /// The other APIs' word.
+    Word(TruncateWord),
+}
+
+/// What is cut off such a text.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub enum TruncateWord {
+    /// It is refused.
+    #[serde(rename = "NONE")]
+    Nothing,
+    /// Its beginning.
+    #[serde(rename = "START")]
+    Start,
+    /// Its end.
+    #[serde(rename = "END")]
+    End,
+}
+
+impl From<Truncate> for OverLong {
+    fn from(truncate: Truncate) -> Self {
+        match truncate {
+            Truncate::Flag(false) | Truncate::Word(TruncateWord::Nothing) => Self::Refuse,
+            Truncate::Word(TruncateWord::Start) => Self::Cut(TruncationSide::Left),
+            Truncate::Flag(true) | Truncate::Word(TruncateWord::End) => Self::Cut(TruncationSide::Right),
+        }
+    }
+}
