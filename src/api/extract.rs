@@ -205,7 +205,13 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
-        json_error(error.inner(), &path)
+        let error = error.into_inner();
+        // The parser calls it broken syntax when something else stands where it wants one of the words of an enum.
+        // Whether the body is JSON is told by reading all of it: `IgnoredAny` would not look into strings.
+        if error.is_syntax() && serde_json::from_slice::<serde_json::Value>(bytes).is_ok() {
+            return value_error("expected one of its words, as a string", &path);
+        }
+        json_error(&error, &path)
     })?;
     deserializer.end().map_err(|error| json_error(&error, "."))?;
     Ok(parsed)
@@ -218,6 +224,11 @@ fn json_error(error: &serde_json::Error, path: &str) -> ApiError {
     }
     let sentence = error.to_string();
     let sentence = sentence.rsplit_once(" at line ").map_or(sentence.as_str(), |(sentence, _)| sentence);
+    value_error(sentence, path)
+}
+
+/// What is wrong with a value of a body that is JSON.
+fn value_error(sentence: &str, path: &str) -> ApiError {
     if path == "." {
         return ApiError::new(Code::InvalidRequest, shortened(sentence));
     }
@@ -263,7 +274,27 @@ pub fn required_space(field: &str, text: &str) -> Result<SpaceId, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::openai::EmbeddingsBody;
     use super::*;
+
+    #[test]
+    fn another_value_where_a_word_belongs_is_no_broken_json() {
+        for (fields, code, said) in [
+            (r#""encoding_format": 1}"#, Code::InvalidRequest, "`encoding_format`: expected one of its words"),
+            (r#""priority": ["background"]}"#, Code::InvalidRequest, "`priority`: expected one of its words"),
+            (r#""encoding_format": {}}"#, Code::InvalidRequest, "`encoding_format"),
+            (r#""encoding_format": "int8"}"#, Code::InvalidRequest, "`float`"),
+            (r#""encoding_format": 1"#, Code::MalformedJson, "not JSON"),
+            (r#""encoding_format": }"#, Code::MalformedJson, "not JSON"),
+            (r#""encoding_format": 1, "user": "\ud800"}"#, Code::MalformedJson, "not JSON"),
+            (r#""user": 1} {"#, Code::MalformedJson, "not JSON"),
+        ] {
+            let body = format!(r#"{{"input": "a", {fields}"#);
+            let error = parse::<EmbeddingsBody>(body.as_bytes()).expect_err("refused");
+            assert_eq!(error.code(), code, "{body}: {}", error.message());
+            assert!(error.message().contains(said), "{body}: {}", error.message());
+        }
+    }
 
     #[test]
     fn json_is_json_whatever_its_parameters() {

@@ -165,6 +165,9 @@ async fn fields_of_the_wrong_kind_are_named() {
         ("truncate", json!("yes")),
         ("normalize", json!(1)),
         ("truncation_direction", json!("up")),
+        ("truncation_direction", json!(1)),
+        ("input_type", json!(1)),
+        ("priority", json!(["background"])),
         ("dimensions", json!(-1)),
         ("dimensions", json!("32")),
         ("dimensions", json!(1.5)),
@@ -186,8 +189,12 @@ async fn fields_of_the_wrong_kind_are_named() {
         assert_eq!(status, 400, "{field}: {sentence}");
         assert_eq!(answer.json()["error"]["param"], field, "{sentence}");
     }
-    let format = app.post("/v1/embeddings", json!({"input": "a", "encoding_format": "int8"})).await;
-    assert_eq!((format.openai_error().0, &format.json()["error"]["param"]), (400, &json!("encoding_format")));
+    for format in [json!("int8"), json!(1)] {
+        let answer = app.post("/v1/embeddings", json!({"input": "a", "encoding_format": format})).await;
+        let (status, code, sentence) = answer.openai_error();
+        assert_eq!((status, code.as_str()), (400, "invalid_request"), "{sentence}");
+        assert_eq!(answer.json()["error"]["param"], "encoding_format", "{sentence}");
+    }
     app.stop().await;
 }
 
