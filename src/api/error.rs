@@ -231,6 +231,7 @@ impl From<EngineError> for ApiError {
             EngineError::InputTooLong { .. } => Self::new(Code::InputTooLong, message).with_param("inputs"),
             EngineError::TooManyTokens { .. } => Self::new(Code::TooManyTokens, message),
             EngineError::TokenOutOfVocabulary { .. } => Self::new(Code::TokenIds, message).with_param("inputs"),
+            EngineError::NotDecodable { .. } => Self::new(Code::TokenIds, message).with_param("ids"),
             EngineError::Tokenize { .. } => Self::new(Code::InvalidRequest, message).with_param("inputs"),
             EngineError::Overloaded { retry_after, .. } => {
                 Self::new(Code::Overloaded, message).with_retry_after(retry_after)

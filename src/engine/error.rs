@@ -115,6 +115,17 @@ pub enum EngineError {
         /// The tokenizer's greatest id.
         highest_id: u32,
     },
+    /// A token id that is to be turned into text and is not the model's.
+    #[error(
+        "`ids` holds token id {id}, but this model's vocabulary ends at {highest_id}: the ids come from another \
+         tokenizer. Send those that `/tokenize` gives with the same model"
+    )]
+    NotDecodable {
+        /// The id.
+        id: u32,
+        /// The tokenizer's greatest id.
+        highest_id: u32,
+    },
     /// The model's queue is full.
     #[error(
         "the queue of this model holds {queued_tokens} tokens and takes {max_queue_tokens}, of background work \

@@ -167,7 +167,9 @@ impl TextTokenizer {
     }
 
     fn tokens_of_ids(&self, index: usize, ids: &[u32], over_long: OverLong) -> Result<Tokens, EngineError> {
-        self.check_ids(index, ids)?;
+        if let Some(id) = self.foreign_id(ids) {
+            return Err(EngineError::TokenOutOfVocabulary { index, id, highest_id: self.highest_id });
+        }
         if ids.len() <= self.max_tokens {
             return Ok(Tokens { ids: ids.to_vec(), truncated: false });
         }
@@ -183,12 +185,10 @@ impl TextTokenizer {
         EngineError::InputTooLong { index, n_tokens, max_tokens: self.max_tokens }
     }
 
-    fn check_ids(&self, index: usize, ids: &[u32]) -> Result<(), EngineError> {
+    /// The first id that is not of this vocabulary.
+    fn foreign_id(&self, ids: &[u32]) -> Option<u32> {
         let is_known = |id: u32| id <= self.highest_id && self.inner.id_to_token(id).is_some();
-        match ids.iter().copied().find(|id| !is_known(*id)) {
-            Some(id) => Err(EngineError::TokenOutOfVocabulary { index, id, highest_id: self.highest_id }),
-            None => Ok(()),
-        }
+        ids.iter().copied().find(|id| !is_known(*id))
     }
 
     /// The tokens of a text with their places in it, uncut.
@@ -206,9 +206,11 @@ impl TextTokenizer {
     /// The text of token ids.
     ///
     /// # Errors
-    /// [`EngineError::TokenOutOfVocabulary`] or [`EngineError::Tokenize`].
+    /// [`EngineError::NotDecodable`] or [`EngineError::Tokenize`].
     pub fn decode(&self, index: usize, ids: &[u32], skip_special: bool) -> Result<String, EngineError> {
-        self.check_ids(index, ids)?;
+        if let Some(id) = self.foreign_id(ids) {
+            return Err(EngineError::NotDecodable { id, highest_id: self.highest_id });
+        }
         self.inner.decode(ids, skip_special).map_err(|source| EngineError::Tokenize { index, source })
     }
 }

@@ -322,6 +322,7 @@ impl RefusalKind {
             | ModelError::Engine(
                 EngineError::Tokenize { .. }
                 | EngineError::TokenOutOfVocabulary { .. }
+                | EngineError::NotDecodable { .. }
                 | EngineError::Inference { .. }
                 | EngineError::NotANumber { .. },
             ) => Self::Invalid,

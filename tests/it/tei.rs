@@ -143,6 +143,7 @@ async fn tokens_are_shown_with_their_places_and_read_back() {
     }
     let refused = app.post("/decode", json!({"ids": [30_522]})).await.tei_error();
     assert_eq!((refused.0, refused.1.as_str()), (400, "Tokenizer"));
+    assert!(refused.2.contains("`ids` holds token id 30522") && !refused.2.contains("inputs"), "{}", refused.2);
     app.stop().await;
 }
 
