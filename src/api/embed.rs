@@ -228,12 +228,11 @@ pub async fn infer(
     )
 )]
 pub async fn invocations(
-    State(state): State<AppState>,
+    state: State<AppState>,
     usual: UsualModel,
-    Json(body): Json<EmbedBody<RootInputs>>,
+    body: Json<EmbedBody<RootInputs>>,
 ) -> Result<Response, ApiError> {
-    let (inputs, options) = body.into_parts();
-    answer_root(&state, inputs, &EmbedOptions { model: usual.unless(options.model), ..options }).await
+    infer(state, usual, body).await
 }
 
 /// What `InferenceClient` posts to when it is given a model's URL.

@@ -116,8 +116,8 @@ pub async fn health(State(state): State<AppState>, asker: Asker) -> Result<Statu
     get, path = "/", tag = "tei", operation_id = "health_at_root",
     responses((status = 200, description = "Ready"), TeiErrors)
 )]
-pub async fn health_at_root(State(state): State<AppState>, asker: Asker) -> Result<StatusCode, ApiError> {
-    check_ready(&state, asker).await.map(|_| StatusCode::OK)
+pub async fn health_at_root(state: State<AppState>, asker: Asker) -> Result<StatusCode, ApiError> {
+    health(state, asker).await
 }
 
 /// The same as `/health`, where Amazon's `SageMaker` asks.
@@ -125,8 +125,8 @@ pub async fn health_at_root(State(state): State<AppState>, asker: Asker) -> Resu
     get, path = "/ping", tag = "tei", operation_id = "ping",
     responses((status = 200, description = "Ready"), TeiErrors)
 )]
-pub async fn ping(State(state): State<AppState>, asker: Asker) -> Result<StatusCode, ApiError> {
-    check_ready(&state, asker).await.map(|_| StatusCode::OK)
+pub async fn ping(state: State<AppState>, asker: Asker) -> Result<StatusCode, ApiError> {
+    health(state, asker).await
 }
 
 /// Answers 200 when the model in the path is loaded or its last load did not fail.

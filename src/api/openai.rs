@@ -135,11 +135,11 @@ pub async fn embeddings(
     responses((status = 200, description = "One vector per input", body = EmbeddingList), OpenAiErrors, OpenAiBodyErrors)
 )]
 pub async fn embeddings_without_version(
-    State(state): State<AppState>,
+    state: State<AppState>,
     usual: UsualModel,
-    Json(body): Json<EmbeddingsBody>,
+    body: Json<EmbeddingsBody>,
 ) -> Result<Response, ApiError> {
-    answer(&state, EmbeddingsBody { model: usual.unless(named(&state, body.model)), ..body }).await
+    embeddings(state, usual, body).await
 }
 
 /// Embeds texts with the model in the path, whichever `model` names.
