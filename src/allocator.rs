@@ -14,6 +14,9 @@ const MAPPED_BYTES: libc::c_int = 32 << 20;
 /// Left alone, it raises both limits when a large block is freed: each arena may then keep 64 MiB at its end, and
 /// `malloc_trim` gives that back for the main arena only. Which threads load a model, and so which arenas, changes with
 /// every load. Setting a limit stops its raising.
+///
+/// Small blocks that are freed join their neighbours at once. Left alone, they wait in lists, until `malloc_trim` itself
+/// joins them: what lay before one then becomes the end of its arena, and is kept.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
 pub fn keep_little() {
@@ -21,6 +24,7 @@ pub fn keep_little() {
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
+        libc::mallopt(libc::M_MXFAST, 0);
     }
 }
 
