@@ -115,13 +115,14 @@ impl Indexes {
         self.all.read().find(space).map_or(0, OneIndex::n_served)
     }
 
-    /// Whether a space serves grains of which another one has vectors too; as far as anybody knows, when an index is
+    /// Whether two spaces have vectors of a grain that has none in these; as far as anybody knows, when an index is
     /// broken.
-    pub(super) fn serves_one_of(&self, space: &SpaceId, other: &SpaceId) -> bool {
+    pub(super) fn share_one(&self, space: &SpaceId, other: &SpaceId, unless_in: &[SpaceId]) -> bool {
         let all = self.all.read();
         // What holds no vectors may have no index.
         let (Some(index), Some(other)) = (all.find(space), all.find(other)) else { return false };
-        index.whole().zip(other.whole()).is_none_or(|(index, other)| index.serves_one_of(other))
+        let unless_in: Vec<&SpaceIndex> = unless_in.iter().filter_map(|space| all.find(space)?.whole()).collect();
+        index.whole().zip(other.whole()).is_none_or(|(index, other)| index.shares_one(other, &unless_in))
     }
 
     /// How often grains have moved from one space to another.

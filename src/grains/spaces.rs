@@ -58,15 +58,22 @@ impl Grains {
     }
 
     /// Moves a space that is not the first one behind the others, so that what comes into it serves nothing. It passes
-    /// none that has vectors of grains it serves: nothing is served otherwise than before. The caller holds the gate.
+    /// none that has vectors of grains it serves, or is to serve again after a roll-back: nothing is served otherwise than
+    /// before, neither now nor then. The caller holds the gate.
     pub(super) async fn stand_last(&self, space: &SpaceId) -> Result<(), GrainError> {
         let mut order = self.store.space_order().await?;
         let Some(at) = order.iter().position(|known| known == space).filter(|at| *at > 0) else { return Ok(()) };
+        let jobs = self.store.reembeddings().await?;
+        // What may go behind it again hides nothing of it for good.
+        let may_go_behind =
+            |other: &SpaceId| jobs.iter().any(|job| job.space == *other && job.needs_for_its_way_back(space));
+        let before: Vec<SpaceId> = order[..at].iter().filter(|other| !may_go_behind(other)).cloned().collect();
         let behind = &order[at + 1..];
-        let n_passed = behind.iter().take_while(|other| !self.indexes.serves_one_of(space, other)).count();
+        let n_passed = behind.iter().take_while(|other| !self.indexes.share_one(space, other, &before)).count();
         if behind[n_passed..].iter().any(|other| self.indexes.n_served(other) > 0) {
             tracing::warn!(%space, before = %behind[n_passed], "a re-embedding may serve grains before its cut-over: \
-                its space stays before one that has vectors of grains it serves. Purge the job that left these");
+                its space stays before one that has vectors of grains it serves, or is to serve again after a roll-back. \
+                Purge the job that left these");
         }
         if n_passed > 0 {
             order[at..=at + n_passed].rotate_left(1);

@@ -229,8 +229,8 @@ impl Grains {
     }
 
     /// Puts the space of a re-embedding behind those again that it has passed at the cut-over. These stay as they stand
-    /// now: another job may have moved one since. `None` when another space has become the first: then nothing has
-    /// changed.
+    /// now: another job may have moved one since, and what has come between them stays behind it where it would serve the
+    /// same grains. `None` when another space has become the first: then nothing has changed.
     ///
     /// # Errors
     /// The database's: then nothing has changed.
@@ -243,9 +243,13 @@ impl Grains {
             if order.first() != Some(&job.space) {
                 return Ok(None);
             }
-            let was_before = |space: &SpaceId| job.spaces_before().any(|before| before == space);
-            let last_before = order.iter().rposition(was_before).unwrap_or_default();
-            order[..=last_before].rotate_left(1);
+            let before: Vec<SpaceId> = job.spaces_before().cloned().collect();
+            let last_before = order.iter().rposition(|space| before.contains(space)).unwrap_or_default();
+            let behind = order.split_off(last_before + 1);
+            let is_passed =
+                |space: &SpaceId| before.contains(space) || !grains.indexes.share_one(&job.space, space, &before);
+            let (passed, between): (Vec<SpaceId>, Vec<SpaceId>) = order.drain(1..).partition(is_passed);
+            let order = [passed, vec![job.space.clone()], between, behind].concat();
             job.state = ReembeddingState::RollingBack;
             job.reason = None;
             job.changed_us = now_us();

@@ -14,10 +14,10 @@ use crate::reembeddings::{
 };
 
 /// A third model.
-const THIRD: &str = "tiny-max";
+pub const THIRD: &str = "tiny-max";
 
 /// A model that fails on texts with a `~`.
-const BROKEN: &str = "tiny-broken-token";
+pub const BROKEN: &str = "tiny-broken-token";
 
 fn id(job: &Value) -> &str {
     job["id"].as_str().expect("an id")
@@ -30,14 +30,14 @@ async fn begin_slowly(app: &Caller, to: &str) -> Value {
 }
 
 /// Writes grains with a model: `a-0`, `a-1`, and so on.
-async fn write_with(app: &Caller, prefix: &str, model: &str, n_grains: usize) {
+pub async fn write_with(app: &Caller, prefix: &str, model: &str, n_grains: usize) {
     let grain =
         |n: usize| json!({"id": format!("{prefix}-{n}"), "text": format!("{prefix} number {n}"), "model": model});
     app.post("/grains", json!({"grains": (0..n_grains).map(grain).collect::<Vec<_>>()})).await.ok();
 }
 
 /// How many grains a space serves.
-async fn n_in(app: &Caller, space: &Value) -> u64 {
+pub async fn n_in(app: &Caller, space: &Value) -> u64 {
     served(app).await.iter().find(|(of, _)| of.as_deref() == space.as_str()).map_or(0, |(_, n_grains)| *n_grains)
 }
 

@@ -198,10 +198,11 @@ impl SpaceIndex {
         Ok(())
     }
 
-    /// Whether searches may return a grain from here of which the other index has a vector too.
+    /// Whether a grain has a vector here and in the other index, and in none of these.
     #[must_use]
-    pub fn serves_one_of(&self, other: &Self) -> bool {
-        self.slots.serves_one_of(&other.slots)
+    pub fn shares_one(&self, other: &Self, unless_in: &[&Self]) -> bool {
+        let unless_in: Vec<&Slots> = unless_in.iter().map(|index| &index.slots).collect();
+        self.slots.shares_one(&other.slots, &unless_in)
     }
 
     /// How many grains have a vector here.

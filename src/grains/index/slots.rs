@@ -84,10 +84,11 @@ impl Slots {
         self.n_served = self.n_served + usize::from(served) - usize::from(before);
     }
 
-    /// Whether one of the grains that are served has a slot in the other too.
-    pub(super) fn serves_one_of(&self, other: &Self) -> bool {
+    /// Whether a grain has a slot here and in the other, and in none of these.
+    pub(super) fn shares_one(&self, other: &Self, unless_in: &[&Self]) -> bool {
         let has_each = other.slot_of.has_each(&self.numbers);
-        self.served.iter().zip(has_each).any(|(served, is_there)| *served && is_there)
+        let is_in_none = |number: i64| unless_in.iter().all(|slots| slots.slot_of(number).is_none());
+        self.numbers.iter().zip(has_each).any(|(number, is_there)| is_there && is_in_none(*number))
     }
 
     /// Serves the grain of every slot that has none among `others`.
