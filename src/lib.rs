@@ -16,7 +16,7 @@
 //! | [`api`] | HTTP: routes, errors, the OpenAPI document |
 //! | [`app`] | builds everything from a configuration and runs it; nothing imports it |
 //! | [`auth`] | API keys: which there are, who presents one |
-//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`], [`cli`] | leaves: settings, logs and metrics, stopping, the time, freed memory, what JSON costs, the command line |
+//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`], [`cli`] | leaves: settings, logs and metrics, stopping, the time, freed memory, JSON and what it costs, the command line |
 
 pub mod allocator;
 pub mod api;

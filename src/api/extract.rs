@@ -22,7 +22,7 @@ use crate::domain::space::hex_digits;
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::Token;
 use crate::grains::store::ReceiptKey;
-use crate::json::parsed_bytes;
+use crate::json::{is_document, parsed_bytes};
 
 /// A JSON body. Unknown fields are ignored; `null` means absent in every optional field.
 pub struct Json<T>(pub T);
@@ -207,8 +207,8 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let path = error.path().to_string();
         let error = error.into_inner();
         // The parser calls it broken syntax when something else stands where it wants one of the words of an enum.
-        // Whether the body is JSON is told by reading all of it: `IgnoredAny` would not look into strings.
-        if error.is_syntax() && serde_json::from_slice::<serde_json::Value>(bytes).is_ok() {
+        // Whether the body is JSON is told by reading all of it.
+        if error.is_syntax() && is_document(bytes) {
             return value_error("expected one of its words, as a string", &path);
         }
         json_error(&error, &path)

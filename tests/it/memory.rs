@@ -72,6 +72,23 @@ async fn memory_comes_back_in_every_cycle_of_load_and_unload() {
     assert!(*last <= most, "resident after each unload, in bytes: {after_unload:?}");
 }
 
+/// Nothing that a body brings along is kept for a sentence about it.
+#[tokio::test]
+async fn a_body_that_is_refused_takes_no_more_memory_than_one_that_is_read() {
+    let server = Server::start("", "");
+    server.embed("tiny", &["hello"]).await;
+    let before = server.process.peak_rss_bytes();
+    // As values that are kept, these numbers would take thirty times their length.
+    let body = format!(r#"{{"inputs": "a", "x": [{}0], "priority": 1}}"#, "0,".repeat(6 << 20));
+    let n_bytes = body.len() as u64;
+    let request = crate::helpers::client().post(format!("{}/embed", server.url));
+    let answer = send(request.header("content-type", "application/json").body(body)).await;
+    let (status, _, message) = answer.tei_error();
+    assert!(status == 422 && message.contains("`priority`"), "{status}: {message}");
+    let taken = server.process.peak_rss_bytes() - before;
+    assert!(taken < 8 * n_bytes, "{n_bytes} bytes took {taken}");
+}
+
 /// Three models of one size.
 const THREE: [&str; 3] = [MINILM, "by-cls", "by-max"];
 

@@ -99,8 +99,17 @@ impl Process {
 
     /// The memory that is resident now.
     pub fn rss_bytes(&self) -> u64 {
+        self.status_bytes("VmRSS:")
+    }
+
+    /// The most memory that was resident at one time.
+    pub fn peak_rss_bytes(&self) -> u64 {
+        self.status_bytes("VmHWM:")
+    }
+
+    fn status_bytes(&self, title: &str) -> u64 {
         let status = fs_err::read_to_string(format!("/proc/{}/status", self.child.id())).expect("a running process");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its resident set");
+        let line = status.lines().find_map(|line| line.strip_prefix(title)).expect("a line of its resident set");
         line.trim().trim_end_matches(" kB").parse::<u64>().expect("kibibytes") << 10
     }
 
