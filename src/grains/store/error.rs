@@ -45,6 +45,17 @@ pub enum StoreError {
         /// What it is instead, in words.
         found: String,
     },
+    /// A snapshot was to take the place of the database, and the restore did not come to its end.
+    #[error(
+        "`{path}` is missing because the restore of a snapshot was cut off: repeat `granary snapshot restore FILE`. What \
+         was there before is beside it, under a name with `.replaced`; to begin without both, delete `{copy}`"
+    )]
+    CutOff {
+        /// The database.
+        path: PathBuf,
+        /// The copy of the snapshot, which may be a part of it.
+        copy: PathBuf,
+    },
     /// The file has schema migrations this build does not know.
     #[error(
         "`{path}` was left untouched because a newer Granary wrote it: its schema version is {version}, and this build \

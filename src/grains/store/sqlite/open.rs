@@ -10,12 +10,13 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
 
 use super::super::StoreError;
-use super::SqliteStore;
 use super::grains::Vocabulary;
 use super::lock::StoreLock;
 use super::recognise::recognise;
+use super::restore::RESTORING;
 use super::upgrade::upgrade;
 use super::view::{has_hot_journal, has_log};
+use super::{SqliteStore, beside};
 
 /// How long a statement waits for a program outside Granary, a backup tool say, to let go of the file.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -103,16 +104,26 @@ fn find_or_create(path: &Path) -> Result<PathBuf, StoreError> {
         fs_err::create_dir_all(folder).map_err(refused("create the folder"))?;
     }
     if !is_database_path(path)? {
-        // With an empty file in its place, SQLite would throw them away.
-        if has_log(path) || has_hot_journal(path) {
-            let found = "missing, although the `-wal` or `-journal` file beside it still holds data of a database";
-            return Err(StoreError::Foreign { path: path.to_owned(), found: found.to_owned() });
-        }
+        check_absent(path)?;
         // SQLite gives its log and journal the mode of the database, so this one decides for all of them.
         let created = fs_err::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
         created.and_then(|_| sync_folder_of(path)).map_err(refused("create the database"))?;
     }
     fs_err::canonicalize(path).map_err(refused("find the database"))
+}
+
+/// Refuses to begin anew where a database was, and what is left of it says so.
+pub(super) fn check_absent(path: &Path) -> Result<(), StoreError> {
+    let copy = beside(path, RESTORING);
+    if fs_err::exists(&copy).map_err(|source| StoreError::files("look for the database", path, source))? {
+        return Err(StoreError::CutOff { path: path.to_owned(), copy });
+    }
+    // With an empty file in its place, SQLite would throw them away.
+    if has_log(path) || has_hot_journal(path) {
+        let found = "missing, although the `-wal` or `-journal` file beside it still holds data of a database";
+        return Err(StoreError::Foreign { path: path.to_owned(), found: found.to_owned() });
+    }
+    Ok(())
 }
 
 /// Whether a file is there. What is not a file cannot become a database.

@@ -10,6 +10,10 @@ use super::open::{is_database_path, sync_folder_of};
 use super::recognise::{Recognised, recognise};
 use super::view::{JOURNAL, LOG};
 
+/// What the name of the database has appended for the copy of a snapshot until that takes its place. While there is no
+/// database and this is there, a restore was cut off, or goes on.
+pub(super) const RESTORING: &str = ".restoring";
+
 const DOING: &str = "put a snapshot in place of the database";
 
 /// Puts a snapshot in place of a database that no process uses, and answers where the database is now, if there was one.
@@ -34,7 +38,7 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
     if recognise(snapshot).await? == Recognised::Blank {
         return Err(StoreError::Foreign { path: snapshot.to_owned(), found: "an empty file".to_owned() });
     }
-    let whole = beside(database, ".restoring");
+    let whole = beside(database, RESTORING);
     fs_err::copy(snapshot, &whole).map_err(refused)?;
     // A copy has the mode of what was copied; SQLite gives that of the database to its log and journal.
     fs_err::set_permissions(&whole, PermissionsExt::from_mode(0o600)).map_err(refused)?;

@@ -1,6 +1,7 @@
 //! A snapshot in place of a database.
 
-use super::super::{beside, restore};
+use super::super::restore::RESTORING;
+use super::super::{FileState, beside, restore};
 use super::*;
 
 #[tokio::test]
@@ -35,4 +36,27 @@ async fn what_was_there_before_is_kept_with_its_log() {
     assert_eq!(replaced, beside(&path, ".replaced.1"));
     assert!(read_grains(&replaced).await == grains, "the last of them are in the log");
     assert_eq!(read_grains(&path).await, []);
+}
+
+#[tokio::test]
+async fn a_restore_that_was_cut_off_leaves_the_old_database_or_none_and_never_a_new_one() {
+    let (folder, path) = folder();
+    let snapshot = folder.path().join("snapshot.db");
+    open(&snapshot).await.expect("created").close().await;
+    // Stopped in order: there is no log that would tell.
+    open(&path).await.expect("created").close().await;
+    fs_err::write(beside(&path, RESTORING), "the beginning of a snapshot").expect("written");
+    open(&path).await.expect("it is whole, and the copy is not").close().await;
+
+    fs_err::rename(&path, beside(&path, ".replaced.1")).expect("moved");
+    let before = names_in(folder.path());
+    let refused = open(&path).await.expect_err("the database is away");
+    assert!(matches!(refused, StoreError::CutOff { .. }), "{refused}");
+    let refused = FileState::of(&path).await.expect_err("the same");
+    assert!(refused.to_string().contains("repeat `granary snapshot restore FILE`"), "{refused}");
+    assert_eq!(names_in(folder.path()), before, "nothing was made in its place");
+
+    assert_eq!(restore(&path, &snapshot).await.expect("restored"), None);
+    assert!(!names_in(folder.path()).contains(&"granary.db.restoring".to_owned()));
+    open(&path).await.expect("a database").close().await;
 }
