@@ -82,6 +82,20 @@ async fn a_repository_is_pulled_and_is_a_model_like_any_other() {
     assert!(stderr.starts_with("granary: the server has `tiny` already, with another name: "), "{stderr}");
     let again = ["pull", REPOSITORY, "--name", "again", "--revision", "main"];
     assert_eq!(said(&url, &again).await, "again is ready\n", "another model of the same repository");
+    for (repeated, name) in [
+        (["pull", REPOSITORY, "--name", "again"], "again"),
+        (["pull", REPOSITORY, "--name", "Again"], "again"),
+        (["pull", REPOSITORY, "--name", "PULLED"], "pulled"),
+        (["pull", TINY, "--name", "Tiny"], TINY),
+    ] {
+        assert_eq!(said(&url, &repeated).await, format!("{name} is ready\n"), "it is there already: {repeated:?}");
+    }
+    for (repository, name) in [("granary/other", "again"), (REPOSITORY, TINY)] {
+        let other = models(&url, &["pull", repository, "--name", name]).await;
+        let stderr = String::from_utf8_lossy(&other.stderr).into_owned();
+        let taken = format!("granary: the server has `{name}` already, and that is no model of this repository");
+        assert!(stderr.starts_with(&taken), "{stderr}");
+    }
     assert_eq!(said(&url, &["delete", "again"]).await, "again is deleted\n");
     let list = said(&url, &["list"]).await;
     assert!(list.lines().any(|line| line.starts_with("pulled ") && line.contains("ready")), "{list}");

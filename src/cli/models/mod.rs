@@ -99,6 +99,9 @@ pub enum ModelsError {
     /// A repository whose last part cannot name a model.
     #[error("`{0}` cannot be the name of a model here: choose one with --name")]
     Name(String),
+    /// A name that means another model.
+    #[error("the server has `{0}` already, and that is no model of this repository: choose another --name")]
+    Taken(String),
     /// A model that is known already, and is another one.
     #[error(
         "the server has `{name}` already, with another {flag}: leave --{flag} out, or pull its repository under a --name of \
@@ -192,18 +195,26 @@ async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
 /// The name of the model that is meant, if the server has it; `None` for a repository that is to be registered.
 async fn known(client: &Client, args: &PullArgs) -> Result<Option<String>, ModelsError> {
     let is_repository = args.model.contains('/');
-    let model = match client.ask(Request::get(&["models", &args.model])).await {
+    // There may be several models of a repository, and its id means one of them.
+    let word = match &args.name {
+        Some(name) if is_repository && ModelName::parse(name).is_err() => return Err(ModelsError::Name(name.clone())),
+        Some(name) if is_repository => name,
+        _ => &args.model,
+    };
+    let model = match client.ask(Request::get(&["models", word])).await {
         Err(error) if error.is("model_not_found") && is_repository => return Ok(None),
         answer => answer?,
     };
-    let differs = |wanted: Option<&str>, held: &Value| wanted.is_some_and(|wanted| *held != wanted);
-    let has_other_name = differs(args.name.as_deref(), &model["name"]);
-    if has_other_name && is_repository {
-        return Ok(None);
-    }
     let (name, hub) = (text(&model["name"]).to_owned(), &model["hub"]);
+    // One of local files may have the repository's id as an alias.
+    let aliases = model["aliases"].as_array().into_iter().flatten();
+    let mut ids = aliases.chain([&hub["repository"]]);
+    if is_repository && !ids.any(|id| text(id).eq_ignore_ascii_case(&args.model)) {
+        return Err(ModelsError::Taken(name));
+    }
+    let differs = |wanted: Option<&str>, held: &Value| wanted.is_some_and(|wanted| *held != wanted);
     let others = [
-        ("name", has_other_name),
+        ("name", args.name.as_deref().is_some_and(|wanted| !wanted.eq_ignore_ascii_case(&name))),
         ("revision", differs(args.revision.as_deref(), &hub["revision"])),
         ("file", differs(args.file.as_deref(), &hub["file"])),
     ];
