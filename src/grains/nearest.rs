@@ -27,7 +27,10 @@ const EXACT_UNDER_FILTER: u32 = 2_000;
 const FIRST_LOOK: usize = 1_250;
 
 /// The most candidates that are checked: when more would be needed, few grains meet the filter, and these are compared.
-const WIDEST_LOOK: usize = 8_000;
+pub(super) const WIDEST_LOOK: usize = 8_000;
+
+/// Candidates that are checked first for each hit that is wanted: so many that a filter which keeps a quarter leaves enough.
+pub(super) const LOOK_PER_HIT: usize = 4;
 
 /// Candidates that must remain under a filter: codes only estimate, and the nearest are among so many.
 const MIN_SURVIVORS: usize = 100;
@@ -246,7 +249,7 @@ impl Grains {
         n: usize,
     ) -> Result<Option<Vec<i64>>, GrainError> {
         let enough = n.max(MIN_SURVIVORS);
-        let mut look = FIRST_LOOK.max(4 * n);
+        let mut look = FIRST_LOOK.max(LOOK_PER_HIT * n);
         while look <= WIDEST_LOOK {
             let (of, query) = (space.clone(), query.to_vec());
             let candidates = self.indexes.look(move |moment: &Moment<'_>| moment.candidates(&of, &query, look)).await;

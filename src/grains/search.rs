@@ -11,7 +11,7 @@ use bytesize::ByteSize;
 use super::error::GrainError;
 use super::highlight::Wanted;
 use super::merge::{SpaceHits, merge};
-use super::nearest::{Nearest, SpaceSearch};
+use super::nearest::{LOOK_PER_HIT, Nearest, SpaceSearch, WIDEST_LOOK};
 use super::service::Grains;
 use super::store::{Numbered, Scored};
 use crate::domain::{Filter, Grain, ModelName, SpaceId};
@@ -31,8 +31,9 @@ const FUSION_DEPTH: usize = 200;
 /// out of another ranking, and hits would come twice or never. A single depth would have to be the last one, and cost a
 /// first page, which is nearly always the only one, fifty times the candidates.
 ///
-/// For 50 hits the index compares half as many vectors again as it does at least; 1,000 is the longest page.
-const DEPTHS: [usize; 4] = [50, FUSION_DEPTH, 1_000, MAX_DEPTH];
+/// For 50 hits the index compares half as many vectors again as it does at least; 1,000 is the longest page; and 2,000 is
+/// as deep as candidates reach under a broad filter: for more hits, all that meets it is read.
+const DEPTHS: [usize; 5] = [50, FUSION_DEPTH, 1_000, WIDEST_LOOK / LOOK_PER_HIT, MAX_DEPTH];
 
 /// The most bytes of text in one answer.
 const MAX_ANSWER_BYTES: u64 = 32 << 20;
@@ -372,10 +373,12 @@ mod tests {
             (Mode::Hybrid, 1, &[200][..]),
             (Mode::Hybrid, 200, &[200]),
             (Mode::Hybrid, 201, &[200, 1_000]),
-            (Mode::Hybrid, MAX_DEPTH, &[200, 1_000, 10_000]),
+            (Mode::Hybrid, 2_001, &[200, 1_000, 2_000, 10_000]),
             (Mode::Dense, 10, &[50]),
             (Mode::Dense, 51, &[50, 200]),
-            (Mode::Dense, 1_001, &[50, 200, 1_000, 10_000]),
+            (Mode::Dense, 1_001, &[50, 200, 1_000, 2_000]),
+            (Mode::Dense, 2_000, &[50, 200, 1_000, 2_000]),
+            (Mode::Dense, MAX_DEPTH, &[50, 200, 1_000, 2_000, 10_000]),
             (Mode::Lexical, 777, &[777]),
         ] {
             assert_eq!(depths_to(wanted, mode), depths, "{mode:?} {wanted}");
