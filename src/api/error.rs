@@ -15,6 +15,7 @@ use utoipa::ToSchema;
 pub use super::code::{Code, Family};
 use crate::engine::EngineError;
 use crate::grains::store::StoreError;
+use crate::grains::{Refusal, RefusalKind};
 use crate::models::error::with_causes;
 use crate::models::lifecycle::FailureKind;
 use crate::models::{LedgerError, ModelError};
@@ -113,11 +114,10 @@ impl ApiError {
         )
     }
 
-    /// The database is there, and others keep all its connections.
-    fn database_overloaded() -> Self {
-        let sentence = "no connection to the database became free in time, because it has more to do than it can or another \
-                        program holds it: try again, or ask for less at a time";
-        Self::new(Code::Overloaded, sentence).with_retry_after(Duration::from_secs(5))
+    /// The database's error. What makes room on its disk is not the time.
+    fn of_database(refusal: &Refusal) -> Self {
+        let error = Self::of_refusal(refusal);
+        if refusal.kind == RefusalKind::DiskFull { error } else { error.with_retry_after(Duration::from_secs(5)) }
     }
 
     fn into_rendered(self, family: Family) -> Response {
@@ -247,37 +247,13 @@ impl From<EngineError> for ApiError {
 
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
-        let message = with_causes(&error);
-        tracing::error!("{message}");
-        match error {
-            // Where the database lies is the operator's to know.
-            StoreError::DiskFull { .. } => Self::new(
-                Code::DiskFull,
-                "the disk of the database is full, and nothing was written: reading goes on, and so does writing once \
-                 there is room",
-            ),
-            StoreError::TooSlow { doing, .. } => Self::new(
-                Code::Timeout,
-                format!(
-                    "the database took too long to {doing}, and was interrupted: ask for less, with a narrower filter"
-                ),
-            )
-            .with_retry_after(Duration::from_secs(5)),
-            StoreError::Overloaded { .. } => Self::database_overloaded(),
-            _ => Self::new(Code::StoreUnavailable, "the database does not answer, see the log")
-                .with_retry_after(Duration::from_secs(5)),
-        }
+        Self::of_database(&Refusal::of_store(&error))
     }
 }
 
 impl From<LedgerError> for ApiError {
     fn from(error: LedgerError) -> Self {
-        tracing::error!("{}", with_causes(&error));
-        if matches!(error.source.downcast_ref::<StoreError>(), Some(StoreError::Overloaded { .. })) {
-            return Self::database_overloaded();
-        }
-        Self::new(Code::StoreUnavailable, format!("{error}: the database does not answer, see the log"))
-            .with_retry_after(Duration::from_secs(5))
+        Self::of_database(&Refusal::of_ledger(&error))
     }
 }
 

@@ -230,6 +230,8 @@ impl GrainError {
             Self::Version { .. } | Self::Absent(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
             Self::TooLong { .. } => RefusalKind::TooLong,
+            Self::Store(error) => return Refusal::of_store(error),
+            Self::Ledger(error) | Self::Model(ModelError::Ledger(error)) => return Refusal::of_ledger(error),
             Self::Model(error) => RefusalKind::of_model(error),
             Self::KeyReused(_)
             | Self::Id(_)
@@ -240,12 +242,9 @@ impl GrainError {
             | Self::Undeclared(_)
             | Self::Cut { .. }
             | Self::Unverified { .. } => RefusalKind::Invalid,
-            Self::TooManyImports
-            | Self::Store(_)
-            | Self::Ledger(_)
-            | Self::Index(_)
-            | Self::BrokenIndex { .. }
-            | Self::Receipt(_) => RefusalKind::Unavailable,
+            Self::TooManyImports | Self::Index(_) | Self::BrokenIndex { .. } | Self::Receipt(_) => {
+                RefusalKind::Unavailable
+            }
         };
         Refusal { kind, message: with_causes(self) }
     }
@@ -258,6 +257,45 @@ pub struct Refusal {
     pub kind: RefusalKind,
     /// The sentence that its caller reads.
     pub message: String,
+}
+
+/// What is said of a database that is there, and all of whose connections others keep.
+const BUSY: &str = "no connection to the database became free in time, because it has more to do than it can or another \
+                    program holds it: try again, or ask for less at a time";
+
+impl Refusal {
+    /// What the database stands against. The log has its own words: where it lies is the operator's to know.
+    #[must_use]
+    pub fn of_store(error: &StoreError) -> Self {
+        tracing::error!("{}", with_causes(error));
+        let (kind, message) = match error {
+            StoreError::DiskFull { .. } => {
+                let sentence = "the disk of the database is full, and nothing was written: reading goes on, and so does \
+                                writing once there is room";
+                (RefusalKind::DiskFull, sentence.to_owned())
+            }
+            StoreError::TooSlow { doing, .. } => {
+                let sentence = format!(
+                    "the database took too long to {doing}, and was interrupted: ask for less, with a narrower filter"
+                );
+                (RefusalKind::Timeout, sentence)
+            }
+            StoreError::Overloaded { .. } => (RefusalKind::Overloaded, BUSY.to_owned()),
+            _ => (RefusalKind::Unavailable, "the database does not answer, see the log".to_owned()),
+        };
+        Self { kind, message }
+    }
+
+    /// The same of the record of models and spaces, which is in the database.
+    #[must_use]
+    pub fn of_ledger(error: &LedgerError) -> Self {
+        tracing::error!("{}", with_causes(error));
+        if matches!(error.source.downcast_ref::<StoreError>(), Some(StoreError::Overloaded { .. })) {
+            return Self { kind: RefusalKind::Overloaded, message: BUSY.to_owned() };
+        }
+        let message = format!("{error}: the database does not answer, see the log");
+        Self { kind: RefusalKind::Unavailable, message }
+    }
 }
 
 /// What kind of reason.
@@ -290,10 +328,12 @@ pub enum RefusalKind {
     ModelFailed,
     /// There is no room in memory for the model.
     MemoryBudget,
-    /// There is no room on the disk for the model.
+    /// There is no room on the disk for the model, or on that of the database.
     DiskFull,
-    /// The model's queue is full.
+    /// The model's queue is full, or the database has more to do than it can.
     Overloaded,
+    /// The database took too long.
+    Timeout,
     /// The database is not to be had.
     Unavailable,
 }
@@ -334,6 +374,8 @@ impl RefusalKind {
 
 #[cfg(test)]
 mod tests {
+    use std::path::PathBuf;
+
     use super::*;
 
     #[test]
@@ -355,6 +397,28 @@ mod tests {
             (ModelError::Engine(EngineError::Closed), RefusalKind::ModelLoading),
         ] {
             assert_eq!(GrainError::Model(error).refusal().kind, kind);
+        }
+    }
+
+    #[test]
+    fn a_database_is_no_other_reason_for_one_grain_and_its_place_is_not_told() {
+        let (path, doing) = (|| PathBuf::from("data/granary.db"), "read a space");
+        let busy = || StoreError::Overloaded { path: path(), doing };
+        let full = StoreError::DiskFull { path: path(), doing, source: "no room".into() };
+        let away = || StoreError::Files { path: path(), doing, source: std::io::Error::other("`data` is gone") };
+        let ledger = |source: StoreError| LedgerError { action: "read", source: source.into() };
+        for (error, kind) in [
+            (GrainError::Store(busy()), RefusalKind::Overloaded),
+            (GrainError::Store(full), RefusalKind::DiskFull),
+            (GrainError::Store(away()), RefusalKind::Unavailable),
+            (GrainError::Ledger(ledger(busy())), RefusalKind::Overloaded),
+            (GrainError::Ledger(ledger(away())), RefusalKind::Unavailable),
+            (GrainError::Model(ModelError::Ledger(ledger(busy()))), RefusalKind::Overloaded),
+            (GrainError::Model(ModelError::Ledger(ledger(away()))), RefusalKind::Unavailable),
+        ] {
+            let refusal = GrainError::Among { at: 3, source: Box::new(error) }.refusal();
+            assert_eq!(refusal.kind, kind, "{}", refusal.message);
+            assert!(!refusal.message.contains("data/") && !refusal.message.contains("`data`"), "{}", refusal.message);
         }
     }
 }

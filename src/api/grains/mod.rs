@@ -110,7 +110,7 @@ impl From<GrainError> for ApiError {
 
 impl ApiError {
     /// The error of one grain among several.
-    fn of_refusal(refusal: &Refusal) -> Self {
+    pub(super) fn of_refusal(refusal: &Refusal) -> Self {
         let code = match refusal.kind {
             RefusalKind::NotFound => Code::GrainNotFound,
             RefusalKind::ModelNotFound => Code::ModelNotFound,
@@ -127,6 +127,7 @@ impl ApiError {
             RefusalKind::MemoryBudget => Code::MemoryBudget,
             RefusalKind::DiskFull => Code::DiskFull,
             RefusalKind::Overloaded => Code::Overloaded,
+            RefusalKind::Timeout => Code::Timeout,
             RefusalKind::Unavailable => Code::StoreUnavailable,
         };
         Self::new(code, refusal.message.clone())
