@@ -91,8 +91,9 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
         |text: &String| text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
     let queries: Option<Vec<String>> = queries.as_ref().map(lines);
     let body = json!({"from": args.from, "to": args.to, "sample": args.sample, "queries": queries, "k": args.k});
-    // Made before there is anything to lose.
-    let page = args.html.map(fs_err::File::create).transpose().map_err(CompareCliError::File)?;
+    // Made before there is anything to lose. An earlier report stays until there is a new one.
+    let to_write = |path: PathBuf| fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    let page = args.html.map(to_write).transpose().map_err(CompareCliError::File)?;
     // Listened for before there is anything to cancel: none can slip through.
     let mut signals = Signals::listen().map_err(CompareCliError::Start)?;
     let asked = client.ask(Request::json(Method::POST, &["comparisons"], &body));
@@ -108,8 +109,8 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
     let id = text(&begun["id"]);
     let finish = async {
         let found = follow(client, id).await?;
-        if let Some(mut page) = page {
-            page.write_all(&report(client, id).await?).map_err(CompareCliError::File)?;
+        if let Some(page) = page {
+            replace(page, &report(client, id).await?).map_err(CompareCliError::File)?;
         }
         Ok::<_, CompareCliError>(summary(&found["result"]))
     };
@@ -117,6 +118,14 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
         said = finish => said,
         _ = signals.recv() => Err(cancel(client, id, &mut signals).await),
     }
+}
+
+/// Writes a report in place of what a file has; a pipe or a device has nothing.
+fn replace(mut page: fs_err::File, report: &[u8]) -> io::Result<()> {
+    if page.metadata()?.is_file() {
+        page.set_len(0)?;
+    }
+    page.write_all(report)
 }
 
 /// Cancels a comparison, and says what came of it.

@@ -384,6 +384,14 @@ async fn the_command_line_shows_tables_and_writes_the_report() {
         tokio::task::spawn_blocking(move || command.output().expect("run")).await.expect("no panic")
     };
     let paths = [&queries, &html].map(|path| path.to_str().expect("UTF-8"));
+    // Longer than the one that takes its place.
+    let earlier = "an earlier report ".repeat(100_000);
+    fs_err::write(&html, &earlier).expect("written");
+    let output = command(&[TINY, "nope", "--html", paths[1]]).await;
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && said.starts_with("granary: no model is called `nope`"), "{said}");
+    assert!(fs_err::read_to_string(&html).expect("a report") == earlier, "nothing came in its place");
+
     let output = command(&[TINY, "tiny-dense", "--sample", "30", "--queries", paths[0], "--html", paths[1]]).await;
     let said = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -400,9 +408,6 @@ async fn the_command_line_shows_tables_and_writes_the_report() {
     }
     let page = fs_err::read_to_string(&html).expect("the report");
     assert!(page.starts_with("<!doctype html>") && page.trim_end().ends_with("</html>"));
-
-    let output = command(&[TINY, "nope"]).await;
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(!output.status.success() && said.starts_with("granary: no model is called `nope`"), "{said}");
+    assert!(page.len() < earlier.len(), "{} bytes", page.len());
     app.stop().await;
 }
