@@ -180,6 +180,20 @@ impl Scrape {
     }
 }
 
+/// Whether an expression that leaves out probes by their route leaves `GET /` in, whose route embeds as `POST /`.
+fn counts_a_probe(expression: &str) -> bool {
+    let is = |label: &str, operator: &str, value: &str| Matcher {
+        label: label.to_owned(),
+        operator: operator.to_owned(),
+        value: value.to_owned(),
+    };
+    let at_root = [is("route", "=", "/"), is("method", "!=", "POST")];
+    let metrics = named(expression).metrics;
+    let is_of_probes = |it: &Matcher| it.operator == "!~" && it.value.contains("/ping");
+    let n_without_probes = metrics.iter().filter(|(_, matchers)| matchers.iter().any(is_of_probes)).count();
+    n_without_probes > metrics.iter().filter(|(_, matchers)| *matchers == at_root).count()
+}
+
 /// A query with the labels that a legend or a sentence takes from its results.
 struct Query {
     expression: String,
@@ -242,6 +256,8 @@ fn queries_of_rules() -> Vec<Query> {
 async fn after_traffic(url: &str) -> String {
     let app = Caller::of(url.to_owned()).with_key(&secret("admin"));
     app.post("/embed", json!({"inputs": ["a", "long ".repeat(500)]})).await.ok();
+    app.post("/", json!({"inputs": "a"})).await.ok();
+    assert_eq!(app.get("/").await.status, 200);
     app.post("/models/tiny-cls/embed", json!({"inputs": "a"})).await.ok();
     app.post("/grains", json!({"id": "kept", "text": "kept"})).await.ok();
     app.post("/grains", json!({"id": "gone", "text": "gone"})).await.ok();
@@ -295,6 +311,7 @@ async fn every_panel_and_every_alert_finds_its_metrics_and_labels() {
         for Query { expression, shown } in queries {
             let missing = scrape.missing(&expression);
             assert!(missing.is_empty(), "{place}: `{expression}`: {missing:?}\n{text}");
+            assert!(!counts_a_probe(&expression), "{place}: `{expression}`");
             let groupings = named(&expression).groupings;
             for label in shown {
                 let is_there = groupings.contains(&label) || LABELS_OF_TARGETS.contains(&label.as_str());
@@ -302,6 +319,7 @@ async fn every_panel_and_every_alert_finds_its_metrics_and_labels() {
             }
         }
     }
+    assert!(counts_a_probe("sum(rate(granary_http_requests_total{route!~\"/health.*|/ping\"}[5m]))"));
     // A scrape of the same server convicts each of these.
     for (misspelt, word) in [
         ("sum(rate(granary_text_total[5m]))", "`granary_text_total`"),
