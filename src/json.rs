@@ -1,4 +1,4 @@
-//! What JSON costs, and whether something is JSON, which costs nothing.
+//! What JSON costs, and whether something is JSON.
 
 use std::fmt::{self, Formatter};
 
@@ -47,7 +47,7 @@ pub fn is_document(bytes: &[u8]) -> bool {
     serde_json::from_slice::<Checked>(bytes).is_ok()
 }
 
-/// A value that was read and forgotten. `serde::de::IgnoredAny` would be so too, but serde_json skips its strings without
+/// A value that was read and forgotten. `serde::de::IgnoredAny` would be so too, but `serde_json` skips its strings without
 /// a look at their escapes and their UTF-8.
 struct Checked;
 
