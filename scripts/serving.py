@@ -2,12 +2,11 @@
 
 import contextlib
 import os
+import re
 import signal
-import socket
 import subprocess
 import tempfile
 import time
-import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -22,23 +21,19 @@ def server(binary, **settings):
 
     At the end it gets SIGTERM and must exit with 0: a server that does not stop in order fails the check.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
         environment = {
             **os.environ,
             "GRANARY_GRAINS__DATABASE_URL": f"sqlite:{folder}/granary.db",
+            "GRANARY_TELEMETRY__LOG_FILTER": "info,ort=warn",  # the log says which port it is
             **{f"GRANARY_{name}": value for name, value in settings.items()},
         }
         log = Path(folder) / "log"
         with log.open("w") as output:
-            command = [str(binary), "serve", "--port", str(port)]
+            command = [str(binary), "serve", "--port", "0"]
             process = subprocess.Popen(command, cwd=REPOSITORY, env=environment, stderr=output, stdin=subprocess.DEVNULL)
-        url = f"http://127.0.0.1:{port}"
         try:
-            wait_until_ready(process, url, log)
-            yield url
+            yield wait_until_ready(process, log)
         except BaseException:
             process.kill()
             process.wait()
@@ -50,13 +45,16 @@ def server(binary, **settings):
             raise SystemExit(f"the server ended with exit status {status}: {log.read_text()[-2000:]}")
 
 
-def wait_until_ready(process, url, log):
+def wait_until_ready(process, log):
+    """Returns the server's URL."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
             raise SystemExit(f"the server did not start: {log.read_text()[-2000:]}")
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
-            if urllib.request.urlopen(f"{url}/health/ready", timeout=5).status == 200:
-                return
+        said = re.search(r'serving on http://[^\s"]*:(\d+)[\s"]', log.read_text())
+        url = said and f"http://127.0.0.1:{said[1]}"
+        with contextlib.suppress(OSError):  # a server that is connected to and silent raises no URLError
+            if url and urllib.request.urlopen(f"{url}/health/ready", timeout=5).status == 200:
+                return url
         time.sleep(0.05)
     raise SystemExit(f"the server was not ready after {START_SECONDS} s")
