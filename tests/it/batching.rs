@@ -93,7 +93,9 @@ async fn background_work_is_done_beside_what_somebody_waits_for() {
         futures::future::join_all((0..8).map(|_| app.post("/embed", json!({"inputs": "hello"})))),
     );
     assert!(background.iter().all(|answer| vectors_of(&answer.ok()).len() == 300));
-    assert!(lone.iter().all(|answer| answer.ok() == lone[0].ok()));
+    let lone: Vec<_> = lone.iter().map(|answer| vectors_of(&answer.ok()).remove(0)).collect();
+    // What a text is batched with shows in the last bits; another model's vector points elsewhere.
+    assert!(lone.iter().all(|vector| cosine(vector, &lone[0]) > 0.9999), "{lone:?}");
     app.post("/v1/embeddings", json!({"input": "hello", "priority": "background"})).await.ok();
     let wrong = app.post("/embed", json!({"inputs": "hello", "priority": "high"})).await.tei_error();
     assert!(wrong.0 == 422 && wrong.2.contains("priority") && wrong.2.contains("background"), "{}", wrong.2);

@@ -13,7 +13,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::helpers::{
-    Caller, Process, TINY, data_dir, folder_with, number_from_env, test_model, vectors_of, with_tiny,
+    Caller, Process, TINY, cosine, data_dir, folder_with, number_from_env, test_model, vectors_of, with_tiny,
 };
 
 async fn embed(app: &Caller, model: &str) -> Vec<Vec<f32>> {
@@ -56,7 +56,8 @@ async fn requests_that_meet_a_stopped_server_are_answered_when_it_goes_on() {
         process.signal(Signal::CONT);
     };
     let (vectors, (), ()) = tokio::join!(embeds, writes, going_on);
-    assert!(vectors.iter().all(|vector| *vector == vectors[0]));
+    // What a text is batched with shows in the last bits; another model's vector points elsewhere.
+    assert!(vectors.iter().all(|made| made.len() == 1 && cosine(&made[0], &vectors[0][0]) > 0.9999), "{vectors:?}");
     assert_all_there(&app, &["before", "meanwhile"]).await;
     let log = process.stop();
     assert!(log.contains("the process stood still; what waited is answered late"), "{log}");
