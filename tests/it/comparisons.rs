@@ -234,10 +234,11 @@ async fn a_report_is_one_page_in_which_nothing_of_a_user_is_markup() {
     app.stop().await;
 }
 
-/// A server whose model `slow` takes minutes to be downloaded, and the hub that sends it.
+/// A server whose model `slow` takes seven minutes to be downloaded, and the hub that sends it. One download goes on
+/// through all comparisons. A hub that is silent for 30 s is asked again, which counts as a failure.
 async fn with_slow_model() -> (StandInHub, TempDir, Process, Caller) {
     let hub = StandInHub::start(files_of(TINY)).await;
-    hub.fail(Failing { slow: Some(Duration::from_secs(10)), ..Failing::default() });
+    hub.fail(Failing { slow: Some(Duration::from_secs(20)), ..Failing::default() });
     let folder = TempDir::new().expect("a folder");
     let runtime = data_dir().canonicalize().expect("set up").join("runtime");
     std::os::unix::fs::symlink(runtime, folder.path().join("runtime")).expect("linked");

@@ -412,7 +412,8 @@ async fn a_body_that_stops_coming_is_given_up() {
 
 #[tokio::test]
 async fn an_answer_that_nobody_takes_is_given_up() {
-    let app = serve("body_timeout = \"500ms\"\nmax_concurrent_requests = 1").await;
+    // So long that a slow machine sees the place taken before it is given back.
+    let app = serve("body_timeout = \"2s\"\nmax_concurrent_requests = 1").await;
     // More than the system takes in for somebody who does not read.
     let text = "many words ".repeat(50_000);
     for n in 0..40 {
@@ -477,7 +478,8 @@ async fn an_answer_over_http2_that_is_taken_slowly_is_not_cut_off() {
 
 #[tokio::test]
 async fn pings_do_not_keep_an_answer_that_nobody_takes() {
-    let app = serve("body_timeout = \"500ms\"\nmax_concurrent_requests = 1").await;
+    // So long that a slow machine sees the place taken before it is given back.
+    let app = serve("body_timeout = \"2s\"\nmax_concurrent_requests = 1").await;
     app.post("/grains", json!({"id": "a", "text": "hello"})).await.ok();
     let mut connection = Multiplexed::open(&app, 0).await;
     let _answer = connection.get(&app, "/grains/a").await;

@@ -125,6 +125,18 @@ async fn callers_of_a_model_that_loads_share_one_load() {
     app.stop().await;
 }
 
+/// Loads a model, however often that takes longer than one order waits.
+async fn load_patiently(app: &TestApp, name: &str) {
+    for _ in 0..30 {
+        let answer = order(app, &format!("/models/{name}/load")).await;
+        if answer.status != 503 || answer.problem().1 != "model_loading" {
+            answer.ok();
+            return;
+        }
+    }
+    panic!("`{name}` is still loading");
+}
+
 /// Has a model unloaded that a request holds, or is about to hold; returns once the unload waits for that.
 async fn begin_to_unload(app: &TestApp, name: &str) {
     let path = format!("/models/{name}/unload");
@@ -145,7 +157,7 @@ async fn the_time_for_a_load_begins_when_the_last_request_has_left_the_model() {
     let toml = format!("[models]\nload_timeout = \"2s\"\n{}", with_tiny(&["tiny-cls"]));
     let app = TestApp::start_in(folder, &toml).await;
     for name in [TINY, "tiny-cls"] {
-        order(&app, &format!("/models/{name}/load")).await.ok();
+        load_patiently(&app, name).await;
     }
     // A switch holds the model until it is recorded, and that waits for who has locked the database.
     let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
@@ -159,7 +171,8 @@ async fn the_time_for_a_load_begins_when_the_last_request_has_left_the_model() {
             let refused = order(&app, "/models/tiny-cls/load").await.problem();
             assert_eq!((refused.0, refused.1.as_str()), (503, "model_loading"), "{}", refused.2);
             assert!(refused.2.starts_with("`tiny-cls` is still being unloaded after 2.0 s"), "{}", refused.2);
-            tokio::time::sleep(Duration::from_millis(500)).await;
+            // The other request was sent before the order. Not for long: the switch waits for the lock 5 s at most.
+            tokio::time::sleep(Duration::from_millis(200)).await;
             assert_eq!(state(&app, "tiny-cls").await, "draining");
             sqlx::raw_sql("ROLLBACK").execute(&mut outsider).await.expect("released");
         };

@@ -27,7 +27,9 @@ const THROTTLE: f64 = 0.05;
 /// Texts that a job embeds at once.
 const BATCH: u64 = 64;
 
-const PATIENCE: Duration = Duration::from_mins(2);
+/// How long a job may take that is done in a second on an idle machine. A throttled one rests for up to 99 times as long
+/// as a batch took, a stall of the machine included.
+const PATIENCE: Duration = Duration::from_mins(10);
 
 async fn newest(app: &Caller) -> Option<Value> {
     app.get("/reembeddings").await.ok()["reembeddings"].as_array().expect("jobs").first().cloned()

@@ -67,7 +67,9 @@ async fn embed_until(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_model_is_loaded_made_active_and_unloaded_without_a_failed_request() {
-    let app = Arc::new(TestApp::start_with(&entry_of("bert-base-uncased")).await);
+    // It is of 435 MB, and must not fail a request on a slow disk.
+    let toml = format!("[models]\nload_timeout = \"5m\"\n{}", entry_of("bert-base-uncased"));
+    let app = Arc::new(TestApp::start_with(&toml).await);
     let golden = golden(&app, &[MINILM, "bert-base-uncased"]).await;
     app.post("/models/bert-base-uncased/unload", json!({})).await.ok();
     let done = AtomicBool::new(false);
