@@ -22,7 +22,7 @@ use crate::api::body_memory::BodyMemory;
 use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsFiles};
 use crate::api::forwarded::Proxies;
 use crate::api::guard::HostGuard;
-use crate::api::state::{AppState, EngineFacts, Limits};
+use crate::api::state::{AppState, EngineFacts, Limits, Shared};
 use crate::api::timeouts::Timeouts;
 use crate::auth::{Keys, KeysSetup, Policy};
 use crate::change::compare::Comparisons;
@@ -108,7 +108,7 @@ impl App {
         upkeep::keep_metrics(&shutdown, metrics.clone());
         upkeep::watch_for_standstills(&shutdown);
         upkeep::watch_clock(&shutdown, clock);
-        let state = AppState {
+        let state = AppState::from(Shared {
             models,
             grains,
             reembeddings,
@@ -130,7 +130,7 @@ impl App {
             leaving: shutdown.leaving().clone(),
             metrics,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
-        };
+        });
         Ok(Self {
             state,
             store,

@@ -1,5 +1,6 @@
 //! What every handler can reach.
 
+use std::ops::Deref;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,9 +20,26 @@ use crate::change::compare::Comparisons;
 use crate::grains::Grains;
 use crate::models::{Ledger, MultiModelManager};
 
-/// Shared by all handlers; cheap to clone.
+/// Shared by all handlers. Cheap to clone, which every layer does several times for each request.
 #[derive(Clone)]
-pub struct AppState {
+pub struct AppState(Arc<Shared>);
+
+impl From<Shared> for AppState {
+    fn from(shared: Shared) -> Self {
+        Self(Arc::new(shared))
+    }
+}
+
+impl Deref for AppState {
+    type Target = Shared;
+
+    fn deref(&self) -> &Shared {
+        &self.0
+    }
+}
+
+/// What [`AppState`] shares.
+pub struct Shared {
     /// The models.
     pub models: MultiModelManager,
     /// The grains; `None` on a server that keeps none.
