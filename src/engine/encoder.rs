@@ -100,6 +100,10 @@ pub struct Encoded {
     pub inference_time: Duration,
 }
 
+/// Tells the batch that a model's workers have been running for longest, by a number that no other batch has; `None` when
+/// they run none. Who sees the same one again and again sees an inference that does not end.
+pub type OldestBatch = Box<dyn Fn() -> Option<u64> + Send + Sync>;
+
 /// A loaded model. Dropping it ends its threads once their batch is done.
 pub struct Encoder {
     tokenizer: Arc<TextTokenizer>,
@@ -242,11 +246,11 @@ impl Encoder {
         &self.tokenizer
     }
 
-    /// The batch that its workers have been running for longest, by a number that no other batch has; `None` when they run
-    /// none. Who sees the same one again and again sees an inference that does not end.
+    /// Tells which batch its workers have been running for longest, while the encoder is being dropped too.
     #[must_use]
-    pub fn oldest_batch(&self) -> Option<u64> {
-        self.batcher.oldest_running()
+    pub fn oldest_batch(&self) -> OldestBatch {
+        let batcher = Arc::clone(&self.batcher);
+        Box::new(move || batcher.oldest_running())
     }
 
     /// Embeds the request's inputs. Dropping the future gives its place in the queue back.

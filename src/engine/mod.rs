@@ -18,7 +18,7 @@ pub mod tokenize;
 mod turns;
 
 pub use dense::{Dense, Module};
-pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec};
+pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, OldestBatch};
 pub use error::EngineError;
 pub use job::{Finish, Priority};
 pub use provider::{CpuFeature, CpuFeatures, Gpu, GpuProvider, ProviderChoice, ProviderFacts, ProviderWish};

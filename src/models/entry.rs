@@ -8,9 +8,9 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::health::Ailment;
 use super::lifecycle::{DownloadProgress, Failure, IllegalMove, Phase};
 use super::loaded::{Lease, LoadedFacts, LoadedModel};
-use super::probe::Ailment;
 use super::standing::Standing;
 use crate::domain::{ModelInfo, ModelSource};
 use crate::telemetry;
@@ -175,7 +175,7 @@ impl Entry {
             download,
             failure: state.failure().cloned(),
             loaded: model.map(|model| Arc::clone(&model.facts)),
-            ailment: model.and_then(|model| model.ailment.read().clone()),
+            ailment: model.and_then(|model| model.health.ailment()),
             standing: model.map(|model| model.standing.read().clone()),
             disabled: self.is_disabled.load(Ordering::SeqCst),
         }
@@ -278,7 +278,7 @@ impl Entry {
             let ailing = f64::from(u8::from(seen.is_some()));
             metrics::gauge!(telemetry::MODEL_AILING, "model" => self.info.name.to_string()).set(ailing);
         }
-        std::mem::replace(&mut *model.ailment.write(), seen)
+        model.health.note(seen)
     }
 
     /// Takes the model out of use, or says what must come first.

@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::cache::EmbeddingCache;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
+use super::health::Health;
 use super::interactive::Interactive;
-use super::probe::{Ailment, Looks};
 use super::standing::Standing;
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, SpaceId, TruncationSide};
 use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
@@ -110,10 +110,8 @@ pub struct LoadedModel {
     pub(super) standing: RwLock<Standing>,
     /// The vectors of the canary texts that it made when it was loaded: `[n_texts][dimensions]`.
     pub(super) canaries: Vec<f32>,
-    /// What is wrong with it, by the last look at it.
-    pub(super) ailment: RwLock<Option<Ailment>>,
-    /// How often it was found running the same batch.
-    pub(super) looks: Mutex<Looks>,
+    /// What looks at it have found.
+    pub(super) health: Arc<Health>,
     /// Counts the requests that hold the model.
     pub(super) leases: TaskTracker,
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
@@ -15,6 +15,7 @@ use super::files;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::ModelFiles;
 use super::hardware::{self, Footprint};
+use super::health::Health;
 use super::hub::Hub;
 use super::interactive::Interactive;
 use super::loaded::{LoadedFacts, LoadedModel};
@@ -116,6 +117,7 @@ impl Loader {
             commit: files.hub.map(|model| model.commit),
             load_time: started.elapsed(),
         };
+        let oldest_batch = encoder.oldest_batch();
         Ok(LoadedModel {
             name: info.name.clone(),
             encoder,
@@ -125,8 +127,7 @@ impl Loader {
             facts: Arc::new(facts),
             standing: RwLock::default(),
             canaries: Vec::new(),
-            ailment: RwLock::default(),
-            looks: Mutex::default(),
+            health: Arc::new(Health::new(oldest_batch)),
             leases: TaskTracker::new(),
         })
     }
