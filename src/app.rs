@@ -182,6 +182,10 @@ impl App {
             let left = deadline.saturating_duration_since(Instant::now());
             step(shutdown, "sending the last traces", traces.finish(left)).await?;
         }
+        // What still runs must not meet the end of the runtime library.
+        if self.state.models.is_any_stuck() {
+            return Err(AppError::Unfinished(vec!["unloading the models"]));
+        }
         tracing::info!("stopped");
         Ok(())
     }

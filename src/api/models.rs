@@ -6,7 +6,7 @@ use utoipa::ToSchema;
 
 use super::error::ApiError;
 use super::extract::{ModelWord, OptionalJson};
-use super::responses::{NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
+use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::domain::{EncoderSettings, ModelName, ModelSource};
 use crate::models::lifecycle::DownloadProgress;
@@ -281,7 +281,10 @@ pub struct UnloadBody {
     post, path = "/models/{name}/unload", tag = "models", operation_id = "unload_model",
     request_body = Option<UnloadBody>,
     params(("name" = String, Path, description = "A model's name or alias")),
-    responses((status = 200, description = "The model", body = Model), NativeErrors, NativeBodyErrors, UnknownModel)
+    responses(
+        (status = 200, description = "The model", body = Model),
+        NativeErrors, NativeBodyErrors, UnknownModel, Conflict
+    )
 )]
 pub async fn unload(
     State(state): State<AppState>,

@@ -8,9 +8,11 @@ use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use super::health::Ailment;
-use super::lifecycle::{DownloadProgress, Failure, IllegalMove, Phase};
+use super::error::ModelError;
+use super::health::{Ailment, Health};
+use super::lifecycle::{DownloadProgress, Failure, FailureKind, IllegalMove, Phase};
 use super::loaded::{Lease, LoadedFacts, LoadedModel};
+use super::probe::PROBE_EVERY;
 use super::standing::Standing;
 use crate::domain::{ModelInfo, ModelSource};
 use crate::telemetry;
@@ -42,7 +44,8 @@ enum State {
         failure: Option<Failure>,
     },
     Ready(Arc<LoadedModel>),
-    Draining,
+    /// What is seen of it meanwhile is kept here: a model whose inference does not end stays for good.
+    Draining(Arc<Health>),
     Failed(Failure),
 }
 
@@ -54,7 +57,7 @@ pub(super) enum Next {
     Load,
     /// Wait for its state to change.
     Wait,
-    /// Give up: the last load failed not long ago.
+    /// Give up: the last load failed not long ago, or it cannot be unloaded first.
     GiveUp(Failure),
     /// Give up: the operator has disabled it.
     Disabled,
@@ -98,7 +101,7 @@ pub struct ModelStatus {
     pub loaded: Option<Arc<LoadedFacts>>,
     /// How its vectors stand to what is recorded of its space; `None` until it is loaded.
     pub standing: Option<Standing>,
-    /// What is wrong with it although it is loaded, by the last look at it.
+    /// What is wrong with it although it is in memory, by the last look at it; while it is being unloaded too.
     pub ailment: Option<Ailment>,
     /// Whether only an operator can load it.
     pub disabled: bool,
@@ -122,7 +125,7 @@ impl Entry {
             n_waiting: AtomicUsize::new(0),
             last_used: Mutex::new(Instant::now()),
         };
-        entry.record(Phase::Unloaded);
+        entry.record(&State::Unloaded);
         entry
     }
 
@@ -165,6 +168,35 @@ impl Entry {
         }
     }
 
+    /// What looks at it have found, as long as it is in memory.
+    pub(super) fn health(&self) -> Option<Arc<Health>> {
+        self.state.borrow().health().cloned()
+    }
+
+    /// Whether it is in memory for good: an inference does not end.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.state.borrow().health().is_some_and(|health| health.is_stuck())
+    }
+
+    /// Waits until a look finds that the drain under way does not end.
+    pub(super) async fn found_stuck(&self) {
+        loop {
+            let mut changes = self.watch();
+            if self.is_stuck() {
+                return;
+            }
+            changes.next().await;
+        }
+    }
+
+    /// Refuses what would unload it while that is impossible.
+    ///
+    /// # Errors
+    /// [`ModelError::Conflict`] with the way out.
+    pub(super) fn check_unload(&self) -> Result<(), ModelError> {
+        self.health().map_or(Ok(()), |health| health.check_unload(&self.info.name))
+    }
+
     pub(super) fn status(&self) -> ModelStatus {
         let state = self.state.borrow();
         let model = if let State::Ready(model) = &*state { Some(model) } else { None };
@@ -175,7 +207,7 @@ impl Entry {
             download,
             failure: state.failure().cloned(),
             loaded: model.map(|model| Arc::clone(&model.facts)),
-            ailment: model.and_then(|model| model.health.ailment()),
+            ailment: state.health().and_then(|health| health.ailment()),
             standing: model.map(|model| model.standing.read().clone()),
             disabled: self.is_disabled.load(Ordering::SeqCst),
         }
@@ -199,7 +231,8 @@ impl Entry {
                     *self.last_used.lock() = now;
                     Next::Use(Lease::of(model))
                 }
-                State::Downloading { .. } | State::Loading { .. } | State::Draining => Next::Wait,
+                State::Draining(health) if health.is_stuck() => Next::GiveUp(endless_drain(health, now)),
+                State::Downloading { .. } | State::Loading { .. } | State::Draining(_) => Next::Wait,
                 State::Failed(failure) if is_request && (failure.retry_at > now || failure.failed_at >= since) => {
                     Next::GiveUp(failure.clone())
                 }
@@ -269,16 +302,20 @@ impl Entry {
         })
     }
 
-    /// Keeps what is wrong with the loaded model, if anything is, and shows it in the metrics. Returns what was known before.
-    /// The caller holds a lease on the model.
-    pub(super) fn note_ailment(&self, model: &LoadedModel, seen: Option<Ailment>) -> Option<Ailment> {
-        // Shown under the state's lock: what is seen of a model that is going must not be shown once it has gone.
-        let state = self.state.borrow();
-        if matches!(*state, State::Ready(_)) {
-            let ailing = f64::from(u8::from(seen.is_some()));
-            metrics::gauge!(telemetry::MODEL_AILING, "model" => self.info.name.to_string()).set(ailing);
-        }
-        model.health.note(seen)
+    /// Keeps what is wrong with the model, if anything is, and shows it in the metrics. Returns what was known before.
+    pub(super) fn note_ailment(&self, health: &Arc<Health>, seen: Option<Ailment>) -> Option<Ailment> {
+        let mut before = None;
+        // Under the state's lock: what is seen of a model that is going must not be shown once it has gone.
+        self.state.send_if_modified(|state| {
+            before = health.note(seen);
+            let is_here = state.health().is_some_and(|current| Arc::ptr_eq(current, health));
+            if is_here {
+                self.record_ailing(state);
+            }
+            // Who waits for a drain must learn that it does not end.
+            is_here && matches!(state, State::Draining(_))
+        });
+        before
     }
 
     /// Takes the model out of use, or says what must come first.
@@ -291,11 +328,11 @@ impl Entry {
                     cancel.cancel();
                     NextUnload::GiveUp
                 }
-                State::Loading { .. } | State::Draining => NextUnload::Wait,
+                State::Loading { .. } | State::Draining(_) => NextUnload::Wait,
                 State::Unloaded | State::Failed(_) => NextUnload::Done,
             };
             match (&next, &state) {
-                (NextUnload::Drain(_), _) => self.enter(state, State::Draining),
+                (NextUnload::Drain(model), _) => self.enter(state, State::Draining(Arc::clone(&model.health))),
                 (_, State::Failed(_)) => self.enter(state, State::Unloaded),
                 _ => return false,
             }
@@ -316,17 +353,23 @@ impl Entry {
     /// ahead of the metrics, and two changes are shown in their order.
     fn enter(&self, state: &mut State, to: State) {
         *state = to;
-        self.record(state.phase());
+        self.record(state);
     }
 
-    fn record(&self, current: Phase) {
-        // One that has just been loaded has embedded its canaries, and nobody looks at the others.
-        metrics::gauge!(telemetry::MODEL_AILING, "model" => self.info.name.to_string()).set(0.0);
+    fn record(&self, state: &State) {
+        self.record_ailing(state);
+        let current = state.phase();
         for phase in Phase::ALL {
             let label = self.info.name.to_string();
             let is_current = f64::from(u8::from(phase == current));
             metrics::gauge!(telemetry::MODEL_STATE, "model" => label, "state" => phase.as_str()).set(is_current);
         }
+    }
+
+    fn record_ailing(&self, state: &State) {
+        let is_ailing = state.health().is_some_and(|health| health.is_ailing());
+        let shown = f64::from(u8::from(is_ailing));
+        metrics::gauge!(telemetry::MODEL_AILING, "model" => self.info.name.to_string()).set(shown);
     }
 
     fn move_to(&self, to: State) -> Result<(), IllegalMove> {
@@ -339,6 +382,17 @@ impl Entry {
             moved.is_ok()
         });
         moved
+    }
+}
+
+/// Why a model cannot be had whose drain does not end.
+fn endless_drain(health: &Health, now: Instant) -> Failure {
+    Failure {
+        reason: health.ailment().map(|ailment| ailment.reason).unwrap_or_default(),
+        kind: FailureKind::Model,
+        failed_at: now,
+        retry_at: now + PROBE_EVERY,
+        permanent: false,
     }
 }
 
@@ -369,7 +423,7 @@ impl State {
             Self::Downloading { .. } => Phase::Downloading,
             Self::Loading { .. } => Phase::Loading,
             Self::Ready(_) => Phase::Ready,
-            Self::Draining => Phase::Draining,
+            Self::Draining(_) => Phase::Draining,
             Self::Failed(_) => Phase::Failed,
         }
     }
@@ -379,7 +433,16 @@ impl State {
         match self {
             Self::Failed(failure) => Some(failure),
             Self::Downloading { failure, .. } | Self::Loading { failure } => failure.as_ref(),
-            Self::Unloaded | Self::Ready(_) | Self::Draining => None,
+            Self::Unloaded | Self::Ready(_) | Self::Draining(_) => None,
+        }
+    }
+
+    /// What looks at the model have found, as long as it is in memory.
+    fn health(&self) -> Option<&Arc<Health>> {
+        match self {
+            Self::Ready(model) => Some(&model.health),
+            Self::Draining(health) => Some(health),
+            Self::Unloaded | Self::Downloading { .. } | Self::Loading { .. } | Self::Failed(_) => None,
         }
     }
 }
@@ -497,6 +560,42 @@ mod tests {
             claim();
             assert!(!fails(), "it was unloaded in between");
         }
+    }
+
+    #[test]
+    fn a_drain_that_does_not_end_is_shown_and_nobody_waits_for_it() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let is_shown = |value: &str| {
+            let text = recorder.handle().render();
+            assert!(text.contains(&format!("granary_model_ailing{{model=\"m\"}} {value}")), "{text}");
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let entry = entry();
+            let health = Arc::new(Health::new(Box::new(|| Some(1))));
+            entry.state.send_modify(|state| entry.enter(state, State::Draining(Arc::clone(&health))));
+            let now = Instant::now();
+            let ask = || entry.lease_or_claim_load(Eagerness::Request, now, now);
+            assert!(matches!(ask(), Next::Wait));
+            assert!(entry.check_unload().is_ok());
+            is_shown("0");
+
+            let changes = entry.watch();
+            assert_eq!(entry.note_ailment(&health, Some(Ailment::stuck())), None);
+            assert!(changes.0.has_changed().expect("the entry is there"), "who waits learns of it");
+            assert_eq!(entry.status().ailment, Some(Ailment::stuck()));
+            let Next::GiveUp(failure) = ask() else { panic!("a request waits for what does not end") };
+            assert!(failure.reason.contains("start the server anew"), "{}", failure.reason);
+            assert!(matches!(entry.check_unload(), Err(ModelError::Conflict(_))));
+            is_shown("1");
+
+            // It has ended after all, and what is seen of it late is of nothing any more.
+            entry.finish_drain().expect("it was draining");
+            is_shown("0");
+            entry.note_ailment(&health, Some(Ailment::stuck()));
+            is_shown("0");
+            assert_eq!(entry.status().ailment, None);
+            assert!(matches!(ask(), Next::Load));
+        });
     }
 
     #[test]

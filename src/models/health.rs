@@ -8,7 +8,7 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::error::with_causes;
+use super::error::{ModelError, with_causes};
 use super::standing::LEAST_COSINE;
 use crate::domain::ModelName;
 use crate::engine::{EngineError, OldestBatch};
@@ -86,6 +86,34 @@ impl Health {
         self.ailment.read().clone()
     }
 
+    pub(super) fn is_ailing(&self) -> bool {
+        self.ailment.read().is_some()
+    }
+
+    /// Whether an inference does not end.
+    pub(super) fn is_stuck(&self) -> bool {
+        self.ailment.read().as_ref().is_some_and(|ailment| ailment.kind == AilmentKind::Stuck)
+    }
+
+    /// Whether it runs a batch, though its caller may have left.
+    pub(super) fn is_running(&self) -> bool {
+        (self.oldest_batch)().is_some()
+    }
+
+    /// Why an operator cannot unload the model, if that is so.
+    ///
+    /// # Errors
+    /// [`ModelError::Conflict`] with the way out.
+    pub(super) fn check_unload(&self, name: &ModelName) -> Result<(), ModelError> {
+        if !self.is_stuck() {
+            return Ok(());
+        }
+        Err(ModelError::Conflict(format!(
+            "`{name}` cannot be unloaded: the runtime has been running one batch for more than five minutes, and nothing \
+             but the end of the process ends that. Start the server anew"
+        )))
+    }
+
     /// Keeps what is wrong, if anything is. Returns what was known before.
     pub(super) fn note(&self, seen: Option<Ailment>) -> Option<Ailment> {
         std::mem::replace(&mut *self.ailment.write(), seen)
@@ -131,6 +159,8 @@ impl Looks {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
     use super::*;
 
     #[test]
@@ -146,6 +176,32 @@ mod tests {
         assert_eq!(n_patient, LOOKS_AT_ONE_BATCH as usize);
         assert!(looks.note(Some(100)), "it still runs");
         assert!(!looks.note(Some(101)), "it has ended");
+    }
+
+    #[test]
+    fn only_who_is_stuck_cannot_be_unloaded() {
+        let batch = Arc::new(AtomicU64::new(7));
+        let health = Health::new(Box::new({
+            let batch = Arc::clone(&batch);
+            move || Some(batch.load(Ordering::SeqCst))
+        }));
+        assert!(health.is_running());
+        let n_patient = (0..100).take_while(|_| !health.look_at_batch()).count();
+        assert_eq!(n_patient, LOOKS_AT_ONE_BATCH as usize);
+        assert!(health.has_endless_batch());
+        let name = ModelName::parse("m").expect("a name");
+        for (ailment, is_refused) in
+            [(Ailment::stuck(), true), (Ailment::has_moved(&name, 0.5), false), (Ailment::stuck(), true)]
+        {
+            health.note(Some(ailment));
+            assert_eq!(health.check_unload(&name).is_err(), is_refused);
+        }
+        let refusal = health.check_unload(&name).expect_err("it is stuck").to_string();
+        assert!(refusal.contains("`m` cannot be unloaded") && refusal.contains("Start the server anew"), "{refusal}");
+        batch.store(8, Ordering::SeqCst);
+        assert!(!health.look_at_batch());
+        health.note(None);
+        assert!(health.check_unload(&name).is_ok());
     }
 
     #[test]

@@ -222,9 +222,10 @@ impl MultiModelManager {
         let active = self.active();
         let entries: Vec<_> = self.entries.read().values().cloned().collect();
         let candidate = |entry: Arc<Entry>| {
-            let model = entry.loaded()?;
+            // What is stuck would not go.
+            let model = entry.loaded().filter(|model| !model.health.is_stuck())?;
             Some(Candidate {
-                is_busy: !model.leases.is_empty() || entry.is_waited_for(),
+                is_busy: !model.leases.is_empty() || model.health.is_running() || entry.is_waited_for(),
                 is_active: entry.info.name == active,
                 holds_grains: held.contains(&model.facts.fingerprint.space()),
                 last_used: entry.last_used(),
@@ -234,12 +235,12 @@ impl MultiModelManager {
         entries.into_iter().filter(|entry| !entry.info.pinned).filter_map(candidate).collect()
     }
 
-    /// Waits until one of the models that are being unloaded has gone. Says whether there was one.
+    /// Waits until one of the models that are being unloaded has gone, or is found not to go. Says whether there was one.
     async fn wait_for_a_drain(&self) -> bool {
         let entries: Vec<_> = self.entries.read().values().cloned().collect();
         for entry in entries {
             let mut changes = entry.watch();
-            if entry.status().phase == Phase::Draining {
+            if entry.status().phase == Phase::Draining && !entry.is_stuck() {
                 changes.next().await;
                 return true;
             }
@@ -255,11 +256,15 @@ impl MultiModelManager {
         self.drain(entry, model).await;
     }
 
-    /// Carries out a claimed drain: waits for the model's requests and frees it. Goes on when the caller leaves.
+    /// Carries out a claimed drain: waits for the model's requests and frees it. Goes on when the caller leaves, and when an
+    /// inference is found not to end: that is not waited for.
     pub(super) async fn drain(&self, entry: &Arc<Entry>, model: Arc<LoadedModel>) {
         let drain = self.shutdown.spawn("unload", drain(Arc::clone(entry), model));
-        // The task is owned by the shutdown tracker and does not panic; what counts is that it has ended.
-        let _ = drain.await;
+        tokio::select! {
+            // The task is owned by the shutdown tracker and does not panic; what counts is that it has ended.
+            _ = drain => {}
+            () = entry.found_stuck() => {}
+        }
     }
 
     /// Unloads models that nobody used for `models.idle_unload`, and idle ones when memory has grown past the budget.
@@ -285,7 +290,9 @@ impl MultiModelManager {
     async fn unload_idle(&self) {
         let entries: Vec<_> = self.entries.read().values().cloned().collect();
         let is_idle = |entry: &Arc<Entry>| {
-            !entry.info.pinned && !entry.is_waited_for() && entry.loaded().is_some_and(|model| model.leases.is_empty())
+            // A batch whose caller has left may be one that does not end.
+            let is_at_rest = |model: Arc<LoadedModel>| model.leases.is_empty() && !model.health.is_running();
+            !entry.info.pinned && !entry.is_waited_for() && entry.loaded().is_some_and(is_at_rest)
         };
         let limit = self.timing.idle_unload;
         for entry in entries.iter().filter(|entry| !limit.is_zero() && is_idle(entry)) {
@@ -294,7 +301,7 @@ impl MultiModelManager {
             }
         }
         // The last one stays: without it there would be nothing to serve.
-        let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some()).count();
+        let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some() && !entry.is_stuck()).count();
         if n_loaded > 1
             && self.memory.excess_bytes() > 0
             && let Ok(_turn) = self.load_turn.try_acquire()

@@ -203,13 +203,16 @@ impl MultiModelManager {
     /// when the caller leaves, so that the record and what is in memory cannot part.
     ///
     /// # Errors
-    /// [`ModelError::NotFound`], or [`ModelError::Ledger`]: then nothing has changed.
+    /// [`ModelError::NotFound`], [`ModelError::Conflict`] when an inference does not end, or [`ModelError::Ledger`]: then
+    /// nothing has changed. A conflict that is found while the model is being unloaded leaves it disabled.
     pub async fn disable_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
+        entry.check_unload()?;
         let manager = self.clone();
         let work = async move {
             manager.disable_in_turn(&entry).await?;
             manager.unload_entry(&entry).await;
+            entry.check_unload()?;
             Ok(entry.status())
         };
         self.shutdown.finish("disable", work).await
@@ -243,10 +246,12 @@ impl MultiModelManager {
     /// the caller leaves.
     ///
     /// # Errors
-    /// [`ModelError::NotFound`].
+    /// [`ModelError::NotFound`], or [`ModelError::Conflict`] when an inference does not end.
     pub async fn unload_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
+        entry.check_unload()?;
         self.unload_entry(&entry).await;
+        entry.check_unload()?;
         Ok(entry.status())
     }
 
@@ -257,6 +262,7 @@ impl MultiModelManager {
             let mut changes = entry.watch();
             match entry.claim_drain() {
                 NextUnload::Done => return,
+                NextUnload::Wait if entry.is_stuck() => return,
                 NextUnload::Wait => changes.next().await,
                 // One try: a request that wants the model all the same may begin its download anew.
                 NextUnload::GiveUp => {
@@ -270,13 +276,18 @@ impl MultiModelManager {
         }
     }
 
-    /// Unloads every model, for the end of the process.
+    /// Unloads every model, for the end of the process. What is stuck is left in memory.
     pub async fn unload_all(&self) {
-        for status in self.list() {
-            if let Err(error) = self.unload_model(&status.info.name).await {
-                tracing::error!("{error}");
-            }
+        let entries: Vec<_> = self.entries.read().values().cloned().collect();
+        for entry in entries {
+            self.unload_entry(&entry).await;
         }
+    }
+
+    /// Whether an inference does not end, so that a model stays in memory for good.
+    #[must_use]
+    pub fn is_any_stuck(&self) -> bool {
+        self.entries.read().values().any(|entry| entry.is_stuck())
     }
 
     /// Holds a model for a request, loading it when needed.

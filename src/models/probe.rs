@@ -9,13 +9,13 @@ use std::time::Duration;
 
 use super::canary;
 use super::entry::Entry;
-use super::health::Ailment;
+use super::health::{Ailment, Health};
 use super::loaded::Lease;
 use super::manager::MultiModelManager;
 use crate::engine::EngineError;
 
 /// How often loaded models are looked at.
-const PROBE_EVERY: Duration = Duration::from_secs(30);
+pub(super) const PROBE_EVERY: Duration = Duration::from_secs(30);
 
 /// How long a look waits for the vectors: longer, and the model has much to do, or does not get on at all. A slow model that
 /// never rests takes its time, for canaries are background work.
@@ -46,12 +46,19 @@ impl MultiModelManager {
     /// Looks at a model. Its vectors are waited for in a task of their own: a model that has much to do delays neither the
     /// looks at the others nor the next look at its batch.
     fn look(&self, entry: &Arc<Entry>) {
-        // Not as a request: a probe is no use that would keep a model from being unloaded.
-        let Some(lease) = entry.loaded().map(|model| Lease::of(&model)) else { return };
-        let health = &lease.model().health;
+        // One that is being unloaded too, which ends with its last batch.
+        let Some(health) = entry.health() else { return };
         if health.look_at_batch() {
-            return self.note(entry, &lease, Some(Ailment::stuck()));
+            return note(entry, &health, Some(Ailment::stuck()));
         }
+        // Not as a request: a probe is no use that would keep a model from being unloaded.
+        let Some(lease) = entry.loaded().map(|model| Lease::of(&model)) else {
+            if health.is_stuck() {
+                // Its batch has ended after all, and nothing else tells of a model that is being unloaded.
+                note(entry, &health, None);
+            }
+            return;
+        };
         let Some(turn) = health.begin_look() else { return };
         let (manager, entry, soft) = (self.clone(), Arc::clone(entry), self.shutdown.soft().clone());
         self.shutdown.spawn("look", async move {
@@ -73,22 +80,7 @@ impl MultiModelManager {
         };
         // These vectors are another worker's than the one that does not get on.
         if !model.health.has_endless_batch() {
-            self.note(entry, lease, seen);
-        }
-    }
-
-    /// Keeps what was seen of a model, and says what is new of it.
-    fn note(&self, entry: &Entry, lease: &Lease, seen: Option<Ailment>) {
-        let before = entry.note_ailment(lease.model(), seen.clone());
-        match (before, seen) {
-            (before, Some(now))
-                if before.as_ref().is_none_or(|before| (before.what, before.kind) != (now.what, now.kind)) =>
-            {
-                let Ailment { what, reason, .. } = now;
-                tracing::error!(model = %entry.info.name, "the model {what}: {reason}");
-            }
-            (Some(_), None) => tracing::info!(model = %entry.info.name, "the model embeds again as it should"),
-            _ => {}
+            note(entry, &model.health, seen);
         }
     }
 
@@ -123,5 +115,20 @@ impl MultiModelManager {
             }
         }
         *known = standing;
+    }
+}
+
+/// Keeps what was seen of a model, and says what is new of it.
+fn note(entry: &Entry, health: &Arc<Health>, seen: Option<Ailment>) {
+    let before = entry.note_ailment(health, seen.clone());
+    match (before, seen) {
+        (before, Some(now))
+            if before.as_ref().is_none_or(|before| (before.what, before.kind) != (now.what, now.kind)) =>
+        {
+            let Ailment { what, reason, .. } = now;
+            tracing::error!(model = %entry.info.name, "the model {what}: {reason}");
+        }
+        (Some(_), None) => tracing::info!(model = %entry.info.name, "the model embeds again as it should"),
+        _ => {}
     }
 }

@@ -102,7 +102,7 @@ impl MultiModelManager {
     /// Takes a registered model out of the catalog and of memory. Its files stay.
     ///
     /// # Errors
-    /// [`ModelError::Conflict`] when it was not registered over HTTP, is active, or grains need it.
+    /// [`ModelError::Conflict`] when it was not registered over HTTP, is active, cannot be unloaded, or grains need it.
     pub async fn delete(&self, name: &ModelName, grains: NeededGrains) -> Result<(), ModelError> {
         let entry = self.entry(name)?;
         let manager = self.clone();
@@ -122,6 +122,7 @@ impl MultiModelManager {
                 "`{name}` is the active model: make another one active first, with `PUT /models/active`"
             )));
         }
+        entry.check_unload()?;
         let needed: u64 = self
             .ledger
             .grains_by_model()
