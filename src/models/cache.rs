@@ -2,9 +2,11 @@
 //!
 //! Off unless `models.embedding_cache` gives it bytes. A vector is kept under a hash of everything that decides it: the
 //! space, the prompt and the text. So models that share a space share its vectors, and a model whose files change does
-//! not answer with old ones. Texts themselves are not kept.
+//! not answer with old ones. One whose files were written over while it was loaded makes vectors that are not of its
+//! space: where that is seen, all are forgotten. Texts themselves are not kept.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use metrics::{counter, gauge};
@@ -44,6 +46,8 @@ impl Weighter<Key, Arc<Known>> for ByBytes {
 /// A cache of vectors, bounded in bytes and shared by all models.
 pub struct EmbeddingCache {
     known: Cache<Key, Arc<Known>, ByBytes>,
+    /// How often it was emptied: what was begun before is not kept.
+    n_emptied: AtomicU64,
 }
 
 impl EmbeddingCache {
@@ -51,12 +55,20 @@ impl EmbeddingCache {
     #[must_use]
     pub fn with_capacity(bytes: u64) -> Option<Arc<Self>> {
         let n_typical = usize::try_from(bytes).unwrap_or(usize::MAX) / TYPICAL_ENTRY_BYTES;
-        (bytes > 0).then(|| Arc::new(Self { known: Cache::with_weighter(n_typical, bytes, ByBytes) }))
+        let known = || Cache::with_weighter(n_typical, bytes, ByBytes);
+        (bytes > 0).then(|| Arc::new(Self { known: known(), n_emptied: AtomicU64::new(0) }))
     }
 
     /// What it holds, in bytes.
     pub(super) fn size_bytes(&self) -> u64 {
         self.known.weight()
+    }
+
+    /// Forgets every vector, and those that are being computed. A key does not tell the space that it was made of.
+    pub(super) fn empty(&self) {
+        self.n_emptied.fetch_add(1, Ordering::SeqCst);
+        self.known.clear();
+        gauge!(telemetry::CACHE_BYTES).set(self.known.weight() as f64);
     }
 
     /// Encodes a request whose vectors are in `space`, taking from the cache what it has.
@@ -70,6 +82,7 @@ impl EmbeddingCache {
         space: &SpaceId,
         request: EncodeRequest,
     ) -> Result<Encoded, ModelError> {
+        let n_emptied = self.n_emptied.load(Ordering::SeqCst);
         let keys: Vec<Option<Key>> =
             request.inputs.iter().map(|input| key_of(space, request.prompt.as_deref(), input)).collect();
         let mut found: Vec<Option<Arc<Known>>> = keys.iter().map(|key| self.find(key.as_ref()?, &request)).collect();
@@ -85,13 +98,14 @@ impl EmbeddingCache {
             let request = EncodeRequest { inputs: inputs.collect(), ..request };
             let computed = encoder.encode(request).await.map_err(|error| in_whole_request(error, &missing))?;
             times = [computed.tokenization_time, computed.queue_time, computed.inference_time];
+            let is_kept = self.n_emptied.load(Ordering::SeqCst) == n_emptied;
             for (place, index) in missing.into_iter().enumerate() {
                 let known = Arc::new(Known {
                     vector: computed.vectors[place * dimensions..(place + 1) * dimensions].into(),
                     n_tokens: computed.n_tokens[place],
                     truncated: computed.truncated.contains(&place),
                 });
-                if let Some(key) = keys[index] {
+                if let Some(key) = keys[index].filter(|_| is_kept) {
                     self.known.insert(key, Arc::clone(&known));
                 }
                 found[index] = Some(known);

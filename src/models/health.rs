@@ -44,6 +44,11 @@ impl Ailment {
         Self { what: "does not embed any more", reason: with_causes(error), kind: AilmentKind::Fails }
     }
 
+    /// Whether what the model makes is not of its space.
+    pub(super) fn is_move(&self) -> bool {
+        self.kind == AilmentKind::Moved
+    }
+
     pub(super) fn stuck() -> Self {
         Self {
             what: "does not embed any more",

@@ -49,13 +49,13 @@ impl MultiModelManager {
         // One that is being unloaded too, which ends with its last batch.
         let Some(health) = entry.health() else { return };
         if health.look_at_batch() {
-            return note(entry, &health, Some(Ailment::stuck()));
+            return self.note(entry, &health, Some(Ailment::stuck()));
         }
         // Not as a request: a probe is no use that would keep a model from being unloaded.
         let Some(lease) = entry.loaded().map(|model| Lease::of(&model)) else {
             if health.is_stuck() {
                 // Its batch has ended after all, and nothing else tells of a model that is being unloaded.
-                note(entry, &health, None);
+                self.note(entry, &health, None);
             }
             return;
         };
@@ -80,7 +80,27 @@ impl MultiModelManager {
         };
         // These vectors are another worker's than the one that does not get on.
         if !model.health.has_endless_batch() {
-            note(entry, &model.health, seen);
+            self.note(entry, &model.health, seen);
+        }
+    }
+
+    /// Keeps what was seen of a model, and says what is new of it.
+    fn note(&self, entry: &Entry, health: &Arc<Health>, seen: Option<Ailment>) {
+        let before = entry.note_ailment(health, seen.clone());
+        // Some of what was made since the look before is of the weights that there were then.
+        let has_moved = [&before, &seen].into_iter().flatten().any(Ailment::is_move);
+        if let Some(cache) = self.loader.cache.as_ref().filter(|_| has_moved) {
+            cache.empty();
+        }
+        match (before, seen) {
+            (before, Some(now))
+                if before.as_ref().is_none_or(|before| (before.what, before.kind) != (now.what, now.kind)) =>
+            {
+                let Ailment { what, reason, .. } = now;
+                tracing::error!(model = %entry.info.name, "the model {what}: {reason}");
+            }
+            (Some(_), None) => tracing::info!(model = %entry.info.name, "the model embeds again as it should"),
+            _ => {}
         }
     }
 
@@ -115,20 +135,5 @@ impl MultiModelManager {
             }
         }
         *known = standing;
-    }
-}
-
-/// Keeps what was seen of a model, and says what is new of it.
-fn note(entry: &Entry, health: &Arc<Health>, seen: Option<Ailment>) {
-    let before = entry.note_ailment(health, seen.clone());
-    match (before, seen) {
-        (before, Some(now))
-            if before.as_ref().is_none_or(|before| (before.what, before.kind) != (now.what, now.kind)) =>
-        {
-            let Ailment { what, reason, .. } = now;
-            tracing::error!(model = %entry.info.name, "the model {what}: {reason}");
-        }
-        (Some(_), None) => tracing::info!(model = %entry.info.name, "the model embeds again as it should"),
-        _ => {}
     }
 }

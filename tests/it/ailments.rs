@@ -9,10 +9,10 @@ use std::time::{Duration, Instant};
 
 use fs_err::os::unix::fs::FileExt;
 use fs_err::{File, OpenOptions};
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, Process, TINY, folder_with, test_model, with_tiny};
+use crate::helpers::{Caller, Process, TINY, cosine, folder_with, test_model, with_tiny};
 use crate::lifecycle::copy_folder;
 
 const PATIENCE: Duration = Duration::from_mins(2);
@@ -82,17 +82,32 @@ fn entry(name: &str, files: &Path) -> String {
     format!("[[ai.additional_models]]\nname = \"{name}\"\npath = \"{path}\"\nprovider = \"cpu\"\n")
 }
 
+/// The vector of one text.
+async fn embed(app: &Caller, body: Value) -> Vec<f32> {
+    let vectors: Vec<Vec<f32>> = serde_json::from_value(app.post("/embed", body).await.ok()).expect("vectors");
+    vectors.into_iter().next().expect("a vector")
+}
+
 #[tokio::test]
 async fn a_loaded_model_that_makes_other_vectors_is_shown_and_not_ready_and_writes_no_grains() {
     let files = copied();
-    let folder = folder_with(&format!("[ai]\nmodel_name = \"kept\"\n{}", entry("kept", files.path())));
+    let cached = "[models]\nembedding_cache = \"1MiB\"\n";
+    let folder = folder_with(&format!("[ai]\nmodel_name = \"kept\"\n{}{cached}", entry("kept", files.path())));
     let (process, url) = Process::serve(folder.path(), &[]);
     let app = Caller::of(url);
     app.post("/grains", json!({"text": "before"})).await.ok();
+    // Cut at its other side a short text is the same, in another space: these are not taken from the cache later.
+    let mut right = Vec::new();
+    for text in ["at once", "later"] {
+        right.push(embed(&app, json!({"inputs": text, "truncation_direction": "left"})).await);
+    }
 
     let weights = Weights::of(files.path());
     weights.negate();
+    let moved = embed(&app, json!({"inputs": "at once"})).await;
+    assert!(cosine(&moved, &right[0]) < 0.999, "the runtime does not use what was written");
     wait_until_shown(&app, "kept", "1").await;
+    assert!(cosine(&embed(&app, json!({"inputs": "later"})).await, &right[1]) < 0.999);
     let (status, code, detail) = app.get("/health/ready").await.problem();
     assert_eq!((status, code.as_str()), (503, "model_failed"));
     assert!(detail.contains("`kept` is loaded and makes other vectors than when it was loaded"), "{detail}");
@@ -108,6 +123,10 @@ async fn a_loaded_model_that_makes_other_vectors_is_shown_and_not_ready_and_writ
     wait_until_shown(&app, "kept", "0").await;
     app.get("/health/ready").await.ok();
     app.post("/grains", json!({"text": "after"})).await.ok();
+    for (text, right) in ["at once", "later"].into_iter().zip(&right) {
+        let made = embed(&app, json!({"inputs": text})).await;
+        assert!(cosine(&made, right) > 0.9999, "what was made meanwhile of `{text}` was kept");
+    }
 
     // What is loaded anew is another model to grains, and nothing is wrong with it.
     weights.negate();
