@@ -41,7 +41,12 @@ pub(super) enum AilmentKind {
 
 impl Ailment {
     pub(super) fn does_not_embed(error: &EngineError) -> Self {
-        Self { what: "does not embed any more", reason: with_causes(error), kind: AilmentKind::Fails }
+        let kind = match error {
+            // Weights that make no number have been written over, as those have that make others.
+            EngineError::NotANumber { .. } => AilmentKind::Moved,
+            _ => AilmentKind::Fails,
+        };
+        Self { what: "does not embed any more", reason: with_causes(error), kind }
     }
 
     /// Whether what the model makes is not of its space.
@@ -216,5 +221,13 @@ mod tests {
         assert!(health.begin_look().is_none());
         drop(first);
         assert!(health.begin_look().is_some());
+    }
+
+    #[test]
+    fn what_is_no_number_is_not_of_the_space_either() {
+        let spoiled = Ailment::does_not_embed(&EngineError::NotANumber { index: 0, found: f32::NAN });
+        assert_eq!(spoiled.kind, AilmentKind::Moved);
+        let failed = Ailment::does_not_embed(&EngineError::Inference { index: 0, source: "no memory".into() });
+        assert_eq!(failed.kind, AilmentKind::Fails);
     }
 }

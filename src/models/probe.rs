@@ -78,6 +78,10 @@ impl MultiModelManager {
             Err(_) | Ok(Err(EngineError::Overloaded { .. } | EngineError::Closed)) => return,
             Ok(Err(error)) => Some(Ailment::does_not_embed(&error)),
         };
+        // Its vectors are not of the space that it stands for, and must not be written into it.
+        if let Some(ailment) = seen.as_ref().filter(|ailment| ailment.is_move()) {
+            lease.standing().write().unknown = Some(format!("it {}: {}", ailment.what, ailment.reason));
+        }
         // These vectors are another worker's than the one that does not get on.
         if !model.health.has_endless_batch() {
             self.note(entry, &model.health, seen);
@@ -110,10 +114,7 @@ impl MultiModelManager {
             self.compare_again(lease, canaries).await;
             return None;
         };
-        let ailment = Ailment::has_moved(lease.name(), cosine);
-        // Its vectors are not of the space that it stands for, and must not be written into it.
-        lease.standing().write().unknown = Some(format!("it {}: {}", ailment.what, ailment.reason));
-        Some(ailment)
+        Some(Ailment::has_moved(lease.name(), cosine))
     }
 
     /// Compares with the ledger what could not be compared so far.

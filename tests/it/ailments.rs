@@ -161,6 +161,10 @@ async fn a_loaded_model_that_does_not_embed_is_shown_and_not_ready_until_it_embe
         let (status, kind, sentence) = app.get(&format!("/models/{model}/health")).await.tei_error();
         assert_eq!((status, kind.as_str()), (503, "Unhealthy"));
         assert!(sentence.contains(&format!("`{model}` is loaded and does not embed")), "{sentence}");
+        // Another text may give numbers all the same, and they are not of the model's space.
+        let (status, code, detail) = app.post("/grains", json!({"text": "a", "model": model})).await.problem();
+        assert_eq!((status, code.as_str()), (409, "conflict"), "{detail}");
+        assert!(detail.contains("it does not embed any more") && detail.contains("NaN"), "{detail}");
     }
     assert_eq!(shown(&app, TINY).await, "0");
     assert_eq!(app.get("/health/ready").await.ok()["model"], TINY);
@@ -179,6 +183,7 @@ async fn a_loaded_model_that_does_not_embed_is_shown_and_not_ready_until_it_embe
     app.post("/embed", json!({"inputs": "a"})).await.ok();
     assert!(app.get("/models/kept/health").await.status.is_success());
     assert_eq!(app.get("/health/ready").await.ok()["model"], "kept");
+    app.post("/grains", json!({"text": "a"})).await.ok();
     let log = process.stop();
     for said in ["the model does not embed any more", "the model embeds again"] {
         assert!(log.contains(said), "{log}");
