@@ -220,6 +220,8 @@ impl Grains {
         if verify {
             let name = self.models.maker_of(&space).await?.ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let lease = self.models.lease(&name).await?;
+            // One that has moved would bear out its own vectors, and refuse those of the space.
+            lease.check_grain_writes()?;
             let made = self.embed_texts(&lease, vec![text.to_owned()], TextKind::DOCUMENT).await?;
             let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let cosine = cosine(&vector, &made.vector);

@@ -139,6 +139,10 @@ impl Grains {
             return HashMap::new();
         }
         let Ok(lease) = self.models.lease(&model).await else { return HashMap::new() };
+        if let Err(error) = lease.check_grain_writes() {
+            tracing::debug!(%model, "a write leaves vectors to a re-embedding: {}", with_causes(&error));
+            return HashMap::new();
+        }
         let mut staged = HashMap::new();
         for places in places.chunks(TEXTS_AT_ONCE) {
             let kind = TextKind { input_type: InputType::Document, priority };

@@ -115,6 +115,10 @@ async fn a_loaded_model_that_makes_other_vectors_is_shown_and_not_ready_and_writ
     let (status, code, detail) = app.post("/grains", json!({"text": "refused"})).await.problem();
     assert_eq!((status, code.as_str()), (409, "conflict"));
     assert!(detail.contains("it makes other vectors than when it was loaded"), "{detail}");
+    let space = app.get("/models/kept").await.ok()["space"].clone();
+    let borne_out = json!({"text": "at once", "vector": moved, "space": space, "verify": true});
+    let (status, _, detail) = app.post("/grains", borne_out).await.problem();
+    assert!(status == 409 && detail.contains("it makes other vectors than when it was loaded"), "{detail}");
     // Its space would get a record of what it never made.
     let (status, _, detail) = app.post("/models/kept/accept", json!({"numerics": true})).await.problem();
     assert!(status == 409 && detail.contains("`POST /models/kept/unload`"), "{detail}");
