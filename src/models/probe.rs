@@ -51,14 +51,13 @@ impl MultiModelManager {
         if health.look_at_batch() {
             return self.note(entry, &health, Some(Ailment::stuck()));
         }
+        if health.is_stuck() {
+            // Its batch has ended after all. The vectors may be long in coming, of a model that has much to catch up with, and
+            // never come of one that is being unloaded.
+            self.note(entry, &health, None);
+        }
         // Not as a request: a probe is no use that would keep a model from being unloaded.
-        let Some(lease) = entry.loaded().map(|model| Lease::of(&model)) else {
-            if health.is_stuck() {
-                // Its batch has ended after all, and nothing else tells of a model that is being unloaded.
-                self.note(entry, &health, None);
-            }
-            return;
-        };
+        let Some(lease) = entry.loaded().map(|model| Lease::of(&model)) else { return };
         let Some(turn) = health.begin_look() else { return };
         let (manager, entry, soft) = (self.clone(), Arc::clone(entry), self.shutdown.soft().clone());
         self.shutdown.spawn("look", async move {
