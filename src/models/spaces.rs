@@ -10,6 +10,7 @@ use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::standing::Standing;
 use crate::domain::{ModelName, SpaceId};
+use crate::engine::EngineError;
 
 /// What an operator accepts of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -111,13 +112,19 @@ impl MultiModelManager {
             if !acceptance.numerics {
                 lease.check_grain_writes()?;
             }
-            let canaries = canary::embed(lease.model()).await?;
-            if canary::moved_since_load(lease.model(), &canaries).is_some() {
+            let canaries = match canary::embed(lease.model()).await {
+                Ok(canaries) => Some(canaries),
+                // Weights that make no number have been written over, as those have that make others.
+                Err(EngineError::NotANumber { .. }) => None,
+                Err(error) => return Err(error.into()),
+            };
+            let is_as_loaded = |canaries: &Vec<f32>| canary::moved_since_load(lease.model(), canaries).is_none();
+            let Some(canaries) = canaries.filter(is_as_loaded) else {
                 return Err(ModelError::Conflict(format!(
                     "`{name}` makes other vectors than when it was loaded, so they are not of the space that it was loaded \
                      for: unload it first, `POST /models/{name}/unload`"
                 )));
-            }
+            };
             self.ledger.record_space(&SpaceRecord::of(lease.model(), canaries)).await?;
         }
         self.ledger.accept_space(name, &space).await?;

@@ -169,6 +169,9 @@ async fn a_loaded_model_that_does_not_embed_is_shown_and_not_ready_until_it_embe
         let (status, code, detail) = app.post("/grains", json!({"text": "a", "model": model})).await.problem();
         assert_eq!((status, code.as_str()), (409, "conflict"), "{detail}");
         assert!(detail.contains("it does not embed any more") && detail.contains("NaN"), "{detail}");
+        let accepted = app.post(&format!("/models/{model}/accept"), json!({"numerics": true})).await;
+        let (status, _, detail) = accepted.problem();
+        assert!(status == 409 && detail.contains(&format!("`POST /models/{model}/unload`")), "{detail}");
     }
     assert_eq!(shown(&app, TINY).await, "0");
     assert_eq!(app.get("/health/ready").await.ok()["model"], TINY);
