@@ -178,7 +178,7 @@ impl Entry {
         self.state.borrow().health().is_some_and(|health| health.is_stuck())
     }
 
-    /// Waits until a look finds that the drain under way does not end.
+    /// Waits until a look finds that an inference does not end, and so a drain neither.
     pub(super) async fn found_stuck(&self) {
         loop {
             let mut changes = self.watch();
@@ -307,13 +307,13 @@ impl Entry {
         let mut before = None;
         // Under the state's lock: what is seen of a model that is going must not be shown once it has gone.
         self.state.send_if_modified(|state| {
-            before = health.note(seen);
+            before = health.note(seen.clone());
             let is_here = state.health().is_some_and(|current| Arc::ptr_eq(current, health));
             if is_here {
                 self.record_ailing(state);
             }
-            // Who waits for a drain must learn that it does not end.
-            is_here && matches!(state, State::Draining(_))
+            // Who waits for a batch must learn that it does not end, and nobody that it has still not ended.
+            is_here && before != seen
         });
         before
     }

@@ -132,6 +132,9 @@ fn a_drain_that_does_not_end_is_shown_and_nobody_waits_for_it() {
         let changes = entry.watch();
         assert_eq!(entry.note_ailment(&health, Some(Ailment::stuck())), None);
         assert!(changes.0.has_changed().expect("the entry is there"), "who waits learns of it");
+        let changes = entry.watch();
+        assert_eq!(entry.note_ailment(&health, Some(Ailment::stuck())), Some(Ailment::stuck()));
+        assert!(!changes.0.has_changed().expect("the entry is there"), "it is known");
         assert_eq!(entry.status().ailment, Some(Ailment::stuck()));
         let Next::GiveUp(failure) = ask() else { panic!("a request waits for what does not end") };
         assert!(failure.reason.contains("start the server anew"), "{}", failure.reason);
