@@ -87,7 +87,7 @@ impl MultiModelManager {
     /// # Errors
     /// As [`Self::load_model`]; [`ModelError::Disabled`], for this does not enable the model; [`ModelError::SpaceMismatch`]
     /// when another space was meant; [`ModelError::GrainWrites`] when its vectors have moved within the space and that was
-    /// not accepted.
+    /// not accepted; [`ModelError::Conflict`] when they have moved since it was loaded, or an inference does not end.
     pub async fn accept(&self, name: &ModelName, acceptance: Acceptance) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
         let manager = self.clone();
@@ -112,7 +112,12 @@ impl MultiModelManager {
             if !acceptance.numerics {
                 lease.check_grain_writes()?;
             }
-            let canaries = match canary::embed(lease.model()).await {
+            let canaries = tokio::select! {
+                canaries = canary::embed(lease.model()) => canaries,
+                // It would keep the turn for good.
+                () = entry.found_stuck() => return Err(does_not_get_on(name)),
+            };
+            let canaries = match canaries {
                 Ok(canaries) => Some(canaries),
                 // Weights that make no number have been written over, as those have that make others.
                 Err(EngineError::NotANumber { .. }) => None,
@@ -148,4 +153,11 @@ impl MultiModelManager {
         }
         Ok(())
     }
+}
+
+fn does_not_get_on(name: &ModelName) -> ModelError {
+    ModelError::Conflict(format!(
+        "`{name}` does not embed: the runtime has been running one batch for more than five minutes, and nothing but the \
+         end of the process ends that. Start the server anew"
+    ))
 }
