@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::canary;
 use super::entry::{Entry, NextUnload};
@@ -257,9 +258,10 @@ impl MultiModelManager {
     }
 
     /// Carries out a claimed drain: waits for the model's requests and frees it. Goes on when the caller leaves, and when an
-    /// inference is found not to end: that is not waited for.
+    /// inference is found not to end: that is not waited for, and neither does the stop wait.
     pub(super) async fn drain(&self, entry: &Arc<Entry>, model: Arc<LoadedModel>) {
-        let drain = self.shutdown.spawn("unload", drain(Arc::clone(entry), model));
+        let soft = self.shutdown.soft().clone();
+        let drain = self.shutdown.spawn("unload", drain(Arc::clone(entry), model, soft));
         tokio::select! {
             // The task is owned by the shutdown tracker and does not panic; what counts is that it has ended.
             _ = drain => {}
@@ -344,16 +346,32 @@ fn announce(model: LoadedModel) -> LoadedModel {
     model
 }
 
-/// Waits for the leases of a claimed drain to end, then frees the model.
-async fn drain(entry: Arc<Entry>, model: Arc<LoadedModel>) {
+/// Waits for the leases of a claimed drain to end, then frees the model. When the server is stopping, what does not end is
+/// left to the end of the process.
+async fn drain(entry: Arc<Entry>, model: Arc<LoadedModel>, soft: CancellationToken) {
+    let is_for_nothing = || async {
+        soft.cancelled().await;
+        entry.found_stuck().await;
+    };
     model.leases.close();
-    model.leases.wait().await;
+    let has_ended = tokio::select! {
+        () = model.leases.wait() => true,
+        () = is_for_nothing() => false,
+    };
+    if !has_ended {
+        // Whoever drops the last of it waits for its threads.
+        std::mem::forget(model);
+        return;
+    }
     // Joining its threads and freeing its weights takes a moment.
-    let freed = tokio::task::spawn_blocking(move || {
+    let freeing = tokio::task::spawn_blocking(move || {
         drop(model);
         allocator::give_back();
-    })
-    .await;
+    });
+    let freed = tokio::select! {
+        freed = freeing => freed,
+        () = is_for_nothing() => return,
+    };
     if let Err(error) = freed {
         tracing::error!(model = %entry.info.name, %error, "freeing the model failed");
     }
