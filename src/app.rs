@@ -44,6 +44,12 @@ use crate::shutdown::{Drained, Shutdown};
 use crate::telemetry;
 use crate::telemetry::traces::{Traces, TracesError, TracesSetup};
 
+/// The step of the stop that may not end by itself: a batch that nobody waits for any more may be one that does not end.
+const UNLOADING: &str = "unloading the models";
+
+/// What that step has at least, after requests that took all the time there was.
+const LEAST_TIME_TO_UNLOAD: Duration = Duration::from_secs(5);
+
 /// A server that is ready to run.
 pub struct App {
     state: AppState,
@@ -171,7 +177,9 @@ impl App {
         }
         server.await.map_err(|join| AppError::Serve(std::io::Error::other(join)))?;
         let shutdown = &self.shutdown;
-        step(shutdown, "unloading the models", self.state.models.unload_all()).await?;
+        let left = deadline.saturating_duration_since(Instant::now()).max(LEAST_TIME_TO_UNLOAD);
+        let unload = tokio::time::timeout(left, self.state.models.unload_all());
+        let unloaded = step(shutdown, UNLOADING, unload).await?;
         if let Some(grains) = &self.state.grains {
             step(shutdown, "saving the indexes", grains.save_indexes()).await?;
         }
@@ -183,8 +191,8 @@ impl App {
             step(shutdown, "sending the last traces", traces.finish(left)).await?;
         }
         // What still runs must not meet the end of the runtime library.
-        if self.state.models.is_any_stuck() {
-            return Err(AppError::Unfinished(vec!["unloading the models"]));
+        if unloaded.is_err() || self.state.models.is_any_stuck() {
+            return Err(AppError::Unfinished(vec![UNLOADING]));
         }
         tracing::info!("stopped");
         Ok(())
@@ -193,7 +201,7 @@ impl App {
 
 /// Takes a step of the stop to its end, unless a second signal comes. What is cut short then is as after a kill: the
 /// database loses nothing, and an index that is not saved is made again.
-async fn step(shutdown: &Shutdown, name: &'static str, work: impl Future<Output = ()>) -> Result<(), AppError> {
+async fn step<T>(shutdown: &Shutdown, name: &'static str, work: impl Future<Output = T>) -> Result<T, AppError> {
     let done = shutdown.hard().run_until_cancelled(work).await;
     done.ok_or_else(|| AppError::Unfinished(vec![name]))
 }
