@@ -110,6 +110,10 @@ impl EmbeddingCache {
                 }
                 found[index] = Some(known);
             }
+            if is_kept && self.n_emptied.load(Ordering::SeqCst) != n_emptied {
+                // It was emptied while these came into it.
+                self.known.clear();
+            }
             gauge!(telemetry::CACHE_BYTES).set(self.known.weight() as f64);
         }
         let found: Vec<Arc<Known>> = found.into_iter().flatten().collect();
