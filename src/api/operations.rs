@@ -13,7 +13,8 @@ use super::error::{ApiError, Code, code_of};
 use super::models::GrainWrites;
 use super::responses::NativeErrors;
 use super::state::AppState;
-use crate::models::{ModelError, ModelStatus};
+use crate::models::lifecycle::Phase;
+use crate::models::{Ailment, ModelError, ModelStatus};
 
 /// When to ask a server again that is stopping: whoever takes its place may be there by then.
 const STOPPING: Duration = Duration::from_secs(5);
@@ -99,7 +100,7 @@ pub(super) async fn check_ready(state: &AppState, asker: Asker) -> Result<Ready,
 /// tried again after a failure has still failed.
 ///
 /// # Errors
-/// When the load failed, or the model is disabled.
+/// When the load failed, the model does not embed as it should, or it is disabled.
 pub(super) fn check_loadable(status: &ModelStatus, asker: Asker) -> Result<(), ApiError> {
     let name = &status.info.name;
     let told = |what: &str, reason: &str| match asker {
@@ -109,7 +110,9 @@ pub(super) fn check_loadable(status: &ModelStatus, asker: Asker) -> Result<(), A
     if let Some(failure) = &status.failure {
         return Err(ApiError::new(code_of(failure.kind), told("cannot be loaded", &failure.reason)));
     }
-    if let Some(ailment) = &status.ailment {
+    // The next request loads a model anew that is being unloaded, unless that does not end.
+    let lasts = |ailment: &&Ailment| status.phase != Phase::Draining || ailment.is_stuck();
+    if let Some(ailment) = status.ailment.as_ref().filter(lasts) {
         let what = format!("is loaded and {}", ailment.what);
         return Err(ApiError::new(Code::ModelFailed, told(&what, &ailment.reason)));
     }

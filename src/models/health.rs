@@ -54,6 +54,12 @@ impl Ailment {
         self.kind == AilmentKind::Moved
     }
 
+    /// Whether an inference does not end.
+    #[must_use]
+    pub fn is_stuck(&self) -> bool {
+        self.kind == AilmentKind::Stuck
+    }
+
     pub(super) fn stuck() -> Self {
         Self {
             what: "does not embed any more",
@@ -102,7 +108,7 @@ impl Health {
 
     /// Whether an inference does not end.
     pub(super) fn is_stuck(&self) -> bool {
-        self.ailment.read().as_ref().is_some_and(|ailment| ailment.kind == AilmentKind::Stuck)
+        self.ailment.read().as_ref().is_some_and(Ailment::is_stuck)
     }
 
     /// Whether it runs a batch, though its caller may have left.
