@@ -31,7 +31,7 @@ pub struct Ailment {
 /// What follows from an ailment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum AilmentKind {
-    /// The runtime fails: requests do too, and nothing else follows.
+    /// The runtime fails: requests do too, for what the cache does not have, and nothing else follows.
     Fails,
     /// An inference does not end: the model cannot be unloaded.
     Stuck,
@@ -109,6 +109,11 @@ impl Health {
     /// Whether an inference does not end.
     pub(super) fn is_stuck(&self) -> bool {
         self.ailment.read().as_ref().is_some_and(Ailment::is_stuck)
+    }
+
+    /// Whether what the model makes is not of its space.
+    pub(super) fn has_moved(&self) -> bool {
+        self.ailment.read().as_ref().is_some_and(Ailment::is_move)
     }
 
     /// Whether it runs a batch, though its caller may have left.

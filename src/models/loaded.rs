@@ -199,8 +199,8 @@ impl Lease {
     }
 
     async fn encode(&self, space: &SpaceId, request: EncodeRequest) -> Result<Encoded, ModelError> {
-        // What an ailing model makes may not be of its space, which others that make it share.
-        match self.model.cache.as_ref().filter(|_| !self.model.health.is_ailing()) {
+        // What a model makes that has moved is not of its space, which others that make it share.
+        match self.model.cache.as_ref().filter(|_| !self.model.health.has_moved()) {
             Some(cache) => cache.encode(self.encoder(), self.name(), space, request).await,
             None => Ok(self.encoder().encode(request).await?),
         }
