@@ -151,6 +151,21 @@ fn a_drain_that_does_not_end_is_shown_and_nobody_waits_for_it() {
     });
 }
 
+#[tokio::test]
+async fn who_waits_for_a_drain_learns_that_it_does_not_end() {
+    let entry = entry();
+    let health = Arc::new(Health::new(Box::new(|| Some(1))));
+    entry.state.send_modify(|state| entry.enter(state, State::Draining(Arc::clone(&health))));
+    let found = async {
+        tokio::time::timeout(Duration::from_secs(10), entry.found_stuck()).await.expect("who waits is woken");
+    };
+    // Polled after the wait has begun.
+    let look = async {
+        entry.note_ailment(&health, Some(Ailment::stuck()));
+    };
+    tokio::join!(biased; found, look);
+}
+
 #[test]
 fn unloading_forgets_a_failure_and_is_idempotent() {
     let entry = entry();
