@@ -214,7 +214,7 @@ impl GrainError {
         Self::Invalid { field, message: message.into() }
     }
 
-    /// The error as one grain's part of an answer about several.
+    /// The error as its caller is told it: of one grain of several, or of a whole request.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         let kind = match self {
@@ -250,7 +250,7 @@ impl GrainError {
     }
 }
 
-/// Why one grain of several was not written.
+/// Why a request, or one grain of several in it, came to nothing, as its caller is told it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {
     /// What kind of reason it is.
@@ -268,6 +268,24 @@ impl Refusal {
     #[must_use]
     pub fn of_store(error: &StoreError) -> Self {
         tracing::error!("{}", with_causes(error));
+        Self::for_callers(error)
+    }
+
+    /// The same of the record of models and spaces, which is in the database.
+    #[must_use]
+    pub fn of_ledger(error: &LedgerError) -> Self {
+        tracing::error!("{}", with_causes(error));
+        match error.source.downcast_ref::<StoreError>().map(Self::for_callers) {
+            Some(refusal) if refusal.kind != RefusalKind::Unavailable => refusal,
+            // Which record it is says more than that it is in a database.
+            _ => {
+                let message = format!("{error}: the database does not answer, see the log");
+                Self { kind: RefusalKind::Unavailable, message }
+            }
+        }
+    }
+
+    fn for_callers(error: &StoreError) -> Self {
         let (kind, message) = match error {
             StoreError::DiskFull { .. } => {
                 let sentence = "the disk of the database is full, and nothing was written: reading goes on, and so does \
@@ -284,17 +302,6 @@ impl Refusal {
             _ => (RefusalKind::Unavailable, "the database does not answer, see the log".to_owned()),
         };
         Self { kind, message }
-    }
-
-    /// The same of the record of models and spaces, which is in the database.
-    #[must_use]
-    pub fn of_ledger(error: &LedgerError) -> Self {
-        tracing::error!("{}", with_causes(error));
-        if matches!(error.source.downcast_ref::<StoreError>(), Some(StoreError::Overloaded { .. })) {
-            return Self { kind: RefusalKind::Overloaded, message: BUSY.to_owned() };
-        }
-        let message = format!("{error}: the database does not answer, see the log");
-        Self { kind: RefusalKind::Unavailable, message }
     }
 }
 
@@ -404,16 +411,21 @@ mod tests {
     fn a_database_is_no_other_reason_for_one_grain_and_its_place_is_not_told() {
         let (path, doing) = (|| PathBuf::from("data/granary.db"), "read a space");
         let busy = || StoreError::Overloaded { path: path(), doing };
-        let full = StoreError::DiskFull { path: path(), doing, source: "no room".into() };
+        let full = || StoreError::DiskFull { path: path(), doing, source: "no room".into() };
+        let slow = || StoreError::TooSlow { path: path(), doing, source: std::io::Error::other("interrupted").into() };
         let away = || StoreError::Files { path: path(), doing, source: std::io::Error::other("`data` is gone") };
         let ledger = |source: StoreError| LedgerError { action: "read", source: source.into() };
         for (error, kind) in [
             (GrainError::Store(busy()), RefusalKind::Overloaded),
-            (GrainError::Store(full), RefusalKind::DiskFull),
+            (GrainError::Store(full()), RefusalKind::DiskFull),
+            (GrainError::Store(slow()), RefusalKind::Timeout),
             (GrainError::Store(away()), RefusalKind::Unavailable),
             (GrainError::Ledger(ledger(busy())), RefusalKind::Overloaded),
+            (GrainError::Ledger(ledger(full())), RefusalKind::DiskFull),
+            (GrainError::Ledger(ledger(slow())), RefusalKind::Timeout),
             (GrainError::Ledger(ledger(away())), RefusalKind::Unavailable),
             (GrainError::Model(ModelError::Ledger(ledger(busy()))), RefusalKind::Overloaded),
+            (GrainError::Model(ModelError::Ledger(ledger(full()))), RefusalKind::DiskFull),
             (GrainError::Model(ModelError::Ledger(ledger(away()))), RefusalKind::Unavailable),
         ] {
             let refusal = GrainError::Among { at: 3, source: Box::new(error) }.refusal();

@@ -109,7 +109,7 @@ impl From<GrainError> for ApiError {
 }
 
 impl ApiError {
-    /// The error of one grain among several.
+    /// The error of a request, or of one grain among several.
     pub(super) fn of_refusal(refusal: &Refusal) -> Self {
         let code = match refusal.kind {
             RefusalKind::NotFound => Code::GrainNotFound,
