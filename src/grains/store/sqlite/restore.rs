@@ -1,6 +1,6 @@
 //! A snapshot takes the place of a database.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::super::StoreError;
@@ -22,9 +22,9 @@ const DOING: &str = "put a snapshot in place of the database";
 /// kept beside it, with its write-ahead log.
 ///
 /// # Errors
-/// When the snapshot is not Granary's or from a newer one, or the database is in use: then the database is where it was.
-/// When the file system refuses: then it may have its other name already, and so it may after a crash. No database is
-/// opened until the restore has been repeated.
+/// When the snapshot is not Granary's or from a newer one, the database is in use, or there is no room for the copy: then
+/// the database is where it was. When the file system refuses later than that, it may have its other name already, and so
+/// it may after a crash: then no database is opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
     let refused = |source| StoreError::files(DOING, database, source);
     if !is_database_path(snapshot)? {
@@ -35,17 +35,40 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
         fs_err::create_dir_all(folder).map_err(refused)?;
     }
     let _lock = StoreLock::acquire(database)?;
+    let whole = beside(database, RESTORING);
+    let was_cut_off = fs_err::exists(&whole).map_err(refused)?;
+    if was_cut_off && is_same_file(snapshot, &whole).map_err(refused)? {
+        let found = "what a restore that was cut off has copied of a snapshot, and the next one writes over";
+        return Err(StoreError::Foreign { path: snapshot.to_owned(), found: found.to_owned() });
+    }
     if recognise(snapshot).await? == Recognised::Blank {
         return Err(StoreError::Foreign { path: snapshot.to_owned(), found: "an empty file".to_owned() });
     }
-    let whole = beside(database, RESTORING);
-    fs_err::copy(snapshot, &whole).map_err(refused)?;
-    // A copy has the mode of what was copied; SQLite gives that of the database to its log and journal.
-    fs_err::set_permissions(&whole, PermissionsExt::from_mode(0o600)).map_err(refused)?;
-    fs_err::File::open(&whole).and_then(|copy| copy.sync_all()).map_err(refused)?;
+    if let Err(source) = copy(snapshot, &whole) {
+        // What an earlier restore left stays: it may be all that tells that the database is away.
+        if !was_cut_off {
+            // One that stays behind is in the way of a new database only, and its refusal names it.
+            let _ = fs_err::remove_file(&whole);
+        }
+        return Err(refused(source));
+    }
     let replaced = move_away(database).map_err(refused)?;
     fs_err::rename(&whole, database).and_then(|()| sync_folder_of(database)).map_err(refused)?;
     Ok(replaced)
+}
+
+/// Copies a snapshot for its new place. A copy has the mode of what was copied; SQLite gives that of the database to its
+/// log and journal.
+fn copy(snapshot: &Path, whole: &Path) -> std::io::Result<()> {
+    fs_err::copy(snapshot, whole)?;
+    fs_err::set_permissions(whole, PermissionsExt::from_mode(0o600))?;
+    fs_err::File::open(whole)?.sync_all()
+}
+
+/// Whether two paths, whatever links they go by, lead to one file.
+fn is_same_file(one: &Path, other: &Path) -> std::io::Result<bool> {
+    let (one, other) = (fs_err::metadata(one)?, fs_err::metadata(other)?);
+    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
 }
 
 /// Gives a database another name, with what SQLite keeps beside it; `None` when there was none, but for what an earlier

@@ -60,3 +60,18 @@ async fn a_restore_that_was_cut_off_leaves_the_old_database_or_none_and_never_a_
     assert!(!names_in(folder.path()).contains(&"granary.db.restoring".to_owned()));
     open(&path).await.expect("a database").close().await;
 }
+
+#[tokio::test]
+async fn what_a_restore_has_copied_is_not_written_over_by_itself() {
+    let (folder, path) = folder();
+    let copy = beside(&path, RESTORING);
+    open(&copy).await.expect("created").close().await;
+    let whole = fs_err::read(&copy).expect("a copy");
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&copy, &link).expect("linked");
+    for snapshot in [&copy, &link] {
+        let refused = restore(&path, snapshot).await.expect_err("it would be copied onto itself");
+        assert!(matches!(refused, StoreError::Foreign { .. }), "{refused}");
+        assert!(fs_err::read(&copy).expect("still here") == whole);
+    }
+}
