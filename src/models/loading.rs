@@ -166,7 +166,11 @@ impl MultiModelManager {
     pub(super) async fn standing(&self, model: &LoadedModel, canaries: &[f32]) -> Standing {
         match self.compare(model, canaries).await {
             Ok(standing) => standing,
-            Err(error) => Standing { unknown: Some(with_causes(&error)), ..Standing::default() },
+            Err(error) => {
+                // Where the database lies is the operator's to know; callers read the rest.
+                tracing::warn!(model = %model.name, "{}", with_causes(&error));
+                Standing { unknown: Some(error.to_string()), ..Standing::default() }
+            }
         }
     }
 
