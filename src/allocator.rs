@@ -15,8 +15,9 @@ const MAPPED_BYTES: libc::c_int = 32 << 20;
 /// `malloc_trim` gives that back for the main arena only. Which threads load a model, and so which arenas, changes with
 /// every load. Setting a limit stops its raising.
 ///
-/// Small blocks that are freed join their neighbours at once. Left alone, they wait in lists, until `malloc_trim` itself
-/// joins them: what lay before one then becomes the end of its arena, and is kept.
+/// Small blocks that are freed join their neighbours at once, but for the few that each thread keeps. Left alone, they
+/// wait in lists, until `malloc_trim` itself joins them: what lay before one then becomes the end of its arena, and is
+/// kept.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
 pub fn keep_little() {
