@@ -210,7 +210,7 @@ async fn known(client: &Client, args: &PullArgs) -> Result<Option<String>, Model
     let aliases = model["aliases"].as_array().into_iter().flatten();
     let mut ids = aliases.chain([&hub["repository"]]);
     if is_repository && !ids.any(|id| text(id).eq_ignore_ascii_case(&args.model)) {
-        return Err(ModelsError::Taken(name));
+        return Err(ModelsError::Taken(word.clone()));
     }
     let differs = |wanted: Option<&str>, held: &Value| wanted.is_some_and(|wanted| *held != wanted);
     let others = [
