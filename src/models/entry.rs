@@ -303,17 +303,17 @@ impl Entry {
     }
 
     /// Keeps what is wrong with the model, if anything is, and shows it in the metrics. Returns what was known before.
-    pub(super) fn note_ailment(&self, health: &Arc<Health>, seen: Option<Ailment>) -> Option<Ailment> {
+    pub(super) fn note_ailment(&self, health: &Arc<Health>, seen: Option<&Ailment>) -> Option<Ailment> {
         let mut before = None;
         // Under the state's lock: what is seen of a model that is going must not be shown once it has gone.
         self.state.send_if_modified(|state| {
-            before = health.note(seen.clone());
+            before = health.note(seen.cloned());
             let is_here = state.health().is_some_and(|current| Arc::ptr_eq(current, health));
             if is_here {
                 self.record_ailing(state);
             }
             // Who waits for a batch must learn that it does not end, and nobody that it has still not ended.
-            is_here && before != seen
+            is_here && before.as_ref() != seen
         });
         before
     }

@@ -89,7 +89,7 @@ impl MultiModelManager {
 
     /// Keeps what was seen of a model, and says what is new of it.
     fn note(&self, entry: &Entry, health: &Arc<Health>, seen: Option<Ailment>) {
-        let before = entry.note_ailment(health, seen.clone());
+        let before = entry.note_ailment(health, seen.as_ref());
         // Some of what was made since the look before is of the weights that there were then.
         let has_moved = [&before, &seen].into_iter().flatten().any(Ailment::is_move);
         if let Some(cache) = self.loader.cache.as_ref().filter(|_| has_moved) {

@@ -130,10 +130,10 @@ fn a_drain_that_does_not_end_is_shown_and_nobody_waits_for_it() {
         is_shown("0");
 
         let changes = entry.watch();
-        assert_eq!(entry.note_ailment(&health, Some(Ailment::stuck())), None);
+        assert_eq!(entry.note_ailment(&health, Some(&Ailment::stuck())), None);
         assert!(changes.0.has_changed().expect("the entry is there"), "who waits learns of it");
         let changes = entry.watch();
-        assert_eq!(entry.note_ailment(&health, Some(Ailment::stuck())), Some(Ailment::stuck()));
+        assert_eq!(entry.note_ailment(&health, Some(&Ailment::stuck())), Some(Ailment::stuck()));
         assert!(!changes.0.has_changed().expect("the entry is there"), "it is known");
         assert_eq!(entry.status().ailment, Some(Ailment::stuck()));
         let Next::GiveUp(failure) = ask() else { panic!("a request waits for what does not end") };
@@ -144,7 +144,7 @@ fn a_drain_that_does_not_end_is_shown_and_nobody_waits_for_it() {
         // It has ended after all, and what is seen of it late is of nothing any more.
         entry.finish_drain().expect("it was draining");
         is_shown("0");
-        entry.note_ailment(&health, Some(Ailment::stuck()));
+        entry.note_ailment(&health, Some(&Ailment::stuck()));
         is_shown("0");
         assert_eq!(entry.status().ailment, None);
         assert!(matches!(ask(), Next::Load));
@@ -161,7 +161,7 @@ async fn who_waits_for_a_drain_learns_that_it_does_not_end() {
     };
     // Polled after the wait has begun.
     let look = async {
-        entry.note_ailment(&health, Some(Ailment::stuck()));
+        entry.note_ailment(&health, Some(&Ailment::stuck()));
     };
     tokio::join!(biased; found, look);
 }
