@@ -81,7 +81,9 @@ impl<T> Range<T> {
 pub enum AttributeValue {
     /// A string; strings are ordered by their bytes.
     Text(String),
-    /// A number.
+    /// A whole number, exact to its last digit.
+    Integer(i64),
+    /// Any other number.
     Number(f64),
     /// true or false.
     Boolean(bool),
@@ -120,5 +122,21 @@ impl Filter {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_of_stored_conditions_are_read_whichever_number_they_were_written_as() {
+        for (stored, value) in [
+            (r#"{"Number":2020.0}"#, AttributeValue::Number(2020.0)),
+            (r#"{"Integer":9007199254740993}"#, AttributeValue::Integer(9_007_199_254_740_993)),
+        ] {
+            assert_eq!(serde_json::from_str::<AttributeValue>(stored).expect("a value"), value);
+            assert_eq!(serde_json::to_string(&value).expect("JSON"), stored);
+        }
     }
 }

@@ -235,6 +235,44 @@ async fn filters_pick_grains_by_what_they_are() {
 }
 
 #[tokio::test]
+async fn whole_numbers_are_compared_to_their_last_digit() {
+    // It and the next one are the same in floating point.
+    const EVEN: i64 = 9_007_199_254_740_992;
+    let (app, space) = start().await;
+    let grain = |(id, n): (&str, Value)| json!({"id": id, "attributes": {"n": n}});
+    let numbers = [json!(EVEN), json!(EVEN + 1), json!([EVEN + 2]), json!(u64::MAX), json!(1.0), json!(1)];
+    write(&app, &space, ["a", "b", "c", "d", "e", "f"].into_iter().zip(numbers).map(grain).collect()).await;
+    for (condition, expected) in [
+        (json!(EVEN), "a"),
+        (json!(EVEN + 1), "b"),
+        (json!(u64::MAX), "d"),
+        (json!(1), "ef"),
+        (json!(1.0), "ef"),
+        (json!({"any": [EVEN + 1, EVEN + 2]}), "bc"),
+        (json!({"any": [1, 1.5]}), "ef"),
+        (json!({"all": vec![EVEN + 1; 10]}), "b"),
+        (json!({"none": [EVEN + 1]}), "acdef"),
+        (json!({"none": [EVEN + 1, 1.0]}), "acd"),
+        (json!({"gt": EVEN}), "bcd"),
+        (json!({"gte": EVEN + 1}), "bcd"),
+        (json!({"lt": EVEN + 1}), "aef"),
+        (json!({"lte": EVEN}), "aef"),
+        (json!({"lte": i64::MAX}), "abcef"),
+    ] {
+        let filter = json!({"attributes": {"n": condition}});
+        let found = page(&app, &[("filter", &filter.to_string()), ("sort", "id")]).await;
+        assert_eq!(ids(&found).concat(), expected, "{filter}");
+        let body = json!({"vector": vec![1.0; 32], "space": space, "filter": filter});
+        let found = app.post("/grains/search", body).await.ok();
+        assert_eq!(found["hits"].as_array().map(Vec::len), Some(expected.len()), "{filter}");
+    }
+    let deleted = app.post("/grains/delete", json!({"filter": {"attributes": {"n": EVEN + 1}}})).await.ok();
+    assert_eq!(deleted["deleted"], 1);
+    assert_eq!(ids(&page(&app, &[("sort", "id")]).await).concat(), "acdef");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn filters_pick_grains_by_their_times_and_spaces() {
     let (app, space) = start().await;
     write(&app, &space, vec![json!({"id": "a"}), json!({"id": "b"})]).await;

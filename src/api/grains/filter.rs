@@ -107,11 +107,13 @@ impl<'de> Deserialize<'de> for ValueBody {
         #[serde(untagged, expecting = "expected a string, a number or a boolean")]
         enum Word {
             Boolean(bool),
+            Integer(i64),
             Number(f64),
             Text(String),
         }
         Ok(Self(match Word::deserialize(deserializer)? {
             Word::Boolean(yes) => AttributeValue::Boolean(yes),
+            Word::Integer(number) => AttributeValue::Integer(number),
             Word::Number(number) => AttributeValue::Number(number),
             Word::Text(text) => AttributeValue::Text(text),
         }))
@@ -311,7 +313,7 @@ mod tests {
         assert_eq!(filter.created_us.gte, Some(1_000_000));
         assert_eq!(filter.space, Some(SpaceCondition::Unknown));
         let [(_, a), (_, b), (_, c)] = &filter.attributes[..] else { panic!("{:?}", filter.attributes) };
-        assert_eq!(a.members.any, [AttributeValue::Number(1.0)]);
+        assert_eq!(a.members.any, [AttributeValue::Integer(1)]);
         assert_eq!((b.range.lt.clone(), b.exists), (Some(AttributeValue::Text("m".into())), Some(true)));
         assert_eq!(c.members.any, [AttributeValue::Boolean(true), AttributeValue::Number(2.5)]);
         assert!(read("{}").expect("a filter").is_empty());

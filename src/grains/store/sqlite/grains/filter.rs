@@ -246,7 +246,7 @@ const KINDS: [&str; 3] = ["text", "number", "boolean"];
 fn kind(value: &AttributeValue) -> &'static str {
     match value {
         AttributeValue::Text(_) => "text",
-        AttributeValue::Number(_) => "number",
+        AttributeValue::Integer(_) | AttributeValue::Number(_) => "number",
         AttributeValue::Boolean(_) => "boolean",
     }
 }
@@ -254,6 +254,7 @@ fn kind(value: &AttributeValue) -> &'static str {
 fn json_of(value: &AttributeValue) -> Value {
     match value {
         AttributeValue::Text(text) => text.as_str().into(),
+        AttributeValue::Integer(number) => (*number).into(),
         AttributeValue::Number(number) => (*number).into(),
         AttributeValue::Boolean(yes) => (*yes).into(),
     }
@@ -262,6 +263,7 @@ fn json_of(value: &AttributeValue) -> Value {
 fn push_value(query: &mut QueryBuilder<Sqlite>, value: &AttributeValue) {
     match value {
         AttributeValue::Text(text) => query.push_bind(text.clone()),
+        AttributeValue::Integer(number) => query.push_bind(*number),
         AttributeValue::Number(number) => query.push_bind(*number),
         AttributeValue::Boolean(yes) => query.push_bind(i64::from(*yes)),
     };
