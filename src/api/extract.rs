@@ -206,10 +206,16 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let error = error.into_inner();
-        // The parser calls it broken syntax when something else stands where it wants one of the words of an enum.
-        // Whether the body is JSON is told by reading all of it.
+        // The parser calls it broken syntax when something else stands where it wants one of the words of an enum, or
+        // a number of a vector is beyond 32 bits. Whether the body is JSON is told by reading all of it.
         if error.is_syntax() && is_document(bytes) {
-            return value_error("expected one of its words, as a string", &path);
+            let is_too_large = error.to_string().starts_with("number out of range");
+            let sentence = if is_too_large {
+                "the number is not finite in 32 bits, where the largest is 3.4e38"
+            } else {
+                "expected one of its words, as a string"
+            };
+            return value_error(sentence, &path);
         }
         json_error(&error, &path)
     })?;

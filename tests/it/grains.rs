@@ -7,7 +7,8 @@ use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
 use crate::helpers::{
-    Answer, Caller, TINY, TestApp, cosine, norm, percent_encoded, send, sha256, vector_of, vectors_of, with_tiny,
+    Answer, Caller, Chance, TINY, TestApp, cosine, norm, percent_encoded, send, sha256, vector_of, vectors_of,
+    with_tiny,
 };
 
 /// The space of a model.
@@ -82,6 +83,25 @@ async fn a_grain_is_read_back_with_what_made_its_vector() {
     assert_eq!(vector_of(&listed["grains"][0]["vector"]), vector);
     refused(&app.get("/grains/wheat?include=everything").await, 422, "invalid_request", "`include` takes `vector`");
     refused(&app.get("/grains/rye").await, 404, "grain_not_found", "there is no grain `rye`");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn numbers_of_attributes_are_kept_to_their_last_bit() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let mut chance = Chance::seeded(17);
+    let numbers: Vec<f64> = std::iter::repeat_with(|| f64::from_bits(chance.next()))
+        .filter(|number| number.is_finite())
+        .take(500)
+        .collect();
+    let body = json!({"text": "t", "attributes": {"n": numbers, "least": i64::MIN, "most": u64::MAX}});
+    app.put("/grains/n", body.clone()).await.ok();
+    assert_eq!(app.put("/grains/n", body).await.ok()["version"], 1, "the same numbers change nothing");
+    let attributes = app.get("/grains/n").await.ok()["meta"]["attributes"].clone();
+    let bits = |value: &Value| value.as_f64().expect("a number").to_bits();
+    let read: Vec<u64> = attributes["n"].as_array().expect("numbers").iter().map(bits).collect();
+    assert_eq!(read, numbers.iter().map(|number| number.to_bits()).collect::<Vec<_>>());
+    assert_eq!((&attributes["least"], &attributes["most"]), (&json!(i64::MIN), &json!(u64::MAX)));
     app.stop().await;
 }
 
