@@ -13,6 +13,9 @@ const MAX_TAGS: usize = 100;
 const MAX_TAG_BYTES: usize = 256;
 const MAX_ATTRIBUTES_BYTES: usize = 64 << 10;
 
+/// Readers of JSON take 127 levels, and an answer or an export puts attributes some levels down.
+const MAX_ATTRIBUTES_LEVELS: usize = 64;
+
 /// A grain as a caller writes it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Draft {
@@ -169,10 +172,27 @@ pub(super) fn check_content(content: &Content, limits: GrainLimits) -> Result<()
         let message = format!("`attributes` have {n_bytes} bytes as JSON; they take {MAX_ATTRIBUTES_BYTES}");
         return Err(GrainError::invalid("attributes", message));
     }
+    let n_levels = 1 + attributes.values().map(levels).max().unwrap_or(0);
+    if n_levels > MAX_ATTRIBUTES_LEVELS {
+        let message = format!(
+            "`attributes` are nested {n_levels} levels deep; they take {MAX_ATTRIBUTES_LEVELS}. Make them flatter, or \
+             write what is deeper as a string"
+        );
+        return Err(GrainError::invalid("attributes", message));
+    }
     if attributes.iter().any(|(name, value)| name.contains('\0') || has_nul(value)) {
         return Err(GrainError::invalid("attributes", "`attributes` have a NUL character: remove it"));
     }
     Ok(())
+}
+
+/// How many lists and objects stand inside each other.
+fn levels(value: &Value) -> usize {
+    match value {
+        Value::Array(values) => 1 + values.iter().map(levels).max().unwrap_or(0),
+        Value::Object(members) => 1 + members.values().map(levels).max().unwrap_or(0),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => 0,
+    }
 }
 
 /// Whether a string in it has a NUL character.

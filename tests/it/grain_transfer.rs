@@ -148,7 +148,8 @@ async fn an_export_with_vectors_makes_another_server_the_same_without_embedding(
     let space = from.post("/spaces", json!({"name": "ours", "dimensions": 3})).await.ok()["id"].clone();
     let tiny = from.post("/models/tiny/load", json!({})).await.ok()["space"].clone();
     import(&from, "", lines(numbered(0..300))).await.assert_whole([300, 300, 0, 0, 0, 0]);
-    let attributes = json!({"year": 2024, "ratio": 0.1, "nested": {"b": [1, "ü", null], "a": true}});
+    let deep = (1..64).fold(json!(0), |inner, _| json!([inner]));
+    let attributes = json!({"year": 2024, "ratio": 0.1, "nested": {"b": [1, "ü", null], "a": true}, "deep": deep});
     let others = [
         json!({"id": "rich", "text": "\u{1F33E} wheat\n\"quoted\" \\ \u{7}", "source": "s", "attributes": attributes}),
         json!({"id": "long", "text": "word ".repeat(500), "created_at": "2001-02-03T04:05:06.5Z"}),

@@ -487,6 +487,7 @@ async fn limits_are_named_by_what_they_refuse() {
         body[key] = value;
         body
     };
+    let nested = |n_levels: usize| json!({"a": (1..n_levels).fold(json!(0), |inner, _| json!([inner]))});
     let many = |n: usize| json!((0..n).map(|n| n.to_string()).collect::<Vec<_>>());
     for (field, good, bad, sentence) in [
         ("text", text(2048), text(2049), "`text` has 2049 bytes; a grain takes 2048"),
@@ -509,6 +510,12 @@ async fn limits_are_named_by_what_they_refuse() {
             with("attributes", json!({"a": "b".repeat(65_536)})),
             "`attributes` have",
         ),
+        (
+            "nesting",
+            with("attributes", nested(64)),
+            with("attributes", nested(65)),
+            "`attributes` are nested 65 levels deep; they take 64",
+        ),
     ] {
         let created = app.post("/grains", good).await;
         assert_eq!(created.status.as_u16(), 201, "{field}: {}", created.text);
@@ -524,6 +531,13 @@ async fn limits_are_named_by_what_they_refuse() {
     ] {
         refused(&app.post("/grains", bad).await, 422, "invalid_request", &format!("`{field}` "));
     }
+    app.post("/grains", json!({"id": "deep", "text": "t"})).await.ok();
+    let answer = app.patch("/grains/deep", json!({"attributes": nested(65)})).await;
+    refused(&answer, 422, "invalid_request", "65 levels deep");
+    // What is written is answered a second time, as deep as it is.
+    let key = ("idempotency-key", "deep");
+    let sent = || with_header(&app, Method::POST, "/grains", key, with("attributes", nested(64)));
+    assert_eq!(sent().await.ok(), sent().await.ok());
     // Six characters that only look like one.
     app.post("/grains", with("attributes", json!({"a": "\\u0000"}))).await.ok();
     refused(&app.post("/grains", json!({"text": ""})).await, 400, "empty_input", "`text` is empty");
