@@ -3,6 +3,7 @@
 use std::collections::HashSet;
 
 use serde::Serialize;
+use serde::de::IgnoredAny;
 use uuid::Uuid;
 
 use super::draft::{Draft, Outcome, Patch, Precondition, SuppliedVector, Token, check_content};
@@ -136,6 +137,9 @@ impl Grains {
     pub async fn patch(&self, id: &GrainId, patch: Patch, if_match: Precondition) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
             let found = self.numbered(id).await?;
+            if patch.attributes.as_ref().is_some_and(|attributes| !attributes.is_empty()) {
+                refuse_unreadable(&found.grain)?;
+            }
             let mut content = found.grain.content.clone();
             patch.clone().apply_to(&mut content);
             if content != found.grain.content {
@@ -311,6 +315,21 @@ fn answered(token: Option<&Token>, receipt: &Receipt) -> Result<Vec<Outcome>, Gr
         }
         other => Err(GrainError::KeyReused(other.map(|token| token.key.key.clone()).unwrap_or_default())),
     }
+}
+
+/// Refuses to change single attributes where the others cannot be read: they would be lost.
+fn refuse_unreadable(grain: &Grain) -> Result<(), GrainError> {
+    let Grain { id, content, raw_meta, .. } = grain;
+    // What has a number or a nesting that is beyond any value is an object all the same.
+    let is_object = |raw: &String| raw.starts_with('{') && serde_json::from_str::<IgnoredAny>(raw).is_ok();
+    if content.attributes.is_empty() && raw_meta.as_ref().is_some_and(is_object) {
+        let message = format!(
+            "the attributes of `{id}` cannot be read, and are shown under `meta.raw` as version 0.3 stored them: \
+             `PUT /grains/{id}` with all its `attributes` replaces them"
+        );
+        return Err(GrainError::invalid("attributes", message));
+    }
+    Ok(())
 }
 
 fn check_version(id: &GrainId, found: Option<&Grain>, if_match: Precondition) -> Result<(), GrainError> {

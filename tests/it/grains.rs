@@ -141,24 +141,52 @@ async fn new_ids_are_uuids_in_the_order_of_time_and_given_ones_have_a_form() {
     app.stop().await;
 }
 
-#[tokio::test]
-async fn old_ids_of_any_form_are_reached_through_percent_encoding() {
+/// A file of version 0.3 with a grain for each id.
+async fn old_file(ids: &[&str], meta: &str) -> TempDir {
     let folder = TempDir::new().expect("a folder");
     let database = folder.path().join("granary.db");
     let mut connection =
         SqliteConnectOptions::new().filename(&database).create_if_missing(true).connect().await.expect("open");
-    let ids = ["old id/1", "ü%41", "search", "?#", "'; DROP TABLE grains; --", "count", "\u{1f33e}", "\"\\"];
     let table = "CREATE TABLE grains (id TEXT PRIMARY KEY NOT NULL, text TEXT NOT NULL, vector BLOB, \
                  meta TEXT NOT NULL DEFAULT '{}', created_at TEXT NOT NULL, updated_at TEXT NOT NULL)";
     sqlx::query(table).execute(&mut connection).await.expect("made");
     for id in ids {
-        let sql = "INSERT INTO grains VALUES (?, 'an old text', x'0000803f00000040', '{\"source\": \"s\", \"x\": 1}', \
-                   '2024-01-01T00:00:00Z', '2024-01-01T00:00:00Z')";
-        sqlx::query(sql).bind(id).execute(&mut connection).await.expect("written");
+        let sql = "INSERT INTO grains VALUES (?, 'an old text', x'0000803f00000040', ?, '2024-01-01T00:00:00Z', \
+                   '2024-01-01T00:00:00Z')";
+        sqlx::query(sql).bind(*id).bind(meta).execute(&mut connection).await.expect("written");
     }
     connection.close().await.expect("closed");
+    folder
+}
 
-    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+#[tokio::test]
+async fn old_attributes_that_cannot_be_read_stay_until_others_take_their_place() {
+    let stored = r#"{"n":1e400,"k":"v"}"#;
+    let app = TestApp::start_in(old_file(&["old"], stored).await, &with_tiny(&[])).await;
+    let shown = |grain: &Value| (grain["meta"]["raw"].clone(), grain["meta"]["attributes"].clone());
+    let unread = (json!(stored), json!({}));
+    assert_eq!(shown(&app.get("/grains/old").await.ok()), unread);
+    let tagged = app.patch("/grains/old", json!({"tags": ["a"]})).await.ok();
+    assert_eq!((&tagged["meta"]["tags"], shown(&tagged)), (&json!(["a"]), unread.clone()));
+    assert_eq!(shown(&app.patch("/grains/old", json!({"text": "a new text"})).await.ok()), unread);
+    let put = app.put("/grains/old", json!({"text": "a new text", "tags": ["b"], "attributes": {}})).await.ok();
+    assert_eq!((&put["version"], shown(&put)), (&json!(4), unread.clone()));
+    for attributes in [json!({"x": 1}), json!({"n": null})] {
+        let answer = app.patch("/grains/old", json!({"attributes": attributes})).await;
+        refused(&answer, 422, "invalid_request", "`PUT /grains/old` with all its `attributes` replaces them");
+    }
+    let found = app.post("/grains/count", json!({"filter": {"attributes": {"k": "v"}}})).await.ok();
+    assert_eq!(found["count"], 1);
+    let replaced = app.put("/grains/old", json!({"text": "a new text", "attributes": {"k": "w"}})).await.ok();
+    assert_eq!(shown(&replaced), (json!(null), json!({"k": "w"})));
+    assert_eq!(app.patch("/grains/old", json!({"attributes": {"x": 1}})).await.ok()["version"], 6);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn old_ids_of_any_form_are_reached_through_percent_encoding() {
+    let ids = ["old id/1", "ü%41", "search", "?#", "'; DROP TABLE grains; --", "count", "\u{1f33e}", "\"\\"];
+    let app = TestApp::start_in(old_file(&ids, r#"{"source": "s", "x": 1}"#).await, &with_tiny(&[])).await;
     for id in ids {
         let path = format!("/grains/{}", percent_encoded(id));
         let grain = app.get(&path).await.ok();

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 
+use serde_json::{Map, Value};
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
@@ -24,6 +25,8 @@ struct Found {
     version: i64,
     text_version: i64,
     is_same_text: bool,
+    /// As they are stored.
+    attributes: String,
 }
 
 impl SqliteStore {
@@ -97,18 +100,19 @@ impl SqliteStore {
     ) -> Result<Applied, StoreError> {
         let failed = self.failed("write a grain");
         let staged = change.staged.take();
-        let found: Option<(i64, i64, i64, bool)> =
-            sqlx::query_as("SELECT number, version, text_version, text = ? FROM grains WHERE id = ?")
+        let found: Option<(i64, i64, i64, bool, String)> =
+            sqlx::query_as("SELECT number, version, text_version, text = ?, attributes FROM grains WHERE id = ?")
                 .bind(&change.content.text)
                 .bind(change.id.as_str())
                 .fetch_optional(&mut **transaction)
                 .await
                 .map_err(&failed)?;
-        let found = found.map(|(number, version, text_version, is_same_text)| Found {
+        let found = found.map(|(number, version, text_version, is_same_text, attributes)| Found {
             number,
             version,
             text_version,
             is_same_text,
+            attributes,
         });
         let (number, text_version, text) = match (found, change.expected) {
             (None, Expected::Absent) => {
@@ -206,6 +210,10 @@ async fn update(
     found: &Found,
     now_us: i64,
 ) -> Result<i64, sqlx::Error> {
+    let attributes = &change.content.attributes;
+    // What was shown raw, since it cannot be read, stays until other attributes take its place.
+    let stays = attributes.is_empty() && serde_json::from_str::<Map<String, Value>>(&found.attributes).is_err();
+    let attributes = if stays { found.attributes.clone() } else { json(attributes) };
     let version = found.version + 1;
     let text_version = if found.is_same_text { found.text_version } else { version };
     sqlx::query(
@@ -217,7 +225,7 @@ async fn update(
     .bind(&change.content.text)
     .bind(&change.content.source)
     .bind(json(&change.content.tags))
-    .bind(json(&change.content.attributes))
+    .bind(attributes)
     .bind(version)
     .bind(text_version)
     .bind(rfc3339(now_us))
