@@ -66,7 +66,7 @@ impl fmt::Display for GrainId {
     }
 }
 
-/// When a grain was created elsewhere: it keeps that time when it moves here.
+/// When a grain was created elsewhere: it keeps that time when it moves here. Filters read times the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreatedAt {
     text: String,
@@ -77,7 +77,7 @@ impl CreatedAt {
     /// Reads a time in RFC 3339. One in UTC is kept as it is written.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.to_offset(UtcOffset::UTC);
+        let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
         let us = i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok()?;
         let text = if text.ends_with('Z') { text.to_owned() } else { time.format(&Rfc3339).ok()? };
         Some(Self { text, us })
@@ -209,6 +209,8 @@ mod tests {
         assert_eq!(read("1970-01-01T00:00:01.50Z"), Some(("1970-01-01T00:00:01.50Z".to_owned(), 1_500_000)));
         assert_eq!(read("1970-01-01T02:00:01+02:00"), Some(("1970-01-01T00:00:01Z".to_owned(), 1_000_000)));
         assert_eq!(read("yesterday"), None);
+        // It is in the year 10000 in UTC.
+        assert_eq!(read("9999-12-31T23:59:59-01:00"), None);
     }
 
     #[test]

@@ -329,6 +329,7 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
         r#"{"id": "broken", "text": "a model that cannot be loaded", "model": "tiny-bad-vocab"}"#.to_owned(),
         r#"{"end": {"grains": 7}}"#.to_owned(),
         format!(r#"{{"id": "lists", "text": "x", "attributes": {{"a": [{}0]}}}}"#, "[], ".repeat(30_000)),
+        r#"{"id": "late", "text": "of the year 10000 in UTC", "created_at": "9999-12-31T23:59:59-01:00"}"#.to_owned(),
         r#"{"id": "last", "text": "the last, without an end of its line"}"#.to_owned(),
     ];
     let mut imported = import(&app, "", body.join("\n")).await;
@@ -349,10 +350,11 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
             (11, Some("broken"), "model_failed"),
             (12, None, "invalid_request"),
             (13, None, "body_too_large"),
+            (14, Some("late"), "invalid_request"),
         ],
         "{imported:?}"
     );
-    assert_eq!((imported.counts(), &imported.end["complete"]), ([12, 2, 0, 0, 0, 11], &json!(true)));
+    assert_eq!((imported.counts(), &imported.end["complete"]), ([13, 2, 0, 0, 0, 12], &json!(true)));
     assert_eq!(count(&app).await, 2);
     let refused = send(app.request(Method::POST, "/grains/import").json(&json!({"text": "a"}))).await.problem();
     assert_eq!((refused.0, refused.1.as_str()), (415, "content_type"));
