@@ -3,15 +3,15 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::error::{ApiError, Code};
 use crate::api::extract::{required_space, shortened};
-use crate::domain::{AttributeCondition, AttributeValue, Filter, GrainId, Membership, Range, SpaceCondition};
+use crate::domain::{
+    AttributeCondition, AttributeValue, CreatedAt, Filter, GrainId, Membership, Range, SpaceCondition,
+};
 
 /// The most values of one condition, and the most attributes of one filter.
 const MAX_VALUES: usize = 1000;
@@ -240,11 +240,10 @@ impl TimesBody {
     fn read(self, field: &str) -> Result<Range<i64>, ApiError> {
         let time = |text: Option<String>| -> Result<Option<i64>, ApiError> {
             let read = |text: String| {
-                let time = OffsetDateTime::parse(&text, &Rfc3339).map_err(|_| {
+                CreatedAt::parse(&text).map(|time| time.us()).ok_or_else(|| {
                     let shown: String = text.chars().take(40).collect();
                     refused(field, format!("`filter.{field}`: `{shown}` is not a time such as 2026-01-31T12:00:00Z"))
-                })?;
-                Ok::<_, ApiError>(i64::try_from(time.unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX))
+                })
             };
             text.map(read).transpose()
         };
@@ -317,6 +316,14 @@ mod tests {
         assert_eq!((b.range.lt.clone(), b.exists), (Some(AttributeValue::Text("m".into())), Some(true)));
         assert_eq!(c.members.any, [AttributeValue::Boolean(true), AttributeValue::Number(2.5)]);
         assert!(read("{}").expect("a filter").is_empty());
+    }
+
+    #[test]
+    fn times_are_read_as_those_of_grains_are_before_1970_too() {
+        let time = "1969-12-31T23:59:59.9999995Z";
+        let filter = read(&format!(r#"{{"created_at": {{"gte": "{time}"}}}}"#)).expect("a filter");
+        assert_eq!(filter.created_us.gte, Some(-1));
+        assert_eq!(filter.created_us.gte, CreatedAt::parse(time).map(|time| time.us()));
     }
 
     #[test]
