@@ -239,7 +239,7 @@ impl Grains {
         if matches!(vector, Plan::Keep) && found.content == draft.content {
             return Ok(Err(found));
         }
-        let expected = Expected::Version(found.version);
+        let expected = Expected::Version { number, version: found.version };
         Ok(Ok(Planned { id: found.id, expected, content: draft.content, created_at: None, vector }))
     }
 

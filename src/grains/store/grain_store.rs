@@ -256,8 +256,13 @@ pub struct Staged {
 pub enum Expected {
     /// Nothing.
     Absent,
-    /// The grain in this version.
-    Version(u64),
+    /// The grain with this number in this version: one that was deleted and made anew has another number.
+    Version {
+        /// Its number.
+        number: i64,
+        /// The version.
+        version: u64,
+    },
 }
 
 /// A vector to store.
@@ -307,7 +312,7 @@ pub enum Committed {
 pub enum Applied {
     /// It was made.
     Written(Box<Written>),
-    /// Another version is stored than was expected; `None`: no grain.
+    /// Another grain or version is stored than was expected, in this version; `None`: no grain.
     Stale(Option<u64>),
 }
 

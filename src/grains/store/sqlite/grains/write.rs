@@ -122,7 +122,9 @@ impl SqliteStore {
                 }
                 (numbered.number, 1, TextFate::New)
             }
-            (Some(found), Expected::Version(version)) if count(found.version) == version => {
+            (Some(found), Expected::Version { number, version })
+                if (found.number, count(found.version)) == (number, version) =>
+            {
                 let text_version = update(transaction, &change, &found, now_us).await.map_err(&failed)?;
                 (found.number, text_version, if found.is_same_text { TextFate::Kept } else { TextFate::Replaced })
             }

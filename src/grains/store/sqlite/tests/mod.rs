@@ -6,6 +6,7 @@ mod opened;
 mod refused;
 mod restored;
 mod upgraded;
+mod written;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
