@@ -35,6 +35,7 @@ use crate::domain::{Content, Filter, GrainId, TruncationSide};
 use crate::engine::{Input, OverLong, TextTokenizer};
 use crate::grains::store::{
     Atomicity, Batch, Change, Expected, Facet, GrainStore, OpenOptions, PageRequest, Sort, SortKey, SqliteStore,
+    Vectors,
 };
 use crate::grains::transfer::ImportEntry;
 use crate::models::{folder, modules};
@@ -169,7 +170,9 @@ impl Filters {
             let counted = taken(store.count(filter.clone(), vec![Facet::Source, Facet::Tags, Facet::Space]).await);
             assert_eq!(counted.total, found.len() as u64, "what is counted is what is found");
             let sort = Sort { key: SortKey::Id, descending: false };
-            let page = taken(store.page(PageRequest { filter: filter.clone(), sort, after: None, limit: 100 }).await);
+            let vectors = Vectors::Included;
+            let request = PageRequest { filter: filter.clone(), sort, after: None, limit: 100, vectors };
+            let page = taken(store.page(request).await);
             assert_eq!(page.grains.len(), found.len(), "what is listed is what is found");
             taken(store.with_words(text.to_owned(), filter, 10).await);
         });

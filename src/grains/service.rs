@@ -16,8 +16,7 @@ use super::indexes::Indexes;
 use super::snapshots::{OneAtATime, Snapshots};
 use super::staging::Staging;
 use super::store::{
-    Applied, Batch, Committed, Counted, Facet, GrainStore, NewVector, Numbered, OnlyIf, Page, PageRequest,
-    ProvenVector, StoredVector,
+    Applied, Batch, Committed, Counted, Facet, GrainStore, NewVector, Numbered, OnlyIf, Page, PageRequest, ProvenVector,
 };
 use crate::clock::{Clock, now_us};
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
@@ -136,9 +135,10 @@ impl Grains {
     ///
     /// # Errors
     /// As [`Self::get`].
-    pub async fn get_with_vector(&self, id: &GrainId) -> Result<(Grain, Option<StoredVector>), GrainError> {
-        let Numbered { number, grain } = self.numbered(id).await?;
-        Ok((grain, self.store.vector(number).await?))
+    pub async fn get_with_vector(&self, id: &GrainId) -> Result<(Grain, Option<Vec<f32>>), GrainError> {
+        let found = self.store.grain_with_vector(id).await?;
+        let (Numbered { grain, .. }, vector) = found.ok_or_else(|| GrainError::NotFound(id.clone()))?;
+        Ok((grain, vector))
     }
 
     /// Grains in an order that stays the same while pages are read.
@@ -147,14 +147,6 @@ impl Grains {
     /// The database's.
     pub async fn page(&self, request: PageRequest) -> Result<Page, GrainError> {
         Ok(self.store.page(request).await?)
-    }
-
-    /// The vectors that grains of a page are served by.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn vectors_of(&self, page: &Page) -> Result<Vec<(i64, StoredVector)>, GrainError> {
-        Ok(self.store.served_vectors(page.grains.iter().map(|grain| grain.number).collect()).await?)
     }
 
     /// How many grains meet the filter, and how they are distributed over the facets' values.

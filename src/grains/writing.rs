@@ -1,6 +1,6 @@
 //! From what a caller writes to a batch for the store: checked, embedded, committed, and answered.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use serde::Serialize;
 use serde::de::IgnoredAny;
@@ -11,7 +11,8 @@ use super::embedding::{Plan, Planned};
 use super::error::{GrainError, Refusal};
 use super::service::Grains;
 use super::store::{
-    Applied, Atomicity, Batch, Committed, Expected, NewReceipt, Numbered, PageRequest, Receipt, Sort, SortKey,
+    Applied, Atomicity, Batch, Committed, Expected, NewReceipt, Numbered, Page, PageRequest, Receipt, Sort, SortKey,
+    Vectors,
 };
 use super::vector::checked;
 use crate::clock::now_us;
@@ -187,8 +188,8 @@ impl Grains {
     /// Before anything is embedded in vain: which ids are taken.
     async fn refuse_taken(&self, planned: &mut [Result<Planned, GrainError>]) -> Result<(), GrainError> {
         let ids: Vec<GrainId> = planned.iter().flatten().map(|plan| plan.id.clone()).collect();
-        let found = self.with_ids(ids).await?;
-        let taken: HashSet<GrainId> = found.into_iter().map(|found| found.grain.id).collect();
+        let found = self.with_ids(ids, Vectors::Omitted).await?;
+        let taken: HashSet<GrainId> = found.grains.into_iter().map(|found| found.grain.id).collect();
         for plan in planned {
             if let Ok(Planned { id, .. }) = plan
                 && taken.contains(id)
@@ -199,21 +200,23 @@ impl Grains {
         Ok(())
     }
 
-    /// The grains that have one of these ids.
-    pub(super) async fn with_ids(&self, ids: Vec<GrainId>) -> Result<Vec<Numbered>, GrainError> {
+    /// The grains that have one of these ids, all in one page.
+    pub(super) async fn with_ids(&self, ids: Vec<GrainId>, vectors: Vectors) -> Result<Page, GrainError> {
         let limit = u32::try_from(ids.len()).unwrap_or(u32::MAX);
         let filter = Filter { ids: Some(ids), ..Filter::default() };
+        let mut all = Page { grains: Vec::new(), vectors: HashMap::new(), next: None };
         if self.store.numbers(filter.clone(), 1).await?.is_empty() {
-            return Ok(Vec::new());
+            return Ok(all);
         }
         let sort = Sort { key: SortKey::Id, descending: false };
-        let (mut grains, mut after) = (Vec::new(), None);
         loop {
-            let page = self.store.page(PageRequest { filter: filter.clone(), sort, after, limit }).await?;
-            grains.extend(page.grains);
-            after = page.next;
-            if after.is_none() {
-                return Ok(grains);
+            let after = all.next.take();
+            let page = self.store.page(PageRequest { filter: filter.clone(), sort, after, limit, vectors }).await?;
+            all.grains.extend(page.grains);
+            all.vectors.extend(page.vectors);
+            all.next = page.next;
+            if all.next.is_none() {
+                return Ok(all);
             }
         }
     }

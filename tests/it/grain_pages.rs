@@ -1,5 +1,6 @@
 //! Grains are listed page by page, counted and deleted, all of them or those that meet a filter.
 
+use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
@@ -89,6 +90,37 @@ async fn pages_hold_every_grain_that_stays_once_whatever_is_written_between_them
             assert!(seen.is_sorted_by(|a, b| a >= b), "{seen:?}");
         }
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_vector_is_of_the_text_that_is_shown_with_it_whatever_is_written_meanwhile() {
+    let (app, space) = start().await;
+    let put = async |n: usize| {
+        let mut vector = vec![0.0; 32];
+        vector[n % 2] = 1.0;
+        let grain = json!({"text": (n % 2).to_string(), "space": space, "vector": vector});
+        app.put("/grains/g", grain).await.ok();
+    };
+    put(0).await;
+    let is_written = Cell::new(false);
+    let writes = async {
+        for n in 1..300 {
+            put(n).await;
+        }
+        is_written.set(true);
+    };
+    let reads = async {
+        while !is_written.get() {
+            let one = app.get("/grains/g?include=vector").await.ok();
+            let many = app.get("/grains?include=vector").await.ok();
+            for grain in [&one, &many["grains"][0]] {
+                let at: usize = grain["text"].as_str().and_then(|text| text.parse().ok()).expect("a place");
+                assert_eq!(grain["vector"][at], json!(1.0), "{grain}");
+            }
+        }
+    };
+    tokio::join!(writes, reads);
     app.stop().await;
 }
 

@@ -1,7 +1,5 @@
 //! `GET /grains`, `POST /grains/count` and `POST /grains/delete`: grains by what they are.
 
-use std::collections::HashMap;
-
 use axum::extract::Query;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -15,7 +13,7 @@ use super::{Kept, refused};
 use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, OptionalJson, QueryRejected};
 use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors};
-use crate::grains::store::{Facet, PageRequest, Position, Sort, SortKey};
+use crate::grains::store::{Facet, Numbered, PageRequest, Position, Sort, SortKey};
 
 const DEFAULT_LIMIT: u32 = 100;
 const MAX_LIMIT: u32 = 1000;
@@ -80,21 +78,16 @@ pub async fn list(
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(refused("limit", format!("`limit` is {limit}; a page has 1 to {MAX_LIMIT} grains")));
     }
-    let includes_vectors = IncludeQuery::vector(query.include.as_deref())?;
+    let vectors = IncludeQuery::vector(query.include.as_deref())?;
     let cursor = query.cursor.as_deref().map(read_cursor).transpose()?;
     let word = query.sort.or_else(|| cursor.as_ref().map(|cursor| cursor.sort.clone()));
     let word = word.unwrap_or_else(|| "created_at".to_owned());
     let sort = read_sort(&word)?;
     let after = cursor.map(|cursor| position(cursor, &word, sort.key)).transpose()?;
     let filter = FilterBody::of_parameter(query.filter.as_deref())?;
-    let page = grains.page(PageRequest { filter, sort, after, limit }).await?;
-    let mut vectors = HashMap::new();
-    if includes_vectors {
-        vectors = grains.vectors_of(&page).await?.into_iter().map(|(number, stored)| (number, stored.vector)).collect();
-    }
+    let mut page = grains.page(PageRequest { filter, sort, after, limit, vectors }).await?;
     let next = page.next.map(|next| write_cursor(next, word));
-    let object =
-        |found: crate::grains::store::Numbered| GrainObject::of(found.grain).with_vector(vectors.remove(&found.number));
+    let object = |found: Numbered| GrainObject::of(found.grain).with_vector(page.vectors.remove(&found.number));
     Ok(axum::Json(Grains { grains: page.grains.into_iter().map(object).collect(), next }))
 }
 

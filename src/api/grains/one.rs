@@ -12,6 +12,7 @@ use super::{IdInPath, IfMatch, Kept, OtherVersion, UnknownGrain, WriteErrors, et
 use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, QueryRejected, UsualModel};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
+use crate::grains::store::Vectors;
 use crate::grains::{Outcome, Patch, SourceChange};
 
 /// The query of reads: what to show besides the grain.
@@ -25,10 +26,10 @@ impl IncludeQuery {
     ///
     /// # Errors
     /// When something else is asked for.
-    pub fn vector(include: Option<&str>) -> Result<bool, ApiError> {
+    pub fn vector(include: Option<&str>) -> Result<Vectors, ApiError> {
         match include {
-            None => Ok(false),
-            Some("vector") => Ok(true),
+            None => Ok(Vectors::Omitted),
+            Some("vector") => Ok(Vectors::Included),
             Some(_) => Err(refused("include", "`include` takes `vector`, nothing else")),
         }
     }
@@ -53,12 +54,11 @@ pub async fn get(
     query: Result<Query<IncludeQuery>, QueryRejected>,
 ) -> Result<Response, ApiError> {
     let include = query.map(|Query(query)| query.include).unwrap_or_default();
-    let (grain, vector) = if IncludeQuery::vector(include.as_deref())? {
-        grains.get_with_vector(&id).await?
-    } else {
-        (grains.get(&id).await?, None)
+    let (grain, vector) = match IncludeQuery::vector(include.as_deref())? {
+        Vectors::Included => grains.get_with_vector(&id).await?,
+        Vectors::Omitted => (grains.get(&id).await?, None),
     };
-    let grain = GrainObject::of(grain).with_vector(vector.map(|stored| stored.vector));
+    let grain = GrainObject::of(grain).with_vector(vector);
     Ok((etag(grain.version()), axum::Json(grain)).into_response())
 }
 

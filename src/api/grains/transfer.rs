@@ -22,9 +22,10 @@ use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{OptionalJson, QueryRejected, is_list, parse};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
+use crate::grains::store::Vectors;
 use crate::grains::transfer::{
-    Declarations, ExportItem, ExportRequest, ExportedVectors, ImportEntry, ImportEvent, ImportGrain, ImportLine,
-    ImportOptions, ImportSpace, ImportStop, OnConflict, ReadingEnded, Tally, UnknownVectors,
+    Declarations, ExportItem, ExportRequest, ImportEntry, ImportEvent, ImportGrain, ImportLine, ImportOptions,
+    ImportSpace, ImportStop, OnConflict, ReadingEnded, Tally, UnknownVectors,
 };
 use crate::grains::{Refusal, RefusalKind};
 use crate::json::parsed_bytes;
@@ -92,7 +93,7 @@ pub async fn export(Kept(grains): Kept, OptionalJson(body): OptionalJson<ExportB
         return Err(refused("include", "`include` takes `vector`, once"));
     }
     let includes_vectors = include.contains(&IncludeWord::Vector);
-    let vectors = if includes_vectors { ExportedVectors::Included } else { ExportedVectors::Omitted };
+    let vectors = if includes_vectors { Vectors::Included } else { Vectors::Omitted };
     let items = grains.export(ExportRequest { filter, vectors }).await?;
     Ok(answer(items.map(|item| item.map_or_else(|error| stopped(error.into()), exported))))
 }

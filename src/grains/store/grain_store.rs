@@ -3,6 +3,7 @@
 //! Grains have a *number* inside one database, by which indexes and full text refer to them; it is never used twice and
 //! never leaves the process.
 
+use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -37,14 +38,11 @@ pub trait GrainStore: AnchorStore {
     /// One grain.
     fn grain<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<Numbered>>;
 
+    /// One grain, and the vector that it is served by if it has one, as they are at the same moment.
+    fn grain_with_vector<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<(Numbered, Option<Vec<f32>>)>>;
+
     /// The grains that have these numbers, in no particular order.
     fn grains(&self, numbers: Vec<i64>) -> Reply<'_, Vec<Numbered>>;
-
-    /// The vector that a grain is served by.
-    fn vector(&self, number: i64) -> Reply<'_, Option<StoredVector>>;
-
-    /// The vectors that grains are served by, of those that have one.
-    fn served_vectors(&self, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, StoredVector)>>;
 
     /// The vectors as version 0.3 stored them, of those grains that still have one, as bytes.
     fn old_vectors(&self, after: i64, limit: u32) -> Reply<'_, Vec<(Numbered, Vec<u8>)>>;
@@ -367,15 +365,6 @@ pub struct Receipt {
     pub answer: String,
 }
 
-/// A vector and what made it.
-#[derive(Clone, Debug, PartialEq)]
-pub struct StoredVector {
-    /// The space it is in.
-    pub space: SpaceId,
-    /// `[dimensions]`
-    pub vector: Vec<f32>,
-}
-
 /// Vectors for an index.
 #[derive(Clone, Debug, Default)]
 pub struct VectorBatch {
@@ -421,6 +410,16 @@ pub enum Position {
     Id(String),
 }
 
+/// Whether grains are read with the vectors that they are served by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Vectors {
+    /// Texts and what is known of them.
+    #[default]
+    Omitted,
+    /// The vector of each grain that has one.
+    Included,
+}
+
 /// A page to read.
 #[derive(Clone, Debug)]
 pub struct PageRequest {
@@ -432,6 +431,8 @@ pub struct PageRequest {
     pub after: Option<Position>,
     /// The most grains.
     pub limit: u32,
+    /// Whether with vectors.
+    pub vectors: Vectors,
 }
 
 /// Grains in order.
@@ -439,6 +440,8 @@ pub struct PageRequest {
 pub struct Page {
     /// The grains.
     pub grains: Vec<Numbered>,
+    /// By their numbers the vectors that they are served by, if these are asked for: `[dimensions]` each.
+    pub vectors: HashMap<i64, Vec<f32>>,
     /// Where the next page begins; `None` when this was the last. A page of long texts may have fewer grains than its limit.
     pub next: Option<Position>,
 }

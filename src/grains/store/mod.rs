@@ -14,6 +14,6 @@ pub use error::StoreError;
 pub use grain_store::{
     Applied, Atomicity, Batch, Change, Committed, Counted, Expected, Facet, FacetValue, GrainStore, Identity, Lacking,
     Made, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Purge, Purged, Receipt,
-    ReceiptKey, Reply, Scored, Sort, SortKey, Staged, StoredVector, TextFate, Unembedded, VectorBatch, Written,
+    ReceiptKey, Reply, Scored, Sort, SortKey, Staged, TextFate, Unembedded, VectorBatch, Vectors, Written,
 };
 pub use sqlite::{Contents, FileState, OpenOptions, SqliteStore, restore};

@@ -8,7 +8,7 @@ use super::super::draft::{SuppliedVector, check_content};
 use super::super::embedding::{Plan, Planned, TEXTS_AT_ONCE};
 use super::super::error::{GrainError, Refusal};
 use super::super::service::Grains;
-use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Numbered};
+use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Numbered, Page, Vectors};
 use super::super::writing::TRIES;
 use super::import::{ImportOptions, OnConflict, UnknownVectors};
 use super::lines::ImportGrain;
@@ -122,9 +122,13 @@ impl Writer {
     /// What concerns all lines, not one: the database, the active model.
     pub(super) async fn prepare(&self, lines: Vec<Line>, mut ahead: HashSet<GrainId>) -> Result<Prepared, GrainError> {
         let (first, repeated): (Vec<_>, Vec<_>) = lines.into_iter().partition(|line| ahead.insert(line.id.clone()));
-        let found = self.grains.with_ids(first.iter().map(|line| line.id.clone()).collect()).await?;
-        let mut vectors = self.vectors_to_compare(&first, &found).await?;
-        let mut found: HashMap<GrainId, Found> = found
+        let ids = first.iter().map(|line| line.id.clone()).collect();
+        // A line of an export may bring the vector that is stored.
+        let is_compared =
+            self.options.on_conflict == OnConflict::Replace && first.iter().any(|line| line.grain.is_of_export());
+        let vectors = if is_compared { Vectors::Included } else { Vectors::Omitted };
+        let Page { grains, mut vectors, .. } = self.grains.with_ids(ids, vectors).await?;
+        let mut found: HashMap<GrainId, Found> = grains
             .into_iter()
             .map(|stored| (stored.grain.id.clone(), Found { vector: vectors.remove(&stored.number), stored }))
             .collect();
@@ -184,23 +188,6 @@ impl Writer {
         }
         let refusal = GrainError::Contended(line.id.clone()).refusal();
         Ok(line.failed(refusal))
-    }
-
-    /// The stored vectors of grains for which an export's line brings one.
-    async fn vectors_to_compare(
-        &self,
-        lines: &[Line],
-        found: &[Numbered],
-    ) -> Result<HashMap<i64, Vec<f32>>, GrainError> {
-        let bring: HashSet<&GrainId> =
-            lines.iter().filter(|line| line.grain.is_of_export()).map(|line| &line.id).collect();
-        let numbers: Vec<i64> =
-            found.iter().filter(|found| bring.contains(&found.grain.id)).map(|found| found.number).collect();
-        if self.options.on_conflict != OnConflict::Replace || numbers.is_empty() {
-            return Ok(HashMap::new());
-        }
-        let stored = self.grains.store.served_vectors(numbers).await?;
-        Ok(stored.into_iter().map(|(number, stored)| (number, stored.vector)).collect())
     }
 
     /// What must be written for a line, or what becomes of it without a write.
@@ -342,7 +329,7 @@ impl Writer {
     }
 }
 
-/// A stored grain, and the vector it is served by if a line brings another.
+/// A stored grain, and the vector it is served by if lines bring some.
 struct Found {
     stored: Numbered,
     vector: Option<Vec<f32>>,

@@ -1,27 +1,17 @@
 //! Reading grains out, page by page.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{HashSet, VecDeque};
 
 use futures::Stream;
 
 use super::super::error::GrainError;
 use super::super::service::Grains;
-use super::super::store::{Facet, Numbered, Page, PageRequest, Position, Sort, SortKey, StoredVector};
+use super::super::store::{Facet, Numbered, Page, PageRequest, Position, Sort, SortKey, Vectors};
 use crate::domain::{Filter, Grain, SpaceId};
 use crate::models::ledger::SpaceRecord;
 
 /// Grains of a page. A text may be long, so there are not too many.
 const PAGE: u32 = 200;
-
-/// Whether vectors are read out too.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum ExportedVectors {
-    /// Texts and what is known of them.
-    #[default]
-    Omitted,
-    /// The vector that each grain is served by.
-    Included,
-}
 
 /// What is read out.
 #[derive(Clone, Debug, Default)]
@@ -29,7 +19,7 @@ pub struct ExportRequest {
     /// Which grains.
     pub filter: Filter,
     /// Whether with vectors.
-    pub vectors: ExportedVectors,
+    pub vectors: Vectors,
 }
 
 /// A part of an export.
@@ -72,7 +62,7 @@ impl Grains {
         &self,
         request: ExportRequest,
     ) -> Result<impl Stream<Item = Result<ExportItem, GrainError>> + Send + use<>, GrainError> {
-        let first = self.page(page_request(&request.filter, None)).await?;
+        let first = self.page(page_request(&request, None)).await?;
         let export = Export {
             grains: self.clone(),
             request,
@@ -105,7 +95,7 @@ impl Export {
                 Some(Ok(()))
             }
             Next::Spaces(first) => Some(self.begin(first).await),
-            Next::Page(after) => Some(match self.grains.page(page_request(&self.request.filter, Some(after))).await {
+            Next::Page(after) => Some(match self.grains.page(page_request(&self.request, Some(after))).await {
                 Ok(page) => self.add(page).await,
                 Err(error) => Err(error),
             }),
@@ -122,35 +112,17 @@ impl Export {
     }
 
     async fn add(&mut self, page: Page) -> Result<(), GrainError> {
-        let mut vectors = match self.request.vectors {
-            ExportedVectors::Included => self.vectors_of(&page).await?,
-            ExportedVectors::Omitted => HashMap::new(),
-        };
-        self.next = page.next.map_or(Next::End, Next::Page);
-        for Numbered { number, grain } in page.grains {
-            let space = grain.provenance.as_ref().map(|provenance| provenance.space.clone());
+        let Page { grains, mut vectors, next } = page;
+        self.next = next.map_or(Next::End, Next::Page);
+        for Numbered { number, grain } in grains {
             // One that serves its first grain since the export began.
-            if let Some(space) = &space {
-                self.introduce(space).await?;
+            if let Some(provenance) = &grain.provenance {
+                self.introduce(&provenance.space).await?;
             }
-            let vector = vectors.remove(&number).filter(|stored| Some(&stored.space) == space.as_ref());
-            self.ready.push_back(ExportItem::Grain(Box::new(grain), vector.map(|stored| stored.vector)));
+            self.ready.push_back(ExportItem::Grain(Box::new(grain), vectors.remove(&number)));
             self.n_grains += 1;
         }
         Ok(())
-    }
-
-    /// The vectors of a page, but for grains that were changed since it was read: theirs are of another text, perhaps.
-    async fn vectors_of(&self, page: &Page) -> Result<HashMap<i64, StoredVector>, GrainError> {
-        let mut vectors: HashMap<i64, StoredVector> = self.grains.vectors_of(page).await?.into_iter().collect();
-        let now = self.grains.store.grains(page.grains.iter().map(|found| found.number).collect()).await?;
-        let versions: HashMap<i64, u64> = now.into_iter().map(|found| (found.number, found.grain.version)).collect();
-        for Numbered { number, grain } in &page.grains {
-            if versions.get(number) != Some(&grain.version) {
-                vectors.remove(number);
-            }
-        }
-        Ok(vectors)
     }
 
     /// Writes a space's manifest before the first grain of it.
@@ -164,7 +136,7 @@ impl Export {
     }
 }
 
-fn page_request(filter: &Filter, after: Option<Position>) -> PageRequest {
+fn page_request(request: &ExportRequest, after: Option<Position>) -> PageRequest {
     let sort = Sort { key: SortKey::Created, descending: false };
-    PageRequest { filter: filter.clone(), sort, after, limit: PAGE }
+    PageRequest { filter: request.filter.clone(), sort, after, limit: PAGE, vectors: request.vectors }
 }

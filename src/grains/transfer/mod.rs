@@ -8,6 +8,6 @@ mod export;
 mod import;
 mod lines;
 
-pub use export::{ExportItem, ExportRequest, ExportedVectors};
+pub use export::{ExportItem, ExportRequest};
 pub use import::{Declarations, ImportEvent, ImportOptions, ImportStop, OnConflict, Tally, UnknownVectors};
 pub use lines::{ImportEntry, ImportGrain, ImportLine, ImportSpace, ReadingEnded};

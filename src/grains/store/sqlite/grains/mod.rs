@@ -25,8 +25,7 @@ pub(super) use self::vocabulary::Vocabulary;
 use super::super::StoreError;
 use super::super::grain_store::{
     Batch, Committed, Counted, Facet, GrainStore, Identity, Lacking, Made, NewVector, Numbered, OnlyIf, Page,
-    PageRequest, ProvenVector, Purge, Purged, Receipt, ReceiptKey, Reply, Scored, StoredVector, Unembedded,
-    VectorBatch, Written,
+    PageRequest, ProvenVector, Purge, Purged, Receipt, ReceiptKey, Reply, Scored, Unembedded, VectorBatch, Written,
 };
 use super::SqliteStore;
 use crate::domain::{Filter, GrainId, Reembedding, ReembeddingFailure, ReembeddingId, SpaceId};
@@ -53,16 +52,12 @@ impl GrainStore for SqliteStore {
         shown("grain", self.read_grain(id))
     }
 
+    fn grain_with_vector<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<(Numbered, Option<Vec<f32>>)>> {
+        shown("grain_with_vector", self.read_grain_with_vector(id))
+    }
+
     fn grains(&self, numbers: Vec<i64>) -> Reply<'_, Vec<Numbered>> {
         shown("grains", self.read_grains(numbers))
-    }
-
-    fn vector(&self, number: i64) -> Reply<'_, Option<StoredVector>> {
-        Box::pin(async move { Ok(self.read_served_vectors(vec![number]).await?.pop().map(|(_, vector)| vector)) })
-    }
-
-    fn served_vectors(&self, numbers: Vec<i64>) -> Reply<'_, Vec<(i64, StoredVector)>> {
-        Box::pin(self.read_served_vectors(numbers))
     }
 
     fn old_vectors(&self, after: i64, limit: u32) -> Reply<'_, Vec<(Numbered, Vec<u8>)>> {

@@ -1,22 +1,27 @@
 //! Grains by id and number, page by page, and counted.
 
+use std::collections::HashMap;
+
 use futures::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
-    Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, Receipt, ReceiptKey, Sort, SortKey,
+    Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, Receipt, ReceiptKey, Sort, SortKey, Vectors,
 };
 use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED};
-use super::rows::select_grains;
+use super::rows::{select_grains, select_grains_and, vector_of};
 use super::{count, json_array};
 use crate::domain::{Filter, GrainId};
 use crate::json::parsed_bytes;
 
 /// Bytes of texts and attributes after which a page ends, however many grains it may have.
 const PAGE_BYTES: usize = 16 << 20;
+
+/// The column of a grain's vector. It is read in one statement with the grain: between two, either may change.
+const VECTOR: &str = ", e.vector";
 
 /// The most values that are counted of a facet.
 const MAX_FACET_VALUES: i64 = 100;
@@ -27,6 +32,17 @@ impl SqliteStore {
         query.push(" WHERE g.id = ").push_bind(id.as_str().to_owned());
         let row = query.build().fetch_optional(&self.readers).await.map_err(self.failed("read a grain"))?;
         row.map(|row| self.grain_of(&row)).transpose()
+    }
+
+    pub(super) async fn read_grain_with_vector(
+        &self,
+        id: &GrainId,
+    ) -> Result<Option<(Numbered, Option<Vec<f32>>)>, StoreError> {
+        let failed = self.failed("read a grain with its vector");
+        let mut query = select_grains_and(VECTOR);
+        query.push(" WHERE g.id = ").push_bind(id.as_str().to_owned());
+        let row = query.build().fetch_optional(&self.readers).await.map_err(&failed)?;
+        row.map(|row| Ok((self.grain_of(&row)?, vector_in(&row).map_err(&failed)?))).transpose()
     }
 
     pub(super) async fn read_grains(&self, numbers: Vec<i64>) -> Result<Vec<Numbered>, StoreError> {
@@ -49,8 +65,11 @@ impl SqliteStore {
     }
 
     pub(super) async fn read_page(&self, request: PageRequest) -> Result<Page, StoreError> {
-        let PageRequest { filter, sort, after, limit } = request;
-        let mut query = select_grains();
+        let PageRequest { filter, sort, after, limit, vectors } = request;
+        let mut query = match vectors {
+            Vectors::Omitted => select_grains(),
+            Vectors::Included => select_grains_and(VECTOR),
+        };
         query.push(" WHERE TRUE");
         filter::push(&mut query, &filter, Plan::Enumerate);
         push_place(&mut query, sort, after);
@@ -58,19 +77,23 @@ impl SqliteStore {
         query.push(" LIMIT ").push_bind(i64::from(limit) + 1);
         let failed = self.failed("list grains");
         let mut rows = query.build().fetch(&self.readers);
-        let (mut grains, mut n_bytes, mut last) = (Vec::new(), 0, None);
+        let mut page = Page { grains: Vec::new(), vectors: HashMap::new(), next: None };
+        let (mut n_bytes, mut last) = (0, None);
         while let Some(row) = rows.try_next().await.map_err(&failed)? {
-            if grains.len() == limit as usize || n_bytes >= PAGE_BYTES {
-                let next = last.map(|last| position_of(&last, sort.key)).transpose().map_err(&failed)?;
-                return Ok(Page { grains, next });
+            if page.grains.len() == limit as usize || n_bytes >= PAGE_BYTES {
+                page.next = last.map(|last| position_of(&last, sort.key)).transpose().map_err(&failed)?;
+                return Ok(page);
             }
             let numbered = self.grain_of(&row)?;
             let attributes: &str = row.try_get("attributes").map_err(&failed)?;
             n_bytes += numbered.grain.content.text.len() + attributes.len() + parsed_bytes(attributes.as_bytes());
-            grains.push(numbered);
+            if vectors == Vectors::Included {
+                page.vectors.extend(vector_in(&row).map_err(&failed)?.map(|vector| (numbered.number, vector)));
+            }
+            page.grains.push(numbered);
             last = Some(row);
         }
-        Ok(Page { grains, next: None })
+        Ok(page)
     }
 
     pub(super) async fn count_grains(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError> {
@@ -113,6 +136,11 @@ impl SqliteStore {
         .map_err(self.failed("look for an earlier answer"))?;
         Ok(row.map(|(request, answer)| Receipt { request, answer }))
     }
+}
+
+/// The vector that a row has in [`VECTOR`].
+fn vector_in(row: &SqliteRow) -> Result<Option<Vec<f32>>, sqlx::Error> {
+    Ok(row.try_get::<Option<&[u8]>, _>("vector")?.map(vector_of))
 }
 
 fn push_place(query: &mut QueryBuilder<Sqlite>, sort: Sort, after: Option<Position>) {

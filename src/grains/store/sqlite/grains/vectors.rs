@@ -4,29 +4,15 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::{Identity, Numbered, StoredVector, VectorBatch};
+use super::super::super::grain_store::{Identity, Numbered, VectorBatch};
 use super::super::SqliteStore;
+use super::count;
 use super::filter::SERVED;
 use super::rows::{select_grains_and, vector_of};
 use super::write::write_order;
-use super::{count, json_array};
 use crate::domain::SpaceId;
 
 impl SqliteStore {
-    pub(super) async fn read_served_vectors(&self, numbers: Vec<i64>) -> Result<Vec<(i64, StoredVector)>, StoreError> {
-        let mut query = sqlx::QueryBuilder::new("SELECT g.number, e.space, e.vector FROM json_each(");
-        query.push_bind(json_array(&numbers));
-        query
-            .push(") AS place JOIN grains AS g ON g.number = place.value JOIN embeddings AS e ON e.rowid = ")
-            .push(SERVED);
-        let rows: Vec<(i64, String, Vec<u8>)> =
-            query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("read vectors"))?;
-        let vector = |(number, space, bytes): (i64, String, Vec<u8>)| {
-            Ok((number, StoredVector { space: self.space_id(&space)?, vector: vector_of(&bytes) }))
-        };
-        rows.into_iter().map(vector).collect()
-    }
-
     pub(super) async fn read_old_vectors(
         &self,
         after: i64,
