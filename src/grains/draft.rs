@@ -85,6 +85,15 @@ pub enum Precondition {
     Version(u64),
 }
 
+/// What must be stored already for a grain to be put.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PutIf {
+    /// What a change needs.
+    Met(Precondition),
+    /// Nothing: the grain is to be new.
+    Absent,
+}
+
 /// What tells a repeated write from a new one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Token {

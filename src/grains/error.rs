@@ -51,6 +51,9 @@ pub enum GrainError {
     /// The caller has seen a grain where none is.
     #[error("there is no grain `{0}`, which `If-Match` expects: leave the header out to write a new one")]
     Absent(GrainId),
+    /// There is a grain where the caller expects none.
+    #[error("there is a grain `{0}` already, against `If-None-Match: *`: leave the header out to replace it")]
+    Present(GrainId),
     /// Others changed the grain again and again.
     #[error("`{0}` was changed by others at each of several tries: try again")]
     Contended(GrainId),
@@ -227,7 +230,7 @@ impl GrainError {
             | Self::Count { .. }
             | Self::DeclaredOtherwise { .. }
             | Self::OnWayBack { .. } => RefusalKind::Conflict,
-            Self::Version { .. } | Self::Absent(_) => RefusalKind::Version,
+            Self::Version { .. } | Self::Absent(_) | Self::Present(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
             Self::TooLong { .. } => RefusalKind::TooLong,
             Self::Store(error) => return Refusal::of_store(error),

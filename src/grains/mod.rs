@@ -23,7 +23,7 @@ mod vector;
 mod writing;
 
 pub use anchors::Anchors;
-pub use draft::{Draft, Outcome, Patch, Precondition, SourceChange, SuppliedVector, Token};
+pub use draft::{Draft, Outcome, Patch, Precondition, PutIf, SourceChange, SuppliedVector, Token};
 pub use embedding::TextKind;
 pub use error::{GrainError, Refusal, RefusalKind};
 pub use indexes::{Indexes, check_saved};

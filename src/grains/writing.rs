@@ -6,7 +6,7 @@ use serde::Serialize;
 use serde::de::IgnoredAny;
 use uuid::Uuid;
 
-use super::draft::{Draft, Outcome, Patch, Precondition, SuppliedVector, Token, check_content};
+use super::draft::{Draft, Outcome, Patch, Precondition, PutIf, SuppliedVector, Token, check_content};
 use super::embedding::{Plan, Planned};
 use super::error::{GrainError, Refusal};
 use super::service::Grains;
@@ -99,9 +99,9 @@ impl Grains {
     /// Makes a grain what the draft says, whether there is one or not. Doing it again changes nothing.
     ///
     /// # Errors
-    /// As [`Self::create`]; [`GrainError::Version`] when it is not in the version that the caller has seen, or
-    /// [`GrainError::Absent`].
-    pub async fn put(&self, id: &GrainId, draft: Draft, if_match: Precondition) -> Result<Outcome, GrainError> {
+    /// As [`Self::create`]; [`GrainError::Version`] when it is not in the version that the caller has seen,
+    /// [`GrainError::Absent`], or [`GrainError::Present`].
+    pub async fn put(&self, id: &GrainId, draft: Draft, only_if: PutIf) -> Result<Outcome, GrainError> {
         for _ in 0..TRIES {
             let found = self.store.grain(id).await?;
             let grain = found.as_ref().map(|found| &found.grain);
@@ -109,7 +109,11 @@ impl Grains {
             if grain.is_none_or(|grain| grain.content != draft.content) {
                 check_content(&draft.content, self.limits)?;
             }
-            check_version(id, grain, if_match)?;
+            match only_if {
+                PutIf::Met(precondition) => check_version(id, grain, precondition)?,
+                PutIf::Absent if grain.is_some() => return Err(GrainError::Present(id.clone())),
+                PutIf::Absent => {}
+            }
             let draft = draft.clone();
             let planned = match found {
                 None => {

@@ -429,6 +429,40 @@ async fn a_version_that_is_not_there_any_more_is_refused() {
 }
 
 #[tokio::test]
+async fn a_grain_that_is_to_be_new_replaces_none() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let new = ("if-none-match", "*");
+    let created = with_header(&app, Method::PUT, "/grains/w", new, json!({"text": "one"})).await;
+    assert_eq!((created.status.as_u16(), created.header("etag")), (201, "\"1\""));
+    // Not even with what is there already.
+    for text in ["one", "two"] {
+        let answer = with_header(&app, Method::PUT, "/grains/w", new, json!({"text": text})).await;
+        refused(&answer, 412, "version_mismatch", "there is a grain `w` already");
+    }
+    for other in ["\"1\"", "\"2\"", "\"1\", *", ""] {
+        let answer =
+            with_header(&app, Method::PUT, "/grains/w", ("if-none-match", other), json!({"text": "two"})).await;
+        refused(&answer, 422, "invalid_request", "`If-None-Match` takes `*`");
+    }
+    let both = app.request(Method::PUT, "/grains/w").header("if-match", "\"1\"").header("if-none-match", "*");
+    refused(&send(both.json(&json!({"text": "two"}))).await, 422, "invalid_request", "exclude each other");
+    let read = app.get("/grains/w").await.ok();
+    assert_eq!((&read["text"], &read["version"]), (&json!("one"), &json!(1)));
+
+    // Of several at once one is the first.
+    let puts = (0..8).map(|n| {
+        let app = &app;
+        async move { with_header(app, Method::PUT, "/grains/x", new, json!({"text": n.to_string()})).await }
+    });
+    let statuses: Vec<u16> =
+        futures::future::join_all(puts).await.iter().map(|answer| answer.status.as_u16()).collect();
+    let n_with = |status: u16| statuses.iter().filter(|found| **found == status).count();
+    assert_eq!((n_with(201), n_with(412)), (1, 7), "{statuses:?}");
+    assert_eq!(app.get("/grains/x").await.ok()["version"], 1);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_request_with_an_idempotency_key_is_carried_out_once() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let key = ("idempotency-key", "7f3a");

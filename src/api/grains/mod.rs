@@ -22,7 +22,7 @@ use utoipa::IntoResponses;
 use super::error::{ApiError, Code, ProblemBody};
 use super::state::AppState;
 use crate::domain::GrainId;
-use crate::grains::{GrainError, Grains, Precondition, Refusal, RefusalKind};
+use crate::grains::{GrainError, Grains, Precondition, PutIf, Refusal, RefusalKind};
 use crate::models::error::with_causes;
 
 /// The grains of a server that keeps some.
@@ -66,6 +66,27 @@ impl FromRequestParts<AppState> for IfMatch {
         let tag = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
         let sentence = "`If-Match` is not the version of a grain: send the `etag` of an earlier answer, such as \"3\"";
         tag.parse().map(|version| Self(Precondition::Version(version))).map_err(|_| refused("If-Match", sentence))
+    }
+}
+
+/// What a `PUT` needs: an `If-Match` header, or `If-None-Match: *` where no grain may be.
+pub struct IfPut(pub PutIf);
+
+impl FromRequestParts<AppState> for IfPut {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
+        let IfMatch(precondition) = IfMatch::from_request_parts(parts, state).await?;
+        let Some(value) = parts.headers.get(header::IF_NONE_MATCH) else { return Ok(Self(PutIf::Met(precondition))) };
+        if value.as_bytes().trim_ascii() != b"*" {
+            let sentence = "`If-None-Match` takes `*` on a `PUT`, nothing else: no grain may be there then";
+            return Err(refused("If-None-Match", sentence));
+        }
+        if precondition != Precondition::Anything {
+            let sentence = "`If-Match` and `If-None-Match` exclude each other: a grain is there, or it is not";
+            return Err(refused("If-None-Match", sentence));
+        }
+        Ok(Self(PutIf::Absent))
     }
 }
 
@@ -160,8 +181,8 @@ pub enum WriteErrors {
     NoRoom(ProblemBody),
 }
 
-/// The grain is in another version than `If-Match` says.
+/// The grain is in another version than `If-Match` says, or there against `If-None-Match`.
 #[derive(IntoResponses)]
-#[response(status = 412, description = "The grain is in another version", content_type = "application/problem+json")]
+#[response(status = 412, description = "The precondition is not met", content_type = "application/problem+json")]
 #[allow(dead_code, reason = "utoipa reads the field")]
 pub struct OtherVersion(ProblemBody);

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::wire::{DraftBody, GrainObject, with_usual_model};
-use super::{IdInPath, IfMatch, Kept, OtherVersion, UnknownGrain, WriteErrors, etag, refused};
+use super::{IdInPath, IfMatch, IfPut, Kept, OtherVersion, UnknownGrain, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, QueryRejected, UsualModel};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
@@ -68,6 +68,7 @@ pub async fn get(
     params(
         ("id" = String, Path, description = "A grain's id"),
         ("if-match" = Option<String>, Header, description = "The version that must be there"),
+        ("if-none-match" = Option<String>, Header, description = "`*`: no grain may be there"),
     ),
     responses(
         (status = 200, description = "The grain", body = GrainObject, headers(("etag" = String, description = "Its version"))),
@@ -78,7 +79,7 @@ pub async fn get(
 pub async fn put(
     Kept(grains): Kept,
     IdInPath(id): IdInPath,
-    IfMatch(version): IfMatch,
+    IfPut(only_if): IfPut,
     usual: UsualModel,
     Json(body): Json<DraftBody>,
 ) -> Result<Response, ApiError> {
@@ -87,7 +88,7 @@ pub async fn put(
         return Err(refused("id", message));
     }
     let draft = with_usual_model(body.into_draft()?, &usual);
-    Ok(written(grains.put(&id, draft, version).await?))
+    Ok(written(grains.put(&id, draft, only_if).await?))
 }
 
 /// What to change of a grain.
