@@ -141,14 +141,8 @@ impl Filters {
                 staged: None,
             });
             let changes = changes.collect();
-            let batch = Batch {
-                changes,
-                atomicity: Atomicity::AllOrNothing,
-                while_active: None,
-                receipt: None,
-                now_us: 1_700_000_000_000_000,
-            };
-            store.write(batch).await.expect("written");
+            let batch = Batch { changes, atomicity: Atomicity::AllOrNothing, while_active: None, receipt: None };
+            store.write(batch, 1_700_000_000_000_000).await.expect("written");
             let numbers = store.numbers(Filter::default(), u32::MAX).await.expect("numbers");
             (store, numbers)
         });

@@ -294,7 +294,8 @@ impl Grains {
             let vectors: Vec<Option<NewVector>> = batch.changes.iter().map(|change| change.vector.clone()).collect();
             let is_whole = batch.atomicity;
             let _gate = grains.gate.lock().await;
-            let committed = grains.store.write(batch).await?;
+            // The time is taken behind the gate: what is committed later is not the older one by its times.
+            let committed = grains.store.write(batch, now_us()).await?;
             if let Committed::Applied(applied) = &committed
                 && super::writing::was_committed(applied, is_whole)
             {

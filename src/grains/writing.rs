@@ -15,7 +15,6 @@ use super::store::{
     Vectors,
 };
 use super::vector::checked;
-use crate::clock::now_us;
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
 use crate::engine::Priority;
 use crate::models::ModelError;
@@ -80,7 +79,7 @@ impl Grains {
                     json(&created(refused, &ids, applied))
                 }),
             });
-            let batch = Batch { changes, atomicity, while_active: active, receipt, now_us: now_us() };
+            let batch = Batch { changes, atomicity, while_active: active, receipt };
             match self.commit(batch).await? {
                 Committed::ModelMoved => {}
                 Committed::Answered(receipt) => return answered(token.as_ref(), &receipt),
@@ -271,13 +270,7 @@ impl Grains {
         if let Some(Err(error)) = planned.pop() {
             return Err(error);
         }
-        let batch = Batch {
-            changes,
-            atomicity: Atomicity::AllOrNothing,
-            while_active: active,
-            receipt: None,
-            now_us: now_us(),
-        };
+        let batch = Batch { changes, atomicity: Atomicity::AllOrNothing, while_active: active, receipt: None };
         let Committed::Applied(mut applied) = self.commit(batch).await? else { return Ok(None) };
         Ok(match applied.pop() {
             Some(Applied::Written(written)) if is_new => Some(Outcome::Created(written.numbered.grain)),

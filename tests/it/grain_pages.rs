@@ -4,6 +4,8 @@ use std::cell::Cell;
 use std::collections::BTreeSet;
 
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use crate::helpers::{Caller, TINY, TestApp, percent_encoded, send, with_tiny};
 
@@ -122,6 +124,26 @@ async fn a_vector_is_of_the_text_that_is_shown_with_it_whatever_is_written_meanw
     };
     tokio::join!(writes, reads);
     app.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_committed_later_is_not_older_by_its_times() {
+    let (app, space) = start().await;
+    for round in 0..10 {
+        let writes = (0..32).map(|n| write(&app, &space, vec![json!({"id": format!("{round}-{n}")})]));
+        futures::future::join_all(writes).await;
+    }
+    let folder = app.stop_and_keep().await;
+    let database = SqliteConnectOptions::new().filename(folder.path().join("granary.db"));
+    let mut connection = database.connect().await.expect("open");
+    // Numbers are given in the order of commits.
+    let times: Vec<i64> = sqlx::query_scalar("SELECT updated_us FROM grains ORDER BY number")
+        .fetch_all(&mut connection)
+        .await
+        .expect("read");
+    connection.close().await.expect("closed");
+    assert_eq!(times.len(), 320);
+    assert!(times.is_sorted(), "{times:?}");
 }
 
 #[tokio::test]

@@ -22,8 +22,8 @@ pub type Reply<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// Grains in a database. Everything that was written is durable when the future resolves.
 pub trait GrainStore: AnchorStore {
-    /// Writes grains and their vectors in one transaction.
-    fn write(&self, batch: Batch) -> Reply<'_, Committed>;
+    /// Writes grains and their vectors in one transaction, as of this time, in microseconds since 1970.
+    fn write(&self, batch: Batch, now_us: i64) -> Reply<'_, Committed>;
 
     /// Deletes the grains that meet the filter, with their vectors, and answers their numbers.
     fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Vec<i64>, u64>>;
@@ -204,8 +204,6 @@ pub struct Batch {
     pub while_active: Option<ModelName>,
     /// What to record of the answer.
     pub receipt: Option<NewReceipt>,
-    /// The time of the write, in microseconds since 1970.
-    pub now_us: i64,
 }
 
 /// The record of a write's answer.

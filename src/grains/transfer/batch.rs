@@ -12,7 +12,6 @@ use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected
 use super::super::writing::TRIES;
 use super::import::{ImportOptions, OnConflict, UnknownVectors};
 use super::lines::ImportGrain;
-use crate::clock::now_us;
 use crate::domain::{Grain, GrainId, ModelName, SpaceId};
 use crate::engine::Priority;
 
@@ -317,7 +316,6 @@ impl Writer {
                 atomicity: Atomicity::Each,
                 while_active: group.while_active.take(),
                 receipt: None,
-                now_us: now_us(),
             };
             if let Committed::Applied(applied) = self.grains.commit(batch).await? {
                 return Ok(applied);

@@ -32,8 +32,8 @@ use crate::domain::{Filter, GrainId, Reembedding, ReembeddingFailure, Reembeddin
 use crate::telemetry::traces::part;
 
 impl GrainStore for SqliteStore {
-    fn write(&self, batch: Batch) -> Reply<'_, Committed> {
-        shown("write", self.write_grains(batch))
+    fn write(&self, batch: Batch, now_us: i64) -> Reply<'_, Committed> {
+        shown("write", self.write_grains(batch, now_us))
     }
 
     fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Vec<i64>, u64>> {

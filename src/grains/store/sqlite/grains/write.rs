@@ -30,9 +30,9 @@ struct Found {
 }
 
 impl SqliteStore {
-    pub(super) async fn write_grains(&self, batch: Batch) -> Result<Committed, StoreError> {
+    pub(super) async fn write_grains(&self, batch: Batch, now_us: i64) -> Result<Committed, StoreError> {
         let failed = self.failed("write grains");
-        let Batch { changes, atomicity, while_active, receipt, now_us } = batch;
+        let Batch { changes, atomicity, while_active, receipt } = batch;
         // A lone reader of the write-ahead log would not be upgraded to a writer while others commit; there are none.
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         if let Some(model) = while_active {

@@ -237,14 +237,9 @@ async fn an_answer_of_long_ago_does_not_count_and_is_replaced() {
     let write = async |now_us: i64, since_us: i64| {
         let answer = Box::new(move |_: &[Applied]| format!("at {now_us}"));
         let receipt = NewReceipt { key: key.clone(), request: "request".to_owned(), since_us, answer };
-        let batch = Batch {
-            changes: Vec::new(),
-            atomicity: Atomicity::Each,
-            while_active: None,
-            receipt: Some(receipt),
-            now_us,
-        };
-        match store.write(batch).await.expect("written") {
+        let batch =
+            Batch { changes: Vec::new(), atomicity: Atomicity::Each, while_active: None, receipt: Some(receipt) };
+        match store.write(batch, now_us).await.expect("written") {
             Committed::Answered(earlier) => Some(earlier.answer),
             _ => None,
         }

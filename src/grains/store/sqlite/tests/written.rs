@@ -14,14 +14,10 @@ async fn write(store: &SqliteStore, expected: Expected, text: &str) -> Result<Nu
         vector: None,
         staged: None,
     };
-    let batch = Batch {
-        changes: vec![change],
-        atomicity: Atomicity::Each,
-        while_active: None,
-        receipt: None,
-        now_us: 1_700_000_000_000_000,
+    let batch = Batch { changes: vec![change], atomicity: Atomicity::Each, while_active: None, receipt: None };
+    let Committed::Applied(mut applied) = store.write(batch, 1_700_000_000_000_000).await.expect("written") else {
+        panic!("not applied")
     };
-    let Committed::Applied(mut applied) = store.write(batch).await.expect("written") else { panic!("not applied") };
     match applied.pop().expect("one change") {
         Applied::Written(written) => Ok(written.numbered),
         Applied::Stale(found) => Err(found),
