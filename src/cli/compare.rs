@@ -1,16 +1,15 @@
 //! `granary compare`: two models on the grains of a running server, over HTTP.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{print, printable, table};
+use super::output::{bar, print, printable, table};
 use crate::shutdown::Signals;
 
 /// Between two looks at a comparison that has not ended.
@@ -158,12 +157,7 @@ async fn report(client: &Client, id: &str) -> Result<Vec<u8>, CompareCliError> {
 
 /// Waits for the comparison's end, with a bar for whoever watches.
 async fn follow(client: &Client, id: &str) -> Result<Value, CompareCliError> {
-    let bar = ProgressBar::hidden();
-    if io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::stderr());
-    }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} texts {eta}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = bar("{msg} {wide_bar} {pos}/{len} texts {eta}");
     loop {
         let comparison = client.ask(Request::get(&["comparisons", id])).await?;
         match text(&comparison["state"]) {

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use indicatif::{ProgressBar, ProgressStyle};
+
 /// What a server says as a terminal may have it: a character that would control one is U+FFFD, but for the ends of lines
 /// and tabs. JSON is printed as it is, for programs.
 pub(super) fn printable(text: &str) -> String {
@@ -18,6 +20,12 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
         printable(cells.join("  ").trim_end()) + "\n"
     };
     rows.iter().map(line).collect()
+}
+
+/// A bar on standard error for whoever watches; hidden where that is no terminal.
+pub(super) fn bar(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    ProgressBar::no_length().with_style(style)
 }
 
 /// Prints a verb's answer. That nobody reads it to its end is no error.

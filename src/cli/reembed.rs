@@ -1,14 +1,13 @@
 //! `granary reembed`: moving the grains of a running server to another model, over HTTP.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{print, printable, table};
+use super::output::{bar, print, printable, table};
 
 /// The flags of `granary reembed`.
 #[derive(Clone, Debug, Args)]
@@ -168,12 +167,7 @@ async fn begin(client: &Client, args: BeginArgs) -> Result<String, ReembedCliErr
 
 /// Follows a job to its end.
 async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
-    let bar = ProgressBar::hidden();
-    if io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::stderr());
-    }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = bar("{msg} {wide_bar} {pos}/{len}");
     let mut lines = client.open(Request::get(&["reembeddings", id, "events"])).await?;
     let lost = |source: ServerError| ReembedCliError::Lost { id: id.to_owned(), source: source.into() };
     while let Some(line) = lines.next().await.map_err(lost)? {

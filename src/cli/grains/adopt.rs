@@ -1,24 +1,18 @@
 //! `granary grains adopt`.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::Write;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::super::client::{Client, Request};
-use super::super::output::printable;
+use super::super::output::{bar, printable};
 use super::{AdoptArgs, GrainsError, print, text_of};
 
 pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) -> Result<(), GrainsError> {
     let body = json!({"model": args.model, "from": args.from});
     let mut lines = client.open(Request::json(Method::POST, &["spaces", "adopt"], &body)).await?;
-    let bar = ProgressBar::hidden();
-    let style = ProgressStyle::with_template("{spinner} {msg}").unwrap_or_else(|_| ProgressStyle::default_bar());
-    bar.set_style(style);
-    if io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::stderr());
-    }
+    let bar = bar("{spinner} {msg}");
     let mut end = None;
     while let Some(line) = lines.next().await? {
         let said: Value = serde_json::from_slice(&line).unwrap_or_default();

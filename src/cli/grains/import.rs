@@ -1,16 +1,16 @@
 //! `granary grains import`.
 
-use std::io::{self, IsTerminal, Read, Write};
+use std::io::{self, Read, Write};
 use std::path::Path;
 
 use clap::ValueEnum;
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::ProgressBar;
 use reqwest::{Body, Method};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
 use super::super::client::{Client, Request};
-use super::super::output::printable;
+use super::super::output::{self, printable};
 use super::{GrainsError, ImportArgs, print, text_of};
 
 /// Bytes that are read from the file at a time, and pieces that wait to be sent.
@@ -18,7 +18,6 @@ const PIECE_BYTES: usize = 64 << 10;
 const WAITING_PIECES: usize = 4;
 
 pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write) -> Result<(), GrainsError> {
-    let bar = ProgressBar::hidden();
     let (source, size): (Box<dyn Read + Send>, _) = if args.file == Path::new("-") {
         (Box::new(io::stdin()), None)
     } else {
@@ -35,12 +34,9 @@ pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write)
         Some(_) => "{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta} {msg}",
         None => "{spinner} {bytes} {bytes_per_sec} {msg}",
     };
-    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = output::bar(template);
     if let Some(size) = size {
         bar.set_length(size);
-    }
-    if io::stderr().is_terminal() {
-        bar.set_draw_target(ProgressDrawTarget::stderr());
     }
     let on_conflict =
         args.on_conflict.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());

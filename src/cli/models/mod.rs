@@ -1,15 +1,14 @@
 //! `granary models`: the models of a running server, over HTTP.
 
-use std::io::{self, IsTerminal, Write};
+use std::io::{self, Write};
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{print, printable, table};
+use super::output::{bar, print, printable, table};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -166,12 +165,7 @@ async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
         Some(name) => name,
         None => register(client, &args).await?,
     };
-    let bar = ProgressBar::hidden();
-    if io::stderr().is_terminal() {
-        bar.set_draw_target(indicatif::ProgressDrawTarget::stderr());
-    }
-    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
-    bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+    let bar = bar("{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     let show = |model: &Value| {
         let download = &model["download"];
         if let (Some(done), Some(total)) = (download["done_bytes"].as_u64(), download["total_bytes"].as_u64()) {
