@@ -9,7 +9,7 @@ use super::extract::{ModelWord, OptionalJson};
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::domain::{EncoderSettings, ModelName, ModelSource};
-use crate::models::lifecycle::DownloadProgress;
+use crate::models::hub::Progress;
 use crate::models::{LoadedFacts, ModelStatus};
 
 /// A model and its state.
@@ -183,7 +183,7 @@ impl Model {
                 }),
                 ModelSource::Folder(_) | ModelSource::File { .. } => None,
             },
-            download: status.download.clone().map(|DownloadProgress { file, done_bytes, total_bytes }| ModelDownload {
+            download: status.download.clone().map(|Progress { file, done_bytes, total_bytes }| ModelDownload {
                 file,
                 done_bytes,
                 total_bytes,

@@ -10,7 +10,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::ModelError;
 use super::health::{Ailment, Health};
-use super::lifecycle::{DownloadProgress, Failure, FailureKind, IllegalMove, Phase};
+use super::hub::Progress;
+use super::lifecycle::{Failure, FailureKind, IllegalMove, Phase};
 use super::loaded::{Lease, LoadedFacts, LoadedModel};
 use super::probe::PROBE_EVERY;
 use super::standing::Standing;
@@ -34,7 +35,7 @@ pub(super) struct Entry {
 enum State {
     Unloaded,
     Downloading {
-        progress: Option<DownloadProgress>,
+        progress: Option<Progress>,
         cancel: CancellationToken,
         /// Why the load before this one failed.
         failure: Option<Failure>,
@@ -94,7 +95,7 @@ pub struct ModelStatus {
     /// Where it is in its life.
     pub phase: Phase,
     /// How far its files are here, while they are being fetched.
-    pub download: Option<DownloadProgress>,
+    pub download: Option<Progress>,
     /// Why its last load failed, while it is tried again too: until a load succeeds, or the model is unloaded.
     pub failure: Option<Failure>,
     /// What is known since it was loaded.
@@ -263,7 +264,7 @@ impl Entry {
     }
 
     /// Tells who follows the model how far a claimed download is.
-    pub(super) fn show_download(&self, shown: DownloadProgress) {
+    pub(super) fn show_download(&self, shown: Progress) {
         self.state.send_if_modified(|state| match state {
             State::Downloading { progress, .. } => {
                 *progress = Some(shown);

@@ -91,17 +91,6 @@ impl fmt::Display for Phase {
     }
 }
 
-/// How far a model's files are here.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct DownloadProgress {
-    /// The file that is being fetched.
-    pub file: String,
-    /// Bytes that are here, of all files together.
-    pub done_bytes: u64,
-    /// Bytes of all files that are known to be needed.
-    pub total_bytes: u64,
-}
-
 /// What a load failed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FailureKind {

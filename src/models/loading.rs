@@ -16,7 +16,7 @@ use super::entry::{Entry, NextUnload};
 use super::error::{LoadError, with_causes};
 use super::hub::{HubError, Progress};
 use super::ledger::{LedgerError, SpaceRecord};
-use super::lifecycle::{DownloadProgress, Failure, IllegalMove, Phase};
+use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::memory::{self, Candidate, DoesNotFit, first_to_go};
@@ -101,8 +101,7 @@ impl MultiModelManager {
                     tracing::info!(model = %name, %source, bytes = progress.total_bytes, "downloading a model");
                 }
                 *shown = Some(Instant::now());
-                let Progress { file, done_bytes, total_bytes } = progress;
-                entry.show_download(DownloadProgress { file, done_bytes, total_bytes });
+                entry.show_download(progress);
             }
         };
         let obtained = tokio::select! {
