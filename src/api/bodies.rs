@@ -32,15 +32,7 @@ pub struct Impatient {
 )]
 pub struct SlowBody(pub Duration);
 
-impl SlowBody {
-    /// Whether this is why a body could not be read.
-    #[must_use]
-    pub fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
-        cause(error)
-    }
-}
-
-/// The first error of this kind that an error or one of its causes is.
+/// The first error of this kind that an error or one of its causes is: why a body could not be read, say.
 pub(super) fn cause<E: std::error::Error + Copy + 'static>(error: &(dyn std::error::Error + 'static)) -> Option<E> {
     std::iter::successors(Some(error), |error| error.source()).find_map(|error| error.downcast_ref()).copied()
 }
@@ -141,7 +133,7 @@ mod tests {
         let piece = || stream::iter([Bytes::from_static(b"x")]);
         assert_eq!(to_bytes(impatient(piece()), 100).await.expect("a whole body"), "x");
         let error = to_bytes(impatient(piece().chain(stream::pending())), 100).await.expect_err("it does not end");
-        assert_eq!(SlowBody::behind(&error), Some(SlowBody(LIMIT)));
+        assert_eq!(cause::<SlowBody>(&error), Some(SlowBody(LIMIT)));
     }
 
     #[tokio::test]

@@ -13,7 +13,6 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::bodies::cause;
 use super::error::{ApiError, Code};
 use super::state::AppState;
 
@@ -92,14 +91,6 @@ impl BodyShare {
     }
 }
 
-impl NoMemory {
-    /// Whether this is why a body could not be read.
-    #[must_use]
-    pub fn behind(error: &(dyn std::error::Error + 'static)) -> Option<Self> {
-        cause(error)
-    }
-}
-
 impl From<NoMemory> for ApiError {
     fn from(error: NoMemory) -> Self {
         match error {
@@ -122,6 +113,7 @@ pub async fn share(State(state): State<AppState>, mut request: Request, next: Ne
 mod tests {
     use axum::body::to_bytes;
 
+    use super::super::bodies::cause;
     use super::*;
 
     #[tokio::test]
@@ -132,7 +124,7 @@ mod tests {
         let (first, second) = (share(), share());
         assert_eq!(read("1234", first.clone()).await.expect("there is room"), "1234");
         let error = read("12", second.clone()).await.expect_err("there is no room");
-        assert_eq!(NoMemory::behind(&error), Some(NoMemory::Now(ByteSize::b(5))));
+        assert_eq!(cause::<NoMemory>(&error), Some(NoMemory::Now(ByteSize::b(5))));
         assert_eq!(read("1", second).await.expect("there is room"), "1");
         drop(first);
         let third = share();

@@ -14,7 +14,7 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::access::Holder;
-use super::bodies::SlowBody;
+use super::bodies::{SlowBody, cause};
 use super::body_memory::{BodyShare, NoMemory};
 use super::error::{ApiError, Code};
 use super::state::AppState;
@@ -180,10 +180,10 @@ fn body_error(error: &BytesRejection, state: &AppState) -> ApiError {
             format!("the body is over {limit}; send fewer inputs a request, or raise `server.max_body`"),
         );
     }
-    if let Some(error) = NoMemory::behind(error) {
+    if let Some(error) = cause::<NoMemory>(error) {
         return error.into();
     }
-    SlowBody::behind(error)
+    cause::<SlowBody>(error)
         .map_or_else(|| ApiError::new(Code::MalformedJson, "the body could not be read to its end"), Into::into)
 }
 

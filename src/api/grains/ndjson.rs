@@ -8,7 +8,7 @@ use axum::response::{IntoResponse, Response};
 use futures::{Stream, StreamExt};
 use serde::Serialize;
 
-use crate::api::bodies::{SlowBody, UNBUFFERED};
+use crate::api::bodies::{SlowBody, UNBUFFERED, cause};
 use crate::api::error::{ApiError, Code};
 use crate::api::extract::refuse_encoded;
 use crate::grains::transfer::ReadingEnded;
@@ -86,7 +86,7 @@ impl LineReader {
                     self.has_ended = true;
                     self.line.clear();
                     self.is_too_long = false;
-                    let slow = SlowBody::behind(&error).map(|SlowBody(limit)| ReadingEnded::Slow(limit));
+                    let slow = cause::<SlowBody>(&error).map(|SlowBody(limit)| ReadingEnded::Slow(limit));
                     return Some(Err(slow.unwrap_or(ReadingEnded::Cut)));
                 }
                 None => self.has_ended = true,
