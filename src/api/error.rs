@@ -94,13 +94,13 @@ impl ApiError {
         serde_json::to_value(self.as_problem()).unwrap_or_default()
     }
 
-    fn as_problem(&self) -> Problem<'_> {
+    fn as_problem(&self) -> ProblemBody {
         let status = self.status();
-        Problem {
+        ProblemBody {
             kind: "about:blank",
             title: status.canonical_reason().unwrap_or("Error"),
             status: status.as_u16(),
-            detail: &self.message,
+            detail: self.message.clone(),
             code: self.code.as_str(),
         }
     }
@@ -257,32 +257,21 @@ impl From<LedgerError> for ApiError {
     }
 }
 
-/// An RFC 9457 problem document, as it is written.
-#[derive(Serialize)]
-struct Problem<'a> {
-    #[serde(rename = "type")]
-    kind: &'a str,
-    title: &'a str,
-    status: u16,
-    detail: &'a str,
-    code: &'a str,
-}
-
 /// A problem document (RFC 9457).
 #[derive(Serialize, ToSchema)]
 #[schema(as = Problem)]
 pub struct ProblemBody {
     /// Always `about:blank`: the `code` says what kind of problem it is.
     #[serde(rename = "type")]
-    kind: String,
+    kind: &'static str,
     /// The status in words.
-    title: String,
+    title: &'static str,
     /// The status.
     status: u16,
     /// What was wrong, the limit, and the way out.
     detail: String,
     /// A stable word to match on.
-    code: String,
+    code: &'static str,
 }
 
 /// An error in the words of text-embeddings-inference.
