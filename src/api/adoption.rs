@@ -99,13 +99,13 @@ pub async fn adopt_space(
     let steps = adopt::adopt(&grains, &state.models, AdoptRequest { model, from }).await?;
     let lines = steps.flat_map(|step| {
         let lines = match step {
-            Adoption::Progress(count) => vec![AdoptionLine::Progress(AdoptionObject::of(count, Named::No))],
-            Adoption::Done(count) => vec![AdoptionLine::End(AdoptionObject::of(count, Named::Yes))],
+            Adoption::Progress(count) => vec![AdoptionLine::Progress(count.into())],
+            Adoption::Done(count) => vec![AdoptionLine::End(count.into())],
             Adoption::Failed(count, error) => {
                 tracing::error!("an adoption was cut short: {}", with_causes(&error));
                 let problem = ApiError::from(error).problem();
                 let cut_short = AdoptionLine::Error(AdoptionProblem { problem });
-                vec![AdoptionLine::Progress(AdoptionObject::of(count, Named::Yes)), cut_short]
+                vec![AdoptionLine::Progress(count.into()), cut_short]
             }
         };
         futures::stream::iter(lines)
@@ -113,17 +113,9 @@ pub async fn adopt_space(
     Ok(ndjson::answer(lines.map(|line| ndjson::line(&line))))
 }
 
-/// Whether grains that stay unknown are named.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Named {
-    Yes,
-    No,
-}
-
-impl AdoptionObject {
-    fn of(count: AdoptionCount, named: Named) -> Self {
+impl From<AdoptionCount> for AdoptionObject {
+    fn from(count: AdoptionCount) -> Self {
         let AdoptionCount { model, space, compared, adopted, unknown, unknown_ids } = count;
-        let unknown_ids = if named == Named::Yes { unknown_ids } else { Vec::new() };
         Self { model, space, compared, adopted, unknown, unknown_ids }
     }
 }

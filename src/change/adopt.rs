@@ -54,7 +54,7 @@ pub struct AdoptionCount {
     pub adopted: u64,
     /// Those that do not, and stay as they were.
     pub unknown: u64,
-    /// Ids of these, at most a thousand.
+    /// Ids of these at the end, at most a thousand.
     pub unknown_ids: Vec<String>,
 }
 
@@ -125,7 +125,9 @@ struct Work {
     name: ModelName,
     space: SpaceId,
     from: Option<SpaceId>,
+    /// Without the ids.
     count: AdoptionCount,
+    unknown_ids: Vec<String>,
 }
 
 /// Begins an adoption. It ends with its last step, or when its steps are dropped.
@@ -156,7 +158,15 @@ pub async fn adopt(
     }
     tracing::info!(model = %name, %space, from = ?request.from, "comparing stored vectors with what the model makes");
     let count = AdoptionCount { model: name.to_string(), space: space.to_string(), ..AdoptionCount::default() };
-    let work = Work { grains: grains.clone(), models: models.clone(), name, space, from: request.from, count };
+    let work = Work {
+        grains: grains.clone(),
+        models: models.clone(),
+        name,
+        space,
+        from: request.from,
+        count,
+        unknown_ids: Vec::new(),
+    };
     let (sender, mut steps) = mpsc::channel(STEPS_AHEAD);
     grains.shutdown().spawn("adopt", work.run(sender));
     Ok(futures::stream::poll_fn(move |context| steps.poll_recv(context)).boxed())
@@ -173,8 +183,8 @@ impl Work {
             };
             match batch {
                 Ok(Some(next)) => after = next,
-                Ok(None) => break Adoption::Done(self.count),
-                Err(error) => break Adoption::Failed(self.count, error),
+                Ok(None) => break Adoption::Done(self.counted()),
+                Err(error) => break Adoption::Failed(self.counted(), error),
             }
             // Nobody reads on: what is adopted stays so, and the rest is there for the next time.
             if steps.send(Adoption::Progress(self.count.clone())).await.is_err() {
@@ -186,6 +196,11 @@ impl Work {
             tracing::info!(model, adopted, unknown, "an adoption is done");
         }
         let _ = steps.send(last).await;
+    }
+
+    /// How far it came, with the ids.
+    fn counted(self) -> AdoptionCount {
+        AdoptionCount { unknown_ids: self.unknown_ids, ..self.count }
     }
 
     /// Compares the next grains. Answers the number of the last; `None` when there are no more.
@@ -209,8 +224,8 @@ impl Work {
                 });
             } else {
                 self.count.unknown += 1;
-                if self.count.unknown_ids.len() < MAX_NAMED {
-                    self.count.unknown_ids.push(numbered.grain.id.to_string());
+                if self.unknown_ids.len() < MAX_NAMED {
+                    self.unknown_ids.push(numbered.grain.id.to_string());
                 }
             }
         }
