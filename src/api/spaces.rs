@@ -14,7 +14,6 @@ use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::domain::{DeclaredSpace, DeclaredSpaceError, SpaceId};
-use crate::grains::Declaration;
 use crate::models::{Acceptance, Space};
 
 /// A vector space that a model of this server has made, or that was declared.
@@ -111,11 +110,8 @@ pub async fn declare(
         };
         ApiError::new(Code::InvalidRequest, error.to_string()).with_param(field)
     })?;
-    let (declaration, record) = grains.declare_space(&space).await?;
-    let status = match declaration {
-        Declaration::Created => StatusCode::CREATED,
-        Declaration::Known => StatusCode::OK,
-    };
+    let (is_new, record) = grains.declare_space(&space).await?;
+    let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let served = grains.served_by_space().await?.into_iter().collect();
     Ok((status, axum::Json(SpaceObject::of(Space { record, models: Vec::new() }, &served))))
 }

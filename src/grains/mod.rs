@@ -30,5 +30,4 @@ pub use indexes::{Indexes, check_saved};
 pub use search::{Hit, Mode, Query, SearchRequest, SearchResult, SearchedSpace};
 pub use service::{GrainLimits, Grains, GrainsParts};
 pub use snapshots::{Snapshot, SnapshotError, SnapshotName, Snapshots};
-pub use spaces::Declaration;
 pub use staging::{CutOver, Target};

@@ -7,29 +7,17 @@ use crate::domain::{DeclaredSpace, SpaceId};
 use crate::models::Declared;
 use crate::models::ledger::SpaceRecord;
 
-/// Whether a space was declared before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Declaration {
-    /// It is new.
-    Created,
-    /// It was.
-    Known,
-}
-
 impl Grains {
-    /// Makes a space known that no model makes: vectors of it are brought along, and it is searched by vector only.
+    /// Makes a space known that no model makes: vectors of it are brought along, and it is searched by vector only. Says
+    /// whether it is new.
     ///
     /// # Errors
     /// [`GrainError::DeclaredOtherwise`], or the database's.
-    pub async fn declare_space(&self, space: &DeclaredSpace) -> Result<(Declaration, SpaceRecord), GrainError> {
-        let declaration = match self.ledger.declare_space(space).await? {
-            Declared::Created => Declaration::Created,
-            Declared::Known => Declaration::Known,
-            Declared::Otherwise(found) => {
-                return Err(GrainError::DeclaredOtherwise { name: space.name().to_owned(), found });
-            }
-        };
-        Ok((declaration, SpaceRecord::of_declared(space)))
+    pub async fn declare_space(&self, space: &DeclaredSpace) -> Result<(bool, SpaceRecord), GrainError> {
+        match self.ledger.declare_space(space).await? {
+            Declared::Otherwise(found) => Err(GrainError::DeclaredOtherwise { name: space.name().to_owned(), found }),
+            declared => Ok((declared == Declared::Created, SpaceRecord::of_declared(space))),
+        }
     }
 
     /// Whether a space is recorded.
