@@ -212,7 +212,7 @@ mod tests {
     }
 
     fn read_from(peer: &str, lines: &[(&'static str, &str)]) -> Asked {
-        let trusted = ["10.0.0.0/30"].map(|text| text.parse().expect("a network")).into();
+        let trusted = vec![TrustedProxy::try_from("10.0.0.0/30".to_owned()).expect("a network")];
         let mut headers = HeaderMap::new();
         for (name, value) in lines {
             headers.append(*name, value.parse().expect("a value"));
