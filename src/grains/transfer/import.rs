@@ -10,7 +10,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::BoxFuture;
+use futures::future::{BoxFuture, OptionFuture};
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, Stream, StreamExt};
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -231,7 +231,7 @@ impl Import {
                     Ok(prepared) => self.prepared.push_back(prepared),
                     Err(error) => self.give_up(error),
                 },
-                written = wait_for(&mut writing) => {
+                Some(written) = OptionFuture::from(writing.as_mut()) => {
                     writing = None;
                     self.ids.pop_front();
                     match written {
@@ -363,14 +363,6 @@ impl Import {
             let _ = self.events.send(ImportEvent::Stopped(stop)).await;
         }
         let _ = self.events.send(ImportEvent::End { tally: self.tally, unreported, complete }).await;
-    }
-}
-
-/// What is being written, when it is; never, when nothing is.
-async fn wait_for(writing: &mut Option<Writing>) -> Result<Vec<Verdict>, GrainError> {
-    match writing {
-        Some(writing) => writing.await,
-        None => std::future::pending().await,
     }
 }
 
