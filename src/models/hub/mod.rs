@@ -24,7 +24,7 @@ use self::cache::{RepositoryCache, is_sha256};
 use self::client::{Client, FileAt, Listing};
 use self::download::{Download, Wanted};
 use self::lock::{LockFile, LockedModel};
-use self::needs::{DESCRIPTIONS, MODULES, TOKENIZER, USUAL_POOLING};
+use self::needs::{DESCRIPTIONS, TOKENIZER};
 use crate::domain::hub::has_extension;
 use crate::domain::{HubId, HubSource};
 
@@ -258,12 +258,7 @@ async fn download_new(
     let snapshot = download.cache.snapshot(&listing.commit);
     let (onnx, asked) = (snapshot.join(source.file.as_str()), source.clone());
     let mut further = blocking(move || needs::external_data(&onnx, &asked)).await?;
-    if known.contains(MODULES) {
-        let modules = needs::module_files(&fs_err::read(snapshot.join(MODULES))?, source)?;
-        further.extend(modules.into_iter().filter(|f| f.required || known.contains(&*f.path)).map(|file| file.path));
-    } else if known.contains(USUAL_POOLING) {
-        further.push(USUAL_POOLING.to_owned());
-    }
+    further.extend(needs::files_of_modules(&snapshot, source, |path| known.contains(path))?);
     further.retain(|path| !files.contains_key(path));
     if let Some(unknown) = further.iter().find(|path| !known.contains(path.as_str())) {
         return Err(missing(source, listing, unknown));
@@ -312,12 +307,7 @@ fn adopted(cache: &RepositoryCache, source: &HubSource) -> Result<Option<LockedM
         return Ok(None);
     }
     let mut paths = needs::external_data(&snapshot.join(source.file.as_str()), source)?;
-    if is_there(MODULES) {
-        let modules = needs::module_files(&fs_err::read(snapshot.join(MODULES))?, source)?;
-        paths.extend(modules.into_iter().filter(|file| file.required || is_there(&file.path)).map(|file| file.path));
-    } else {
-        paths.extend(is_there(USUAL_POOLING).then(|| USUAL_POOLING.to_owned()));
-    }
+    paths.extend(needs::files_of_modules(&snapshot, source, is_there)?);
     if !paths.iter().all(|path| is_there(path)) {
         return Ok(None);
     }

@@ -12,21 +12,21 @@ use crate::models::onnx_file;
 /// Without it no text can be read.
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 
-pub(super) const MODULES: &str = "modules.json";
+const MODULES: &str = "modules.json";
 
 /// What decides how a model is used, where the repository has it.
 pub(super) const DESCRIPTIONS: [&str; 5] =
     ["config.json", "tokenizer_config.json", "sentence_bert_config.json", "config_sentence_transformers.json", MODULES];
 
 /// Where the pooling is described when no `modules.json` says so.
-pub(super) const USUAL_POOLING: &str = "1_Pooling/config.json";
+const USUAL_POOLING: &str = "1_Pooling/config.json";
 
 /// A file that the model's modules keep.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct ModuleFile {
-    pub path: String,
+struct ModuleFile {
+    path: String,
     /// Whether the module does nothing, or another thing, without it.
-    pub required: bool,
+    required: bool,
 }
 
 /// The files of weights that an `.onnx` file on disk names, as the repository names them.
@@ -47,8 +47,22 @@ pub(super) fn external_data(onnx: &Path, source: &HubSource) -> Result<Vec<Strin
     facts.external_data.into_iter().map(in_repository).collect()
 }
 
+/// The files of a model's modules: those that its `modules.json`, which is on disk, needs, or finds there; else where
+/// pooling usually is. Blocks.
+pub(super) fn files_of_modules(
+    snapshot: &Path,
+    source: &HubSource,
+    is_there: impl Fn(&str) -> bool,
+) -> Result<Vec<String>, HubError> {
+    if !is_there(MODULES) {
+        return Ok(is_there(USUAL_POOLING).then(|| USUAL_POOLING.to_owned()).into_iter().collect());
+    }
+    let files = module_files(&fs_err::read(snapshot.join(MODULES))?, source)?;
+    Ok(files.into_iter().filter(|file| file.required || is_there(&file.path)).map(|file| file.path).collect())
+}
+
 /// The files that the modules listed in `modules.json` keep in folders of their own.
-pub(super) fn module_files(modules: &[u8], source: &HubSource) -> Result<Vec<ModuleFile>, HubError> {
+fn module_files(modules: &[u8], source: &HubSource) -> Result<Vec<ModuleFile>, HubError> {
     #[derive(Deserialize)]
     struct Module {
         path: String,
