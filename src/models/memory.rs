@@ -13,6 +13,7 @@ use bytesize::ByteSize;
 use metrics::gauge;
 use parking_lot::Mutex;
 
+use super::hardware::bytes_of;
 use crate::domain::ModelName;
 use crate::{allocator, telemetry};
 
@@ -180,9 +181,7 @@ pub(super) fn first_to_go<T>(candidates: Vec<Candidate<T>>) -> Option<T> {
 /// The resident set of this process; 0 where the system does not say.
 pub(super) fn resident_bytes() -> u64 {
     let status = fs_err::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap_or_default();
-    let kibibytes: u64 = line.trim().trim_end_matches(" kB").parse().unwrap_or_default();
-    kibibytes << 10
+    bytes_of(&status, "VmRSS").unwrap_or_default()
 }
 
 #[cfg(test)]

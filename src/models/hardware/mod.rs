@@ -13,6 +13,7 @@ mod selector;
 
 pub use footprint::Footprint;
 pub use gpu::gpus;
+pub(super) use probe::bytes_of;
 pub use probe::{Machine, Memory};
 pub use rank::{Candidate, Files, RankFacts, Ranked, rank};
 pub use selector::{RuntimeFacts, Selection, Selector};

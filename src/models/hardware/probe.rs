@@ -84,20 +84,20 @@ fn whole(quota: f64) -> usize {
 }
 
 fn memory(meminfo: &str, status: &str, cgroups: &Cgroups) -> Option<Memory> {
-    let total = kibibytes(meminfo, "MemTotal")?;
-    let free = kibibytes(meminfo, "MemAvailable").unwrap_or(total);
+    let total = bytes_of(meminfo, "MemTotal")?;
+    let free = bytes_of(meminfo, "MemAvailable").unwrap_or(total);
     let narrowest = |limit: u64, available: u64| {
         cgroups.memory_limits().fold((limit, available), |(limit, available), group| {
             (limit.min(group.limit_bytes), available.min(group.available_bytes))
         })
     };
     let (limit_bytes, available) = narrowest(total, free);
-    let own = kibibytes(status, "VmRSS").unwrap_or(0);
+    let own = bytes_of(status, "VmRSS").unwrap_or(0);
     Some(Memory { limit_bytes, available_bytes: available.saturating_add(own).min(limit_bytes) })
 }
 
 /// The value of a line such as `MemTotal:  24684084 kB`, in bytes.
-fn kibibytes(text: &str, name: &str) -> Option<u64> {
+pub(in super::super) fn bytes_of(text: &str, name: &str) -> Option<u64> {
     let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(':')))?;
     let number: u64 = value(line)?.split_whitespace().next()?.parse().ok()?;
     number.checked_mul(1024)
