@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use bytesize::ByteSize;
-use rustix::fs::{Access, access, statvfs};
+use rustix::fs::{Access, access};
 use serde::Serialize;
 
 use crate::app::{self, AppError};
@@ -13,6 +13,7 @@ use crate::grains::check_saved;
 use crate::grains::store::{Contents, FileState, StoreError};
 use crate::models::error::with_causes;
 use crate::models::hardware::{Ranked, RuntimeFacts};
+use crate::models::hub::free_bytes;
 
 /// Free space below which the next model or the next copy of the database may not find room.
 const LITTLE_SPACE: u64 = 1 << 30;
@@ -102,7 +103,7 @@ pub(super) fn data_dir(config: &Config) -> Check {
         return Check::new(SUBJECT, verdict, finding)
             .with_way_out("give it to the user that runs the server, or set another `models.data_dir`");
     }
-    let free = statvfs(found).map_or(0, |system| system.f_bavail.saturating_mul(system.f_frsize));
+    let free = free_bytes(found).unwrap_or_default();
     let state = if found == wanted { "can be written" } else { "will be made" };
     let finding = format!("`{name}` {state}, {} free", ByteSize(free).display().iec());
     if free < LITTLE_SPACE {

@@ -163,7 +163,7 @@ pub(super) fn is_sha256(etag: &str) -> bool {
 }
 
 /// Bytes that an ordinary user may still write below a folder.
-pub(super) fn free_bytes(folder: &Path) -> io::Result<u64> {
+pub(crate) fn free_bytes(folder: &Path) -> io::Result<u64> {
     let facts = rustix::fs::statvfs(folder)?;
     Ok(facts.f_bavail.saturating_mul(facts.f_frsize))
 }

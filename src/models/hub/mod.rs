@@ -28,6 +28,7 @@ use self::needs::{DESCRIPTIONS, TOKENIZER};
 use crate::domain::hub::has_extension;
 use crate::domain::{HubId, HubSource};
 
+pub(crate) use self::cache::free_bytes;
 pub(super) use self::cache::sha256_of;
 pub use self::client::{Patience, tls};
 pub use self::error::HubError;
