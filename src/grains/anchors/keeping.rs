@@ -13,8 +13,7 @@ use super::super::merge::MIN_ANCHORS;
 use super::super::service::Grains;
 use super::super::store::{Anchor, NewAnchor, NewVector, Numbered};
 use super::N_ANCHORS;
-use crate::domain::{InputType, ModelName, SpaceId};
-use crate::engine::Priority;
+use crate::domain::{ModelName, SpaceId};
 use crate::models::error::with_causes;
 use crate::models::{Lease, ModelError};
 
@@ -39,9 +38,6 @@ const WORTH_A_LOAD: usize = 10;
 
 /// Texts of a chunk that may be at fault. When there are more, it is the model.
 const MOST_UNFIT: usize = AT_ONCE / 8;
-
-/// Texts of a grain for anchors.
-const KIND: TextKind = TextKind { input_type: InputType::Document, priority: Priority::Internal };
 
 /// A live space and the model that makes it.
 struct Maker {
@@ -242,7 +238,7 @@ impl Grains {
 
     async fn embed_all(&self, lease: &Lease, grains: &[&Numbered]) -> Result<Vec<NewAnchor>, GrainError> {
         let texts = grains.iter().map(|grain| grain.grain.content.text.clone()).collect();
-        let made = self.embed_texts(lease, texts, KIND).await?;
+        let made = self.embed_texts(lease, texts, TextKind::BACKGROUND).await?;
         let anchor = |(grain, made): (&&Numbered, NewVector)| NewAnchor {
             anchor: Anchor { number: grain.number, space: made.provenance.space, vector: made.vector },
             version: grain.grain.version,
