@@ -129,10 +129,7 @@ impl Health {
         if !self.is_stuck() {
             return Ok(());
         }
-        Err(ModelError::Conflict(format!(
-            "`{name}` cannot be unloaded: the runtime has been running one batch for more than five minutes, and nothing \
-             but the end of the process ends that. Start the server anew"
-        )))
+        Err(stuck(name, "cannot be unloaded"))
     }
 
     /// Keeps what is wrong, if anything is. Returns what was known before.
@@ -154,6 +151,14 @@ impl Health {
     pub(super) fn begin_look(&self) -> Option<OwnedSemaphorePermit> {
         Arc::clone(&self.turn).try_acquire_owned().ok()
     }
+}
+
+/// Refuses what a model cannot do, since an inference does not end.
+pub(super) fn stuck(name: &ModelName, what: &str) -> ModelError {
+    ModelError::Conflict(format!(
+        "`{name}` {what}: the runtime has been running one batch for more than five minutes, and nothing but the end of \
+         the process ends that. Start the server anew"
+    ))
 }
 
 /// How often in a row a model was found running the same batch.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::canary;
 use super::entry::{Eagerness, Entry, ModelStatus};
 use super::error::ModelError;
+use super::health::stuck;
 use super::ledger::{LedgerError, SpaceRecord};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
@@ -115,7 +116,7 @@ impl MultiModelManager {
             let canaries = tokio::select! {
                 canaries = canary::embed(lease.model()) => canaries,
                 // It would keep the turn for good.
-                () = entry.found_stuck() => return Err(does_not_get_on(name)),
+                () = entry.found_stuck() => return Err(stuck(name, "does not embed")),
             };
             let canaries = match canaries {
                 Ok(canaries) => Some(canaries),
@@ -153,11 +154,4 @@ impl MultiModelManager {
         }
         Ok(())
     }
-}
-
-fn does_not_get_on(name: &ModelName) -> ModelError {
-    ModelError::Conflict(format!(
-        "`{name}` does not embed: the runtime has been running one batch for more than five minutes, and nothing but the \
-         end of the process ends that. Start the server anew"
-    ))
 }
