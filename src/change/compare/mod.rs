@@ -26,7 +26,7 @@ use crate::grains::store::Lacking;
 use crate::grains::{GrainError, Grains};
 use crate::models::{ModelError, MultiModelManager};
 
-/// Grains of a sample, unless the caller says otherwise, and at most.
+/// Grains of a sample, unless the caller says otherwise.
 pub const DEFAULT_SAMPLE: usize = 1_000;
 /// The most grains of a sample.
 pub const MAX_SAMPLE: usize = 5_000;
