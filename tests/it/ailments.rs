@@ -12,8 +12,7 @@ use fs_err::{File, OpenOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, Process, TINY, cosine, folder_with, test_model, with_tiny};
-use crate::lifecycle::copy_folder;
+use crate::helpers::{Caller, Process, TINY, copy_folder, cosine, folder_with, test_model, with_tiny};
 
 const PATIENCE: Duration = Duration::from_mins(2);
 

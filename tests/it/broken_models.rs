@@ -5,26 +5,13 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{TINY, TestApp, test_model, vectors_of, with_tiny};
+use crate::helpers::{TINY, TestApp, copy_folder, test_model, vectors_of, with_tiny};
 
 /// A copy of `tiny` to be broken.
 fn copied() -> TempDir {
     let folder = TempDir::new().expect("a folder");
     copy_folder(&test_model(TINY), folder.path());
     folder
-}
-
-fn copy_folder(from: &Path, to: &Path) {
-    for entry in fs_err::read_dir(from).expect("a folder") {
-        let entry = entry.expect("an entry");
-        let target = to.join(entry.file_name());
-        if entry.path().is_dir() {
-            fs_err::create_dir_all(&target).expect("a folder");
-            copy_folder(&entry.path(), &target);
-        } else {
-            fs_err::copy(entry.path(), target).expect("copied");
-        }
-    }
 }
 
 fn entry(path: &Path, settings: &str) -> String {

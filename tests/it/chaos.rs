@@ -13,7 +13,8 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::helpers::{
-    Caller, Process, TINY, cosine, data_dir, folder_with, number_from_env, test_model, vectors_of, with_tiny,
+    Caller, Process, TINY, copy_folder, cosine, data_dir, folder_with, number_from_env, test_model, vectors_of,
+    with_tiny,
 };
 
 async fn embed(app: &Caller, model: &str) -> Vec<Vec<f32>> {
@@ -33,12 +34,6 @@ async fn assert_all_there(app: &Caller, ids: &[&str]) {
         let found = app.post("/grains/search", query).await.ok();
         assert_eq!(found["hits"].as_array().map(Vec::len), Some(1), "{found}");
     }
-}
-
-/// Copies a folder; a link in it stays a link.
-fn copy_folder(from: &Path, to: &Path) {
-    let status = Command::new("cp").arg("-a").arg(from).arg(to).status();
-    assert!(status.expect("cp runs").success(), "{} is not copied", from.display());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -6,24 +6,10 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Process, TINY, TestApp, client, data_dir, send, test_model, vectors_of, with_tiny};
+use crate::helpers::{Process, TINY, TestApp, client, copy_folder, data_dir, send, test_model, vectors_of, with_tiny};
 
 async fn order(app: &TestApp, path: &str) -> Value {
     app.post(path, json!({})).await.ok()
-}
-
-/// Copies a model folder.
-pub fn copy_folder(from: &Path, to: &Path) {
-    fs_err::create_dir_all(to).expect("made");
-    for entry in fs_err::read_dir(from).expect("a folder") {
-        let path = entry.expect("an entry").path();
-        let target = to.join(path.file_name().expect("a name"));
-        if path.is_dir() {
-            copy_folder(&path, &target);
-        } else {
-            fs_err::copy(&path, target).expect("copied");
-        }
-    }
 }
 
 /// A data directory of its own, with the runtime library and a model folder `mine` in it.

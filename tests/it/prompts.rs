@@ -3,8 +3,7 @@
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{TINY, TestApp, entry_of, test_model, vector_of, vectors_of, with_tiny};
-use crate::lifecycle::copy_folder;
+use crate::helpers::{TINY, TestApp, copy_folder, entry_of, test_model, vector_of, vectors_of, with_tiny};
 
 /// `tiny`, and the same files with prompts, as `asking`.
 fn with_prompts() -> String {

@@ -65,6 +65,23 @@ pub fn folder_with(toml: &str) -> TempDir {
     folder
 }
 
+/// Copies a folder; a link in it stays a link.
+pub fn copy_folder(from: &Path, to: &Path) {
+    fs_err::create_dir_all(to).expect("made");
+    for entry in fs_err::read_dir(from).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let (path, target) = (entry.path(), to.join(entry.file_name()));
+        let kind = entry.file_type().expect("its type");
+        if kind.is_symlink() {
+            std::os::unix::fs::symlink(fs_err::read_link(&path).expect("a link"), target).expect("linked");
+        } else if kind.is_dir() {
+            copy_folder(&path, &target);
+        } else {
+            fs_err::copy(&path, target).expect("copied");
+        }
+    }
+}
+
 /// A number from the environment, for tests that may go on for longer than usual.
 pub fn number_from_env(name: &str, usual: u64) -> u64 {
     let text = std::env::var(name).unwrap_or_default();
