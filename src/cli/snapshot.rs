@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+use super::output;
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::grains::store::{StoreError, restore};
 
@@ -63,8 +64,8 @@ pub fn run(args: SnapshotArgs, out: &mut impl Write) -> Result<(), SnapshotCliEr
     let replaced = threads.block_on(restore(&database, &file))?;
     let (database, file) = (database.display(), file.display());
     let said = match replaced {
-        Some(old) => writeln!(out, "`{database}` is `{file}` now; what it was before is `{}`", old.display()),
-        None => writeln!(out, "`{database}` is `{file}` now"),
+        Some(old) => format!("`{database}` is `{file}` now; what it was before is `{}`\n", old.display()),
+        None => format!("`{database}` is `{file}` now\n"),
     };
-    said.map_err(SnapshotCliError::Print)
+    output::print(&said, out).map_err(SnapshotCliError::Print)
 }
