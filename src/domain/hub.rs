@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 /// The longest repository name, in bytes; the hub's own limit.
 const MAX_ID_BYTES: usize = 96;
@@ -16,15 +16,18 @@ const DEFAULT_REVISION: &str = "main";
 const DEFAULT_FILE: &str = "onnx/model.onnx";
 
 /// A repository on a hub: `organisation/name`, or `name` alone for the oldest ones.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
 pub struct HubId(String);
 
 /// A branch, a tag, or a commit of 40 hexadecimal digits. The default is `main`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
 pub struct HubRevision(String);
 
 /// The path of an `.onnx` file in its repository, with `/` between folders. The default is `onnx/model.onnx`.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(transparent)]
 pub struct HubFile(String);
 
 /// Where on a hub a model is.
@@ -173,12 +176,6 @@ macro_rules! text_type {
 
             fn from_str(text: &str) -> Result<Self, Self::Err> {
                 Self::parse(text)
-            }
-        }
-
-        impl Serialize for $name {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&self.0)
             }
         }
 

@@ -6,7 +6,7 @@ use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::hub::HubSource;
 
@@ -21,7 +21,8 @@ const RESERVED_NAMES: [&str; 2] = ["active", "auto"];
 /// A model's name: `[A-Za-z0-9][A-Za-z0-9._-]{0,63}`.
 ///
 /// Case is kept for display and ignored in comparison, so `BERT` and `bert` are one model.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize)]
+#[serde(transparent)]
 pub struct ModelName(String);
 
 /// Why a string is not a model name.
@@ -92,12 +93,6 @@ impl FromStr for ModelName {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Self::parse(text)
-    }
-}
-
-impl Serialize for ModelName {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(&self.0)
     }
 }
 
