@@ -10,10 +10,8 @@ use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
 use super::model::ModelName;
+use super::slug::{MAX_SLUG_BYTES, is_slug};
 use super::space::hex_digits;
-
-/// The longest name of a key, in bytes.
-const MAX_NAME_BYTES: usize = 64;
 
 /// How the hash of a key begins.
 const HASH_PREFIX: &str = "sha256:";
@@ -47,7 +45,7 @@ pub struct KeyName(String);
 /// A string is not the name of a key. It is not repeated: somebody may have written the key there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the name of a key takes 1 to {MAX_NAME_BYTES} of the characters A-Z, a-z, 0-9, `.`, `_` and `-`, the first a letter or \
+    "the name of a key takes 1 to {MAX_SLUG_BYTES} of the characters A-Z, a-z, 0-9, `.`, `_` and `-`, the first a letter or \
      a digit"
 )]
 pub struct KeyNameError;
@@ -64,11 +62,7 @@ impl FromStr for KeyName {
     type Err = KeyNameError;
 
     fn from_str(text: &str) -> Result<Self, KeyNameError> {
-        let is_slug_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        let well_formed = text.len() <= MAX_NAME_BYTES
-            && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-            && text.bytes().all(is_slug_byte);
-        if well_formed { Ok(Self(text.to_owned())) } else { Err(KeyNameError) }
+        if is_slug(text) { Ok(Self(text.to_owned())) } else { Err(KeyNameError) }
     }
 }
 

@@ -14,6 +14,7 @@ pub mod module;
 pub mod prompt_choice;
 pub mod provider;
 pub mod reembedding;
+mod slug;
 pub mod space;
 pub mod vector;
 

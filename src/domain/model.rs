@@ -9,11 +9,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::hub::HubSource;
-
 use super::provider::ProviderSetting;
-
-/// The longest model name, in bytes.
-const MAX_NAME_BYTES: usize = 64;
+use super::slug::{MAX_SLUG_BYTES, is_slug};
 
 /// Names that routes and settings use for themselves.
 const RESERVED_NAMES: [&str; 2] = ["active", "auto"];
@@ -45,13 +42,9 @@ impl ModelName {
     /// # Errors
     /// When the text is not a slug of at most 64 bytes, or is a reserved word.
     pub fn parse(text: &str) -> Result<Self, ModelNameError> {
-        let is_slug_byte = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        let well_formed = text.len() <= MAX_NAME_BYTES
-            && text.bytes().next().is_some_and(|b| b.is_ascii_alphanumeric())
-            && text.bytes().all(is_slug_byte);
-        if !well_formed {
+        if !is_slug(text) {
             // A caller's megabyte must not come back in the error and the log.
-            return Err(ModelNameError::Malformed(text.chars().take(MAX_NAME_BYTES).collect()));
+            return Err(ModelNameError::Malformed(text.chars().take(MAX_SLUG_BYTES).collect()));
         }
         if RESERVED_NAMES.iter().any(|reserved| text.eq_ignore_ascii_case(reserved)) {
             return Err(ModelNameError::Reserved(text.to_owned()));

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::model::{Pooling, Prompts, TruncationSide};
 use super::module::HashedModule;
+use super::slug::{MAX_SLUG_BYTES, is_slug};
 
 const SPACE_ID_DIGITS: usize = 16;
 const FINGERPRINT_DIGITS: usize = 64;
@@ -149,8 +150,6 @@ impl Manifest {
 /// The most dimensions of a declared space.
 pub const MAX_DECLARED_DIMENSIONS: u32 = 16_384;
 
-const MAX_SPACE_NAME_BYTES: usize = 64;
-
 /// A space that no model of this server makes: somebody else's vectors, under a name that was declared for them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct DeclaredSpace {
@@ -179,12 +178,8 @@ impl DeclaredSpace {
     /// # Errors
     /// When it is no name, or no length.
     pub fn new(name: &str, dimensions: u64) -> Result<Self, DeclaredSpaceError> {
-        let is_allowed = |b: u8| b.is_ascii_alphanumeric() || b"._-".contains(&b);
-        let is_name = name.len() <= MAX_SPACE_NAME_BYTES
-            && name.bytes().all(is_allowed)
-            && name.bytes().next().is_some_and(|first| first.is_ascii_alphanumeric());
-        if !is_name {
-            return Err(DeclaredSpaceError::Name(name.chars().take(MAX_SPACE_NAME_BYTES).collect()));
+        if !is_slug(name) {
+            return Err(DeclaredSpaceError::Name(name.chars().take(MAX_SLUG_BYTES).collect()));
         }
         match u32::try_from(dimensions) {
             Ok(fit @ 1..=MAX_DECLARED_DIMENSIONS) => Ok(Self { name: name.to_owned(), dimensions: fit }),
