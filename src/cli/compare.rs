@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{bar, print, printable, table};
+use super::output::{bar, print, printable, table, text};
 use crate::shutdown::Signals;
 
 /// Between two looks at a comparison that has not ended.
@@ -175,10 +175,6 @@ async fn follow(client: &Client, id: &str) -> Result<Value, CompareCliError> {
         bar.set_position(comparison["done"].as_u64().unwrap_or_default());
         tokio::time::sleep(LOOK_AGAIN).await;
     }
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("-")
 }
 
 /// What was found, as tables.

@@ -3,12 +3,18 @@
 use std::io::{self, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::Value;
 
 /// What a server says as a terminal may have it: a character that would control one is U+FFFD, but for the ends of lines
 /// and tabs. JSON is printed as it is, for programs.
 pub(super) fn printable(text: &str) -> String {
     let is_harmless = |c: char| !c.is_control() || matches!(c, '\n' | '\t');
     text.chars().map(|c| if is_harmless(c) { c } else { char::REPLACEMENT_CHARACTER }).collect()
+}
+
+/// The words of a field of an answer; `-` where it has none.
+pub(super) fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or("-")
 }
 
 /// Columns as wide as their widest cell.

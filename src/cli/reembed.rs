@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{bar, print, printable, table};
+use super::output::{bar, print, printable, table, text};
 
 /// The flags of `granary reembed`.
 #[derive(Clone, Debug, Args)]
@@ -213,10 +213,6 @@ fn listed(jobs: &Value) -> String {
     });
     let titles = ["ID", "TO", "STATE", "DONE"].map(str::to_owned);
     table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("-")
 }
 
 fn parse_json(text: &str) -> Result<Value, serde_json::Error> {

@@ -6,8 +6,8 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::super::client::{Client, Request};
-use super::super::output::{bar, printable};
-use super::{AdoptArgs, GrainsError, print, text_of};
+use super::super::output::{bar, printable, text};
+use super::{AdoptArgs, GrainsError, print};
 
 pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) -> Result<(), GrainsError> {
     let body = json!({"model": args.model, "from": args.from});
@@ -23,12 +23,12 @@ pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) 
             end = Some(said["end"].clone());
         } else if said["error"].is_object() {
             bar.finish_and_clear();
-            return Err(GrainsError::Adoption(printable(text_of(&said["error"]["problem"]["detail"]))));
+            return Err(GrainsError::Adoption(printable(text(&said["error"]["problem"]["detail"]))));
         }
     }
     bar.finish_and_clear();
     let end = end.ok_or(GrainsError::CutAdoption)?;
-    let unknown = end["unknown_ids"].as_array().into_iter().flatten().map(|id| format!("unknown: {}\n", text_of(id)));
+    let unknown = end["unknown_ids"].as_array().into_iter().flatten().map(|id| format!("unknown: {}\n", text(id)));
     print(out, &format!("{}\n{}", counts(&end), unknown.collect::<String>()))
 }
 
@@ -36,9 +36,9 @@ fn counts(tally: &Value) -> String {
     format!(
         "{} compared with {}: {} adopted into {}, {} stay unknown",
         tally["compared"],
-        text_of(&tally["model"]),
+        text(&tally["model"]),
         tally["adopted"],
-        text_of(&tally["space"]),
+        text(&tally["space"]),
         tally["unknown"]
     )
 }

@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 
 use super::super::client::{Client, Request};
 use super::super::output::{self, printable};
-use super::{GrainsError, ImportArgs, print, text_of};
+use super::{GrainsError, ImportArgs, print};
 
 /// Bytes that are read from the file at a time, and pieces that wait to be sent.
 const PIECE_BYTES: usize = 64 << 10;
@@ -48,7 +48,7 @@ pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write)
     let (mut end, mut stopped) = (None, None);
     while let Some(line) = lines.next().await? {
         let said: Value = serde_json::from_slice(&line).unwrap_or_default();
-        let problem = text_of(&said["error"]["problem"]["detail"]);
+        let problem = output::text(&said["error"]["problem"]["detail"]);
         if let Some(number) = said["error"]["line"].as_u64() {
             let id = said["error"]["id"].as_str().map_or_else(String::new, |id| format!(" ({id})"));
             let line = printable(&format!("line {number}{id}: {problem}\n"));

@@ -202,17 +202,14 @@ fn hits(found: &Value) -> String {
         let text = hit["grain"]["text"].as_str().unwrap_or_default();
         let words: Vec<&str> = text.split_whitespace().collect();
         let shown: String = words.join(" ").chars().take(SHOWN_TEXT).collect();
-        format!("{:.4}  {}  {shown}\n", hit["score"].as_f64().unwrap_or_default(), text_of(&hit["grain"]["id"]))
+        format!("{:.4}  {}  {shown}\n", hit["score"].as_f64().unwrap_or_default(), output::text(&hit["grain"]["id"]))
     };
     let missed = |space: &&Value| space["searched"] == false;
-    let reason =
-        |space: &Value| format!("space {} was not searched: {}\n", text_of(&space["space"]), text_of(&space["reason"]));
+    let reason = |space: &Value| {
+        format!("space {} was not searched: {}\n", output::text(&space["space"]), output::text(&space["reason"]))
+    };
     let list = |key: &str| found[key].as_array().map(Vec::as_slice).unwrap_or_default();
     list("hits").iter().map(hit).chain(list("spaces").iter().filter(missed).map(reason)).collect()
-}
-
-fn text_of(value: &Value) -> &str {
-    value.as_str().unwrap_or("-")
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{bar, print, printable, table};
+use super::output::{bar, print, printable, table, text};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -261,10 +261,6 @@ async fn register(client: &Client, args: &PullArgs) -> Result<String, ModelsErro
     let entry = json!({"name": name, "repository": args.model, "revision": args.revision, "file": args.file});
     client.ask(Request::json(Method::POST, &["models"], &entry)).await?;
     Ok(name)
-}
-
-fn text(value: &Value) -> &str {
-    value.as_str().unwrap_or("-")
 }
 
 fn said(model: &Value) -> String {
