@@ -289,4 +289,14 @@ impl Lines {
             }
         }
     }
+
+    /// The next event of an answer that is a stream of them, each with JSON; `None` after the last.
+    pub(super) async fn next_event(&mut self) -> Result<Option<Value>, ServerError> {
+        while let Some(line) = self.next().await? {
+            if let Some(event) = line.strip_prefix(b"data:").and_then(|data| serde_json::from_slice(data).ok()) {
+                return Ok(Some(event));
+            }
+        }
+        Ok(None)
+    }
 }

@@ -170,13 +170,10 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
     let bar = bar("{msg} {wide_bar} {pos}/{len}");
     let mut lines = client.open(Request::get(&["reembeddings", id, "events"])).await?;
     let lost = |source: ServerError| ReembedCliError::Lost { id: id.to_owned(), source: source.into() };
-    while let Some(line) = lines.next().await.map_err(lost)? {
-        let job = line.strip_prefix(b"data:").and_then(|data| serde_json::from_slice::<Value>(data).ok());
-        if let Some(job) = job {
-            bar.set_length(job["total"].as_u64().unwrap_or_default());
-            bar.set_position(job["done"].as_u64().unwrap_or_default());
-            bar.set_message(printable(&progress(&job)));
-        }
+    while let Some(job) = lines.next_event().await.map_err(lost)? {
+        bar.set_length(job["total"].as_u64().unwrap_or_default());
+        bar.set_position(job["done"].as_u64().unwrap_or_default());
+        bar.set_message(printable(&progress(&job)));
     }
     bar.finish_and_clear();
     // The stream ends when the server stops, too.

@@ -235,10 +235,8 @@ async fn follow(
 ) -> Result<std::convert::Infallible, ServerError> {
     loop {
         let mut lines = client.open(Request::get(&["models", name, "events"])).await?;
-        while let Some(line) = lines.next().await? {
-            if let Some(model) = line.strip_prefix(b"data:").and_then(|data| serde_json::from_slice(data).ok()) {
-                show(&model);
-            }
+        while let Some(model) = lines.next_event().await? {
+            show(&model);
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
