@@ -60,6 +60,18 @@ impl Signals {
     }
 }
 
+/// Runs blocking work off the async threads, inside the span of its caller, and waits for it; a shutdown does not. It goes
+/// on when the caller leaves, and a panic in it is the caller's.
+pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    let span = tracing::Span::current();
+    output_of(tokio::task::spawn_blocking(move || span.in_scope(work))).await
+}
+
+async fn output_of<T>(task: JoinHandle<T>) -> T {
+    // Nobody aborts a task; the runtime ends only with the process.
+    task.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+}
+
 /// How [`Shutdown::drain`] ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Drained {
@@ -135,10 +147,7 @@ impl Shutdown {
     where
         F: Future<Output: Send + 'static> + Send + 'static,
     {
-        // Nobody aborts a task; the runtime ends only with the process.
-        self.spawn(name, future.with_current_context())
-            .await
-            .unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+        output_of(self.spawn(name, future.with_current_context())).await
     }
 
     /// Runs blocking work off the async threads, inside the span of its caller.

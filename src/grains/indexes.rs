@@ -15,13 +15,14 @@ use std::time::Instant;
 
 use parking_lot::RwLock;
 
-use self::making::{blocking, build, dimensions_of, mark};
+use self::making::{build, dimensions_of, mark};
 use super::error::GrainError;
 use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
 use super::store::{GrainStore, Identity, NewVector, Scored, TextFate};
 use super::vector::unit;
 use crate::domain::SpaceId;
 use crate::models::error::with_causes;
+use crate::shutdown::blocking;
 use crate::telemetry;
 
 pub use self::making::check_saved;

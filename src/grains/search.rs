@@ -15,6 +15,7 @@ use super::nearest::{LOOK_PER_HIT, Nearest, SpaceSearch, WIDEST_LOOK};
 use super::service::Grains;
 use super::store::{Numbered, Scored};
 use crate::domain::{Filter, Grain, ModelName, SpaceId};
+use crate::shutdown::blocking;
 use crate::telemetry;
 use crate::telemetry::traces::part;
 
@@ -301,7 +302,7 @@ async fn highlighted(mut hits: Vec<Hit>, wanted: Wanted) -> Result<Vec<Hit>, Gra
         }
         hits
     };
-    Ok(tokio::task::spawn_blocking(work).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic())))
+    Ok(blocking(work).await)
 }
 
 /// The depths that the first so many hits need.

@@ -10,6 +10,7 @@ use super::files;
 use super::manager::MultiModelManager;
 use crate::config::AdditionalModel;
 use crate::domain::{ModelName, ModelOrigin};
+use crate::shutdown::blocking;
 
 /// As much of a path as an error repeats.
 const MAX_SHOWN_PATH_CHARS: usize = 256;
@@ -63,11 +64,9 @@ impl MultiModelManager {
         }
         add_hub_alias(&mut info, |word| self.resolve(Some(word)).is_ok());
         let (source, hub) = (info.source.clone(), self.loader.hub.clone());
-        let read = tokio::task::spawn_blocking(move || files::read(&source, &hub)).await;
-        match read {
-            Ok(Ok(_) | Err(LoadError::NotDownloaded(_))) => {}
-            Ok(Err(error)) => return Err(ModelError::Invalid(with_causes(&error))),
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        match blocking(move || files::read(&source, &hub)).await {
+            Ok(_) | Err(LoadError::NotDownloaded(_)) => {}
+            Err(error) => return Err(ModelError::Invalid(with_causes(&error))),
         }
         self.ledger.record_registration(&entry).await?;
         let entry = Arc::new(Entry::new(info));

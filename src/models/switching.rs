@@ -10,6 +10,7 @@ use super::hardware::Selection;
 use super::manager::MultiModelManager;
 use super::starting;
 use crate::domain::{Caller, ModelName, SpaceId};
+use crate::shutdown::blocking;
 
 /// What a change of the active model did.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,8 +41,7 @@ impl MultiModelManager {
     /// Never, unless the look itself does.
     pub async fn survey(&self) -> Selection {
         let (selector, models) = (self.selector.clone(), self.list());
-        let look = move || selector.survey(models.iter().map(|status| status.info.as_ref()));
-        tokio::task::spawn_blocking(look).await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
+        blocking(move || selector.survey(models.iter().map(|status| status.info.as_ref()))).await
     }
 
     /// The model that suits this machine best. Changes nothing.

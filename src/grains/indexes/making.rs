@@ -7,6 +7,7 @@ use super::super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, Sp
 use super::super::store::{GrainStore, Identity};
 use super::super::vector::unit;
 use crate::domain::SpaceId;
+use crate::shutdown::blocking;
 
 /// Vectors that are read from the database at once.
 const ROWS_AT_ONCE: u32 = 4096;
@@ -54,11 +55,4 @@ pub(super) async fn dimensions_of(store: &dyn GrainStore, space: &SpaceId) -> Re
 
 pub(super) fn mark(identity: &Identity, space: &SpaceId) -> index::Identity {
     index::Identity { database: identity.database.clone(), epoch: identity.epoch.clone(), space: space.clone() }
-}
-
-/// Runs what computes off the async threads.
-pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
-    let span = tracing::Span::current();
-    let done = tokio::task::spawn_blocking(move || span.in_scope(work)).await;
-    done.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
 }

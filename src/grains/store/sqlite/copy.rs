@@ -11,6 +11,7 @@ use super::super::StoreError;
 use super::open::{connect, sync_folder_of};
 use super::view::JOURNAL;
 use super::{SqliteStore, beside};
+use crate::shutdown::blocking;
 
 const SNAPSHOT: &str = "write a snapshot of the database";
 
@@ -41,8 +42,7 @@ pub(super) async fn keep_copy(
         return Err(error);
     }
     // Off the async threads: a copy that has another one in its way is read whole.
-    let named = tokio::task::spawn_blocking(move || give_name(&partial, &finished)).await;
-    named.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic())).map_err(refused)
+    blocking(move || give_name(&partial, &finished)).await.map_err(refused)
 }
 
 /// Gives a copy the first of its names that is free, unless one of those before it is of the same state.
