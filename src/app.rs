@@ -30,7 +30,7 @@ use crate::change::{Reembeddings, ReembeddingsParts};
 use crate::clock::Clock;
 use crate::config::{BasePath, CollectorUrl, Config, MemoryBudget};
 use crate::domain::ModelName;
-use crate::engine::CpuFeatures;
+use crate::engine::{self, CpuFeatures};
 use crate::grains::store::sqlite::beside;
 use crate::grains::store::{OpenOptions, SqliteStore};
 use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
@@ -68,6 +68,8 @@ impl App {
     /// # Errors
     /// [`AppError`], with the setting at fault.
     pub async fn build(config: Config, shutdown: Shutdown) -> Result<Self, AppError> {
+        let cores = hardware::cores(config.engine.cores);
+        engine::allow_turns(cores);
         let keys = Arc::new(keys(&config)?);
         if keys.are_needed() {
             tracing::info!(n_keys = keys.count(), "requests need a key");
@@ -128,7 +130,7 @@ impl App {
                 max_batch_tokens: config.engine.max_batch_tokens,
                 max_batch_texts: config.engine.max_batch_texts,
                 max_request_tokens: config.engine.max_request_tokens,
-                cores: cores(),
+                cores,
             },
             access: Access::new(keys, config.auth.open.clone()),
             guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone(), config.server.cors_origins.clone())),
@@ -239,7 +241,7 @@ async fn models(
             runtime_library: runtime_library(config),
             engine: config.engine.clone(),
             features: CpuFeatures::probe(),
-            cores: cores(),
+            cores: hardware::cores(config.engine.cores),
             hub: hub(config)?,
             cache: EmbeddingCache::with_capacity(config.models.embedding_cache.as_u64()),
             interactive: Arc::default(),
@@ -272,11 +274,6 @@ async fn auto_load(models: &MultiModelManager, name: &ModelName) -> Result<(), A
             ended => return ended.map(drop).map_err(AppError::AutoLoad),
         }
     }
-}
-
-/// Cores that this process may use.
-fn cores() -> usize {
-    std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get)
 }
 
 /// What a request may cost.

@@ -15,8 +15,9 @@ use clap::{Parser, ValueEnum};
 use granary::domain::{Pooling, TruncationSide};
 use granary::engine::{
     BatchLimits, CpuFeatures, EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, Finish, GpuProvider, Input,
-    OverLong, Priority, Runtime, SessionOptions,
+    OverLong, Priority, Runtime, SessionOptions, allow_turns,
 };
+use granary::models::hardware;
 
 use self::support::corpus::{Corpus, Form, Text};
 use self::support::machine::Origin;
@@ -101,6 +102,7 @@ fn main() -> Result<(), Failure> {
 }
 
 async fn measure(options: &Options) -> Result<(), Failure> {
+    allow_turns(hardware::cores(0));
     let (provider, bf16) = options.provider.of_this_machine();
     let threads = options.threads.unwrap_or(match provider {
         GpuProvider::OpenVino => options.workers,

@@ -34,7 +34,7 @@ pub struct HardwareMachine {
     /// Instruction sets that decide how fast models run.
     #[schema(example = json!(["avx2", "avx512f", "amx_bf16"]))]
     features: Vec<String>,
-    /// Threads that can run at once, within affinity and control groups.
+    /// Threads that can run at once, within affinity, control groups and `engine.cores`.
     cores: usize,
     /// The quota of the control groups, in cores' worth of time; null without one.
     cpu_quota: Option<f64>,

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::spelling::{self, Problem, outside};
 use crate::domain::ProviderSetting;
 
+const CORES: RangeInclusive<usize> = 0..=1024;
 pub(super) const WORKERS: RangeInclusive<usize> = 0..=256;
 const MAX_BATCH_TOKENS: RangeInclusive<usize> = 16..=1_048_576;
 const MAX_BATCH_TEXTS: RangeInclusive<usize> = 1..=4096;
@@ -23,6 +24,8 @@ pub struct EngineConfig {
     /// The ONNX Runtime library. `None`: `ORT_DYLIB_PATH`, then the one in the data directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_library: Option<PathBuf>,
+    /// Cores to use, of those that the process may use; 0 is all of them.
+    pub cores: usize,
     /// Batches of one model that run at once; 0 is one for each core, at most 4.
     pub workers: usize,
     /// Whether a model has a session of its own for lone queries.
@@ -62,6 +65,7 @@ impl EngineConfig {
         let queue = self.max_batch_tokens..=MAX_QUEUE_TOKENS;
         [
             library,
+            outside("engine.cores", &self.cores, &CORES, number),
             outside("engine.workers", &self.workers, &WORKERS, number),
             outside("engine.max_batch_tokens", &self.max_batch_tokens, &MAX_BATCH_TOKENS, number),
             outside("engine.max_batch_texts", &self.max_batch_texts, &MAX_BATCH_TEXTS, number),

@@ -334,6 +334,7 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
             &["ai.additional_models[0].provider:", "\"gpu\"", "\"cuda\""],
         ),
         ("[engine]\nprovider = 1", &["engine.provider:", "the number 1"]),
+        ("[engine]\ncores = 1025", &["engine.cores:", "1025", "0 to 1024"]),
         ("[engine]\nworkers = 1000", &["engine.workers:", "1000", "0 to 256"]),
         ("[engine]\nmax_batch_texts = 0", &["engine.max_batch_texts:", "found 0", "1 to 4096"]),
         ("[engine]\nmax_queue_tokens = 5", &["engine.max_queue_tokens:", "found 5", "512 (`engine.max_batch_tokens`)"]),

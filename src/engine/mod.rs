@@ -25,4 +25,4 @@ pub use provider::{CpuFeature, CpuFeatures, Gpu, GpuProvider, ProviderChoice, Pr
 pub use queue::BatchLimits;
 pub use session::{OutputKind, Runtime, SessionOptions};
 pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};
-pub use turns::in_turns;
+pub use turns::{allow_turns, in_turns};

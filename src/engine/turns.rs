@@ -1,7 +1,7 @@
 //! Work of a tokenizer, on other threads than those of requests and in turns: of all models and callers together, only so
 //! much is done at once as there are cores.
 
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Semaphore;
 use tracing::Span;
@@ -15,10 +15,17 @@ const ITEMS_PER_TURN: usize = 64;
 const BYTES_PER_TURN: usize = 256 << 10;
 
 /// Tasks at once: one for each core. More would take memory, and be no faster.
-static TURNS: LazyLock<Arc<Semaphore>> = LazyLock::new(|| {
-    let cores = std::thread::available_parallelism().map_or(1, std::num::NonZeroUsize::get);
-    Arc::new(Semaphore::new(cores))
-});
+static TURNS: OnceLock<Arc<Semaphore>> = OnceLock::new();
+
+/// Lets so many tasks run at once from now on. The first call in a process counts, if it comes before the first task: else
+/// they run one after the other.
+pub fn allow_turns(n_cores: usize) {
+    TURNS.get_or_init(|| Arc::new(Semaphore::new(n_cores)));
+}
+
+fn turns() -> &'static Arc<Semaphore> {
+    TURNS.get_or_init(|| Arc::new(Semaphore::new(1)))
+}
 
 /// Does this with each item, which it gets with its place. When the future is dropped, no further task is begun.
 ///
@@ -34,7 +41,7 @@ pub async fn in_turns<I: Send + 'static, T: Send + 'static>(
     let mut tasks = Vec::new();
     let mut first_index = 0;
     while !rest.is_empty() {
-        let turn = Arc::clone(&TURNS).acquire_owned().await.map_err(|_| EngineError::Closed)?;
+        let turn = Arc::clone(turns()).acquire_owned().await.map_err(|_| EngineError::Closed)?;
         let chunk: Vec<I> = rest.drain(..n_in_one_turn(&rest, n_bytes)).collect();
         let (work, span) = (work.clone(), Span::current());
         let offset = first_index;

@@ -53,7 +53,7 @@ pub struct Loader {
     pub engine: EngineConfig,
     /// What the CPU can do.
     pub features: CpuFeatures,
-    /// Cores this process may use.
+    /// Cores this process is to use.
     pub cores: usize,
     /// Where models come from that are not here yet.
     pub hub: Hub,

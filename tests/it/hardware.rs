@@ -18,7 +18,7 @@ async fn the_machine_is_shown_with_every_model_and_the_reasons_for_its_rank() {
     let app = TestApp::start().await;
     let hardware = app.get("/hardware").await.ok();
     let machine = &hardware["machine"];
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let cores = granary::models::hardware::cores(0);
     assert_eq!((&machine["cores"], &machine["architecture"]), (&json!(cores), &json!(std::env::consts::ARCH)));
     let memory = &machine["memory"];
     let bytes = |key: &str| memory[key].as_u64().unwrap_or_else(|| panic!("no {key}: {memory}"));
@@ -61,6 +61,17 @@ async fn auto_is_chosen_at_the_first_start_and_stays_until_somebody_chooses_agai
     let switch = app.put("/models/active", json!({"name": "Auto"})).await.ok();
     assert_eq!((&switch["name"], &switch["previous"]), (&json!("tiny-cls"), &json!(MINILM)));
     app.stop().await;
+}
+
+#[tokio::test]
+async fn the_operator_sets_how_many_cores_are_used_of_those_there_are() {
+    for (setting, expected) in [(1, 1), (1024, granary::models::hardware::cores(0))] {
+        let app = TestApp::start_with(&format!("[engine]\ncores = {setting}\n")).await;
+        let hardware = app.get("/hardware").await.ok();
+        assert_eq!(hardware["machine"]["cores"], json!(expected));
+        assert_eq!(app.get("/info").await.ok()["tokenization_workers"], json!(expected));
+        app.stop().await;
+    }
 }
 
 #[tokio::test]

@@ -6,7 +6,7 @@
 //! is left out: it would be fitted to the vectors of the first day, costs a pass over all codes at the first search
 //! after each change, and comparing vectors finds what it would find.
 //!
-//! One search is spread over rayon's global pool. Several at once take the CPU time of one each (6.8 ms at a million
+//! One search is spread over rayon's global pool, to which `main` gives a few threads. Several at once take the CPU time of one each (6.8 ms at a million
 //! vectors), whether they share the pool, take turns, or have a pool of one thread each: they share it.
 
 use std::io::{Read, Write};

@@ -1,8 +1,7 @@
 //! What the control groups above this process leave it: <https://docs.kernel.org/admin-guide/cgroup-v2.html>.
 //!
-//! A limit counts for everything below it, so the groups are walked up to the root, and the narrowest limit wins. Memory
-//! is also read from version 1 of control groups, which many hosts still have; their processor quota comes through the
-//! standard library.
+//! A limit counts for everything below it, so the groups are walked up to the root, and the narrowest limit wins. Both
+//! versions of control groups are read: many hosts still have the first.
 
 use std::path::{Path, PathBuf};
 
@@ -30,6 +29,7 @@ pub(super) struct MemoryLimit {
 pub(super) struct Cgroups {
     unified: Vec<PathBuf>,
     memory_v1: Vec<PathBuf>,
+    cpu_v1: Vec<PathBuf>,
 }
 
 impl Cgroups {
@@ -48,21 +48,27 @@ impl Cgroups {
         let mounts = root.join("sys/fs/cgroup");
         let unified = group(|hierarchy, controllers| hierarchy == "0" && controllers.is_empty());
         let memory_v1 = group(|_, controllers| controllers.split(',').any(|controller| controller == "memory"));
+        let cpu_v1 = group(|_, controllers| controllers.split(',').any(|controller| controller == "cpu"));
         Self {
             unified: unified.map_or_else(Vec::new, |path| upwards(&mounts, path)),
             memory_v1: memory_v1.map_or_else(Vec::new, |path| upwards(&mounts.join("memory"), path)),
+            cpu_v1: cpu_v1.map_or_else(Vec::new, |path| upwards(&mounts.join("cpu"), path)),
         }
     }
 
     /// The cores' worth of time this process may use; `None` without a limit.
     pub(super) fn cpu_quota(&self) -> Option<f64> {
-        let quotas = self.unified.iter().filter_map(|group| {
+        let unified = self.unified.iter().filter_map(|group| {
             let text = fs_err::read_to_string(group.join("cpu.max")).ok()?;
-            let (quota, period) = text.trim().split_once(' ')?;
-            let (quota, period): (f64, f64) = (quota.parse().ok()?, period.parse().ok()?);
-            (period > 0.0).then_some(quota / period)
+            let (quota, period) = text.split_once(' ')?;
+            share(quota, period)
         });
-        quotas.min_by(f64::total_cmp)
+        let v1 = self.cpu_v1.iter().filter_map(|group| {
+            let quota = fs_err::read_to_string(group.join("cpu.cfs_quota_us")).ok()?;
+            let period = fs_err::read_to_string(group.join("cpu.cfs_period_us")).ok()?;
+            share(&quota, &period)
+        });
+        unified.chain(v1).min_by(f64::total_cmp)
     }
 
     /// Every memory limit above this process.
@@ -71,6 +77,12 @@ impl Cgroups {
         let v1 = self.memory_v1.iter().map(|group| (group, &MEMORY_V1));
         unified.chain(v1).filter_map(|(group, files)| memory_limit(group, files))
     }
+}
+
+/// A quota as a share of its period; `None` where it is "max" or, in version 1, -1.
+fn share(quota: &str, period: &str) -> Option<f64> {
+    let (quota, period): (f64, f64) = (quota.trim().parse().ok()?, period.trim().parse().ok()?);
+    (quota > 0.0 && period > 0.0).then_some(quota / period)
 }
 
 fn memory_limit(group: &Path, files: &MemoryFiles) -> Option<MemoryLimit> {

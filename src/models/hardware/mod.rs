@@ -1,6 +1,6 @@
 //! What the machine has, and which model suits it best.
 //!
-//! Owns the probe of this machine ([`Machine::probe`]), the estimate of what a model costs on it ([`Footprint`]), and
+//! Owns the probe of this machine ([`Machine::probe`], and [`cores()`] alone), the estimate of what a model costs on it ([`Footprint`]), and
 //! the choice with its reasons ([`rank()`], a pure function). [`Selector`] puts them together for the models of a
 //! catalog. It loads no model and fetches nothing. Start at [`rank()`].
 
@@ -14,6 +14,6 @@ mod selector;
 pub use footprint::Footprint;
 pub use gpu::gpus;
 pub(super) use probe::bytes_of;
-pub use probe::{Machine, Memory};
+pub use probe::{Machine, Memory, cores};
 pub use rank::{Candidate, Files, RankFacts, Ranked, rank};
 pub use selector::{RuntimeFacts, Selection, Selector};

@@ -17,7 +17,8 @@ pub struct Machine {
     pub cpu: Option<String>,
     /// The instruction sets that decide how fast models run.
     pub features: CpuFeatures,
-    /// Threads that can run at once: within the affinity of the process and the quota of its control groups.
+    /// Threads that can run at once: within the affinity of the process, the quota of its control groups, and
+    /// `engine.cores` where a [`Selector`](super::Selector) has looked.
     pub cores: usize,
     /// The quota itself, in cores' worth of time; `None` without one.
     pub cpu_quota: Option<f64>,
@@ -53,14 +54,12 @@ impl Machine {
     /// Looks at this machine. Blocks: a GPU's driver may take a moment to answer.
     #[must_use]
     pub fn probe() -> Self {
-        // Knows the affinity of the process and, on Linux, its control groups of both versions.
-        let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
-        Self { gpus: gpus(), ..Self::probe_at(Path::new("/"), parallelism) }
+        Self { gpus: gpus(), ..Self::probe_at(Path::new("/"), affinity()) }
     }
 
-    /// Looks at the files of a machine below `root`, whose scheduler allows `parallelism` threads. Sees no GPU.
+    /// Looks at the files of a machine below `root`, where the affinity of the process is so many cores. Sees no GPU.
     #[must_use]
-    pub fn probe_at(root: &Path, parallelism: usize) -> Self {
+    pub fn probe_at(root: &Path, affinity: usize) -> Self {
         let read = |path: &str| fs_err::read_to_string(root.join(path)).unwrap_or_default();
         let cgroups = Cgroups::of_self(root);
         let cpuinfo = read("proc/cpuinfo");
@@ -69,7 +68,7 @@ impl Machine {
             architecture: std::env::consts::ARCH.to_owned(),
             cpu: cpuinfo.lines().find(|line| line.starts_with("model name")).and_then(value).map(str::to_owned),
             features: CpuFeatures::from_cpuinfo(&cpuinfo),
-            cores: cpu_quota.map_or(parallelism, |quota| parallelism.min(whole(quota))).max(1),
+            cores: within(affinity, cpu_quota),
             cpu_quota,
             memory: memory(&read("proc/meminfo"), &read("proc/self/status"), &cgroups),
             gpus: Vec::new(),
@@ -77,10 +76,32 @@ impl Machine {
     }
 }
 
-/// Whole cores of a quota: a thread for the rest of one would be stopped for most of its time.
+/// Threads that this process is to run at once: as many as its affinity and the quota of its control groups allow, and no
+/// more than `at_most` (`engine.cores`) unless that is 0.
+#[must_use]
+pub fn cores(at_most: usize) -> usize {
+    let usable = within(affinity(), Cgroups::of_self(Path::new("/")).cpu_quota());
+    if at_most == 0 { usable } else { usable.min(at_most) }
+}
+
+/// Cores that the process may run on, whatever its quota: the standard library's own count makes 1 of a quota of 1.9.
+fn affinity() -> usize {
+    #[cfg(target_os = "linux")]
+    if let Ok(allowed) = rustix::thread::sched_getaffinity(None) {
+        return allowed.count() as usize;
+    }
+    std::thread::available_parallelism().map_or(1, usize::from)
+}
+
+/// At least one.
+fn within(affinity: usize, cpu_quota: Option<f64>) -> usize {
+    cpu_quota.map_or(affinity, |quota| affinity.min(nearest(quota))).max(1)
+}
+
+/// Whole cores of a quota: for less than half of one, a thread would be stopped for most of its time.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a cast of a float saturates")]
-fn whole(quota: f64) -> usize {
-    quota as usize
+fn nearest(quota: f64) -> usize {
+    quota.round() as usize
 }
 
 fn memory(meminfo: &str, status: &str, cgroups: &Cgroups) -> Option<Memory> {
@@ -116,7 +137,7 @@ mod tests {
     const GIB: u64 = 1 << 30;
 
     /// A machine of 16 GiB with 12 free, a process of 512 MiB on it, and these files.
-    fn machine(files: &[(&str, &str)], parallelism: usize) -> Machine {
+    fn machine(files: &[(&str, &str)], affinity: usize) -> Machine {
         let root = tempfile::tempdir().expect("a folder");
         let usual = [
             ("proc/meminfo", MEMINFO),
@@ -128,7 +149,7 @@ mod tests {
             fs_err::create_dir_all(path.parent().expect("a folder")).expect("made");
             fs_err::write(path, text).expect("written");
         }
-        Machine::probe_at(root.path(), parallelism)
+        Machine::probe_at(root.path(), affinity)
     }
 
     fn memory_of(machine: &Machine) -> (u64, u64) {
@@ -157,7 +178,7 @@ mod tests {
             ("sys/fs/cgroup/pod/memory.stat", "anon 1\nfile 2\ninactive_file 536870912\n"),
         ];
         let small = machine(&files, 64);
-        assert_eq!((small.cores, small.cpu_quota), (2, Some(2.5)));
+        assert_eq!((small.cores, small.cpu_quota), (3, Some(2.5)));
         // 2 GiB, less 1.5 GiB used, of which 0.5 can be dropped and 0.5 is ours.
         assert_eq!(memory_of(&small), (2 * GIB, GIB + GIB / 2));
         assert_eq!(machine(&files, 1).cores, 1, "the affinity is narrower");
@@ -190,6 +211,27 @@ mod tests {
     }
 
     #[test]
+    fn processor_quotas_of_the_first_version_count_too() {
+        let files = [
+            ("proc/self/cgroup", "4:cpu,cpuacct:/jobs/a\n1:name=systemd:/\n0::/\n"),
+            ("sys/fs/cgroup/cpu/jobs/a/cpu.cfs_quota_us", "-1\n"),
+            ("sys/fs/cgroup/cpu/jobs/a/cpu.cfs_period_us", "100000\n"),
+            ("sys/fs/cgroup/cpu/jobs/cpu.cfs_quota_us", "190000\n"),
+            ("sys/fs/cgroup/cpu/jobs/cpu.cfs_period_us", "100000\n"),
+        ];
+        let job = machine(&files, 64);
+        assert_eq!((job.cores, job.cpu_quota), (2, Some(1.9)));
+        assert_eq!(machine(&files[..3], 64).cpu_quota, None);
+    }
+
+    #[test]
+    fn a_quota_is_rounded_to_the_nearest_core() {
+        for (quota, cores) in [(0.1, 1), (1.4, 1), (1.9, 2), (7.5, 8), (100.0, 64)] {
+            assert_eq!(within(64, Some(quota)), cores, "{quota}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_read_is_unknown_and_no_error() {
         let folder = tempfile::tempdir().expect("a folder");
         let nothing = Machine::probe_at(folder.path(), 3);
@@ -200,9 +242,10 @@ mod tests {
     }
 
     #[test]
-    fn the_standard_library_counts_the_same_cores_on_this_machine() {
+    fn the_standard_library_counts_the_same_cores_but_for_half_a_core_of_a_quota() {
         let parallelism = std::thread::available_parallelism().map_or(1, usize::from);
-        assert_eq!(Machine::probe_at(Path::new("/"), usize::MAX).cores.min(parallelism), Machine::probe().cores);
-        assert_eq!(Machine::probe().cores, parallelism);
+        let probed = Machine::probe().cores;
+        assert!((parallelism..=parallelism + 1).contains(&probed), "{probed}, {parallelism}");
+        assert_eq!([cores(0), cores(usize::MAX), cores(1)], [probed, probed, 1]);
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::probe::Machine;
+use super::probe::{Machine, cores};
 use super::rank::{Candidate, Files, RankFacts, Ranked, rank};
 use crate::config::EngineConfig;
 use crate::domain::{GpuProvider, ModelInfo, Training};
@@ -71,7 +71,7 @@ impl Selector {
     /// Looks at the machine, the runtime library and each model's files, and ranks the models. Blocks.
     #[must_use]
     pub fn survey<'a>(&self, models: impl IntoIterator<Item = &'a ModelInfo>) -> Selection {
-        let machine = Machine::probe();
+        let machine = Machine { cores: cores(self.engine.cores), ..Machine::probe() };
         let runtime =
             Runtime::load(&self.runtime_library).map_err(|error| with_causes(&error)).map(|runtime| RuntimeFacts {
                 library: runtime.library().to_owned(),
