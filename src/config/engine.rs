@@ -26,7 +26,7 @@ pub struct EngineConfig {
     pub runtime_library: Option<PathBuf>,
     /// Cores to use, of those that the process may use; 0 is all of them.
     pub cores: usize,
-    /// Batches of one model that run at once; 0 is one for each core, at most 4.
+    /// Batches of one model that run at once; 0 is one for each core, at most 32.
     pub workers: usize,
     /// Whether a model has a session of its own for lone queries.
     #[serde(deserialize_with = "spelling::word")]

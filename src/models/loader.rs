@@ -1,7 +1,7 @@
 //! From a catalog entry to a model in memory.
 
 use std::collections::BTreeMap;
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
@@ -14,7 +14,7 @@ use super::error::{LoadError, with_causes};
 use super::files;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::ModelFiles;
-use super::hardware::{self, Footprint};
+use super::hardware::{self, Footprint, Running};
 use super::health::Health;
 use super::hub::Hub;
 use super::interactive::Interactive;
@@ -28,8 +28,8 @@ use crate::engine::{
     ProviderChoice, Runtime, SessionOptions,
 };
 
-/// Batches that one model runs at once unless the configuration says otherwise.
-const MAX_DEFAULT_WORKERS: usize = 4;
+/// Batches that one model runs at once unless the configuration says otherwise: each takes memory.
+const MAX_DEFAULT_WORKERS: usize = 32;
 
 /// Threads that work on one query together: more wait for each other longer than they help.
 const MAX_QUERY_THREADS: usize = 4;
@@ -151,7 +151,13 @@ impl Loader {
             return Ok(footprint.bytes_beside_gpu());
         }
         let query_lane = has_query_lane(self.engine.query_lane, provider, footprint.weights_bytes, self.cores);
-        Ok(footprint.bytes(provider, 1 + u64::from(query_lane)))
+        let running = Running {
+            copies: 1 + u64::from(query_lane),
+            workers: workers(info.workers, self.engine.workers, provider, self.cores),
+            max_batch_tokens: self.engine.max_batch_tokens,
+            max_batch_texts: self.engine.max_batch_texts,
+        };
+        Ok(footprint.bytes(provider, running))
     }
 
     /// Opens the model on the provider that was asked for or that suits the machine; where it does not open, on the next
@@ -214,19 +220,8 @@ impl Loader {
 
     fn options(&self, info: &ModelInfo, provider: GpuProvider, weights_bytes: u64) -> EncoderOptions {
         let bf16 = self.features.rounds_to_bf16(provider);
-        let workers = match (info.workers, self.engine.workers) {
-            (Some(workers), _) => workers.get(),
-            // A GPU runs one batch at a time, and the next one is prepared meanwhile.
-            (None, 0) if provider.is_gpu() => 1,
-            (None, 0) => self.cores.clamp(1, MAX_DEFAULT_WORKERS),
-            (None, workers) => workers,
-        };
-        let threads = match provider {
-            // The threads that run batches work too: the session's own ones fill up the cores they leave.
-            GpuProvider::Cpu => self.cores.saturating_sub(workers) + 1,
-            GpuProvider::OpenVino => self.cores.max(workers),
-            GpuProvider::Cuda => 1,
-        };
+        let workers = workers(info.workers, self.engine.workers, provider, self.cores);
+        let threads = bulk_threads(provider, workers, self.cores);
         let has_query_lane = has_query_lane(self.engine.query_lane, provider, weights_bytes, self.cores);
         EncoderOptions {
             bulk: SessionOptions { provider, threads, streams: workers, bf16 },
@@ -256,6 +251,28 @@ pub(super) fn wish(info: &ModelInfo, for_all: ProviderSetting) -> ProviderWish {
     match info.provider {
         Some(setting) => ProviderWish { setting, said_by: "the model's `provider`" },
         None => ProviderWish { setting: for_all, said_by: "`engine.provider`" },
+    }
+}
+
+/// Batches of a model that run at once: as many as its own entry says, else the setting for all, else one for each core. In
+/// bulk, streams of one thread each beat fewer of more threads.
+pub(super) fn workers(own: Option<NonZeroUsize>, for_all: usize, provider: GpuProvider, cores: usize) -> usize {
+    match (own, for_all) {
+        (Some(workers), _) => workers.get(),
+        // A GPU runs one batch at a time, and the next one is prepared meanwhile.
+        (None, 0) if provider.is_gpu() => 1,
+        (None, 0) => cores.clamp(1, MAX_DEFAULT_WORKERS),
+        (None, workers) => workers,
+    }
+}
+
+/// Threads that the runs of a model's bulk session share.
+fn bulk_threads(provider: GpuProvider, workers: usize, cores: usize) -> usize {
+    match provider {
+        // The threads that run batches work too: the session's own ones fill up the cores they leave.
+        GpuProvider::Cpu => cores.saturating_sub(workers) + 1,
+        GpuProvider::OpenVino => cores.max(workers),
+        GpuProvider::Cuda => 1,
     }
 }
 
@@ -336,4 +353,37 @@ pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
         .filter_map(|path| fs_err::metadata(path).ok())
         .map(|metadata| metadata.len())
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_core_runs_a_batch_in_one_thread_until_there_are_too_many() {
+        use GpuProvider::{Cpu, Cuda, OpenVino};
+
+        for (provider, cores, expected) in [
+            (Cpu, 1, (1, 1)),
+            (Cpu, 4, (4, 1)),
+            (Cpu, 16, (16, 1)),
+            (Cpu, 128, (32, 97)),
+            (OpenVino, 2, (2, 2)),
+            (OpenVino, 16, (16, 16)),
+            (OpenVino, 128, (32, 128)),
+            (Cuda, 16, (1, 1)),
+        ] {
+            let n_workers = workers(None, 0, provider, cores);
+            assert_eq!((n_workers, bulk_threads(provider, n_workers, cores)), expected, "{provider} on {cores} cores");
+        }
+    }
+
+    #[test]
+    fn what_is_said_of_workers_counts_and_a_models_own_entry_first() {
+        for provider in [GpuProvider::Cpu, GpuProvider::Cuda] {
+            assert_eq!(workers(None, 3, provider, 64), 3);
+            assert_eq!(workers(NonZeroUsize::new(100), 3, provider, 64), 100);
+        }
+        assert_eq!(bulk_threads(GpuProvider::Cpu, 3, 64), 62);
+    }
 }

@@ -12,6 +12,9 @@ const USUAL_VOCABULARY: u64 = 30_522;
 /// Dimensions of one attention head in the usual encoders.
 const USUAL_HEAD: u64 = 64;
 
+/// Batches at once when the estimate was fitted.
+const WORKERS_OF_THE_FIT: u64 = 2;
+
 /// What of a model decides its cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Footprint {
@@ -23,21 +26,45 @@ pub struct Footprint {
     pub dimensions: u32,
 }
 
+/// What of the way it is run decides it too.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Running {
+    /// Copies of its weights.
+    pub copies: u64,
+    /// Batches that run at once, but for lone queries.
+    pub workers: usize,
+    /// Padded tokens in one batch.
+    pub max_batch_tokens: usize,
+    /// Texts in one batch.
+    pub max_batch_texts: usize,
+}
+
 impl Footprint {
-    /// Memory it takes once it serves, with `copies` of its weights.
+    /// Memory it takes once it serves.
     ///
     /// Fitted to `all-MiniLM-L6-v2` (87 MiB of weights) on two cores, where the process takes about 64 MiB without a
-    /// model: 180 MiB on `cpu` and 330 on `openvino` with one copy, 250 to 275 and 430 to 470 with two.
+    /// model: 180 MiB on `cpu` and 330 on `openvino` with one copy, 250 to 275 and 430 to 470 with two. The batches of
+    /// those two workers are in there; those of further ones are added, by calculation.
     #[must_use]
-    pub fn bytes(self, provider: GpuProvider, copies: u64) -> u64 {
-        let weights = self.weights_bytes.saturating_mul(copies);
+    pub fn bytes(self, provider: GpuProvider, running: Running) -> u64 {
+        let weights = self.weights_bytes.saturating_mul(running.copies);
         let rest = match provider {
             GpuProvider::Cpu => 48 * MIB,
             // It keeps 1.4 bytes of a byte of weights, and its own libraries.
             GpuProvider::OpenVino => (160 * MIB).saturating_add(weights / 5 * 2),
             GpuProvider::Cuda => return self.gpu_bytes(),
         };
-        weights.saturating_add(rest).saturating_add(self.attention_bytes())
+        let further_workers = (running.workers as u64).saturating_sub(WORKERS_OF_THE_FIT);
+        let batches = self.batch_bytes(running).saturating_mul(further_workers);
+        weights.saturating_add(rest).saturating_add(batches).saturating_add(self.attention_bytes())
+    }
+
+    /// A batch of ordinary texts in the widest part of a layer: token vectors in fp32, and others of four times their
+    /// length before and after the activation.
+    fn batch_bytes(self, running: Running) -> u64 {
+        let most_of_texts = (running.max_batch_texts as u64).saturating_mul(u64::from(self.max_tokens));
+        let tokens = most_of_texts.min(running.max_batch_tokens as u64);
+        tokens.saturating_mul(u64::from(self.dimensions)).saturating_mul((1 + 4 + 4) * 4)
     }
 
     /// Memory it takes of a GPU: weights, batches, the CUDA context and cuBLAS's workspace. Not measured.
@@ -91,4 +118,25 @@ fn gigaflops_of_a_core(provider: GpuProvider, features: CpuFeatures) -> u64 {
         (features.has(CpuFeature::Neon), 20),
     ];
     rates.iter().find(|(has, _)| *has).map_or(8, |(_, rate)| *rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MODEL: Footprint = Footprint { weights_bytes: 87 * MIB, max_tokens: 256, dimensions: 384 };
+    const TWO_WORKERS: Running = Running { copies: 1, workers: 2, max_batch_tokens: 512, max_batch_texts: 32 };
+
+    #[test]
+    fn each_further_worker_takes_a_batch_and_no_longest_text() {
+        for provider in [GpuProvider::Cpu, GpuProvider::OpenVino] {
+            let bytes = |running| MODEL.bytes(provider, running);
+            let two = bytes(TWO_WORKERS);
+            assert_eq!(bytes(Running { workers: 1, ..TWO_WORKERS }), two);
+            assert_eq!(bytes(Running { workers: 32, ..TWO_WORKERS }) - two, 30 * 512 * 384 * 36);
+            // No batch is larger than its texts.
+            let large = Running { workers: 3, max_batch_tokens: 1 << 20, ..TWO_WORKERS };
+            assert_eq!(bytes(large) - two, 32 * 256 * 384 * 36);
+        }
+    }
 }

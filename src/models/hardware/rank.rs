@@ -9,16 +9,17 @@
 mod tests;
 
 use std::cmp::Reverse;
+use std::num::NonZeroUsize;
 
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::footprint::Footprint;
+use super::footprint::{Footprint, Running};
 use super::probe::Machine;
 use crate::config::QueryLaneSetting;
 use crate::domain::{GpuProvider, ModelName, ModelSize, Training};
 use crate::engine::{ProviderFacts, ProviderWish, provider};
-use crate::models::loader::has_query_lane;
+use crate::models::loader::{has_query_lane, workers};
 
 /// Tokens a second below which filling an index takes days: a million passages of 128 tokens take 18 hours at this speed.
 const USEFUL_TOKENS_PER_SECOND: u64 = 2_000;
@@ -53,6 +54,8 @@ pub struct Candidate {
     pub max_tokens: Option<u32>,
     /// The provider asked for, and where.
     pub provider: ProviderWish,
+    /// Batches that run at once, where its own entry says.
+    pub workers: Option<NonZeroUsize>,
 }
 
 /// What decides besides machine and models.
@@ -64,6 +67,12 @@ pub struct RankFacts {
     pub has_cuda: bool,
     /// Whether models get a session of their own for lone queries.
     pub query_lane: QueryLaneSetting,
+    /// Batches of a model that run at once; 0: by the machine.
+    pub workers: usize,
+    /// Padded tokens in one batch.
+    pub max_batch_tokens: usize,
+    /// Texts in one batch.
+    pub max_batch_texts: usize,
     /// The length of vectors that the operator expects.
     pub dimensions: Option<u32>,
     /// What the operator lets models take; `None`: what the machine has.
@@ -165,12 +174,15 @@ impl Cost {
             },
         );
         let executed_by = provider.provider;
-        let copies = |weights| {
-            if has_query_lane(facts.query_lane, executed_by, weights, machine.cores) { 2 } else { 1 }
+        let running = |weights| Running {
+            copies: if has_query_lane(facts.query_lane, executed_by, weights, machine.cores) { 2 } else { 1 },
+            workers: workers(model.workers, facts.workers, executed_by, machine.cores),
+            max_batch_tokens: facts.max_batch_tokens,
+            max_batch_texts: facts.max_batch_texts,
         };
         Self {
             footprint,
-            memory_bytes: footprint.map(|model| model.bytes(executed_by, copies(model.weights_bytes))),
+            memory_bytes: footprint.map(|model| model.bytes(executed_by, running(model.weights_bytes))),
             tokens_per_second: footprint
                 .map(|model| model.tokens_per_second(executed_by, machine.features, machine.cores)),
             provider,

@@ -83,6 +83,9 @@ impl Selector {
             has_openvino: has(GpuProvider::OpenVino),
             has_cuda: has(GpuProvider::Cuda),
             query_lane: self.engine.query_lane,
+            workers: self.engine.workers,
+            max_batch_tokens: self.engine.max_batch_tokens,
+            max_batch_texts: self.engine.max_batch_texts,
             dimensions: self.dimensions.map(NonZeroU32::get),
             memory_budget: self.memory_budget,
         };
@@ -113,6 +116,7 @@ impl Selector {
                 Err(error) => Files::Unusable(with_causes(&error)),
             },
             provider: wish(info, self.engine.provider),
+            workers: info.workers,
         }
     }
 }

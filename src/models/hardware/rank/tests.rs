@@ -53,6 +53,7 @@ fn candidate(name: &str, size: ModelSize, weights_mb: u64, dimensions: u32, max_
         dimensions: Some(dimensions),
         max_tokens: Some(max_tokens),
         provider: ProviderWish { setting: ProviderSetting::Auto, said_by: "`engine.provider`" },
+        workers: None,
     }
 }
 
@@ -78,6 +79,9 @@ fn facts(machine: &Machine) -> RankFacts {
         has_openvino: !machine.features.has(CpuFeature::Neon),
         has_cuda: !machine.gpus.is_empty(),
         query_lane: QueryLaneSetting::Auto,
+        workers: 0,
+        max_batch_tokens: 512,
+        max_batch_texts: 32,
         dimensions: None,
         memory_budget: None,
     }
@@ -155,10 +159,20 @@ fn a_budget_is_kept_and_a_machine_that_does_not_say_is_trusted() {
 }
 
 #[test]
+fn each_worker_takes_memory_and_fewer_can_be_had() {
+    let of = |workers| {
+        let own = Candidate { workers: NonZeroUsize::new(workers), ..bge() };
+        ranked(&laptop(), &[own])[0].expected_memory_bytes
+    };
+    assert_eq!(of(0), of(8), "one for each core");
+    assert!(of(2) < of(8));
+}
+
+#[test]
 fn reasons_are_sentences_with_the_numbers() {
     let laptop = ranked(&laptop(), &[minilm(), nomic()]);
     let said = laptop[0].reasons.join("\n");
-    assert!(said.contains("takes about 224.6 MiB of the 6.3 GiB this machine can give to models"), "{said}");
+    assert!(said.contains("takes about 265.1 MiB of the 6.3 GiB this machine can give to models"), "{said}");
     assert!(said.contains("runs at some 19000 tokens a second on 8 cores, by estimate"), "{said}");
     assert!(said.contains("`cpu`: this CPU does not multiply in bf16"), "{said}");
     let said = laptop[1].reasons.join("\n");
