@@ -108,7 +108,8 @@ async fn measure(options: &Options) -> Result<(), Failure> {
         GpuProvider::OpenVino => options.workers,
         GpuProvider::Cpu | GpuProvider::Cuda => 1,
     });
-    let session = |threads, streams| SessionOptions { provider, threads, streams, bf16 };
+    let bulk = SessionOptions { provider, threads, streams: options.workers, stays_awake: false, bf16 };
+    let queries = SessionOptions { threads: options.query_threads, streams: 1, stays_awake: true, ..bulk };
     let peak = peak::gflops_in_its_own_process(options.provider.word())?;
     let runtime = Runtime::load(&data_folder().join("runtime/libonnxruntime.so"))?;
     let started = Instant::now();
@@ -116,8 +117,8 @@ async fn measure(options: &Options) -> Result<(), Failure> {
         &runtime,
         &spec(),
         EncoderOptions {
-            bulk: session(threads, options.workers),
-            queries: (options.query_threads > 0).then(|| session(options.query_threads, 1)),
+            bulk,
+            queries: (options.query_threads > 0).then_some(queries),
             batch: BatchLimits {
                 max_batch_tokens: options.batch_tokens,
                 max_batch_texts: 32,

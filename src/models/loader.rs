@@ -224,11 +224,12 @@ impl Loader {
         let threads = bulk_threads(provider, workers, self.cores);
         let has_query_lane = has_query_lane(self.engine.query_lane, provider, weights_bytes, self.cores);
         EncoderOptions {
-            bulk: SessionOptions { provider, threads, streams: workers, bf16 },
+            bulk: SessionOptions { provider, threads, streams: workers, stays_awake: false, bf16 },
             queries: has_query_lane.then_some(SessionOptions {
                 provider,
                 threads: self.cores.clamp(1, MAX_QUERY_THREADS),
                 streams: 1,
+                stays_awake: true,
                 bf16,
             }),
             batch: BatchLimits {
@@ -358,6 +359,36 @@ pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Config;
+    use crate::models::catalog::Catalog;
+    use crate::models::hub::HubSettings;
+
+    /// The options of a model on 64 cores.
+    fn options(engine: EngineConfig, provider: GpuProvider) -> EncoderOptions {
+        let config = Config::default();
+        let catalog = Catalog::from_config(&config.ai, &config.models).expect("the default is valid");
+        let hub = HubSettings::from_variables(&|name: &str| (name == "HF_HUB_CACHE").then(|| "hub".to_owned()));
+        let loader = Loader {
+            runtime_library: PathBuf::new(),
+            engine,
+            features: CpuFeatures::default(),
+            cores: 64,
+            hub: Hub::new(hub.expect("a folder is enough"), PathBuf::new()),
+            cache: None,
+            interactive: Arc::default(),
+        };
+        loader.options(catalog.iter().next().expect("there are built-in models"), provider, 1)
+    }
+
+    #[test]
+    fn only_the_threads_of_the_query_lane_stay_awake() {
+        for n_workers in [0, 1] {
+            let engine = EngineConfig { workers: n_workers, ..Config::default().engine };
+            let EncoderOptions { bulk, queries, .. } = options(engine, GpuProvider::Cpu);
+            assert!(!bulk.stays_awake, "{bulk:?}");
+            assert_eq!(queries.map(|lane| (lane.threads, lane.stays_awake)), Some((4, true)));
+        }
+    }
 
     #[test]
     fn each_core_runs_a_batch_in_one_thread_until_there_are_too_many() {
