@@ -303,7 +303,7 @@ fn build_session(runtime: &Runtime, path: &Path, options: SessionOptions) -> Res
         .map_err(cause)?
         .with_optimization_level(GraphOptimizationLevel::All)
         .map_err(cause)?
-        .with_intra_threads(options.threads)
+        .with_intra_threads(own_threads(options))
         .map_err(cause)?
         .with_intra_op_spinning(options.stays_awake)
         .map_err(cause)?
@@ -316,6 +316,12 @@ fn build_session(runtime: &Runtime, path: &Path, options: SessionOptions) -> Res
         .map_err(cause)?
         .commit_from_file(path)
         .map_err(cause)
+}
+
+/// Threads of the runtime's own pool, the caller's included. Other providers than its own have theirs: it would have nothing
+/// to do but what they leave of a graph.
+fn own_threads(options: SessionOptions) -> usize {
+    if options.provider == GpuProvider::Cpu { options.threads } else { 1 }
 }
 
 fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
@@ -410,4 +416,17 @@ fn by_shape(output: &Outlet, hidden_size: u32) -> Option<GraphOutput> {
 #[allow(clippy::needless_pass_by_value, reason = "it is what `map_err` hands over")]
 fn cause<R>(error: ort::Error<R>) -> Cause {
     error.to_string().into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_runtimes_own_pool_has_threads_only_where_it_computes() {
+        for (provider, expected) in [(GpuProvider::Cpu, 8), (GpuProvider::OpenVino, 1), (GpuProvider::Cuda, 1)] {
+            let options = SessionOptions { provider, threads: 8, streams: 1, stays_awake: true, bf16: false };
+            assert_eq!(own_threads(options), expected, "{provider}");
+        }
+    }
 }
