@@ -9,7 +9,8 @@ const KEPT_BYTES: libc::c_int = 1 << 20;
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 const MAPPED_BYTES: libc::c_int = 32 << 20;
 
-/// Has the C allocator give back the end of an arena as soon as it is free.
+/// Has the C allocator give back the end of an arena as soon as it is free, and make no more arenas than that many cores
+/// need. To be called before there are other threads: once a few arenas are made, their number is not limited any more.
 ///
 /// Left alone, it raises both limits when a large block is freed: each arena may then keep 64 MiB at its end, and
 /// `malloc_trim` gives that back for the main arena only. Which threads load a model, and so which arenas, changes with
@@ -18,20 +19,30 @@ const MAPPED_BYTES: libc::c_int = 32 << 20;
 /// Small blocks that are freed join their neighbours at once, but for the few that each thread keeps. Left alone, they
 /// wait in lists, until `malloc_trim` itself joins them: what lay before one then becomes the end of its arena, and is
 /// kept.
+///
+/// Left alone, it makes up to eight arenas for each core of the machine, whatever part of it the process may use, and each
+/// keeps something.
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 #[allow(unsafe_code, reason = "mallopt has no safe wrapper")]
-pub fn keep_little() {
+pub fn keep_little(cores: usize) {
     // SAFETY: mallopt takes no pointer and may be called at any time from any thread: it takes the allocator's lock.
     unsafe {
         libc::mallopt(libc::M_TRIM_THRESHOLD, KEPT_BYTES);
         libc::mallopt(libc::M_MMAP_THRESHOLD, MAPPED_BYTES);
         libc::mallopt(libc::M_MXFAST, 0);
+        libc::mallopt(libc::M_ARENA_MAX, n_arenas(cores));
     }
+}
+
+/// Two arenas for each core, so that threads seldom wait for one.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn n_arenas(cores: usize) -> libc::c_int {
+    libc::c_int::try_from(cores).unwrap_or(libc::c_int::MAX).saturating_mul(2).clamp(8, 32)
 }
 
 /// Other allocators have limits of their own.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
-pub fn keep_little() {}
+pub fn keep_little(_cores: usize) {}
 
 /// Gives freed memory back to the system: the C allocator keeps the pages of a model, or of a thousand connections, for
 /// reuse otherwise.
@@ -47,3 +58,15 @@ pub fn give_back() {
 /// Other allocators give memory back by themselves.
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
 pub fn give_back() {}
+
+#[cfg(all(test, target_os = "linux", target_env = "gnu"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn arenas_grow_with_the_cores_within_bounds() {
+        for (cores, expected) in [(1, 8), (4, 8), (12, 24), (128, 32), (usize::MAX, 32)] {
+            assert_eq!(n_arenas(cores), expected, "{cores} cores");
+        }
+    }
+}

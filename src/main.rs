@@ -9,7 +9,7 @@ use granary::config::{Config, LogFormat};
 use granary::models::error::with_causes;
 use granary::models::hardware;
 use granary::shutdown::{self, Shutdown, Signals};
-use granary::{app, cli, telemetry};
+use granary::{allocator, app, cli, telemetry};
 
 /// Threads that share one scan of an index, at most: into so many pieces is one of a million vectors cut, and more threads
 /// only wake each other.
@@ -32,10 +32,11 @@ fn main() -> ExitCode {
 
 fn serve(args: ServeArgs) -> Result<(), Failure> {
     let config = Config::load(&args.into_sources())?;
+    let cores = hardware::cores(config.engine.cores);
+    allocator::keep_little(cores);
     let filter = config.telemetry.log_filter.to_env_filter();
     let log = if config.telemetry.log_format == LogFormat::Json { telemetry::log_json } else { telemetry::log_text };
     log(filter)?;
-    let cores = hardware::cores(config.engine.cores);
     rayon::ThreadPoolBuilder::new().num_threads(cores.min(MAX_SCAN_THREADS)).build_global()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
     let ended = runtime.block_on(async {

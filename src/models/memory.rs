@@ -77,7 +77,6 @@ fn size(bytes: u64) -> String {
 impl Memory {
     /// Measures the empty process.
     pub(super) fn new(budget_bytes: Option<u64>, budget_of: BudgetOf) -> Self {
-        allocator::keep_little();
         allocator::give_back();
         let memory = Self {
             budget_bytes,
