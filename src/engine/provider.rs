@@ -245,6 +245,9 @@ fn what_is_lost(wanted: GpuProvider, provider: GpuProvider, features: CpuFeature
         (GpuProvider::OpenVino, GpuProvider::Cpu) if features.multiplies_bf16() => {
             "a half to a quarter of the speed in bulk, because fp32 leaves this CPU's bf16 products unused"
         }
+        (GpuProvider::OpenVino, GpuProvider::Cpu) if features.has(CpuFeature::ArmBf16) => {
+            "which may be slower: OpenVINO with bf16 products is for x86-64 only"
+        }
         (GpuProvider::OpenVino, GpuProvider::Cpu) => "at about the same speed, because this CPU has no bf16 products",
         _ => "which may be slower",
     }
@@ -270,6 +273,10 @@ fn choose_automatically(facts: &ProviderFacts) -> ProviderChoice {
         }
         _ if features.multiplies_bf16() => {
             let reason = "this CPU multiplies in bf16, but the runtime library has no OpenVINO to use it";
+            (GpuProvider::Cpu, reason.to_owned())
+        }
+        _ if features.has(CpuFeature::ArmBf16) => {
+            let reason = "this CPU multiplies in bf16, but OpenVINO, which would use that, is for x86-64 only";
             (GpuProvider::Cpu, reason.to_owned())
         }
         _ => (GpuProvider::Cpu, "this CPU does not multiply in bf16, so OpenVINO would only cost memory".to_owned()),
@@ -319,6 +326,7 @@ mod tests {
 
         let (amx, plain) = (cpu(&[CpuFeature::AmxBf16]), cpu(&[CpuFeature::Avx2]));
         let avx512 = cpu(&[CpuFeature::Avx512Bf16]);
+        let arm = cpu(&[CpuFeature::Neon, CpuFeature::ArmBf16]);
         let facts = |features, library: &str, gpu| ProviderFacts {
             features,
             has_openvino: library.contains("openvino"),
@@ -331,6 +339,7 @@ mod tests {
             (Asked::Auto, facts(avx512, "openvino", None), OpenVino, None, "this CPU has AVX-512-bf16"),
             (Asked::Auto, facts(amx, "", None), Cpu, None, "has no OpenVINO to use it"),
             (Asked::Auto, facts(plain, "openvino", None), Cpu, None, "does not multiply in bf16"),
+            (Asked::Auto, facts(arm, "", None), Cpu, None, "multiplies in bf16, but OpenVINO"),
             (Asked::Auto, facts(amx, "openvino cuda", Some(gpu(40 * GIB))), Cuda, None, "(NVIDIA H100) has room"),
             (Asked::Auto, facts(amx, "openvino cuda", Some(gpu(GIB))), OpenVino, None, "(NVIDIA H100) has no room"),
             (Asked::Auto, facts(amx, "openvino cuda", None), OpenVino, None, "this CPU has AMX-bf16"),
@@ -348,6 +357,7 @@ mod tests {
             (Asked::Cuda, facts(plain, "", None), Cpu, Some(Cuda), "on `cpu` in fp32 instead, much slower in bulk"),
             (Asked::Openvino, facts(amx, "", None), Cpu, Some(OpenVino), "a half to a quarter of the speed"),
             (Asked::Openvino, facts(plain, "", None), Cpu, Some(OpenVino), "at about the same speed"),
+            (Asked::Openvino, facts(arm, "", None), Cpu, Some(OpenVino), "is for x86-64 only"),
             (
                 Asked::Openvino,
                 facts(plain, "cuda", Some(gpu(40 * GIB))),
