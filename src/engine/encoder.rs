@@ -109,6 +109,7 @@ pub struct Encoder {
     tokenizer: Arc<TextTokenizer>,
     batcher: Arc<Batcher>,
     workers: Vec<JoinHandle<()>>,
+    n_bulk: usize,
     output: GraphOutput,
     head: Head,
     dimensions: usize,
@@ -189,7 +190,8 @@ impl Encoder {
             options.batch
         };
         let session = Arc::new(session);
-        let mut runners = vec![(Lane::Bulk, session); options.bulk.streams.max(1)];
+        let n_bulk = options.bulk.streams.max(1);
+        let mut runners = vec![(Lane::Bulk, session); n_bulk];
         if let Some(options) = options.queries {
             let session = EncoderSession::open(runtime, &spec.onnx, options, wanted)?;
             runners.push((Lane::Queries, Arc::new(session)));
@@ -199,11 +201,11 @@ impl Encoder {
             tokenizer: Arc::new(tokenizer),
             batcher: Arc::new(Batcher::new(limits, &lanes, &spec.label)),
             workers: Vec::new(),
+            n_bulk,
             output,
             head: Head { pooling, modules: Arc::clone(&spec.modules) },
             dimensions: module_sizes.map_or(dimensions, |(_, made)| made as usize),
         };
-        let n_bulk = options.bulk.streams.max(1);
         for (index, (lane, session)) in runners.into_iter().enumerate() {
             let worker = Worker {
                 lane,
@@ -238,6 +240,12 @@ impl Encoder {
     #[must_use]
     pub fn dimensions(&self) -> usize {
         self.dimensions
+    }
+
+    /// Batches that run at once, but for lone queries.
+    #[must_use]
+    pub fn n_bulk_workers(&self) -> usize {
+        self.n_bulk
     }
 
     /// The model's tokenizer.

@@ -1,15 +1,17 @@
 //! How much of the machine a job takes, and how fast it is.
 
 use std::collections::VecDeque;
+use std::ops::RangeInclusive;
 use std::time::{Duration, Instant};
 
 use crate::models::Interactive;
 
-/// Texts that are embedded together while nobody waits for a model.
-const TEXTS_ALONE: u32 = 64;
+/// Texts that are embedded together while nobody waits for a model: with two workers, and with many. Each may be of a
+/// megabyte.
+const TEXTS_ALONE: RangeInclusive<u32> = 64..=256;
 
 /// Texts that are embedded together while somebody does: a batch that has begun is not interrupted.
-const TEXTS_BESIDE_OTHERS: u32 = 8;
+const TEXTS_BESIDE_OTHERS: RangeInclusive<u32> = 8..=64;
 
 /// How long a job rests beside others, as a multiple of how long it has worked: searches keep half of the time to
 /// themselves.
@@ -24,22 +26,29 @@ const MEASURED_OVER: Duration = Duration::from_secs(30);
 /// When a job works and rests.
 pub(super) struct Pace {
     throttle: f64,
+    n_workers: u32,
     began: Instant,
     n_begun: u64,
     last_seen: Option<Instant>,
 }
 
 impl Pace {
-    /// The pace of a job that may work this share of the time.
+    /// The pace of a job that may work this share of the time, with a model of one or two workers.
     pub(super) fn new(throttle: f64, interactive: &Interactive) -> Self {
-        Self { throttle, began: Instant::now(), n_begun: interactive.n_begun(), last_seen: None }
+        Self { throttle, n_workers: 2, began: Instant::now(), n_begun: interactive.n_begun(), last_seen: None }
+    }
+
+    /// The pace with a model that runs so many batches at once: all of them are to have texts.
+    pub(super) fn with_workers(self, n_workers: usize) -> Self {
+        Self { n_workers: u32::try_from(n_workers).unwrap_or(u32::MAX), ..self }
     }
 
     /// Begins a batch, and says how many texts it may have.
     pub(super) fn begin(&mut self, interactive: &Interactive) -> u32 {
         self.look(interactive);
         self.began = Instant::now();
-        if self.is_beside_others() { TEXTS_BESIDE_OTHERS } else { TEXTS_ALONE }
+        let texts = if self.is_beside_others() { TEXTS_BESIDE_OTHERS } else { TEXTS_ALONE };
+        (texts.start().saturating_mul(self.n_workers) / 2).clamp(*texts.start(), *texts.end())
     }
 
     /// How long to rest after the batch.
@@ -93,12 +102,23 @@ mod tests {
     fn a_job_makes_room_while_somebody_waits() {
         let interactive = Interactive::default();
         let mut pace = Pace::new(1.0, &interactive);
-        assert_eq!(pace.begin(&interactive), TEXTS_ALONE);
+        assert_eq!(pace.begin(&interactive), 64);
         assert_eq!(pace.rest(&interactive), Duration::ZERO);
         drop(interactive.begin());
-        assert_eq!(pace.begin(&interactive), TEXTS_BESIDE_OTHERS);
+        assert_eq!(pace.begin(&interactive), 8);
         pace.began = Instant::now().checked_sub(Duration::from_millis(100)).expect("a clock that has run");
         assert!(pace.rest(&interactive) >= Duration::from_millis(100));
+    }
+
+    #[test]
+    fn each_worker_has_texts_within_bounds() {
+        for (n_workers, alone, beside_others) in [(1, 64, 8), (2, 64, 8), (6, 192, 24), (32, 256, 64)] {
+            let interactive = Interactive::default();
+            let mut pace = Pace::new(1.0, &interactive).with_workers(n_workers);
+            assert_eq!(pace.begin(&interactive), alone, "{n_workers} workers");
+            drop(interactive.begin());
+            assert_eq!(pace.begin(&interactive), beside_others, "{n_workers} workers");
+        }
     }
 
     #[test]

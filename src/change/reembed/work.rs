@@ -115,7 +115,7 @@ impl Reembeddings {
             self.try_step(id, |job| move_to(job, ReembeddingState::Running, "run")).await.map_err(by_hand)?;
         }
         // Loaded before writes are told to make vectors with it.
-        drop(self.lease(model, space).await?);
+        let n_workers = self.lease(model, space).await?.encoder().n_bulk_workers();
         self.grains
             .begin_staging(Target {
                 model: model.clone(),
@@ -131,7 +131,7 @@ impl Reembeddings {
             Ok(())
         })
         .await?;
-        let mut pace = Pace::new(job.throttle, self.models.interactive());
+        let mut pace = Pace::new(job.throttle, self.models.interactive()).with_workers(n_workers);
         let mut after = 0;
         loop {
             self.check(id, work.state)?;
