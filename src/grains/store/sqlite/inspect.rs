@@ -8,7 +8,7 @@ use super::super::StoreError;
 use super::super::grain_store::Identity;
 use super::latest_version;
 use super::lock::StoreLock;
-use super::open::{check_absent, is_database_path};
+use super::open::{check_absent, is_database_path, real_path};
 use super::recognise::recognise;
 use super::view::View;
 use crate::domain::SpaceId;
@@ -58,10 +58,10 @@ impl FileState {
     /// What opening it would be refused with: [`StoreError::Foreign`], [`StoreError::Newer`], [`StoreError::CutOff`], or
     /// what the system says.
     pub async fn of(path: &Path) -> Result<Self, StoreError> {
-        if !is_database_path(path)? {
-            return check_absent(path).map(|()| Self::Absent);
+        let path = real_path(path)?;
+        if !is_database_path(&path)? {
+            return check_absent(&path).map(|()| Self::Absent);
         }
-        let path = fs_err::canonicalize(path).map_err(|source| StoreError::files("find the database", path, source))?;
         let lock = match StoreLock::acquire(&path) {
             Err(StoreError::InUse { holder, .. }) => return Ok(Self::InUse { holder }),
             lock => lock?,

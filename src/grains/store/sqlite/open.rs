@@ -103,13 +103,26 @@ fn find_or_create(path: &Path) -> Result<PathBuf, StoreError> {
     if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs_err::create_dir_all(folder).map_err(refused("create the folder"))?;
     }
-    if !is_database_path(path)? {
-        check_absent(path)?;
+    let path = real_path(path)?;
+    if !is_database_path(&path)? {
+        check_absent(&path)?;
         // SQLite gives its log and journal the mode of the database, so this one decides for all of them.
-        let created = fs_err::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(path);
-        created.and_then(|_| sync_folder_of(path)).map_err(refused("create the database"))?;
+        let created = fs_err::OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+        created.and_then(|_| sync_folder_of(&path)).map_err(refused("create the database"))?;
     }
-    fs_err::canonicalize(path).map_err(refused("find the database"))
+    fs_err::canonicalize(&path).map_err(refused("find the database"))
+}
+
+/// Where the file is that a path leads to, without symbolic links; where it would be, when it is not there.
+pub(super) fn real_path(path: &Path) -> Result<PathBuf, StoreError> {
+    match fs_err::canonicalize(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => match fs_err::read_link(path) {
+            // A restore that was cut off leaves such a link, and what tells of it is where the link leads to.
+            Ok(target) => real_path(&path.parent().unwrap_or(path).join(target)),
+            Err(_) => Ok(path.to_owned()),
+        },
+        found => found.map_err(|source| StoreError::files("find the database", path, source)),
+    }
 }
 
 /// Refuses to begin anew where a database was, and what is left of it says so.

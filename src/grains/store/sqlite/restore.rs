@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::super::StoreError;
 use super::beside;
 use super::lock::StoreLock;
-use super::open::{is_database_path, sync_folder_of};
+use super::open::{is_database_path, real_path, sync_folder_of};
 use super::recognise::{Recognised, recognise};
 use super::view::{JOURNAL, LOG};
 
@@ -19,13 +19,14 @@ const DOING: &str = "put a snapshot in place of the database";
 /// Puts a snapshot in place of a database that no process uses, and answers where the database is now, if there was one.
 ///
 /// The snapshot stays where it is, and whoever may read it, the database is its owner's alone. What was there before is
-/// kept beside it, with its write-ahead log.
+/// kept beside it, with its write-ahead log. A link to the database leads to the new one.
 ///
 /// # Errors
 /// When the snapshot is not Granary's or from a newer one, the database is in use, or there is no room for the copy: then
 /// the database is where it was. When the file system refuses later than that, it may have its other name already, and so
 /// it may after a crash: then no database is opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
+    let database = &real_path(database)?;
     let refused = |source| StoreError::files(DOING, database, source);
     if !is_database_path(snapshot)? {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);

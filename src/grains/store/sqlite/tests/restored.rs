@@ -75,3 +75,28 @@ async fn what_a_restore_has_copied_is_not_written_over_by_itself() {
         assert!(fs_err::read(&copy).expect("still here") == whole);
     }
 }
+
+#[tokio::test]
+async fn a_database_that_a_link_leads_to_is_replaced_where_it_is() {
+    let (folder, path) = folder();
+    let snapshot = folder.path().join("snapshot.db");
+    open(&snapshot).await.expect("created").close().await;
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink("granary.db", &link).expect("linked");
+    let store = open(&link).await.expect("created where the link leads to");
+    let refused = restore(&link, &snapshot).await.expect_err("a server has it");
+    assert!(matches!(refused, StoreError::InUse { .. }), "{refused}");
+    store.close().await;
+
+    assert_eq!(restore(&link, &snapshot).await.expect("restored"), Some(beside(&path, ".replaced.1")));
+    assert!(fs_err::symlink_metadata(&link).expect("still here").is_symlink());
+    open(&link).await.expect("a database").close().await;
+
+    // Cut off: the file has its other name already.
+    fs_err::rename(&path, beside(&path, ".replaced.2")).expect("moved");
+    fs_err::write(beside(&path, RESTORING), "the snapshot").expect("written");
+    let refused = open(&link).await.expect_err("the database is away");
+    assert!(matches!(refused, StoreError::CutOff { .. }), "{refused}");
+    let refused = FileState::of(&link).await.expect_err("the same");
+    assert!(matches!(refused, StoreError::CutOff { .. }), "{refused}");
+}
