@@ -1,4 +1,4 @@
-//! Whole copies of a database: the one that is kept before a file is upgraded, and snapshots.
+//! Whole copies of a database: the one that is kept before a file is upgraded, snapshots, and what becomes of these.
 
 use std::io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -102,7 +102,8 @@ async fn begin_epoch(copy: &Path) -> Result<(), StoreError> {
     begun.map(drop).map_err(failed)
 }
 
-async fn write_copy(
+/// Writes a whole copy to a file that is not there yet, and syncs it.
+pub(super) async fn write_copy(
     connection: &mut SqliteConnection,
     path: &Path,
     partial: &Path,
@@ -122,7 +123,7 @@ async fn write_copy(
 }
 
 /// Removes what an interrupted copy left.
-fn discard(partial: &Path) -> std::io::Result<()> {
+pub(super) fn discard(partial: &Path) -> std::io::Result<()> {
     for leftover in [partial.to_owned(), beside(partial, JOURNAL)] {
         match fs_err::remove_file(&leftover) {
             Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),

@@ -36,20 +36,27 @@ impl StoreLock {
         let refused = |source| StoreError::files("lock the database", database, source);
         loop {
             let (mut file, origin) = open_or_create(&path).map_err(refused)?;
-            match file.try_lock() {
-                Ok(()) => {}
-                Err(TryLockError::WouldBlock) => {
-                    let holder = holder(&mut file);
-                    return Err(StoreError::InUse { path: database.to_owned(), lock: path, holder });
-                }
-                Err(TryLockError::Error(source)) => return Err(refused(source)),
-            }
+            refuse_if_taken(file.try_lock(), &mut file, database)?;
             // A process that withdrew may have unlinked this very file between the two calls above: a lock on a file
             // without a name would keep nobody out.
             if is_still_at(&file, &path) {
                 sign(&mut file);
                 return Ok(Self { file, path, origin });
             }
+        }
+    }
+
+    /// Takes the lock of a database that is only read, and may be where nothing can be written: one that no Granary has
+    /// ever opened has none.
+    pub(super) fn acquire_if_any(database: &Path) -> Result<Option<Self>, StoreError> {
+        let path = beside(database, ".lock");
+        match fs_err::File::open(&path) {
+            Ok(mut file) => {
+                refuse_if_taken(file.try_lock_shared(), &mut file, database)?;
+                Ok(Some(Self { file, path, origin: Origin::Found }))
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreError::files("lock the database", database, source)),
         }
     }
 
@@ -67,6 +74,21 @@ impl Drop for StoreLock {
         // Closing the file is not enough while a child process, forked a moment ago, still shares it. Should this fail,
         // the lock goes with the last of them.
         let _ = self.file.unlock();
+    }
+}
+
+fn refuse_if_taken(
+    tried: Result<(), TryLockError>,
+    file: &mut fs_err::File,
+    database: &Path,
+) -> Result<(), StoreError> {
+    match tried {
+        Ok(()) => Ok(()),
+        Err(TryLockError::WouldBlock) => {
+            let (path, lock) = (database.to_owned(), beside(database, ".lock"));
+            Err(StoreError::InUse { path, lock, holder: holder(file) })
+        }
+        Err(TryLockError::Error(source)) => Err(StoreError::files("lock the database", database, source)),
     }
 }
 

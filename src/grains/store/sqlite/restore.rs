@@ -1,14 +1,15 @@
 //! A snapshot takes the place of a database.
 
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::StoreError;
 use super::beside;
+use super::copy::{discard, write_copy};
 use super::lock::StoreLock;
 use super::open::{is_database_path, real_path, sync_folder_of};
 use super::recognise::{Recognised, recognise};
-use super::view::{JOURNAL, LOG};
+use super::view::{JOURNAL, LOG, View};
 
 /// What the name of the database has appended for the copy of a snapshot until that takes its place. While there is no
 /// database and this is there, a restore was cut off, or goes on.
@@ -18,15 +19,17 @@ const DOING: &str = "put a snapshot in place of the database";
 
 /// Puts a snapshot in place of a database that no process uses, and answers where the database is now, if there was one.
 ///
-/// The snapshot stays where it is, and whoever may read it, the database is its owner's alone. What was there before is
-/// kept beside it, with its write-ahead log. A link to the database leads to the new one.
+/// The snapshot stays as it is, and whoever may read it, the database is its owner's alone. A snapshot is any database of
+/// Granary's that is not in use: what a crash left in its log or journal counts. What was there before is kept beside the
+/// new database, with its write-ahead log. A link to the database leads to the new one.
 ///
 /// # Errors
-/// When the snapshot is not Granary's or from a newer one, the database is in use, or there is no room for the copy: then
-/// the database is where it was. When the file system refuses later than that, it may have its other name already, and so
+/// When the snapshot is not Granary's or from a newer one, either is in use, or there is no room for the copy: then the
+/// database is where it was. When the file system refuses later than that, it may have its other name already, and so
 /// it may after a crash: then no database is opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
-    let database = &real_path(database)?;
+    let (real_database, real_snapshot) = (real_path(database)?, real_path(snapshot)?);
+    let (database, snapshot) = (real_database.as_path(), real_snapshot.as_path());
     let refused = |source| StoreError::files(DOING, database, source);
     if !is_database_path(snapshot)? {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
@@ -36,34 +39,39 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
         fs_err::create_dir_all(folder).map_err(refused)?;
     }
     let _lock = StoreLock::acquire(database)?;
+    let _lock_of_snapshot = if snapshot == database { None } else { StoreLock::acquire_if_any(snapshot)? };
     let whole = beside(database, RESTORING);
-    let was_cut_off = fs_err::exists(&whole).map_err(refused)?;
-    if was_cut_off && is_same_file(snapshot, &whole).map_err(refused)? {
+    if fs_err::exists(&whole).map_err(refused)? && is_same_file(snapshot, &whole).map_err(refused)? {
         let found = "what a restore that was cut off has copied of a snapshot, and the next one writes over";
         return Err(StoreError::Foreign { path: snapshot.to_owned(), found: found.to_owned() });
     }
     if recognise(snapshot).await? == Recognised::Blank {
         return Err(StoreError::Foreign { path: snapshot.to_owned(), found: "an empty file".to_owned() });
     }
-    if let Err(source) = copy(snapshot, &whole) {
-        // What an earlier restore left stays: it may be all that tells that the database is away.
-        if !was_cut_off {
-            // One that stays behind is in the way of a new database only, and its refusal names it.
-            let _ = fs_err::remove_file(&whole);
-        }
-        return Err(refused(source));
+    // What an earlier restore left stays until then: it may be all that tells that the database is away.
+    let partial = beside(&whole, ".partial");
+    discard(&partial).map_err(refused)?;
+    if let Err(error) = copy(snapshot, &partial).await {
+        // The error that matters is the first one.
+        let _ = discard(&partial);
+        return Err(error);
     }
+    fs_err::rename(&partial, &whole).and_then(|()| sync_folder_of(&whole)).map_err(refused)?;
     let replaced = move_away(database).map_err(refused)?;
     fs_err::rename(&whole, database).and_then(|()| sync_folder_of(database)).map_err(refused)?;
     Ok(replaced)
 }
 
-/// Copies a snapshot for its new place. A copy has the mode of what was copied; SQLite gives that of the database to its
-/// log and journal.
-fn copy(snapshot: &Path, whole: &Path) -> std::io::Result<()> {
-    fs_err::copy(snapshot, whole)?;
-    fs_err::set_permissions(whole, PermissionsExt::from_mode(0o600))?;
-    fs_err::File::open(whole)?.sync_all()
+/// Copies what the next reader of a snapshot would see.
+async fn copy(snapshot: &Path, partial: &Path) -> Result<(), StoreError> {
+    let mut view = View::open(snapshot).await?;
+    let written = write_copy(&mut view.connection, snapshot, partial, DOING).await;
+    view.close().await;
+    written.map_err(|error| match error {
+        // The snapshot may be on another one.
+        StoreError::DiskFull { doing, source, .. } => StoreError::DiskFull { path: partial.to_owned(), doing, source },
+        error => error,
+    })
 }
 
 /// Whether two paths, whatever links they go by, lead to one file.

@@ -77,6 +77,43 @@ async fn what_a_restore_has_copied_is_not_written_over_by_itself() {
 }
 
 #[tokio::test]
+async fn what_a_crash_left_beside_a_snapshot_is_restored_with_it() {
+    let (folder, path) = folder();
+    let grains = old_grains();
+    let (logged, cut_off) = (folder.path().join("logged.db"), folder.path().join("cut_off.db"));
+    write_v1_with_hot_log(&logged, &grains).await;
+    let prepare = async |connection: &mut SqliteConnection| {
+        run(connection, V1).await;
+        insert(connection, &grains).await;
+    };
+    write_with_hot_journal(&cut_off, "UPDATE grains SET text = 'lost', vector = zeroblob(5000)", prepare).await;
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&logged, &link).expect("linked");
+    let before = files_in(folder.path());
+    for snapshot in [&logged, &cut_off, &link] {
+        restore(&path, snapshot).await.expect("restored");
+        assert!(read_grains(&path).await == grains, "{}", snapshot.display());
+    }
+    let mut after = files_in(folder.path());
+    after.retain(|name, _| !name.starts_with("granary.db"));
+    assert!(after == before, "the snapshots are as they were, and nothing is beside them");
+}
+
+#[tokio::test]
+async fn a_database_in_use_is_no_snapshot() {
+    let (folder, path) = folder();
+    let other = folder.path().join("other.db");
+    let store = open(&other).await.expect("created");
+    let refused = restore(&path, &other).await.expect_err("a server writes to it");
+    assert!(matches!(&refused, StoreError::InUse { path, .. } if path.ends_with("other.db")), "{refused}");
+    assert!(!fs_err::exists(&path).expect("looked at"));
+    store.close().await;
+    restore(&path, &other).await.expect("restored");
+    // It takes its own place, too.
+    assert_eq!(restore(&path, &path).await.expect("restored"), Some(beside(&path, ".replaced.1")));
+}
+
+#[tokio::test]
 async fn a_database_that_a_link_leads_to_is_replaced_where_it_is() {
     let (folder, path) = folder();
     let snapshot = folder.path().join("snapshot.db");
