@@ -34,6 +34,12 @@ const INSTRUCTIONS_BETWEEN_LOOKS: i32 = 100_000;
 /// The write-ahead log is cut back to this size once its content is in the file.
 const LOG_SIZE_LIMIT_BYTES: u32 = 64 << 20;
 
+/// Reads that run at the same time, at least: one that waits for the disk needs no core.
+const MIN_READERS: NonZeroU32 = NonZeroU32::new(4).expect("four is not zero");
+
+/// The same at most: each has a thread and a cache of pages.
+const MAX_READERS: NonZeroU32 = NonZeroU32::new(32).expect("thirty-two is not zero");
+
 /// Which file to open, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct OpenOptions {
@@ -46,11 +52,12 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// The file at that path, with the usual number of readers.
+    /// The file at that path, with a reader for each core that this process may use.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        const READERS: NonZeroU32 = NonZeroU32::new(4).expect("four is not zero");
-        Self { path: path.into(), readers: READERS, read_timeout: READ_TIMEOUT }
+        let cores = std::thread::available_parallelism().ok().and_then(|cores| NonZeroU32::try_from(cores).ok());
+        let readers = cores.map_or(MIN_READERS, |cores| cores.clamp(MIN_READERS, MAX_READERS));
+        Self { path: path.into(), readers, read_timeout: READ_TIMEOUT }
     }
 }
 

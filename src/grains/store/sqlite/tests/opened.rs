@@ -259,16 +259,17 @@ async fn a_read_that_takes_too_long_is_interrupted_and_the_database_is_not_away_
     let (folder, _) = folder();
     let path = folder.path().join("granary.db");
     let options = OpenOptions { read_timeout: Duration::from_millis(200), ..OpenOptions::at(&path) };
+    let n_readers = options.readers.get();
     let store = SqliteStore::open(options).await.expect("created");
     let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
-    let reads = (0..4).map(|_| sqlx::query_scalar::<_, i64>(endless).fetch_one(&store.readers));
+    let reads = (0..n_readers).map(|_| sqlx::query_scalar::<_, i64>(endless).fetch_one(&store.readers));
     let (ended, is_there) = tokio::join!(futures::future::join_all(reads), store.check());
     is_there.expect("a database that is busy is there");
     for end in ended {
         let error = StoreError::sql("count", &path, end.expect_err("it has no end"));
         assert!(matches!(error, StoreError::TooSlow { .. }), "{error:?}");
     }
-    for _ in 0..4 {
+    for _ in 0..n_readers {
         let one: i64 = sqlx::query_scalar("SELECT 1").fetch_one(&store.readers).await.expect("reading goes on");
         assert_eq!(one, 1);
     }
