@@ -95,7 +95,10 @@ impl Indexes {
             index.set_epoch(identity.epoch.clone())?;
             in_order.push(OneIndex { space, state: State::Whole(Box::new(index)) });
         }
-        let indexes = Self { folder, identity, all: Arc::new(RwLock::new(All { in_order, order, n_moves: 0 })) };
+        let mut all = All { in_order, order, n_moves: 0 };
+        // An index that was saved while another one was broken serves grains of that one, too.
+        all.settle_all();
+        let indexes = Self { folder, identity, all: Arc::new(RwLock::new(all)) };
         indexes.measure();
         Ok(indexes)
     }
@@ -158,9 +161,9 @@ impl Indexes {
             return;
         }
         match store.space_order().await {
-            Ok(order) => self.all.write().order = order,
+            Ok(order) => self.all.write().reorder(order),
             Err(error) => {
-                tracing::warn!("a new space is taken for the last one until the next start: {}", with_causes(&error));
+                tracing::warn!("a new space is taken for the last one until it is written to: {}", with_causes(&error));
             }
         }
     }
@@ -218,12 +221,7 @@ impl Indexes {
 
     /// Notes a new order of spaces: each grain is served from the first that holds it. The caller holds the gate.
     pub(super) fn reorder(&self, order: &[SpaceId]) {
-        let mut all = self.all.write();
-        let All { in_order, order: known, .. } = &mut *all;
-        order.clone_into(known);
-        in_order.sort_by_key(|index| place(order, &index.space));
-        all.settle_all();
-        all.n_moves += 1;
+        self.all.write().reorder(order.to_vec());
     }
 
     /// Makes broken indexes again. The caller holds the gate.
@@ -372,6 +370,16 @@ impl All {
         let serves =
             |index: &OneIndex| index.whole().is_some_and(|whole| whole.serving(number) == Some(Serving::Served));
         self.in_order.iter().position(serves)
+    }
+
+    fn reorder(&mut self, order: Vec<SpaceId>) {
+        self.order = order;
+        // It may be that no index stands elsewhere now.
+        if !self.in_order.is_sorted_by_key(|index| place(&self.order, &index.space)) {
+            self.in_order.sort_by_key(|index| place(&self.order, &index.space));
+            self.settle_all();
+            self.n_moves += 1;
+        }
     }
 
     /// The first index that holds a grain serves it.

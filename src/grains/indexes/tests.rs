@@ -1,12 +1,16 @@
 //! What searches see while the indexes change.
 
+use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
-use super::super::index::SpaceIndex;
-use super::super::store::{Identity, NewVector, TextFate};
+use super::super::index::{IndexError, SpaceIndex};
+use super::super::store::{
+    Atomicity, Batch, Change, Expected, GrainStore, Identity, NewVector, OpenOptions, SqliteStore, Staged, TextFate,
+};
 use super::{Indexes, OneIndex, REMOVED_AT_ONCE};
-use crate::domain::{Origin, Provenance, SpaceId};
+use crate::domain::{Content, DeclaredSpace, Filter, GrainId, Origin, Provenance, SpaceId};
+use crate::models::Ledger;
 
 const VECTOR: [f32; 2] = [1.0, 0.0];
 
@@ -35,11 +39,76 @@ async fn look(indexes: &Indexes, at_most: usize) -> (Vec<i64>, usize) {
     looked.await.expect("no index is broken")
 }
 
+/// The indexes of a database that has none.
+fn no_indexes(folder: &Path) -> Indexes {
+    let identity = Identity { database: "one".to_owned(), epoch: "first".to_owned() };
+    Indexes { folder: folder.to_owned(), identity, all: Arc::default() }
+}
+
+#[tokio::test]
+async fn a_space_takes_its_place_when_the_order_can_be_read_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("granary.db");
+    let [first, second] = ["0123456789abcdef", "fedcba9876543210"].map(|id| SpaceId::parse(id).expect("a space"));
+    let store = SqliteStore::open(OpenOptions::at(&path)).await.expect("a database");
+    store.write_space_order(vec![first.clone(), second.clone()]).await.expect("written");
+    store.close().await;
+    let indexes = no_indexes(&folder.path().join("indexes"));
+    indexes.learn(&store, [&first, &second]).await;
+    for space in [&second, &first] {
+        indexes.apply(1, TextFate::Kept, &[&vector_in(space)]);
+    }
+    assert_eq!(indexes.served(), Some(vec![(second.clone(), 1), (first.clone(), 0)]), "nobody knows better");
+
+    let store = SqliteStore::open(OpenOptions::at(&path)).await.expect("a database");
+    indexes.learn(&store, [&first]).await;
+    assert_eq!(indexes.served(), Some(vec![(first, 1), (second, 0)]));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = SqliteStore::open(OpenOptions::at(folder.path().join("granary.db"))).await.expect("a database");
+    let spaces = ["one", "two"].map(|name| DeclaredSpace::new(name, 2).expect("a space"));
+    for space in &spaces {
+        store.declare_space(space).await.expect("declared");
+    }
+    let [vector, other] = spaces.map(|space| vector_in(&space.fingerprint().space()));
+    let change = Change {
+        id: GrainId::parse("grain").expect("an id"),
+        expected: Expected::Absent,
+        content: Content { text: "wheat".to_owned(), ..Content::default() },
+        created_at: None,
+        vector: Some(vector),
+        staged: Some(Staged { vector: other, selection: Arc::default() }),
+    };
+    let batch = Batch {
+        changes: vec![change],
+        atomicity: Atomicity::AllOrNothing,
+        while_active: None,
+        receipt: None,
+        now_us: 0,
+    };
+    store.write(batch).await.expect("written");
+    let [number] = store.numbers(Filter::default(), 2).await.expect("read")[..] else { panic!("there is one grain") };
+
+    let open = || Indexes::open(&store, folder.path().join("indexes"));
+    let indexes = open().await.expect("opened");
+    let served = indexes.served().expect("none is broken");
+    let [(first, 1), (_, 0)] = &served[..] else { panic!("{served:?}") };
+    indexes.note_unreadable(first, &IndexError::Dimensions { expected: 2, found: 3 });
+    indexes.apply(number, TextFate::Kept, &[]);
+    assert_eq!(indexes.serving().len(), 2, "the broken one, and the other in its stead");
+    indexes.save().await;
+    assert_eq!(open().await.expect("opened").served(), Some(served));
+    store.close().await;
+}
+
 #[tokio::test]
 async fn a_search_waits_for_a_piece_of_a_removal_and_finds_all_of_the_grains_or_none() {
     let folder = tempfile::tempdir().expect("a folder");
-    let identity = Identity { database: "one".to_owned(), epoch: "first".to_owned() };
-    let indexes = Indexes { folder: folder.path().to_owned(), identity, all: Arc::default() };
+    let indexes = no_indexes(folder.path());
     // The second space holds every grain too, and serves none.
     let vectors = ["0123456789abcdef", "fedcba9876543210"].map(|id| vector_in(&SpaceId::parse(id).expect("a space")));
     let numbers: Vec<i64> = (1..).take(8 * REMOVED_AT_ONCE + 1).collect();
