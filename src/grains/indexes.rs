@@ -27,8 +27,8 @@ use crate::telemetry;
 
 pub use self::making::check_saved;
 
-/// Deleted grains that are taken out while searches wait: of a large space each costs a row read and a row written.
-const REMOVED_AT_ONCE: usize = 256;
+/// Grains whose vectors are changed while searches wait: in a large space each costs a row read and a row written.
+const CHANGED_AT_ONCE: usize = 256;
 
 /// The indexes, in the order of their spaces.
 pub struct Indexes {
@@ -56,6 +56,16 @@ enum State {
     Whole(Box<SpaceIndex>),
     /// Why it is not in step with the database, and the dimensions to make it with.
     Broken(String, usize),
+}
+
+/// What was committed of a grain.
+pub(super) struct GrainChange {
+    /// Its number.
+    pub(super) number: i64,
+    /// What became of its text.
+    pub(super) text: TextFate,
+    /// The vectors it got.
+    pub(super) vectors: Vec<NewVector>,
 }
 
 /// All indexes at one moment.
@@ -168,24 +178,21 @@ impl Indexes {
         }
     }
 
-    /// Notes what was committed of a grain: what became of its text, and the vectors it got. The caller holds the gate.
-    pub(super) fn apply(&self, number: i64, text: TextFate, vectors: &[&NewVector]) {
-        let mut all = self.all.write();
-        for NewVector { provenance, vector } in vectors {
-            self.expect(&mut all, &provenance.space, vector.len());
-        }
-        let before = all.serving_of(number);
-        for index in &mut all.in_order {
-            let new = vectors.iter().find(|new| new.provenance.space == index.space);
-            index.change(|whole| match new {
-                // Whether it serves is settled when all indexes have their vectors.
-                Some(new) => whole.put(number, &unit(&new.vector), Serving::Withheld),
-                None if text == TextFate::Replaced => whole.remove(number),
-                None => Ok(()),
-            });
-        }
-        all.settle(number);
-        all.n_moves += u64::from(before.is_some() && before != all.serving_of(number));
+    /// Notes what was committed, off the async threads. The caller holds the gate to the end. Of many grains searches have
+    /// their turn in between.
+    pub(super) async fn apply(&self, changes: Vec<GrainChange>) {
+        let (all, folder, identity) = (Arc::clone(&self.all), self.folder.clone(), self.identity.clone());
+        blocking(move || {
+            let options = |new: &NewVector| {
+                let mark = mark(&identity, &new.provenance.space);
+                IndexOptions::new(folder.clone(), new.vector.len(), mark)
+            };
+            for changes in changes.chunks(CHANGED_AT_ONCE) {
+                let mut all = all.write();
+                changes.iter().for_each(|change| all.apply(change, options));
+            }
+        })
+        .await;
     }
 
     /// Forgets deleted grains. The caller holds the gate to the end. Searches see all of them go at one moment; what is
@@ -193,7 +200,7 @@ impl Indexes {
     pub(super) async fn remove(&self, numbers: &[i64]) {
         // Else a search in between would spend its hits on grains that the database has no more.
         self.change_each(numbers, |index, number| index.set_serving(number, Serving::Withheld)).await;
-        for numbers in numbers.chunks(REMOVED_AT_ONCE) {
+        for numbers in numbers.chunks(CHANGED_AT_ONCE) {
             self.change_each(numbers, SpaceIndex::remove).await;
         }
     }
@@ -288,21 +295,6 @@ impl Indexes {
             metrics::gauge!(telemetry::INDEX_BYTES, "space" => space, "where" => "disk").set(size.disk as f64);
         }
     }
-
-    /// The index of a space that may hold its first vector now.
-    fn expect(&self, all: &mut All, space: &SpaceId, dimensions: usize) {
-        if all.in_order.iter().any(|index| index.space == *space) {
-            return;
-        }
-        let options = IndexOptions::new(self.folder.clone(), dimensions, mark(&self.identity, space));
-        let state = match SpaceIndex::create(options) {
-            Ok(index) => State::Whole(Box::new(index)),
-            Err(error) => State::Broken(with_causes(&error), dimensions),
-        };
-        let All { in_order, order, .. } = all;
-        let at = in_order.partition_point(|index| place(order, &index.space) <= place(order, space));
-        in_order.insert(at, OneIndex { space: space.clone(), state });
-    }
 }
 
 impl Moment<'_> {
@@ -370,6 +362,37 @@ impl All {
         let serves =
             |index: &OneIndex| index.whole().is_some_and(|whole| whole.serving(number) == Some(Serving::Served));
         self.in_order.iter().position(serves)
+    }
+
+    fn apply(&mut self, change: &GrainChange, options: impl Fn(&NewVector) -> IndexOptions) {
+        for new in &change.vectors {
+            if self.find(&new.provenance.space).is_none() {
+                self.begin(options(new));
+            }
+        }
+        let before = self.serving_of(change.number);
+        for index in &mut self.in_order {
+            let new = change.vectors.iter().find(|new| new.provenance.space == index.space);
+            index.change(|whole| match new {
+                // Whether it serves is settled when all indexes have their vectors.
+                Some(new) => whole.put(change.number, &unit(&new.vector), Serving::Withheld),
+                None if change.text == TextFate::Replaced => whole.remove(change.number),
+                None => Ok(()),
+            });
+        }
+        self.settle(change.number);
+        self.n_moves += u64::from(before.is_some() && before != self.serving_of(change.number));
+    }
+
+    /// Begins the index of a space that holds its first vector now.
+    fn begin(&mut self, options: IndexOptions) {
+        let (space, dimensions) = (options.identity.space.clone(), options.dimensions);
+        let state = match SpaceIndex::create(options) {
+            Ok(index) => State::Whole(Box::new(index)),
+            Err(error) => State::Broken(with_causes(&error), dimensions),
+        };
+        let at = self.in_order.partition_point(|index| place(&self.order, &index.space) <= place(&self.order, &space));
+        self.in_order.insert(at, OneIndex { space, state });
     }
 
     fn reorder(&mut self, order: Vec<SpaceId>) {

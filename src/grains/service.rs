@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, Semaphore};
 use super::anchors::Anchors;
 use super::draft::Precondition;
 use super::error::GrainError;
-use super::indexes::Indexes;
+use super::indexes::{GrainChange, Indexes};
 use super::snapshots::{OneAtATime, Snapshots};
 use super::staging::Staging;
 use super::store::{
@@ -265,17 +265,18 @@ impl Grains {
             let written = grains.store.adopt(proven).await?;
             let spaces = written.iter().map(|(_, vector)| &vector.provenance.space);
             grains.indexes.learn(grains.store.as_ref(), spaces).await;
-            for (written, vector) in &written {
-                let number = written.numbered.number;
-                grains.indexes.apply(number, written.text, &[vector]);
-                grains.anchors.apply(number, written.text, &[vector]);
-                grains.staging.note(number, &[vector]);
-                if let Some(from) = &from {
-                    grains.indexes.remove_from(from, &[number]);
-                }
+            let numbers: Vec<i64> = written.iter().map(|(written, _)| written.numbered.number).collect();
+            let changes = written.into_iter().map(|(written, vector)| GrainChange {
+                number: written.numbered.number,
+                text: written.text,
+                vectors: vec![vector],
+            });
+            grains.apply(changes.collect()).await;
+            if let Some(from) = &from {
+                grains.indexes.remove_from(from, &numbers);
             }
             grains.indexes.measure();
-            Ok(written.len() as u64)
+            Ok(numbers.len() as u64)
         };
         self.shutdown.finish("adopt vectors", work).await
     }
@@ -305,20 +306,27 @@ impl Grains {
                 });
                 let spaces = vectors.iter().flatten().chain(staged).map(|vector| &vector.provenance.space);
                 grains.indexes.learn(grains.store.as_ref(), spaces).await;
-                for (applied, vector) in applied.iter().zip(vectors) {
-                    if let Applied::Written(written) = applied {
-                        let vectors: Vec<&NewVector> = vector.iter().chain(&written.staged).collect();
-                        grains.indexes.apply(written.numbered.number, written.text, &vectors);
-                        grains.anchors.apply(written.numbered.number, written.text, &vectors);
-                        grains.staging.note(written.numbered.number, &vectors);
-                    }
-                }
+                let changes = applied.iter().zip(vectors).filter_map(|(applied, vector)| {
+                    let Applied::Written(written) = applied else { return None };
+                    let vectors = vector.into_iter().chain(written.staged.clone()).collect();
+                    Some(GrainChange { number: written.numbered.number, text: written.text, vectors })
+                });
+                grains.apply(changes.collect()).await;
                 grains.indexes.measure();
                 metrics::histogram!(telemetry::GRAIN_WRITE_DURATION, "kind" => "write").record(began.elapsed());
             }
             Ok(committed)
         };
         self.shutdown.finish("write grains", work).await
+    }
+
+    /// Tells everybody here who must know of a commit. The caller holds the gate.
+    async fn apply(&self, changes: Vec<GrainChange>) {
+        for GrainChange { number, text, vectors } in &changes {
+            self.anchors.apply(*number, *text, vectors);
+            self.staging.note(*number, vectors);
+        }
+        self.indexes.apply(changes).await;
     }
 
     pub(super) async fn numbered(&self, id: &GrainId) -> Result<Numbered, GrainError> {

@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 
 use super::embedding::{Planned, TEXTS_AT_ONCE, TextKind, texts_at};
 use super::error::GrainError;
+use super::indexes::GrainChange;
 use super::service::Grains;
 use super::store::{Lacking, Made, NewVector, Purge, Staged, TextFate, Unembedded};
 use crate::clock::now_us;
@@ -79,7 +80,7 @@ impl Staging {
     }
 
     /// Notes that a grain was written, and which vectors it got. The caller holds the gate.
-    pub(super) fn note(&self, number: i64, vectors: &[&NewVector]) {
+    pub(super) fn note(&self, number: i64, vectors: &[NewVector]) {
         if let Some(Running { target, missed, .. }) = &mut *self.0.lock()
             && !vectors.iter().any(|vector| vector.provenance.space == target.space)
         {
@@ -167,7 +168,7 @@ impl Grains {
     pub async fn write_made(&self, made: Made) -> Result<u64, GrainError> {
         let grains = self.clone();
         let work = async move {
-            let vectors: HashMap<i64, NewVector> = made
+            let mut vectors: HashMap<i64, NewVector> = made
                 .vectors
                 .iter()
                 .filter_map(|(grain, vector)| Some((grain.number, vector.as_ref().ok()?.clone())))
@@ -176,11 +177,11 @@ impl Grains {
             let written = grains.store.write_made(made).await?;
             let spaces = vectors.values().map(|vector| &vector.provenance.space);
             grains.indexes.learn(grains.store.as_ref(), spaces).await;
-            for number in &written {
-                if let Some(vector) = vectors.get(number) {
-                    grains.indexes.apply(*number, TextFate::Kept, &[vector]);
-                }
-            }
+            let change = |number: &i64| {
+                let vector = vectors.remove(number)?;
+                Some(GrainChange { number: *number, text: TextFate::Kept, vectors: vec![vector] })
+            };
+            grains.indexes.apply(written.iter().filter_map(change).collect()).await;
             grains.indexes.measure();
             Ok(written.len() as u64)
         };

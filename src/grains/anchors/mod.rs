@@ -128,7 +128,7 @@ impl Anchors {
     }
 
     /// Notes what was committed of a grain: what became of its text, and the vectors it got. The caller holds the gate.
-    pub(super) fn apply(&self, number: i64, text: TextFate, vectors: &[&NewVector]) {
+    pub(super) fn apply(&self, number: i64, text: TextFate, vectors: &[NewVector]) {
         if text == TextFate::Replaced {
             self.forget(&[number]);
         }

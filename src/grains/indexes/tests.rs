@@ -8,7 +8,7 @@ use super::super::index::{IndexError, SpaceIndex};
 use super::super::store::{
     Atomicity, Batch, Change, Expected, GrainStore, Identity, NewVector, OpenOptions, SqliteStore, Staged, TextFate,
 };
-use super::{Indexes, OneIndex, REMOVED_AT_ONCE};
+use super::{CHANGED_AT_ONCE, GrainChange, Indexes, OneIndex};
 use crate::domain::{Content, DeclaredSpace, Filter, GrainId, Origin, Provenance, SpaceId};
 use crate::models::Ledger;
 
@@ -56,7 +56,8 @@ async fn a_space_takes_its_place_when_the_order_can_be_read_again() {
     let indexes = no_indexes(&folder.path().join("indexes"));
     indexes.learn(&store, [&first, &second]).await;
     for space in [&second, &first] {
-        indexes.apply(1, TextFate::Kept, &[&vector_in(space)]);
+        let change = GrainChange { number: 1, text: TextFate::Kept, vectors: vec![vector_in(space)] };
+        indexes.apply(vec![change]).await;
     }
     assert_eq!(indexes.served(), Some(vec![(second.clone(), 1), (first.clone(), 0)]), "nobody knows better");
 
@@ -98,11 +99,25 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
     let served = indexes.served().expect("none is broken");
     let [(first, 1), (_, 0)] = &served[..] else { panic!("{served:?}") };
     indexes.note_unreadable(first, &IndexError::Dimensions { expected: 2, found: 3 });
-    indexes.apply(number, TextFate::Kept, &[]);
+    indexes.apply(vec![GrainChange { number, text: TextFate::Kept, vectors: Vec::new() }]).await;
     assert_eq!(indexes.serving().len(), 2, "the broken one, and the other in its stead");
     indexes.save().await;
     assert_eq!(open().await.expect("opened").served(), Some(served));
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_search_finds_all_of_a_batch_or_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let indexes = no_indexes(folder.path());
+    let vectors = vec![vector_in(&SpaceId::parse("0123456789abcdef").expect("a space"))];
+    let change = |number| GrainChange { number, text: TextFate::New, vectors: vectors.clone() };
+    let mut write = pin!(indexes.apply((1..).take(CHANGED_AT_ONCE).map(change).collect()));
+    while futures::poll!(write.as_mut()).is_pending() {
+        let (found, _) = look(&indexes, CHANGED_AT_ONCE).await;
+        assert!([0, CHANGED_AT_ONCE].contains(&found.len()), "{} of {CHANGED_AT_ONCE}", found.len());
+    }
+    assert_eq!(look(&indexes, CHANGED_AT_ONCE).await.0.len(), CHANGED_AT_ONCE);
 }
 
 #[tokio::test]
@@ -111,11 +126,10 @@ async fn a_search_waits_for_a_piece_of_a_removal_and_finds_all_of_the_grains_or_
     let indexes = no_indexes(folder.path());
     // The second space holds every grain too, and serves none.
     let vectors = ["0123456789abcdef", "fedcba9876543210"].map(|id| vector_in(&SpaceId::parse(id).expect("a space")));
-    let numbers: Vec<i64> = (1..).take(8 * REMOVED_AT_ONCE + 1).collect();
+    let numbers: Vec<i64> = (1..).take(8 * CHANGED_AT_ONCE + 1).collect();
     let n_grains = numbers.len();
-    for number in &numbers {
-        indexes.apply(*number, TextFate::New, &vectors.each_ref());
-    }
+    let change = |number: &i64| GrainChange { number: *number, text: TextFate::New, vectors: vectors.to_vec() };
+    indexes.apply(numbers.iter().map(change).collect()).await;
     let (kept, gone) = numbers.split_last().expect("some");
 
     let mut removal = pin!(indexes.remove(gone));
