@@ -140,22 +140,31 @@ impl SpaceIndex {
 
     /// Adds the vector of a grain, or replaces the one it has. Vectors have length 1.
     pub fn put(&mut self, number: i64, vector: &[f32], serving: Serving) -> Result<(), IndexError> {
-        self.check(vector)?;
-        let done = self.try_remove(number).and_then(|()| self.try_push(number, vector, serving));
+        self.put_all(&[(number, vector, serving)])
+    }
+
+    /// The same for several grains, each named once: their codes are made on all cores.
+    pub fn put_all(&mut self, grains: &[(i64, &[f32], Serving)]) -> Result<(), IndexError> {
+        grains.iter().try_for_each(|(_, vector, _)| self.check(vector))?;
+        let done = self.try_put_all(grains);
         self.lacks_a_change |= done.is_err();
         done
     }
 
-    fn try_push(&mut self, number: i64, vector: &[f32], serving: Serving) -> Result<(), IndexError> {
+    fn try_put_all(&mut self, grains: &[(i64, &[f32], Serving)]) -> Result<(), IndexError> {
+        grains.iter().try_for_each(|(number, ..)| self.try_remove(*number))?;
         self.distrust_files()?;
-        if self.slots.len() >= self.options.quantise_above {
+        if self.slots.len() + grains.len() > self.options.quantise_above {
             self.quantise()?;
         }
+        let vectors = grains.iter().map(|(_, vector, _)| *vector);
         match &mut self.vectors {
-            Vectors::Exact(scan) => scan.push(vector),
-            Vectors::Quantised(scan) => scan.push(vector)?,
+            Vectors::Exact(scan) => vectors.for_each(|vector| scan.push(vector)),
+            Vectors::Quantised(scan) => scan.push_all(vectors)?,
         }
-        self.slots.push(number, serving);
+        for (number, _, serving) in grains {
+            self.slots.push(*number, *serving);
+        }
         Ok(())
     }
 

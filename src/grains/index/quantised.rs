@@ -67,7 +67,7 @@ impl QuantisedScan {
     ) -> Result<Self, IndexError> {
         let codes = TurboQuantIndex::new(padded(dimensions), CODE_BITS).map_err(refused("begin"))?;
         let mut scan = Self { codes, vectors, dimensions };
-        rows.into_iter().try_for_each(|row| scan.encode(row))?;
+        rows.into_iter().try_for_each(|row| scan.encode(std::iter::once(row)))?;
         Ok(scan)
     }
 
@@ -96,20 +96,21 @@ impl QuantisedScan {
         self.codes.write_to_writer(file)
     }
 
-    pub(super) fn push(&mut self, vector: &[f32]) -> Result<(), IndexError> {
-        // The file first: it can fail, and then neither has the vector.
-        self.vectors.push(vector)?;
-        self.encode(vector)
+    pub(super) fn push_all<'a>(&mut self, vectors: impl Iterator<Item = &'a [f32]> + Clone) -> Result<(), IndexError> {
+        // The file first: it can fail, and then the codes have none of the vectors.
+        vectors.clone().try_for_each(|vector| self.vectors.push(vector))?;
+        self.encode(vectors)
     }
 
-    fn encode(&mut self, vector: &[f32]) -> Result<(), IndexError> {
+    /// Makes the codes of all of them at once, which `turbovec` spreads over rayon's global pool.
+    fn encode<'a>(&mut self, vectors: impl Iterator<Item = &'a [f32]>) -> Result<(), IndexError> {
         let dimensions = padded(self.dimensions);
-        let added = if dimensions == self.dimensions {
-            self.codes.add_2d(vector, dimensions)
-        } else {
-            self.codes.add_2d(&self.padded(vector), dimensions)
-        };
-        added.map_err(refused("add a vector"))
+        let mut rows = Vec::new();
+        for vector in vectors {
+            rows.extend_from_slice(vector);
+            rows.resize(rows.len().next_multiple_of(dimensions), 0.0);
+        }
+        self.codes.add_2d(&rows, dimensions).map_err(refused("add vectors"))
     }
 
     /// The vector of the last slot moves to this one, which must exist.

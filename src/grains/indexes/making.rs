@@ -39,10 +39,11 @@ pub(super) async fn build(
         let Some(last) = batch.numbers.last() else { return Ok(index) };
         after = *last;
         index = blocking(move || -> Result<SpaceIndex, IndexError> {
-            for ((number, vector), served) in batch.numbers.iter().zip(&batch.vectors).zip(&batch.served) {
-                let serving = if *served { Serving::Served } else { Serving::Withheld };
-                index.put(*number, &unit(vector), serving)?;
-            }
+            let units: Vec<Vec<f32>> = batch.vectors.iter().map(|vector| unit(vector)).collect();
+            let servings = batch.served.iter().map(|served| if *served { Serving::Served } else { Serving::Withheld });
+            let grains = batch.numbers.iter().zip(&units).zip(servings);
+            let grains = grains.map(|((number, vector), serving)| (*number, vector.as_slice(), serving));
+            index.put_all(&grains.collect::<Vec<_>>())?;
             Ok(index)
         })
         .await?;

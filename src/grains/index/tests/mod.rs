@@ -157,6 +157,34 @@ fn growing_past_the_crossover_loses_nothing() {
 }
 
 #[test]
+fn what_is_put_at_once_is_found_as_what_is_put_one_by_one() {
+    let mut random = Random(6);
+    let vectors = random.clusters(300, 10, 13);
+    for quantise_above in [0, 100, 150, 1_000] {
+        let (folder, other_folder) = (tempfile::tempdir().expect("a folder"), tempfile::tempdir().expect("a folder"));
+        let one_by_one = index_of(&vectors, options(folder.path(), 13, quantise_above));
+        let mut index = SpaceIndex::create(options(other_folder.path(), 13, quantise_above)).expect("created");
+        let grains: Vec<(i64, &[f32], Serving)> =
+            (1..).zip(&vectors).map(|(number, vector)| (number, vector.as_slice(), Serving::Served)).collect();
+        for grains in grains.chunks(150) {
+            index.put_all(grains).expect("put");
+            let is_quantised = index.size().disk > 0;
+            assert_eq!(is_quantised, index.len() > quantise_above);
+        }
+        for query in random.clusters(20, 10, 13) {
+            let (found, expected) = (index.candidates(&query, 20), one_by_one.candidates(&query, 20));
+            assert_eq!(found.expect("searched"), expected.expect("searched"));
+            let (found, expected) = (index.nearest(&query, 20), one_by_one.nearest(&query, 20));
+            assert_eq!(found.expect("searched"), expected.expect("searched"));
+        }
+        // Again: they are replaced.
+        index.put_all(&grains[290..]).expect("put");
+        assert_eq!((index.len(), index.size().disk), (300, one_by_one.size().disk));
+        assert_eq!(index.vector(291).expect("read"), Some(vectors[290].clone()));
+    }
+}
+
+#[test]
 fn withheld_grains_are_kept_and_not_found() {
     for quantise_above in [0, 1_000] {
         let folder = tempfile::tempdir().expect("a folder");
