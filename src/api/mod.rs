@@ -132,7 +132,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(operations::metrics))
 }
 
-/// The routes with everything that stands around them, below a path.
+/// The routes with everything that stands around them, the outermost first, below a path.
 pub fn router(state: AppState, base: &BasePath) -> Router {
     let (router, document) = routes().split_for_parts();
     let max_body = usize::try_from(state.limits.max_body.as_u64()).unwrap_or(usize::MAX);
@@ -143,24 +143,25 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
         .fallback(async |method: Method, uri: Uri| not_served(&method, uri.path()))
         .method_not_allowed_fallback(|| async {
             ApiError::new(Code::MethodNotAllowed, "this path has other methods; the `allow` header lists them")
-        })
-        .layer(DefaultBodyLimit::max(max_body))
-        .layer(from_fn_with_state(state.clone(), callers::note))
-        .layer(from_fn_with_state(state.clone(), timeouts::limit))
-        .layer(from_fn_with_state(state.clone(), body_memory::share))
-        .layer(from_fn_with_state(state.clone(), requests::limit_number))
-        .layer(from_fn_with_state(state.clone(), access::check))
-        .layer(from_fn_with_state(state.clone(), guard::refuse_foreign))
-        .layer(CatchPanicLayer::custom(requests::answer_panic))
-        .layer(from_fn(error::render));
+        });
+    // As one layer: each alone would be boxed, and copied with all that it stands around, several times for each request.
+    let inner = (
+        from_fn(error::render),
+        CatchPanicLayer::custom(requests::answer_panic),
+        from_fn_with_state(state.clone(), guard::refuse_foreign),
+        from_fn_with_state(state.clone(), access::check),
+        from_fn_with_state(state.clone(), requests::limit_number),
+        from_fn_with_state(state.clone(), body_memory::share),
+        from_fn_with_state(state.clone(), timeouts::limit),
+        from_fn_with_state(state.clone(), callers::note),
+        DefaultBodyLimit::max(max_body),
+    );
     let router = match cors::layer(state.guard.pages()) {
-        Some(cors) => router.layer(cors),
-        None => router,
+        Some(cors) => router.layer((from_fn(requests::observe), cors, inner)),
+        None => router.layer((from_fn(requests::observe), inner)),
     };
-    let router = router.layer(from_fn(requests::observe)).with_state(state.clone());
-    base::below(base, router)
-        .layer(from_fn(relayed::answer_when_read))
-        .layer(from_fn_with_state(state, forwarded::note))
+    base::below(base, router.with_state(state.clone()))
+        .layer((from_fn_with_state(state, forwarded::note), from_fn(relayed::answer_when_read)))
 }
 
 /// The document, with the address under which the caller knows the server, and a page that shows it. The page's own answer
