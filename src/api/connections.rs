@@ -122,7 +122,8 @@ async fn carry<S>(stream: S, peer: IpAddr, router: Router, limits: ConnectionLim
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let activity = Arc::new(Activity::new(Instant::now()));
+    let opened = Instant::now();
+    let activity = Arc::new(Activity::new(opened));
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let router = TowerToHyperService::new(router);
     let service = {
@@ -149,9 +150,16 @@ where
     // this, so that two pieces may wait; with hyper's 400 KiB most answers would be there whole.
     builder.http2().max_send_buf_size(MAX_PIECE_BYTES);
     let mut connection = pin!(builder.serve_connection(io, service));
+    let mut stopping = pin!(shutdown.soft().cancelled());
+    let mut look = pin!(tokio::time::sleep_until(opened + limits.header_timeout));
     let mut ending = None;
     loop {
         let silence = activity.silence();
+        let end = end_of(silence, &limits, ending);
+        // A look is never put off, but may be in vain: most requests then leave the timer alone.
+        if end < look.deadline() || look.is_elapsed() {
+            look.as_mut().reset(end);
+        }
         tokio::select! {
             // First what has come: a request that came in time is not cut off by a time that is over.
             biased;
@@ -161,14 +169,14 @@ where
                 }
                 return;
             }
-            () = last_request(&shutdown, silence), if ending.is_none() => {
+            () = last_request(stopping.as_mut(), silence), if ending.is_none() => {
                 ending = Some(Instant::now());
                 connection.as_mut().graceful_shutdown();
             }
             () = activity.changed() => {}
-            () = until(silence, &limits, ending) => {
+            () = look.as_mut() => {
                 // Something may have come at the last moment.
-                if silence.is_none() || activity.silence() != silence {
+                if silence.is_none() || Instant::now() < end || activity.silence() != silence {
                     continue;
                 }
                 if matches!(silence, Some(Silence::Unread(_))) && activity.give_up_unread(limits.body_timeout) {
@@ -189,18 +197,18 @@ where
 
 /// Ends when the shutdown begins; on a connection that owes a head, somewhat later: told to end, it would lose a request
 /// that has come and is not read yet.
-async fn last_request(shutdown: &Shutdown, silence: Option<Silence>) {
-    shutdown.soft().cancelled().await;
+async fn last_request(stopping: impl Future<Output = ()>, silence: Option<Silence>) {
+    stopping.await;
     if let Some(Silence::InHead(since)) = silence {
         tokio::time::sleep_until(since + LAST_HEADS).await;
     }
 }
 
-/// Ends when the silence has lasted too long, or it is time to look whether there is one. A connection that is ending has
+/// When the silence will have lasted too long, or it is time to look whether there is one. A connection that is ending has
 /// the time of a head, from then on, to send what it still has: the client may never take it, as the rest of an answer that
 /// was given up.
-async fn until(silence: Option<Silence>, limits: &ConnectionLimits, ending: Option<Instant>) {
-    let end = match silence {
+fn end_of(silence: Option<Silence>, limits: &ConnectionLimits, ending: Option<Instant>) -> Instant {
+    match silence {
         None => Instant::now() + limits.body_timeout,
         Some(Silence::Unread(since)) => since + limits.body_timeout,
         Some(Silence::InHead(since)) => since + limits.header_timeout,
@@ -208,6 +216,5 @@ async fn until(silence: Option<Silence>, limits: &ConnectionLimits, ending: Opti
             Some(ending) => since.max(ending) + limits.header_timeout,
             None => since + limits.idle_timeout,
         },
-    };
-    tokio::time::sleep_until(end).await;
+    }
 }
