@@ -12,6 +12,8 @@ use crate::engine::Encoder;
 #[derive(Clone, Debug)]
 pub struct ModelIdentity {
     manifest: Manifest,
+    /// That of the manifest: most requests get the model's own space.
+    native: Fingerprint,
 }
 
 /// What an open model is read by.
@@ -77,7 +79,7 @@ impl ModelIdentity {
             truncation_side: native.truncation_side,
             modules,
         };
-        Ok(Self { manifest })
+        Ok(Self { native: manifest.fingerprint(), manifest })
     }
 
     /// The manifest of the model as it is configured.
@@ -89,13 +91,17 @@ impl ModelIdentity {
     /// The fingerprint of the model as it is configured.
     #[must_use]
     pub fn native(&self) -> Fingerprint {
-        self.manifest.fingerprint()
+        self.native.clone()
     }
 
     /// The fingerprint of the vectors a request gets.
     #[must_use]
     pub fn chosen(&self, choice: SpaceChoice) -> Fingerprint {
         let SpaceChoice { dimensions, normalize, truncation_side } = choice;
+        let own = &self.manifest;
+        if (dimensions, normalize, truncation_side) == (own.dimensions, own.normalize, own.truncation_side) {
+            return self.native();
+        }
         Manifest { normalize, dimensions, truncation_side, ..self.manifest.clone() }.fingerprint()
     }
 }
@@ -140,8 +146,12 @@ mod tests {
         }
     }
 
-    /// The space of a model of this content, written to a folder of its own.
     fn fingerprint(content: &Content) -> Fingerprint {
+        identity(content).native()
+    }
+
+    /// A model of this content, written to a folder of its own.
+    fn identity(content: &Content) -> ModelIdentity {
         let folder = TempDir::new().expect("a folder");
         let write = |name: &str, bytes: &[u8]| {
             let path = folder.path().join(name);
@@ -169,7 +179,7 @@ mod tests {
         let reading = Reading { output: "out".to_owned(), pooling: Some(Pooling::Mean), max_tokens: 128 };
         let native = SpaceChoice { dimensions: 1, normalize: true, truncation_side: TruncationSide::Right };
         let (_, hashed) = modules::open(&files.modules).expect("opened");
-        ModelIdentity::of_reading(&files, reading, native, prompts, hashed).expect("hashed").native()
+        ModelIdentity::of_reading(&files, reading, native, prompts, hashed).expect("hashed")
     }
 
     fn contents() -> impl Strategy<Value = Content> {
@@ -192,6 +202,20 @@ mod tests {
         #[test]
         fn equal_content_is_one_space_wherever_it_lies(content in contents()) {
             prop_assert_eq!(fingerprint(&content), fingerprint(&content));
+        }
+
+        #[test]
+        fn what_a_request_chooses_is_hashed_like_the_model_as_it_is_configured(
+            content in contents(),
+            dimensions in 1..3_u32,
+            normalize in any::<bool>(),
+            is_left in any::<bool>(),
+        ) {
+            let identity = identity(&content);
+            let truncation_side = if is_left { TruncationSide::Left } else { TruncationSide::Right };
+            let manifest = Manifest { dimensions, normalize, truncation_side, ..identity.manifest().clone() };
+            let choice = SpaceChoice { dimensions, normalize, truncation_side };
+            prop_assert_eq!(identity.chosen(choice), manifest.fingerprint());
         }
 
         #[test]
