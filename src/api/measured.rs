@@ -1,9 +1,10 @@
 //! Embedding for a route: the service call between the metrics and headers that TEI's users know.
 
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
-use metrics::{counter, histogram};
+use metrics::{Counter, Histogram, counter, histogram};
 
 use super::error::ApiError;
 use super::inputs::Shape;
@@ -45,7 +46,6 @@ pub async fn embed(
     let embedded = state.models.embed_with_model(request, &name).await?;
 
     counter!(telemetry::TE_REQUEST_SUCCESS, "method" => method).increment(1);
-    counter!(telemetry::TE_EMBED_SUCCESS).increment(n_texts);
     record(&embedded, started.elapsed());
     let headers = headers(&embedded, n_characters, started.elapsed());
     Ok(Answer { embedded, headers })
@@ -58,23 +58,39 @@ fn n_characters(input: &Input) -> usize {
     }
 }
 
+/// What each answer adds to. Looked up once, at the first: whoever takes requests has installed the recorder before.
+static ANSWERED: LazyLock<Answered> = LazyLock::new(|| Answered {
+    texts: counter!(telemetry::TE_EMBED_SUCCESS),
+    input_length: histogram!(telemetry::TE_REQUEST_INPUT_LENGTH),
+    duration: histogram!(telemetry::TE_REQUEST_DURATION),
+    tokenization: histogram!(telemetry::TE_REQUEST_TOKENIZATION_DURATION),
+    queue: histogram!(telemetry::TE_REQUEST_QUEUE_DURATION),
+    inference: histogram!(telemetry::TE_REQUEST_INFERENCE_DURATION),
+});
+
+struct Answered {
+    texts: Counter,
+    input_length: Histogram,
+    duration: Histogram,
+    tokenization: Histogram,
+    queue: Histogram,
+    inference: Histogram,
+}
+
 fn record(embedded: &Embedded, total: Duration) {
     let encoded = &embedded.encoded;
-    let label = embedded.model.to_string();
+    embedded.counts.record(&embedded.model, encoded, total);
     let n_texts = encoded.n_tokens.len();
-    counter!(telemetry::TEXTS, "model" => label.clone()).increment(n_texts as u64);
-    counter!(telemetry::TOKENS, "model" => label.clone()).increment(encoded.n_tokens.iter().sum::<usize>() as u64);
-    counter!(telemetry::TRUNCATED_TEXTS, "model" => label.clone()).increment(encoded.truncated.len() as u64);
-    histogram!(telemetry::EMBED_DURATION, "model" => label).record(total.as_secs_f64());
+    ANSWERED.texts.increment(n_texts as u64);
     for n_tokens in &encoded.n_tokens {
-        histogram!(telemetry::TE_REQUEST_INPUT_LENGTH).record(*n_tokens as f64);
+        ANSWERED.input_length.record(*n_tokens as f64);
     }
     // TEI records the mean over a request's texts.
     let mean = |duration: Duration| duration.as_secs_f64() / n_texts.max(1) as f64;
-    histogram!(telemetry::TE_REQUEST_DURATION).record(total.as_secs_f64());
-    histogram!(telemetry::TE_REQUEST_TOKENIZATION_DURATION).record(mean(encoded.tokenization_time));
-    histogram!(telemetry::TE_REQUEST_QUEUE_DURATION).record(encoded.queue_time.as_secs_f64());
-    histogram!(telemetry::TE_REQUEST_INFERENCE_DURATION).record(mean(encoded.inference_time));
+    ANSWERED.duration.record(total.as_secs_f64());
+    ANSWERED.tokenization.record(mean(encoded.tokenization_time));
+    ANSWERED.queue.record(encoded.queue_time.as_secs_f64());
+    ANSWERED.inference.record(mean(encoded.inference_time));
 }
 
 fn headers(embedded: &Embedded, n_characters: usize, total: Duration) -> HeaderMap {

@@ -8,7 +8,7 @@ use axum::extract::{MatchedPath, Request, State};
 use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
-use metrics::{counter, histogram};
+use metrics::{SharedString, counter, histogram};
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -38,7 +38,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_fit(id)).cloned().unwrap_or_else(new_id);
     let method = request.method().clone();
     let is_routine = access::is_probe(&request);
-    let route = request.extensions().get::<MatchedPath>().map_or(UNKNOWN_ROUTE, MatchedPath::as_str).to_owned();
+    let route: Arc<str> = request.extensions().get::<MatchedPath>().map_or(UNKNOWN_ROUTE, MatchedPath::as_str).into();
     // Probes and scrapes come every few seconds and say nothing when they succeed.
     let mut trace = if is_routine { None } else { trace(&request, &route) };
     let client = request.extensions().get::<Asked>().map(|asked| tracing::field::display(asked.client));
@@ -63,10 +63,10 @@ pub async fn observe(request: Request, next: Next) -> Response {
         }
         let elapsed = started.elapsed();
         let method = known_method(method.as_str());
-        let status_label = status.as_str().to_owned();
+        let (route, status_label) = (SharedString::from(route), status.as_str().to_owned());
         counter!(telemetry::HTTP_REQUESTS, "route" => route.clone(), "method" => method, "status" => status_label)
             .increment(1);
-        histogram!(telemetry::HTTP_REQUEST_DURATION, "route" => route.clone(), "method" => method)
+        histogram!(telemetry::HTTP_REQUEST_DURATION, "route" => route, "method" => method)
             .record(elapsed.as_secs_f64());
         let elapsed_ms = elapsed.as_secs_f64() * 1e3;
         if is_routine && status.is_success() {

@@ -9,6 +9,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::cache::EmbeddingCache;
+use super::counts::Counts;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::health::Health;
@@ -97,6 +98,8 @@ pub struct Embedded {
     pub provider: GpuProvider,
     /// The vectors.
     pub encoded: Encoded,
+    /// Where they are counted, by whoever answers a request with them.
+    pub counts: Arc<Counts>,
 }
 
 /// A model in memory.
@@ -105,6 +108,7 @@ pub struct LoadedModel {
     pub(super) encoder: Encoder,
     pub(super) cache: Option<Arc<EmbeddingCache>>,
     pub(super) interactive: Arc<Interactive>,
+    pub(super) counts: Arc<Counts>,
     pub(super) identity: ModelIdentity,
     pub(super) facts: Arc<LoadedFacts>,
     pub(super) standing: RwLock<Standing>,
@@ -195,7 +199,8 @@ impl Lease {
         let embed =
             part("embed").named("granary.model", self.name().as_str()).counted("granary.texts", request.inputs.len());
         let encoded = embed.around(self.encode(&space, request)).await?;
-        Ok(Embedded { model: self.name().clone(), space, provider: facts.provider.provider, encoded })
+        let (model, counts) = (self.name().clone(), Arc::clone(&self.model.counts));
+        Ok(Embedded { model, space, provider: facts.provider.provider, encoded, counts })
     }
 
     async fn encode(&self, space: &SpaceId, request: EncodeRequest) -> Result<Encoded, ModelError> {

@@ -123,6 +123,7 @@ impl Loader {
             encoder,
             cache: self.cache.clone(),
             interactive: Arc::clone(&self.interactive),
+            counts: Arc::default(),
             identity,
             facts: Arc::new(facts),
             standing: RwLock::default(),

@@ -7,6 +7,7 @@ pub mod cache;
 pub mod callers;
 pub mod canary;
 pub mod catalog;
+pub mod counts;
 mod entry;
 pub mod error;
 mod files;
