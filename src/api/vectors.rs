@@ -2,8 +2,9 @@
 
 use std::fmt::Write;
 
+use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::Response;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
@@ -12,6 +13,9 @@ use crate::models::Embedded;
 
 /// Bytes of an f32 in JSON, generously: sign, nine digits, point, exponent, comma.
 const BYTES_PER_NUMBER: usize = 14;
+
+/// Headers of an answer, generously.
+const MAX_HEADERS: usize = 16;
 
 /// The most bytes of `x-truncated`.
 const MAX_TRUNCATED_BYTES: usize = 512;
@@ -62,25 +66,29 @@ pub fn nested(encoded: &Encoded) -> Vec<u8> {
 
 /// A JSON body with the headers that say what made the vectors.
 #[must_use]
-pub fn response(body: Vec<u8>, headers: HeaderMap) -> Response {
-    let content_type = HeaderValue::from_static("application/json");
-    (headers, [(header::CONTENT_TYPE, content_type)], body).into_response()
+pub fn response(body: Vec<u8>, mut headers: HeaderMap) -> Response {
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    let mut response = Response::new(Body::from(body));
+    *response.headers_mut() = headers;
+    response
 }
 
 /// `x-model`, `x-space`, `x-dimensions` and `x-truncated`.
 #[must_use]
 pub fn provenance_headers(embedded: &Embedded) -> HeaderMap {
-    let mut headers = HeaderMap::new();
-    let mut put = |name: &'static str, value: &str| {
+    let mut headers = HeaderMap::with_capacity(MAX_HEADERS);
+    let values = [
+        (MODEL_HEADER, HeaderValue::from_str(embedded.model.as_str())),
+        ("x-space", HeaderValue::from_str(embedded.space.as_str())),
+        ("x-dimensions", Ok(HeaderValue::from(embedded.encoded.dimensions))),
+        ("x-truncated", HeaderValue::try_from(truncated_header(&embedded.encoded.truncated))),
+    ];
+    for (name, value) in values {
         // Model names, hex digits and numbers are all visible ASCII.
-        if let Ok(value) = HeaderValue::from_str(value) {
+        if let Ok(value) = value {
             headers.insert(HeaderName::from_static(name), value);
         }
-    };
-    put(MODEL_HEADER, embedded.model.as_str());
-    put("x-space", embedded.space.as_str());
-    put("x-dimensions", &embedded.encoded.dimensions.to_string());
-    put("x-truncated", &truncated_header(&embedded.encoded.truncated));
+    }
     headers
 }
 
