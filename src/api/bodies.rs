@@ -19,7 +19,8 @@ pub const UNBUFFERED: (HeaderName, &str) = (HeaderName::from_static("x-accel-buf
 pub struct Impatient {
     body: Body,
     limit: Duration,
-    wait: Pin<Box<Sleep>>,
+    /// Made when somebody waits for the first time.
+    wait: Option<Pin<Box<Sleep>>>,
     is_waiting: bool,
 }
 
@@ -47,7 +48,7 @@ impl Impatient {
     /// Waits so long for each piece of this body.
     #[must_use]
     pub fn new(body: Body, limit: Duration) -> Self {
-        Self { body, limit, wait: Box::pin(tokio::time::sleep(limit)), is_waiting: false }
+        Self { body, limit, wait: None, is_waiting: false }
     }
 }
 
@@ -65,11 +66,13 @@ impl http_body::Body for Impatient {
             this.is_waiting = false;
             return Poll::Ready(frame.map(|frame| frame.map_err(Into::into)));
         }
+        let end = Instant::now() + this.limit;
+        let wait = this.wait.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
         if !this.is_waiting {
             this.is_waiting = true;
-            this.wait.as_mut().reset(Instant::now() + this.limit);
+            wait.as_mut().reset(end);
         }
-        ready!(this.wait.as_mut().poll(context));
+        ready!(wait.as_mut().poll(context));
         Poll::Ready(Some(Err(SlowBody(this.limit).into())))
     }
 

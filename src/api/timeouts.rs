@@ -1,5 +1,6 @@
 //! How long a request may take: the usual time, and that of single routes.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -42,14 +43,17 @@ impl Timeouts {
     }
 
     /// The time of a request, and the setting that says so.
-    fn of(&self, request: &Request) -> (Duration, String) {
-        let usual = (self.usual, "server.request_timeout".to_owned());
+    fn of(&self, request: &Request) -> (Duration, Cow<'static, str>) {
+        let usual = (self.usual, "server.request_timeout".into());
+        if self.of_routes.is_empty() {
+            return usual;
+        }
         let Some(pattern) = request.extensions().get::<MatchedPath>() else { return usual };
         // Axum answers HEAD with the route of GET.
         let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
         let route = format!("{method} {}", pattern.as_str());
         match self.of_routes.get(&route) {
-            Some(time) => (*time, format!("server.route_timeouts.{route:?}")),
+            Some(time) => (*time, format!("server.route_timeouts.{route:?}").into()),
             None => usual,
         }
     }
