@@ -222,23 +222,13 @@ impl Entry {
     /// Leases the model, or says what must come first. A claimed load is the caller's alone. `since` is when the caller
     /// began to wait.
     pub(super) fn lease_or_claim_load(&self, eagerness: Eagerness, since: Instant, now: Instant) -> Next {
-        let mut next = Next::Wait;
+        // Under the lock that all share: most find the model ready, and only a claim changes the state.
+        let mut next = self.next(&self.state.borrow(), eagerness, since, now);
+        if !matches!(next, Next::Load) {
+            return next;
+        }
         self.state.send_if_modified(|state| {
-            let is_request = eagerness == Eagerness::Request;
-            next = match state {
-                _ if self.is_deleted() => Next::Deleted,
-                _ if is_request && self.is_disabled.load(Ordering::SeqCst) => Next::Disabled,
-                State::Ready(model) => {
-                    *self.last_used.lock() = now;
-                    Next::Use(Lease::of(model))
-                }
-                State::Draining(health) if health.is_stuck() => Next::GiveUp(endless_drain(health, now)),
-                State::Downloading { .. } | State::Loading { .. } | State::Draining(_) => Next::Wait,
-                State::Failed(failure) if is_request && (failure.retry_at > now || failure.failed_at >= since) => {
-                    Next::GiveUp(failure.clone())
-                }
-                State::Unloaded | State::Failed(_) => Next::Load,
-            };
+            next = self.next(state, eagerness, since, now);
             let claimed = matches!(next, Next::Load);
             if claimed {
                 let failure = state.failure().cloned();
@@ -253,6 +243,25 @@ impl Entry {
             claimed
         });
         next
+    }
+
+    /// What a caller is to do in this state. Under the state's lock: a lease is taken before a drain is claimed, or not.
+    fn next(&self, state: &State, eagerness: Eagerness, since: Instant, now: Instant) -> Next {
+        let is_request = eagerness == Eagerness::Request;
+        match state {
+            _ if self.is_deleted() => Next::Deleted,
+            _ if is_request && self.is_disabled.load(Ordering::SeqCst) => Next::Disabled,
+            State::Ready(model) => {
+                *self.last_used.lock() = now;
+                Next::Use(Lease::of(model))
+            }
+            State::Draining(health) if health.is_stuck() => Next::GiveUp(endless_drain(health, now)),
+            State::Downloading { .. } | State::Loading { .. } | State::Draining(_) => Next::Wait,
+            State::Failed(failure) if is_request && (failure.retry_at > now || failure.failed_at >= since) => {
+                Next::GiveUp(failure.clone())
+            }
+            State::Unloaded | State::Failed(_) => Next::Load,
+        }
     }
 
     /// What calls a claimed download off; `None` when none is under way.
