@@ -80,7 +80,7 @@ impl App {
         let traces = traces(&config)?;
         let catalog = catalog(&config)?;
         let store = if config.grains.enabled {
-            Some(Arc::new(SqliteStore::open(OpenOptions::at(config.database_path())).await?))
+            Some(Arc::new(SqliteStore::open(OpenOptions::at(config.database_path()).with_cores(cores)).await?))
         } else {
             None
         };

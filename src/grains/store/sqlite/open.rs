@@ -52,12 +52,17 @@ pub struct OpenOptions {
 }
 
 impl OpenOptions {
-    /// The file at that path, with a reader for each core that this process may use.
+    /// The file at that path, with the fewest readers.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        let cores = std::thread::available_parallelism().ok().and_then(|cores| NonZeroU32::try_from(cores).ok());
-        let readers = cores.map_or(MIN_READERS, |cores| cores.clamp(MIN_READERS, MAX_READERS));
-        Self { path: path.into(), readers, read_timeout: READ_TIMEOUT }
+        Self { path: path.into(), readers: MIN_READERS, read_timeout: READ_TIMEOUT }
+    }
+
+    /// With a reader for each of these cores.
+    #[must_use]
+    pub fn with_cores(self, cores: usize) -> Self {
+        let cores = u32::try_from(cores).ok().and_then(NonZeroU32::new);
+        Self { readers: cores.map_or(MIN_READERS, |cores| cores.clamp(MIN_READERS, MAX_READERS)), ..self }
     }
 }
 
