@@ -189,7 +189,9 @@ impl Indexes {
             };
             for changes in changes.chunks(CHANGED_AT_ONCE) {
                 let mut all = all.write();
-                changes.iter().for_each(|change| all.apply(change, options));
+                for change in changes {
+                    all.apply(change, options);
+                }
             }
         })
         .await;

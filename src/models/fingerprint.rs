@@ -213,7 +213,7 @@ mod tests {
         ) {
             let identity = identity(&content);
             let truncation_side = if is_left { TruncationSide::Left } else { TruncationSide::Right };
-            let manifest = Manifest { dimensions, normalize, truncation_side, ..identity.manifest().clone() };
+            let manifest = Manifest { normalize, dimensions, truncation_side, ..identity.manifest().clone() };
             let choice = SpaceChoice { dimensions, normalize, truncation_side };
             prop_assert_eq!(identity.chosen(choice), manifest.fingerprint());
         }

@@ -84,14 +84,8 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
         vector: Some(vector),
         staged: Some(Staged { vector: other, selection: Arc::default() }),
     };
-    let batch = Batch {
-        changes: vec![change],
-        atomicity: Atomicity::AllOrNothing,
-        while_active: None,
-        receipt: None,
-        now_us: 0,
-    };
-    store.write(batch).await.expect("written");
+    let batch = Batch { changes: vec![change], atomicity: Atomicity::AllOrNothing, while_active: None, receipt: None };
+    store.write(batch, 0).await.expect("written");
     let [number] = store.numbers(Filter::default(), 2).await.expect("read")[..] else { panic!("there is one grain") };
 
     let open = || Indexes::open(&store, folder.path().join("indexes"));
