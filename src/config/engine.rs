@@ -26,7 +26,8 @@ pub struct EngineConfig {
     pub runtime_library: Option<PathBuf>,
     /// Cores to use, of those that the process may use; 0 is all of them.
     pub cores: usize,
-    /// Batches of one model that run at once; 0 is one for each core, at most 32.
+    /// Batches of one model that run at once; 0 is one for each core, at most 32, and at most 4 for models without a query
+    /// lane and for those that take longer texts than `max_batch_tokens`; one on a GPU.
     pub workers: usize,
     /// Whether a model has a session of its own for lone queries.
     #[serde(deserialize_with = "spelling::word")]

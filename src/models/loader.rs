@@ -31,6 +31,10 @@ use crate::engine::{
 /// Batches that one model runs at once unless the configuration says otherwise: each takes memory.
 const MAX_DEFAULT_WORKERS: usize = 32;
 
+/// The same where lone texts are run by the bulk workers too, which leave them the other cores, or where one text may take
+/// more memory than a full batch of others.
+const FEW_DEFAULT_WORKERS: usize = 4;
+
 /// Threads that work on one query together: more wait for each other longer than they help.
 const MAX_QUERY_THREADS: usize = 4;
 
@@ -151,14 +155,7 @@ impl Loader {
         if provider.is_gpu() {
             return Ok(footprint.bytes_beside_gpu());
         }
-        let query_lane = has_query_lane(self.engine.query_lane, provider, footprint.weights_bytes, self.cores);
-        let running = Running {
-            copies: 1 + u64::from(query_lane),
-            workers: workers(info.workers, self.engine.workers, provider, self.cores),
-            max_batch_tokens: self.engine.max_batch_tokens,
-            max_batch_texts: self.engine.max_batch_texts,
-        };
-        Ok(footprint.bytes(provider, running))
+        Ok(footprint.bytes(provider, running(&self.engine, info.workers, provider, footprint, self.cores)))
     }
 
     /// Opens the model on the provider that was asked for or that suits the machine; where it does not open, on the next
@@ -178,7 +175,7 @@ impl Loader {
         let facts = self.provider_facts(runtime, footprint);
         let mut choice = provider::choose(wish(info, self.engine.provider), &facts);
         loop {
-            let opened = Encoder::open(runtime, spec, self.options(info, choice.provider, weights_bytes));
+            let opened = Encoder::open(runtime, spec, self.options(info, choice.provider, footprint));
             let next = match &opened {
                 Err(error) if may_be_the_providers_fault(error) => {
                     provider::choose_after(&choice, &with_causes(error), &facts)
@@ -219,14 +216,13 @@ impl Loader {
         }
     }
 
-    fn options(&self, info: &ModelInfo, provider: GpuProvider, weights_bytes: u64) -> EncoderOptions {
+    fn options(&self, info: &ModelInfo, provider: GpuProvider, footprint: Footprint) -> EncoderOptions {
         let bf16 = self.features.rounds_to_bf16(provider);
-        let workers = workers(info.workers, self.engine.workers, provider, self.cores);
-        let threads = bulk_threads(provider, workers, self.cores);
-        let has_query_lane = has_query_lane(self.engine.query_lane, provider, weights_bytes, self.cores);
+        let running = running(&self.engine, info.workers, provider, footprint, self.cores);
+        let threads = bulk_threads(provider, running.workers, self.cores);
         EncoderOptions {
-            bulk: SessionOptions { provider, threads, streams: workers, stays_awake: false, bf16 },
-            queries: has_query_lane.then_some(SessionOptions {
+            bulk: SessionOptions { provider, threads, streams: running.workers, stays_awake: false, bf16 },
+            queries: running.has_query_lane().then_some(SessionOptions {
                 provider,
                 threads: self.cores.clamp(1, MAX_QUERY_THREADS),
                 streams: 1,
@@ -256,15 +252,29 @@ pub(super) fn wish(info: &ModelInfo, for_all: ProviderSetting) -> ProviderWish {
     }
 }
 
-/// Batches of a model that run at once: as many as its own entry says, else the setting for all, else one for each core. In
+/// How a model is run. As many batches at once as its own entry says, else the setting for all, else one for each core: in
 /// bulk, streams of one thread each beat fewer of more threads.
-pub(super) fn workers(own: Option<NonZeroUsize>, for_all: usize, provider: GpuProvider, cores: usize) -> usize {
-    match (own, for_all) {
+pub(super) fn running(
+    engine: &EngineConfig,
+    own_workers: Option<NonZeroUsize>,
+    provider: GpuProvider,
+    footprint: Footprint,
+    cores: usize,
+) -> Running {
+    let has_query_lane = has_query_lane(engine.query_lane, provider, footprint.weights_bytes, cores);
+    let takes_many = has_query_lane && footprint.max_tokens as usize <= engine.max_batch_tokens;
+    let workers = match (own_workers, engine.workers) {
         (Some(workers), _) => workers.get(),
         // A GPU runs one batch at a time, and the next one is prepared meanwhile.
         (None, 0) if provider.is_gpu() => 1,
-        (None, 0) => cores.clamp(1, MAX_DEFAULT_WORKERS),
+        (None, 0) => cores.clamp(1, if takes_many { MAX_DEFAULT_WORKERS } else { FEW_DEFAULT_WORKERS }),
         (None, workers) => workers,
+    };
+    Running {
+        copies: 1 + u64::from(has_query_lane),
+        workers,
+        max_batch_tokens: engine.max_batch_tokens,
+        max_batch_texts: engine.max_batch_texts,
     }
 }
 
@@ -279,12 +289,7 @@ fn bulk_threads(provider: GpuProvider, workers: usize, cores: usize) -> usize {
 }
 
 /// Whether a model has a session of its own for lone queries. All cores of a GPU work on any batch anyway.
-pub(super) fn has_query_lane(
-    setting: QueryLaneSetting,
-    provider: GpuProvider,
-    weights_bytes: u64,
-    cores: usize,
-) -> bool {
+fn has_query_lane(setting: QueryLaneSetting, provider: GpuProvider, weights_bytes: u64, cores: usize) -> bool {
     match setting {
         QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && cores > 1 && !provider.is_gpu(),
         QueryLaneSetting::On => true,
@@ -364,7 +369,9 @@ mod tests {
     use crate::models::catalog::Catalog;
     use crate::models::hub::HubSettings;
 
-    /// The options of a model on 64 cores.
+    const SMALL: Footprint = Footprint { weights_bytes: 87 << 20, max_tokens: 256, dimensions: 384 };
+
+    /// The options of a small model on 64 cores.
     fn options(engine: EngineConfig, provider: GpuProvider) -> EncoderOptions {
         let config = Config::default();
         let catalog = Catalog::from_config(&config.ai, &config.models).expect("the default is valid");
@@ -378,7 +385,7 @@ mod tests {
             cache: None,
             interactive: Arc::default(),
         };
-        loader.options(catalog.iter().next().expect("there are built-in models"), provider, 1)
+        loader.options(catalog.iter().next().expect("there are built-in models"), provider, SMALL)
     }
 
     #[test]
@@ -405,16 +412,42 @@ mod tests {
             (OpenVino, 128, (32, 128)),
             (Cuda, 16, (1, 1)),
         ] {
-            let n_workers = workers(None, 0, provider, cores);
+            let n_workers = running(&Config::default().engine, None, provider, SMALL, cores).workers;
             assert_eq!((n_workers, bulk_threads(provider, n_workers, cores)), expected, "{provider} on {cores} cores");
         }
     }
 
     #[test]
+    fn models_without_a_query_lane_or_with_texts_longer_than_a_batch_get_few_workers() {
+        let engine = Config::default().engine;
+        let longest = u32::try_from(engine.max_batch_tokens).expect("a small number");
+        let large = Footprint { weights_bytes: MAX_QUERY_LANE_WEIGHTS_BYTES + 1, ..SMALL };
+        let long = |max_tokens| Footprint { max_tokens, ..SMALL };
+        let no_lane = EngineConfig { query_lane: QueryLaneSetting::Off, ..engine.clone() };
+        let every_lane = EngineConfig { query_lane: QueryLaneSetting::On, ..engine.clone() };
+        let wide = EngineConfig { max_batch_tokens: 8192, ..engine.clone() };
+        for (engine, footprint, expected) in [
+            (&engine, SMALL, 32),
+            (&engine, large, 4),
+            (&every_lane, large, 32),
+            (&no_lane, SMALL, 4),
+            (&engine, long(longest), 32),
+            (&engine, long(longest + 1), 4),
+            (&wide, long(8192), 32),
+        ] {
+            for provider in [GpuProvider::Cpu, GpuProvider::OpenVino] {
+                let workers = |cores| running(engine, None, provider, footprint, cores).workers;
+                assert_eq!([workers(2), workers(64)], [2, expected], "{provider}, {footprint:?}, {engine:?}");
+            }
+        }
+    }
+
+    #[test]
     fn what_is_said_of_workers_counts_and_a_models_own_entry_first() {
+        let engine = EngineConfig { workers: 3, ..Config::default().engine };
         for provider in [GpuProvider::Cpu, GpuProvider::Cuda] {
-            assert_eq!(workers(None, 3, provider, 64), 3);
-            assert_eq!(workers(NonZeroUsize::new(100), 3, provider, 64), 100);
+            assert_eq!(running(&engine, None, provider, SMALL, 64).workers, 3);
+            assert_eq!(running(&engine, NonZeroUsize::new(100), provider, SMALL, 64).workers, 100);
         }
         assert_eq!(bulk_threads(GpuProvider::Cpu, 3, 64), 62);
     }

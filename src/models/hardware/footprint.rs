@@ -39,6 +39,14 @@ pub struct Running {
     pub max_batch_texts: usize,
 }
 
+impl Running {
+    /// Whether lone queries have a session of their own, on the second copy of the weights.
+    #[must_use]
+    pub fn has_query_lane(self) -> bool {
+        self.copies > 1
+    }
+}
+
 impl Footprint {
     /// Memory it takes once it serves.
     ///

@@ -14,12 +14,12 @@ use std::num::NonZeroUsize;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::footprint::{Footprint, Running};
+use super::footprint::Footprint;
 use super::probe::Machine;
-use crate::config::QueryLaneSetting;
+use crate::config::EngineConfig;
 use crate::domain::{GpuProvider, ModelName, ModelSize, Training};
 use crate::engine::{ProviderFacts, ProviderWish, provider};
-use crate::models::loader::{has_query_lane, workers};
+use crate::models::loader::running;
 
 /// Tokens a second below which filling an index takes days: a million passages of 128 tokens take 18 hours at this speed.
 const USEFUL_TOKENS_PER_SECOND: u64 = 2_000;
@@ -60,19 +60,13 @@ pub struct Candidate {
 
 /// What decides besides machine and models.
 #[derive(Clone, Copy, Debug)]
-pub struct RankFacts {
+pub struct RankFacts<'a> {
     /// Whether the runtime library was built with OpenVINO.
     pub has_openvino: bool,
     /// Whether the runtime library was built with CUDA.
     pub has_cuda: bool,
-    /// Whether models get a session of their own for lone queries.
-    pub query_lane: QueryLaneSetting,
-    /// Batches of a model that run at once; 0: by the machine.
-    pub workers: usize,
-    /// Padded tokens in one batch.
-    pub max_batch_tokens: usize,
-    /// Texts in one batch.
-    pub max_batch_texts: usize,
+    /// How models are run.
+    pub engine: &'a EngineConfig,
     /// The length of vectors that the operator expects.
     pub dimensions: Option<u32>,
     /// What the operator lets models take; `None`: what the machine has.
@@ -104,7 +98,7 @@ pub struct Ranked {
 
 /// Orders models by how well they suit the machine, the best first. Equals stay in the order they came in.
 #[must_use]
-pub fn rank(machine: &Machine, models: &[Candidate], facts: RankFacts) -> Vec<Ranked> {
+pub fn rank(machine: &Machine, models: &[Candidate], facts: RankFacts<'_>) -> Vec<Ranked> {
     let judged = |model| (judge(machine, model, facts), quality(model));
     let mut ranked: Vec<(Ranked, u32)> = models.iter().map(judged).collect();
     // Among slow models the fastest is the best, whatever its class.
@@ -112,7 +106,7 @@ pub fn rank(machine: &Machine, models: &[Candidate], facts: RankFacts) -> Vec<Ra
     ranked.into_iter().map(|(model, _)| model).collect()
 }
 
-fn judge(machine: &Machine, model: &Candidate, facts: RankFacts) -> Ranked {
+fn judge(machine: &Machine, model: &Candidate, facts: RankFacts<'_>) -> Ranked {
     let cost = Cost::of(machine, model, facts);
     let room = cost.room(machine, facts);
     let obstacle = obstacle(model, facts);
@@ -157,7 +151,7 @@ struct Cost {
 }
 
 impl Cost {
-    fn of(machine: &Machine, model: &Candidate, facts: RankFacts) -> Self {
+    fn of(machine: &Machine, model: &Candidate, facts: RankFacts<'_>) -> Self {
         let footprint = model.weights_bytes.map(|weights_bytes| Footprint {
             weights_bytes,
             max_tokens: model.max_tokens.unwrap_or(512),
@@ -174,15 +168,13 @@ impl Cost {
             },
         );
         let executed_by = provider.provider;
-        let running = |weights| Running {
-            copies: if has_query_lane(facts.query_lane, executed_by, weights, machine.cores) { 2 } else { 1 },
-            workers: workers(model.workers, facts.workers, executed_by, machine.cores),
-            max_batch_tokens: facts.max_batch_tokens,
-            max_batch_texts: facts.max_batch_texts,
+        let bytes = |footprint: Footprint| {
+            let running = running(facts.engine, model.workers, executed_by, footprint, machine.cores);
+            footprint.bytes(executed_by, running)
         };
         Self {
             footprint,
-            memory_bytes: footprint.map(|model| model.bytes(executed_by, running(model.weights_bytes))),
+            memory_bytes: footprint.map(bytes),
             tokens_per_second: footprint
                 .map(|model| model.tokens_per_second(executed_by, machine.features, machine.cores)),
             provider,
@@ -190,7 +182,7 @@ impl Cost {
     }
 
     /// The memory there is for it where it runs; `None` when nobody knows.
-    fn room(&self, machine: &Machine, facts: RankFacts) -> Option<u64> {
+    fn room(&self, machine: &Machine, facts: RankFacts<'_>) -> Option<u64> {
         if self.provider.provider.is_gpu() {
             return machine.gpus.first().map(|gpu| gpu.free_bytes);
         }
@@ -237,7 +229,7 @@ impl Cost {
     }
 }
 
-fn host_room(machine: &Machine, facts: RankFacts) -> Option<u64> {
+fn host_room(machine: &Machine, facts: RankFacts<'_>) -> Option<u64> {
     let of_machine = machine.memory.map(super::probe::Memory::for_models);
     match (of_machine, facts.memory_budget) {
         (Some(machine), Some(budget)) => Some(machine.min(budget)),
@@ -262,7 +254,7 @@ fn reason_of_files(files: &Files) -> &'static str {
     }
 }
 
-fn obstacle(model: &Candidate, facts: RankFacts) -> Option<String> {
+fn obstacle(model: &Candidate, facts: RankFacts<'_>) -> Option<String> {
     if let Files::Unusable(reason) = &model.files {
         return Some(format!("its files cannot be used: {reason}"));
     }

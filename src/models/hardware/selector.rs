@@ -82,10 +82,7 @@ impl Selector {
         let facts = RankFacts {
             has_openvino: has(GpuProvider::OpenVino),
             has_cuda: has(GpuProvider::Cuda),
-            query_lane: self.engine.query_lane,
-            workers: self.engine.workers,
-            max_batch_tokens: self.engine.max_batch_tokens,
-            max_batch_texts: self.engine.max_batch_texts,
+            engine: &self.engine,
             dimensions: self.dimensions.map(NonZeroU32::get),
             memory_budget: self.memory_budget,
         };

@@ -1,10 +1,15 @@
+use std::sync::LazyLock;
+
 use super::super::probe::Memory;
 use super::*;
+use crate::config::Config;
 use crate::domain::ProviderSetting;
 use crate::engine::{CpuFeature, Gpu};
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
+
+static ENGINE: LazyLock<EngineConfig> = LazyLock::new(|| Config::default().engine);
 
 /// A machine on which everything else takes a tenth of the memory.
 fn machine(cores: usize, memory_bytes: u64, features: &[CpuFeature]) -> Machine {
@@ -74,14 +79,11 @@ fn nomic() -> Candidate {
 }
 
 /// The runtime library of the wheel for this kind of machine.
-fn facts(machine: &Machine) -> RankFacts {
+fn facts(machine: &Machine) -> RankFacts<'static> {
     RankFacts {
         has_openvino: !machine.features.has(CpuFeature::Neon),
         has_cuda: !machine.gpus.is_empty(),
-        query_lane: QueryLaneSetting::Auto,
-        workers: 0,
-        max_batch_tokens: 512,
-        max_batch_texts: 32,
+        engine: &ENGINE,
         dimensions: None,
         memory_budget: None,
     }
@@ -161,11 +163,11 @@ fn a_budget_is_kept_and_a_machine_that_does_not_say_is_trusted() {
 #[test]
 fn each_worker_takes_memory_and_fewer_can_be_had() {
     let of = |workers| {
-        let own = Candidate { workers: NonZeroUsize::new(workers), ..bge() };
-        ranked(&laptop(), &[own])[0].expected_memory_bytes
+        let own = |model: Candidate| Candidate { workers: NonZeroUsize::new(workers), ..model };
+        [bge(), minilm()].map(|model| ranked(&laptop(), &[own(model)])[0].expected_memory_bytes)
     };
-    assert_eq!(of(0), of(8), "one for each core");
-    assert!(of(2) < of(8));
+    assert_eq!(of(0), [of(4)[0], of(8)[1]], "one for each core, but of a large model");
+    assert!(of(2)[0] < of(4)[0] && of(2)[1] < of(8)[1]);
 }
 
 #[test]
