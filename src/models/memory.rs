@@ -46,7 +46,7 @@ pub(super) struct Memory {
     "it takes {}{}, and of the {} that `models.memory_budget` allows, {} are in use and cannot be freed. {}",
     size(*.needed_bytes), if *.is_estimate { " by estimate" } else { "" }, size(*.budget_bytes), size(*.used_bytes),
     if .needed_bytes > .budget_bytes {
-        "Raise the budget, set a smaller `max_tokens` for it, or choose a smaller model"
+        "Raise the budget, set a smaller `max_tokens` or fewer `workers` for it, or choose a smaller model"
     } else {
         "Unload or unpin another model, or raise the budget"
     }
@@ -238,7 +238,7 @@ mod tests {
         let refused = memory.check(&name, 564 << 20).expect_err("too large");
         assert!(refused.is_permanent() && refused.is_estimate);
         let sentence = refused.to_string();
-        for part in ["564.0 MiB by estimate", "300.0 MiB", "Raise the budget"] {
+        for part in ["564.0 MiB by estimate", "300.0 MiB", "Raise the budget", "fewer `workers`"] {
             assert!(sentence.contains(part), "{sentence}");
         }
         memory.record(&name, 250 << 20);
