@@ -24,7 +24,7 @@ pub struct EngineConfig {
     /// The ONNX Runtime library. `None`: `ORT_DYLIB_PATH`, then the one in the data directory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub runtime_library: Option<PathBuf>,
-    /// Cores to use, of those that the process may use; 0 is all of them.
+    /// Cores that the defaults are chosen for, of those that the process may use; 0 is all of them.
     pub cores: usize,
     /// Batches of one model that run at once; 0 is one for each core, at most 32, and at most 4 for models without a query
     /// lane and for those that take longer texts than `max_batch_tokens`; one on a GPU.
