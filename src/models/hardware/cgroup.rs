@@ -18,6 +18,9 @@ const MEMORY_V2: MemoryFiles =
 const MEMORY_V1: MemoryFiles =
     MemoryFiles { limit: "memory.limit_in_bytes", usage: "memory.usage_in_bytes", reclaimable: "total_inactive_file " };
 
+/// Where the first version's processor controller is mounted: not every host links the short name to the long one.
+const CPU_V1_MOUNTS: [&str; 2] = ["cpu", "cpu,cpuacct"];
+
 /// A memory limit, and what is left below it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct MemoryLimit {
@@ -52,7 +55,9 @@ impl Cgroups {
         Self {
             unified: unified.map_or_else(Vec::new, |path| upwards(&mounts, path)),
             memory_v1: memory_v1.map_or_else(Vec::new, |path| upwards(&mounts.join("memory"), path)),
-            cpu_v1: cpu_v1.map_or_else(Vec::new, |path| upwards(&mounts.join("cpu"), path)),
+            cpu_v1: cpu_v1.map_or_else(Vec::new, |path| {
+                CPU_V1_MOUNTS.iter().flat_map(|mount| upwards(&mounts.join(mount), path)).collect()
+            }),
         }
     }
 

@@ -222,6 +222,10 @@ mod tests {
         let job = machine(&files, 64);
         assert_eq!((job.cores, job.cpu_quota), (2, Some(1.9)));
         assert_eq!(machine(&files[..3], 64).cpu_quota, None);
+        // Where only the mount of both controllers is there.
+        let renamed = files.map(|(path, text)| (path.replace("cgroup/cpu/", "cgroup/cpu,cpuacct/"), text));
+        let renamed: Vec<_> = renamed.iter().map(|(path, text)| (path.as_str(), *text)).collect();
+        assert_eq!(machine(&renamed, 64).cpu_quota, Some(1.9));
     }
 
     #[test]
