@@ -18,7 +18,8 @@ const OWNED: [(&[&str], &[&str]); 4] = [
     (&["env::var", "env::vars", "env::var_os", "env::vars_os", "env::*"], &ENVIRONMENT_READERS),
 ];
 
-const ENVIRONMENT_READERS: [&str; 4] = ["config/mod.rs", "app.rs", "telemetry/mod.rs", "grains/store/sqlite/tests/"];
+const ENVIRONMENT_READERS: [&str; 5] =
+    ["config/mod.rs", "app.rs", "telemetry/mod.rs", "allocator.rs", "grains/store/sqlite/tests/"];
 
 /// Crates that `domain` may not name, besides those that others own.
 const NOT_IN_DOMAIN: [&str; 2] = ["tokio", "tokio_util"];
