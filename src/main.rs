@@ -6,14 +6,11 @@ use std::process::ExitCode;
 use clap::Parser;
 use granary::cli::{Cli, Command, Failure, ServeArgs};
 use granary::config::{Config, LogFormat};
+use granary::grains::index;
 use granary::models::error::with_causes;
 use granary::models::hardware;
 use granary::shutdown::{self, Shutdown, Signals};
 use granary::{allocator, app, cli, telemetry};
-
-/// Threads that share one scan of an index, at most: into so many pieces is one of a million vectors cut, and more threads
-/// only wake each other.
-const MAX_SCAN_THREADS: usize = 8;
 
 fn main() -> ExitCode {
     let ended = match Cli::parse().command {
@@ -37,7 +34,7 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
     let filter = config.telemetry.log_filter.to_env_filter();
     let log = if config.telemetry.log_format == LogFormat::Json { telemetry::log_json } else { telemetry::log_text };
     log(filter)?;
-    rayon::ThreadPoolBuilder::new().num_threads(cores.min(MAX_SCAN_THREADS)).build_global()?;
+    index::scan_on(cores)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
     let ended = runtime.block_on(async {
         let (shutdown, drain_delay) = (Shutdown::new(), config.server.drain_delay);

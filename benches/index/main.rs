@@ -12,7 +12,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use granary::domain::space::SpaceId;
-use granary::grains::index::{Identity, IndexOptions};
+use granary::grains::index::{Identity, IndexOptions, scan_on};
+use granary::models::hardware;
 
 use self::support::Failure;
 use self::support::clusters::Source;
@@ -70,6 +71,7 @@ fn main() -> ExitCode {
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
+    scan_on(hardware::cores(0))?;
     let source = Source::open(options.dimensions, options.queries, options.vectors.as_deref())?;
     if !options.no_constants {
         constants::crossover(options, &source)?;

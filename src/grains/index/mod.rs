@@ -46,8 +46,21 @@ pub use self::slots::Serving;
 /// 10,000 vectors of 384 dimensions are 15 MB, which the caches still hold.
 pub const QUANTISE_ABOVE: usize = 10_000;
 
+/// Threads that share one scan of codes, at most: into so many pieces is one of a million vectors cut, and more threads
+/// only wake each other.
+const MAX_SCAN_THREADS: usize = 8;
+
 /// Values from which sums of squares may overflow.
 const MAX_VALUE: f32 = 1e15;
+
+/// Has scans of all indexes of this process share so many threads as suit these cores. To be called once, before the first
+/// scan: without it there is a thread for each core of the machine.
+///
+/// # Errors
+/// When there are threads for scans already.
+pub fn scan_on(cores: usize) -> Result<(), rayon::ThreadPoolBuildError> {
+    rayon::ThreadPoolBuilder::new().num_threads(cores.min(MAX_SCAN_THREADS)).build_global()
+}
 
 /// What an index is of, and where its files are.
 #[derive(Clone, Debug)]
