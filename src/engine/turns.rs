@@ -18,13 +18,13 @@ const BYTES_PER_TURN: usize = 256 << 10;
 static TURNS: OnceLock<Arc<Semaphore>> = OnceLock::new();
 
 /// Lets so many tasks run at once from now on. The first call in a process counts, if it comes before the first task: else
-/// they run one after the other.
+/// there are as many as the standard library counts cores.
 pub fn allow_turns(n_cores: usize) {
     TURNS.get_or_init(|| Arc::new(Semaphore::new(n_cores)));
 }
 
 fn turns() -> &'static Arc<Semaphore> {
-    TURNS.get_or_init(|| Arc::new(Semaphore::new(1)))
+    TURNS.get_or_init(|| Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))))
 }
 
 /// Does this with each item, which it gets with its place. When the future is dropped, no further task is begun.
@@ -68,4 +68,16 @@ fn n_in_one_turn<I>(items: &[I], n_bytes: fn(&I) -> usize) -> usize {
         has_room
     };
     items.iter().take(ITEMS_PER_TURN).take_while(fits).count()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_tasks_run_at_once_as_the_first_call_allows() {
+        allow_turns(3);
+        allow_turns(7);
+        assert_eq!(turns().available_permits(), 3);
+    }
 }
