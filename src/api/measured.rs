@@ -79,7 +79,8 @@ struct Answered {
 
 fn record(embedded: &Embedded, total: Duration) {
     let encoded = &embedded.encoded;
-    embedded.counts.record(&embedded.model, encoded, total);
+    embedded.counts.record(encoded);
+    embedded.counts.record_duration(total);
     let n_texts = encoded.n_tokens.len();
     ANSWERED.texts.increment(n_texts as u64);
     for n_tokens in &encoded.n_tokens {

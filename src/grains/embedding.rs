@@ -2,8 +2,6 @@
 
 use std::collections::{HashMap, HashSet};
 
-use metrics::counter;
-
 use super::draft::SuppliedVector;
 use super::error::GrainError;
 use super::service::Grains;
@@ -16,7 +14,6 @@ use crate::domain::{
 use crate::engine::{EngineError, Input, OverLong, Priority};
 use crate::models::standing::LEAST_COSINE;
 use crate::models::{EmbedRequest, Lease, ModelError};
-use crate::telemetry;
 
 /// Texts that are embedded together at most: a batch of the greatest size must not fill a model's queue by itself.
 pub(super) const TEXTS_AT_ONCE: usize = 256;
@@ -156,10 +153,7 @@ impl Grains {
             })
             .await?;
         let encoded = embedded.encoded;
-        let label = embedded.model.to_string();
-        counter!(telemetry::TEXTS, "model" => label.clone()).increment(encoded.n_tokens.len() as u64);
-        counter!(telemetry::TOKENS, "model" => label.clone()).increment(encoded.n_tokens.iter().sum::<usize>() as u64);
-        counter!(telemetry::TRUNCATED_TEXTS, "model" => label).increment(encoded.truncated.len() as u64);
+        embedded.counts.record(&encoded);
         let truncated: HashSet<usize> = encoded.truncated.into_iter().collect();
         let vectors = encoded.vectors.chunks(encoded.dimensions).zip(encoded.n_tokens).enumerate();
         let made = |(at, (vector, n_tokens)): (usize, (&[f32], usize))| NewVector {

@@ -11,8 +11,11 @@ use crate::telemetry;
 
 /// The metrics of a model's work. They are looked up when there is something to count for the first time, and not shown
 /// before.
-#[derive(Debug, Default)]
-pub struct Counts(OnceLock<Metrics>);
+#[derive(Debug)]
+pub struct Counts {
+    model: ModelName,
+    metrics: OnceLock<Metrics>,
+}
 
 #[derive(Debug)]
 struct Metrics {
@@ -23,13 +26,27 @@ struct Metrics {
 }
 
 impl Counts {
-    /// Counts what the model of that name has made in this time.
-    pub fn record(&self, model: &ModelName, encoded: &Encoded, total: Duration) {
-        let metrics = self.0.get_or_init(|| Metrics::of(model));
+    /// Those of the model of that name.
+    #[must_use]
+    pub fn of(model: ModelName) -> Self {
+        Self { model, metrics: OnceLock::new() }
+    }
+
+    /// Counts what the model has made.
+    pub fn record(&self, encoded: &Encoded) {
+        let metrics = self.metrics();
         metrics.texts.increment(encoded.n_tokens.len() as u64);
         metrics.tokens.increment(encoded.n_tokens.iter().sum::<usize>() as u64);
         metrics.truncated_texts.increment(encoded.truncated.len() as u64);
-        metrics.embed_duration.record(total.as_secs_f64());
+    }
+
+    /// Counts how long a request waited for what the model has made.
+    pub fn record_duration(&self, total: Duration) {
+        self.metrics().embed_duration.record(total.as_secs_f64());
+    }
+
+    fn metrics(&self) -> &Metrics {
+        self.metrics.get_or_init(|| Metrics::of(&self.model))
     }
 }
 

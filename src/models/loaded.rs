@@ -98,7 +98,7 @@ pub struct Embedded {
     pub provider: GpuProvider,
     /// The vectors.
     pub encoded: Encoded,
-    /// Where they are counted, by whoever answers a request with them.
+    /// Where they are counted, by whoever asked for them.
     pub counts: Arc<Counts>,
 }
 

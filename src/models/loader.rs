@@ -10,6 +10,7 @@ use parking_lot::RwLock;
 use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
+use super::counts::Counts;
 use super::error::{LoadError, with_causes};
 use super::files;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
@@ -127,7 +128,7 @@ impl Loader {
             encoder,
             cache: self.cache.clone(),
             interactive: Arc::clone(&self.interactive),
-            counts: Arc::default(),
+            counts: Arc::new(Counts::of(info.name.clone())),
             identity,
             facts: Arc::new(facts),
             standing: RwLock::default(),
