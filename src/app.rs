@@ -88,7 +88,7 @@ impl App {
             Some(store) => Arc::clone(store) as _,
             None => Arc::new(VolatileLedger::default()),
         };
-        let models = models(&config, catalog, &ledger, &shutdown).await?;
+        let models = models(&config, cores, catalog, &ledger, &shutdown).await?;
         let clock = Arc::new(Clock::default());
         let grains = match &store {
             Some(store) => Some(grains(&config, store, &models, &clock, &shutdown).await?),
@@ -223,6 +223,7 @@ fn traces(config: &Config) -> Result<Option<Traces>, TracesError> {
 /// The models, with those loaded that the configuration wants at the start.
 async fn models(
     config: &Config,
+    cores: usize,
     catalog: Catalog,
     ledger: &Arc<dyn Ledger>,
     shutdown: &Shutdown,
@@ -241,7 +242,7 @@ async fn models(
             runtime_library: runtime_library(config),
             engine: config.engine.clone(),
             features: CpuFeatures::probe(),
-            cores: hardware::cores(config.engine.cores),
+            cores,
             hub: hub(config)?,
             cache: EmbeddingCache::with_capacity(config.models.embedding_cache.as_u64()),
             interactive: Arc::default(),

@@ -21,7 +21,7 @@ use crate::domain::ModelName;
 use crate::engine::CpuFeature;
 use crate::grains::store::FileState;
 use crate::models::Selector;
-use crate::models::hardware::{Machine, Ranked};
+use crate::models::hardware::{self, Machine, Ranked};
 
 /// The flags of `granary doctor`.
 #[derive(Clone, Debug, Default, Args)]
@@ -102,6 +102,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
     let selector = Selector {
         runtime_library: app::runtime_library(config),
         engine: config.engine.clone(),
+        cores: hardware::cores(config.engine.cores),
         dimensions: catalog.expected_dimensions(),
         hub,
         memory_budget: app::memory_budget(config),

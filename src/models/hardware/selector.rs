@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
-use super::probe::{Machine, cores};
+use super::probe::Machine;
 use super::rank::{Candidate, Files, RankFacts, Ranked, rank};
 use crate::config::EngineConfig;
 use crate::domain::{GpuProvider, ModelInfo, Training};
@@ -22,6 +22,8 @@ pub struct Selector {
     pub runtime_library: PathBuf,
     /// `[engine]`.
     pub engine: EngineConfig,
+    /// Cores this process is to use.
+    pub cores: usize,
     /// The length of vectors that the operator expects of the chosen model.
     pub dimensions: Option<NonZeroU32>,
     /// Where models come from that are not here yet.
@@ -65,13 +67,13 @@ impl Selector {
     #[must_use]
     pub fn of(loader: &Loader, dimensions: Option<NonZeroU32>, memory_budget: Option<u64>) -> Self {
         let (runtime_library, engine) = (loader.runtime_library.clone(), loader.engine.clone());
-        Self { runtime_library, engine, dimensions, hub: loader.hub.clone(), memory_budget }
+        Self { runtime_library, engine, cores: loader.cores, dimensions, hub: loader.hub.clone(), memory_budget }
     }
 
     /// Looks at the machine, the runtime library and each model's files, and ranks the models. Blocks.
     #[must_use]
     pub fn survey<'a>(&self, models: impl IntoIterator<Item = &'a ModelInfo>) -> Selection {
-        let machine = Machine { cores: cores(self.engine.cores), ..Machine::probe() };
+        let machine = Machine { cores: self.cores, ..Machine::probe() };
         let runtime =
             Runtime::load(&self.runtime_library).map_err(|error| with_causes(&error)).map(|runtime| RuntimeFacts {
                 library: runtime.library().to_owned(),
