@@ -14,8 +14,8 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use granary::domain::{Pooling, TruncationSide};
 use granary::engine::{
-    BatchLimits, CpuFeatures, EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, Finish, GpuProvider, Input,
-    OverLong, Priority, Runtime, SessionOptions, allow_turns,
+    BatchLimits, CpuFeatures, EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, Finish, Input, OverLong,
+    Priority, Provider, Runtime, SessionOptions, allow_turns,
 };
 use granary::models::hardware;
 
@@ -47,10 +47,10 @@ impl ProviderName {
     }
 
     /// The provider, and whether it rounds to bf16 here.
-    fn of_this_machine(self) -> (GpuProvider, bool) {
+    fn of_this_machine(self) -> (Provider, bool) {
         match self {
-            Self::Cpu => (GpuProvider::Cpu, false),
-            Self::Openvino => (GpuProvider::OpenVino, CpuFeatures::probe().multiplies_bf16()),
+            Self::Cpu => (Provider::Cpu, false),
+            Self::Openvino => (Provider::OpenVino, CpuFeatures::probe().multiplies_bf16()),
         }
     }
 }
@@ -105,8 +105,8 @@ async fn measure(options: &Options) -> Result<(), Failure> {
     allow_turns(hardware::cores(0));
     let (provider, bf16) = options.provider.of_this_machine();
     let threads = options.threads.unwrap_or(match provider {
-        GpuProvider::OpenVino => options.workers,
-        GpuProvider::Cpu | GpuProvider::Cuda => 1,
+        Provider::OpenVino => options.workers,
+        Provider::Cpu | Provider::Cuda => 1,
     });
     let bulk = SessionOptions { provider, threads, streams: options.workers, stays_awake: false, bf16 };
     let queries = SessionOptions { threads: options.query_threads, streams: 1, stays_awake: true, ..bulk };
@@ -124,7 +124,7 @@ async fn measure(options: &Options) -> Result<(), Failure> {
                 max_batch_texts: 32,
                 max_queue_tokens: 1 << 24,
                 max_request_tokens: 1 << 24,
-                width_step: if provider == GpuProvider::Cpu { 1 } else { 16 },
+                width_step: if provider == Provider::Cpu { 1 } else { 16 },
             },
         },
     )?;

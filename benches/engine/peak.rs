@@ -3,7 +3,7 @@
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use granary::engine::GpuProvider;
+use granary::engine::Provider;
 use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider};
 use ort::session::Session;
 use ort::value::TensorRef;
@@ -23,13 +23,13 @@ pub fn gflops_in_its_own_process(provider: &str) -> Result<f64, Failure> {
 }
 
 /// Billions of multiplications and additions a second, all cores together: the median of some products.
-pub fn gflops(provider: GpuProvider, bf16: bool) -> Result<f64, Failure> {
+pub fn gflops(provider: Provider, bf16: bool) -> Result<f64, Failure> {
     let cores = std::thread::available_parallelism()?.get();
     let precision = if bf16 { "bf16" } else { "f32" };
     let providers = match provider {
-        GpuProvider::Cpu => vec![ep::CPU::default().build()],
-        GpuProvider::Cuda => vec![ep::CUDA::default().build().error_on_failure()],
-        GpuProvider::OpenVino => vec![
+        Provider::Cpu => vec![ep::CPU::default().build()],
+        Provider::Cuda => vec![ep::CUDA::default().build().error_on_failure()],
+        Provider::OpenVino => vec![
             ep::OpenVINO::default()
                 .with_device_type("CPU")
                 .with_num_threads(cores)

@@ -29,6 +29,6 @@ pub use model::{
 };
 pub use module::{Activation, DenseShape, HashedModule};
 pub use prompt_choice::{InputType, PromptChoice, TwoPromptsError};
-pub use provider::{GpuProvider, ProviderSetting};
+pub use provider::{Provider, ProviderSetting};
 pub use reembedding::{OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState};
 pub use space::{DeclaredSpace, DeclaredSpaceError, Fingerprint, Manifest, SpaceId, SpaceIdError};

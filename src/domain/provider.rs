@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// What executes a model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum GpuProvider {
+pub enum Provider {
     /// ONNX Runtime's own kernels (MLAS), fp32.
     Cpu,
     /// OpenVINO through ONNX Runtime: bf16 where the CPU has instructions for it, fp32 elsewhere.
@@ -16,7 +16,7 @@ pub enum GpuProvider {
     Cuda,
 }
 
-impl GpuProvider {
+impl Provider {
     /// The word used in configuration, headers and logs.
     #[must_use]
     pub fn as_str(self) -> &'static str {
@@ -34,7 +34,7 @@ impl GpuProvider {
     }
 }
 
-impl fmt::Display for GpuProvider {
+impl fmt::Display for Provider {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.as_str())
     }
@@ -58,12 +58,12 @@ pub enum ProviderSetting {
 impl ProviderSetting {
     /// The provider that is named; `None` leaves it to the machine.
     #[must_use]
-    pub fn named(self) -> Option<GpuProvider> {
+    pub fn named(self) -> Option<Provider> {
         match self {
             Self::Auto => None,
-            Self::Cpu => Some(GpuProvider::Cpu),
-            Self::Openvino => Some(GpuProvider::OpenVino),
-            Self::Cuda => Some(GpuProvider::Cuda),
+            Self::Cpu => Some(Provider::Cpu),
+            Self::Openvino => Some(Provider::OpenVino),
+            Self::Cuda => Some(Provider::Cuda),
         }
     }
 }

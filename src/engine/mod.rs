@@ -21,7 +21,7 @@ pub use dense::{Dense, Module};
 pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, OldestBatch};
 pub use error::EngineError;
 pub use job::{Finish, Priority};
-pub use provider::{CpuFeature, CpuFeatures, Gpu, GpuProvider, ProviderChoice, ProviderFacts, ProviderWish};
+pub use provider::{CpuFeature, CpuFeatures, Gpu, Provider, ProviderChoice, ProviderFacts, ProviderWish};
 pub use queue::BatchLimits;
 pub use session::{OutputKind, Runtime, SessionOptions};
 pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};

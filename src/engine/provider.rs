@@ -7,7 +7,7 @@ use serde::{Serialize, Serializer};
 
 use crate::domain::ProviderSetting;
 
-pub use crate::domain::GpuProvider;
+pub use crate::domain::Provider;
 
 /// An instruction set that decides how fast matrices are multiplied, and by which provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -106,8 +106,8 @@ impl CpuFeatures {
 
     /// Whether the provider rounds products to bf16 on this CPU.
     #[must_use]
-    pub fn rounds_to_bf16(self, provider: GpuProvider) -> bool {
-        provider == GpuProvider::OpenVino && self.multiplies_bf16()
+    pub fn rounds_to_bf16(self, provider: Provider) -> bool {
+        provider == Provider::OpenVino && self.multiplies_bf16()
     }
 }
 
@@ -170,11 +170,11 @@ pub struct ProviderWish {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ProviderChoice {
     /// What will execute the model.
-    pub provider: GpuProvider,
+    pub provider: Provider,
     /// Why, for the log and `GET /models/{name}`; what was lost, where another one was asked for.
     pub reason: String,
     /// The provider that was asked for or chosen first, where another one executes the model.
-    pub wanted: Option<GpuProvider>,
+    pub wanted: Option<Provider>,
 }
 
 /// Chooses what executes a model: what was asked for if the runtime library has it, else what the machine does best.
@@ -196,10 +196,10 @@ pub fn choose(wish: ProviderWish, facts: &ProviderFacts) -> ProviderChoice {
 #[must_use]
 pub fn choose_after(choice: &ProviderChoice, failure: &str, facts: &ProviderFacts) -> Option<ProviderChoice> {
     let failed = choice.provider;
-    if failed == GpuProvider::Cpu {
+    if failed == Provider::Cpu {
         return None;
     }
-    let has_openvino = facts.has_openvino && failed != GpuProvider::OpenVino;
+    let has_openvino = facts.has_openvino && failed != Provider::OpenVino;
     let without = ProviderFacts { has_openvino, ..facts.clone() };
     Some(fall_back(
         choice.wanted.unwrap_or(failed),
@@ -209,7 +209,7 @@ pub fn choose_after(choice: &ProviderChoice, failure: &str, facts: &ProviderFact
 }
 
 /// Chooses among what a CPU can do: from CUDA to OpenVINO, from OpenVINO to the plain kernels, never up to a GPU.
-fn fall_back(wanted: GpuProvider, why: &str, facts: &ProviderFacts) -> ProviderChoice {
+fn fall_back(wanted: Provider, why: &str, facts: &ProviderFacts) -> ProviderChoice {
     let instead = choose_automatically(&ProviderFacts { has_cuda: false, ..facts.clone() });
     let provider = instead.provider;
     let rounding = if facts.features.rounds_to_bf16(provider) { "bf16" } else { "fp32" };
@@ -221,34 +221,34 @@ fn fall_back(wanted: GpuProvider, why: &str, facts: &ProviderFacts) -> ProviderC
 impl ProviderFacts {
     /// Whether the runtime library has the provider.
     #[must_use]
-    pub fn has(&self, provider: GpuProvider) -> bool {
+    pub fn has(&self, provider: Provider) -> bool {
         match provider {
-            GpuProvider::Cpu => true,
-            GpuProvider::OpenVino => self.has_openvino,
-            GpuProvider::Cuda => self.has_cuda,
+            Provider::Cpu => true,
+            Provider::OpenVino => self.has_openvino,
+            Provider::Cuda => self.has_cuda,
         }
     }
 }
 
-fn missing(provider: GpuProvider) -> &'static str {
+fn missing(provider: Provider) -> &'static str {
     match provider {
-        GpuProvider::Cpu => "the runtime library has no CPU provider",
-        GpuProvider::OpenVino => "the runtime library has no OpenVINO",
-        GpuProvider::Cuda => "the runtime library has no CUDA",
+        Provider::Cpu => "the runtime library has no CPU provider",
+        Provider::OpenVino => "the runtime library has no OpenVINO",
+        Provider::Cuda => "the runtime library has no CUDA",
     }
 }
 
 /// The end of the sentence that says what a fallback costs.
-fn what_is_lost(wanted: GpuProvider, provider: GpuProvider, features: CpuFeatures) -> &'static str {
+fn what_is_lost(wanted: Provider, provider: Provider, features: CpuFeatures) -> &'static str {
     match (wanted, provider) {
-        (GpuProvider::Cuda, _) => "much slower in bulk than a GPU",
-        (GpuProvider::OpenVino, GpuProvider::Cpu) if features.multiplies_bf16() => {
+        (Provider::Cuda, _) => "much slower in bulk than a GPU",
+        (Provider::OpenVino, Provider::Cpu) if features.multiplies_bf16() => {
             "a half to a quarter of the speed in bulk, because fp32 leaves this CPU's bf16 products unused"
         }
-        (GpuProvider::OpenVino, GpuProvider::Cpu) if features.has(CpuFeature::ArmBf16) => {
+        (Provider::OpenVino, Provider::Cpu) if features.has(CpuFeature::ArmBf16) => {
             "which may be slower: OpenVINO with bf16 products is for x86-64 only"
         }
-        (GpuProvider::OpenVino, GpuProvider::Cpu) => "at about the same speed, because this CPU has no bf16 products",
+        (Provider::OpenVino, Provider::Cpu) => "at about the same speed, because this CPU has no bf16 products",
         _ => "which may be slower",
     }
 }
@@ -263,25 +263,25 @@ fn choose_automatically(facts: &ProviderFacts) -> ProviderChoice {
     let (provider, reason) = match gpu {
         Some(gpu) if gpu.free_bytes >= facts.gpu_bytes => {
             let reason = format!("the runtime library has CUDA and the GPU ({}) has room", gpu.name);
-            (GpuProvider::Cuda, reason)
+            (Provider::Cuda, reason)
         }
         _ if features.has(CpuFeature::AmxBf16) && facts.has_openvino => {
-            (GpuProvider::OpenVino, "this CPU has AMX-bf16 and the runtime library has OpenVINO".to_owned())
+            (Provider::OpenVino, "this CPU has AMX-bf16 and the runtime library has OpenVINO".to_owned())
         }
         _ if features.has(CpuFeature::Avx512Bf16) && facts.has_openvino => {
-            (GpuProvider::OpenVino, "this CPU has AVX-512-bf16 and the runtime library has OpenVINO".to_owned())
+            (Provider::OpenVino, "this CPU has AVX-512-bf16 and the runtime library has OpenVINO".to_owned())
         }
         _ if features.multiplies_bf16() => {
             let reason = "this CPU multiplies in bf16, but the runtime library has no OpenVINO to use it";
-            (GpuProvider::Cpu, reason.to_owned())
+            (Provider::Cpu, reason.to_owned())
         }
         _ if features.has(CpuFeature::ArmBf16) => {
             let reason = "this CPU multiplies in bf16, but OpenVINO, which would use that, is for x86-64 only";
-            (GpuProvider::Cpu, reason.to_owned())
+            (Provider::Cpu, reason.to_owned())
         }
-        _ => (GpuProvider::Cpu, "this CPU does not multiply in bf16, so OpenVINO would only cost memory".to_owned()),
+        _ => (Provider::Cpu, "this CPU does not multiply in bf16, so OpenVINO would only cost memory".to_owned()),
     };
-    let full = gpu.filter(|_| provider != GpuProvider::Cuda);
+    let full = gpu.filter(|_| provider != Provider::Cuda);
     let reason =
         full.map_or(reason.clone(), |gpu| format!("the GPU ({}) has no room for the model; {reason}", gpu.name));
     ProviderChoice { provider, reason, wanted: None }
@@ -321,7 +321,7 @@ mod tests {
 
     #[test]
     fn each_wish_meets_what_there_is() {
-        use GpuProvider::{Cpu, Cuda, OpenVino};
+        use Provider::{Cpu, Cuda, OpenVino};
         use ProviderSetting as Asked;
 
         let (amx, plain) = (cpu(&[CpuFeature::AmxBf16]), cpu(&[CpuFeature::Avx2]));
@@ -383,10 +383,10 @@ mod tests {
         };
         let first = chosen(ProviderSetting::Cuda, &facts);
         let second = choose_after(&first, "no driver", &facts).expect("another");
-        assert_eq!((second.provider, second.wanted), (GpuProvider::OpenVino, Some(GpuProvider::Cuda)));
+        assert_eq!((second.provider, second.wanted), (Provider::OpenVino, Some(Provider::Cuda)));
         assert!(second.reason.contains("does not open on `cuda` (no driver)"), "{second:?}");
         let third = choose_after(&second, "bad operator", &facts).expect("another");
-        assert_eq!((third.provider, third.wanted), (GpuProvider::Cpu, Some(GpuProvider::Cuda)));
+        assert_eq!((third.provider, third.wanted), (Provider::Cpu, Some(Provider::Cuda)));
         assert_eq!(choose_after(&third, "no memory", &facts), None);
     }
 }

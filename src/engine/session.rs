@@ -19,7 +19,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::error::{Cause, EngineError};
-use super::provider::GpuProvider;
+use super::provider::Provider;
 
 /// Names under which encoders give one vector per token, most usual first.
 const TOKEN_OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
@@ -70,11 +70,11 @@ impl Runtime {
 
     /// Whether the library was built with the provider.
     #[must_use]
-    pub fn has(&self, provider: GpuProvider) -> bool {
+    pub fn has(&self, provider: Provider) -> bool {
         match provider {
-            GpuProvider::Cpu => true,
-            GpuProvider::OpenVino => ep::OpenVINO::is_available().unwrap_or(false),
-            GpuProvider::Cuda => ep::CUDA::is_available().unwrap_or(false),
+            Provider::Cpu => true,
+            Provider::OpenVino => ep::OpenVINO::is_available().unwrap_or(false),
+            Provider::Cuda => ep::CUDA::is_available().unwrap_or(false),
         }
     }
 
@@ -86,8 +86,8 @@ impl Runtime {
 
     /// The providers that the library was built with, the plain one first.
     #[must_use]
-    pub fn providers(&self) -> Vec<GpuProvider> {
-        let known = [GpuProvider::Cpu, GpuProvider::OpenVino, GpuProvider::Cuda];
+    pub fn providers(&self) -> Vec<Provider> {
+        let known = [Provider::Cpu, Provider::OpenVino, Provider::Cuda];
         known.into_iter().filter(|provider| self.has(*provider)).collect()
     }
 }
@@ -111,7 +111,7 @@ fn version_of(library: &Path) -> Option<String> {
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
     /// What executes it.
-    pub provider: GpuProvider,
+    pub provider: Provider,
     /// Threads that the session's runs share.
     pub threads: usize,
     /// Runs that may go on at once without waiting for each other.
@@ -321,13 +321,13 @@ fn build_session(runtime: &Runtime, path: &Path, options: SessionOptions) -> Res
 /// Threads of the runtime's own pool, the caller's included. Other providers than its own have theirs: it would have nothing
 /// to do but what they leave of a graph.
 fn own_threads(options: SessionOptions) -> usize {
-    if options.provider == GpuProvider::Cpu { options.threads } else { 1 }
+    if options.provider == Provider::Cpu { options.threads } else { 1 }
 }
 
 fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
     match options.provider {
-        GpuProvider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
-        GpuProvider::OpenVino => {
+        Provider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
+        Provider::OpenVino => {
             let precision = if options.bf16 { "bf16" } else { "f32" };
             // Pinning puts the one thread of every session on the same core, and halves the speed of two.
             let config = format!(r#"{{"CPU":{{"INFERENCE_PRECISION_HINT":"{precision}","ENABLE_CPU_PINNING":"NO"}}}}"#);
@@ -341,7 +341,7 @@ fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
                     .error_on_failure(),
             ]
         }
-        GpuProvider::Cuda => vec![
+        Provider::Cuda => vec![
             ep::CUDA::default()
                 .with_device_id(0)
                 // Doubling would take up to twice what the model needs from whoever shares the GPU.
@@ -424,7 +424,7 @@ mod tests {
 
     #[test]
     fn the_runtimes_own_pool_has_threads_only_where_it_computes() {
-        for (provider, expected) in [(GpuProvider::Cpu, 8), (GpuProvider::OpenVino, 1), (GpuProvider::Cuda, 1)] {
+        for (provider, expected) in [(Provider::Cpu, 8), (Provider::OpenVino, 1), (Provider::Cuda, 1)] {
             let options = SessionOptions { provider, threads: 8, streams: 1, stays_awake: true, bf16: false };
             assert_eq!(own_threads(options), expected, "{provider}");
         }

@@ -16,7 +16,7 @@ use super::health::Health;
 use super::interactive::Interactive;
 use super::standing::Standing;
 use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, SpaceId, TruncationSide};
-use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, GpuProvider, Input, OverLong, Priority, ProviderChoice};
+use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, Input, OverLong, Priority, Provider, ProviderChoice};
 use crate::telemetry::traces::part;
 
 /// What is known of a model once it is loaded.
@@ -95,7 +95,7 @@ pub struct Embedded {
     /// The space of these vectors.
     pub space: SpaceId,
     /// What executed it.
-    pub provider: GpuProvider,
+    pub provider: Provider,
     /// The vectors.
     pub encoded: Encoded,
     /// Where they are counted, by whoever asked for them.

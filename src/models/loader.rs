@@ -25,8 +25,8 @@ use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
-    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GpuProvider, OutputKind,
-    ProviderChoice, Runtime, SessionOptions,
+    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, OutputKind, Provider, ProviderChoice,
+    Runtime, SessionOptions,
 };
 
 /// Batches that one model runs at once unless the configuration says otherwise: each takes memory.
@@ -198,10 +198,10 @@ impl Loader {
     }
 
     fn provider_facts(&self, runtime: &Runtime, footprint: Footprint) -> ProviderFacts {
-        let has_cuda = runtime.has(GpuProvider::Cuda);
+        let has_cuda = runtime.has(Provider::Cuda);
         ProviderFacts {
             features: self.features,
-            has_openvino: runtime.has(GpuProvider::OpenVino),
+            has_openvino: runtime.has(Provider::OpenVino),
             has_cuda,
             // Asked anew at each load: what others use of a GPU changes.
             gpu: if has_cuda { hardware::gpus().into_iter().next() } else { None },
@@ -209,15 +209,15 @@ impl Loader {
         }
     }
 
-    fn precision(&self, provider: GpuProvider) -> &'static str {
+    fn precision(&self, provider: Provider) -> &'static str {
         match provider {
-            GpuProvider::Cuda => "tensorfloat32",
+            Provider::Cuda => "tensorfloat32",
             _ if self.features.rounds_to_bf16(provider) => "bfloat16",
             _ => "float32",
         }
     }
 
-    fn options(&self, info: &ModelInfo, provider: GpuProvider, footprint: Footprint) -> EncoderOptions {
+    fn options(&self, info: &ModelInfo, provider: Provider, footprint: Footprint) -> EncoderOptions {
         let bf16 = self.features.rounds_to_bf16(provider);
         let running = running(&self.engine, info.workers, provider, footprint, self.cores);
         let threads = bulk_threads(provider, running.workers, self.cores);
@@ -236,9 +236,9 @@ impl Loader {
                 max_queue_tokens: self.engine.max_queue_tokens,
                 max_request_tokens: self.engine.max_request_tokens,
                 width_step: match provider {
-                    GpuProvider::Cpu => 1,
-                    GpuProvider::OpenVino => OPENVINO_WIDTH_STEP,
-                    GpuProvider::Cuda => CUDA_WIDTH_STEP,
+                    Provider::Cpu => 1,
+                    Provider::OpenVino => OPENVINO_WIDTH_STEP,
+                    Provider::Cuda => CUDA_WIDTH_STEP,
                 },
             },
         }
@@ -258,7 +258,7 @@ pub(super) fn wish(info: &ModelInfo, for_all: ProviderSetting) -> ProviderWish {
 pub(super) fn running(
     engine: &EngineConfig,
     own_workers: Option<NonZeroUsize>,
-    provider: GpuProvider,
+    provider: Provider,
     footprint: Footprint,
     cores: usize,
 ) -> Running {
@@ -280,17 +280,17 @@ pub(super) fn running(
 }
 
 /// Threads that the runs of a model's bulk session share.
-fn bulk_threads(provider: GpuProvider, workers: usize, cores: usize) -> usize {
+fn bulk_threads(provider: Provider, workers: usize, cores: usize) -> usize {
     match provider {
         // The threads that run batches work too: the session's own ones fill up the cores they leave.
-        GpuProvider::Cpu => cores.saturating_sub(workers) + 1,
-        GpuProvider::OpenVino => cores.max(workers),
-        GpuProvider::Cuda => 1,
+        Provider::Cpu => cores.saturating_sub(workers) + 1,
+        Provider::OpenVino => cores.max(workers),
+        Provider::Cuda => 1,
     }
 }
 
 /// Whether a model has a session of its own for lone queries. All cores of a GPU work on any batch anyway.
-fn has_query_lane(setting: QueryLaneSetting, provider: GpuProvider, weights_bytes: u64, cores: usize) -> bool {
+fn has_query_lane(setting: QueryLaneSetting, provider: Provider, weights_bytes: u64, cores: usize) -> bool {
     match setting {
         QueryLaneSetting::Auto => weights_bytes <= MAX_QUERY_LANE_WEIGHTS_BYTES && cores > 1 && !provider.is_gpu(),
         QueryLaneSetting::On => true,
@@ -373,7 +373,7 @@ mod tests {
     const SMALL: Footprint = Footprint { weights_bytes: 87 << 20, max_tokens: 256, dimensions: 384 };
 
     /// The options of a small model on 64 cores.
-    fn options(engine: EngineConfig, provider: GpuProvider) -> EncoderOptions {
+    fn options(engine: EngineConfig, provider: Provider) -> EncoderOptions {
         let config = Config::default();
         let catalog = Catalog::from_config(&config.ai, &config.models).expect("the default is valid");
         let hub = HubSettings::from_variables(&|name: &str| (name == "HF_HUB_CACHE").then(|| "hub".to_owned()));
@@ -393,7 +393,7 @@ mod tests {
     fn only_the_threads_of_the_query_lane_stay_awake() {
         for n_workers in [0, 1] {
             let engine = EngineConfig { workers: n_workers, ..Config::default().engine };
-            let EncoderOptions { bulk, queries, .. } = options(engine, GpuProvider::Cpu);
+            let EncoderOptions { bulk, queries, .. } = options(engine, Provider::Cpu);
             assert!(!bulk.stays_awake, "{bulk:?}");
             assert_eq!(queries.map(|lane| (lane.threads, lane.stays_awake)), Some((4, true)));
         }
@@ -401,7 +401,7 @@ mod tests {
 
     #[test]
     fn each_core_runs_a_batch_in_one_thread_until_there_are_too_many() {
-        use GpuProvider::{Cpu, Cuda, OpenVino};
+        use Provider::{Cpu, Cuda, OpenVino};
 
         for (provider, cores, expected) in [
             (Cpu, 1, (1, 1)),
@@ -436,7 +436,7 @@ mod tests {
             (&engine, long(longest + 1), 4),
             (&wide, long(8192), 32),
         ] {
-            for provider in [GpuProvider::Cpu, GpuProvider::OpenVino] {
+            for provider in [Provider::Cpu, Provider::OpenVino] {
                 let workers = |cores| running(engine, None, provider, footprint, cores).workers;
                 assert_eq!([workers(2), workers(64)], [2, expected], "{provider}, {footprint:?}, {engine:?}");
             }
@@ -446,10 +446,10 @@ mod tests {
     #[test]
     fn what_is_said_of_workers_counts_and_a_models_own_entry_first() {
         let engine = EngineConfig { workers: 3, ..Config::default().engine };
-        for provider in [GpuProvider::Cpu, GpuProvider::Cuda] {
+        for provider in [Provider::Cpu, Provider::Cuda] {
             assert_eq!(running(&engine, None, provider, SMALL, 64).workers, 3);
             assert_eq!(running(&engine, NonZeroUsize::new(100), provider, SMALL, 64).workers, 100);
         }
-        assert_eq!(bulk_threads(GpuProvider::Cpu, 3, 64), 62);
+        assert_eq!(bulk_threads(Provider::Cpu, 3, 64), 62);
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Estimates with their measurements beside them. They decide between models that differ by factors, not by percents.
 
-use crate::engine::{CpuFeature, CpuFeatures, GpuProvider};
+use crate::engine::{CpuFeature, CpuFeatures, Provider};
 
 const MIB: u64 = 1 << 20;
 
@@ -54,13 +54,13 @@ impl Footprint {
     /// model: 180 MiB on `cpu` and 330 on `openvino` with one copy, 250 to 275 and 430 to 470 with two. The batches of
     /// those two workers are in there; those of further ones are added, by calculation.
     #[must_use]
-    pub fn bytes(self, provider: GpuProvider, running: Running) -> u64 {
+    pub fn bytes(self, provider: Provider, running: Running) -> u64 {
         let weights = self.weights_bytes.saturating_mul(running.copies);
         let rest = match provider {
-            GpuProvider::Cpu => 48 * MIB,
+            Provider::Cpu => 48 * MIB,
             // It keeps 1.4 bytes of a byte of weights, and its own libraries.
-            GpuProvider::OpenVino => (160 * MIB).saturating_add(weights / 5 * 2),
-            GpuProvider::Cuda => return self.gpu_bytes(),
+            Provider::OpenVino => (160 * MIB).saturating_add(weights / 5 * 2),
+            Provider::Cuda => return self.gpu_bytes(),
         };
         let further_workers = (running.workers as u64).saturating_sub(WORKERS_OF_THE_FIT);
         let batches = self.batch_bytes(running).saturating_mul(further_workers);
@@ -97,7 +97,7 @@ impl Footprint {
 
     /// Tokens a second in bulk, roughly: two operations for each weight that multiplies.
     #[must_use]
-    pub fn tokens_per_second(self, provider: GpuProvider, features: CpuFeatures, cores: usize) -> u64 {
+    pub fn tokens_per_second(self, provider: Provider, features: CpuFeatures, cores: usize) -> u64 {
         let n_weights = self.weights_bytes / 4;
         let looked_up = USUAL_VOCABULARY * u64::from(self.dimensions);
         let multiplied = n_weights.saturating_sub(looked_up).max(n_weights / 4).max(1);
@@ -105,16 +105,16 @@ impl Footprint {
         let cores = cores.min(32) as u64;
         let gigaflops = match provider {
             // Assumed: a small part of what any GPU of a server has.
-            GpuProvider::Cuda => 20_000,
-            GpuProvider::Cpu | GpuProvider::OpenVino => gigaflops_of_a_core(provider, features) * cores,
+            Provider::Cuda => 20_000,
+            Provider::Cpu | Provider::OpenVino => gigaflops_of_a_core(provider, features) * cores,
         };
         gigaflops * 1_000_000_000 / (2 * multiplied)
     }
 }
 
 /// Measured with `all-MiniLM-L6-v2` where a comment says so; the others by the width of their products.
-fn gigaflops_of_a_core(provider: GpuProvider, features: CpuFeatures) -> u64 {
-    let bf16 = provider == GpuProvider::OpenVino;
+fn gigaflops_of_a_core(provider: Provider, features: CpuFeatures) -> u64 {
+    let bf16 = provider == Provider::OpenVino;
     let rates = [
         // Measured: 43,000 tokens/s on two cores.
         (bf16 && features.has(CpuFeature::AmxBf16), 450),
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn each_further_worker_takes_a_batch_and_no_longest_text() {
-        for provider in [GpuProvider::Cpu, GpuProvider::OpenVino] {
+        for provider in [Provider::Cpu, Provider::OpenVino] {
             let bytes = |running| MODEL.bytes(provider, running);
             let two = bytes(TWO_WORKERS);
             assert_eq!(bytes(Running { workers: 1, ..TWO_WORKERS }), two);

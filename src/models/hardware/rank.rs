@@ -17,7 +17,7 @@ use serde::Serialize;
 use super::footprint::Footprint;
 use super::probe::Machine;
 use crate::config::EngineConfig;
-use crate::domain::{GpuProvider, ModelName, ModelSize, Training};
+use crate::domain::{ModelName, ModelSize, Provider, Training};
 use crate::engine::{ProviderFacts, ProviderWish, provider};
 use crate::models::loader::running;
 
@@ -87,7 +87,7 @@ pub struct Ranked {
     /// What it is expected to take once it serves; of the GPU's memory where that executes it.
     pub expected_memory_bytes: Option<u64>,
     /// What would execute it.
-    pub provider: GpuProvider,
+    pub provider: Provider,
     /// How fast it is expected to run in bulk, within a factor of two or so.
     pub tokens_per_second: Option<u64>,
     /// The greater the better. Its size means nothing beyond that order.
@@ -207,7 +207,7 @@ impl Cost {
                 format!("takes about {} of the {} {place}", in_words(needed), in_words(room))
             }
             (Some(needed), Some(room)) => {
-                let way_out = if self.provider.provider == GpuProvider::OpenVino {
+                let way_out = if self.provider.provider == Provider::OpenVino {
                     "; `provider = \"cpu\"` and `engine.query_lane = \"off\"` take less"
                 } else {
                     ""
@@ -220,7 +220,7 @@ impl Cost {
     fn reason_of_speed(&self, machine: &Machine, useful: bool) -> Option<String> {
         let speed = in_two_digits(self.tokens_per_second?);
         let place = match (self.provider.provider, machine.cores) {
-            (GpuProvider::Cuda, _) => "the GPU".to_owned(),
+            (Provider::Cuda, _) => "the GPU".to_owned(),
             (_, 1) => "one core".to_owned(),
             (_, cores) => format!("{cores} cores"),
         };

@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::probe::Machine;
 use super::rank::{Candidate, Files, RankFacts, Ranked, rank};
 use crate::config::EngineConfig;
-use crate::domain::{GpuProvider, ModelInfo, Training};
+use crate::domain::{ModelInfo, Provider, Training};
 use crate::engine::Runtime;
 use crate::models::error::{LoadError, with_causes};
 use crate::models::files;
@@ -40,7 +40,7 @@ pub struct RuntimeFacts {
     /// Its version, as it says itself.
     pub version: Option<String>,
     /// What it was built with.
-    pub providers: Vec<GpuProvider>,
+    pub providers: Vec<Provider>,
 }
 
 /// A machine, and how well each model suits it.
@@ -82,8 +82,8 @@ impl Selector {
             });
         let has = |provider| runtime.as_ref().is_ok_and(|runtime| runtime.providers.contains(&provider));
         let facts = RankFacts {
-            has_openvino: has(GpuProvider::OpenVino),
-            has_cuda: has(GpuProvider::Cuda),
+            has_openvino: has(Provider::OpenVino),
+            has_cuda: has(Provider::Cuda),
             engine: &self.engine,
             dimensions: self.dimensions.map(NonZeroU32::get),
             memory_budget: self.memory_budget,

@@ -103,13 +103,13 @@ fn each_class_of_machine_gets_the_model_made_for_it() {
     let squeezed =
         Machine { cpu_quota: Some(2.0), cores: 2, ..machine(2, GIB, &[CpuFeature::Avx2, CpuFeature::Avx512f]) };
     for (what, machine, expected, provider) in [
-        ("a phone of two cores", phone(2), ["minilm", "bge", "bert", "nomic"], GpuProvider::Cpu),
-        ("a phone of four cores", phone(4), ["minilm", "bge", "bert", "nomic"], GpuProvider::Cpu),
-        ("a laptop", laptop(), ["bge", "minilm", "bert", "nomic"], GpuProvider::Cpu),
-        ("a server", server(), ["nomic", "bge", "minilm", "bert"], GpuProvider::OpenVino),
-        ("a GPU", gpu_machine(), ["nomic", "bge", "minilm", "bert"], GpuProvider::Cuda),
-        ("a container of 512 MiB", container, ["minilm", "bge", "bert", "nomic"], GpuProvider::Cpu),
-        ("a large host with a narrow group", squeezed, ["minilm", "bge", "bert", "nomic"], GpuProvider::Cpu),
+        ("a phone of two cores", phone(2), ["minilm", "bge", "bert", "nomic"], Provider::Cpu),
+        ("a phone of four cores", phone(4), ["minilm", "bge", "bert", "nomic"], Provider::Cpu),
+        ("a laptop", laptop(), ["bge", "minilm", "bert", "nomic"], Provider::Cpu),
+        ("a server", server(), ["nomic", "bge", "minilm", "bert"], Provider::OpenVino),
+        ("a GPU", gpu_machine(), ["nomic", "bge", "minilm", "bert"], Provider::Cuda),
+        ("a container of 512 MiB", container, ["minilm", "bge", "bert", "nomic"], Provider::Cpu),
+        ("a large host with a narrow group", squeezed, ["minilm", "bge", "bert", "nomic"], Provider::Cpu),
     ] {
         let ranked = ranked(&machine, &[bert(), nomic(), bge(), minilm()]);
         assert_eq!(names(&ranked), expected, "{what}: {ranked:#?}");
