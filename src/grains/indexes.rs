@@ -27,8 +27,9 @@ use crate::telemetry;
 
 pub use self::making::check_saved;
 
-/// Grains whose vectors are changed while searches wait: in a large space each costs a row read and a row written.
-const CHANGED_AT_ONCE: usize = 256;
+/// Grains whose vectors are changed while searches wait, and with them whoever asks which spaces serve, on an async thread
+/// too: in a large space each costs a code, a row read and a row written.
+const CHANGED_AT_ONCE: usize = 64;
 
 /// The indexes, in the order of their spaces.
 pub struct Indexes {
@@ -218,13 +219,20 @@ impl Indexes {
         .await;
     }
 
-    /// Forgets what a space had of grains. The caller holds the gate.
-    pub(super) fn remove_from(&self, space: &SpaceId, numbers: &[i64]) {
-        let mut all = self.all.write();
-        let Some(index) = all.in_order.iter_mut().find(|index| index.space == *space) else { return };
-        index.change(|whole| numbers.iter().try_for_each(|number| whole.remove(*number)));
-        for number in numbers {
-            all.settle(*number);
+    /// Forgets what a space had of grains, off the async threads. The caller holds the gate to the end. Of many grains
+    /// searches have their turn in between.
+    pub(super) async fn remove_from(&self, space: &SpaceId, numbers: &[i64]) {
+        for numbers in numbers.chunks(CHANGED_AT_ONCE) {
+            let (all, space, numbers) = (Arc::clone(&self.all), space.clone(), numbers.to_vec());
+            blocking(move || {
+                let mut all = all.write();
+                let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) else { return };
+                index.change(|whole| numbers.iter().try_for_each(|number| whole.remove(*number)));
+                for number in numbers {
+                    all.settle(number);
+                }
+            })
+            .await;
         }
     }
 

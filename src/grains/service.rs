@@ -273,7 +273,7 @@ impl Grains {
             });
             grains.apply(changes.collect()).await;
             if let Some(from) = &from {
-                grains.indexes.remove_from(from, &numbers);
+                grains.indexes.remove_from(from, &numbers).await;
             }
             grains.indexes.measure();
             Ok(numbers.len() as u64)

@@ -282,7 +282,7 @@ impl Grains {
                 by_space.entry(space).or_default().push(number);
             }
             for (space, numbers) in by_space {
-                grains.indexes.remove_from(&space, &numbers);
+                grains.indexes.remove_from(&space, &numbers).await;
             }
             grains.indexes.measure();
             Ok(Some(purged.last))

@@ -115,6 +115,28 @@ async fn a_search_finds_all_of_a_batch_or_nothing() {
 }
 
 #[tokio::test]
+async fn a_search_waits_for_a_piece_of_what_a_space_forgets_and_finds_every_grain() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let indexes = no_indexes(folder.path());
+    let spaces = ["0123456789abcdef", "fedcba9876543210"].map(|id| SpaceId::parse(id).expect("a space"));
+    let vectors = spaces.each_ref().map(vector_in);
+    let numbers: Vec<i64> = (1..).take(8 * CHANGED_AT_ONCE).collect();
+    let n_grains = numbers.len();
+    let change = |number: &i64| GrainChange { number: *number, text: TextFate::New, vectors: vectors.to_vec() };
+    indexes.apply(numbers.iter().map(change).collect()).await;
+
+    let mut removal = pin!(indexes.remove_from(&spaces[0], &numbers));
+    let mut has_looked_in_between = false;
+    while futures::poll!(removal.as_mut()).is_pending() {
+        let (found, n_held) = look(&indexes, n_grains).await;
+        assert_eq!(found.len(), n_grains, "{n_held} vectors are held");
+        has_looked_in_between |= (n_grains + 1..2 * n_grains).contains(&n_held);
+    }
+    assert!(has_looked_in_between, "the search waited for all of it");
+    assert_eq!(indexes.served(), Some(vec![(spaces[0].clone(), 0), (spaces[1].clone(), n_grains as u64)]));
+}
+
+#[tokio::test]
 async fn a_search_waits_for_a_piece_of_a_removal_and_finds_all_of_the_grains_or_none() {
     let folder = tempfile::tempdir().expect("a folder");
     let indexes = no_indexes(folder.path());
