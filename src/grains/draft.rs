@@ -139,7 +139,13 @@ impl Patch {
     }
 }
 
-pub(super) fn check_content(content: &Content, limits: GrainLimits) -> Result<(), GrainError> {
+/// Checks what is to be stored in place of `stored`. Attributes that a grain has already stay, whatever they are: older
+/// versions took others.
+pub(super) fn check_content(
+    content: &Content,
+    stored: Option<&Content>,
+    limits: GrainLimits,
+) -> Result<(), GrainError> {
     let Content { text, source, tags, attributes } = content;
     if text.is_empty() {
         return Err(GrainError::Empty);
@@ -176,6 +182,10 @@ pub(super) fn check_content(content: &Content, limits: GrainLimits) -> Result<()
             return Err(GrainError::invalid("tags", message));
         }
     }
+    if stored.is_some_and(|stored| stored.attributes == *attributes) { Ok(()) } else { check_attributes(attributes) }
+}
+
+fn check_attributes(attributes: &Map<String, Value>) -> Result<(), GrainError> {
     let n_bytes = serde_json::to_vec(attributes).map_or(usize::MAX, |json| json.len());
     if n_bytes > MAX_ATTRIBUTES_BYTES {
         let message = format!("`attributes` have {n_bytes} bytes as JSON; they take {MAX_ATTRIBUTES_BYTES}");

@@ -105,8 +105,9 @@ impl Grains {
             let found = self.store.grain(id).await?;
             let grain = found.as_ref().map(|found| &found.grain);
             // What is wrong in any version is said first (RFC 9110, 13.2.1).
-            if grain.is_none_or(|grain| grain.content != draft.content) {
-                check_content(&draft.content, self.limits)?;
+            let stored = grain.map(|grain| &grain.content);
+            if stored.is_none_or(|stored| *stored != draft.content) {
+                check_content(&draft.content, stored, self.limits)?;
             }
             match only_if {
                 PutIf::Met(precondition) => check_version(id, grain, precondition)?,
@@ -147,7 +148,7 @@ impl Grains {
             let mut content = found.grain.content.clone();
             patch.clone().apply_to(&mut content);
             if content != found.grain.content {
-                check_content(&content, self.limits)?;
+                check_content(&content, Some(&found.grain.content), self.limits)?;
             }
             check_version(id, Some(&found.grain), if_match)?;
             let (model, usual_model) = (patch.model.clone(), patch.usual_model.clone());
@@ -181,7 +182,7 @@ impl Grains {
             if !seen.insert(id.clone()) {
                 return Err(GrainError::Twice(id));
             }
-            check_content(&content, self.limits)?;
+            check_content(&content, None, self.limits)?;
             let vector = vector.map_or(Plan::Embed(model.or(usual_model)), Plan::Supplied);
             Ok(Planned { id, expected: Expected::Absent, content, created_at: None, vector })
         };

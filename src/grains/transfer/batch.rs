@@ -203,7 +203,7 @@ impl Writer {
                 }
             }
         }
-        if let Err(error) = check_content(&line.grain.draft.content, self.grains.limits) {
+        if let Err(error) = check_content(&line.grain.draft.content, None, self.grains.limits) {
             return refused(error);
         }
         if let Some(space) = line.grain.draft.vector.as_ref().map(|supplied| supplied.space.clone())
