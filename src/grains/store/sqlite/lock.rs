@@ -1,4 +1,4 @@
-//! One Granary per database: an exclusive lock on a file beside it.
+//! One Granary per database: an exclusive lock on a file beside it, which only those share that restore a copy of it.
 //!
 //! SQLite's own locks would let a second process in between two statements; this one is held for as long as the store
 //! is. The kernel drops it with the process, so a crash leaves nothing to clean up: the file stays, the lock does not.
@@ -46,8 +46,8 @@ impl StoreLock {
         }
     }
 
-    /// Takes the lock of a database that is only read, and may be where nothing can be written: one that no Granary has
-    /// ever opened has none.
+    /// Shares the lock of a database that is only read, and may be where nothing can be written: one that no Granary has
+    /// opened under this name has none.
     pub(super) fn acquire_if_any(database: &Path) -> Result<Option<Self>, StoreError> {
         let path = beside(database, ".lock");
         match fs_err::File::open(&path) {

@@ -9,7 +9,7 @@ use super::copy::{discard, write_copy};
 use super::lock::StoreLock;
 use super::open::{is_database_path, real_path, sync_folder_of};
 use super::recognise::{Recognised, recognise};
-use super::view::{JOURNAL, LOG, View};
+use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
 
 /// What the name of the database has appended for the copy of a snapshot until that takes its place. While there is no
 /// database and this is there, a restore was cut off, or goes on.
@@ -24,32 +24,54 @@ const DOING: &str = "put a snapshot in place of the database";
 /// new database, with its write-ahead log. A link to the database leads to the new one.
 ///
 /// # Errors
-/// When the snapshot is not Granary's or from a newer one, either is in use, or there is no room for the copy: then the
-/// database is where it was. When the file system refuses later than that, it may have its other name already, and so
-/// it may after a crash: then no database is opened until the restore has been repeated.
+/// When the snapshot is not Granary's or from a newer one, either is in use, for a snapshot with a log by another restore
+/// too, or there is no room for the copy: then the database is where it was. When the file system refuses later than that,
+/// it may have its other name already, and so it may after a crash: then no database is opened until the restore has been
+/// repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
     let (real_database, real_snapshot) = (real_path(database)?, real_path(snapshot)?);
     let (database, snapshot) = (real_database.as_path(), real_snapshot.as_path());
-    let refused = |source| StoreError::files(DOING, database, source);
     if !is_database_path(snapshot)? {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(StoreError::files("find the snapshot", snapshot, missing));
     }
     if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs_err::create_dir_all(folder).map_err(refused)?;
+        fs_err::create_dir_all(folder).map_err(|source| StoreError::files(DOING, database, source))?;
     }
     let _lock = StoreLock::acquire(database)?;
-    let _lock_of_snapshot = if snapshot == database { None } else { StoreLock::acquire_if_any(snapshot)? };
+    let lock_of_snapshot = if snapshot == database { None } else { lock_to_copy(snapshot)? };
+    let replaced = replace(database, snapshot).await;
+    if let Some(lock) = lock_of_snapshot {
+        lock.withdraw();
+    }
+    replaced
+}
+
+/// Keeps others from writing to a snapshot. What has a log or a journal is looked at in a folder beside it, which has one
+/// name for all: so by one at a time.
+fn lock_to_copy(snapshot: &Path) -> Result<Option<StoreLock>, StoreError> {
+    if has_log(snapshot) || has_hot_journal(snapshot) {
+        StoreLock::acquire(snapshot).map(Some)
+    } else {
+        StoreLock::acquire_if_any(snapshot)
+    }
+}
+
+/// Puts a snapshot in place of a database. The caller holds the locks of both.
+async fn replace(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
+    let refused = |source| StoreError::files(DOING, database, source);
     let whole = beside(database, RESTORING);
-    if fs_err::exists(&whole).map_err(refused)? && is_same_file(snapshot, &whole).map_err(refused)? {
-        let found = "what a restore that was cut off has copied of a snapshot, and the next one writes over";
-        return Err(StoreError::Foreign { path: snapshot.to_owned(), found: found.to_owned() });
+    let partial = beside(&whole, ".partial");
+    for left in [&whole, &partial] {
+        if fs_err::exists(left).map_err(refused)? && is_same_file(snapshot, left).map_err(refused)? {
+            let found = "what a restore that was cut off has copied of a snapshot, and the next one writes over";
+            return Err(StoreError::Foreign { path: snapshot.to_owned(), found: found.to_owned() });
+        }
     }
     if recognise(snapshot).await? == Recognised::Blank {
         return Err(StoreError::Foreign { path: snapshot.to_owned(), found: "an empty file".to_owned() });
     }
     // What an earlier restore left stays until then: it may be all that tells that the database is away.
-    let partial = beside(&whole, ".partial");
     discard(&partial).map_err(refused)?;
     if let Err(error) = copy(snapshot, &partial).await {
         // The error that matters is the first one.

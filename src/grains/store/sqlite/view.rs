@@ -31,7 +31,8 @@ pub(super) struct View {
 }
 
 impl View {
-    /// Opens the view. Whether the file is a database at all shows at the first query.
+    /// Opens the view. Whether the file is a database at all shows at the first query. The caller holds its lock, and
+    /// shares it with nobody where there is a log or a journal.
     pub(super) async fn open(path: &Path) -> Result<Self, StoreError> {
         const DOING: &str = "look at the database without changing it";
         let options = SqliteConnectOptions::new().disable_statement_logging();
@@ -76,7 +77,7 @@ pub(super) fn has_hot_journal(path: &Path) -> bool {
 struct Scratch(PathBuf);
 
 impl Scratch {
-    /// The name is fixed: under the lock there is one view at a time, and what a killed process left is found again.
+    /// The name is fixed: under the lock there is one such view at a time, and what a killed process left is found again.
     fn create(path: &Path) -> std::io::Result<Self> {
         use std::os::unix::fs::DirBuilderExt;
 

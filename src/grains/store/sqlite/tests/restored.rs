@@ -64,16 +64,33 @@ async fn a_restore_that_was_cut_off_leaves_the_old_database_or_none_and_never_a_
 #[tokio::test]
 async fn what_a_restore_has_copied_is_not_written_over_by_itself() {
     let (folder, path) = folder();
-    let copy = beside(&path, RESTORING);
-    open(&copy).await.expect("created").close().await;
-    let whole = fs_err::read(&copy).expect("a copy");
     let link = folder.path().join("link.db");
-    std::os::unix::fs::symlink(&copy, &link).expect("linked");
-    for snapshot in [&copy, &link] {
-        let refused = restore(&path, snapshot).await.expect_err("it would be copied onto itself");
-        assert!(matches!(refused, StoreError::Foreign { .. }), "{refused}");
-        assert!(fs_err::read(&copy).expect("still here") == whole);
+    for copy in [beside(&path, RESTORING), beside(&path, ".restoring.partial")] {
+        open(&copy).await.expect("created").close().await;
+        let whole = fs_err::read(&copy).expect("a copy");
+        std::os::unix::fs::symlink(&copy, &link).expect("linked");
+        for snapshot in [&copy, &link] {
+            let refused = restore(&path, snapshot).await.expect_err("it would be copied onto itself");
+            assert!(matches!(refused, StoreError::Foreign { .. }), "{refused}");
+            assert!(fs_err::read(&copy).expect("still here") == whole);
+        }
+        fs_err::remove_file(&link).expect("removed");
     }
+}
+
+#[tokio::test]
+async fn a_snapshot_with_a_log_is_restored_by_one_at_a_time() {
+    let (folder, path) = folder();
+    let [logged, other] = ["logged.db", "other.db"].map(|name| folder.path().join(name));
+    let grains = old_grains();
+    write_v1_with_hot_log(&logged, &grains).await;
+    let (first, second) = tokio::join!(restore(&path, &logged), restore(&other, &logged));
+    first.expect("restored");
+    let refused = second.expect_err("both would look at it in one folder");
+    assert!(matches!(&refused, StoreError::InUse { path, .. } if path.ends_with("logged.db")), "{refused}");
+    restore(&other, &logged).await.expect("restored, once the first was");
+    assert!(read_grains(&path).await == grains && read_grains(&other).await == grains);
+    assert!(names_in(folder.path()).iter().all(|name| !name.starts_with("logged.db.")), "nothing stays beside it");
 }
 
 #[tokio::test]
