@@ -156,7 +156,7 @@ impl SpaceIndex {
         self.put_all(&[(number, vector, serving)])
     }
 
-    /// The same for several grains, each named once: their codes are made on all cores.
+    /// The same for several grains, each named once: their codes are made on the threads of a scan.
     pub fn put_all(&mut self, grains: &[(i64, &[f32], Serving)]) -> Result<(), IndexError> {
         grains.iter().try_for_each(|(_, vector, _)| self.check(vector))?;
         let done = self.try_put_all(grains);

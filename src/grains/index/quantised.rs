@@ -6,8 +6,9 @@
 //! is left out: it would be fitted to the vectors of the first day, costs a pass over all codes at the first search
 //! after each change, and comparing vectors finds what it would find.
 //!
-//! One search is spread over rayon's global pool, to which `main` gives a few threads. Several at once take the CPU time of one each (6.8 ms at a million
-//! vectors), whether they share the pool, take turns, or have a pool of one thread each: they share it.
+//! One search is spread over rayon's global pool, to which `main` gives a few threads. Several at once take the CPU time
+//! of one each (6.8 ms at a million vectors), whether they share the pool, take turns, or have a pool of one thread each:
+//! they share it.
 
 use std::io::{Read, Write};
 
@@ -24,6 +25,9 @@ const CODE_BITS: usize = 4;
 
 /// What the length of a vector must be a multiple of.
 const CODE_DIMENSIONS: usize = 8;
+
+/// Vectors whose codes are made at once, from a copy of them.
+const ENCODED_AT_ONCE: usize = 4096;
 
 /// Candidates whose vectors are compared, at least.
 ///
@@ -67,7 +71,8 @@ impl QuantisedScan {
     ) -> Result<Self, IndexError> {
         let codes = TurboQuantIndex::new(padded(dimensions), CODE_BITS).map_err(refused("begin"))?;
         let mut scan = Self { codes, vectors, dimensions };
-        rows.into_iter().try_for_each(|row| scan.encode(std::iter::once(row)))?;
+        let rows: Vec<&[f32]> = rows.collect();
+        rows.chunks(ENCODED_AT_ONCE).try_for_each(|rows| scan.encode(rows.iter().copied()))?;
         Ok(scan)
     }
 
