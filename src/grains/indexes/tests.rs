@@ -4,6 +4,8 @@ use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
 
+use futures::FutureExt;
+
 use super::super::index::{IndexError, SpaceIndex};
 use super::super::store::{
     Atomicity, Batch, Change, Expected, GrainStore, Identity, NewVector, OpenOptions, SqliteStore, Staged, TextFate,
@@ -101,16 +103,21 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
 }
 
 #[tokio::test]
-async fn a_search_finds_all_of_a_batch_or_nothing() {
+async fn a_search_finds_all_of_the_grains_that_are_changed_at_once_or_none() {
     let folder = tempfile::tempdir().expect("a folder");
     let indexes = no_indexes(folder.path());
     let vectors = vec![vector_in(&SpaceId::parse("0123456789abcdef").expect("a space"))];
     let change = |number| GrainChange { number, text: TextFate::New, vectors: vectors.clone() };
     let mut write = pin!(indexes.apply((1..).take(CHANGED_AT_ONCE).map(change).collect()));
-    while futures::poll!(write.as_mut()).is_pending() {
-        let (found, _) = look(&indexes, CHANGED_AT_ONCE).await;
-        assert!([0, CHANGED_AT_ONCE].contains(&found.len()), "{} of {CHANGED_AT_ONCE}", found.len());
+    let mut search = pin!(look(&indexes, CHANGED_AT_ONCE));
+    {
+        // Both begin, and wait for the same lock.
+        let _held = indexes.all.write();
+        assert!(write.as_mut().now_or_never().is_none() && search.as_mut().now_or_never().is_none());
     }
+    let (found, _) = search.await;
+    assert!([0, CHANGED_AT_ONCE].contains(&found.len()), "{} of {CHANGED_AT_ONCE}", found.len());
+    write.await;
     assert_eq!(look(&indexes, CHANGED_AT_ONCE).await.0.len(), CHANGED_AT_ONCE);
 }
 
