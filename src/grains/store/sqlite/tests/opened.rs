@@ -26,6 +26,13 @@ async fn a_missing_file_and_its_folder_are_created_for_this_user_only() {
     assert_eq!(scalar(&path, "SELECT max(version) FROM schema_version").await, latest_version());
 }
 
+#[test]
+fn each_core_has_a_reader_within_bounds() {
+    for (cores, readers) in [(1, 4), (16, 16), (128, 32)] {
+        assert_eq!(OpenOptions::at("granary.db").with_cores(cores).readers.get(), readers, "{cores} cores");
+    }
+}
+
 #[tokio::test]
 async fn opening_an_up_to_date_file_changes_nothing() {
     let (_folder, path) = folder();
