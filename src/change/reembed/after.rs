@@ -85,7 +85,8 @@ impl Reembeddings {
             among: None,
         };
         let work = Work { id: &job.id, state: ReembeddingState::RollingBack, model, space };
-        let mut pace = Pace::new(job.throttle, self.models.interactive());
+        // The model is loaded only when there is something to bring back: how many workers it has is not known here.
+        let mut pace = Pace::new(job.throttle, 2, self.models.interactive());
         let (mut after, mut n_failed) = (0, 0);
         loop {
             self.check(work.id, work.state)?;

@@ -33,14 +33,11 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// The pace of a job that may work this share of the time, with a model of one or two workers.
-    pub(super) fn new(throttle: f64, interactive: &Interactive) -> Self {
-        Self { throttle, n_workers: 2, began: Instant::now(), n_begun: interactive.n_begun(), last_seen: None }
-    }
-
-    /// The pace with a model that runs so many batches at once: all of them are to have texts.
-    pub(super) fn with_workers(self, n_workers: usize) -> Self {
-        Self { n_workers: u32::try_from(n_workers).unwrap_or(u32::MAX), ..self }
+    /// The pace of a job that may work this share of the time, with a model that runs so many batches at once: all of them
+    /// are to have texts.
+    pub(super) fn new(throttle: f64, n_workers: usize, interactive: &Interactive) -> Self {
+        let n_workers = u32::try_from(n_workers).unwrap_or(u32::MAX);
+        Self { throttle, n_workers, began: Instant::now(), n_begun: interactive.n_begun(), last_seen: None }
     }
 
     /// Begins a batch, and says how many texts it may have.
@@ -101,7 +98,7 @@ mod tests {
     #[test]
     fn a_job_makes_room_while_somebody_waits() {
         let interactive = Interactive::default();
-        let mut pace = Pace::new(1.0, &interactive);
+        let mut pace = Pace::new(1.0, 2, &interactive);
         assert_eq!(pace.begin(&interactive), 64);
         assert_eq!(pace.rest(&interactive), Duration::ZERO);
         drop(interactive.begin());
@@ -114,7 +111,7 @@ mod tests {
     fn each_worker_has_texts_within_bounds() {
         for (n_workers, alone, beside_others) in [(1, 64, 8), (2, 64, 8), (6, 192, 24), (32, 256, 64)] {
             let interactive = Interactive::default();
-            let mut pace = Pace::new(1.0, &interactive).with_workers(n_workers);
+            let mut pace = Pace::new(1.0, n_workers, &interactive);
             assert_eq!(pace.begin(&interactive), alone, "{n_workers} workers");
             drop(interactive.begin());
             assert_eq!(pace.begin(&interactive), beside_others, "{n_workers} workers");
@@ -124,7 +121,7 @@ mod tests {
     #[test]
     fn a_throttled_job_works_its_share_of_the_time() {
         let interactive = Interactive::default();
-        let mut pace = Pace::new(0.25, &interactive);
+        let mut pace = Pace::new(0.25, 2, &interactive);
         pace.began = Instant::now().checked_sub(Duration::from_millis(100)).expect("a clock that has run");
         assert!(pace.rest(&interactive) >= Duration::from_millis(300));
     }

@@ -131,7 +131,7 @@ impl Reembeddings {
             Ok(())
         })
         .await?;
-        let mut pace = Pace::new(job.throttle, self.models.interactive()).with_workers(n_workers);
+        let mut pace = Pace::new(job.throttle, n_workers, self.models.interactive());
         let mut after = 0;
         loop {
             self.check(id, work.state)?;
