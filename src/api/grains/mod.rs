@@ -70,9 +70,9 @@ impl FromRequestParts<AppState> for IfMatch {
 }
 
 /// What a `PUT` needs: an `If-Match` header, or `If-None-Match: *` where no grain may be.
-pub struct IfPut(pub PutIf);
+pub struct PutPrecondition(pub PutIf);
 
-impl FromRequestParts<AppState> for IfPut {
+impl FromRequestParts<AppState> for PutPrecondition {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::wire::{DraftBody, GrainObject, with_usual_model};
-use super::{IdInPath, IfMatch, IfPut, Kept, OtherVersion, UnknownGrain, WriteErrors, etag, refused};
+use super::{IdInPath, IfMatch, Kept, OtherVersion, PutPrecondition, UnknownGrain, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, QueryRejected, UsualModel};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
@@ -79,7 +79,7 @@ pub async fn get(
 pub async fn put(
     Kept(grains): Kept,
     IdInPath(id): IdInPath,
-    IfPut(only_if): IfPut,
+    PutPrecondition(only_if): PutPrecondition,
     usual: UsualModel,
     Json(body): Json<DraftBody>,
 ) -> Result<Response, ApiError> {
