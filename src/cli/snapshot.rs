@@ -24,7 +24,7 @@ enum Verb {
 
 #[derive(Clone, Debug, Args)]
 struct RestoreArgs {
-    /// The snapshot, as `POST /snapshots` made it
+    /// The snapshot, as `POST /snapshots` made it, or another database file of Granary's that is not in use
     file: PathBuf,
     /// Read this configuration file [default: granary.toml, if there is one]
     #[arg(long, value_name = "PATH")]
