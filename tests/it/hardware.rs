@@ -19,14 +19,15 @@ fn reasons(model: &Value) -> String {
 /// more than the kernel lets it run on.
 fn usable_cores() -> RangeInclusive<u64> {
     let status = fs_err::read_to_string("/proc/self/status").expect("the kernel's word");
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list of processors");
+    let allowed =
+        status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).expect("a list of processors");
     let number = |text: &str| text.trim().parse::<u64>().expect("the number of a processor");
     let n_processors = |range: &str| {
         let (first, last) = range.split_once('-').unwrap_or((range, range));
         number(last) - number(first) + 1
     };
     let least = std::thread::available_parallelism().expect("a count").get() as u64;
-    least..=list.split(',').map(n_processors).sum()
+    least..=allowed.split(',').map(n_processors).sum()
 }
 
 #[tokio::test]
