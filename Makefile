@@ -114,9 +114,12 @@ budget: setup-test ## 200 requests to three models in a memory budget that holds
 fuzz: ## what reads requests, filters, imports and model folders, FUZZ_SECONDS (600) each; TARGETS="filters" for one
 	scripts/fuzz $${FUZZ_SECONDS:-600} $(TARGETS)
 
+# The fuzzers have a lock file of their own, which must follow Granary's dependencies.
 lint: ## formatting, clippy with warnings denied, documentation, and the dependencies' licences, sources and bans
 	@scripts/setup-tools
 	cargo fmt --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
+	cargo metadata --locked --manifest-path fuzz/Cargo.toml --format-version 1 > /dev/null
 	cargo clippy --all-targets --locked -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --no-deps --document-private-items
 	$(TOOLS)/cargo-deny --locked check bans licenses sources
