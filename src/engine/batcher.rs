@@ -73,6 +73,7 @@ pub struct Batcher {
     query_work: Condvar,
     limits: BatchLimits,
     tokens_shown: Gauge,
+    texts_shown: Gauge,
 }
 
 impl Batcher {
@@ -94,6 +95,7 @@ impl Batcher {
             query_work: Condvar::new(),
             limits,
             tokens_shown: gauge!(telemetry::QUEUE_TOKENS, "model" => label.to_owned()),
+            texts_shown: gauge!(telemetry::TE_QUEUE_SIZE),
         }
     }
 
@@ -216,7 +218,7 @@ impl Batcher {
     fn show(&self, queue: &Queue, n_texts_before: usize) {
         self.tokens_shown.set(queue.n_tokens() as f64);
         // This gauge is of all models, so it moves by differences.
-        gauge!(telemetry::TE_QUEUE_SIZE).increment(queue.n_texts() as f64 - n_texts_before as f64);
+        self.texts_shown.increment(queue.n_texts() as f64 - n_texts_before as f64);
     }
 
     /// Takes no more jobs; workers end when those queued are done.
