@@ -202,7 +202,8 @@ struct Import {
 
 impl Import {
     async fn run(mut self, lines: impl Stream<Item = Result<ImportLine, ReadingEnded>>) {
-        let mut lines = pin!(lines);
+        // Looked at once more when the import is given up.
+        let mut lines = pin!(lines.fuse());
         let soft = self.writer.grains.shutdown.soft().clone();
         let mut every = tokio::time::interval(SAY_EVERY);
         every.set_missed_tick_behavior(MissedTickBehavior::Delay);
