@@ -138,7 +138,7 @@ impl Shutdown {
             let _named = named;
             future.await
         };
-        self.tasks.spawn(task.instrument(tracing::info_span!("task", name)))
+        self.tasks.spawn(task.instrument(tracing::info_span!("task", task = name)))
     }
 
     /// Runs a future as a task and waits for it. It goes on when the caller leaves, and a panic in it is the caller's. It is
@@ -173,7 +173,7 @@ impl Shutdown {
         let shutdown = self.clone();
         self.watchers.spawn(
             async move { shutdown.follow_signals(signals, leaving).await }
-                .instrument(tracing::info_span!("task", name = "signals")),
+                .instrument(tracing::info_span!("task", task = "signals")),
         );
     }
 

@@ -98,5 +98,5 @@ async fn a_caller_who_leaves_has_a_line_too() {
     let lines = lines_of_requests(&process.stop());
     let [line] = lines["leaver"].as_slice() else { panic!("not one line: {lines:?}") };
     assert_eq!((&line["status"], &line["message"]), (&json!(499), &json!("the caller left before the answer")));
-    assert_eq!((&line["spans"][0]["path"], &line["spans"][0]["method"]), (&json!("\"/embed\""), &json!("POST")));
+    assert_eq!((&line["spans"][0]["path"], &line["spans"][0]["method"]), (&json!("/embed"), &json!("POST")));
 }
