@@ -8,10 +8,11 @@ use serde::Serialize;
 use super::probe::Machine;
 use super::rank::{Candidate, Files, RankFacts, Ranked, rank};
 use crate::config::EngineConfig;
-use crate::domain::{ModelInfo, Provider, Training};
+use crate::domain::{EncoderSettings, ModelInfo, Provider, Training};
 use crate::engine::Runtime;
 use crate::models::error::{LoadError, with_causes};
 use crate::models::files;
+use crate::models::folder::ModelFiles;
 use crate::models::hub::Hub;
 use crate::models::loader::{Loader, weights_bytes, wish};
 
@@ -110,7 +111,10 @@ impl Selector {
                 .or(read.as_ref().ok().and_then(|files| files.hidden_size)),
             max_tokens: settings.max_tokens.map(NonZeroU32::get),
             files: match read {
-                Ok(_) => Files::Present,
+                Ok(files) => match unexpected_length(&files, &settings) {
+                    Some(sentence) => Files::Unusable(sentence),
+                    None => Files::Present,
+                },
                 Err(LoadError::NotDownloaded(_)) if !self.hub.is_offline() => Files::Fetchable,
                 Err(error) => Files::Unusable(with_causes(&error)),
             },
@@ -118,4 +122,12 @@ impl Selector {
             workers: info.workers,
         }
     }
+}
+
+/// Whether by its files a model makes vectors of another length than its settings expect. What dense layers make of them, a
+/// load finds out.
+fn unexpected_length(files: &ModelFiles, settings: &EncoderSettings) -> Option<String> {
+    let made = files.hidden_size.filter(|_| files.modules.is_empty())?;
+    let expected = settings.dimensions.filter(|expected| expected.get() != made)?;
+    Some(format!("its vectors have {made} numbers, and `ai.embedding_dim` or its `dimensions` is {expected}"))
 }
