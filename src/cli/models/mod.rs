@@ -103,8 +103,8 @@ pub enum ModelsError {
     Taken(String),
     /// A model that is known already, and is another one.
     #[error(
-        "the server has `{name}` already, with another {flag}: leave --{flag} out, or pull its repository under a --name of \
-         its own"
+        "the server has `{name}` already, with another {flag}: leave --{flag} out, delete it with `granary models delete \
+         {name}` first, or pull its repository under a --name of its own"
     )]
     Known {
         /// The model.
