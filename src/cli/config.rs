@@ -3,6 +3,7 @@
 use std::io::Write;
 
 use super::{ConfigArgs, output};
+use crate::app::{self, AppError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 
 /// `granary config` did not work.
@@ -11,6 +12,9 @@ pub enum ConfigCommandError {
     /// The server would not start with this configuration either.
     #[error(transparent)]
     Refused(#[from] ConfigError),
+    /// Nor with these models or routes.
+    #[error(transparent)]
+    Unservable(#[from] AppError),
     /// Nobody takes the output.
     #[error("the configuration cannot be printed")]
     Print(#[source] std::io::Error),
@@ -25,6 +29,8 @@ pub fn run(args: ConfigArgs, out: &mut impl Write) -> Result<(), ConfigCommandEr
         return print(Config::default_toml(), out);
     }
     let config = Config::load(&ConfigSources::from_process(args.config, Overrides::default()))?;
+    app::catalog(&config)?;
+    app::timeouts(&config)?;
     print(&config.effective_toml(), out)
 }
 
