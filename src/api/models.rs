@@ -283,7 +283,7 @@ pub struct UnloadBody {
     params(("name" = String, Path, description = "A model's name or alias")),
     responses(
         (status = 200, description = "The model", body = Model),
-        NativeErrors, NativeBodyErrors, UnknownModel, Conflict
+        NativeErrors, NativeBodyErrors, UnknownModel, Conflict, NoRoom
     )
 )]
 pub async fn unload(

@@ -242,7 +242,7 @@ pub async fn failures(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<F
 #[utoipa::path(
     post, path = "/reembeddings/{id}/pause", tag = "reembeddings", operation_id = "pause_reembedding",
     params(("id" = String, Path, description = "A job's id")),
-    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict)
+    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict, NoRoom)
 )]
 pub async fn pause(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<ReembeddingObject>, ApiError> {
     Ok(axum::Json(ReembeddingObject::of(jobs.pause(&id).await?)))
@@ -252,7 +252,7 @@ pub async fn pause(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Reem
 #[utoipa::path(
     post, path = "/reembeddings/{id}/resume", tag = "reembeddings", operation_id = "resume_reembedding",
     params(("id" = String, Path, description = "A job's id")),
-    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict)
+    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict, NoRoom)
 )]
 pub async fn resume(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<ReembeddingObject>, ApiError> {
     Ok(axum::Json(ReembeddingObject::of(jobs.resume(&id).await?)))
@@ -264,7 +264,7 @@ pub async fn resume(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Ree
 #[utoipa::path(
     post, path = "/reembeddings/{id}/cancel", tag = "reembeddings", operation_id = "cancel_reembedding",
     params(("id" = String, Path, description = "A job's id")),
-    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict)
+    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict, NoRoom)
 )]
 pub async fn cancel(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<ReembeddingObject>, ApiError> {
     Ok(axum::Json(ReembeddingObject::of(jobs.cancel(&id).await?)))
@@ -278,7 +278,7 @@ pub async fn cancel(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Ree
 #[utoipa::path(
     post, path = "/reembeddings/{id}/rollback", tag = "reembeddings", operation_id = "roll_back_reembedding",
     params(("id" = String, Path, description = "A job's id")),
-    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict)
+    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict, NoRoom)
 )]
 pub async fn roll_back(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<ReembeddingObject>, ApiError> {
     Ok(axum::Json(ReembeddingObject::of(jobs.roll_back(&id).await?)))
@@ -289,7 +289,7 @@ pub async fn roll_back(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<
 #[utoipa::path(
     post, path = "/reembeddings/{id}/purge", tag = "reembeddings", operation_id = "purge_reembedding",
     params(("id" = String, Path, description = "A job's id")),
-    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict)
+    responses((status = 200, description = "The job", body = ReembeddingObject), NativeErrors, UnknownReembedding, Conflict, NoRoom)
 )]
 pub async fn purge(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<ReembeddingObject>, ApiError> {
     Ok(axum::Json(ReembeddingObject::of(jobs.purge(&id).await?)))

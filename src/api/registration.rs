@@ -11,7 +11,7 @@ use utoipa::ToSchema;
 use super::error::{ApiError, Code};
 use super::extract::{Json, ModelWord, shortened};
 use super::models::Model;
-use super::responses::{Conflict, NativeBodyErrors, NativeErrors, UnknownModel};
+use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::config::AdditionalModel;
 use crate::models::NeededGrains;
@@ -78,7 +78,7 @@ pub struct RegistrationBody {
         (status = 201, description = "The model", body = Model, headers(
             ("location" = String, description = "Where the model is"),
         )),
-        NativeErrors, NativeBodyErrors, Conflict
+        NativeErrors, NativeBodyErrors, Conflict, NoRoom
     )
 )]
 pub async fn register(
@@ -116,7 +116,7 @@ pub struct DeleteQuery {
         (status = 204, description = "It is no longer known"),
         (status = 422, description = "`force` is neither true nor false", content_type = "application/problem+json",
          body = super::error::ProblemBody),
-        NativeErrors, UnknownModel, Conflict
+        NativeErrors, UnknownModel, Conflict, NoRoom
     )
 )]
 pub async fn delete(

@@ -33,6 +33,7 @@ pub enum NativeErrors {
     /// The request took too long, the database does not answer, or a model is not to be had.
     #[response(status = 503, content_type = "application/problem+json", headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
     ))]
     Unavailable(ProblemBody),
 }
@@ -49,9 +50,13 @@ pub struct UnknownModel(ProblemBody);
 #[allow(dead_code, reason = "utoipa reads the field")]
 pub struct Conflict(ProblemBody);
 
-/// A model does not fit beside those that cannot be unloaded.
+/// A model does not fit beside those that cannot be unloaded, or what is to be kept does not fit on the disk.
 #[derive(IntoResponses)]
-#[response(status = 507, description = "There is no room for the model", content_type = "application/problem+json")]
+#[response(
+    status = 507,
+    description = "There is no room: in memory for the model, or on the disk",
+    content_type = "application/problem+json"
+)]
 #[allow(dead_code, reason = "utoipa reads the field")]
 pub struct NoRoom(ProblemBody);
 
@@ -111,7 +116,7 @@ pub enum TeiErrors {
         ("x-should-retry" = String, description = "`false` when trying again is pointless"),
     ))]
     Unavailable(TeiError),
-    /// There is no room for the model.
+    /// There is no room in memory for the model.
     #[response(status = 507)]
     NoRoom(TeiError),
 }
@@ -178,7 +183,7 @@ pub enum OpenAiErrors {
         ("x-should-retry" = String, description = "`false` when trying again is pointless"),
     ))]
     Unavailable(OpenAiError),
-    /// There is no room for the model.
+    /// There is no room in memory for the model.
     #[response(status = 507)]
     NoRoom(OpenAiError),
 }

@@ -12,7 +12,7 @@ use super::wire::GrainObject;
 use super::{Kept, refused};
 use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, OptionalJson, QueryRejected};
-use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors};
+use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom};
 use crate::grains::store::{Facet, Numbered, PageRequest, Position, Sort, SortKey};
 
 const DEFAULT_LIMIT: u32 = 100;
@@ -230,7 +230,7 @@ pub struct Deleted {
 /// Deletes the grains that meet a filter, in one step.
 #[utoipa::path(
     post, path = "/grains/delete", tag = "grains", operation_id = "delete_grains", request_body = DeleteBody,
-    responses((status = 200, description = "They are gone", body = Deleted), NativeErrors, NativeBodyErrors, Conflict)
+    responses((status = 200, description = "They are gone", body = Deleted), NativeErrors, NativeBodyErrors, Conflict, NoRoom)
 )]
 pub async fn delete(Kept(grains): Kept, Json(body): Json<DeleteBody>) -> Result<axum::Json<Deleted>, ApiError> {
     let filter = body.filter.into_filter()?;

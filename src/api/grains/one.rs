@@ -11,7 +11,7 @@ use super::wire::{DraftBody, GrainObject, with_usual_model};
 use super::{IdInPath, IfMatch, Kept, OtherVersion, PutPrecondition, UnknownGrain, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, QueryRejected, UsualModel};
-use crate::api::responses::{NativeBodyErrors, NativeErrors};
+use crate::api::responses::{NativeBodyErrors, NativeErrors, NoRoom};
 use crate::grains::store::Vectors;
 use crate::grains::{Outcome, Patch, SourceChange};
 
@@ -153,7 +153,7 @@ pub async fn patch(
         (status = 204, description = "It is gone"),
         (status = 422, description = "`If-Match` is no version", content_type = "application/problem+json",
          body = ProblemBody),
-        NativeErrors, UnknownGrain, OtherVersion
+        NativeErrors, UnknownGrain, OtherVersion, NoRoom
     )
 )]
 pub async fn delete(
