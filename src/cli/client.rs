@@ -1,7 +1,9 @@
 //! A client of a running server: JSON or lines there, JSON, lines or a problem document back.
 
+use std::error::Error as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{io, iter};
 
 use clap::Args;
 use futures::StreamExt;
@@ -62,6 +64,17 @@ pub enum ServerError {
         /// What the network said.
         source: reqwest::Error,
     },
+    /// Somebody answers whom this machine does not believe to be the server.
+    #[error(
+        "{base} shows a certificate that this machine does not trust: name the file of the authority that signed it in the \
+         variable SSL_CERT_FILE, or another server with --url"
+    )]
+    Untrusted {
+        /// The address.
+        base: Url,
+        /// What is wrong with the certificate.
+        source: reqwest::Error,
+    },
     /// Somebody was there, and left in the middle.
     #[error("the connection to {base} broke")]
     Broken {
@@ -100,9 +113,15 @@ impl ServerError {
     /// A request without an answer, or an answer without an end.
     fn of(base: &Url, source: reqwest::Error) -> Self {
         let base = base.clone();
-        let is_connect = source.is_connect();
+        let (is_connect, is_untrusted) = (source.is_connect(), is_about_certificate(&source));
         let source = source.without_url();
-        if is_connect { Self::Unreachable { base, source } } else { Self::Broken { base, source } }
+        if is_untrusted {
+            Self::Untrusted { base, source }
+        } else if is_connect {
+            Self::Unreachable { base, source }
+        } else {
+            Self::Broken { base, source }
+        }
     }
 
     /// Whether the server refused with this code.
@@ -194,6 +213,16 @@ impl Client {
     fn foreign(&self, status: u16) -> ServerError {
         ServerError::Foreign { base: self.base.clone(), status }
     }
+}
+
+/// Whether a request has failed because of the certificate that the other side showed.
+fn is_about_certificate(error: &reqwest::Error) -> bool {
+    let mut causes = iter::successors(error.source(), |cause| (**cause).source());
+    causes.any(|cause| {
+        // What is inside it is no source of an error of the system.
+        let inner = cause.downcast_ref().and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref());
+        matches!(inner.or_else(|| cause.downcast_ref()), Some(rustls::Error::InvalidCertificate(_)))
+    })
 }
 
 fn is_loopback(url: &Url) -> bool {
