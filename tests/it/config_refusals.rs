@@ -251,3 +251,18 @@ fn the_effective_configuration_is_printed_and_means_the_same_again() {
     let said = "granary: the configuration is refused:\n  GRANARY_SERVER__PORT: server.port: found \"http\"";
     assert!(refused.stderr.starts_with(said.as_bytes()), "{refused:?}");
 }
+
+#[test]
+fn what_a_start_refuses_of_models_and_routes_is_not_printed_either() {
+    let folder = folder_with(&entry_of("tiny"));
+    for (variable, value, said) in [
+        ("GRANARY_AI__MODEL_NAME", "no-such", "ai.model_name"),
+        ("GRANARY_AI__ALIASES", "{ \"x\" = \"no-such\" }", "ai.aliases"),
+        ("GRANARY_SERVER__ROUTE_TIMEOUTS", "{ \"GET /no-such\" = \"1s\" }", "server.route_timeouts"),
+    ] {
+        let refused = granary(folder.path(), &["config"], &[(variable, value)]);
+        let error = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!((refused.status.code(), refused.stdout.len()), (Some(1), 0), "{error}");
+        assert!(error.contains("the configuration is refused") && error.contains(said), "{error}");
+    }
+}

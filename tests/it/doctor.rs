@@ -138,6 +138,17 @@ fn models_without_files_and_a_foreign_database_are_problems() {
     assert_eq!(report["auto"], MINILM, "what can be had comes first");
 }
 
+#[test]
+fn a_model_of_another_length_than_expected_is_a_problem() {
+    let folder = folder_with("[ai]\nembedding_dim = 100");
+    let report = report(folder.path(), &installed());
+    let check = check(&report, "active model");
+    let said =
+        "its files cannot be used: its vectors have 384 numbers, and `ai.embedding_dim` or its `dimensions` is 100";
+    assert_eq!(check["verdict"], "problem", "{check}");
+    assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
+}
+
 #[tokio::test]
 async fn a_running_server_is_seen_and_its_database_is_left_to_it() {
     let folder = folder_with(&with_tiny(&["tiny-cls"]));

@@ -158,6 +158,7 @@ fn the_health_check_trusts_the_certificate_of_the_configuration_and_no_other() {
     assert!(said(&foreign).contains("invalid peer certificate"), "{}", said(&foreign));
     let by_name = health(folder.path(), &["--url", &format!("https://localhost:{}", port[0].1)], &[]);
     assert_eq!(by_name.status.code(), Some(1), "the system trusts nobody who signed it: {}", said(&by_name));
+    assert!(said(&by_name).contains("shows a certificate that this machine does not trust"), "{}", said(&by_name));
     fs_err::remove_file(files.path().join("tls.crt")).expect("removed");
     let without = health(folder.path(), &[], &port);
     assert!(said(&without).contains("tls.crt` cannot be read"), "{}", said(&without));
