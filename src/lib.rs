@@ -14,9 +14,10 @@
 //! | [`grains`] | text records with their vectors: the database, the indexes, search |
 //! | [`change`] | what spans models and grains: old vectors get their provenance, models are compared, grains re-embedded |
 //! | [`api`] | HTTP: routes, errors, the OpenAPI document |
-//! | [`app`] | builds everything from a configuration and runs it; nothing imports it |
+//! | [`app`] | builds everything from a configuration and runs it; only `cli` imports it |
+//! | [`cli`] | the command line; it may use everything |
 //! | [`auth`] | API keys: which there are, who presents one |
-//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`], [`cli`] | leaves: settings, logs and metrics, stopping, the time, freed memory, JSON and what it costs, the command line |
+//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`] | leaves: settings, logs and metrics, stopping, the time, freed memory, JSON and what it costs |
 
 pub mod allocator;
 pub mod api;
