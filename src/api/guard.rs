@@ -6,6 +6,7 @@
 //! that the proxy was asked for.
 
 use axum::extract::{Request, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -41,7 +42,7 @@ impl HostGuard {
     fn check(&self, uri: &Uri, headers: &HeaderMap, forwarded: &[String]) -> Result<(), ApiError> {
         // HTTP/2 has the authority in the request line.
         let header = headers.get(header::HOST).map(|value| value.to_str().unwrap_or_default());
-        let direct = uri.authority().map(http::uri::Authority::as_str).or(header).unwrap_or_default();
+        let direct = uri.authority().map(Authority::as_str).or(header).unwrap_or_default();
         let authorities =
             if forwarded.is_empty() { vec![direct] } else { forwarded.iter().map(String::as_str).collect() };
         let origin = headers.get(header::ORIGIN).map(|value| value.to_str().unwrap_or_default());
