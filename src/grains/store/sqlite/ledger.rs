@@ -50,7 +50,7 @@ impl Ledger for SqliteStore {
         Box::pin(async {
             let names: Result<Vec<String>, _> =
                 sqlx::query_scalar("SELECT name FROM disabled_models").fetch_all(&self.readers).await;
-            let names = names.map_err(|source| StoreError::sql("read the disabled models", &self.path, source));
+            let names = names.map_err(self.failed("read the disabled models"));
             let parsed = |name: String| self.parse_name(&name, "a name of a disabled model (table `disabled_models`)");
             names.map_err(unreadable)?.into_iter().map(parsed).collect::<Result<_, _>>().map_err(unreadable)
         })
@@ -158,7 +158,7 @@ impl SqliteStore {
         let name: Option<String> = sqlx::query_scalar("SELECT name FROM active_model")
             .fetch_optional(&self.readers)
             .await
-            .map_err(|source| StoreError::sql("read the active model", &self.path, source))?;
+            .map_err(self.failed("read the active model"))?;
         name.map(|name| self.parse_name(&name, "a name of the active model (table `active_model`)")).transpose()
     }
 
@@ -167,23 +167,23 @@ impl SqliteStore {
             sqlx::query_scalar("SELECT entry FROM registered_models ORDER BY registered_at, name")
                 .fetch_all(&self.readers)
                 .await
-                .map_err(|source| StoreError::sql("read the registered models", &self.path, source))?;
+                .map_err(self.failed("read the registered models"))?;
         let parsed = entries.iter().map(|entry| serde_json::from_str(entry));
         let what = "an entry of a registered model (table `registered_models`)";
         parsed.collect::<Result<_, serde_json::Error>>().map_err(|source| self.malformed(what, source.into()))
     }
 
     async fn delete_registration(&self, name: &ModelName) -> Result<(), StoreError> {
-        let failed = |source| StoreError::sql("delete a registered model", &self.path, source);
-        let mut transaction = self.writer.begin().await.map_err(failed)?;
+        let failed = self.failed("delete a registered model");
+        let mut transaction = self.writer.begin().await.map_err(&failed)?;
         for statement in [
             "DELETE FROM registered_models WHERE name = ?",
             "DELETE FROM disabled_models WHERE name = ?",
             "DELETE FROM accepted_spaces WHERE model = ?",
         ] {
-            sqlx::query(statement).bind(name.as_str()).execute(&mut *transaction).await.map_err(failed)?;
+            sqlx::query(statement).bind(name.as_str()).execute(&mut *transaction).await.map_err(&failed)?;
         }
-        transaction.commit().await.map_err(failed)
+        transaction.commit().await.map_err(&failed)
     }
 
     async fn read_spaces(&self) -> Result<Vec<SpaceRecord>, StoreError> {
@@ -193,7 +193,7 @@ impl SqliteStore {
         )
         .fetch_all(&self.readers)
         .await
-        .map_err(|source| StoreError::sql("read the spaces", &self.path, source))?;
+        .map_err(self.failed("read the spaces"))?;
         rows.into_iter().map(|row| self.record_of(row)).collect()
     }
 
@@ -205,7 +205,7 @@ impl SqliteStore {
         .bind(id.as_str())
         .fetch_optional(&self.readers)
         .await
-        .map_err(|source| StoreError::sql("read a space", &self.path, source))?;
+        .map_err(self.failed("read a space"))?;
         row.map(|row| self.record_of(row)).transpose()
     }
 
@@ -216,7 +216,7 @@ impl SqliteStore {
         )
         .fetch_all(&self.readers)
         .await
-        .map_err(|source| StoreError::sql("read the spaces of grains", &self.path, source))?;
+        .map_err(self.failed("read the spaces of grains"))?;
         let parsed: Result<HashSet<_>, _> = ids.iter().map(|id| SpaceId::parse(id)).collect();
         parsed.map_err(|source| self.malformed("an id of a space (table `spaces`)", source.into()))
     }
@@ -253,7 +253,7 @@ impl SqliteStore {
             .bind(model.as_str())
             .fetch_optional(&self.readers)
             .await
-            .map_err(|source| StoreError::sql("read the space of a model", &self.path, source))?;
+            .map_err(self.failed("read the space of a model"))?;
         let what = "a space of a model (table `accepted_spaces`)";
         id.map(|id| SpaceId::parse(&id)).transpose().map_err(|source| self.malformed(what, source.into()))
     }

@@ -75,7 +75,7 @@ impl SqliteStore {
             .fetch_one(&self.probe)
             .await
             .map(drop)
-            .map_err(|source| StoreError::sql("read the schema version", &self.path, source))
+            .map_err(self.failed("read the schema version"))
     }
 
     /// Waits for work in progress, empties the write-ahead log into the file and gives the lock back.
