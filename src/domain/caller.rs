@@ -1,8 +1,7 @@
 //! Who calls: by the name of its key, or by what a caller says of itself where there are no keys.
 
-use std::fmt;
-
 use super::key::KeyName;
+use super::text::text_type;
 
 /// The longest name that is kept of a caller, in characters.
 const MAX_CHARS: usize = 100;
@@ -24,16 +23,6 @@ impl Caller {
     pub fn of_key(name: &KeyName) -> Self {
         Self(name.to_string())
     }
-
-    /// The name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
-impl fmt::Display for Caller {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+text_type!(Caller);

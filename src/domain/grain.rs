@@ -1,13 +1,12 @@
 //! Grains: small text records, each with the knowledge of what made its vector.
 
-use std::fmt;
-
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
 use super::space::SpaceId;
+use super::text::text_type;
 
 /// The longest id that a caller may choose, in bytes.
 pub const MAX_ID_BYTES: usize = 128;
@@ -52,19 +51,9 @@ impl GrainId {
     pub fn stored(text: String) -> Self {
         Self(text)
     }
-
-    /// The id as it is written.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
-impl fmt::Display for GrainId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+text_type!(GrainId);
 
 /// When a grain was created elsewhere: it keeps that time when it moves here. Filters read times the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]

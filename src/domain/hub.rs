@@ -1,9 +1,10 @@
 //! How a model on a hub is named: a repository, a revision of it, and the `.onnx` file in it.
 
 use std::fmt;
-use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
+
+use super::text::text_type;
 
 /// The longest repository name, in bytes; the hub's own limit.
 const MAX_ID_BYTES: usize = 96;
@@ -155,42 +156,9 @@ impl fmt::Display for HubSource {
     }
 }
 
-macro_rules! text_type {
-    ($name:ident) => {
-        impl $name {
-            /// The text as it was written.
-            #[must_use]
-            pub fn as_str(&self) -> &str {
-                &self.0
-            }
-        }
-
-        impl fmt::Display for $name {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
-            }
-        }
-
-        impl FromStr for $name {
-            type Err = HubNameError;
-
-            fn from_str(text: &str) -> Result<Self, Self::Err> {
-                Self::parse(text)
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $name {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = String::deserialize(deserializer)?;
-                Self::parse(&text).map_err(serde::de::Error::custom)
-            }
-        }
-    };
-}
-
-text_type!(HubId);
-text_type!(HubRevision);
-text_type!(HubFile);
+text_type!(HubId, HubNameError);
+text_type!(HubRevision, HubNameError);
+text_type!(HubFile, HubNameError);
 
 #[cfg(test)]
 mod tests {

@@ -12,6 +12,7 @@ use sha2::{Digest, Sha256};
 use super::model::ModelName;
 use super::slug::{MAX_SLUG_BYTES, is_slug};
 use super::space::hex_digits;
+use super::text::text_type;
 
 /// How the hash of a key begins.
 const HASH_PREFIX: &str = "sha256:";
@@ -51,32 +52,16 @@ pub struct KeyName(String);
 pub struct KeyNameError;
 
 impl KeyName {
-    /// The name as it was written.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl FromStr for KeyName {
-    type Err = KeyNameError;
-
-    fn from_str(text: &str) -> Result<Self, KeyNameError> {
+    /// Reads a name, keeping its case.
+    ///
+    /// # Errors
+    /// When the text is not a slug of at most 64 bytes.
+    pub fn parse(text: &str) -> Result<Self, KeyNameError> {
         if is_slug(text) { Ok(Self(text.to_owned())) } else { Err(KeyNameError) }
     }
 }
 
-impl fmt::Display for KeyName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for KeyName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
+text_type!(KeyName, KeyNameError);
 
 /// The SHA-256 of a key, written `sha256:` and 64 hex digits. A key of 256 random bits needs no salt and no slow hash.
 #[derive(Clone, PartialEq, Eq)]

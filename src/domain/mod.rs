@@ -16,6 +16,7 @@ pub mod provider;
 pub mod reembedding;
 mod slug;
 pub mod space;
+mod text;
 pub mod vector;
 
 pub use caller::Caller;

@@ -1,16 +1,15 @@
 //! What a model is called, how big it is, and how its token vectors become one text vector.
 
-use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::num::{NonZeroU32, NonZeroUsize};
 use std::path::PathBuf;
-use std::str::FromStr;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
 use super::hub::HubSource;
 use super::provider::ProviderSetting;
 use super::slug::{MAX_SLUG_BYTES, is_slug};
+use super::text::text_type;
 
 /// Names that routes and settings use for themselves.
 const RESERVED_NAMES: [&str; 2] = ["active", "auto"];
@@ -51,12 +50,6 @@ impl ModelName {
         }
         Ok(Self(text.to_owned()))
     }
-
-    /// The name as it was written.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl PartialEq for ModelName {
@@ -75,26 +68,7 @@ impl Hash for ModelName {
     }
 }
 
-impl fmt::Display for ModelName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl FromStr for ModelName {
-    type Err = ModelNameError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::parse(text)
-    }
-}
-
-impl<'de> Deserialize<'de> for ModelName {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).map_err(serde::de::Error::custom)
-    }
-}
+text_type!(ModelName, ModelNameError);
 
 /// The class of machine a model is meant for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]

@@ -1,12 +1,9 @@
 //! Re-embeddings: jobs that give grains vectors in another space.
 
-use std::fmt;
-
-use serde::{Deserialize, Serialize};
-
 use super::filter::Filter;
 use super::model::ModelName;
 use super::space::SpaceId;
+use super::text::text_type;
 
 /// The name of a re-embedding: a `UUIDv7`, so that names sort by age.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -18,19 +15,9 @@ impl ReembeddingId {
     pub fn of(text: impl Into<String>) -> Self {
         Self(text.into())
     }
-
-    /// The name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
-impl fmt::Display for ReembeddingId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
+text_type!(ReembeddingId);
 
 /// Where a re-embedding is.
 ///
@@ -44,8 +31,7 @@ impl fmt::Display for ReembeddingId {
 /// | `rolling_back` | `rolled_back` (done, or cancelled) |
 /// | `completed_with_failures`, `failed` | `queued` (tried again), `cancelled` |
 /// | `cancelled`, `rolled_back` | |
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ReembeddingState {
     /// It waits for its turn.
     Queued,
@@ -139,8 +125,7 @@ impl ReembeddingState {
 }
 
 /// Whether the vectors that a re-embedding made superfluous are still there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OldVectors {
     /// They are.
     Kept,

@@ -4,14 +4,13 @@
 //! hex digits name the space. What only changes rounding (provider, runtime version, precision of the arithmetic) is
 //! left out on purpose, so that two machines share a space.
 
-use std::fmt;
-
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::Serialize;
 use sha2::{Digest, Sha256};
 
 use super::model::{Pooling, Prompts, TruncationSide};
 use super::module::HashedModule;
 use super::slug::{MAX_SLUG_BYTES, is_slug};
+use super::text::text_type;
 
 const SPACE_ID_DIGITS: usize = 16;
 const FINGERPRINT_DIGITS: usize = 64;
@@ -70,26 +69,9 @@ impl SpaceId {
             Err(SpaceIdError(text.chars().take(64).collect()))
         }
     }
-
-    /// The 16 hex digits.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
-impl fmt::Display for SpaceId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl<'de> Deserialize<'de> for SpaceId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Self::parse(&text).map_err(serde::de::Error::custom)
-    }
-}
+text_type!(SpaceId, SpaceIdError);
 
 /// Everything that decides where a text lands in a space, in the order it is hashed.
 ///
