@@ -83,30 +83,20 @@ impl Grains {
         }
         let mut vectors: HashMap<usize, NewVector> = HashMap::new();
         for (name, places) in by_model {
-            let lease = self.models.lease(&name).await?;
-            lease.check_grain_writes()?;
-            for places in places.chunks(TEXTS_AT_ONCE) {
-                let kind = TextKind { input_type: InputType::Document, priority };
-                match self.embed_texts(&lease, texts_at(planned, places), kind).await {
-                    Ok(made) => vectors.extend(places.iter().copied().zip(made)),
-                    // Where all depend on each other, a runtime that fails is no fault of what was sent.
-                    Err(error) if atomicity == Atomicity::AllOrNothing && is_of_runtime(&error) => return Err(error),
-                    Err(error) => {
-                        let (index, error) = of_one_text(error, &name)?;
-                        if atomicity == Atomicity::AllOrNothing {
-                            planned[places[index]] = Err(error);
-                            return Ok((Vec::new(), active));
-                        }
-                        // Others may be at fault too: each for itself shows which.
-                        for at in places {
-                            let text = texts_at(planned, std::slice::from_ref(at));
-                            match self.embed_texts(&lease, text, kind).await {
-                                Ok(mut made) => vectors.extend(made.pop().map(|vector| (*at, vector))),
-                                Err(error) => planned[*at] = Err(of_one_text(error, &name)?.1),
-                            }
-                        }
+            let is_active = active.as_ref() == Some(&name);
+            match self.embed_places(planned, &places, &name, (atomicity, priority)).await {
+                Ok(made) => vectors.extend(made),
+                // A model that only some of them name is their matter, unless it is worth waiting for.
+                Err(error) if atomicity == Atomicity::Each && !is_active && error.pause_before_retry().is_none() => {
+                    let refusal = error.refusal();
+                    for at in places {
+                        planned[at] = Err(GrainError::Refused(refusal.clone()));
                     }
                 }
+                Err(error) => return Err(error),
+            }
+            if atomicity == Atomicity::AllOrNothing && planned.iter().any(Result::is_err) {
+                return Ok((Vec::new(), active));
             }
         }
         for (at, slot) in planned.iter_mut().enumerate() {
@@ -128,6 +118,47 @@ impl Grains {
         };
         let good = planned.iter().enumerate().filter_map(|(at, plan)| Some((at, plan.as_ref().ok()?)));
         Ok((good.map(change).collect(), active))
+    }
+
+    /// Embeds the texts in these places with a model, and answers the vector of each. A text that the model does not take
+    /// has its error in its place.
+    ///
+    /// # Errors
+    /// What is no text's fault.
+    async fn embed_places(
+        &self,
+        planned: &mut [Result<Planned, GrainError>],
+        places: &[usize],
+        name: &ModelName,
+        (atomicity, priority): (Atomicity, Priority),
+    ) -> Result<Vec<(usize, NewVector)>, GrainError> {
+        let lease = self.models.lease(name).await?;
+        lease.check_grain_writes()?;
+        let kind = TextKind { input_type: InputType::Document, priority };
+        let mut vectors = Vec::with_capacity(places.len());
+        for places in places.chunks(TEXTS_AT_ONCE) {
+            match self.embed_texts(&lease, texts_at(planned, places), kind).await {
+                Ok(made) => vectors.extend(places.iter().copied().zip(made)),
+                // Where all depend on each other, a runtime that fails is no fault of what was sent.
+                Err(error) if atomicity == Atomicity::AllOrNothing && is_of_runtime(&error) => return Err(error),
+                Err(error) => {
+                    let (index, error) = of_one_text(error, name)?;
+                    if atomicity == Atomicity::AllOrNothing {
+                        planned[places[index]] = Err(error);
+                        return Ok(vectors);
+                    }
+                    // Others may be at fault too: each for itself shows which.
+                    for at in places {
+                        let text = texts_at(planned, std::slice::from_ref(at));
+                        match self.embed_texts(&lease, text, kind).await {
+                            Ok(mut made) => vectors.extend(made.pop().map(|vector| (*at, vector))),
+                            Err(error) => planned[*at] = Err(of_one_text(error, name)?.1),
+                        }
+                    }
+                }
+            }
+        }
+        Ok(vectors)
     }
 
     /// Embeds texts into a model's own space.

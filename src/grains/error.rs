@@ -170,6 +170,9 @@ pub enum GrainError {
         /// How many there were.
         found: u64,
     },
+    /// One reason stands against several grains, and is told of each.
+    #[error("{}", .0.message)]
+    Refused(Refusal),
     /// A model.
     #[error(transparent)]
     Model(#[from] ModelError),
@@ -222,6 +225,7 @@ impl GrainError {
     pub fn refusal(&self) -> Refusal {
         let kind = match self {
             Self::Among { source, .. } => return source.refusal(),
+            Self::Refused(refusal) => return refusal.clone(),
             Self::NotFound(_) => RefusalKind::NotFound,
             Self::Exists(_)
             | Self::Taken(_)

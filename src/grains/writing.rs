@@ -27,7 +27,8 @@ impl Grains {
     ///
     /// # Errors
     /// The first reason that one of them cannot be written, if all depend on each other: then nothing was written. Else
-    /// only what concerns all of them: a model, the database.
+    /// only what concerns all of them: the active model, one that others ask too much of or that is still loading, the
+    /// database.
     pub async fn create(
         &self,
         drafts: Vec<Draft>,

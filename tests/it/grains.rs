@@ -317,6 +317,38 @@ async fn of_many_those_that_can_be_written_are_when_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_model_that_some_of_many_name_and_that_cannot_be_used_stops_only_those() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls", "tiny-bad-vocab"])).await;
+    app.post("/models/tiny-cls/unload", json!({"disable": true})).await.ok();
+    let sent = json!({"grains": [
+        {"id": "a", "text": "good"}, {"id": "b", "text": "broken", "model": "tiny-bad-vocab"},
+        {"id": "c", "text": "disabled", "model": "tiny-cls"}, {"id": "d", "text": "named", "model": TINY},
+    ]});
+    let answer = app.post("/grains?partial=true", sent.clone()).await;
+    assert_eq!(answer.status.as_u16(), 207, "{}", answer.text);
+    let answer = answer.ok();
+    let results = answer["results"].as_array().expect("results");
+    let said: Vec<_> = results.iter().map(|result| (&result["status"], &result["problem"]["code"])).collect();
+    let (written, refused_with) = (json!(201), json!(503));
+    let expected = [
+        (&written, &Value::Null),
+        (&refused_with, &json!("model_failed")),
+        (&refused_with, &json!("model_disabled")),
+        (&written, &Value::Null),
+    ];
+    assert_eq!(said, expected, "{answer}");
+    assert_eq!(count(&app).await, 2);
+
+    // Together none of them is written, and the active model is everybody's.
+    assert_eq!(app.post("/grains", json!({"grains": [{"text": "x"}, sent["grains"][2]]})).await.status.as_u16(), 503);
+    app.post("/models/tiny/unload", json!({"disable": true})).await.ok();
+    let all = app.post("/grains?partial=true", json!({"grains": [{"text": "x"}, {"text": "y"}]})).await;
+    refused(&all, 503, "model_disabled", "`tiny` is disabled");
+    assert_eq!(count(&app).await, 2);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn put_makes_a_grain_what_it_says_and_doing_it_again_changes_nothing() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let wheat = json!({"text": "Wheat is a grass.", "source": "s", "tags": ["a"], "attributes": {"n": 1}});

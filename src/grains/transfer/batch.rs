@@ -85,8 +85,8 @@ pub(super) struct Prepared {
 const MAX_SOUGHT: usize = 1000;
 
 /// Lines whose vectors come from one place.
+#[derive(Default)]
 struct Group {
-    source: VectorSource,
     lines: Vec<Line>,
     planned: Vec<Result<Planned, GrainError>>,
     changes: Vec<Change>,
@@ -95,7 +95,7 @@ struct Group {
 }
 
 /// Where vectors come from.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(PartialEq, Eq, Hash)]
 enum VectorSource {
     /// No model: they are there.
     AtHand,
@@ -137,7 +137,7 @@ impl Writer {
             let found = found.remove(&line.id);
             match self.plan(&mut line, found).await? {
                 Ok(planned) => {
-                    let group = groups.entry(VectorSource::of(&planned.vector)).or_insert_with_key(Group::new);
+                    let group = groups.entry(VectorSource::of(&planned.vector)).or_default();
                     group.lines.push(line);
                     group.planned.push(Ok(planned));
                 }
@@ -145,15 +145,8 @@ impl Writer {
             }
         }
         for mut group in groups.into_values() {
-            match self.embed(&mut group).await {
-                Ok(()) => prepared.groups.push(group),
-                // A model that only some lines name is their matter.
-                Err(error @ GrainError::Model(_)) if matches!(group.source, VectorSource::Named(_)) => {
-                    let refusal = error.refusal();
-                    prepared.verdicts.extend(group.lines.into_iter().map(|line| line.failed(refusal.clone())));
-                }
-                Err(error) => return Err(error),
-            }
+            self.embed(&mut group).await?;
+            prepared.groups.push(group);
         }
         Ok(prepared)
     }
@@ -331,13 +324,6 @@ impl Writer {
 struct Found {
     stored: Numbered,
     vector: Option<Vec<f32>>,
-}
-
-impl Group {
-    fn new(source: &VectorSource) -> Self {
-        let source = source.clone();
-        Self { source, lines: Vec::new(), planned: Vec::new(), changes: Vec::new(), while_active: None }
-    }
 }
 
 impl VectorSource {
