@@ -3,30 +3,22 @@
 use std::time::Duration;
 
 use axum::http::{HeaderName, HeaderValue, Method, header};
-use tower_http::cors::CorsLayer;
+use tower_http::cors::{AllowHeaders, CorsLayer};
 
 use crate::config::Origin;
 
 /// How long a browser remembers what it may do.
 const MAX_AGE: Duration = Duration::from_mins(10);
 
-/// Headers of requests.
-const ALLOWED: [HeaderName; 6] = [
-    header::AUTHORIZATION,
-    HeaderName::from_static("x-api-key"),
-    header::CONTENT_TYPE,
-    HeaderName::from_static("idempotency-key"),
-    header::IF_MATCH,
-    header::IF_NONE_MATCH,
-];
-
 /// Headers of answers that a page may read.
-const EXPOSED: [HeaderName; 7] = [
+const EXPOSED: [HeaderName; 9] = [
     header::ETAG,
     header::LOCATION,
     header::RETRY_AFTER,
+    HeaderName::from_static("x-dimensions"),
     HeaderName::from_static("x-model"),
     HeaderName::from_static("x-request-id"),
+    HeaderName::from_static("x-should-retry"),
     HeaderName::from_static("x-space"),
     HeaderName::from_static("x-truncated"),
 ];
@@ -38,7 +30,9 @@ pub fn layer(origins: &[Origin]) -> Option<CorsLayer> {
     let layer = CorsLayer::new()
         .allow_origin(values)
         .allow_methods([Method::GET, Method::POST, Method::PUT, Method::PATCH, Method::DELETE])
-        .allow_headers(ALLOWED)
+        // Clients send headers of their own, such as OpenAI's `X-Stainless-…`. The origins are listed, and nothing that a
+        // browser adds by itself is a key here.
+        .allow_headers(AllowHeaders::mirror_request())
         .expose_headers(EXPOSED)
         .max_age(MAX_AGE);
     (!origins.is_empty()).then_some(layer)
