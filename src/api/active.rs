@@ -4,6 +4,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+use super::base::Before;
 use super::error::ApiError;
 use super::extract::Json;
 use super::models::Model;
@@ -61,7 +62,7 @@ pub struct PlaceObject {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Call {
     method: &'static str,
-    path: &'static str,
+    path: String,
     body: CallBody,
 }
 
@@ -114,20 +115,22 @@ pub async fn get(State(state): State<AppState>) -> Result<axum::Json<Model>, Api
 )]
 pub async fn put(
     State(state): State<AppState>,
+    Before(before): Before,
     Json(body): Json<ActiveBody>,
 ) -> Result<axum::Json<SwitchAnswer>, ApiError> {
     let name = state.models.choose(&body.name).await?;
     let bring = if body.reembed == Some(true) { Bring::Along } else { Bring::Nothing };
     let kept = state.grains.as_ref().zip(state.reembeddings.as_ref());
-    Ok(axum::Json(SwitchAnswer::of(&name, switch(&state.models, kept, &name, bring).await?)))
+    Ok(axum::Json(SwitchAnswer::of(&name, switch(&state.models, kept, &name, bring).await?, &before)))
 }
 
 impl SwitchAnswer {
-    fn of(name: &ModelName, switched: Switched) -> Self {
+    fn of(name: &ModelName, switched: Switched, before: &str) -> Self {
         let grains_elsewhere = switched.n_elsewhere();
         let Switched { switch, places, reembedding } = switched;
         let has_rest = grains_elsewhere > 0 && reembedding.is_none();
-        let call = Call { method: "POST", path: "/reembeddings", body: CallBody { to: name.to_string() } };
+        let path = format!("{before}/reembeddings");
+        let call = Call { method: "POST", path, body: CallBody { to: name.to_string() } };
         Self {
             name: name.to_string(),
             previous: switch.previous.to_string(),

@@ -1,8 +1,11 @@
 //! Everything below `server.base_path`: the one place that knows it. It is taken off before a request is routed and put
 //! before the paths that answers name, so that routes, families and scopes are the same wherever the server stands.
 
+use std::convert::Infallible;
+
 use axum::Router;
-use axum::extract::Request;
+use axum::extract::{FromRequestParts, Request};
+use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Uri, header};
 use axum::middleware::from_fn;
@@ -11,6 +14,7 @@ use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
 
 use super::error::{ApiError, Code};
+use super::forwarded::Asked;
 use super::{error, requests};
 use crate::config::BasePath;
 
@@ -32,10 +36,24 @@ pub fn below(base: &BasePath, routes: Router) -> Router {
             return response;
         };
         *request.uri_mut() = uri;
+        request.extensions_mut().insert(base.clone());
         let Ok(mut response) = routes.call(request).await;
         put_before_location(&base, &mut response);
         response
     })
+}
+
+/// What stands before the paths that an answer's body names: what a proxy has taken off, then `server.base_path`.
+pub struct Before(pub String);
+
+impl<S: Sync> FromRequestParts<S> for Before {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _state: &S) -> Result<Self, Infallible> {
+        let prefix = parts.extensions.get::<Asked>().map(|asked| asked.prefix.to_string()).unwrap_or_default();
+        let base = parts.extensions.get::<BasePath>().map(ToString::to_string).unwrap_or_default();
+        Ok(Self(prefix + &base))
+    }
 }
 
 /// The address without the path before it; `None` where that is not there.

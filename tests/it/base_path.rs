@@ -2,7 +2,7 @@
 
 use granary::api::access::{Need, listed};
 use granary::config::OpenRoutes;
-use reqwest::StatusCode;
+use reqwest::{Method, StatusCode};
 use serde_json::json;
 
 use crate::helpers::{Answer, Caller, TestApp, key_entry, secret, send, with_keys, with_tiny};
@@ -65,5 +65,19 @@ async fn answers_name_paths_below_it() {
 
     let metrics = operator.get("/granary/metrics").await;
     assert!(metrics.text.contains("route=\"/grains/{id}\"") && !metrics.text.contains("route=\"/granary"));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_call_that_brings_grains_along_names_its_whole_path() {
+    let server = "[server]\nbase_path = \"/granary\"\ntrusted_proxies = [\"127.0.0.1\"]\n";
+    let app = TestApp::start_with(&format!("{server}{}", with_tiny(&["tiny-cls"]))).await;
+    app.post("/granary/grains", json!({"text": "hello"})).await.ok();
+    let body = json!({"name": "tiny-cls"});
+    let switched = app.put("/granary/models/active", body.clone()).await.ok();
+    assert_eq!(switched["bring_along"]["path"], "/granary/reembeddings", "{switched}");
+    let request = app.request(Method::PUT, "/granary/models/active").header("x-forwarded-prefix", "/outer");
+    let switched = send(request.json(&body)).await.ok();
+    assert_eq!(switched["bring_along"]["path"], "/outer/granary/reembeddings", "{switched}");
     app.stop().await;
 }
