@@ -209,6 +209,7 @@ impl From<ModelError> for ApiError {
             ModelError::SpaceMismatch { field, .. } => Self::new(Code::SpaceMismatch, message).with_param(field),
             ModelError::Dimensions(_) => Self::new(Code::Dimensions, message).with_param("dimensions"),
             ModelError::UnknownPrompt { .. } => Self::new(Code::InvalidRequest, message).with_param("prompt_name"),
+            ModelError::PromptBeforeIds { field } => Self::new(Code::InvalidRequest, message).with_param(field),
             ModelError::Engine(error) => error.into(),
             ModelError::Ledger(error) => error.into(),
         }

@@ -373,6 +373,7 @@ impl RefusalKind {
             | ModelError::SpaceMismatch { .. }
             | ModelError::Dimensions(_)
             | ModelError::UnknownPrompt { .. }
+            | ModelError::PromptBeforeIds { .. }
             | ModelError::Engine(
                 EngineError::Tokenize { .. }
                 | EngineError::TokenOutOfVocabulary { .. }

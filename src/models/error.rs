@@ -106,6 +106,12 @@ pub enum ModelError {
         /// What it has, as the end of the sentence.
         offered: String,
     },
+    /// A prompt for inputs that are token ids already.
+    #[error("a prompt cannot be put before token ids: send the text, or leave `{field}` out")]
+    PromptBeforeIds {
+        /// The field of the request that asks for the prompt.
+        field: &'static str,
+    },
     /// The engine refused or failed.
     #[error(transparent)]
     Engine(#[from] EngineError),

@@ -188,6 +188,11 @@ impl Lease {
             return Err(ModelError::SpaceMismatch { field, name, expected, actual: space });
         }
         let prompt = self.prompt(&request.prompt)?;
+        let has_ids = || request.inputs.iter().any(|input| matches!(input, Input::Tokens(_)));
+        if prompt.as_ref().is_some_and(|prompt| !prompt.is_empty()) && has_ids() {
+            let field = if matches!(request.prompt, PromptChoice::Named(_)) { "prompt_name" } else { "input_type" };
+            return Err(ModelError::PromptBeforeIds { field });
+        }
         let _waits = (request.priority == Priority::Interactive).then(|| self.model.interactive.begin());
         let request = EncodeRequest {
             inputs: request.inputs,

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{TINY, TestApp, copy_folder, entry_of, test_model, vector_of, vectors_of, with_tiny};
+use crate::helpers::{TINY, TestApp, copy_folder, cosine, entry_of, test_model, vector_of, vectors_of, with_tiny};
 
 /// `tiny`, and the same files with prompts, as `asking`.
 fn with_prompts() -> String {
@@ -94,6 +94,36 @@ async fn a_model_without_prompts_takes_an_input_type_and_refuses_a_prompts_name(
         let (status, _, sentence) = app.post("/v1/embeddings", with("input")).await.openai_error();
         assert_eq!(status, 400, "{fields}: {sentence}");
         assert!(sentence.contains(said), "{fields}: {sentence}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn token_ids_are_refused_where_a_prompt_would_stand_before_them() {
+    let app = TestApp::start_with(&with_prompts()).await;
+    let tokens = app.post("/tokenize", json!({"inputs": "of grain"})).await.ok();
+    let ids: Vec<&Value> = tokens[0].as_array().expect("tokens").iter().map(|token| &token["id"]).collect();
+    for (fields, field) in [
+        (json!({"prompt_name": "query"}), "prompt_name"),
+        (json!({"input_type": "query"}), "input_type"),
+        (json!({"prompt_name": "document", "input_type": "passage"}), "prompt_name"),
+    ] {
+        for inputs in [json!(ids), json!(["of grain"]), json!([ids])] {
+            let mut body = fields.clone();
+            body["inputs"] = inputs.clone();
+            let answer = app.post("/models/asking/embed", body).await;
+            if inputs[0].is_string() {
+                answer.ok();
+                continue;
+            }
+            let (status, kind, sentence) = answer.tei_error();
+            assert_eq!((status, kind.as_str()), (422, "Validation"), "{fields}: {sentence}");
+            assert!(sentence.contains("before token ids") && sentence.contains(&format!("`{field}`")), "{sentence}");
+        }
+    }
+    let plain = embedded(&app, "tiny", json!({"inputs": "of grain"})).await;
+    for (model, body) in [("tiny", json!({"inputs": ids, "input_type": "query"})), ("asking", json!({"inputs": ids}))] {
+        assert!(cosine(&embedded(&app, model, body).await, &plain) >= 0.9999, "{model} puts nothing before them");
     }
     app.stop().await;
 }
