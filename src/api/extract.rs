@@ -8,8 +8,9 @@ use axum::extract::rejection::BytesRejection;
 pub use axum::extract::rejection::QueryRejection as QueryRejected;
 use axum::extract::{FromRequest, FromRequestParts, Path, Request};
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, HeaderValue, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::BytesMut;
+use bytesize::ByteSize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
@@ -108,6 +109,9 @@ fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
 
 /// The whole body, which counts among those in memory until the request is answered: its bytes, and what they become.
 async fn whole(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
+    if asks_for_too_much(request.headers(), state.limits.max_body) {
+        return Err(too_large(state));
+    }
     let share = request.extensions().get::<BodyShare>().cloned();
     let share = share.unwrap_or_else(|| BodyShare::new(Arc::clone(&state.body_memory)));
     let request = request.map(|body| share.clone().counted(body));
@@ -115,6 +119,15 @@ async fn whole(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
     let bytes = BytesMut::from_request(request, state).await.map_err(|error| body_error(&error, state))?;
     share.take(parsed_bytes(&bytes))?;
     Ok(bytes.freeze())
+}
+
+/// Whether a caller that waits for `100 Continue` before it sends the body announces more than is read. Any other has
+/// begun to send, and would lose the answer with the connection if nothing were read.
+fn asks_for_too_much(headers: &HeaderMap, max_body: ByteSize) -> bool {
+    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
+    let waits = text(header::EXPECT).is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
+    let n_bytes = text(header::CONTENT_LENGTH).and_then(|value| value.parse::<u64>().ok());
+    waits && n_bytes.is_some_and(|n_bytes| n_bytes > max_body.as_u64())
 }
 
 /// A JSON body that may be left out: an empty one, or `null`, counts as `{}`.
@@ -174,17 +187,19 @@ fn is_json(content_type: &str) -> bool {
 
 fn body_error(error: &BytesRejection, state: &AppState) -> ApiError {
     if error.status() == StatusCode::PAYLOAD_TOO_LARGE {
-        let limit = state.limits.max_body;
-        return ApiError::new(
-            Code::BodyTooLarge,
-            format!("the body is over {limit}; send fewer inputs a request, or raise `server.max_body`"),
-        );
+        return too_large(state);
     }
     if let Some(error) = cause::<NoMemory>(error) {
         return error.into();
     }
     cause::<SlowBody>(error)
         .map_or_else(|| ApiError::new(Code::MalformedJson, "the body could not be read to its end"), Into::into)
+}
+
+fn too_large(state: &AppState) -> ApiError {
+    let limit = state.limits.max_body;
+    let sentence = format!("the body is over {limit}; send fewer inputs a request, or raise `server.max_body`");
+    ApiError::new(Code::BodyTooLarge, sentence)
 }
 
 /// What a body says. Every one is an object, and a list would be taken for its fields in their order.

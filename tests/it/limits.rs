@@ -106,6 +106,26 @@ impl Multiplexed {
 }
 
 #[tokio::test]
+async fn who_asks_before_sending_too_large_a_body_need_not_send_it() {
+    let app = serve("max_body = \"1KiB\"").await;
+    let mut large = Raw::open(&app).await;
+    large
+        .send(
+            "POST /embed HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\nconnection: close\r\n\
+             content-length: 1025\r\nexpect: 100-continue\r\n\r\n",
+        )
+        .await;
+    let answer = large.read_to_end().await;
+    assert!(answer.starts_with("HTTP/1.1 413") && answer.contains("`server.max_body`"), "{answer}");
+    let mut small = Raw::open(&app).await;
+    small.begin().await;
+    small.send(BODY).await;
+    let answer = small.read_to_end().await;
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_head_has_its_time_and_so_has_a_connection_that_asks_nothing() {
     let app = serve("header_timeout = \"2s\"").await;
     let mut kept = Raw::open(&app).await;
