@@ -268,6 +268,20 @@ pub(super) fn shortened(text: &str) -> String {
     }
 }
 
+/// Why a query was not read: a parameter stands in it twice, or the one that is no mere text is not what it takes.
+#[must_use]
+pub fn query_error(rejected: &QueryRejected, param: &str, sentence: &str) -> ApiError {
+    let text = rejected.body_text();
+    let repeated = text.rsplit_once("duplicate field `").and_then(|(_, rest)| rest.strip_suffix('`'));
+    match repeated {
+        Some(name) => {
+            let sentence = format!("`{name}` stands twice in the query: send it once");
+            ApiError::new(Code::InvalidRequest, sentence).with_param(name)
+        }
+        None => ApiError::new(Code::InvalidRequest, sentence).with_param(param),
+    }
+}
+
 /// The space a request expects its vectors in.
 ///
 /// # Errors

@@ -9,7 +9,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, shortened};
+use super::extract::{Json, ModelWord, QueryRejected, query_error, shortened};
 use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
@@ -122,11 +122,9 @@ pub struct DeleteQuery {
 pub async fn delete(
     State(state): State<AppState>,
     ModelWord(word): ModelWord,
-    query: Result<Query<DeleteQuery>, axum::extract::rejection::QueryRejection>,
+    query: Result<Query<DeleteQuery>, QueryRejected>,
 ) -> Result<StatusCode, ApiError> {
-    let Ok(Query(query)) = query else {
-        return Err(ApiError::new(Code::InvalidRequest, "`force` is `true` or `false`").with_param("force"));
-    };
+    let Query(query) = query.map_err(|error| query_error(&error, "force", "`force` is `true` or `false`"))?;
     let grains = if query.force.unwrap_or_default() { NeededGrains::Strand } else { NeededGrains::Protect };
     let name = state.models.resolve(Some(&word))?;
     state.models.delete(&name, grains).await?;

@@ -179,6 +179,8 @@ async fn orders_are_of_times_and_ids_and_cursors_belong_to_one() {
         ("filter=%7B".to_owned(), "`filter` is not a filter in JSON"),
         ("filter=%7B%22sauce%22%3A1%7D".to_owned(), "unknown field `sauce`"),
         ("include=all".to_owned(), "`include` takes `vector`"),
+        ("include=vector&include=vector".to_owned(), "`include` stands twice in the query"),
+        ("limit=1&limit=2".to_owned(), "`limit` stands twice in the query"),
     ] {
         let (status, code, detail) = app.get(&format!("/grains?{query}")).await.problem();
         assert_eq!((status, code.as_str()), (422, "invalid_request"), "{query}");

@@ -82,6 +82,14 @@ async fn a_grain_is_read_back_with_what_made_its_vector() {
     let listed = app.get("/grains?include=vector").await.ok();
     assert_eq!(vector_of(&listed["grains"][0]["vector"]), vector);
     refused(&app.get("/grains/wheat?include=everything").await, 422, "invalid_request", "`include` takes `vector`");
+    let twice = app.get("/grains/wheat?include=vector&include=vector").await;
+    refused(&twice, 422, "invalid_request", "`include` stands twice");
+    let twice = app.post("/grains?partial=true&partial=true", json!({"text": "t"})).await;
+    refused(&twice, 422, "invalid_request", "`partial` stands twice");
+    let twice = app.post("/grains/import?reembed=true&reembed=true", json!({"text": "t"})).await;
+    refused(&twice, 422, "invalid_request", "`reembed` stands twice");
+    let twice = app.delete("/models/tiny?force=true&force=true").await;
+    refused(&twice, 422, "invalid_request", "`force` stands twice");
     refused(&app.get("/grains/rye").await, 404, "grain_not_found", "there is no grain `rye`");
     app.stop().await;
 }

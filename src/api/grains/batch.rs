@@ -11,7 +11,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::wire::{DraftBody, GrainObject, with_usual_model};
 use super::{Kept, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{Keyed, QueryRejected, UsualModel};
+use crate::api::extract::{Keyed, QueryRejected, UsualModel, query_error};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::api::state::AppState;
 use crate::grains::Outcome;
@@ -121,9 +121,7 @@ pub async fn create(
     query: Result<Query<CreateQuery>, QueryRejected>,
     request: Keyed<CreateBody>,
 ) -> Result<Response, ApiError> {
-    let Ok(Query(query)) = query else {
-        return Err(refused("partial", "`partial` is `true` or `false`"));
-    };
+    let Query(query) = query.map_err(|error| query_error(&error, "partial", "`partial` is `true` or `false`"))?;
     let is_one = request.body.grains.is_none();
     let (drafts, token) = request.map(drafts)?;
     let drafts: Vec<_> = drafts.into_iter().map(|draft| with_usual_model(draft, &usual)).collect();

@@ -11,7 +11,7 @@ use super::one::IncludeQuery;
 use super::wire::GrainObject;
 use super::{Kept, refused};
 use crate::api::error::{ApiError, ProblemBody};
-use crate::api::extract::{Json, OptionalJson, QueryRejected};
+use crate::api::extract::{Json, OptionalJson, QueryRejected, query_error};
 use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom};
 use crate::grains::store::{Facet, Numbered, PageRequest, Position, Sort, SortKey};
 
@@ -73,7 +73,7 @@ pub async fn list(
     Kept(grains): Kept,
     query: Result<Query<PageQuery>, QueryRejected>,
 ) -> Result<axum::Json<Grains>, ApiError> {
-    let Query(query) = query.map_err(|_| refused("limit", "`limit` is a number from 1 to 1000"))?;
+    let Query(query) = query.map_err(|error| query_error(&error, "limit", "`limit` is a number from 1 to 1000"))?;
     let limit = query.limit.unwrap_or(DEFAULT_LIMIT);
     if !(1..=MAX_LIMIT).contains(&limit) {
         return Err(refused("limit", format!("`limit` is {limit}; a page has 1 to {MAX_LIMIT} grains")));

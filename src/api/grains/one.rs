@@ -10,10 +10,12 @@ use utoipa::ToSchema;
 use super::wire::{DraftBody, GrainObject, with_usual_model};
 use super::{IdInPath, IfMatch, Kept, OtherVersion, PutPrecondition, UnknownGrain, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, ProblemBody};
-use crate::api::extract::{Json, QueryRejected, UsualModel};
+use crate::api::extract::{Json, QueryRejected, UsualModel, query_error};
 use crate::api::responses::{NativeBodyErrors, NativeErrors, NoRoom};
 use crate::grains::store::Vectors;
 use crate::grains::{Outcome, Patch, SourceChange};
+
+const INCLUDE: &str = "`include` takes `vector`, nothing else";
 
 /// The query of reads: what to show besides the grain.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -30,7 +32,7 @@ impl IncludeQuery {
         match include {
             None => Ok(Vectors::Omitted),
             Some("vector") => Ok(Vectors::Included),
-            Some(_) => Err(refused("include", "`include` takes `vector`, nothing else")),
+            Some(_) => Err(refused("include", INCLUDE)),
         }
     }
 }
@@ -53,8 +55,8 @@ pub async fn get(
     IdInPath(id): IdInPath,
     query: Result<Query<IncludeQuery>, QueryRejected>,
 ) -> Result<Response, ApiError> {
-    let include = query.map(|Query(query)| query.include).unwrap_or_default();
-    let (grain, vector) = match IncludeQuery::vector(include.as_deref())? {
+    let Query(query) = query.map_err(|error| query_error(&error, "include", INCLUDE))?;
+    let (grain, vector) = match IncludeQuery::vector(query.include.as_deref())? {
         Vectors::Included => grains.get_with_vector(&id).await?,
         Vectors::Omitted => (grains.get(&id).await?, None),
     };

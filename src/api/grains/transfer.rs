@@ -19,7 +19,7 @@ use super::{Kept, refused};
 use crate::api::access::Holder;
 use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{OptionalJson, QueryRejected, is_list, parse};
+use crate::api::extract::{OptionalJson, QueryRejected, is_list, parse, query_error};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
 use crate::grains::store::Vectors;
@@ -159,8 +159,8 @@ pub async fn import(
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
-    let mut options =
-        query.map_or_else(|_| Err(refused("on_conflict", ON_CONFLICT)), |Query(query)| query.options())?;
+    let Query(query) = query.map_err(|error| query_error(&error, "on_conflict", ON_CONFLICT))?;
+    let mut options = query.options()?;
     // As for `POST /spaces`.
     if holder.is_some_and(|Extension(Holder(key))| !key.scopes.allow(Scope::Admin)) {
         options.declarations = Declarations::Refused;
@@ -175,7 +175,7 @@ pub async fn import(
 /// The longest name of a model in a line: that of a repository on a hub is shorter.
 const MAX_MODEL_BYTES: usize = 256;
 
-const ON_CONFLICT: &str = "`on_conflict` takes error, skip or replace, once";
+const ON_CONFLICT: &str = "`on_conflict` takes error, skip or replace";
 
 impl ImportQuery {
     fn options(&self) -> Result<ImportOptions, ApiError> {
