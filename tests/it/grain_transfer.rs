@@ -240,6 +240,7 @@ async fn manifests_make_declared_spaces_known_if_they_are_whole() {
 
     let refused = import(&app, "", lines([line(&"0".repeat(64))])).await;
     assert_eq!((refused.failed[0].0, refused.failed[0].2.as_str()), (1, "invalid_request"));
+    assert_eq!(refused.counts(), [1, 0, 0, 0, 0, 1]);
     let fingerprint = crate::helpers::sha256(manifest.to_string().as_bytes());
     let grain = json!({"id": "a", "text": "a text", "vector": [3.0, 4.0], "space": fingerprint[..16]});
     import(&app, "", lines([line(&fingerprint), grain])).await.assert_whole([1, 1, 0, 0, 0, 0]);
@@ -354,7 +355,7 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
         ],
         "{imported:?}"
     );
-    assert_eq!((imported.counts(), &imported.end["complete"]), ([13, 2, 0, 0, 0, 12], &json!(true)));
+    assert_eq!((imported.counts(), &imported.end["complete"]), ([14, 2, 0, 0, 0, 12], &json!(true)));
     assert_eq!(count(&app).await, 2);
     let refused = send(app.request(Method::POST, "/grains/import").json(&json!({"text": "a"}))).await.problem();
     assert_eq!((refused.0, refused.1.as_str()), (415, "content_type"));

@@ -88,7 +88,7 @@ pub enum Declarations {
 /// What became of the lines so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Lines that were read, but for manifests and ends of exports.
+    /// Lines that were read, but for manifests and ends of exports that are as they should be.
     pub read: u64,
     /// New grains.
     pub created: u64,
@@ -280,6 +280,7 @@ impl Import {
                     | GrainError::DeclaredOtherwise { .. }
                     | GrainError::Undeclared(_)),
                 ) => {
+                    self.tally.read += 1;
                     self.fail(number, id, error.refusal());
                 }
                 Err(error) => self.give_up(error),
@@ -287,6 +288,7 @@ impl Import {
             Ok(ImportEntry::End(said)) => {
                 let found = std::mem::take(&mut self.since_end);
                 if said != found {
+                    self.tally.read += 1;
                     self.fail(number, id, GrainError::Cut { said, found }.refusal());
                 }
             }
