@@ -249,7 +249,7 @@ fn json_error(error: &serde_json::Error, path: &str) -> ApiError {
 }
 
 /// What is wrong with a value of a body that is JSON.
-fn value_error(sentence: &str, path: &str) -> ApiError {
+pub(super) fn value_error(sentence: &str, path: &str) -> ApiError {
     if path == "." {
         return ApiError::new(Code::InvalidRequest, shortened(sentence));
     }

@@ -8,8 +8,8 @@ use axum::response::{IntoResponse, Response};
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, QueryRejected, query_error, shortened};
+use super::error::ApiError;
+use super::extract::{Json, ModelWord, QueryRejected, query_error, value_error};
 use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
@@ -95,8 +95,8 @@ pub async fn register(
 pub(super) fn entry_in(body: serde_json::Map<String, serde_json::Value>) -> Result<AdditionalModel, ApiError> {
     // `null` means absent in every optional field.
     let given = body.into_iter().filter(|(_, value)| !value.is_null()).collect();
-    serde_json::from_value(serde_json::Value::Object(given))
-        .map_err(|error| ApiError::new(Code::InvalidRequest, shortened(&error.to_string())))
+    serde_path_to_error::deserialize(serde_json::Value::Object(given))
+        .map_err(|error| value_error(&error.inner().to_string(), &error.path().to_string()))
 }
 
 /// The query of `DELETE /models/{name}`.
@@ -129,4 +129,25 @@ pub async fn delete(
     let name = state.models.resolve(Some(&word))?;
     state.models.delete(&name, grains).await?;
     Ok(StatusCode::NO_CONTENT)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn a_field_that_is_wrong_is_named() {
+        for (body, beginning) in [
+            (json!({"name": "m", "pooling": "sum"}), "`pooling`: "),
+            (json!({"name": "m", "dimensions": 0}), "`dimensions`: "),
+            (json!({"name": "m", "matryoshka_dims": [8, 0]}), "`matryoshka_dims[1]`: "),
+            (json!({"path": "m"}), "missing field `name`"),
+        ] {
+            let Value::Object(body) = body else { unreachable!("each is an object") };
+            let error = entry_in(body).expect_err("refused");
+            assert!(error.message().starts_with(beginning), "{}", error.message());
+        }
+    }
 }
