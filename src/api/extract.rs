@@ -11,7 +11,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::BytesMut;
 use bytesize::ByteSize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, IgnoredAny};
 use sha2::{Digest, Sha256};
 
 use super::access::Holder;
@@ -222,15 +222,15 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
         let path = error.path().to_string();
         let error = error.into_inner();
         // The parser calls it broken syntax when something else stands where it wants one of the words of an enum, or
-        // a number of a vector is beyond 32 bits. Whether the body is JSON is told by reading all of it.
-        if error.is_syntax() && is_document(bytes) {
-            let is_too_large = error.to_string().starts_with("number out of range");
-            let sentence = if is_too_large {
-                "the number is not finite in 32 bits, where the largest is 3.4e38"
-            } else {
-                "expected one of its words, as a string"
-            };
-            return value_error(sentence, &path);
+        // a number is too large. Whether the body is JSON is told by reading all of it; but JSON has numbers of any size,
+        // which can only be skipped.
+        if error.is_syntax() && error.to_string().starts_with("number out of range") {
+            if serde_json::from_slice::<IgnoredAny>(bytes).is_ok() {
+                let sentence = "the number is not finite: the largest is 3.4e38 in a vector, and 1.8e308 elsewhere";
+                return value_error(sentence, &path);
+            }
+        } else if error.is_syntax() && is_document(bytes) {
+            return value_error("expected one of its words, as a string", &path);
         }
         json_error(&error, &path)
     })?;
@@ -319,6 +319,8 @@ mod tests {
             (r#""priority": ["background"]}"#, Code::InvalidRequest, "`priority`: expected one of its words"),
             (r#""encoding_format": {}}"#, Code::InvalidRequest, "`encoding_format"),
             (r#""encoding_format": "int8"}"#, Code::InvalidRequest, "`float`"),
+            (r#""dimensions": 1e999}"#, Code::InvalidRequest, "`dimensions`: the number is not finite"),
+            (r#""dimensions": 1e999"#, Code::MalformedJson, "not JSON"),
             (r#""encoding_format": 1"#, Code::MalformedJson, "not JSON"),
             (r#""encoding_format": }"#, Code::MalformedJson, "not JSON"),
             (r#""encoding_format": 1, "user": "\ud800"}"#, Code::MalformedJson, "not JSON"),

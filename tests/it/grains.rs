@@ -751,12 +751,16 @@ async fn vectors_that_are_brought_along_are_taken_when_they_can_be() {
     ] {
         refused(&app.post("/grains", body(vector, json!(null))).await, 422, "invalid_request", sentence);
     }
-    // Neither of them is a number of JSON.
-    for word in ["NaN", "1e999"] {
-        let text = format!("{{\"text\": \"t\", \"space\": \"{space}\", \"vector\": [{word}]}}");
+    // JSON has numbers of any size, and none that is no number.
+    for (fields, status, code, sentence) in [
+        ("\"vector\": [NaN]", 400, "malformed_json", "not JSON"),
+        ("\"vector\": [1e999]", 422, "invalid_request", "`vector[0]`: the number is not finite"),
+        ("\"attributes\": {\"n\": 1e999}", 422, "invalid_request", "`attributes"),
+    ] {
+        let text = format!("{{\"text\": \"t\", \"space\": \"{space}\", {fields}}}");
         let answer =
             send(app.request(Method::POST, "/grains").header("content-type", "application/json").body(text)).await;
-        refused(&answer, 400, "malformed_json", "not JSON");
+        refused(&answer, status, code, sentence);
     }
     let elsewhere = |space: &str| json!({"text": "t", "space": space, "vector": [1.0]});
     refused(&app.post("/grains", elsewhere("0123456789abcdef")).await, 422, "invalid_request", "`GET /spaces` lists");
