@@ -1,9 +1,9 @@
 //! A client of a running server: JSON or lines there, JSON, lines or a problem document back.
 
-use std::error::Error as _;
+use std::error::Error;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use std::{io, iter};
 
 use clap::Args;
 use futures::StreamExt;
@@ -215,14 +215,14 @@ impl Client {
     }
 }
 
-/// Whether a request has failed because of the certificate that the other side showed.
-fn is_about_certificate(error: &reqwest::Error) -> bool {
-    let mut causes = iter::successors(error.source(), |cause| (**cause).source());
-    causes.any(|cause| {
-        // What is inside it is no source of an error of the system.
-        let inner = cause.downcast_ref().and_then(io::Error::get_ref).and_then(|inner| inner.downcast_ref());
-        matches!(inner.or_else(|| cause.downcast_ref()), Some(rustls::Error::InvalidCertificate(_)))
-    })
+/// Whether an error is about the certificate that the other side showed.
+fn is_about_certificate(error: &(dyn Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        return true;
+    }
+    // What is inside an error of the system is not its source.
+    let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref).map(|inside| inside as &dyn Error);
+    inside.or_else(|| error.source()).is_some_and(is_about_certificate)
 }
 
 fn is_loopback(url: &Url) -> bool {
