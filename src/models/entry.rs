@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
@@ -28,8 +27,6 @@ pub(super) struct Entry {
     is_deleted: AtomicBool,
     /// Requests that wait for it.
     n_waiting: AtomicUsize,
-    /// When a request last took it.
-    last_used: Mutex<Instant>,
 }
 
 enum State {
@@ -124,7 +121,6 @@ impl Entry {
             is_disabled: AtomicBool::new(false),
             is_deleted: AtomicBool::new(false),
             n_waiting: AtomicUsize::new(0),
-            last_used: Mutex::new(Instant::now()),
         };
         entry.record(&State::Unloaded);
         entry
@@ -154,11 +150,6 @@ impl Entry {
     /// Whether requests wait for it.
     pub(super) fn is_waited_for(&self) -> bool {
         self.n_waiting.load(Ordering::SeqCst) > 0
-    }
-
-    /// When a request last took it.
-    pub(super) fn last_used(&self) -> Instant {
-        *self.last_used.lock()
     }
 
     /// The loaded model, for whoever is no request and does not count as use.
@@ -251,10 +242,7 @@ impl Entry {
         match state {
             _ if self.is_deleted() => Next::Deleted,
             _ if is_request && self.is_disabled.load(Ordering::SeqCst) => Next::Disabled,
-            State::Ready(model) => {
-                *self.last_used.lock() = now;
-                Next::Use(Lease::of(model))
-            }
+            State::Ready(model) => Next::Use(Lease::of(model)),
             State::Draining(health) if health.is_stuck() => Next::GiveUp(endless_drain(health, now)),
             State::Downloading { .. } | State::Loading { .. } | State::Draining(_) => Next::Wait,
             State::Failed(failure) if is_request && (failure.retry_at > now || failure.failed_at >= since) => {
@@ -307,7 +295,10 @@ impl Entry {
     /// When no load was under way.
     pub(super) fn finish_load(&self, result: Result<LoadedModel, Failure>) -> Result<(), IllegalMove> {
         self.move_to(match result {
-            Ok(model) => State::Ready(Arc::new(model)),
+            Ok(model) => {
+                model.mark_used();
+                State::Ready(Arc::new(model))
+            }
             Err(failure) => State::Failed(failure),
         })
     }

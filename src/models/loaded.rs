@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -118,6 +118,20 @@ pub struct LoadedModel {
     pub(super) health: Arc<Health>,
     /// Counts the requests that hold the model.
     pub(super) leases: TaskTracker,
+    /// When a request last had it, or else when it was loaded.
+    pub(super) last_used: Mutex<Instant>,
+}
+
+impl LoadedModel {
+    /// When a request last had it, or else when it was loaded.
+    pub(super) fn last_used(&self) -> Instant {
+        *self.last_used.lock()
+    }
+
+    /// Notes that it is in use now.
+    pub(super) fn mark_used(&self) {
+        *self.last_used.lock() = Instant::now();
+    }
 }
 
 /// A request's hold on a loaded model: it is not unloaded before the lease is dropped.
@@ -125,11 +139,22 @@ pub struct Lease {
     // Dropped before the token, so that the drain that waits for tokens ends with the last reference.
     model: Arc<LoadedModel>,
     _token: TaskTrackerToken,
+    /// Whether it counts as use.
+    is_use: bool,
 }
 
 impl Lease {
+    /// The hold of a request, which counts as use from now to its end.
     pub(super) fn of(model: &Arc<LoadedModel>) -> Self {
-        Self { model: Arc::clone(model), _token: model.leases.token() }
+        model.mark_used();
+        let mut lease = Self::of_look(model);
+        lease.is_use = true;
+        lease
+    }
+
+    /// The hold of a look at the model, which is no use that would keep it from being unloaded.
+    pub(super) fn of_look(model: &Arc<LoadedModel>) -> Self {
+        Self { model: Arc::clone(model), _token: model.leases.token(), is_use: false }
     }
 
     pub(super) fn model(&self) -> &LoadedModel {
@@ -239,5 +264,13 @@ impl Lease {
                 },
             }
         })
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.is_use {
+            self.model.mark_used();
+        }
     }
 }

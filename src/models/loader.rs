@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
@@ -135,6 +135,7 @@ impl Loader {
             canaries: Vec::new(),
             health: Arc::new(Health::new(oldest_batch)),
             leases: TaskTracker::new(),
+            last_used: Mutex::new(Instant::now()),
         })
     }
 

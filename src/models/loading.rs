@@ -232,7 +232,7 @@ impl MultiModelManager {
                 is_busy: !model.leases.is_empty() || model.health.is_running() || entry.is_waited_for(),
                 is_active: entry.info.name == active,
                 holds_grains: held.contains(&model.facts.fingerprint.space()),
-                last_used: entry.last_used(),
+                last_used: model.last_used(),
                 model: entry,
             })
         };
@@ -294,16 +294,16 @@ impl MultiModelManager {
 
     async fn unload_idle(&self) {
         let entries: Vec<_> = self.entries.read().values().cloned().collect();
+        let limit = self.timing.idle_unload;
         let is_idle = |entry: &Arc<Entry>| {
             // A batch whose caller has left may be one that does not end.
-            let is_at_rest = |model: Arc<LoadedModel>| model.leases.is_empty() && !model.health.is_running();
+            let is_at_rest = |model: Arc<LoadedModel>| {
+                model.leases.is_empty() && !model.health.is_running() && model.last_used().elapsed() >= limit
+            };
             !entry.info.pinned && !entry.is_waited_for() && entry.loaded().is_some_and(is_at_rest)
         };
-        let limit = self.timing.idle_unload;
         for entry in entries.iter().filter(|entry| !limit.is_zero() && is_idle(entry)) {
-            if entry.last_used().elapsed() >= limit {
-                self.evict(entry, eviction::IDLE).await;
-            }
+            self.evict(entry, eviction::IDLE).await;
         }
         // The last one stays: without it there would be nothing to serve.
         let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some() && !entry.is_stuck()).count();

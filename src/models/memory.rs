@@ -166,7 +166,7 @@ pub(super) struct Candidate<T> {
     pub(super) is_active: bool,
     /// Whether grains have vectors of it.
     pub(super) holds_grains: bool,
-    /// When a request last took it.
+    /// When a request last had it.
     pub(super) last_used: Instant,
 }
 

@@ -56,8 +56,7 @@ impl MultiModelManager {
             // never come of one that is being unloaded.
             self.note(entry, &health, None);
         }
-        // Not as a request: a probe is no use that would keep a model from being unloaded.
-        let Some(lease) = entry.loaded().map(|model| Lease::of(&model)) else { return };
+        let Some(lease) = entry.loaded().map(|model| Lease::of_look(&model)) else { return };
         let Some(turn) = health.begin_look() else { return };
         let (manager, entry, soft) = (self.clone(), Arc::clone(entry), self.shutdown.soft().clone());
         self.shutdown.spawn("look", async move {

@@ -1,12 +1,15 @@
 //! Models that are disabled, registered, deleted and evicted.
 
 use std::path::Path;
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Process, TINY, TestApp, client, copy_folder, data_dir, send, test_model, vectors_of, with_tiny};
+use crate::helpers::{
+    MINILM, Process, TINY, TestApp, client, copy_folder, data_dir, send, test_model, vectors_of, with_tiny,
+};
 
 async fn order(app: &TestApp, path: &str) -> Value {
     app.post(path, json!({})).await.ok()
@@ -149,6 +152,37 @@ async fn idle_models_are_unloaded_and_pinned_ones_stay() {
     let counted = "granary_model_evictions_total{model=\"tiny\",reason=\"idle\"}";
     assert!(app.get("/metrics").await.text.contains(counted));
     app.post("/embed", json!({"inputs": "a"})).await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_is_not_idle_before_its_load_has_ended() {
+    let models = "[models]\nidle_unload = \"3s\"\nload_timeout = \"1ms\"\n";
+    let app = TestApp::start_with(&format!("{models}{}", with_tiny(&["tiny-cls"]))).await;
+    // For longer than a model may be idle, nobody has wanted this one.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    // It goes on loading when the caller's time is over, so no request takes it.
+    app.post("/models/tiny-cls/load", json!({})).await;
+    let started = std::time::Instant::now();
+    while app.get("/models/tiny-cls").await.ok()["state"] != "ready" {
+        assert!(started.elapsed().as_secs() < 20, "it is never loaded");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Idle models are looked for twice in a second.
+    tokio::time::sleep(Duration::from_millis(1200)).await;
+    assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "ready");
+    app.stop().await;
+}
+
+/// On a machine with many cores the request is too short to show it.
+#[tokio::test]
+async fn a_model_is_not_idle_before_its_last_request_has_ended() {
+    let models = "[models]\nidle_unload = \"2s\"\n[engine]\nquery_lane = \"off\"\n";
+    let app = TestApp::start_with(&format!("{models}{}", with_tiny(&[]))).await;
+    let texts: Vec<String> = (0..48).map(|number| format!("{number} {}", "word ".repeat(300))).collect();
+    app.post(&format!("/models/{MINILM}/embed"), json!({"inputs": texts})).await.ok();
+    tokio::time::sleep(Duration::from_millis(800)).await;
+    assert_eq!(app.get(&format!("/models/{MINILM}")).await.ok()["state"], "ready");
     app.stop().await;
 }
 
