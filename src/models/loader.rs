@@ -20,6 +20,7 @@ use super::health::Health;
 use super::hub::Hub;
 use super::interactive::Interactive;
 use super::loaded::{LoadedFacts, LoadedModel};
+use super::memory::Expected;
 use super::modules::{self, ModuleFile};
 use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
@@ -143,7 +144,7 @@ impl Loader {
     ///
     /// # Errors
     /// When a file is missing or malformed, or the library cannot be used.
-    pub(super) fn expected_bytes(&self, info: &ModelInfo) -> Result<u64, LoadError> {
+    pub(super) fn expected(&self, info: &ModelInfo) -> Result<Expected, LoadError> {
         let files = files::read(&info.source, &self.hub)?;
         let runtime = Runtime::load(&self.runtime_library)?;
         let settings = info.configured.or(&files.settings).or(&info.built_in);
@@ -154,10 +155,12 @@ impl Loader {
         };
         let facts = self.provider_facts(&runtime, footprint);
         let provider = provider::choose(wish(info, self.engine.provider), &facts).provider;
-        if provider.is_gpu() {
-            return Ok(footprint.bytes_beside_gpu());
-        }
-        Ok(footprint.bytes(provider, running(&self.engine, info.workers, provider, footprint, self.cores)))
+        let bytes = if provider.is_gpu() {
+            footprint.bytes_beside_gpu()
+        } else {
+            footprint.bytes(provider, running(&self.engine, info.workers, provider, footprint, self.cores))
+        };
+        Ok(Expected { weights_bytes: footprint.weights_bytes, bytes })
     }
 
     /// Opens the model on the provider that was asked for or that suits the machine; where it does not open, on the next

@@ -128,8 +128,8 @@ impl MultiModelManager {
     async fn load_in_turn(&self, entry: &Arc<Entry>) -> Result<LoadedModel, LoadError> {
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
         // Loads the runtime library too: what that takes is no model's.
-        let expected_bytes = in_background(move || loader.expected_bytes(&info)).await?;
-        while let Err(refusal) = self.memory.check(&entry.info.name, expected_bytes) {
+        let expected = in_background(move || loader.expected(&info)).await?;
+        while let Err(refusal) = self.memory.check(&entry.info.name, expected) {
             // What does not fit into an empty process drives nobody out.
             if refusal.is_permanent() || !self.evict_one(entry).await {
                 return Err(refusal.into());
@@ -144,8 +144,8 @@ impl MultiModelManager {
         let grown_bytes = memory::resident_bytes().saturating_sub(before);
         let memory_bytes = grown_bytes.max(model.facts.least_memory_bytes());
         Arc::make_mut(&mut model.facts).memory_bytes = memory_bytes;
-        self.memory.record(&entry.info.name, memory_bytes);
-        self.shrink(entry).await?;
+        self.memory.record(&entry.info.name, model.facts.weights_bytes, memory_bytes);
+        self.shrink(entry, memory_bytes).await?;
         Ok(model)
     }
 
@@ -188,12 +188,11 @@ impl MultiModelManager {
         Ok(Standing { accepted: accepted.filter(|accepted| *accepted != space), drift, unknown: None })
     }
 
-    /// Unloads models until what is loaded fits the budget again; `kept` stays.
-    async fn shrink(&self, kept: &Arc<Entry>) -> Result<(), DoesNotFit> {
+    /// Unloads models until what is loaded fits the budget again; `kept` stays, which takes `needed_bytes`.
+    async fn shrink(&self, kept: &Arc<Entry>, needed_bytes: u64) -> Result<(), DoesNotFit> {
         while self.memory.excess_bytes() > 0 {
             if !self.evict_one(kept).await {
                 // Alone in the process and still too large: the estimate was too low.
-                let needed_bytes = self.memory.measured_bytes(&kept.info.name).unwrap_or_default();
                 let budget_bytes = self.memory.budget_bytes().unwrap_or_default();
                 let used_bytes = self.memory.used_bytes();
                 if needed_bytes > budget_bytes {

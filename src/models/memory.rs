@@ -37,7 +37,24 @@ pub(super) struct Memory {
     grains_bytes: AtomicU64,
     /// What the embedding cache takes.
     cache_bytes: AtomicU64,
-    measured: Mutex<HashMap<ModelName, u64>>,
+    measured: Mutex<HashMap<ModelName, Measured>>,
+}
+
+/// What a model took when it was last loaded.
+#[derive(Clone, Copy, Debug)]
+struct Measured {
+    bytes: u64,
+    /// The size of its weights then: of other files it says nothing.
+    weights_bytes: u64,
+}
+
+/// What is known of a model's memory by its files.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Expected {
+    /// The size of its weights.
+    pub(super) weights_bytes: u64,
+    /// What it takes by estimate.
+    pub(super) bytes: u64,
 }
 
 /// Why a model does not fit.
@@ -128,21 +145,24 @@ impl Memory {
         }
     }
 
-    /// What the model took when it was last loaded.
-    pub(super) fn measured_bytes(&self, name: &ModelName) -> Option<u64> {
-        self.measured.lock().get(name).copied()
-    }
-
-    pub(super) fn record(&self, name: &ModelName, bytes: u64) {
+    /// Remembers what a model with weights of that size takes.
+    pub(super) fn record(&self, name: &ModelName, weights_bytes: u64, bytes: u64) {
         gauge!(telemetry::MODEL_MEMORY, "model" => name.to_string()).set(bytes as f64);
-        self.measured.lock().insert(name.clone(), bytes);
+        self.measured.lock().insert(name.clone(), Measured { bytes, weights_bytes });
     }
 
-    /// Whether a model fits beside what is in use: by what was measured, or before its first load by what is expected.
-    pub(super) fn check(&self, name: &ModelName, expected_bytes: u64) -> Result<(), DoesNotFit> {
+    /// Forgets a model: another one may get its name.
+    pub(super) fn forget(&self, name: &ModelName) {
+        self.measured.lock().remove(name);
+    }
+
+    /// Whether a model fits beside what is in use: by what was measured of weights of that size, or else by what is
+    /// expected.
+    pub(super) fn check(&self, name: &ModelName, expected: Expected) -> Result<(), DoesNotFit> {
         let Some(budget_bytes) = self.budget_bytes() else { return Ok(()) };
-        let measured = self.measured_bytes(name);
-        let needed_bytes = measured.unwrap_or(expected_bytes);
+        let measured = self.measured.lock().get(name).copied();
+        let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
+        let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
         let used_bytes = self.used_bytes();
         if used_bytes + needed_bytes <= budget_bytes {
             return Ok(());
@@ -235,14 +255,28 @@ mod tests {
     fn what_cannot_fit_is_refused_with_the_numbers() {
         let memory = memory(BudgetOf::Models, u64::MAX);
         let name = ModelName::parse("m").expect("a name");
-        let refused = memory.check(&name, 564 << 20).expect_err("too large");
+        let large = Expected { weights_bytes: 90 << 20, bytes: 564 << 20 };
+        let refused = memory.check(&name, large).expect_err("too large");
         assert!(refused.is_permanent() && refused.is_estimate);
         let sentence = refused.to_string();
         for part in ["564.0 MiB by estimate", "300.0 MiB", "Raise the budget", "fewer `workers`"] {
             assert!(sentence.contains(part), "{sentence}");
         }
-        memory.record(&name, 250 << 20);
-        assert_eq!(memory.check(&name, 564 << 20), Ok(()), "what was measured counts");
+        memory.record(&name, large.weights_bytes, 250 << 20);
+        assert_eq!(memory.check(&name, large), Ok(()), "what was measured counts");
+    }
+
+    #[test]
+    fn what_was_measured_is_of_one_models_files() {
+        let memory = memory(BudgetOf::Models, u64::MAX);
+        let name = ModelName::parse("m").expect("a name");
+        memory.record(&name, 200 << 20, 400 << 20);
+        let same = Expected { weights_bytes: 200 << 20, bytes: 100 << 20 };
+        assert!(memory.check(&name, same).is_err());
+        let smaller = Expected { weights_bytes: 1 << 20, bytes: 2 << 20 };
+        assert_eq!(memory.check(&name, smaller), Ok(()), "its files are others now");
+        memory.forget(&name);
+        assert_eq!(memory.check(&name, same), Ok(()), "it is another model now");
     }
 
     #[test]

@@ -138,6 +138,7 @@ impl MultiModelManager {
         }
         self.ledger.forget_registration(name).await?;
         self.entries.write().remove(name);
+        self.memory.forget(name);
         self.order.write().retain(|known| known != name);
         entry.delete();
         tracing::info!(model = %name, "a registered model was deleted");
