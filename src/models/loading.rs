@@ -223,7 +223,7 @@ impl MultiModelManager {
             HashSet::new()
         });
         let active = self.active();
-        let entries: Vec<_> = self.entries.read().values().cloned().collect();
+        let entries = self.every_entry();
         let candidate = |entry: Arc<Entry>| {
             // What is stuck would not go.
             let model = entry.loaded().filter(|model| !model.health.is_stuck())?;
@@ -240,8 +240,7 @@ impl MultiModelManager {
 
     /// Waits until one of the models that are being unloaded has gone, or is found not to go. Says whether there was one.
     async fn wait_for_a_drain(&self) -> bool {
-        let entries: Vec<_> = self.entries.read().values().cloned().collect();
-        for entry in entries {
+        for entry in self.every_entry() {
             let mut changes = entry.watch();
             if entry.status().phase == Phase::Draining && !entry.is_stuck() {
                 changes.next().await;
@@ -292,7 +291,7 @@ impl MultiModelManager {
     }
 
     async fn unload_idle(&self) {
-        let entries: Vec<_> = self.entries.read().values().cloned().collect();
+        let entries = self.every_entry();
         let limit = self.timing.idle_unload;
         let is_idle = |entry: &Arc<Entry>| {
             // A batch whose caller has left may be one that does not end.

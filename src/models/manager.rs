@@ -69,6 +69,8 @@ pub struct ManagerParts {
 #[derive(Clone)]
 pub struct MultiModelManager {
     pub(super) entries: Arc<RwLock<HashMap<ModelName, Arc<Entry>>>>,
+    /// Models that were deleted and are not out of memory yet.
+    pub(super) leaving: Arc<RwLock<Vec<Arc<Entry>>>>,
     /// Names in the order of the catalog.
     pub(super) order: Arc<RwLock<Vec<ModelName>>>,
     pub(super) active: Arc<RwLock<ModelName>>,
@@ -121,6 +123,7 @@ impl MultiModelManager {
         }
         let manager = Self {
             entries: Arc::new(RwLock::new(entries)),
+            leaving: Arc::default(),
             order: Arc::new(RwLock::new(order)),
             active: Arc::new(RwLock::new(active)),
             loader: Arc::new(parts.loader),
@@ -276,10 +279,17 @@ impl MultiModelManager {
         }
     }
 
+    /// Unloads a model that was deleted. One whose inference does not end stays among those that are in memory.
+    pub(super) async fn unload_deleted(&self, entry: &Arc<Entry>) {
+        self.unload_entry(entry).await;
+        if !entry.is_stuck() {
+            self.leaving.write().retain(|leaving| !Arc::ptr_eq(leaving, entry));
+        }
+    }
+
     /// Unloads every model, for the end of the process. What is stuck is left in memory.
     pub async fn unload_all(&self) {
-        let entries: Vec<_> = self.entries.read().values().cloned().collect();
-        for entry in entries {
+        for entry in self.every_entry() {
             self.unload_entry(&entry).await;
         }
     }
@@ -287,7 +297,7 @@ impl MultiModelManager {
     /// Whether an inference does not end, so that a model stays in memory for good.
     #[must_use]
     pub fn is_any_stuck(&self) -> bool {
-        self.entries.read().values().any(|entry| entry.is_stuck())
+        self.every_entry().iter().any(|entry| entry.is_stuck())
     }
 
     /// Holds a model for a request, loading it when needed.
@@ -315,6 +325,12 @@ impl MultiModelManager {
     /// Waits for the caller's turn to disable or enable a model.
     async fn turn_to_disable(&self) -> SemaphorePermit<'_> {
         self.disable_turn.acquire().await.expect("the semaphore is never closed")
+    }
+
+    /// The models of the catalog, and those that were deleted and are not out of memory yet, in no order.
+    pub(super) fn every_entry(&self) -> Vec<Arc<Entry>> {
+        let (entries, leaving) = (self.entries.read(), self.leaving.read());
+        entries.values().chain(leaving.iter()).cloned().collect()
     }
 
     pub(super) fn entry(&self, name: &ModelName) -> Result<Arc<Entry>, ModelError> {

@@ -35,9 +35,8 @@ impl MultiModelManager {
                     () = soft.cancelled() => return,
                     _ = every.tick() => {}
                 }
-                let entries: Vec<_> = manager.entries.read().values().cloned().collect();
-                for entry in &entries {
-                    manager.look(entry);
+                for entry in manager.every_entry() {
+                    manager.look(&entry);
                 }
             }
         });

@@ -137,7 +137,7 @@ impl MultiModelManager {
             )));
         }
         self.ledger.forget_registration(name).await?;
-        self.entries.write().remove(name);
+        self.take_out(entry);
         self.memory.forget(name);
         self.order.write().retain(|known| known != name);
         entry.delete();
@@ -145,7 +145,15 @@ impl MultiModelManager {
         // Nobody finds it any more: what is left of it ends with its last request.
         let manager = self.clone();
         let entry = Arc::clone(entry);
-        self.shutdown.spawn("unload", async move { manager.unload_entry(&entry).await });
+        self.shutdown.spawn("unload", async move { manager.unload_deleted(&entry).await });
         Ok(())
+    }
+
+    /// Takes a model out of the catalog. Whoever needs its memory still finds it, until it is unloaded.
+    fn take_out(&self, entry: &Arc<Entry>) {
+        // Under both locks: it is always in one of them, and never in both.
+        let mut entries = self.entries.write();
+        self.leaving.write().push(Arc::clone(entry));
+        entries.remove(&entry.info.name);
     }
 }

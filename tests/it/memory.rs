@@ -139,6 +139,30 @@ async fn a_model_that_grains_need_goes_after_one_that_was_used_later() {
 }
 
 #[tokio::test]
+async fn a_load_waits_for_the_memory_of_a_model_that_was_deleted() {
+    let (budget, _) = budget_for_two().await;
+    let server = Server::start(&budget, &entries().replacen("pooling = ", "pinned = true\npooling = ", 1));
+    server.post("/models", json!({"name": "leaver", "path": MINILM})).await;
+    let (stays, comes) = (THREE[1], THREE[2]);
+    // What a model takes is an estimate, and a high one, until it has been loaded once.
+    for name in [comes, "leaver", stays, "leaver"] {
+        server.embed(name, &["hello world"]).await;
+    }
+    server.post(&format!("/models/{comes}/unload"), json!({})).await;
+    let texts: Vec<String> = (0..32).map(|number| format!("{number} {}", "word ".repeat(300))).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let change = async {
+        // The request has the model by then. Where it has ended too, there is nothing to wait for.
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        let deleted = send(crate::helpers::client().delete(format!("{}/models/leaver", server.url))).await;
+        assert_eq!(deleted.status, 204);
+        server.post(&format!("/models/{comes}/load"), json!({})).await
+    };
+    let (_, loaded) = tokio::join!(server.embed("leaver", &texts), change);
+    assert_eq!(loaded["state"], "ready");
+}
+
+#[tokio::test]
 async fn a_model_costs_its_weights_at_least_whatever_is_unloaded_while_it_loads() {
     let server = Server::start("", &entries());
     server.post(&format!("/models/{}/load", THREE[0]), json!({})).await;
