@@ -285,6 +285,8 @@ impl MultiModelManager {
                 if let Some(cache) = &manager.loader.cache {
                     manager.memory.note_cache(cache.size_bytes());
                 }
+                // Shows it in the metrics too, whoever is loaded.
+                manager.memory.used_bytes();
                 manager.unload_idle().await;
             }
         });

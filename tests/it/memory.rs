@@ -72,6 +72,18 @@ async fn memory_comes_back_in_every_cycle_of_load_and_unload() {
     assert!(*last <= most, "resident after each unload, in bytes: {after_unload:?}");
 }
 
+#[tokio::test]
+async fn what_is_shown_of_memory_falls_when_the_last_model_has_gone() {
+    let server = Server::start("", "");
+    server.embed(MINILM, &["hello"]).await;
+    let before = server.used_bytes().await;
+    let unloaded = server.post(&format!("/models/{MINILM}/unload"), json!({})).await;
+    assert_eq!(unloaded["state"], "unloaded");
+    let after = server.used_bytes().await;
+    // Its weights are more.
+    assert!(after < before - f64::from(32 << 20), "{before} bytes with it and {after} without");
+}
+
 /// Nothing that a body brings along is kept for a sentence about it.
 #[tokio::test]
 async fn a_body_that_is_refused_takes_no_more_memory_than_one_that_is_read() {
@@ -102,7 +114,7 @@ fn entries() -> String {
 
 /// The setting of a budget that has room for two of [`THREE`], and the vector of `hello world` of each.
 async fn budget_for_two() -> (String, Vec<Vec<f32>>) {
-    // The gauge of what is used is kept only where there is a budget.
+    // None has to go.
     let server = Server::start("memory_budget = \"1TiB\"", &entries());
     let (mut right, mut used) = (Vec::new(), Vec::new());
     for name in THREE {
