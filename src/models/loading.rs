@@ -19,7 +19,7 @@ use super::ledger::{LedgerError, SpaceRecord};
 use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
-use super::memory::{self, Candidate, DoesNotFit, first_to_go};
+use super::memory::{self, Candidate, DoesNotFit, Expected, Others, first_to_go};
 use super::standing::Standing;
 use crate::allocator;
 use crate::domain::{ModelName, ModelSource};
@@ -129,12 +129,7 @@ impl MultiModelManager {
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
         // Loads the runtime library too: what that takes is no model's.
         let expected = in_background(move || loader.expected(&info)).await?;
-        while let Err(refusal) = self.memory.check(&entry.info.name, expected) {
-            // What does not fit into an empty process drives nobody out.
-            if refusal.is_permanent() || !self.evict_one(entry).await {
-                return Err(refusal.into());
-            }
-        }
+        self.make_room(entry, expected).await?;
         let before = memory::resident_bytes();
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
         let mut model = in_background(move || loader.load(&info)).await?;
@@ -147,6 +142,42 @@ impl MultiModelManager {
         self.memory.record(&entry.info.name, model.facts.weights_bytes, memory_bytes);
         self.shrink(entry, memory_bytes).await?;
         Ok(model)
+    }
+
+    /// Unloads models until there is room for one that is to be loaded. What would not fit either once all had gone that
+    /// may go drives nobody out.
+    async fn make_room(&self, entry: &Arc<Entry>, expected: Expected) -> Result<(), DoesNotFit> {
+        loop {
+            let others = self.in_memory();
+            if others.n_models == 0 {
+                self.memory.note_residue();
+            }
+            let Err(refusal) = self.memory.check(&entry.info.name, expected, others) else { return Ok(()) };
+            let left_bytes = self.memory.left_bytes(others);
+            if refusal.needed_bytes.saturating_add(left_bytes) > refusal.budget_bytes {
+                return Err(DoesNotFit { used_bytes: left_bytes, ..refusal });
+            }
+            if !self.evict_one(entry).await {
+                return Err(refusal);
+            }
+        }
+    }
+
+    /// The models in memory.
+    fn in_memory(&self) -> Others {
+        let mut others = Others::default();
+        for entry in self.every_entry() {
+            let Some(health) = entry.health() else { continue };
+            // The weights of one that is being unloaded are not known any more.
+            let least_bytes = entry.loaded().map_or(0, |model| model.facts.least_memory_bytes());
+            others.n_models += 1;
+            others.least_bytes += least_bytes;
+            if entry.info.pinned || health.is_stuck() {
+                others.n_staying += 1;
+                others.staying_bytes += least_bytes;
+            }
+        }
+        others
     }
 
     /// Embeds the canary texts, which warms the model up too, and compares them with what the ledger has of its space.
@@ -196,7 +227,13 @@ impl MultiModelManager {
                 let budget_bytes = self.memory.budget_bytes().unwrap_or_default();
                 let used_bytes = self.memory.used_bytes();
                 if needed_bytes > budget_bytes {
-                    return Err(DoesNotFit { needed_bytes, is_estimate: false, used_bytes, budget_bytes });
+                    return Err(DoesNotFit {
+                        needed_bytes,
+                        is_estimate: false,
+                        used_bytes,
+                        budget_bytes,
+                        others_stay: false,
+                    });
                 }
                 break;
             }

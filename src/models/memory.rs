@@ -37,6 +37,8 @@ pub(super) struct Memory {
     grains_bytes: AtomicU64,
     /// What the embedding cache takes.
     cache_bytes: AtomicU64,
+    /// The least that was in use with the runtime library and without a model; the largest number until that is known.
+    residue_bytes: AtomicU64,
     measured: Mutex<HashMap<ModelName, Measured>>,
 }
 
@@ -57,12 +59,25 @@ pub(super) struct Expected {
     pub(super) bytes: u64,
 }
 
+/// The models in memory, beside one that is to be loaded.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Others {
+    /// How many there are.
+    pub(super) n_models: usize,
+    /// What they take at least, by the sizes of their weights.
+    pub(super) least_bytes: u64,
+    /// How many of them do not go to make room: they are pinned, or stuck.
+    pub(super) n_staying: usize,
+    /// What these take at least.
+    pub(super) staying_bytes: u64,
+}
+
 /// Why a model does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "it takes {}{}, and of the {} that `models.memory_budget` allows, {} are in use and cannot be freed. {}",
     size(*.needed_bytes), if *.is_estimate { " by estimate" } else { "" }, size(*.budget_bytes), size(*.used_bytes),
-    if .needed_bytes > .budget_bytes {
+    if .needed_bytes > .budget_bytes || !*.others_stay {
         "Raise the budget, set a smaller `max_tokens` or fewer `workers` for it, or choose a smaller model"
     } else {
         "Unload or unpin another model, or raise the budget"
@@ -73,10 +88,12 @@ pub struct DoesNotFit {
     pub needed_bytes: u64,
     /// Whether that is a guess from the size of its files.
     pub is_estimate: bool,
-    /// What is in use after every model that could go has gone.
+    /// What is in use after every model that could go has gone, or would be at least.
     pub used_bytes: u64,
     /// What models may take together.
     pub budget_bytes: u64,
+    /// Whether other models are in memory that do not go to make room.
+    pub others_stay: bool,
 }
 
 impl DoesNotFit {
@@ -101,6 +118,7 @@ impl Memory {
             empty_bytes: resident_bytes(),
             grains_bytes: AtomicU64::new(0),
             cache_bytes: AtomicU64::new(0),
+            residue_bytes: AtomicU64::new(u64::MAX),
             measured: Mutex::default(),
         };
         memory.show_budget();
@@ -137,6 +155,18 @@ impl Memory {
         used
     }
 
+    /// Notes what is in use while the runtime library is loaded and no model is.
+    pub(super) fn note_residue(&self) {
+        self.residue_bytes.fetch_min(self.used_bytes(), Ordering::Relaxed);
+    }
+
+    /// What is left in use, at least, when all of these have gone that may go. How much that frees nobody knows before: a
+    /// model takes more than was measured once it has had large batches.
+    pub(super) fn left_bytes(&self, others: Others) -> u64 {
+        let beside_models = self.used_bytes().saturating_sub(others.least_bytes);
+        self.residue_bytes.load(Ordering::Relaxed).min(beside_models).saturating_add(others.staying_bytes)
+    }
+
     /// What models may take together; `None` without a limit.
     pub(super) fn budget_bytes(&self) -> Option<u64> {
         match self.budget_of {
@@ -158,7 +188,7 @@ impl Memory {
 
     /// Whether a model fits beside what is in use: by what was measured of weights of that size, or else by what is
     /// expected.
-    pub(super) fn check(&self, name: &ModelName, expected: Expected) -> Result<(), DoesNotFit> {
+    pub(super) fn check(&self, name: &ModelName, expected: Expected, others: Others) -> Result<(), DoesNotFit> {
         let Some(budget_bytes) = self.budget_bytes() else { return Ok(()) };
         let measured = self.measured.lock().get(name).copied();
         let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
@@ -167,7 +197,8 @@ impl Memory {
         if used_bytes + needed_bytes <= budget_bytes {
             return Ok(());
         }
-        Err(DoesNotFit { needed_bytes, is_estimate: measured.is_none(), used_bytes, budget_bytes })
+        let (is_estimate, others_stay) = (measured.is_none(), others.n_staying > 0);
+        Err(DoesNotFit { needed_bytes, is_estimate, used_bytes, budget_bytes, others_stay })
     }
 
     /// By how much models take more than they may.
@@ -256,14 +287,44 @@ mod tests {
         let memory = memory(BudgetOf::Models, u64::MAX);
         let name = ModelName::parse("m").expect("a name");
         let large = Expected { weights_bytes: 90 << 20, bytes: 564 << 20 };
-        let refused = memory.check(&name, large).expect_err("too large");
+        let refused = memory.check(&name, large, Others::default()).expect_err("too large");
         assert!(refused.is_permanent() && refused.is_estimate);
         let sentence = refused.to_string();
         for part in ["564.0 MiB by estimate", "300.0 MiB", "Raise the budget", "fewer `workers`"] {
             assert!(sentence.contains(part), "{sentence}");
         }
         memory.record(&name, large.weights_bytes, 250 << 20);
-        assert_eq!(memory.check(&name, large), Ok(()), "what was measured counts");
+        assert_eq!(memory.check(&name, large, Others::default()), Ok(()), "what was measured counts");
+    }
+
+    #[test]
+    fn who_could_go_is_named_only_where_somebody_stays() {
+        let memory = memory(BudgetOf::Models, u64::MAX);
+        let refusal = DoesNotFit {
+            needed_bytes: 200 << 20,
+            is_estimate: false,
+            used_bytes: 150 << 20,
+            budget_bytes: memory.budget_bytes().expect("there is one"),
+            others_stay: false,
+        };
+        assert!(refusal.to_string().contains(". Raise the budget"), "{refusal}");
+        let refusal = DoesNotFit { others_stay: true, ..refusal };
+        assert!(refusal.to_string().contains(". Unload or unpin another model"), "{refusal}");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_is_left_is_never_more_than_it_was_without_models_and_what_stays() {
+        let mut memory = memory(BudgetOf::Models, 0);
+        let others = Others { n_models: 2, least_bytes: 1, n_staying: 1, staying_bytes: 5 << 30 };
+        assert!(memory.left_bytes(others) < memory.used_bytes() + (6 << 30), "nothing is known of it");
+        memory.residue_bytes = AtomicU64::new(7);
+        assert_eq!(memory.left_bytes(Others::default()), 7);
+        assert_eq!(memory.left_bytes(others), 7 + (5 << 30));
+        let heavy = Others { least_bytes: 1 << 50, ..others };
+        assert_eq!(memory.left_bytes(heavy), 5 << 30, "what others take now was not there then");
+        memory.note_residue();
+        assert_eq!(memory.left_bytes(Others::default()), 7, "it was less before");
     }
 
     #[test]
@@ -272,11 +333,12 @@ mod tests {
         let name = ModelName::parse("m").expect("a name");
         memory.record(&name, 200 << 20, 400 << 20);
         let same = Expected { weights_bytes: 200 << 20, bytes: 100 << 20 };
-        assert!(memory.check(&name, same).is_err());
+        let check = |expected| memory.check(&name, expected, Others::default());
+        assert!(check(same).is_err());
         let smaller = Expected { weights_bytes: 1 << 20, bytes: 2 << 20 };
-        assert_eq!(memory.check(&name, smaller), Ok(()), "its files are others now");
+        assert_eq!(check(smaller), Ok(()), "its files are others now");
         memory.forget(&name);
-        assert_eq!(memory.check(&name, same), Ok(()), "it is another model now");
+        assert_eq!(check(same), Ok(()), "it is another model now");
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{MINILM, Process, cosine, data_dir, send, vectors_of, with_tiny};
+use crate::helpers::{MINILM, Process, TINY, cosine, data_dir, send, vectors_of, with_tiny};
 
 /// What a process may keep beyond a tenth: pools of the allocator that a first cycle need not have filled.
 const SLACK_BYTES: u64 = 8 << 20;
@@ -148,6 +148,31 @@ async fn a_model_that_grains_need_goes_after_one_that_was_used_later() {
     let log = server.process.log();
     assert_eq!(states, (json!("ready"), json!("unloaded")), "{log}");
     assert!(log.contains("evicting a model"), "{log}");
+}
+
+#[tokio::test]
+async fn what_does_not_fit_beside_the_runtime_library_drives_nobody_out() {
+    let lone = format!("[[ai.additional_models]]\nname = \"lone\"\npath = \"{MINILM}\"\nworkers = 1\n");
+    let refusal = async |budget: &str| {
+        let server = Server::start(&format!("memory_budget = \"{budget}\""), &lone);
+        let load = async |model: &str| {
+            send(crate::helpers::client().post(format!("{}/models/{model}/load", server.url)).json(&json!({}))).await
+        };
+        let was_loaded = load(TINY).await.status.is_success();
+        let (status, code, detail) = load("lone").await.problem();
+        assert_eq!((status, code.as_str()), (507, "memory_budget"), "{detail}");
+        let model = send(crate::helpers::client().get(format!("{}/models/{TINY}", server.url))).await.ok();
+        assert_eq!(model["state"] == "ready", was_loaded, "{detail}");
+        (was_loaded, detail)
+    };
+    let (_, detail) = refusal("16MiB").await;
+    let words: Vec<&str> = detail.split_whitespace().collect();
+    let at = words.windows(3).position(|part| part == ["MiB", "by", "estimate,"]).expect("what it takes");
+    let needed_mib: f64 = words[at - 1].parse().expect("a number");
+    // The runtime library takes more than is left.
+    let (was_loaded, detail) = refusal(&format!("{:.0}MiB", needed_mib + 2.0)).await;
+    assert!(was_loaded, "{detail}");
+    assert!(detail.contains("are in use and cannot be freed. Raise the budget"), "{detail}");
 }
 
 #[tokio::test]
