@@ -122,7 +122,7 @@ impl Entry {
             is_deleted: AtomicBool::new(false),
             n_waiting: AtomicUsize::new(0),
         };
-        entry.record(&State::Unloaded);
+        entry.record(Some(&State::Unloaded));
         entry
     }
 
@@ -131,9 +131,13 @@ impl Entry {
         self.state.send_modify(|_| self.is_disabled.store(is_disabled, Ordering::SeqCst));
     }
 
-    /// Takes it out of reach for good; who waits for it learns of that.
+    /// Takes it out of reach for good; who waits for it learns of that. The metrics show nothing more of it, for its name may
+    /// be another model's from here on.
     pub(super) fn delete(&self) {
-        self.state.send_modify(|_| self.is_deleted.store(true, Ordering::SeqCst));
+        self.state.send_modify(|_| {
+            self.record(None);
+            self.is_deleted.store(true, Ordering::SeqCst);
+        });
     }
 
     /// Whether it has left the catalog.
@@ -311,7 +315,7 @@ impl Entry {
             before = health.note(seen.cloned());
             let is_here = state.health().is_some_and(|current| Arc::ptr_eq(current, health));
             if is_here {
-                self.record_ailing(state);
+                self.record_ailing(Some(&*state));
             }
             // Who waits for a batch must learn that it does not end, and nobody that it has still not ended.
             is_here && before.as_ref() != seen
@@ -354,21 +358,28 @@ impl Entry {
     /// ahead of the metrics, and two changes are shown in their order.
     fn enter(&self, state: &mut State, to: State) {
         *state = to;
-        self.record(state);
+        self.record(Some(&*state));
     }
 
-    fn record(&self, state: &State) {
+    /// Shows the state in the metrics, or that there is none any more. What is deleted shows nothing.
+    fn record(&self, state: Option<&State>) {
+        if self.is_deleted() {
+            return;
+        }
         self.record_ailing(state);
-        let current = state.phase();
+        let current = state.map(State::phase);
         for phase in Phase::ALL {
             let label = self.info.name.to_string();
-            let is_current = f64::from(u8::from(phase == current));
+            let is_current = f64::from(u8::from(current == Some(phase)));
             metrics::gauge!(telemetry::MODEL_STATE, "model" => label, "state" => phase.as_str()).set(is_current);
         }
     }
 
-    fn record_ailing(&self, state: &State) {
-        let is_ailing = state.health().is_some_and(|health| health.is_ailing());
+    fn record_ailing(&self, state: Option<&State>) {
+        if self.is_deleted() {
+            return;
+        }
+        let is_ailing = state.and_then(State::health).is_some_and(|health| health.is_ailing());
         let shown = f64::from(u8::from(is_ailing));
         metrics::gauge!(telemetry::MODEL_AILING, "model" => self.info.name.to_string()).set(shown);
     }

@@ -74,6 +74,33 @@ fn a_disabled_model_is_the_operators_and_a_deleted_one_nobodys() {
 }
 
 #[test]
+fn the_metrics_of_a_name_are_of_the_model_that_has_it_now() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let shown = || {
+        let text = recorder.handle().render();
+        let ones = text.lines().filter(|line| line.starts_with("granary_model_") && line.ends_with(" 1"));
+        ones.map(str::to_owned).collect::<Vec<_>>()
+    };
+    metrics::with_local_recorder(&recorder, || {
+        let old = entry();
+        let health = Arc::new(Health::new(Box::new(|| Some(1))));
+        old.state.send_modify(|state| old.enter(state, State::Draining(Arc::clone(&health))));
+        old.delete();
+        assert_eq!(shown(), Vec::<String>::new(), "it is gone");
+
+        let new = entry();
+        let unloaded = ["granary_model_state{model=\"m\",state=\"unloaded\"} 1"];
+        assert_eq!(shown(), unloaded);
+        old.note_ailment(&health, Some(&Ailment::stuck()));
+        assert_eq!(shown(), unloaded);
+        let now = Instant::now();
+        assert!(matches!(new.lease_or_claim_load(Eagerness::Request, now, now), Next::Load));
+        old.finish_drain().expect("it was draining");
+        assert_eq!(shown(), ["granary_model_state{model=\"m\",state=\"loading\"} 1"]);
+    });
+}
+
+#[test]
 fn who_waits_is_counted_until_it_leaves() {
     let entry = entry();
     let waiting = entry.wait();
