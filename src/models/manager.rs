@@ -87,9 +87,10 @@ pub struct MultiModelManager {
     /// One change of the active model or of the catalog at a time, so that the ledger and what is in memory cannot end
     /// on different models. No request waits here.
     pub(super) change_turn: Arc<Semaphore>,
-    /// The same for which models are disabled. The other turn is kept while a switch loads its model, and whoever
-    /// disables that calls the load off.
-    disable_turn: Arc<Semaphore>,
+    /// The same for what is recorded of a model by its name: that it is disabled, and its space. Nothing may be recorded of
+    /// one that is deleted, for its name may be another's. The other turns are kept while a model loads, and whoever
+    /// disables that calls the load off: who has this turn waits for neither of them.
+    record_turn: Arc<Semaphore>,
     /// Who used each model lately.
     pub(super) callers: Arc<Callers>,
 }
@@ -136,7 +137,7 @@ impl MultiModelManager {
             takes_registrations: parts.takes_registrations,
             load_turn: Arc::new(Semaphore::new(1)),
             change_turn: Arc::new(Semaphore::new(1)),
-            disable_turn: Arc::new(Semaphore::new(1)),
+            record_turn: Arc::new(Semaphore::new(1)),
             callers: Arc::default(),
         };
         manager.say_which_makers_are_unknown().await?;
@@ -222,7 +223,7 @@ impl MultiModelManager {
     }
 
     async fn disable_in_turn(&self, entry: &Entry) -> Result<(), ModelError> {
-        let _turn = self.turn_to_disable().await;
+        let _turn = self.turn_to_record(entry).await?;
         self.ledger.record_disabled(&entry.info.name).await?;
         entry.set_disabled(true);
         tracing::info!(model = %entry.info.name, "the model was disabled");
@@ -236,7 +237,7 @@ impl MultiModelManager {
     }
 
     async fn enable_in_turn(&self, entry: &Entry) -> Result<(), ModelError> {
-        let _turn = self.turn_to_disable().await;
+        let _turn = self.turn_to_record(entry).await?;
         if entry.status().disabled {
             self.ledger.forget_disabled(&entry.info.name).await?;
             entry.set_disabled(false);
@@ -322,9 +323,13 @@ impl MultiModelManager {
         self.change_turn.acquire().await.expect("the semaphore is never closed")
     }
 
-    /// Waits for the caller's turn to disable or enable a model.
-    async fn turn_to_disable(&self) -> SemaphorePermit<'_> {
-        self.disable_turn.acquire().await.expect("the semaphore is never closed")
+    /// Waits for the caller's turn to record something of a model by its name.
+    ///
+    /// # Errors
+    /// [`ModelError::NotFound`] when the model was deleted.
+    pub(super) async fn turn_to_record(&self, entry: &Entry) -> Result<SemaphorePermit<'_>, ModelError> {
+        let turn = self.record_turn.acquire().await.expect("the semaphore is never closed");
+        if entry.is_deleted() { Err(self.not_found(entry.info.name.as_str())) } else { Ok(turn) }
     }
 
     /// The models of the catalog, and those that were deleted and are not out of memory yet, in no order.
@@ -403,3 +408,6 @@ impl ModelStatus {
         self.phase == Phase::Ready
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -101,7 +101,8 @@ impl MultiModelManager {
     /// Takes a registered model out of the catalog and of memory. Its files stay.
     ///
     /// # Errors
-    /// [`ModelError::Conflict`] when it was not registered over HTTP, is active, cannot be unloaded, or grains need it.
+    /// [`ModelError::NotFound`], or [`ModelError::Conflict`] when it was not registered over HTTP, is active, cannot be
+    /// unloaded, or grains need it.
     pub async fn delete(&self, name: &ModelName, grains: NeededGrains) -> Result<(), ModelError> {
         let entry = self.entry(name)?;
         let manager = self.clone();
@@ -136,6 +137,7 @@ impl MultiModelManager {
                  delete it all the same with `?force=true`"
             )));
         }
+        let _record_turn = self.turn_to_record(entry).await?;
         self.ledger.forget_registration(name).await?;
         self.take_out(entry);
         self.memory.forget(name);

@@ -1,0 +1,60 @@
+//! What is recorded of models, which are not loaded here.
+
+use super::*;
+use crate::config::Config;
+use crate::engine::CpuFeatures;
+use crate::models::hub::{Hub, HubSettings};
+use crate::models::ledger::VolatileLedger;
+
+/// The built-in models, none of which can be loaded.
+async fn manager() -> MultiModelManager {
+    let config = Config::default();
+    let hub = HubSettings::from_variables(&|name: &str| (name == "HF_HUB_CACHE").then(|| "hub".to_owned()));
+    let parts = ManagerParts {
+        catalog: Catalog::from_config(&config.ai, &config.models).expect("the default is valid"),
+        models_dir: PathBuf::new(),
+        takes_registrations: true,
+        memory_budget: None,
+        budget_of: BudgetOf::Models,
+        first_active: config.ai.model_name.clone(),
+        loader: Loader {
+            runtime_library: PathBuf::new(),
+            engine: config.engine.clone(),
+            features: CpuFeatures::default(),
+            cores: 1,
+            hub: Hub::new(hub.expect("a folder is enough"), PathBuf::new()),
+            cache: None,
+            interactive: Arc::default(),
+        },
+        ledger: Arc::new(VolatileLedger::default()),
+        shutdown: Shutdown::new(),
+        timing: Timing {
+            load_timeout: Duration::from_secs(1),
+            failed_load_cooldown: Duration::from_secs(1),
+            idle_unload: Duration::ZERO,
+        },
+    };
+    MultiModelManager::start(parts).await.expect("nothing is read that can fail")
+}
+
+async fn recorded_as_disabled(manager: &MultiModelManager) -> Vec<ModelName> {
+    manager.ledger.disabled_models().await.expect("it is in memory")
+}
+
+#[tokio::test]
+async fn nothing_is_recorded_of_a_deleted_model() {
+    let manager = manager().await;
+    let entry = manager.entry(&manager.active()).expect("it is known");
+    entry.delete();
+    let refused = manager.disable_in_turn(&entry).await;
+    assert!(matches!(refused, Err(ModelError::NotFound { .. })), "{refused:?}");
+    assert!(recorded_as_disabled(&manager).await.is_empty());
+
+    // Another model has its name by now, and is disabled.
+    let name = &entry.info.name;
+    manager.ledger.record_disabled(name).await.expect("it is in memory");
+    entry.set_disabled(true);
+    let refused = manager.enable_in_turn(&entry).await;
+    assert!(matches!(refused, Err(ModelError::NotFound { .. })), "{refused:?}");
+    assert_eq!(recorded_as_disabled(&manager).await, [name.clone()]);
+}
