@@ -16,7 +16,7 @@ use super::entry::{Entry, NextUnload};
 use super::error::{LoadError, with_causes};
 use super::hub::{HubError, Progress};
 use super::ledger::{LedgerError, SpaceRecord};
-use super::lifecycle::{Failure, IllegalMove, Phase};
+use super::lifecycle::{Failure, FailureKind, IllegalMove, Phase};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::memory::{self, Candidate, DoesNotFit, Expected, Others, first_to_go};
@@ -42,6 +42,11 @@ impl MultiModelManager {
         }
         let _turn = self.load_turn.acquire().await.expect("the semaphore is never closed");
         let name = &entry.info.name;
+        if entry.is_deleted() {
+            // Others would have to make room for it.
+            tracing::info!(model = %name, "the model was deleted before it was loaded");
+            return report(entry.finish_load(Err(deleted())), name);
+        }
         tracing::info!(model = %name, "loading a model");
         let started = Instant::now();
         let result = self.load_in_turn(entry).await;
@@ -133,7 +138,7 @@ impl MultiModelManager {
         let before = memory::resident_bytes();
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
         let mut model = in_background(move || loader.load(&info)).await?;
-        self.examine(&mut model).await?;
+        self.examine(entry, &mut model).await?;
         // What the load needed and the model does not: its file's pages and the graph before it was optimised.
         allocator::give_back();
         let grown_bytes = memory::resident_bytes().saturating_sub(before);
@@ -181,9 +186,9 @@ impl MultiModelManager {
     }
 
     /// Embeds the canary texts, which warms the model up too, and compares them with what the ledger has of its space.
-    async fn examine(&self, model: &mut LoadedModel) -> Result<(), LoadError> {
+    async fn examine(&self, entry: &Entry, model: &mut LoadedModel) -> Result<(), LoadError> {
         let canaries = canary::embed(model).await?;
-        let standing = self.standing(model, &canaries).await;
+        let standing = self.standing(entry, model, &canaries).await;
         if let Some(refusal) = standing.refusal(&model.name) {
             tracing::warn!(model = %model.name, "no grains can be written with the model: {refusal}");
         }
@@ -193,8 +198,8 @@ impl MultiModelManager {
     }
 
     /// How a model that makes these canaries stands to what the ledger has of its space.
-    pub(super) async fn standing(&self, model: &LoadedModel, canaries: &[f32]) -> Standing {
-        match self.compare(model, canaries).await {
+    pub(super) async fn standing(&self, entry: &Entry, model: &LoadedModel, canaries: &[f32]) -> Standing {
+        match self.compare(entry, model, canaries).await {
             Ok(standing) => standing,
             Err(error) => {
                 // Where the database lies is the operator's to know; callers read the rest.
@@ -204,7 +209,7 @@ impl MultiModelManager {
         }
     }
 
-    async fn compare(&self, model: &LoadedModel, canaries: &[f32]) -> Result<Standing, LedgerError> {
+    async fn compare(&self, entry: &Entry, model: &LoadedModel, canaries: &[f32]) -> Result<Standing, LedgerError> {
         let space = model.facts.fingerprint.space();
         let drift = if let Some(record) = self.ledger.space(&space).await? {
             canary::compare(&record, canaries, &model.facts.numeric_class)
@@ -213,7 +218,9 @@ impl MultiModelManager {
             None
         };
         let accepted = self.ledger.accepted_space(&model.name).await?;
-        if accepted.is_none() {
+        if accepted.is_none()
+            && let Ok(_turn) = self.turn_to_record(entry).await
+        {
             self.ledger.accept_space(&model.name, &space).await?;
         }
         Ok(Standing { accepted: accepted.filter(|accepted| *accepted != space), drift, unknown: None })
@@ -363,6 +370,13 @@ pub(super) async fn hand_over(entry: &Entry) {
     while entry.is_waited_for() && entry.loaded().is_some() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
+}
+
+/// What nobody reads: who waits for a model learns that it was deleted.
+fn deleted() -> Failure {
+    let now = Instant::now();
+    let reason = "it was deleted".to_owned();
+    Failure { reason, kind: FailureKind::Model, failed_at: now, retry_at: now, permanent: true }
 }
 
 async fn in_background<T: Send + 'static>(

@@ -70,7 +70,7 @@ impl MultiModelManager {
     async fn probe(&self, entry: &Entry, lease: &Lease) {
         let model = lease.model();
         let seen = match tokio::time::timeout(PATIENCE, canary::embed(model)).await {
-            Ok(Ok(canaries)) => self.look_at(lease, &canaries).await,
+            Ok(Ok(canaries)) => self.look_at(entry, lease, &canaries).await,
             // Neither says anything of the model: it has much to do, or it is going.
             Err(_) | Ok(Err(EngineError::Overloaded { .. } | EngineError::Closed)) => return,
             Ok(Err(error)) => Some(Ailment::does_not_embed(&error)),
@@ -106,21 +106,21 @@ impl MultiModelManager {
     }
 
     /// What is wrong with a model that makes these canaries now.
-    async fn look_at(&self, lease: &Lease, canaries: &[f32]) -> Option<Ailment> {
+    async fn look_at(&self, entry: &Entry, lease: &Lease, canaries: &[f32]) -> Option<Ailment> {
         let Some(cosine) = canary::moved_since_load(lease.model(), canaries) else {
-            self.compare_again(lease, canaries).await;
+            self.compare_again(entry, lease, canaries).await;
             return None;
         };
         Some(Ailment::has_moved(lease.name(), cosine))
     }
 
     /// Compares with the ledger what could not be compared so far.
-    async fn compare_again(&self, lease: &Lease, canaries: &[f32]) {
+    async fn compare_again(&self, entry: &Entry, lease: &Lease, canaries: &[f32]) {
         let is_known = lease.standing().read().unknown.is_none();
         if is_known {
             return;
         }
-        let standing = self.standing(lease.model(), canaries).await;
+        let standing = self.standing(entry, lease.model(), canaries).await;
         let mut known = lease.standing().write();
         // An operator may have accepted the model's space meanwhile.
         if standing.unknown.is_some() || known.unknown.is_none() {

@@ -1,8 +1,11 @@
 //! Models that are disabled, registered, deleted and evicted.
 
-use std::path::Path;
-use std::time::Duration;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
+use fs_err::OpenOptions;
+use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -10,6 +13,40 @@ use tempfile::TempDir;
 use crate::helpers::{
     MINILM, Process, TINY, TestApp, client, copy_folder, data_dir, send, test_model, vectors_of, with_tiny,
 };
+
+const PATIENCE: Duration = Duration::from_mins(1);
+
+/// A file in whose place is a FIFO: who reads it waits until it is let go.
+struct HeldFile {
+    path: PathBuf,
+    aside: PathBuf,
+}
+
+impl HeldFile {
+    fn hold(path: PathBuf) -> Self {
+        let aside = path.with_extension("aside");
+        fs_err::rename(&path, &aside).expect("moved");
+        mkfifoat(CWD, &path, Mode::RUSR | Mode::WUSR).expect("a FIFO");
+        Self { path, aside }
+    }
+
+    /// Waits for who reads it, and gives it what was there.
+    fn let_go(self) {
+        let content = fs_err::read(&self.aside).expect("what was there");
+        let mut other_end = OpenOptions::new().write(true).open(&self.path).expect("somebody reads it");
+        // Who opens it from here on has the file again.
+        fs_err::rename(&self.aside, &self.path).expect("moved back");
+        other_end.write_all(&content).expect("written");
+    }
+}
+
+async fn wait_until_logged(process: &Process, text: &str) {
+    let began = Instant::now();
+    while !process.log().contains(text) {
+        assert!(began.elapsed() < PATIENCE, "no `{text}` in:\n{}", process.log());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
 
 async fn order(app: &TestApp, path: &str) -> Value {
     app.post(path, json!({})).await.ok()
@@ -98,6 +135,52 @@ async fn a_model_is_registered_survives_a_kill_and_is_deleted() {
 
     let (_process, url) = serve(folder.path());
     assert_eq!(send(client().get(format!("{url}/models/mine"))).await.status, 404);
+}
+
+#[tokio::test]
+async fn a_model_that_is_deleted_while_it_loads_leaves_nothing_to_the_next_of_its_name() {
+    let folder = own_data_dir();
+    let (process, url) = serve(folder.path());
+    let post = |path: &str, body: Value| send(client().post(format!("{url}{path}")).json(&body));
+    assert_eq!(post("/models", json!({"name": "m", "path": "mine"})).await.status, 201);
+    let held = HeldFile::hold(folder.path().join("models/mine/config.json"));
+    let delete = async {
+        wait_until_logged(&process, "loading a model").await;
+        assert_eq!(send(client().delete(format!("{url}/models/m"))).await.status, 204);
+    };
+    let (refused, ()) = tokio::join!(post("/models/m/load", json!({})), delete);
+    assert_eq!(refused.problem().1, "model_not_found");
+    held.let_go();
+
+    // Its load begins when the one before has ended.
+    assert_eq!(post("/models", json!({"name": "m", "path": "tiny"})).await.status, 201);
+    let model = post("/models/m/load", json!({})).await.ok();
+    assert_eq!(model["grain_writes"], json!({"allowed": true, "reason": null}));
+    wait_until_logged(&process, "the model was unloaded").await;
+}
+
+#[tokio::test]
+async fn a_model_that_is_deleted_while_it_waits_for_its_turn_is_not_loaded() {
+    let folder = own_data_dir();
+    let (process, url) = serve(folder.path());
+    let post = |path: &str, body: Value| send(client().post(format!("{url}{path}")).json(&body));
+    assert_eq!(post("/models", json!({"name": "waits", "path": "mine"})).await.status, 201);
+    let held = HeldFile::hold(folder.path().join("models/tiny/config.json"));
+    let delete = async {
+        while send(client().get(format!("{url}/models/waits"))).await.ok()["state"] != "loading" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        assert_eq!(send(client().delete(format!("{url}/models/waits"))).await.status, 204);
+        held.let_go();
+    };
+    let wait_and_delete = async {
+        wait_until_logged(&process, "loading a model").await;
+        let (refused, ()) = tokio::join!(post("/models/waits/load", json!({})), delete);
+        assert_eq!(refused.problem().1, "model_not_found");
+    };
+    let (loaded, ()) = tokio::join!(post("/models/tiny/load", json!({})), wait_and_delete);
+    assert_eq!(loaded.ok()["state"], "ready");
+    wait_until_logged(&process, "the model was deleted before it was loaded").await;
 }
 
 #[tokio::test]
