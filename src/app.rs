@@ -136,6 +136,7 @@ impl App {
             guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone(), config.server.cors_origins.clone())),
             proxies: Arc::new(Proxies::new(config.server.trusted_proxies.clone())),
             leaving: shutdown.leaving().clone(),
+            given_up: shutdown.hard().clone(),
             metrics,
             started_at: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs(),
         });

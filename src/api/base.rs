@@ -8,18 +8,19 @@ use axum::extract::{FromRequestParts, Request};
 use axum::http::request::Parts;
 use axum::http::uri::PathAndQuery;
 use axum::http::{HeaderValue, Uri, header};
-use axum::middleware::from_fn;
+use axum::middleware::{from_fn, from_fn_with_state};
 use axum::response::Response;
 use hyper::service::Service;
 use hyper_util::service::TowerToHyperService;
+use tokio_util::sync::CancellationToken;
 
 use super::error::{ApiError, Code};
 use super::forwarded::Asked;
 use super::{error, requests};
 use crate::config::BasePath;
 
-/// Serves these routes below a path, and nothing elsewhere.
-pub fn below(base: &BasePath, routes: Router) -> Router {
+/// Serves these routes below a path, and nothing elsewhere. `given_up` is as [`requests::observe`] has it.
+pub fn below(base: &BasePath, routes: Router, given_up: &CancellationToken) -> Router {
     if base.is_root() {
         return routes;
     }
@@ -27,7 +28,7 @@ pub fn below(base: &BasePath, routes: Router) -> Router {
     let elsewhere = Router::new()
         .fallback(async || ApiError::new(Code::NotFound, sentence))
         .layer(from_fn(error::render))
-        .layer(from_fn(requests::observe));
+        .layer(from_fn_with_state(given_up.clone(), requests::observe));
     let (base, routes, elsewhere) =
         (base.clone(), TowerToHyperService::new(routes), TowerToHyperService::new(elsewhere));
     Router::new().fallback(async move |mut request: Request| -> Response {

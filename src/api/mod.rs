@@ -156,11 +156,12 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
         from_fn_with_state(state.clone(), callers::note),
         DefaultBodyLimit::max(max_body),
     );
+    let observe = from_fn_with_state(state.given_up.clone(), requests::observe);
     let router = match cors::layer(state.guard.pages()) {
-        Some(cors) => router.layer((from_fn(requests::observe), cors, inner)),
-        None => router.layer((from_fn(requests::observe), inner)),
+        Some(cors) => router.layer((observe, cors, inner)),
+        None => router.layer((observe, inner)),
     };
-    base::below(base, router.with_state(state.clone()))
+    base::below(base, router.with_state(state.clone()), &state.given_up)
         .layer((from_fn_with_state(state, forwarded::note), from_fn(relayed::answer_when_read)))
 }
 

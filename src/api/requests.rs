@@ -9,6 +9,7 @@ use axum::http::{HeaderName, HeaderValue};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use metrics::{SharedString, counter, histogram};
+use tokio_util::sync::CancellationToken;
 use tracing::Instrument;
 use uuid::Uuid;
 
@@ -32,8 +33,9 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 /// The most of a path that is logged: strangers choose it.
 const MAX_LOGGED_PATH_BYTES: usize = 256;
 
-/// Gives the request its id, the caller's when it is fit to be logged, and logs how it ended.
-pub async fn observe(request: Request, next: Next) -> Response {
+/// Gives the request its id, the caller's when it is fit to be logged, and logs how it ended. `given_up` is cancelled when the
+/// stop gives up what runs.
+pub async fn observe(State(given_up): State<CancellationToken>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_fit(id)).cloned().unwrap_or_else(new_id);
     let method = request.method().clone();
@@ -53,7 +55,7 @@ pub async fn observe(request: Request, next: Next) -> Response {
         trace_id = trace.as_ref().map(|trace| tracing::field::display(trace.id()))
     );
     async move {
-        let mut waiting = Waiting { started, is_answered: false };
+        let mut waiting = Waiting { started, given_up, is_answered: false };
         let context = trace.as_ref().and_then(RequestTrace::context);
         let mut response = traces::within(context, next.run(request)).await;
         waiting.is_answered = true;
@@ -96,16 +98,26 @@ fn trace(request: &Request, route: &str) -> Option<RequestTrace> {
 /// The status of nginx's log for a request whose caller did not wait. No answer has it.
 const CALLER_LEFT: u16 = 499;
 
-/// A request that waits for its answer. Dropped before that, its caller has left: it gets its line in the log too.
+/// The status of nginx's log for a request whose connection the server closed without an answer. No answer has it.
+const GIVEN_UP: u16 = 444;
+
+/// A request that waits for its answer. Dropped before that, its caller has left, or the stop has given it up: it gets its
+/// line in the log too.
 struct Waiting {
     started: Instant,
+    given_up: CancellationToken,
     is_answered: bool,
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        if !self.is_answered {
-            let elapsed_ms = self.started.elapsed().as_secs_f64() * 1e3;
+        if self.is_answered {
+            return;
+        }
+        let elapsed_ms = self.started.elapsed().as_secs_f64() * 1e3;
+        if self.given_up.is_cancelled() {
+            tracing::info!(status = GIVEN_UP, elapsed_ms, "the stop gave it up before the answer");
+        } else {
             tracing::info!(status = CALLER_LEFT, elapsed_ms, "the caller left before the answer");
         }
     }

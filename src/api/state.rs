@@ -68,6 +68,8 @@ pub struct Shared {
     pub proxies: Arc<Proxies>,
     /// Cancelled when the server is about to stop, and others should be asked.
     pub leaving: CancellationToken,
+    /// Cancelled when the server gives up what runs, requests included.
+    pub given_up: CancellationToken,
     /// The metrics of the process.
     pub metrics: PrometheusHandle,
     /// When the process started, in Unix seconds.

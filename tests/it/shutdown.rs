@@ -132,6 +132,7 @@ fn a_second_signal_ends_it_at_once_and_it_says_what_was_running() {
         let log = server.process.log();
         assert!(log.contains("second signal: giving up what is running"), "{log}");
         assert!(log.contains("granary: stopped, but not in order: http"), "{log}");
+        assert!(!log.contains("the caller left"), "it is still there: {log}");
     }
 }
 
