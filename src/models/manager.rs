@@ -207,16 +207,19 @@ impl MultiModelManager {
     /// when the caller leaves, so that the record and what is in memory cannot part.
     ///
     /// # Errors
-    /// [`ModelError::NotFound`], [`ModelError::Conflict`] when an inference does not end, or [`ModelError::Ledger`]: then
-    /// nothing has changed. A conflict that is found while the model is being unloaded leaves it disabled.
+    /// [`ModelError::NotFound`] or [`ModelError::Ledger`]: then nothing has changed. [`ModelError::Conflict`] when an inference
+    /// does not end: the model stays in memory, and is disabled all the same.
     pub async fn disable_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
-        entry.check_unload()?;
         let manager = self.clone();
         let work = async move {
             manager.disable_in_turn(&entry).await?;
             manager.unload_entry(&entry).await;
-            entry.check_unload()?;
+            entry.check_unload().map_err(|stuck| {
+                ModelError::Conflict(format!(
+                    "{stuck}. It is disabled from now on and takes no requests; its memory comes back with the next start"
+                ))
+            })?;
             Ok(entry.status())
         };
         self.shutdown.finish("disable", work).await

@@ -27,6 +27,16 @@ fn entry_from(source: ModelSource) -> Entry {
     })
 }
 
+impl Entry {
+    /// Makes it one whose drain does not end, and is known not to.
+    pub(in crate::models) fn get_stuck(&self) {
+        let health = Arc::new(Health::new(Box::new(|| Some(1))));
+        while !health.look_at_batch() {}
+        health.note(Some(Ailment::stuck()));
+        self.state.send_modify(|state| self.enter(state, State::Draining(health)));
+    }
+}
+
 const COOLDOWN: Duration = Duration::from_secs(30);
 
 fn failure(retry_at: Instant) -> Failure {

@@ -58,3 +58,19 @@ async fn nothing_is_recorded_of_a_deleted_model() {
     assert!(matches!(refused, Err(ModelError::NotFound { .. })), "{refused:?}");
     assert_eq!(recorded_as_disabled(&manager).await, [name.clone()]);
 }
+
+#[tokio::test]
+async fn a_stuck_model_is_disabled_though_it_cannot_be_unloaded() {
+    let manager = manager().await;
+    let name = manager.active();
+    let entry = manager.entry(&name).expect("it is known");
+    entry.get_stuck();
+    let refusal = manager.unload_model(&name).await.expect_err("it is stuck").to_string();
+    assert!(refusal.contains("cannot be unloaded") && !refusal.contains("disabled"), "{refusal}");
+    assert!(!entry.status().disabled);
+
+    let refusal = manager.disable_model(&name).await.expect_err("it is stuck").to_string();
+    assert!(refusal.contains("cannot be unloaded") && refusal.contains("It is disabled from now on"), "{refusal}");
+    assert!(matches!(manager.lease(&name).await, Err(ModelError::Disabled { .. })));
+    assert_eq!(recorded_as_disabled(&manager).await, [name]);
+}
