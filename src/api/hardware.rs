@@ -15,7 +15,7 @@ use crate::models::hardware::{Machine, Memory, Ranked, RuntimeFacts};
 pub struct Hardware {
     machine: HardwareMachine,
     runtime: HardwareRuntime,
-    /// The model that `PUT /models/active` with `auto` would take.
+    /// The model that `PUT /models/active` with `auto` would take; null when all are disabled.
     #[schema(example = "all-MiniLM-L6-v2")]
     auto: Option<String>,
     /// The active model.
@@ -82,7 +82,7 @@ pub struct HardwareRuntime {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct RankedModel {
     name: String,
-    /// Whether its files are there or can be fetched, and its vectors have the length that is expected.
+    /// Whether its files are there or can be fetched, its vectors have the length that is expected, and it is not disabled.
     available: bool,
     /// Whether it fits in the memory that models may take.
     fits: bool,

@@ -40,17 +40,18 @@ pub(super) async fn starting_model(
             if let Some(stored) = stored {
                 tracing::warn!(%stored, "the model that was active before is not known any more; another is chosen");
             }
-            let chosen = choose(catalog, selector).await;
+            let chosen = choose(catalog, selector, ledger.disabled_models().await?).await;
             ledger.record_active_model(&chosen).await?;
             Ok(chosen)
         }
     }
 }
 
-async fn choose(catalog: &Catalog, selector: Selector) -> ModelName {
+async fn choose(catalog: &Catalog, selector: Selector, disabled: Vec<ModelName>) -> ModelName {
     let models = catalog.clone();
-    let selection = tokio::task::spawn_blocking(move || selector.survey(models.iter())).await;
-    let best = selection.as_ref().ok().and_then(|selection| selection.best());
+    let selection = tokio::task::spawn_blocking(move || selector.survey(models.iter(), &disabled)).await;
+    // Where all are disabled, one of them is active: it stays disabled.
+    let best = selection.as_ref().ok().and_then(|selection| selection.best().or(selection.ranked.first()));
     if let Some(best) = best {
         announce(best);
         return best.model.clone();

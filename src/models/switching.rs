@@ -41,24 +41,29 @@ impl MultiModelManager {
     /// Never, unless the look itself does.
     pub async fn survey(&self) -> Selection {
         let (selector, models) = (self.selector.clone(), self.list());
-        blocking(move || selector.survey(models.iter().map(|status| status.info.as_ref()))).await
+        let disabled = models.iter().filter(|status| status.disabled).map(|status| status.info.name.clone());
+        let disabled: Vec<ModelName> = disabled.collect();
+        blocking(move || selector.survey(models.iter().map(|status| status.info.as_ref()), &disabled)).await
     }
 
-    /// The model that suits this machine best. Changes nothing.
-    pub async fn auto_select(&self) -> ModelName {
+    /// The model that suits this machine best, of those that the operator has not disabled. Changes nothing.
+    ///
+    /// # Errors
+    /// [`ModelError::Disabled`] when all are.
+    pub async fn auto_select(&self) -> Result<ModelName, ModelError> {
         let selection = self.survey().await;
         // There are always models, and the active one is one of them.
-        let Some(best) = selection.best() else { return self.active() };
+        let Some(best) = selection.best() else { return Err(ModelError::Disabled { name: self.active() }) };
         starting::announce(best);
-        best.model.clone()
+        Ok(best.model.clone())
     }
 
     /// The model that a change of the active one means: as [`Self::resolve`], or by [`Self::auto_select`] for `auto`.
     ///
     /// # Errors
-    /// [`ModelError::NotFound`].
+    /// [`ModelError::NotFound`], or as [`Self::auto_select`].
     pub async fn choose(&self, word: &str) -> Result<ModelName, ModelError> {
-        if word.eq_ignore_ascii_case("auto") { Ok(self.auto_select().await) } else { self.resolve(Some(word)) }
+        if word.eq_ignore_ascii_case("auto") { self.auto_select().await } else { self.resolve(Some(word)) }
     }
 
     async fn switch_to(&self, entry: &Arc<Entry>) -> Result<Switch, ModelError> {

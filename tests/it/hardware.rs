@@ -82,6 +82,36 @@ async fn auto_is_chosen_at_the_first_start_and_stays_until_somebody_chooses_agai
 }
 
 #[tokio::test]
+async fn auto_takes_no_model_that_is_disabled() {
+    // Of size large, it would be the best that is there.
+    let large = format!("{}size = \"large\"\n", entry_of("tiny-cls"));
+    let app = TestApp::start_with(&large).await;
+    let disable = async |app: &TestApp, name: &str| {
+        app.post(&format!("/models/{name}/unload"), json!({"disable": true})).await.ok();
+    };
+    disable(&app, "tiny-cls").await;
+    let app = app.restart_with(&format!("[ai]\nmodel_name = \"auto\"\n{large}")).await;
+    assert_eq!(app.get("/models/active").await.ok()["name"], MINILM, "nor is it at the first start");
+    let hardware = app.get("/hardware").await.ok();
+    assert_eq!(hardware["auto"], MINILM);
+    let refused = of(&hardware, "tiny-cls");
+    assert_eq!(refused["available"], false);
+    assert!(reasons(refused).contains("it is disabled until it is loaded by hand"), "{refused}");
+    assert_eq!(app.put("/models/active", json!({"name": "auto"})).await.ok()["name"], MINILM);
+    assert_eq!(app.get("/models/tiny-cls").await.ok()["disabled"], true);
+
+    for model in app.get("/models").await.ok()["models"].as_array().expect("models") {
+        disable(&app, model["name"].as_str().expect("a name")).await;
+    }
+    let (status, code, detail) = app.put("/models/active", json!({"name": "auto"})).await.problem();
+    assert_eq!((status, code.as_str()), (503, "model_disabled"), "{detail}");
+    assert_eq!(app.get("/hardware").await.ok()["auto"], Value::Null);
+    let active = app.get("/models/active").await.ok();
+    assert_eq!((&active["name"], &active["disabled"]), (&json!(MINILM), &json!(true)));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn the_operator_sets_how_many_cores_are_used_of_those_there_are() {
     for (setting, expected) in [(1, 1..=1), (1024, usable_cores())] {
         let app = TestApp::start_with(&format!("[engine]\ncores = {setting}\n")).await;

@@ -107,7 +107,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         hub,
         memory_budget: app::memory_budget(config),
     };
-    let selection = selector.survey(catalog.iter());
+    let selection = selector.survey(catalog.iter(), &[]);
     let database = if config.grains.enabled {
         let threads = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DoctorError::Start)?;
         Some(threads.block_on(FileState::of(&config.database_path())))

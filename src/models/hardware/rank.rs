@@ -56,6 +56,8 @@ pub struct Candidate {
     pub provider: ProviderWish,
     /// Batches that run at once, where its own entry says.
     pub workers: Option<NonZeroUsize>,
+    /// Whether the operator has disabled it.
+    pub disabled: bool,
 }
 
 /// What decides besides machine and models.
@@ -78,10 +80,13 @@ pub struct RankFacts<'a> {
 pub struct Ranked {
     /// The model.
     pub model: ModelName,
-    /// Whether its files are there, or can be fetched, and its vectors have the length that is expected.
+    /// Whether its files are there, or can be fetched, its vectors have the length that is expected, and it is not disabled.
     pub available: bool,
     /// Why it cannot be had.
     pub obstacle: Option<String>,
+    /// Whether the operator has disabled it, which is an obstacle too.
+    #[serde(skip)]
+    pub disabled: bool,
     /// Whether it fits in the memory that models may take.
     pub fits: bool,
     /// What it is expected to take once it serves; of the GPU's memory where that executes it.
@@ -133,6 +138,7 @@ fn judge(machine: &Machine, model: &Candidate, facts: RankFacts<'_>) -> Ranked {
         model: model.name.clone(),
         available,
         obstacle,
+        disabled: model.disabled,
         fits,
         expected_memory_bytes: cost.memory_bytes,
         provider: cost.provider.provider,
@@ -255,6 +261,9 @@ fn reason_of_files(files: &Files) -> &'static str {
 }
 
 fn obstacle(model: &Candidate, facts: RankFacts<'_>) -> Option<String> {
+    if model.disabled {
+        return Some("it is disabled until it is loaded by hand".to_owned());
+    }
     if let Files::Unusable(reason) = &model.files {
         return Some(format!("its files cannot be used: {reason}"));
     }

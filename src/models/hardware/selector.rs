@@ -8,7 +8,7 @@ use serde::Serialize;
 use super::probe::Machine;
 use super::rank::{Candidate, Files, RankFacts, Ranked, rank};
 use crate::config::EngineConfig;
-use crate::domain::{EncoderSettings, ModelInfo, Provider, Training};
+use crate::domain::{EncoderSettings, ModelInfo, ModelName, Provider, Training};
 use crate::engine::Runtime;
 use crate::models::error::{LoadError, with_causes};
 use crate::models::files;
@@ -56,10 +56,10 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// The model that `auto` takes: the best one; `None` without models.
+    /// The model that `auto` takes: the best one that is not disabled; `None` where all are.
     #[must_use]
     pub fn best(&self) -> Option<&Ranked> {
-        self.ranked.first()
+        self.ranked.iter().find(|model| !model.disabled)
     }
 }
 
@@ -71,9 +71,10 @@ impl Selector {
         Self { runtime_library, engine, cores: loader.cores, dimensions, hub: loader.hub.clone(), memory_budget }
     }
 
-    /// Looks at the machine, the runtime library and each model's files, and ranks the models. Blocks.
+    /// Looks at the machine, the runtime library and each model's files, and ranks the models, of which the operator has
+    /// disabled some. Blocks.
     #[must_use]
-    pub fn survey<'a>(&self, models: impl IntoIterator<Item = &'a ModelInfo>) -> Selection {
+    pub fn survey<'a>(&self, models: impl IntoIterator<Item = &'a ModelInfo>, disabled: &[ModelName]) -> Selection {
         let machine = Machine { cores: self.cores, ..Machine::probe() };
         let runtime =
             Runtime::load(&self.runtime_library).map_err(|error| with_causes(&error)).map(|runtime| RuntimeFacts {
@@ -89,12 +90,12 @@ impl Selector {
             dimensions: self.dimensions.map(NonZeroU32::get),
             memory_budget: self.memory_budget,
         };
-        let candidates: Vec<Candidate> = models.into_iter().map(|info| self.candidate(info)).collect();
+        let candidates: Vec<Candidate> = models.into_iter().map(|info| self.candidate(info, disabled)).collect();
         let ranked = rank(&machine, &candidates, facts);
         Selection { machine, runtime, ranked }
     }
 
-    fn candidate(&self, info: &ModelInfo) -> Candidate {
+    fn candidate(&self, info: &ModelInfo, disabled: &[ModelName]) -> Candidate {
         let read = files::read(&info.source, &self.hub);
         let of_files = read.as_ref().map(|files| files.settings.clone()).unwrap_or_default();
         let settings = info.configured.or(&of_files).or(&info.built_in);
@@ -120,6 +121,7 @@ impl Selector {
             },
             provider: wish(info, self.engine.provider),
             workers: info.workers,
+            disabled: disabled.contains(&info.name),
         }
     }
 }

@@ -59,6 +59,7 @@ fn candidate(name: &str, size: ModelSize, weights_mb: u64, dimensions: u32, max_
         max_tokens: Some(max_tokens),
         provider: ProviderWish { setting: ProviderSetting::Auto, said_by: "`engine.provider`" },
         workers: None,
+        disabled: false,
     }
 }
 
@@ -141,6 +142,15 @@ fn files_that_are_there_come_before_files_to_be_fetched_and_those_before_none() 
     assert_eq!(names(&ranked(&server(), &[missing.clone(), fetchable])), ["nomic", "bge"]);
     // Present, but it does not fit: still better than what cannot be had at all.
     assert_eq!(names(&ranked(&phone(2), &[missing, nomic()])), ["nomic", "bge"]);
+}
+
+#[test]
+fn what_is_disabled_comes_last_and_says_so() {
+    let disabled = Candidate { disabled: true, ..nomic() };
+    let order = ranked(&server(), &[disabled, bge(), minilm()]);
+    assert_eq!(names(&order), ["bge", "minilm", "nomic"]);
+    assert_eq!(order.iter().map(|model| model.available).collect::<Vec<_>>(), [true, true, false]);
+    assert_eq!(order[2].reasons[0], "it is disabled until it is loaded by hand");
 }
 
 #[test]
