@@ -56,7 +56,7 @@ async fn nothing_is_recorded_of_a_deleted_model() {
     entry.set_disabled(true);
     let refused = manager.enable_in_turn(&entry).await;
     assert!(matches!(refused, Err(ModelError::NotFound { .. })), "{refused:?}");
-    assert_eq!(recorded_as_disabled(&manager).await, [name.clone()]);
+    assert_eq!(recorded_as_disabled(&manager).await, std::slice::from_ref(name));
 }
 
 #[tokio::test]
