@@ -186,6 +186,7 @@ impl Grains {
         let began = Instant::now();
         let mut spent = Spent::default();
         let wanted = request.offset + request.limit;
+        let min_score = request.min_score.unwrap_or(f64::NEG_INFINITY);
         let depths = depths_to(wanted, request.mode);
         let (mut found, mut lists, mut spaces) = (Vec::new(), Vec::new(), Vec::new());
         if request.mode != Mode::Lexical {
@@ -227,14 +228,22 @@ impl Grains {
                 }
             }
             let words = words.as_deref().map(|words| &words[..words.len().min(depth)]);
-            let (hits, how) = merge(&found, words, guess);
-            let n_found = hits.len();
+            let (mut hits, how) = merge(&found, words, guess);
             merged = how;
             let raw = raw_scores(&found, words);
+            // Sums of ranks are no cosines: where a search by meaning has nothing else, the raw scores are what is bounded.
+            let is_by_raw = request.mode == Mode::Dense && merged == Merged::Rank;
+            if is_by_raw {
+                hits.retain(|hit| raw.get(&hit.number).is_some_and(|(score, _)| *score >= min_score));
+            }
             let n = depth.min(wanted);
-            extend(&mut ranking, bounded(hits, &request, merged, &raw), &raw, n);
-            // A bound may leave out what stands here and keep what stands deeper: a sum of ranks grows with the depth.
-            if n_found < n {
+            extend(&mut ranking, hits, &raw, n);
+            // As they are shown: deeper lists may have made scores better than that.
+            if !is_by_raw {
+                ranking.truncate(ranking.partition_point(|hit| hit.score >= min_score));
+            }
+            // Deeper lists have nothing more, or nothing that reaches the bound.
+            if ranking.len() < n {
                 break;
             }
         }
@@ -330,23 +339,6 @@ fn extend(ranking: &mut Vec<Ranked>, hits: Vec<Scored>, raw: &HashMap<i64, (f64,
     };
     let n_missing = n.saturating_sub(ranking.len());
     ranking.extend(hits.into_iter().filter(|hit| !known.contains(&hit.number)).take(n_missing).map(place));
-}
-
-/// The hits that reach the least score. Sums of ranks are no cosines: where a search by meaning has nothing else, the raw
-/// scores are what is bounded.
-fn bounded(
-    ranked: Vec<Scored>,
-    request: &SearchRequest,
-    merged: Merged,
-    raw: &HashMap<i64, (f64, Option<&SpaceId>)>,
-) -> Vec<Scored> {
-    let Some(min_score) = request.min_score else { return ranked };
-    let is_by_raw = request.mode == Mode::Dense && merged == Merged::Rank;
-    let score = |hit: &Scored| {
-        let raw = raw.get(&hit.number).filter(|_| is_by_raw);
-        raw.map_or(hit.score, |(score, _)| *score)
-    };
-    ranked.into_iter().filter(|hit| score(hit) >= min_score).collect()
 }
 
 /// Each found grain's own score and where it is from. Spaces come before words: a grain that was found by both shows its

@@ -33,6 +33,11 @@ fn ids(found: &Value) -> Vec<String> {
     hits.iter().map(|hit| hit["grain"]["id"].as_str().expect("an id").to_owned()).collect()
 }
 
+fn scores(found: &Value) -> Vec<f64> {
+    let hits = found["hits"].as_array().unwrap_or_else(|| panic!("no hits: {found}"));
+    hits.iter().map(|hit| hit["score"].as_f64().expect("a score")).collect()
+}
+
 /// The first thousand hits in one page, and in short ones.
 async fn both_ways(app: &Caller, body: &Value) -> (Value, Vec<String>) {
     let whole = search(app, body, 0, LONGEST_PAGE).await;
@@ -46,9 +51,7 @@ async fn both_ways(app: &Caller, body: &Value) -> (Value, Vec<String>) {
 fn assert_one_ranking(whole: &Value, paged: &[String], body: &Value) {
     assert_eq!(paged, ids(whole), "{body}");
     assert_eq!(paged.iter().collect::<HashSet<_>>().len(), paged.len(), "a hit comes twice: {body}");
-    let hits = whole["hits"].as_array().expect("hits");
-    let scores: Vec<f64> = hits.iter().map(|hit| hit["score"].as_f64().expect("a score")).collect();
-    assert!(scores.is_sorted_by(|a, b| a >= b), "best first: {body}");
+    assert!(scores(whole).is_sorted_by(|a, b| a >= b), "best first: {body}");
 }
 
 /// Checks the first hits of a search, a thousand of them at most. Answers how many there are.
@@ -60,8 +63,8 @@ pub async fn assert_pages(app: &Caller, body: &Value) -> usize {
     paged.len()
 }
 
-#[tokio::test]
-async fn pages_of_every_mode_are_parts_of_one_ranking() {
+/// A server with 900 grains, half of which have a word.
+async fn start_with_oats() -> TestApp {
     let app = TestApp::start_with(&with_tiny_and_a_cache(&[])).await;
     let space = app.post("/models/tiny/load", json!({})).await.ok()["space"].clone();
     let mut chance = Chance::seeded(17);
@@ -73,13 +76,36 @@ async fn pages_of_every_mode_are_parts_of_one_ranking() {
     };
     let grains: Vec<Value> = (0..900).map(grain).collect();
     app.post("/grains", json!({"grains": grains})).await.ok();
+    app
+}
+
+#[tokio::test]
+async fn pages_of_every_mode_are_parts_of_one_ranking() {
+    let app = start_with_oats().await;
     for (mode, n_hits) in [("hybrid", 900), ("dense", 900), ("lexical", 450)] {
         let n_found = assert_pages(&app, &json!({"query": "oats", "mode": mode})).await;
         assert_eq!(n_found, n_hits, "{mode}");
     }
-    // Whatever is bounded is as long for every page.
-    let n_found = assert_pages(&app, &json!({"query": "oats", "min_score": 0.009})).await;
-    assert!((201..900).contains(&n_found), "{n_found}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_bounded_search_is_the_unbounded_one_as_far_as_it_reaches_the_bound() {
+    let app = start_with_oats().await;
+    for mode in ["hybrid", "dense", "lexical"] {
+        let whole = search(&app, &json!({"query": "oats", "mode": mode}), 0, LONGEST_PAGE).await;
+        // Fewer than the first lists have, about as many, and more.
+        for at in [30, 150, 250, 440] {
+            let bound = scores(&whole)[at];
+            let n_reach = scores(&whole).iter().filter(|score| **score >= bound).count();
+            let body = json!({"query": "oats", "mode": mode, "min_score": bound});
+            assert_eq!(assert_pages(&app, &body).await, n_reach, "{body}");
+            for limit in [49, 50, 51, 199, 200, 201] {
+                let found = search(&app, &body, 0, limit).await;
+                assert_eq!(ids(&found), ids(&whole)[..n_reach.min(limit)], "{limit} of {body}");
+            }
+        }
+    }
     app.stop().await;
 }
 
