@@ -329,6 +329,38 @@ async fn whole_numbers_are_compared_to_their_last_digit() {
 }
 
 #[tokio::test]
+async fn numbers_of_any_size_are_equal_to_themselves() {
+    let (app, space) = start().await;
+    let numbers = [
+        ("a", "bcd", -4.640_314_894_646_57e-246),
+        ("b", "acd", 2.279_012_170_860_524_3e274),
+        ("c", "abd", -1.5),
+        ("d", "abc", 7.654_927_133_881_691e-231),
+    ];
+    let grain = |(id, _, n): (&str, &str, f64)| json!({"id": id, "attributes": {"n": n}});
+    write(&app, &space, numbers.into_iter().map(grain).collect()).await;
+    for (id, others, n) in numbers {
+        for (condition, expected) in [
+            (json!(n), id),
+            (json!({"any": [n]}), id),
+            (json!({"any": [n, 0.5]}), id),
+            (json!({"all": vec![n; 10]}), id),
+            (json!({"none": [n]}), others),
+            (json!({"none": [n, 0.5]}), others),
+            (json!({"gte": n, "lte": n}), id),
+            (json!({"gt": n, "lte": n}), ""),
+        ] {
+            let filter = json!({"attributes": {"n": condition}});
+            let found = page(&app, &[("filter", &filter.to_string()), ("sort", "id")]).await;
+            assert_eq!(ids(&found).concat(), expected, "{filter}");
+            let counted = app.post("/grains/count", json!({"filter": filter})).await.ok();
+            assert_eq!(counted["count"], expected.len(), "{filter}");
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn filters_pick_grains_by_their_times_and_spaces() {
     let (app, space) = start().await;
     write(&app, &space, vec![json!({"id": "a"}), json!({"id": "b"})]).await;

@@ -264,7 +264,8 @@ fn push_value(query: &mut QueryBuilder<Sqlite>, value: &AttributeValue) {
     match value {
         AttributeValue::Text(text) => query.push_bind(text.clone()),
         AttributeValue::Integer(number) => query.push_bind(*number),
-        AttributeValue::Number(number) => query.push_bind(*number),
+        // Read by the database, as those of grains are: its double of these digits may be another than ours.
+        AttributeValue::Number(_) => query.push("json_extract(").push_bind(json_of(value).to_string()).push(", '$')"),
         AttributeValue::Boolean(yes) => query.push_bind(i64::from(*yes)),
     };
 }
