@@ -76,7 +76,8 @@ pub struct SearchAnswer {
 pub struct HitObject {
     grain: GrainObject,
     /// What hits are ordered by: a cosine, or what would be one in the space that serves most grains; BM25; or the sum of
-    /// reciprocal ranks.
+    /// reciprocal ranks. Never more than that of the hit before: what is only found for later pages may score less than
+    /// that.
     score: f64,
     /// The cosine in its space, or BM25 for a grain that was found by its words only.
     raw_score: f64,
