@@ -141,11 +141,13 @@ async fn a_model_is_registered_survives_a_kill_and_is_deleted() {
 async fn a_model_that_is_deleted_while_it_loads_leaves_nothing_to_the_next_of_its_name() {
     let folder = own_data_dir();
     let (process, url) = serve(folder.path());
+    // The active model has its turn as soon as the server serves, and the other one after it.
+    wait_until_logged(&process, "the model is ready model=tiny").await;
     let post = |path: &str, body: Value| send(client().post(format!("{url}{path}")).json(&body));
     assert_eq!(post("/models", json!({"name": "m", "path": "mine"})).await.status, 201);
     let held = HeldFile::hold(folder.path().join("models/mine/config.json"));
     let delete = async {
-        wait_until_logged(&process, "loading a model").await;
+        wait_until_logged(&process, "loading a model model=m").await;
         assert_eq!(send(client().delete(format!("{url}/models/m"))).await.status, 204);
     };
     let (refused, ()) = tokio::join!(post("/models/m/load", json!({})), delete);
