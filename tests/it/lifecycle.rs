@@ -1,11 +1,10 @@
 //! Models that are disabled, registered, deleted and evicted.
 
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use fs_err::OpenOptions;
-use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
+use rustix::io::{Errno, write};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -31,12 +30,21 @@ impl HeldFile {
     }
 
     /// Waits for who reads it, and gives it what was there.
-    fn let_go(self) {
+    async fn let_go(self) {
         let content = fs_err::read(&self.aside).expect("what was there");
-        let mut other_end = OpenOptions::new().write(true).open(&self.path).expect("somebody reads it");
+        let began = Instant::now();
+        let other_end = loop {
+            match open(&self.path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()) {
+                Err(Errno::NXIO) => {
+                    assert!(began.elapsed() < PATIENCE, "nobody reads `{}`", self.path.display());
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+                opened => break opened.expect("a FIFO"),
+            }
+        };
         // Who opens it from here on has the file again.
         fs_err::rename(&self.aside, &self.path).expect("moved back");
-        other_end.write_all(&content).expect("written");
+        assert_eq!(write(other_end, &content), Ok(content.len()), "it fits into the FIFO");
     }
 }
 
@@ -152,7 +160,7 @@ async fn a_model_that_is_deleted_while_it_loads_leaves_nothing_to_the_next_of_it
     };
     let (refused, ()) = tokio::join!(post("/models/m/load", json!({})), delete);
     assert_eq!(refused.problem().1, "model_not_found");
-    held.let_go();
+    held.let_go().await;
 
     // Its load begins when the one before has ended.
     assert_eq!(post("/models", json!({"name": "m", "path": "tiny"})).await.status, 201);
@@ -177,7 +185,7 @@ async fn a_model_that_is_deleted_while_it_waits_for_its_turn_is_not_loaded() {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         assert_eq!(send(client().delete(format!("{url}/models/waits"))).await.status, 204);
-        held.let_go();
+        held.let_go().await;
     };
     let (refused, ()) = tokio::join!(post("/models/waits/load", json!({})), delete);
     assert_eq!(refused.problem().1, "model_not_found");
