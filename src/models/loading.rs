@@ -173,13 +173,13 @@ impl MultiModelManager {
         let mut others = Others::default();
         for entry in self.every_entry() {
             let Some(health) = entry.health() else { continue };
-            // The weights of one that is being unloaded are not known any more.
-            let least_bytes = entry.loaded().map_or(0, |model| model.facts.least_memory_bytes());
+            // What one takes that is being unloaded is not known any more.
+            let facts = entry.loaded().map(|model| Arc::clone(&model.facts));
             others.n_models += 1;
-            others.least_bytes += least_bytes;
+            others.bytes += facts.as_ref().map_or(0, |facts| facts.memory_bytes);
             if entry.info.pinned || health.is_stuck() {
                 others.n_staying += 1;
-                others.staying_bytes += least_bytes;
+                others.staying_bytes += facts.as_ref().map_or(0, |facts| facts.least_memory_bytes());
             }
         }
         others

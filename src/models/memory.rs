@@ -64,11 +64,11 @@ pub(super) struct Expected {
 pub(super) struct Others {
     /// How many there are.
     pub(super) n_models: usize,
-    /// What they take at least, by the sizes of their weights.
-    pub(super) least_bytes: u64,
+    /// What they took when they were loaded.
+    pub(super) bytes: u64,
     /// How many of them do not go to make room: they are pinned, or stuck.
     pub(super) n_staying: usize,
-    /// What these take at least.
+    /// What these take at least, by the sizes of their weights.
     pub(super) staying_bytes: u64,
 }
 
@@ -88,7 +88,7 @@ pub struct DoesNotFit {
     pub needed_bytes: u64,
     /// Whether that is a guess from the size of its files.
     pub is_estimate: bool,
-    /// What is in use after every model that could go has gone, or would be at least.
+    /// What is in use after every model that could go has gone, or would be as far as that is known.
     pub used_bytes: u64,
     /// What models may take together.
     pub budget_bytes: u64,
@@ -157,13 +157,16 @@ impl Memory {
 
     /// Notes what is in use while the runtime library is loaded and no model is.
     pub(super) fn note_residue(&self) {
+        // What the allocator keeps of requests that have ended is no residue.
+        allocator::give_back();
         self.residue_bytes.fetch_min(self.used_bytes(), Ordering::Relaxed);
     }
 
-    /// What is left in use, at least, when all of these have gone that may go. How much that frees nobody knows before: a
-    /// model takes more than was measured once it has had large batches.
+    /// What is left in use when all of these have gone that may go: the less of what it was without models, and of what is
+    /// in use beside what they took when they were loaded. Both may be too much. Requests that ran at the first load count
+    /// as residue, and a model takes more than was measured once it has had large batches.
     pub(super) fn left_bytes(&self, others: Others) -> u64 {
-        let beside_models = self.used_bytes().saturating_sub(others.least_bytes);
+        let beside_models = self.used_bytes().saturating_sub(others.bytes);
         self.residue_bytes.load(Ordering::Relaxed).min(beside_models).saturating_add(others.staying_bytes)
     }
 
@@ -316,12 +319,12 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn what_is_left_is_never_more_than_it_was_without_models_and_what_stays() {
         let mut memory = memory(BudgetOf::Models, 0);
-        let others = Others { n_models: 2, least_bytes: 1, n_staying: 1, staying_bytes: 5 << 30 };
+        let others = Others { n_models: 2, bytes: 1, n_staying: 1, staying_bytes: 5 << 30 };
         assert!(memory.left_bytes(others) < memory.used_bytes() + (6 << 30), "nothing is known of it");
         memory.residue_bytes = AtomicU64::new(7);
         assert_eq!(memory.left_bytes(Others::default()), 7);
         assert_eq!(memory.left_bytes(others), 7 + (5 << 30));
-        let heavy = Others { least_bytes: 1 << 50, ..others };
+        let heavy = Others { bytes: 1 << 50, ..others };
         assert_eq!(memory.left_bytes(heavy), 5 << 30, "what others take now was not there then");
         memory.note_residue();
         assert_eq!(memory.left_bytes(Others::default()), 7, "it was less before");
