@@ -186,7 +186,9 @@ impl Memory {
 
     /// Forgets a model: another one may get its name.
     pub(super) fn forget(&self, name: &ModelName) {
-        self.measured.lock().remove(name);
+        if self.measured.lock().remove(name).is_some() {
+            gauge!(telemetry::MODEL_MEMORY, "model" => name.to_string()).set(0.0);
+        }
     }
 
     /// Whether a model fits beside what is in use: by what was measured of weights of that size, or else by what is
@@ -342,6 +344,25 @@ mod tests {
         assert_eq!(check(smaller), Ok(()), "its files are others now");
         memory.forget(&name);
         assert_eq!(check(same), Ok(()), "it is another model now");
+    }
+
+    #[test]
+    fn what_a_deleted_model_took_is_not_shown_of_the_next_of_its_name() {
+        let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+        let shows = |value: &str| {
+            let text = recorder.handle().render();
+            text.contains(&format!("granary_model_memory_bytes{{model=\"m\"}} {value}\n"))
+        };
+        metrics::with_local_recorder(&recorder, || {
+            let memory = memory(BudgetOf::Models, u64::MAX);
+            let name = ModelName::parse("m").expect("a name");
+            memory.forget(&name);
+            assert!(!shows("0"), "it was never loaded");
+            memory.record(&name, 1, 77);
+            assert!(shows("77"));
+            memory.forget(&name);
+            assert!(shows("0"));
+        });
     }
 
     #[test]
