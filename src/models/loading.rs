@@ -144,7 +144,9 @@ impl MultiModelManager {
         let grown_bytes = memory::resident_bytes().saturating_sub(before);
         let memory_bytes = grown_bytes.max(model.facts.least_memory_bytes());
         Arc::make_mut(&mut model.facts).memory_bytes = memory_bytes;
-        self.memory.record(&entry.info.name, model.facts.weights_bytes, memory_bytes);
+        if let Ok(_turn) = self.turn_to_record(entry).await {
+            self.memory.record(&entry.info.name, model.facts.weights_bytes, memory_bytes);
+        }
         self.shrink(entry, memory_bytes).await?;
         Ok(model)
     }

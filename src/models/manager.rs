@@ -87,9 +87,9 @@ pub struct MultiModelManager {
     /// One change of the active model or of the catalog at a time, so that the ledger and what is in memory cannot end
     /// on different models. No request waits here.
     pub(super) change_turn: Arc<Semaphore>,
-    /// The same for what is recorded of a model by its name: that it is disabled, and its space. Nothing may be recorded of
-    /// one that is deleted, for its name may be another's. The other turns are kept while a model loads, and whoever
-    /// disables that calls the load off: who has this turn waits for neither of them.
+    /// The same for what is recorded of a model by its name: that it is disabled, its space, and what it takes of memory.
+    /// Nothing may be recorded of one that is deleted, for its name may be another's. The other turns are kept while a model
+    /// loads, and whoever disables that calls the load off: who has this turn waits for neither of them.
     record_turn: Arc<Semaphore>,
     /// Who used each model lately.
     pub(super) callers: Arc<Callers>,

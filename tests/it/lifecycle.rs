@@ -161,12 +161,14 @@ async fn a_model_that_is_deleted_while_it_loads_leaves_nothing_to_the_next_of_it
     let (refused, ()) = tokio::join!(post("/models/m/load", json!({})), delete);
     assert_eq!(refused.problem().1, "model_not_found");
     held.let_go().await;
+    wait_until_logged(&process, "the model was unloaded model=m").await;
+    let metrics = send(client().get(format!("{url}/metrics"))).await.text;
+    let mut shown = metrics.lines().filter(|line| line.starts_with("granary_model_memory_bytes{model=\"m\"}"));
+    assert!(shown.all(|line| line.ends_with(" 0")), "{metrics}");
 
-    // Its load begins when the one before has ended.
     assert_eq!(post("/models", json!({"name": "m", "path": "tiny"})).await.status, 201);
     let model = post("/models/m/load", json!({})).await.ok();
     assert_eq!(model["grain_writes"], json!({"allowed": true, "reason": null}));
-    wait_until_logged(&process, "the model was unloaded").await;
 }
 
 #[tokio::test]
