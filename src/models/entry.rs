@@ -145,6 +145,11 @@ impl Entry {
         self.is_deleted.load(Ordering::SeqCst)
     }
 
+    /// Whether it stays when others need room. One that was deleted goes all the same.
+    pub(super) fn is_pinned(&self) -> bool {
+        self.info.pinned && !self.is_deleted()
+    }
+
     /// Counts the caller among those who wait for the model, until the guard is dropped.
     pub(super) fn wait(&self) -> Waiting<'_> {
         self.n_waiting.fetch_add(1, Ordering::SeqCst);

@@ -179,7 +179,7 @@ impl MultiModelManager {
             let facts = entry.loaded().map(|model| Arc::clone(&model.facts));
             others.n_models += 1;
             others.bytes += facts.as_ref().map_or(0, |facts| facts.memory_bytes);
-            if entry.info.pinned || health.is_stuck() {
+            if entry.is_pinned() || health.is_stuck() {
                 others.n_staying += 1;
                 others.staying_bytes += facts.as_ref().map_or(0, |facts| facts.least_memory_bytes());
             }
@@ -281,7 +281,7 @@ impl MultiModelManager {
                 model: entry,
             })
         };
-        entries.into_iter().filter(|entry| !entry.info.pinned).filter_map(candidate).collect()
+        entries.into_iter().filter(|entry| !entry.is_pinned()).filter_map(candidate).collect()
     }
 
     /// Waits until one of the models that are being unloaded has gone, or is found not to go. Says whether there was one.
@@ -346,7 +346,7 @@ impl MultiModelManager {
             let is_at_rest = |model: Arc<LoadedModel>| {
                 model.leases.is_empty() && !model.health.is_running() && model.last_used().elapsed() >= limit
             };
-            !entry.info.pinned && !entry.is_waited_for() && entry.loaded().is_some_and(is_at_rest)
+            !entry.is_pinned() && !entry.is_waited_for() && entry.loaded().is_some_and(is_at_rest)
         };
         for entry in entries.iter().filter(|entry| !limit.is_zero() && is_idle(entry)) {
             self.evict(entry, eviction::IDLE).await;

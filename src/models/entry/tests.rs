@@ -84,6 +84,16 @@ fn a_disabled_model_is_the_operators_and_a_deleted_one_nobodys() {
 }
 
 #[test]
+fn a_pinned_model_stays_until_it_is_deleted() {
+    let entry = entry();
+    assert!(!entry.is_pinned());
+    let pinned = Entry::new(ModelInfo { pinned: true, ..ModelInfo::clone(&entry.info) });
+    assert!(pinned.is_pinned());
+    pinned.delete();
+    assert!(!pinned.is_pinned());
+}
+
+#[test]
 fn the_metrics_of_a_name_are_of_the_model_that_has_it_now() {
     let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
     let shown = || {
