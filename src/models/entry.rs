@@ -145,6 +145,11 @@ impl Entry {
         self.is_deleted.load(Ordering::SeqCst)
     }
 
+    /// Whether it was deleted and is out of memory: nobody can load it any more.
+    pub(super) fn has_gone(&self) -> bool {
+        self.is_deleted() && matches!(self.status().phase, Phase::Unloaded | Phase::Failed)
+    }
+
     /// Whether it stays when others need room. One that was deleted goes all the same.
     pub(super) fn is_pinned(&self) -> bool {
         self.info.pinned && !self.is_deleted()

@@ -317,7 +317,8 @@ impl MultiModelManager {
     }
 
     /// Unloads models that nobody used for `models.idle_unload`, and idle ones when memory has grown past the budget.
-    /// Begins when grains have said what they take ([`Self::note_memory_of_grains`]): before, it would count as models'.
+    /// Forgets deleted ones that have gone. Begins when grains have said what they take ([`Self::note_memory_of_grains`]):
+    /// before, it would count as models'.
     pub fn watch_memory(&self) {
         let manager = self.clone();
         let soft = self.shutdown.soft().clone();
@@ -328,6 +329,7 @@ impl MultiModelManager {
                     () = soft.cancelled() => return,
                     _ = every.tick() => {}
                 }
+                manager.leaving.write().retain(|entry| !entry.has_gone());
                 if let Some(cache) = &manager.loader.cache {
                     manager.memory.note_cache(cache.size_bytes());
                 }

@@ -69,7 +69,7 @@ pub struct ManagerParts {
 #[derive(Clone)]
 pub struct MultiModelManager {
     pub(super) entries: Arc<RwLock<HashMap<ModelName, Arc<Entry>>>>,
-    /// Models that were deleted and are not out of memory yet.
+    /// Models that were deleted, until they are seen to be out of memory.
     pub(super) leaving: Arc<RwLock<Vec<Arc<Entry>>>>,
     /// Names in the order of the catalog.
     pub(super) order: Arc<RwLock<Vec<ModelName>>>,
@@ -282,14 +282,6 @@ impl MultiModelManager {
         }
     }
 
-    /// Unloads a model that was deleted. One whose inference does not end stays among those that are in memory.
-    pub(super) async fn unload_deleted(&self, entry: &Arc<Entry>) {
-        self.unload_entry(entry).await;
-        if !entry.is_stuck() {
-            self.leaving.write().retain(|leaving| !Arc::ptr_eq(leaving, entry));
-        }
-    }
-
     /// Unloads every model, for the end of the process. What is stuck is left in memory.
     pub async fn unload_all(&self) {
         for entry in self.every_entry() {
@@ -334,7 +326,7 @@ impl MultiModelManager {
         if entry.is_deleted() { Err(self.not_found(entry.info.name.as_str())) } else { Ok(turn) }
     }
 
-    /// The models of the catalog, and those that were deleted and are not out of memory yet, in no order.
+    /// The models of the catalog, and those that were deleted and may be in memory, in no order.
     pub(super) fn every_entry(&self) -> Vec<Arc<Entry>> {
         let (entries, leaving) = (self.entries.read(), self.leaving.read());
         entries.values().chain(leaving.iter()).cloned().collect()

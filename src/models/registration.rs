@@ -147,11 +147,11 @@ impl MultiModelManager {
         // Nobody finds it any more: what is left of it ends with its last request.
         let manager = self.clone();
         let entry = Arc::clone(entry);
-        self.shutdown.spawn("unload", async move { manager.unload_deleted(&entry).await });
+        self.shutdown.spawn("unload", async move { manager.unload_entry(&entry).await });
         Ok(())
     }
 
-    /// Takes a model out of the catalog. Whoever needs its memory still finds it, until it is unloaded.
+    /// Takes a model out of the catalog. Whoever needs its memory still finds it, until it is seen to be unloaded.
     fn take_out(&self, entry: &Arc<Entry>) {
         // Under both locks: it is always in one of them, and never in both.
         let mut entries = self.entries.write();

@@ -74,3 +74,21 @@ async fn a_stuck_model_is_disabled_though_it_cannot_be_unloaded() {
     assert!(matches!(manager.lease(&name).await, Err(ModelError::Disabled { .. })));
     assert_eq!(recorded_as_disabled(&manager).await, [name]);
 }
+
+#[tokio::test]
+async fn a_deleted_model_whose_inference_ends_after_all_is_forgotten() {
+    let manager = manager().await;
+    let entry = manager.entry(&manager.active()).expect("it is known");
+    entry.get_stuck();
+    entry.delete();
+    manager.leaving.write().push(Arc::clone(&entry));
+    assert!(!entry.has_gone(), "it is in memory");
+    manager.watch_memory();
+    entry.finish_drain().expect("it was draining");
+    let forgotten = async {
+        while !manager.leaving.read().is_empty() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), forgotten).await.expect("it has gone");
+}
