@@ -46,6 +46,11 @@ impl Callers {
         known.push(RecentCaller { caller, n_requests: 1, last_seen: now });
     }
 
+    /// Forgets a model's callers: another one may get its name.
+    pub(super) fn forget(&self, model: &ModelName) {
+        self.0.lock().remove(model);
+    }
+
     /// The recent callers of a model, the latest first.
     pub(super) fn recent(&self, model: &ModelName, now: Instant) -> Vec<RecentCaller> {
         let is_recent = |seen: &&RecentCaller| now.saturating_duration_since(seen.last_seen) < RECENT;
@@ -74,5 +79,7 @@ mod tests {
         assert_eq!(first.n_requests, 41);
         assert!(callers.recent(&model, start + RECENT + Duration::from_secs(40)).is_empty());
         assert!(callers.recent(&ModelName::parse("other").expect("a name"), start).is_empty());
+        callers.forget(&model);
+        assert!(callers.recent(&model, start + Duration::from_secs(40)).is_empty());
     }
 }

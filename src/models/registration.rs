@@ -141,6 +141,7 @@ impl MultiModelManager {
         self.ledger.forget_registration(name).await?;
         self.take_out(entry);
         self.memory.forget(name);
+        self.callers.forget(name);
         self.order.write().retain(|known| known != name);
         entry.delete();
         tracing::info!(model = %name, "a registered model was deleted");

@@ -138,6 +138,13 @@ async fn a_model_is_registered_survives_a_kill_and_is_deleted() {
     send(client().put(format!("{url}/models/active")).json(&json!({"name": "tiny"}))).await.ok();
     assert_eq!(delete("mine").await.status, 204);
     assert_eq!(delete("mine").await.problem().1, "model_not_found");
+
+    let body = json!({"name": "mine", "path": "mine"});
+    assert_eq!(send(client().post(format!("{url}/models")).json(&body)).await.status, 201);
+    send(client().put(format!("{url}/models/active")).json(&json!({"name": "mine"}))).await.ok();
+    let switch = send(client().put(format!("{url}/models/active")).json(&json!({"name": "tiny"}))).await.ok();
+    assert_eq!(switch["recent_callers"], json!([]), "they called another model of that name");
+    assert_eq!(delete("mine").await.status, 204);
     assert!(folder.path().join("models/mine/tokenizer.json").is_file(), "files stay");
     drop(process);
 
