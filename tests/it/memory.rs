@@ -3,7 +3,7 @@
 //! Short forms of the benchmark program `soak`. Each runs the binary as a process of its own: in the tests' process
 //! others load models too. Without the session for lone queries, a model takes half.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -12,6 +12,8 @@ use crate::helpers::{MINILM, Process, TINY, cosine, data_dir, send, vectors_of, 
 
 /// What a process may keep beyond a tenth: pools of the allocator that a first cycle need not have filled.
 const SLACK_BYTES: u64 = 8 << 20;
+
+const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Server {
     process: Process,
@@ -187,15 +189,33 @@ async fn a_load_waits_for_the_memory_of_a_model_that_was_deleted() {
     }
     server.post(&format!("/models/{comes}/unload"), json!({})).await;
     let texts: Vec<String> = (0..32).map(|number| format!("{number} {}", "word ".repeat(300))).collect();
-    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    // As long as it is found, so that a request has it when it is deleted.
+    let use_it = async || {
+        loop {
+            let request = crate::helpers::client().post(format!("{}/models/leaver/embed", server.url));
+            let answer = send(request.json(&json!({"inputs": texts}))).await;
+            if answer.status == 404 {
+                return;
+            }
+            answer.ok();
+        }
+    };
+    let is_waited_for = async || {
+        let metrics = send(crate::helpers::client().get(format!("{}/metrics", server.url))).await.text;
+        let mut shown = metrics.lines().filter(|line| line.starts_with("granary_queue_tokens{model=\"leaver\"}"));
+        shown.any(|line| !line.ends_with(" 0"))
+    };
     let change = async {
-        // The request has the model by then. Where it has ended too, there is nothing to wait for.
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        let began = Instant::now();
+        while !is_waited_for().await {
+            assert!(began.elapsed() < PATIENCE, "nobody uses it");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
         let deleted = send(crate::helpers::client().delete(format!("{}/models/leaver", server.url))).await;
         assert_eq!(deleted.status, 204);
         server.post(&format!("/models/{comes}/load"), json!({})).await
     };
-    let (_, loaded) = tokio::join!(server.embed("leaver", &texts), change);
+    let ((), (), loaded) = tokio::join!(use_it(), use_it(), change);
     assert_eq!(loaded["state"], "ready");
 }
 
