@@ -168,3 +168,29 @@ fn known_method(method: &str) -> &'static str {
     const KNOWN: [&str; 7] = ["GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS"];
     KNOWN.into_iter().find(|known| *known == method).unwrap_or("other")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What is logged of a request that is dropped before its answer.
+    fn logged(given_up: CancellationToken) -> String {
+        let log = tempfile::NamedTempFile::new().expect("a temporary file");
+        let file = log.reopen().expect("the same file");
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(file).finish();
+        tracing::subscriber::with_default(subscriber, || {
+            drop(Waiting { started: Instant::now(), given_up, is_answered: false });
+        });
+        fs_err::read_to_string(log.path()).expect("the log")
+    }
+
+    #[test]
+    fn a_request_without_an_answer_was_left_by_its_caller_or_given_up_by_the_stop() {
+        let given_up = CancellationToken::new();
+        let line = logged(given_up.clone());
+        assert!(line.contains("the caller left before the answer status=499"), "{line}");
+        given_up.cancel();
+        let line = logged(given_up);
+        assert!(line.contains("the stop gave it up before the answer status=444"), "{line}");
+    }
+}
