@@ -160,6 +160,12 @@ async fn a_running_server_is_seen_and_its_database_is_left_to_it() {
     assert_eq!(status, 0, "{text}");
     assert!(text.contains("note     database: `granary.db` is in use by process "), "{text}");
     send(client().put(format!("{url}/models/active")).json(&json!({"name": "tiny-cls"}))).await.ok();
+    let auto = async || send(client().get(format!("{url}/hardware"))).await.ok()["auto"].clone();
+    let best = auto().await;
+    let unload = format!("{url}/models/{}/unload", best.as_str().expect("a model"));
+    send(client().post(unload).json(&json!({"disable": true}))).await.ok();
+    let second = auto().await;
+    assert_ne!(second, best);
     process.signal(rustix::process::Signal::TERM);
     assert_eq!(process.wait().code(), Some(0), "{}", process.log());
 
@@ -170,6 +176,7 @@ async fn a_running_server_is_seen_and_its_database_is_left_to_it() {
     );
     let active = &check(&report, "active model")["finding"];
     assert_eq!(active, "`tiny-cls`, which the database remembers: its files are there");
+    assert_eq!(report["auto"], second, "what is disabled is not chosen");
 }
 
 #[test]

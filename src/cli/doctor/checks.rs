@@ -222,15 +222,21 @@ pub(super) fn indexes(folder: &Path, contents: &Contents) -> Vec<Check> {
     contents.spaces.iter().map(check).collect()
 }
 
-/// Whether the model that would be active has its files, and fits.
-pub(super) fn active_model(config: &Config, remembered: Option<&str>, ranked: &[Ranked]) -> Check {
+/// Whether the model that would be active has its files, and fits. `auto` is the one that would be chosen.
+pub(super) fn active_model(
+    config: &Config,
+    remembered: Option<&str>,
+    auto: Option<&Ranked>,
+    ranked: &[Ranked],
+) -> Check {
     const SUBJECT: &str = "active model";
     let called = |name: &str| ranked.iter().find(|model| model.model.as_str().eq_ignore_ascii_case(name));
     let configured = config.ai.model_name.named().map(ModelName::as_str);
     let (model, origin) = match (remembered.and_then(called), configured) {
         (Some(model), _) => (Some(model), "which the database remembers"),
         (None, Some(name)) => (called(name), "by `ai.model_name`"),
-        (None, None) => (ranked.first(), "which `ai.model_name = \"auto\"` would choose"),
+        // Where all are disabled, one of them is active.
+        (None, None) => (auto.or(ranked.first()), "which `ai.model_name = \"auto\"` would choose"),
     };
     let Some(model) = model else {
         return Check::new(SUBJECT, Verdict::Problem, "there are no models");

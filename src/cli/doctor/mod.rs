@@ -123,16 +123,18 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         checks.push(checks::grains(contents));
         checks.extend(checks::indexes(&app::index_folder(&config.database_path()), contents));
     }
-    let remembered = match &database {
-        Some(Ok(FileState::Known { active_model, .. })) => active_model.as_deref(),
-        _ => None,
+    let (remembered, disabled): (Option<&str>, &[String]) = match &database {
+        Some(Ok(FileState::Known { active_model, disabled_models, .. })) => (active_model.as_deref(), disabled_models),
+        _ => (None, &[]),
     };
-    checks.push(checks::active_model(config, remembered, &selection.ranked));
+    let is_disabled = |model: &Ranked| disabled.iter().any(|name| model.model.as_str().eq_ignore_ascii_case(name));
+    let auto = selection.ranked.iter().find(|model| !is_disabled(model));
+    checks.push(checks::active_model(config, remembered, auto, &selection.ranked));
     checks.extend(checks::loaded_at_start(config, &selection.ranked));
     Ok(Report {
         works: checks.iter().all(|check| check.verdict != Verdict::Problem),
         facts,
-        auto: selection.best().map(|best| best.model.clone()),
+        auto: auto.map(|best| best.model.clone()),
         machine: selection.machine,
         checks,
         models: selection.ranked,

@@ -28,6 +28,8 @@ pub enum FileState {
         latest: i64,
         /// The active model that it remembers.
         active_model: Option<String>,
+        /// The models that the operator has disabled.
+        disabled_models: Vec<String>,
         /// What is in it; `None` in a file of an older version.
         contents: Option<Contents>,
     },
@@ -75,13 +77,21 @@ impl FileState {
 async fn look(path: &Path) -> Result<FileState, StoreError> {
     let Some(version) = recognise(path).await?.version() else { return Ok(FileState::Blank) };
     let mut view = View::open(path).await?;
-    // Older files have no such table.
+    // Older files have no such tables.
     let name: Result<Option<String>, _> =
         sqlx::query_scalar("SELECT name FROM active_model").fetch_optional(&mut view.connection).await;
+    let disabled: Result<Vec<String>, _> =
+        sqlx::query_scalar("SELECT name FROM disabled_models").fetch_all(&mut view.connection).await;
     let contents = if version == latest_version() { Some(read(&mut view.connection).await) } else { None };
     view.close().await;
     let contents = contents.transpose().map_err(|source| StoreError::sql("check the database", path, source))?;
-    Ok(FileState::Known { version, latest: latest_version(), active_model: name.ok().flatten(), contents })
+    Ok(FileState::Known {
+        version,
+        latest: latest_version(),
+        active_model: name.ok().flatten(),
+        disabled_models: disabled.unwrap_or_default(),
+        contents,
+    })
 }
 
 async fn read(connection: &mut SqliteConnection) -> Result<Contents, sqlx::Error> {

@@ -27,6 +27,7 @@ async fn every_state_of_a_file_is_told_without_changing_it() {
         version,
         latest,
         active_model: active_model.map(str::to_owned),
+        disabled_models: Vec::new(),
         contents: None,
     };
     write_v1(&path, &old_grains()).await;
