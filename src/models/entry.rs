@@ -295,11 +295,11 @@ impl Entry {
         self.move_to(State::Loading { failure })
     }
 
-    /// Ends a claimed download that was called off.
+    /// Ends a claimed load of a model that nobody is to have: its download was called off, or it was deleted.
     ///
     /// # Errors
     /// When none was under way.
-    pub(super) fn give_up_download(&self) -> Result<(), IllegalMove> {
+    pub(super) fn give_up_load(&self) -> Result<(), IllegalMove> {
         self.move_to(State::Unloaded)
     }
 

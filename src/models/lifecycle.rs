@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// |---------------|----------------------------------------|-------------------------------------------------|
 /// | `unloaded`    | `downloading`, `loading`               | a request or a caller wants it                  |
 /// | `downloading` | `loading`, `failed`, `unloaded`        | its files are there; they cannot be had; given up |
-/// | `loading`     | `ready`, `failed`                      | the runtime has it; the runtime refuses it      |
+/// | `loading`     | `ready`, `failed`, `unloaded`          | the runtime has it; the runtime refuses it; given up |
 /// | `ready`       | `draining`                             | it is to be unloaded                            |
 /// | `draining`    | `unloaded`                             | the last request that leased it has ended       |
 /// | `failed`      | `downloading`, `loading`, `unloaded`   | it is tried again; its failure is forgotten     |
@@ -50,7 +50,7 @@ impl Phase {
         match self {
             Self::Unloaded => &[Self::Downloading, Self::Loading],
             Self::Downloading => &[Self::Loading, Self::Failed, Self::Unloaded],
-            Self::Loading => &[Self::Ready, Self::Failed],
+            Self::Loading => &[Self::Ready, Self::Failed, Self::Unloaded],
             Self::Ready => &[Self::Draining],
             Self::Draining => &[Self::Unloaded],
             Self::Failed => &[Self::Downloading, Self::Loading, Self::Unloaded],

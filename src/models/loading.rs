@@ -16,7 +16,7 @@ use super::entry::{Entry, NextUnload};
 use super::error::{LoadError, with_causes};
 use super::hub::{HubError, Progress};
 use super::ledger::{LedgerError, SpaceRecord};
-use super::lifecycle::{Failure, FailureKind, IllegalMove, Phase};
+use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::memory::{self, Candidate, DoesNotFit, Expected, Others, first_to_go};
@@ -45,7 +45,7 @@ impl MultiModelManager {
         if entry.is_deleted() {
             // Others would have to make room for it.
             tracing::info!(model = %name, "the model was deleted before it was loaded");
-            return report(entry.finish_load(Err(deleted())), name);
+            return report(entry.give_up_load(), name);
         }
         tracing::info!(model = %name, "loading a model");
         let started = Instant::now();
@@ -86,7 +86,7 @@ impl MultiModelManager {
     pub(super) fn gives_up_at_once(&self, entry: &Entry) -> bool {
         let is_too_late = self.shutdown.soft().is_cancelled() && entry.download_cancel().is_some();
         if is_too_late {
-            report(entry.give_up_download(), &entry.info.name);
+            report(entry.give_up_load(), &entry.info.name);
         }
         is_too_late
     }
@@ -120,7 +120,7 @@ impl MultiModelManager {
             }
             Err(HubError::Cancelled) => {
                 tracing::info!(model = %name, "the download was given up; what has come is kept");
-                report(entry.give_up_download(), name);
+                report(entry.give_up_load(), name);
             }
             Err(error) => {
                 counter!(telemetry::MODEL_LOADS, "model" => name.to_string(), "outcome" => "failed").increment(1);
@@ -374,13 +374,6 @@ pub(super) async fn hand_over(entry: &Entry) {
     while entry.is_waited_for() && entry.loaded().is_some() && Instant::now() < deadline {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
-}
-
-/// What nobody reads: who waits for a model learns that it was deleted.
-fn deleted() -> Failure {
-    let now = Instant::now();
-    let reason = "it was deleted".to_owned();
-    Failure { reason, kind: FailureKind::Model, failed_at: now, retry_at: now, permanent: true }
 }
 
 async fn in_background<T: Send + 'static>(
