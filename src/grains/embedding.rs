@@ -90,7 +90,10 @@ impl Grains {
                 Err(error) if atomicity == Atomicity::Each && !is_active && error.pause_before_retry().is_none() => {
                     let refusal = error.refusal();
                     for at in places {
-                        planned[at] = Err(GrainError::Refused(refusal.clone()));
+                        // What is wrong with a text itself stays said of it.
+                        if planned[at].is_ok() {
+                            planned[at] = Err(GrainError::Refused(refusal.clone()));
+                        }
                     }
                 }
                 Err(error) => return Err(error),

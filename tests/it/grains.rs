@@ -357,6 +357,28 @@ async fn a_model_that_some_of_many_name_and_that_cannot_be_used_stops_only_those
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_a_text_is_said_of_it_also_where_others_are_refused_together() {
+    let engine = "[engine]\nauto_truncate = false\nmax_request_tokens = 2000\n";
+    let app = TestApp::start_with(&format!("{engine}{}", with_tiny(&[]))).await;
+    // They are embedded by 256: of the first ones a single text is too long, the others have too many tokens together.
+    let text = |n: usize| match n {
+        3 => "word ".repeat(400),
+        0..256 => "short".to_owned(),
+        _ => "word ".repeat(100),
+    };
+    let grain = |n: usize| json!({"text": text(n), "model": TINY});
+    let sent = json!({"grains": (0..300).map(grain).collect::<Vec<_>>()});
+    let answer = app.post("/grains?partial=true", sent).await.ok();
+    let detail = |n: usize| answer["results"][n]["problem"]["detail"].as_str().unwrap_or_default().to_owned();
+    assert!(detail(3).contains("has 402 tokens"), "{}", detail(3));
+    for n in [0, 255, 256, 299] {
+        assert!(detail(n).contains("a request takes 2000"), "{n}: {}", detail(n));
+    }
+    assert_eq!(count(&app).await, 0);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn put_makes_a_grain_what_it_says_and_doing_it_again_changes_nothing() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let wheat = json!({"text": "Wheat is a grass.", "source": "s", "tags": ["a"], "attributes": {"n": 1}});
