@@ -78,7 +78,13 @@ impl Grains {
                     }
                     by_model.entry(name).or_default().push(at);
                 }
-                Err(error) => *slot = Err(error.into()),
+                Err(error) => {
+                    *slot = Err(error.into());
+                    // Nothing is embedded in vain.
+                    if atomicity == Atomicity::AllOrNothing {
+                        return Ok((Vec::new(), active));
+                    }
+                }
             }
         }
         let mut vectors: HashMap<usize, NewVector> = HashMap::new();

@@ -347,7 +347,10 @@ async fn a_model_that_some_of_many_name_and_that_cannot_be_used_stops_only_those
     assert_eq!(said, expected, "{answer}");
     assert_eq!(count(&app).await, 2);
 
-    // Together none of them is written, and the active model is everybody's.
+    // Together none of them is written: for a name that no model has, whatever others would meet. The active model is
+    // everybody's.
+    let unknown = json!({"grains": [sent["grains"][1], {"text": "x", "model": "nobody"}]});
+    refused(&app.post("/grains", unknown).await, 404, "model_not_found", "`grains[1]`: no model is called `nobody`");
     assert_eq!(app.post("/grains", json!({"grains": [{"text": "x"}, sent["grains"][2]]})).await.status.as_u16(), 503);
     app.post("/models/tiny/unload", json!({"disable": true})).await.ok();
     let all = app.post("/grains?partial=true", json!({"grains": [{"text": "x"}, {"text": "y"}]})).await;
