@@ -92,13 +92,15 @@ impl Grains {
             let is_active = active.as_ref() == Some(&name);
             match self.embed_places(planned, &places, &name, (atomicity, priority)).await {
                 Ok(made) => vectors.extend(made),
-                // A model that only some of them name is their matter, unless it is worth waiting for.
+                // A model that only some of them name is their matter, unless all may be sent again in a moment.
                 Err(error) if atomicity == Atomicity::Each && !is_active && error.pause_before_retry().is_none() => {
                     let refusal = error.refusal();
+                    let mut first = Some(error);
                     for at in places {
                         // What is wrong with a text itself stays said of it.
                         if planned[at].is_ok() {
-                            planned[at] = Err(GrainError::Refused(refusal.clone()));
+                            let again = || GrainError::Refused(refusal.clone());
+                            planned[at] = Err(first.take().unwrap_or_else(again));
                         }
                     }
                 }

@@ -170,7 +170,7 @@ pub enum GrainError {
         /// How many there were.
         found: u64,
     },
-    /// One reason stands against several grains, and is told of each.
+    /// One reason stands against several grains, and is told of each: the first of them has the error itself.
     #[error("{}", .0.message)]
     Refused(Refusal),
     /// A model.
@@ -212,6 +212,25 @@ impl GrainError {
         match self {
             Self::Model(error) => error.pause_before_retry(),
             _ => None,
+        }
+    }
+
+    /// Whether nothing is wrong with what is written: a model or the database is not to be had, and may be later.
+    #[must_use]
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Store(_) | Self::Ledger(_) | Self::Model(ModelError::GrainWrites { .. }) => true,
+            Self::Model(error) => matches!(
+                RefusalKind::of_model(error),
+                RefusalKind::ModelLoading
+                    | RefusalKind::ModelDisabled
+                    | RefusalKind::ModelFailed
+                    | RefusalKind::MemoryBudget
+                    | RefusalKind::DiskFull
+                    | RefusalKind::Overloaded
+                    | RefusalKind::Unavailable
+            ),
+            _ => false,
         }
     }
 

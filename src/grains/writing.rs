@@ -28,7 +28,7 @@ impl Grains {
     /// # Errors
     /// The first reason that one of them cannot be written, if all depend on each other: then nothing was written. Else
     /// only what concerns all of them: the active model, one that others ask too much of or that is still loading, the
-    /// database.
+    /// database. With a token, whose answer is kept, also the first reason against one of them that may pass.
     pub async fn create(
         &self,
         drafts: Vec<Draft>,
@@ -66,6 +66,13 @@ impl Grains {
             let (changes, active) = self.embed(&mut planned, atomicity, Priority::Interactive).await?;
             if atomicity == Atomicity::AllOrNothing && planned.iter().any(Result::is_err) {
                 continue;
+            }
+            // Kept with the answer, it would outlast what it is about.
+            if token.is_some()
+                && let Some(at) = planned.iter().position(|plan| plan.as_ref().is_err_and(GrainError::may_pass))
+                && let Err(error) = planned.swap_remove(at)
+            {
+                return Err(among(at, error));
             }
             let refused: Vec<Option<Refusal>> =
                 planned.iter().map(|plan| plan.as_ref().err().map(GrainError::refusal)).collect();

@@ -594,6 +594,41 @@ async fn a_request_with_an_idempotency_key_is_carried_out_once() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn what_may_pass_is_not_kept_as_the_answer_to_an_idempotency_key() {
+    let other = "tiny-cls";
+    let app = TestApp::start_with(&with_tiny(&[other])).await;
+    let space = space_of(&app, other).await;
+    let post = async |key: &str, body: &Value| {
+        with_header(&app, Method::POST, "/grains?partial=true", ("idempotency-key", key), body.clone()).await
+    };
+    let named = json!({"grains": [
+        {"text": "of the active model"}, {"text": ""}, {"text": "one", "model": other}, {"text": "two", "model": other},
+    ]});
+    let verified = json!({"grains": [
+        {"text": "of the active model"}, {"text": "a", "vector": vec![1.0; 32], "space": space, "verify": true},
+    ]});
+    app.post(&format!("/models/{other}/unload"), json!({"disable": true})).await.ok();
+    for (key, body, sentence) in [
+        ("named", &named, "`grains[2]`: `tiny-cls` is disabled"),
+        ("verified", &verified, "`grains[1]`: `tiny-cls` is disabled"),
+    ] {
+        let answer = post(key, body).await;
+        refused(&answer, 503, "model_disabled", sentence);
+        assert_eq!(answer.header("retry-after"), "60");
+        assert_eq!(count(&app).await, 0, "none is written");
+    }
+    app.post(&format!("/models/{other}/load"), json!({})).await.ok();
+    let answer = post("named", &named).await.ok();
+    let results = answer["results"].as_array().expect("results");
+    let statuses: Vec<&Value> = results.iter().map(|result| &result["status"]).collect();
+    assert_eq!(statuses, [&json!(201), &json!(400), &json!(201), &json!(201)], "{answer}");
+    // What does not pass is kept.
+    assert_eq!(post("named", &named).await.ok(), answer);
+    assert_eq!(count(&app).await, 3);
+    app.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_request_that_is_sent_many_times_at_once_is_carried_out_once() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
