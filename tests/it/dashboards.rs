@@ -292,6 +292,15 @@ async fn after_traffic(url: &str) -> String {
     }
 }
 
+#[test]
+fn the_alert_for_slow_answers_knows_a_models_own_address_with_its_slash_too() {
+    let metrics: Vec<_> = queries_of_rules().iter().flat_map(|query| named(&query.expression).metrics).collect();
+    let slow = metrics.iter().find(|(metric, _)| metric == "granary_http_request_duration_seconds_bucket");
+    let (_, matchers) = slow.expect("the alert");
+    let routes = matchers.iter().find(|matcher| matcher.label == "route").expect("its routes");
+    assert!(routes.value.split('|').any(|route| route == "/models/{name}/?"), "{}", routes.value);
+}
+
 #[tokio::test]
 async fn every_panel_and_every_alert_finds_its_metrics_and_labels() {
     let keys = with_keys(&[
