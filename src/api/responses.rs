@@ -55,7 +55,11 @@ pub struct Conflict(ProblemBody);
 #[response(
     status = 507,
     description = "There is no room: in memory for the model, or on the disk",
-    content_type = "application/problem+json"
+    content_type = "application/problem+json",
+    headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+    )
 )]
 #[allow(dead_code, reason = "utoipa reads the field")]
 pub struct NoRoom(ProblemBody);
@@ -81,45 +85,57 @@ pub enum NativeBodyErrors {
     Invalid(ProblemBody),
 }
 
-/// What a TEI route without a body can answer besides its success.
-#[derive(IntoResponses)]
-#[allow(dead_code, reason = "utoipa reads the variants")]
-pub enum TeiErrors {
-    /// The server needs a key, and none was sent or it is not known.
-    #[response(status = 401, headers(
-        ("www-authenticate" = String, description = "`Bearer`"),
-    ))]
-    Unauthorized(TeiError),
-    /// The key does not have the scope; or, without keys, a page of another origin sent the request.
-    #[response(status = 403)]
-    Forbidden(TeiError),
-    /// No model has this name.
-    #[response(status = 404)]
-    UnknownModel(TeiError),
-    /// The path has other methods.
-    #[response(status = 405)]
-    MethodNotAllowed(TeiError),
-    /// The `Host` header names another server.
-    #[response(status = 421)]
-    Misdirected(TeiError),
-    /// The server is answering as many requests as it may, or the key's rate is used up.
-    #[response(status = 429, headers(
-        ("retry-after" = u64, description = "Seconds until the next request is taken"),
-    ))]
-    RateExceeded(TeiError),
-    /// A bug.
-    #[response(status = 500)]
-    Internal(TeiError),
-    /// The model is loading, disabled or cannot be loaded, or the request took too long.
-    #[response(status = 503, headers(
-        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
-        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
-    ))]
-    Unavailable(TeiError),
-    /// There is no room in memory for the model.
-    #[response(status = 507)]
-    NoRoom(TeiError),
+/// The errors of a family without a media type of their own, in the body that it has for them.
+#[rustfmt::skip]
+macro_rules! family_errors {
+    ($name:ident, $body:ident) => {
+        /// What a route of this family without a body can answer besides its success.
+        #[derive(IntoResponses)]
+        #[allow(dead_code, reason = "utoipa reads the variants")]
+        pub enum $name {
+            /// The server needs a key, and none was sent or it is not known.
+            #[response(status = 401, headers(
+                ("www-authenticate" = String, description = "`Bearer`"),
+            ))]
+            Unauthorized($body),
+            /// The key does not have the scope; or, without keys, a page of another origin sent the request.
+            #[response(status = 403)]
+            Forbidden($body),
+            /// No model has this name or alias.
+            #[response(status = 404)]
+            UnknownModel($body),
+            /// The path has other methods.
+            #[response(status = 405)]
+            MethodNotAllowed($body),
+            /// The `Host` header names another server.
+            #[response(status = 421)]
+            Misdirected($body),
+            /// The server is answering as many requests as it may, or the key's rate is used up.
+            #[response(status = 429, headers(
+                ("retry-after" = u64, description = "Seconds until the next request is taken"),
+            ))]
+            RateExceeded($body),
+            /// A bug.
+            #[response(status = 500)]
+            Internal($body),
+            /// The model is loading, disabled or cannot be loaded, or the request took too long.
+            #[response(status = 503, headers(
+                ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+                ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+            ))]
+            Unavailable($body),
+            /// There is no room in memory for the model.
+            #[response(status = 507, headers(
+                ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+                ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+            ))]
+            NoRoom($body),
+        }
+    };
 }
+
+family_errors!(TeiErrors, TeiError);
+family_errors!(OpenAiErrors, OpenAiError);
 
 /// What a body can get wrong on TEI's routes.
 #[derive(IntoResponses)]
@@ -146,46 +162,6 @@ pub enum TeiBodyErrors {
     /// The model's queue is full, the server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
     Overloaded(TeiError),
-}
-
-/// What an OpenAI route without a body can answer besides its success.
-#[derive(IntoResponses)]
-#[allow(dead_code, reason = "utoipa reads the variants")]
-pub enum OpenAiErrors {
-    /// The server needs a key, and none was sent or it is not known.
-    #[response(status = 401, headers(
-        ("www-authenticate" = String, description = "`Bearer`"),
-    ))]
-    Unauthorized(OpenAiError),
-    /// The key does not have the scope; or, without keys, a page of another origin sent the request.
-    #[response(status = 403)]
-    Forbidden(OpenAiError),
-    /// No model has this name or alias.
-    #[response(status = 404)]
-    UnknownModel(OpenAiError),
-    /// The path has other methods.
-    #[response(status = 405)]
-    MethodNotAllowed(OpenAiError),
-    /// The `Host` header names another server.
-    #[response(status = 421)]
-    Misdirected(OpenAiError),
-    /// The server is answering as many requests as it may, or the key's rate is used up.
-    #[response(status = 429, headers(
-        ("retry-after" = u64, description = "Seconds until the next request is taken"),
-    ))]
-    RateExceeded(OpenAiError),
-    /// A bug.
-    #[response(status = 500)]
-    Internal(OpenAiError),
-    /// The model is loading, disabled or cannot be loaded (`x-should-retry: false`), or the request took too long.
-    #[response(status = 503, headers(
-        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
-        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
-    ))]
-    Unavailable(OpenAiError),
-    /// There is no room in memory for the model.
-    #[response(status = 507)]
-    NoRoom(OpenAiError),
 }
 
 /// What a body can get wrong on OpenAI's routes.

@@ -177,7 +177,10 @@ pub enum WriteErrors {
     ))]
     Overloaded(ProblemBody),
     /// The disk is full, or there is no room for the model.
-    #[response(status = 507, content_type = "application/problem+json")]
+    #[response(status = 507, content_type = "application/problem+json", headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+    ))]
     NoRoom(ProblemBody),
 }
 
