@@ -268,7 +268,8 @@ pub(super) fn shortened(text: &str) -> String {
     }
 }
 
-/// Why a query was not read: a parameter stands in it twice, or the one that is no mere text is not what it takes.
+/// Why a query was not read. Either a parameter stands in it twice, or `param` has a value that it does not take, and
+/// `sentence` says which it does: no other one can be wrong here, since the others are read as any text.
 #[must_use]
 pub fn query_error(rejected: &QueryRejected, param: &str, sentence: &str) -> ApiError {
     let text = rejected.body_text();
