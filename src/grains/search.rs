@@ -232,6 +232,7 @@ impl Grains {
             merged = how;
             let raw = raw_scores(&found, words);
             // Sums of ranks are no cosines: where a search by meaning has nothing else, the raw scores are what is bounded.
+            // No deeper list changes the order that is left then: each grain is in one list, and has the score of its rank.
             let is_by_raw = request.mode == Mode::Dense && merged == Merged::Rank;
             if is_by_raw {
                 hits.retain(|hit| raw.get(&hit.number).is_some_and(|(score, _)| *score >= min_score));
