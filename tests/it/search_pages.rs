@@ -138,3 +138,33 @@ async fn pages_of_two_spaces_are_parts_of_one_ranking() {
     }
     app.stop().await;
 }
+
+#[tokio::test]
+async fn pages_of_a_bounded_search_that_was_fused_by_rank_are_parts_of_one_ranking() {
+    let other = "tiny-cls";
+    let app = TestApp::start_with(&with_tiny_and_a_cache(&[other])).await;
+    // One grain less than there have to be anchors, and more in the greater space than the first lists have.
+    let grain = |n: usize| {
+        let model = if n.is_multiple_of(3) { other } else { TINY };
+        json!({"id": n.to_string(), "text": format!("{}barley {n}", "oats ".repeat(n % 19)), "model": model})
+    };
+    app.post("/grains", json!({"grains": (0..199).map(grain).collect::<Vec<_>>()})).await.ok();
+    let whole = search(&app, &json!({"query": "oats", "mode": "dense"}), 0, LONGEST_PAGE).await;
+    assert_eq!((ids(&whole).len(), &whole["merged"]), (199, &json!("rank")));
+    let raw = |hit: &Value| hit["raw_score"].as_f64().expect("a raw score");
+    let hits = whole["hits"].as_array().expect("hits");
+    let mut cosines: Vec<f64> = hits.iter().map(raw).collect();
+    cosines.sort_by(f64::total_cmp);
+    for range in [20..40, 60..80, 110..130] {
+        // Between two, so that rounding decides nothing.
+        let at = range.max_by(|a, b| (cosines[*a] - cosines[a - 1]).total_cmp(&(cosines[*b] - cosines[b - 1])));
+        let at = at.expect("some");
+        let bound = f64::midpoint(cosines[at - 1], cosines[at]);
+        let body = json!({"query": "oats", "mode": "dense", "min_score": bound});
+        let reaching: Vec<&str> =
+            hits.iter().filter(|hit| raw(hit) >= bound).filter_map(|hit| hit["grain"]["id"].as_str()).collect();
+        assert_eq!(assert_pages(&app, &body).await, reaching.len(), "{body}");
+        assert_eq!(ids(&search(&app, &body, 0, LONGEST_PAGE).await), reaching, "{body}");
+    }
+    app.stop().await;
+}
