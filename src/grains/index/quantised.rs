@@ -39,6 +39,10 @@ const ENCODED_AT_ONCE: usize = 4096;
 /// | 1,000,000 in 10,000 clusters | 0.851 | 0.9955 | 1 | 1 | 1 | 1 |
 /// | 40,000 of all-MiniLM-L6-v2, of package descriptions | 0.954 | 1 | 1 | 1 | 1 | 1 |
 ///
+/// Of 100,000 vectors without clusters, whose mean cosine is 0.8, 100 candidates have 0.982 of the nearest 10, with 0.9
+/// 0.844, with 0.95 0.519 (Zen 3); in clusters of 50 all of them. Comparing up to 4,000 wherever codes leave it open finds
+/// 0.999, 0.998 and 0.990, in 20 to 40 times the time.
+///
 /// More than the codes themselves need, because the scan looks at one bit a dimension first and keeps 20 for each
 /// candidate that is asked for: where clusters are small, the nearest are no nearer by that bit than many others. 100
 /// reads cost 0.1 ms.
@@ -52,12 +56,7 @@ const CANDIDATES_PER_HIT: usize = 3;
 ///
 /// Measured by `benches/index` at a million vectors of 384 dimensions, files in the page cache: reading 1,000 takes
 /// 0.8 ms, 2,000 1.6 ms, 4,000 3.4 ms and 8,000 8 ms; scanning the codes of 10,000 listed ones takes 5 ms.
-///
-/// So many candidates are compared, too, where the first ones leave it open whether they have the nearest.
 const MAX_READ: usize = 4_000;
-
-/// So many times as far as codes are wrong, in the root mean square, must the last candidate be behind the last hit.
-const ERRORS_BEHIND: f32 = 2.0;
 
 /// The codes and vectors of all slots.
 #[derive(Debug)]
@@ -132,7 +131,9 @@ impl QuantisedScan {
 
     /// The nearest among all that are served.
     pub(super) fn nearest(&self, query: &[f32], n: usize, slots: &Slots) -> Result<Vec<Scored>, IndexError> {
-        self.nearest_by_codes(query, n, served_mask(slots), slots)
+        let candidates = self.scan(query, n_candidates(n), served_mask(slots))?;
+        let candidates = candidates.into_iter().map(|(slot, _)| slot).collect();
+        Ok(ranking::nearest(self.score(query, candidates, slots)?, n))
     }
 
     /// The nearest among these slots, ascending and served.
@@ -143,40 +144,17 @@ impl QuantisedScan {
         among: Vec<usize>,
         slots: &Slots,
     ) -> Result<Vec<Scored>, IndexError> {
-        if among.len() <= MAX_READ.max(n_candidates(n)) {
-            return Ok(ranking::nearest(self.score(query, among, slots)?, n));
-        }
-        let mut mask = vec![false; slots.len()];
-        for slot in among {
-            mask[slot] = true;
-        }
-        self.nearest_by_codes(query, n, Some(&mask), slots)
-    }
-
-    /// The nearest of the candidates that codes find. Vectors may be so much alike that codes hardly tell them apart:
-    /// unless the last hit is better than the last candidate by more than codes are wrong, more candidates are compared.
-    fn nearest_by_codes(
-        &self,
-        query: &[f32],
-        n: usize,
-        mask: Option<&[bool]>,
-        slots: &Slots,
-    ) -> Result<Vec<Scored>, IndexError> {
-        let mut n_compared = n_candidates(n);
-        loop {
-            let mut candidates = self.scan(query, n_compared, mask)?;
-            let last = candidates.last().map_or(f32::NEG_INFINITY, |&(_, estimate)| estimate);
-            candidates.sort_unstable_by_key(|&(slot, _)| slot);
-            let scored = self.score(query, candidates.iter().map(|&(slot, _)| slot).collect(), slots)?;
-            let squares = candidates.iter().zip(&scored).map(|((_, estimate), exact)| (estimate - exact.score).powi(2));
-            let error = (squares.sum::<f32>() / scored.len() as f32).sqrt();
-            let hits = ranking::nearest(scored, n);
-            let is_clear = hits.last().is_none_or(|hit| last + ERRORS_BEHIND * error <= hit.score);
-            if is_clear || candidates.len() < n_compared || n_compared >= MAX_READ {
-                return Ok(hits);
+        let compared = if among.len() <= MAX_READ.max(n_candidates(n)) {
+            among
+        } else {
+            let mut mask = vec![false; slots.len()];
+            for slot in among {
+                mask[slot] = true;
             }
-            n_compared = MAX_READ;
-        }
+            let candidates = self.scan(query, n_candidates(n), Some(&mask))?;
+            candidates.into_iter().map(|(slot, _)| slot).collect()
+        };
+        Ok(ranking::nearest(self.score(query, compared, slots)?, n))
     }
 
     /// The best by their codes alone.

@@ -126,27 +126,6 @@ fn a_large_space_is_searched_almost_exactly() {
 }
 
 #[test]
-fn vectors_that_are_nearly_all_alike_are_told_apart() {
-    let folder = tempfile::tempdir().expect("a folder");
-    let mut random = Random(9);
-    // The mean cosine of two is 0.99.
-    let mut alike = || unit((0..64).map(|_| 3.0 + 0.3 * random.normal()).collect());
-    let vectors: Vec<Vec<f32>> = (0..9_000).map(|_| alike()).collect();
-    let index = index_of(&vectors, options(folder.path(), 64, 1_000));
-    let most: Vec<i64> = (1..=9_000).filter(|number| number % 3 != 0).collect();
-    let (mut of_all, mut of_most) = (0.0, 0.0);
-    for _ in 0..20 {
-        let query = alike();
-        let all = index.nearest(&query, 10).expect("searched");
-        of_all += recall(&all, &brute_force(&query, (1..).zip(&vectors), 10));
-        let among = index.nearest_among(&query, &most, 10).expect("searched");
-        of_most += recall(&among, &brute_force(&query, (1..).zip(&vectors).filter(|(n, _)| n % 3 != 0), 10));
-    }
-    assert!(of_all / 20.0 >= 0.95, "recall of all: {}", of_all / 20.0);
-    assert!(of_most / 20.0 >= 0.95, "recall of two thirds: {}", of_most / 20.0);
-}
-
-#[test]
 fn lengths_that_are_no_multiple_of_8_are_quantised_too() {
     for dimensions in [1, 3, 13, 30] {
         let folder = tempfile::tempdir().expect("a folder");
