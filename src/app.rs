@@ -34,15 +34,14 @@ use crate::engine::{self, CpuFeatures};
 use crate::grains::store::sqlite::beside;
 use crate::grains::store::{OpenOptions, SqliteStore};
 use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
-use crate::models::error::with_causes;
 use crate::models::hub::{self, Hub, HubSettings};
 use crate::models::{
     BudgetOf, Catalog, EmbeddingCache, Ledger, Loader, ManagerParts, ModelError, MultiModelManager, Timing,
     VolatileLedger, hardware,
 };
 use crate::shutdown::{Drained, Shutdown};
-use crate::telemetry;
 use crate::telemetry::traces::{Traces, TracesError, TracesSetup};
+use crate::telemetry::{self, with_causes};
 
 /// The step of the stop that may not end by itself: a batch that nobody waits for any more may be one that does not end.
 const UNLOADING: &str = "unloading the models";

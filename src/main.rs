@@ -7,9 +7,9 @@ use clap::Parser;
 use granary::cli::{Cli, Command, Failure, ServeArgs};
 use granary::config::{Config, LogFormat};
 use granary::grains::index;
-use granary::models::error::with_causes;
 use granary::models::hardware;
 use granary::shutdown::{self, Shutdown, Signals};
+use granary::telemetry::with_causes;
 use granary::{allocator, app, cli, telemetry};
 
 fn main() -> ExitCode {

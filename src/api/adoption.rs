@@ -13,7 +13,7 @@ use super::grains::{Kept, ndjson};
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::change::{AdoptError, AdoptRequest, Adoption, AdoptionCount, adopt};
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// What is to be adopted. Everything may be left out.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]

@@ -20,7 +20,7 @@ use super::state::AppState;
 use crate::change::compare::{
     self, CompareError, CompareRequest, DEFAULT_DEPTH, DEFAULT_SAMPLE, MAX_DEPTH, MAX_QUERIES, MAX_SAMPLE,
 };
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// A browser that shows a report runs nothing and fetches nothing.
 const REPORT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";

@@ -16,10 +16,9 @@ pub use super::code::{Code, Family};
 use crate::engine::EngineError;
 use crate::grains::store::StoreError;
 use crate::grains::{Refusal, RefusalKind};
-use crate::models::error::with_causes;
 use crate::models::lifecycle::FailureKind;
 use crate::models::{LedgerError, ModelError};
-use crate::telemetry;
+use crate::telemetry::{self, with_causes};
 
 /// Tells OpenAI's clients whether to try again, whatever the status says.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");

@@ -19,7 +19,7 @@ use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, Unknown
 use super::state::AppState;
 use crate::change::{ReembedError, ReembedRequest, ReembeddingStatus, Reembeddings};
 use crate::domain::{Filter, Reembedding, ReembeddingFailure, ReembeddingId, SpaceCondition};
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// Failures that are shown of a job.
 const MAX_FAILURES: u32 = 1_000;

@@ -16,7 +16,7 @@ use super::grains::Kept;
 use super::responses::NativeErrors;
 use super::state::AppState;
 use crate::grains::{Snapshot, SnapshotError, SnapshotName};
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// A whole copy of the database.
 #[derive(Clone, Debug, Serialize, ToSchema)]

@@ -12,9 +12,9 @@ use crate::domain::vector::cosine;
 use crate::domain::{ModelName, Origin, Provenance, SpaceId};
 use crate::grains::store::{NewVector, Numbered, ProvenVector};
 use crate::grains::{GrainError, Grains};
-use crate::models::error::with_causes;
 use crate::models::standing::LEAST_COSINE;
 use crate::models::{Lease, ModelError, ModelStatus, MultiModelManager};
+use crate::telemetry::with_causes;
 
 /// Grains that are read, embedded and written at once.
 const BATCH: u32 = 256;

@@ -9,9 +9,9 @@ use super::service::MAX_IMPORTS;
 use super::store::StoreError;
 use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, ReembeddingId, SpaceId};
 use crate::engine::EngineError;
-use crate::models::error::with_causes;
 use crate::models::lifecycle::FailureKind;
 use crate::models::{LedgerError, ModelError};
+use crate::telemetry::with_causes;
 
 /// Why something with grains was not done.
 #[derive(Debug, thiserror::Error)]

@@ -21,9 +21,8 @@ use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceInde
 use super::store::{GrainStore, Identity, NewVector, Scored, TextFate};
 use super::vector::unit;
 use crate::domain::SpaceId;
-use crate::models::error::with_causes;
 use crate::shutdown::blocking;
-use crate::telemetry;
+use crate::telemetry::{self, with_causes};
 
 pub use self::making::check_saved;
 

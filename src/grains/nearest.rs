@@ -17,8 +17,8 @@ use super::vector::{checked, unit};
 use crate::domain::{Filter, ModelName, SpaceCondition, SpaceId};
 use crate::engine::EngineError;
 use crate::models::ModelError;
-use crate::models::error::with_causes;
 use crate::telemetry::traces::part;
+use crate::telemetry::with_causes;
 
 /// The most grains that a filter may leave for each of them to be compared.
 const EXACT_UNDER_FILTER: u32 = 2_000;

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::service::Grains;
 use super::store::StoreError;
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 const STAMP: &[FormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
 

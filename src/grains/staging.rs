@@ -20,7 +20,7 @@ use crate::domain::{
     Filter, InputType, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
 };
 use crate::engine::Priority;
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// The re-embedding that writes help, if one runs.
 #[derive(Clone, Default)]

@@ -190,19 +190,6 @@ impl LoadError {
     }
 }
 
-/// An error and its causes as one sentence.
-#[must_use]
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut sentence = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentence.push_str(": ");
-        sentence.push_str(&error.to_string());
-        cause = error.source();
-    }
-    sentence
-}
-
 fn seconds(duration: &Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
 }

@@ -8,10 +8,11 @@ use std::sync::Arc;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::error::{ModelError, with_causes};
+use super::error::ModelError;
 use super::standing::LEAST_COSINE;
 use crate::domain::ModelName;
 use crate::engine::{EngineError, OldestBatch};
+use crate::telemetry::with_causes;
 
 /// Looks in a row at the same batch, 30 s apart: no text takes so long. They are counted, and not the time, because a
 /// process that was stopped meanwhile has looked but once.

@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::cache::EmbeddingCache;
 use super::counts::Counts;
-use super::error::{LoadError, with_causes};
+use super::error::LoadError;
 use super::files;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::ModelFiles;
@@ -29,6 +29,7 @@ use crate::engine::{
     BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, OutputKind, Provider, ProviderChoice,
     Runtime, SessionOptions,
 };
+use crate::telemetry::with_causes;
 
 /// Batches that one model runs at once unless the configuration says otherwise: each takes memory.
 const MAX_DEFAULT_WORKERS: usize = 32;

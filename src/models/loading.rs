@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::canary;
 use super::entry::{Entry, NextUnload};
-use super::error::{LoadError, with_causes};
+use super::error::LoadError;
 use super::hub::{HubError, Progress};
 use super::ledger::{LedgerError, SpaceRecord};
 use super::lifecycle::{Failure, IllegalMove, Phase};
@@ -23,7 +23,7 @@ use super::memory::{self, Candidate, DoesNotFit, Expected, Others, first_to_go};
 use super::standing::Standing;
 use crate::allocator;
 use crate::domain::{ModelName, ModelSource};
-use crate::telemetry::{self, eviction};
+use crate::telemetry::{self, eviction, with_causes};
 
 /// How often idle models and the memory in use are looked at.
 const WATCH_EVERY: Duration = Duration::from_millis(500);

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::catalog::{add_hub_alias, new_model};
 use super::entry::{Entry, ModelStatus};
-use super::error::{LoadError, ModelError, with_causes};
+use super::error::{LoadError, ModelError};
 use super::files;
 use super::manager::MultiModelManager;
 use crate::config::AdditionalModel;
 use crate::domain::{ModelName, ModelOrigin};
 use crate::shutdown::blocking;
+use crate::telemetry::with_causes;
 
 /// As much of a path as an error repeats.
 const MAX_SHOWN_PATH_CHARS: usize = 256;

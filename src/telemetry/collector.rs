@@ -3,7 +3,6 @@
 //! Spans are sent by a thread of their own, which the exporter owns and which may wait; the runtime of the process does
 //! the sending. Failures are told once, until the collector is back.
 
-use std::error::Error;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -11,6 +10,8 @@ use async_trait::async_trait;
 use opentelemetry_http::{Bytes, HttpClient, HttpError, Request, Response};
 use reqwest::Url;
 use tokio::runtime::Handle;
+
+use super::causes::with_causes;
 
 /// How long the collector may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -60,7 +61,7 @@ impl HttpClient for Collector {
         match (&sent, self.is_away.swap(sent.is_err(), Ordering::Relaxed)) {
             (Err(error), false) => tracing::warn!(
                 collector = self.address.as_str(),
-                reason = reason(error.as_ref()),
+                reason = with_causes(error.as_ref()),
                 "the collector does not take traces (`telemetry.otlp_endpoint`): what it does not take in time is \
                  lost, without another word until it takes some again"
             ),
@@ -69,14 +70,4 @@ impl HttpClient for Collector {
         }
         sent
     }
-}
-
-fn reason(error: &(dyn Error + 'static)) -> String {
-    let mut sentences = vec![error.to_string()];
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        sentences.push(error.to_string());
-        cause = error.source();
-    }
-    sentences.join(": ")
 }

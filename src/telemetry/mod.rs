@@ -6,6 +6,7 @@
 //! `granary_*`. Labels take a bounded set of values: `model` is a name of the catalog, never a caller's word, and
 //! `route` a route's pattern.
 
+mod causes;
 mod collector;
 pub mod traces;
 
@@ -20,6 +21,8 @@ use tracing::Subscriber;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
+
+pub use self::causes::with_causes;
 
 /// Declares a metric's name with its help, which is its rustdoc too.
 macro_rules! metric_names {

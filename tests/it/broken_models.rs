@@ -138,6 +138,6 @@ async fn a_model_that_must_load_at_the_start_refuses_it() {
     let folder = TempDir::new().expect("a folder");
     let toml = format!("{}{}", with_tiny(&[]), entry(folder.path(), "auto_load = true\n"));
     let error = TestApp::try_start_with(&toml).await.err().expect("no start");
-    let sentence = granary::models::error::with_causes(&error);
+    let sentence = granary::telemetry::with_causes(&error);
     assert!(sentence.contains("broken") && sentence.contains("the ONNX file is missing"), "{sentence}");
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures::future::join_all;
-use granary::models::error::with_causes;
+use granary::telemetry::with_causes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong, RecvStream};
 use http::Request;

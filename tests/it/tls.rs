@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use granary::models::error::with_causes;
+use granary::telemetry::with_causes;
 use rcgen::{CertifiedKey, KeyPair};
 use reqwest::{Certificate, Client, Version};
 use rustls::{ClientConfig, RootCertStore};

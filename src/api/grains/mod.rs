@@ -23,7 +23,7 @@ use super::error::{ApiError, Code, ProblemBody};
 use super::state::AppState;
 use crate::domain::GrainId;
 use crate::grains::{GrainError, Grains, Precondition, PutIf, Refusal, RefusalKind};
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// The grains of a server that keeps some.
 pub struct Kept(pub Grains);

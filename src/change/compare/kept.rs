@@ -15,7 +15,7 @@ use super::{CompareError, CompareRequest, Comparison, compare};
 use crate::domain::{Filter, ModelName};
 use crate::grains::Grains;
 use crate::models::MultiModelManager;
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// Comparisons that are kept: the oldest that has ended makes room for a new one.
 const KEPT: usize = 20;

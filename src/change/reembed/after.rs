@@ -14,7 +14,7 @@ use crate::domain::{
 };
 use crate::grains::GrainError;
 use crate::grains::store::{Lacking, Made};
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// Grains whose superfluous vectors are deleted at once.
 const PURGED_AT_ONCE: u32 = 1_000;

@@ -11,7 +11,7 @@ use crate::domain::{
 };
 use crate::grains::store::Purge;
 use crate::models::Lease;
-use crate::models::error::with_causes;
+use crate::telemetry::with_causes;
 
 /// A job that is asked for.
 #[derive(Clone, Debug)]

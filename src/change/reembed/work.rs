@@ -11,8 +11,8 @@ use super::verbs::{move_to, refused};
 use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 use crate::grains::store::{Lacking, Made, NewVector, Unembedded};
 use crate::grains::{CutOver, GrainError, Target};
-use crate::models::error::with_causes;
 use crate::models::{Lease, ModelError};
+use crate::telemetry::with_causes;
 
 /// How often it is looked at whether the time to roll a job back is over, and during a rest whether vectors are to be
 /// deleted.

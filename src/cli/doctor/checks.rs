@@ -11,9 +11,9 @@ use crate::config::Config;
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::check_saved;
 use crate::grains::store::{Contents, FileState, StoreError};
-use crate::models::error::with_causes;
 use crate::models::hardware::{Ranked, RuntimeFacts};
 use crate::models::hub::free_bytes;
+use crate::telemetry::with_causes;
 
 /// Free space below which the next model or the next copy of the database may not find room.
 const LITTLE_SPACE: u64 = 1 << 30;

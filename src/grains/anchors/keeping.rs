@@ -14,8 +14,8 @@ use super::super::service::Grains;
 use super::super::store::{Anchor, NewAnchor, NewVector, Numbered};
 use super::N_ANCHORS;
 use crate::domain::{ModelName, SpaceId};
-use crate::models::error::with_causes;
 use crate::models::{Lease, ModelError};
+use crate::telemetry::with_causes;
 
 /// Grains that get their vectors in all spaces before the next ones do.
 const AT_ONCE: usize = 64;

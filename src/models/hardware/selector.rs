@@ -10,11 +10,12 @@ use super::rank::{Candidate, Files, RankFacts, Ranked, rank};
 use crate::config::EngineConfig;
 use crate::domain::{EncoderSettings, ModelInfo, ModelName, Provider, Training};
 use crate::engine::Runtime;
-use crate::models::error::{LoadError, with_causes};
+use crate::models::error::LoadError;
 use crate::models::files;
 use crate::models::folder::ModelFiles;
 use crate::models::hub::Hub;
 use crate::models::loader::{Loader, weights_bytes, wish};
+use crate::telemetry::with_causes;
 
 /// Chooses among models by this machine.
 #[derive(Clone, Debug)]

@@ -56,10 +56,10 @@ fn command(path: &Path) -> Command {
 /// After a death: some whole version, then the newest one, with every grain as it was, and a whole copy.
 async fn assert_goes_on(path: &Path, grains: &[OldGrain], when: &str) -> Recognised {
     let found = match fs_err::exists(path) {
-        Ok(true) => recognise(path).await.unwrap_or_else(|error| panic!("{when}: {}", chain(&error))),
+        Ok(true) => recognise(path).await.unwrap_or_else(|error| panic!("{when}: {}", with_causes(&error))),
         _ => Recognised::Blank,
     };
-    open(path).await.unwrap_or_else(|error| panic!("{when}, at {found:?}: {}", chain(&error))).close().await;
+    open(path).await.unwrap_or_else(|error| panic!("{when}, at {found:?}: {}", with_causes(&error))).close().await;
     assert!(read_grains(path).await == grains, "{when}");
     assert_eq!(scalar(path, "SELECT max(version) FROM schema_version").await, latest_version(), "{when}");
     assert_eq!(scalar(path, "SELECT count(*) FROM schema_version").await, latest_version() - 1, "{when}");

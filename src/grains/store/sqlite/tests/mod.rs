@@ -15,6 +15,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, FromRow, SqliteConnection};
 
 use super::{MIGRATOR, OpenOptions, SqliteStore, StoreError};
+use crate::telemetry::with_causes;
 
 /// Version 0.3's table, written out again: the migration may not drift from it.
 const V1: &str = "
@@ -167,11 +168,6 @@ fn folder() -> (tempfile::TempDir, PathBuf) {
 
 async fn open(path: &Path) -> Result<SqliteStore, StoreError> {
     SqliteStore::open(OpenOptions::at(path)).await
-}
-
-/// The error and its causes, as the log would show them.
-fn chain(error: &dyn std::error::Error) -> String {
-    std::iter::successors(Some(error), |error| error.source()).map(ToString::to_string).collect::<Vec<_>>().join(": ")
 }
 
 /// Copies a database with its log and journal, as a crash would leave them, while a program has it open.

@@ -111,7 +111,7 @@ async fn a_name_that_was_written_by_hand_is_reported() {
     write_file(&path, "INSERT INTO active_model VALUES (1, 'no slug', '2026-01-01T00:00:00Z')").await;
     let store = open(&path).await.expect("opened");
     let error = store.active_model().await.expect_err("not a name");
-    let chain = chain(&error);
+    let chain = with_causes(&error);
     assert!(chain.contains("`no slug` is not a model name"), "{chain}");
 }
 

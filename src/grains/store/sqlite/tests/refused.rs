@@ -10,7 +10,7 @@ async fn refused(path: &Path) -> (StoreError, String) {
     let before = files_in(folder);
     let refused = open(path).await.expect_err("refused");
     assert!(files_in(folder) == before, "the folder is as it was");
-    let chain = chain(&refused);
+    let chain = with_causes(&refused);
     assert!(chain.contains(&*path.to_string_lossy()), "{chain}");
     (refused, chain)
 }
