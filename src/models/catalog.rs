@@ -111,11 +111,10 @@ impl Catalog {
         self.undecided.and_then(|undecided| undecided.dimensions)
     }
 
-    /// Where `auto` had left the name of the active model open, applies what the configuration says of it, and this length
-    /// of vectors as the one that is expected.
-    pub(super) fn decide(&mut self, active: &ModelName, dimensions: Option<NonZeroU32>) {
+    /// Applies to the model that is active what the configuration says of it, where `auto` had left its name open.
+    pub fn decide(&mut self, active: &ModelName) {
         if let Some(undecided) = self.undecided.take() {
-            self.apply(Undecided { dimensions, ..undecided }, active);
+            self.apply(undecided, active);
         }
     }
 

@@ -110,7 +110,8 @@ impl MultiModelManager {
                 }
             }
         }
-        let active = starting_model(&mut catalog, parts.first_active, selector.clone(), parts.ledger.as_ref()).await?;
+        let active = starting_model(&catalog, parts.first_active, selector.clone(), parts.ledger.as_ref()).await?;
+        catalog.decide(&active);
         let infos: Vec<ModelInfo> = catalog.into_models().collect();
         let order = infos.iter().map(|info| info.name.clone()).collect();
         let entries: HashMap<_, _> =

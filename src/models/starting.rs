@@ -7,10 +7,9 @@ use crate::config::ModelChoice;
 use crate::domain::ModelName;
 
 /// The model of the last run if it is still known, else the configured one, else the one that suits the machine best.
-/// That choice is recorded: another one at the next start would change the space of the vectors. The length of vectors that
-/// is expected of it is not that of a model which somebody has made active since.
+/// That choice is recorded: another one at the next start would change the space of the vectors.
 pub(super) async fn starting_model(
-    catalog: &mut Catalog,
+    catalog: &Catalog,
     first: ModelChoice,
     selector: Selector,
     ledger: &dyn Ledger,
@@ -34,7 +33,6 @@ pub(super) async fn starting_model(
         }
         (Some(stored), ModelChoice::Auto) if catalog.has(&stored) => {
             tracing::info!(active = %stored, "the model that was active before stays active; `auto` chooses once");
-            catalog.decide(&stored, None);
             Ok(stored)
         }
         (None, ModelChoice::Named(first)) => Ok(first),
@@ -44,7 +42,6 @@ pub(super) async fn starting_model(
             }
             let chosen = choose(catalog, selector, ledger.disabled_models().await?).await;
             ledger.record_active_model(&chosen).await?;
-            catalog.decide(&chosen, catalog.expected_dimensions());
             Ok(chosen)
         }
     }
