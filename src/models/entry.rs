@@ -51,7 +51,8 @@ enum State {
 pub(super) enum Next {
     /// Use it.
     Use(Lease),
-    /// Load it: the caller has claimed the load, and must end it with [`Entry::finish_load`].
+    /// Load it: the caller has claimed the load, and must end it with [`Entry::finish_load`] or
+    /// [`Entry::give_up_load`].
     Load,
     /// Wait for its state to change.
     Wait,
@@ -298,7 +299,7 @@ impl Entry {
     /// Ends a claimed load of a model that nobody is to have: its download was called off, or it was deleted.
     ///
     /// # Errors
-    /// When none was under way.
+    /// When it is ready.
     pub(super) fn give_up_load(&self) -> Result<(), IllegalMove> {
         self.move_to(State::Unloaded)
     }

@@ -83,6 +83,9 @@ impl MultiModelManager {
 
     /// Notes that a model has answered a caller.
     pub fn note_caller(&self, model: &ModelName, caller: Caller) {
-        self.callers.note(model, caller, Instant::now());
+        // Who still had a deleted model is none of the next one's of its name.
+        if self.entries.read().contains_key(model) {
+            self.callers.note(model, caller, Instant::now());
+        }
     }
 }

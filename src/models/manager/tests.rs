@@ -84,6 +84,8 @@ async fn a_deleted_model_whose_inference_ends_after_all_is_forgotten() {
     manager.leaving.write().push(Arc::clone(&entry));
     assert!(!entry.has_gone(), "it is in memory");
     manager.watch_memory();
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(manager.leaving.read().len(), 1, "it has not gone");
     entry.finish_drain().expect("it was draining");
     let forgotten = async {
         while !manager.leaving.read().is_empty() {
