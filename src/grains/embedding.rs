@@ -80,7 +80,7 @@ impl Grains {
                 }
                 Err(error) => {
                     *slot = Err(error.into());
-                    // Nothing is embedded in vain.
+                    // No other one is loaded and embeds in vain.
                     if atomicity == Atomicity::AllOrNothing {
                         return Ok((Vec::new(), active));
                     }

@@ -77,21 +77,21 @@ impl FileState {
 async fn look(path: &Path) -> Result<FileState, StoreError> {
     let Some(version) = recognise(path).await?.version() else { return Ok(FileState::Blank) };
     let mut view = View::open(path).await?;
-    // Older files have no such tables.
     let name: Result<Option<String>, _> =
         sqlx::query_scalar("SELECT name FROM active_model").fetch_optional(&mut view.connection).await;
     let disabled: Result<Vec<String>, _> =
         sqlx::query_scalar("SELECT name FROM disabled_models").fetch_all(&mut view.connection).await;
     let contents = if version == latest_version() { Some(read(&mut view.connection).await) } else { None };
     view.close().await;
+    let (active_model, disabled_models) = if version == latest_version() {
+        let failed = |source| StoreError::sql("read which models are active and disabled", path, source);
+        (name.map_err(failed)?, disabled.map_err(failed)?)
+    } else {
+        // Older files have no such tables.
+        (name.unwrap_or_default(), disabled.unwrap_or_default())
+    };
     let contents = contents.transpose().map_err(|source| StoreError::sql("check the database", path, source))?;
-    Ok(FileState::Known {
-        version,
-        latest: latest_version(),
-        active_model: name.ok().flatten(),
-        disabled_models: disabled.unwrap_or_default(),
-        contents,
-    })
+    Ok(FileState::Known { version, latest: latest_version(), active_model, disabled_models, contents })
 }
 
 async fn read(connection: &mut SqliteConnection) -> Result<Contents, sqlx::Error> {
