@@ -138,7 +138,7 @@ async fn attack(address: &str, name: &str, bytes: &str) -> String {
 }
 
 fn assert_not_smuggled(spans: &[Value]) {
-    let paths = [format!("{:?}", "/smuggled"), format!("{:?}", "/grains/a\r\n\r\nGET /smuggled HTTP/1.1")];
+    let paths = ["/smuggled", "/grains/a\r\n\r\nGET /smuggled HTTP/1.1"];
     let smuggled: Vec<&Value> =
         spans.iter().filter(|span| paths.iter().any(|path| span["path"] == *path) || span["key"] == "ops").collect();
     assert!(smuggled.is_empty(), "{smuggled:?}");
@@ -178,7 +178,7 @@ async fn nothing_is_smuggled_through_a_proxy() {
         let spans = behind.spans();
         let of_victim: Vec<&Value> = spans.iter().filter(|span| span["key"] == "victim").collect();
         assert_eq!(of_victim.len(), n_asked, "{kind:?}");
-        assert!(of_victim.iter().all(|span| span["path"] == format!("{VICTIMS_PATH:?}")), "{kind:?}: {of_victim:?}");
+        assert!(of_victim.iter().all(|span| span["path"] == VICTIMS_PATH), "{kind:?}: {of_victim:?}");
         assert_not_smuggled(&spans);
     }
 }
