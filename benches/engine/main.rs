@@ -187,6 +187,7 @@ fn spec() -> EncoderSpec {
     EncoderSpec {
         label: "bench".into(),
         onnx: model.join("onnx/model.onnx"),
+        external_data: vec![model.join("onnx/model.onnx_data")],
         tokenizer: model.join("tokenizer.json"),
         pooling: Some(Pooling::Mean),
         modules: Arc::new([]),

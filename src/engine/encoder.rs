@@ -36,6 +36,8 @@ pub struct EncoderSpec {
     pub label: String,
     /// The `.onnx` file.
     pub onnx: PathBuf,
+    /// Weights outside it.
+    pub external_data: Vec<PathBuf>,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// How to pool, when known.
@@ -137,7 +139,7 @@ impl Encoder {
         let module_sizes = dense::sizes(&spec.modules);
         let hidden_size = spec.hidden_size.or(module_sizes.map_or(spec.expected_dimensions, |(taken, _)| Some(taken)));
         let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size };
-        let session = EncoderSession::open(runtime, &spec.onnx, options.bulk, wanted)?;
+        let session = EncoderSession::open(runtime, &spec.onnx, &spec.external_data, options.bulk, wanted)?;
         let output = session.output().clone();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.onnx.clone(), reason };
         let pooling = match output.kind {
@@ -193,7 +195,7 @@ impl Encoder {
         let n_bulk = options.bulk.streams.max(1);
         let mut runners = vec![(Lane::Bulk, session); n_bulk];
         if let Some(options) = options.queries {
-            let session = EncoderSession::open(runtime, &spec.onnx, options, wanted)?;
+            let session = EncoderSession::open(runtime, &spec.onnx, &spec.external_data, options, wanted)?;
             runners.push((Lane::Queries, Arc::new(session)));
         }
         let lanes: Vec<Lane> = runners.iter().map(|(lane, _)| *lane).collect();

@@ -9,6 +9,7 @@ pub mod encoder;
 pub mod error;
 mod head;
 pub mod job;
+mod mapped;
 pub mod meter;
 pub mod pooling;
 pub mod provider;

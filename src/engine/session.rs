@@ -19,6 +19,7 @@ use ort::session::builder::GraphOptimizationLevel;
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::error::{Cause, EngineError};
+use super::mapped;
 use super::provider::Provider;
 
 /// Names under which encoders give one vector per token, most usual first.
@@ -200,13 +201,14 @@ pub struct EncoderSession {
 }
 
 impl EncoderSession {
-    /// Opens a model file.
+    /// Opens a model file, with `external_data` beside it.
     ///
     /// # Errors
     /// [`EngineError::ProviderMissing`], [`EngineError::OpenSession`] or [`EngineError::UnsupportedGraph`].
     pub fn open(
         runtime: &Runtime,
         path: &Path,
+        external_data: &[PathBuf],
         options: SessionOptions,
         wanted: WantedOutput,
     ) -> Result<Self, EngineError> {
@@ -217,7 +219,9 @@ impl EncoderSession {
             });
         }
         let refused = |source| EngineError::OpenSession { path: path.to_owned(), source };
+        let mapped = mapped::Watch::begin(external_data);
         let session = build_session(runtime, path, options).map_err(refused)?;
+        mapped.let_go();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: path.to_owned(), reason };
         let takes_token_types = check_inputs(session.inputs()).map_err(unsupported)?;
         let output = choose_output(session.outputs(), wanted).map_err(unsupported)?;

@@ -88,6 +88,7 @@ impl Loader {
         let spec = EncoderSpec {
             label: info.name.to_string(),
             onnx: files.onnx.clone(),
+            external_data: files.external_data.iter().map(|(_, path)| path.clone()).collect(),
             tokenizer: files.tokenizer.clone(),
             pooling: settings.pooling,
             modules: modules.into(),
