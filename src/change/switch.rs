@@ -1,5 +1,7 @@
 //! Changing the active model, with what that means for the grains there are.
 
+use futures::future::BoxFuture;
+
 use super::reembed::{ReembedError, ReembedRequest, ReembeddingStatus, Reembeddings};
 use crate::domain::{Filter, ModelName, SpaceId};
 use crate::grains::{GrainError, Grains};
@@ -45,13 +47,13 @@ impl Switched {
     }
 }
 
-/// Makes a model the active one, and begins to bring the grains along if that is wanted: in this order, so that what is
-/// written from then on need not be brought. Goes on when the caller leaves, so that the one is not done without the
-/// other.
+/// Makes a model the active one, and begins to bring the grains along if that is wanted. Both are recorded in one
+/// transaction: after a crash in between, a job that is asked for again would not know which model was active before.
+/// Goes on when the caller leaves.
 ///
 /// # Errors
-/// As [`MultiModelManager::set_active`] and [`Reembeddings::begin`]. What stands against the job, and a database that does
-/// not say where the grains are, is found before the active model is moved.
+/// As [`MultiModelManager::set_active`] and [`Reembeddings::begin`]; the active model stays what it was, and no job
+/// begins.
 pub async fn switch(
     models: &MultiModelManager,
     kept: Option<(&Grains, &Reembeddings)>,
@@ -87,14 +89,17 @@ async fn switch_beside_grains(
     };
     // Asked before anything is moved: an error would hide from the caller that it was, and that a job has begun.
     let places = places(models, grains).await?;
-    let switch = models.set_active(name).await?;
-    let reembedding = match prepared {
-        None => None,
+    let (switch, reembedding) = match prepared {
+        None => (models.set_active(name).await?, None),
         Some(prepared) => {
-            let previous_model = Some(switch.previous.clone()).filter(|previous| previous != name);
-            let selection = Filter::default();
-            let request = ReembedRequest { model: name.clone(), selection, throttle: 1.0, previous_model };
-            Some(reembeddings.begin_prepared(request, prepared).await?)
+            let (reembeddings, model) = (reembeddings.clone(), name.clone());
+            let record = move |previous: ModelName| -> BoxFuture<'static, Result<ReembeddingStatus, ReembedError>> {
+                let (selection, previous_model) = (Filter::default(), Some(previous));
+                let request = ReembedRequest { model, selection, throttle: 1.0, previous_model };
+                Box::pin(async move { reembeddings.begin_prepared(request, prepared).await })
+            };
+            let (switch, reembedding) = models.set_active_with(name, record).await?;
+            (switch, Some(reembedding))
         }
     };
     Ok(Switched { switch, places, reembedding })

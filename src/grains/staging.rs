@@ -322,12 +322,17 @@ impl Grains {
         Ok(self.store.reembeddings().await?)
     }
 
-    /// Records a new re-embedding, unless there is an open one for its space: then it answers which.
+    /// Records a new re-embedding, unless there is an open one for its space: then it answers which. With a model, the
+    /// active one is recorded to be that in the same transaction.
     ///
     /// # Errors
     /// The database's.
-    pub async fn add_reembedding(&self, job: Reembedding) -> Result<Result<(), ReembeddingId>, GrainError> {
-        Ok(self.store.add_reembedding(job).await?)
+    pub async fn add_reembedding(
+        &self,
+        job: Reembedding,
+        active: Option<ModelName>,
+    ) -> Result<Result<(), ReembeddingId>, GrainError> {
+        Ok(self.store.add_reembedding(job, active).await?)
     }
 
     /// Records what has changed of a re-embedding, but for `done`.

@@ -14,7 +14,8 @@ pub trait Ledger: Send + Sync {
     /// The model that was active when the last process stopped; `None` on a first start.
     fn active_model(&self) -> Recall<'_, Option<ModelName>>;
 
-    /// Makes `name` the model the next start begins with.
+    /// Makes `name` the model the next start begins with. Where that begins a re-embedding, it is recorded with the job
+    /// instead.
     fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
 
     /// The models registered while the server ran, oldest first.

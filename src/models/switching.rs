@@ -3,6 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use futures::future::BoxFuture;
+
 use super::callers::RecentCaller;
 use super::entry::{Eagerness, Entry};
 use super::error::ModelError;
@@ -30,9 +32,31 @@ impl MultiModelManager {
     /// # Errors
     /// As [`Self::load_model`], or [`ModelError::Ledger`]; the active model stays what it was.
     pub async fn set_active(&self, name: &ModelName) -> Result<Switch, ModelError> {
+        let (ledger, entry) = (Arc::clone(&self.ledger), self.entry(name)?);
+        let record = move |_: ModelName| -> BoxFuture<'static, Result<(), ModelError>> {
+            Box::pin(async move { Ok(ledger.record_active_model(&entry.info.name).await?) })
+        };
+        let (switch, ()) = self.set_active_with(name, record).await?;
+        Ok(switch)
+    }
+
+    /// As [`Self::set_active`], for a caller who records the change together with what follows from it. `record` is
+    /// told which model is active so far, and may wait for no other change of models: that one waits for this.
+    ///
+    /// # Errors
+    /// As [`Self::set_active`], and what `record` answers; the active model stays what it was.
+    pub async fn set_active_with<T, E>(
+        &self,
+        name: &ModelName,
+        record: impl FnOnce(ModelName) -> BoxFuture<'static, Result<T, E>> + Send + 'static,
+    ) -> Result<(Switch, T), E>
+    where
+        T: Send + 'static,
+        E: From<ModelError> + Send + 'static,
+    {
         let entry = self.entry(name)?;
         let manager = self.clone();
-        self.shutdown.finish("switch", async move { manager.switch_to(&entry).await }).await
+        self.shutdown.finish("switch", async move { manager.switch_to(&entry, record).await }).await
     }
 
     /// Looks at this machine, and ranks the models by how well they suit it.
@@ -66,19 +90,24 @@ impl MultiModelManager {
         if word.eq_ignore_ascii_case("auto") { self.auto_select().await } else { self.resolve(Some(word)) }
     }
 
-    async fn switch_to(&self, entry: &Arc<Entry>) -> Result<Switch, ModelError> {
+    async fn switch_to<T, E: From<ModelError>>(
+        &self,
+        entry: &Arc<Entry>,
+        record: impl FnOnce(ModelName) -> BoxFuture<'static, Result<T, E>>,
+    ) -> Result<(Switch, T), E> {
         let _turn = self.turn_to_change().await;
         self.enable(entry).await?;
         // Held until the pointer has moved: an unload in between would send the first request back to loading.
         let lease = self.lease_entry(entry, Eagerness::ByHand).await?;
-        self.ledger.record_active_model(&entry.info.name).await?;
+        let recorded = record(self.active()).await?;
         let previous = std::mem::replace(&mut *self.active.write(), entry.info.name.clone());
         tracing::info!(%previous, active = %entry.info.name, "the active model was set");
-        Ok(Switch {
+        let switch = Switch {
             space: lease.facts().fingerprint.space(),
             recent_callers: self.callers.recent(&previous, Instant::now()),
             previous,
-        })
+        };
+        Ok((switch, recorded))
     }
 
     /// Notes that a model has answered a caller.

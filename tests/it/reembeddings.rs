@@ -212,6 +212,49 @@ async fn a_switch_that_cannot_say_where_the_grains_are_moves_nothing() {
 }
 
 #[tokio::test]
+async fn a_switch_that_was_cut_off_beside_its_job_is_repeated_and_rolled_back_to_the_model_before() {
+    let toml = with_tiny(&[OTHER]);
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let mut app = TestApp::start_in(folder, &toml).await;
+    write(&app, 20).await;
+    // Each keeps one half from being written, as a crash before it would.
+    for trigger in [
+        "CREATE TRIGGER cut_off BEFORE INSERT ON reembeddings BEGIN SELECT RAISE(ABORT, 'cut off'); END",
+        "CREATE TRIGGER cut_off BEFORE INSERT ON active_model BEGIN SELECT RAISE(ABORT, 'cut off'); END",
+    ] {
+        let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+        sqlx::query(trigger).execute(&mut outsider).await.expect("created");
+        let (status, code, _) = app.put("/models/active", json!({"name": OTHER, "reembed": true})).await.problem();
+        assert_eq!((status, code.as_str()), (503, "store_unavailable"), "{trigger}");
+        assert_eq!(app.get("/models/active").await.ok()["name"], "tiny", "{trigger}");
+        sqlx::query("DROP TRIGGER cut_off").execute(&mut outsider).await.expect("dropped");
+        outsider.close().await.expect("closed");
+        app = app.restart_with(&toml).await;
+        assert_eq!(app.get("/models/active").await.ok()["name"], "tiny", "{trigger}");
+        assert_eq!(app.get("/reembeddings").await.ok()["reembeddings"], json!([]), "{trigger}");
+    }
+
+    let switch = app.put("/models/active", json!({"name": OTHER, "reembed": true})).await.ok();
+    assert_eq!((&switch["previous"], &switch["reembedding"]["previous"]), (&json!("tiny"), &json!("tiny")), "{switch}");
+    // Both halves are found again.
+    let app = app.restart_with(&toml).await;
+    assert_eq!(app.get("/models/active").await.ok()["name"], OTHER);
+    let job = wait_until(&app, &switch["reembedding"], "completed").await;
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    assert_eq!(app.get("/models/active").await.ok()["name"], "tiny");
+    app.post("/grains", json!({"id": "new", "text": "written after the way back"})).await.ok();
+    assert_embedded(&app, "new", "tiny").await;
+
+    // What is active already is recorded as such, and replaces nothing.
+    let switch = app.put("/models/active", json!({"name": "tiny", "reembed": true})).await.ok();
+    assert_eq!(switch["reembedding"]["previous"], Value::Null, "{switch}");
+    wait_until(&app, &switch["reembedding"], "completed").await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_job_is_paused_resumed_and_cancelled() {
     let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
     write(&app, 400).await;

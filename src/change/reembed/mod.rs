@@ -55,7 +55,8 @@ pub struct Reembeddings {
     clock: Arc<Clock>,
     shutdown: Shutdown,
     jobs: Arc<RwLock<BTreeMap<ReembeddingId, Job>>>,
-    /// One change of a job's state at a time, so that the database and the memory cannot part.
+    /// One change of a job's state at a time, so that the database and the memory cannot part. Nobody waits here for a
+    /// change of the active model, which may wait for this turn.
     turn: Arc<Mutex<()>>,
     wake: Arc<Notify>,
     changes: watch::Sender<u64>,

@@ -22,7 +22,8 @@ pub struct ReembedRequest {
     pub selection: Filter,
     /// The share of the time that the job may work: above 0, at most 1.
     pub throttle: f64,
-    /// The active model that the same request replaced.
+    /// The model that is active so far, where the same request makes `model` that, which is recorded with the job. It
+    /// may be the same one.
     pub previous_model: Option<ModelName>,
 }
 
@@ -68,6 +69,8 @@ impl Reembeddings {
     ) -> Result<ReembeddingStatus, ReembedError> {
         let ReembedRequest { model, selection, throttle, previous_model } = request;
         let Prepared { lease, asked_us } = prepared;
+        let active = previous_model.is_some().then(|| model.clone());
+        let previous_model = previous_model.filter(|previous| *previous != model);
         let record = Reembedding {
             id: ReembeddingId::of(Uuid::now_v7().to_string()),
             model,
@@ -89,7 +92,7 @@ impl Reembeddings {
         let work = async move {
             let _turn = jobs.turn.lock().await;
             let (id, model) = (record.id.clone(), record.model.clone());
-            let added = jobs.grains.add_reembedding(record.clone()).await?;
+            let added = jobs.grains.add_reembedding(record.clone(), active).await?;
             drop(lease);
             if let Err(id) = added {
                 return Err(ReembedError::Open { id, model });

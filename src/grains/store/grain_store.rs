@@ -81,8 +81,9 @@ pub trait GrainStore: AnchorStore {
     /// compared. Answers these.
     fn adopt(&self, proven: Vec<ProvenVector>) -> Reply<'_, Vec<(Written, NewVector)>>;
 
-    /// Records a new re-embedding, unless there is an open one for its space: then it answers which.
-    fn add_reembedding(&self, job: Reembedding) -> Reply<'_, Result<(), ReembeddingId>>;
+    /// Records a new re-embedding, unless there is an open one for its space: then it answers which. With a model, the
+    /// active one becomes that in the same transaction.
+    fn add_reembedding(&self, job: Reembedding, active: Option<ModelName>) -> Reply<'_, Result<(), ReembeddingId>>;
 
     /// Every re-embedding, newest first.
     fn reembeddings(&self) -> Reply<'_, Vec<Reembedding>>;

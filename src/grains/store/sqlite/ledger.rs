@@ -10,20 +10,19 @@ use crate::config::AdditionalModel;
 use crate::domain::{DeclaredSpace, Fingerprint, ModelName, SpaceId};
 use crate::models::ledger::{Declared, Ledger, LedgerError, Recall, SpaceRecord};
 
+/// Makes a model the active one. Recording the same model again writes nothing.
+pub(super) const RECORD_ACTIVE_MODEL: &str = "INSERT INTO active_model (only, name, changed_at) \
+     VALUES (1, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) \
+     ON CONFLICT (only) DO UPDATE SET name = excluded.name, changed_at = excluded.changed_at \
+     WHERE name <> excluded.name";
+
 impl Ledger for SqliteStore {
     fn active_model(&self) -> Recall<'_, Option<ModelName>> {
         Box::pin(async { self.read_active_model().await.map_err(unreadable) })
     }
 
     fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
-        // Recording the same model again writes nothing.
-        let statement = sqlx::query(
-            "INSERT INTO active_model (only, name, changed_at) \
-             VALUES (1, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) \
-             ON CONFLICT (only) DO UPDATE SET name = excluded.name, changed_at = excluded.changed_at \
-             WHERE name <> excluded.name",
-        );
-        self.write("record the active model", statement.bind(name.as_str()))
+        self.write("record the active model", sqlx::query(RECORD_ACTIVE_MODEL).bind(name.as_str()))
     }
 
     fn registered_models(&self) -> Recall<'_, Vec<AdditionalModel>> {

@@ -28,7 +28,7 @@ use super::super::grain_store::{
     PageRequest, ProvenVector, Purge, Purged, Receipt, ReceiptKey, Reply, Scored, Unembedded, VectorBatch, Written,
 };
 use super::SqliteStore;
-use crate::domain::{Filter, GrainId, Reembedding, ReembeddingFailure, ReembeddingId, SpaceId};
+use crate::domain::{Filter, GrainId, ModelName, Reembedding, ReembeddingFailure, ReembeddingId, SpaceId};
 use crate::telemetry::traces::part;
 
 impl GrainStore for SqliteStore {
@@ -108,8 +108,8 @@ impl GrainStore for SqliteStore {
         Box::pin(self.write_proven(proven))
     }
 
-    fn add_reembedding(&self, job: Reembedding) -> Reply<'_, Result<(), ReembeddingId>> {
-        Box::pin(self.insert_reembedding(job))
+    fn add_reembedding(&self, job: Reembedding, active: Option<ModelName>) -> Reply<'_, Result<(), ReembeddingId>> {
+        Box::pin(self.insert_reembedding(job, active))
     }
 
     fn reembeddings(&self) -> Reply<'_, Vec<Reembedding>> {

@@ -5,6 +5,7 @@ use sqlx::{QueryBuilder, Row};
 
 use super::super::super::StoreError;
 use super::super::SqliteStore;
+use super::super::ledger::RECORD_ACTIVE_MODEL;
 use super::count;
 use super::reembed::push_failed;
 use super::write::{json, write_order};
@@ -17,7 +18,11 @@ const COLUMNS: &str = "id, model, space, selection, throttle, state, reason, don
      previous_order, old_vectors, created_us, changed_us, cut_over_us";
 
 impl SqliteStore {
-    pub(super) async fn insert_reembedding(&self, job: Reembedding) -> Result<Result<(), ReembeddingId>, StoreError> {
+    pub(super) async fn insert_reembedding(
+        &self,
+        job: Reembedding,
+        active: Option<ModelName>,
+    ) -> Result<Result<(), ReembeddingId>, StoreError> {
         let failed = self.failed("record a re-embedding");
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         let of_space: Vec<(String, String)> = sqlx::query_as("SELECT id, state FROM reembeddings WHERE space = ?")
@@ -50,6 +55,10 @@ impl SqliteStore {
         .execute(&mut *transaction)
         .await
         .map_err(&failed)?;
+        if let Some(active) = active {
+            let statement = sqlx::query(RECORD_ACTIVE_MODEL).bind(active.as_str());
+            statement.execute(&mut *transaction).await.map_err(&failed)?;
+        }
         transaction.commit().await.map_err(&failed)?;
         Ok(Ok(()))
     }

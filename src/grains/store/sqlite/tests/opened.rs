@@ -7,7 +7,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::{MIGRATOR, latest_version};
 use super::*;
-use crate::domain::ModelName;
+use crate::domain::{DeclaredSpace, Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState};
 use crate::grains::store::{Applied, Atomicity, Batch, Committed, GrainStore, NewReceipt, ReceiptKey};
 use crate::models::ledger::Ledger;
 
@@ -102,6 +102,42 @@ async fn the_active_model_survives_a_restart() {
     store.close().await;
     let closed = store.active_model().await.expect_err("closed");
     assert_eq!(closed.action, "read");
+}
+
+#[tokio::test]
+async fn a_job_that_comes_too_late_leaves_the_active_model_what_it_is() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let space = DeclaredSpace::new("a-space", 2).expect("a space");
+    store.declare_space(&space).await.expect("declared");
+    let name = |name: &str| ModelName::parse(name).expect("a name");
+    let job = |id: &str, model: &str| Reembedding {
+        id: ReembeddingId::of(id),
+        model: name(model),
+        space: space.fingerprint().space(),
+        selection: Filter::default(),
+        throttle: 1.0,
+        state: ReembeddingState::Queued,
+        reason: None,
+        done: 0,
+        total: 0,
+        previous_model: None,
+        previous_order: None,
+        old_vectors: OldVectors::Kept,
+        created_us: 0,
+        changed_us: 0,
+        cut_over_us: None,
+    };
+    let added = store.add_reembedding(job("1", "first"), Some(name("first"))).await.expect("recorded");
+    assert_eq!(added, Ok(()));
+    let added = store.add_reembedding(job("2", "second"), Some(name("second"))).await.expect("answered");
+    assert_eq!(added, Err(ReembeddingId::of("1")));
+    store.close().await;
+
+    let store = open(&path).await.expect("opened");
+    assert_eq!(store.active_model().await.expect("readable"), Some(name("first")));
+    assert_eq!(store.reembeddings().await.expect("readable"), [job("1", "first")]);
+    store.close().await;
 }
 
 #[tokio::test]
