@@ -177,6 +177,12 @@ async fn a_running_server_is_seen_and_its_database_is_left_to_it() {
     let active = &check(&report, "active model")["finding"];
     assert_eq!(active, "`tiny-cls`, which the database remembers: its files are there");
     assert_eq!(report["auto"], second, "what is disabled is not chosen");
+    let models = report["models"].as_array().expect("models").iter();
+    let disabled: Vec<&Value> = models.filter(|model| model["disabled"] == true).map(|model| &model["model"]).collect();
+    assert_eq!(disabled, [&best]);
+    let (text, _) = said(folder.path(), &variables);
+    let line = format!(". {}, disabled until it is loaded by hand\n", best.as_str().expect("a model"));
+    assert!(text.contains(&line) && text.matches(", disabled").count() == 1, "no `{line}` in:\n{text}");
 }
 
 #[test]

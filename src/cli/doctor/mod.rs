@@ -107,7 +107,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         hub,
         memory_budget: app::memory_budget(config),
     };
-    let selection = selector.survey(catalog.iter(), &[]);
+    let mut selection = selector.survey(catalog.iter(), &[]);
     let database = if config.grains.enabled {
         let threads = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DoctorError::Start)?;
         Some(threads.block_on(FileState::of(&config.database_path())))
@@ -127,8 +127,12 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         Some(Ok(FileState::Known { active_model, disabled_models, .. })) => (active_model.as_deref(), disabled_models),
         _ => (None, &[]),
     };
-    let is_disabled = |model: &Ranked| disabled.iter().any(|name| model.model.as_str().eq_ignore_ascii_case(name));
-    let auto = selection.ranked.iter().find(|model| !is_disabled(model));
+    // It is only said: the order and the checks are those of all models.
+    for model in &mut selection.ranked {
+        model.disabled = disabled.iter().any(|name| model.model.as_str().eq_ignore_ascii_case(name));
+        model.available &= !model.disabled;
+    }
+    let auto = selection.best();
     checks.push(checks::active_model(config, remembered, auto, &selection.ranked));
     checks.extend(checks::loaded_at_start(config, &selection.ranked));
     Ok(Report {
@@ -155,7 +159,8 @@ impl Report {
         }
         lines.push("models   the best for this machine first:".to_owned());
         for (place, model) in self.models.iter().enumerate() {
-            lines.push(format!("      {}. {}", place + 1, model.model));
+            let disabled = if model.disabled { ", disabled until it is loaded by hand" } else { "" };
+            lines.push(format!("      {}. {}{disabled}", place + 1, model.model));
             lines.extend(model.reasons.iter().map(|reason| format!("         {reason}")));
         }
         lines.extend(self.facts.details_in_words());

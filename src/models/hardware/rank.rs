@@ -85,7 +85,6 @@ pub struct Ranked {
     /// Why it cannot be had.
     pub obstacle: Option<String>,
     /// Whether the operator has disabled it, which is an obstacle too.
-    #[serde(skip)]
     pub disabled: bool,
     /// Whether it fits in the memory that models may take.
     pub fits: bool,
