@@ -13,7 +13,7 @@ use utoipa::{IntoResponses, ToSchema};
 
 use super::error::{ApiError, Code, ProblemBody};
 use super::events;
-use super::extract::{Json, required_space};
+use super::extract::{Json, optional_object, required_space};
 use super::grains::filter::FilterBody;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
@@ -33,6 +33,7 @@ pub struct ReembeddingBody {
     /// Only grains that are served from this space; `unknown` for those that have no vector whose space is known.
     #[schema(pattern = "^([0-9a-fA-F]{16}|unknown)$", example = json!(null))]
     from: Option<String>,
+    #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
     /// The share of the time that the job may work: above 0, at most 1, which is also what is meant when absent.
     #[schema(minimum = 0.01, maximum = 1, example = 1.0)]

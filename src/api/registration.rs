@@ -9,7 +9,7 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{Json, ModelWord, QueryRejected, query_error, value_error};
+use super::extract::{IS_LIST, Json, ModelWord, QueryRejected, query_error, value_error};
 use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
@@ -93,6 +93,10 @@ pub async fn register(
 
 /// The entry that a body describes.
 pub(super) fn entry_in(body: serde_json::Map<String, serde_json::Value>) -> Result<AdditionalModel, ApiError> {
+    // The only object in it, for which the configuration's type would take a list.
+    if body.get("prompts").is_some_and(serde_json::Value::is_array) {
+        return Err(value_error(IS_LIST, "prompts"));
+    }
     // `null` means absent in every optional field.
     let given = body.into_iter().filter(|(_, value)| !value.is_null()).collect();
     serde_path_to_error::deserialize(serde_json::Value::Object(given))
@@ -143,6 +147,7 @@ mod tests {
             (json!({"name": "m", "pooling": "sum"}), "`pooling`: "),
             (json!({"name": "m", "dimensions": 0}), "`dimensions`: "),
             (json!({"name": "m", "matryoshka_dims": [8, 0]}), "`matryoshka_dims[1]`: "),
+            (json!({"name": "m", "prompts": ["a", "b"]}), "`prompts`: it is a list"),
             (json!({"path": "m"}), "missing field `name`"),
         ] {
             let Value::Object(body) = body else { unreachable!("each is an object") };

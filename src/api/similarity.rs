@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 
 use super::embed::EmbedOptions;
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, UsualModel};
+use super::extract::{Json, ModelWord, UsualModel, object, optional_object};
 use super::inputs::{Inputs, SentencePair};
 use super::measured;
 use super::responses::{TeiBodyErrors, TeiErrors};
@@ -18,8 +18,10 @@ use crate::domain::vector::cosine;
 /// The body of `/similarity`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct SimilarityBody {
+    #[serde(deserialize_with = "object")]
     inputs: SentencePair,
     /// How the sentences are to be embedded.
+    #[serde(default, deserialize_with = "optional_object")]
     parameters: Option<EmbedOptions>,
 }
 

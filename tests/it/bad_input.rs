@@ -13,7 +13,7 @@ type Refusal = (u16, &'static str, &'static str);
 fn refusal(path: &str, answer: &Answer) -> (u16, String, String) {
     if path.starts_with("/v1") {
         answer.openai_error()
-    } else if path.ends_with("/embed") || path == "/" {
+    } else if path.ends_with("/embed") || path == "/similarity" || path == "/" {
         answer.tei_error()
     } else {
         answer.problem()
@@ -89,6 +89,53 @@ async fn a_list_is_not_taken_for_the_fields_of_an_object() {
     assert!(answer.text.contains("the line is a list") && answer.text.contains("\"failed\":1"), "{}", answer.text);
     let twice = app.post("/grains/export", json!({"include": ["vector", "vector"]})).await.problem();
     assert_eq!((twice.0, twice.1.as_str()), (422, "invalid_request"), "{}", twice.2);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn nor_is_one_inside_a_body() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    // Each list has a value for every field, in their order.
+    let filter = json!([["a"], null, null, null, null, null, null]);
+    let times = json!([null, "2026-01-31T12:00:00Z", null, null]);
+    let draft = json!(["a", "a text", null, null, null, null, null, null, null]);
+    let options = json!([true, null, null, null, null, null, null, null, null]);
+    for (path, body, place) in [
+        ("/grains", json!({"grains": [{"text": "a text"}, draft]}), "grains[1]"),
+        ("/grains/search", json!({"query": "a", "filter": filter}), "filter"),
+        ("/grains/count", json!({"filter": filter}), "filter"),
+        ("/grains/delete", json!({"filter": filter}), "filter"),
+        ("/grains/export", json!({"filter": filter}), "filter"),
+        ("/reembeddings", json!({"to": "tiny", "filter": filter}), "filter"),
+        ("/grains/count", json!({"filter": {"tags": [["x"], null, null]}}), "filter.tags"),
+        ("/grains/count", json!({"filter": {"created_at": times}}), "filter.created_at"),
+        ("/grains/count", json!({"filter": {"updated_at": times}}), "filter.updated_at"),
+        ("/similarity", json!({"inputs": ["a", ["b"]]}), "inputs"),
+        (
+            "/similarity",
+            json!({"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": options}),
+            "parameters",
+        ),
+        ("/models", json!({"name": "other", "path": "tiny", "prompts": ["a: ", "b: "]}), "prompts"),
+    ] {
+        let (status, _, sentence) = refusal(path, &app.post(path, body).await);
+        assert_eq!((status, sentence), (422, format!("`{place}`: it is a list: send an object")), "{path}");
+    }
+    // What is a condition on an attribute is a value or an object, and says so.
+    let condition = json!([[1], null, null, null, null, null, null, null]);
+    let answer = app.post("/grains/count", json!({"filter": {"attributes": {"year": condition}}})).await;
+    let (status, _, sentence) = answer.problem();
+    assert!(status == 422 && sentence.contains("expected a string, a number or a boolean"), "{sentence}");
+    let lines = [
+        json!({"text": "a text", "meta": [null, null, null, null, null, null, null, null]}),
+        json!({"space": ["a fingerprint", {}]}),
+        json!({"end": [3]}),
+    ];
+    let lines = lines.map(|line| line.to_string()).join("\n");
+    let import = app.request(Method::POST, "/grains/import").header(CONTENT_TYPE, "application/x-ndjson");
+    let answer = send(import.body(lines)).await;
+    let n_lists = answer.text.matches("it is a list: send an object").count();
+    assert!(n_lists == 3 && answer.text.contains("\"failed\":3"), "{}", answer.text);
     app.stop().await;
 }
 

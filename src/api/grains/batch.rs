@@ -11,7 +11,7 @@ use utoipa::{PartialSchema, ToSchema};
 use super::wire::{DraftBody, GrainObject, with_usual_model};
 use super::{Kept, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{Keyed, QueryRejected, UsualModel, query_error};
+use crate::api::extract::{Keyed, Object, QueryRejected, UsualModel, query_error};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::api::state::AppState;
 use crate::grains::Outcome;
@@ -20,7 +20,7 @@ use crate::grains::store::Atomicity;
 /// One grain, or many in `grains`. Read as one struct: a choice between two shapes would lose which field is wrong.
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct CreateBody {
-    grains: Option<Vec<DraftBody>>,
+    grains: Option<Vec<Object<DraftBody>>>,
     text: Option<serde::de::IgnoredAny>,
 }
 
@@ -163,7 +163,7 @@ pub(in crate::api) fn drafts(body: CreateBody, bytes: &[u8]) -> Result<Vec<crate
         CreateBody { grains: Some(grains), .. } => grains
             .into_iter()
             .enumerate()
-            .map(|(at, draft)| draft.into_draft().map_err(|error| error.within(&format!("grains[{at}]"))))
+            .map(|(at, Object(draft))| draft.into_draft().map_err(|error| error.within(&format!("grains[{at}]"))))
             .collect(),
         CreateBody { grains: None, .. } => {
             let draft: DraftBody = crate::api::extract::parse(bytes)?;

@@ -8,7 +8,7 @@ use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::error::{ApiError, Code};
-use crate::api::extract::{required_space, shortened};
+use crate::api::extract::{Object, optional_object, required_space, shortened};
 use crate::domain::{
     AttributeCondition, AttributeValue, CreatedAt, Filter, GrainId, Membership, Range, SpaceCondition,
 };
@@ -28,11 +28,14 @@ pub struct FilterBody {
     /// This source, or one of these.
     #[schema(value_type = Option<OneOrMany>, example = json!(null))]
     source: Option<OneOrMany>,
+    #[serde(default, deserialize_with = "optional_object")]
     tags: Option<TagsBody>,
     /// Conditions by attribute: a value that it is, or has in its list, or an object of conditions.
     #[schema(value_type = Option<BTreeMap<String, AttributeBody>>, example = json!({"year": {"gte": 2020}}))]
     attributes: Option<BTreeMap<String, AttributeBody>>,
+    #[serde(default, deserialize_with = "optional_object")]
     created_at: Option<TimesBody>,
+    #[serde(default, deserialize_with = "optional_object")]
     updated_at: Option<TimesBody>,
     /// The space it is served from, or `unknown`.
     #[schema(pattern = "^([0-9a-fA-F]{16}|unknown)$", example = json!(null))]
@@ -215,7 +218,7 @@ impl FilterBody {
     /// When it is none.
     pub fn of_parameter(text: Option<&str>) -> Result<Filter, ApiError> {
         let Some(text) = text else { return Ok(Filter::default()) };
-        let body: Self = serde_json::from_str(text).map_err(|error| {
+        let Object(body): Object<Self> = serde_json::from_str(text).map_err(|error| {
             let reason = shortened(&error.to_string());
             ApiError::new(Code::InvalidRequest, format!("`filter` is not a filter in JSON: {reason}"))
                 .with_param("filter")
@@ -348,6 +351,8 @@ mod tests {
     fn what_is_no_condition_is_refused() {
         for json in [
             "[]",
+            "[null, null, null, null, null, null, null]",
+            r#"{"tags": [["x"], null, null]}"#,
             r#"{"sources": "typo"}"#,
             r#"{"tags": {"any": []}}"#,
             r#"{"attributes": {"a": {"above": 1}}}"#,

@@ -11,7 +11,7 @@ use super::one::IncludeQuery;
 use super::wire::GrainObject;
 use super::{Kept, refused};
 use crate::api::error::{ApiError, ProblemBody};
-use crate::api::extract::{Json, OptionalJson, QueryRejected, query_error};
+use crate::api::extract::{Json, OptionalJson, QueryRejected, object, optional_object, query_error};
 use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom};
 use crate::grains::store::{Facet, Numbered, PageRequest, Position, Sort, SortKey};
 
@@ -146,6 +146,7 @@ pub enum FacetWord {
 /// The body of `POST /grains/count`, which needs none.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct CountBody {
+    #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
     /// What to count by besides.
     #[schema(max_items = 3)]
@@ -215,6 +216,7 @@ pub async fn count(
 /// The body of `POST /grains/delete`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct DeleteBody {
+    #[serde(deserialize_with = "object")]
     filter: FilterBody,
     /// Delete only if exactly so many grains meet the filter: 409 if not. A filter without conditions needs it.
     #[schema(example = json!(null))]

@@ -7,7 +7,7 @@ use super::filter::FilterBody;
 use super::wire::GrainObject;
 use super::{Kept, refused};
 use crate::api::error::{ApiError, Code};
-use crate::api::extract::{Json, required_space};
+use crate::api::extract::{Json, optional_object, required_space};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::grains::search::{Highlights, MAX_DEPTH, Merged, Mode, Query, SearchRequest};
 use crate::grains::{Hit, SearchedSpace};
@@ -49,6 +49,7 @@ pub struct SearchBody {
     /// Hits to leave out at the beginning.
     #[schema(minimum = 0, maximum = 9999)]
     offset: Option<u64>,
+    #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
     /// The least `score` of a hit; its least `raw_score` when `mode` is `dense` and `merged` comes out as `rank`.
     #[schema(example = json!(null))]

@@ -19,7 +19,7 @@ use super::{Kept, refused};
 use crate::api::access::Holder;
 use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{OptionalJson, QueryRejected, is_list, parse, query_error};
+use crate::api::extract::{Object, OptionalJson, QueryRejected, is_list, optional_object, parse, query_error};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
 use crate::grains::store::Vectors;
@@ -43,6 +43,7 @@ const MAX_PARSED_BYTES: usize = 8 << 20;
 /// The body of `POST /grains/export`, which needs none.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct ExportBody {
+    #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
     /// `vector`: the vectors they are served by too, so that an import elsewhere need not embed the texts.
     #[schema(max_items = 1)]
@@ -278,8 +279,10 @@ struct LineBody {
     verify: Option<bool>,
     /// The id of the vector's space, or a manifest.
     space: Option<Value>,
+    #[serde(default, deserialize_with = "optional_object")]
     meta: Option<MetaBody>,
     created_at: Option<String>,
+    #[serde(default, deserialize_with = "optional_object")]
     end: Option<EndLine>,
 }
 
@@ -316,10 +319,10 @@ impl LineBody {
             None => None,
             Some(Value::String(id)) => Some(id),
             Some(manifest) => {
-                let body = serde_json::from_value::<ManifestBody>(manifest).map_err(|error| {
+                let body = serde_json::from_value::<Object<ManifestBody>>(manifest).map_err(|error| {
                     refused("space", format!("`space` is neither the id of a space nor the manifest of one: {error}"))
                 })?;
-                let ManifestBody { fingerprint, manifest } = body;
+                let Object(ManifestBody { fingerprint, manifest }) = body;
                 return Ok(ImportEntry::Space(ImportSpace { fingerprint, manifest }));
             }
         };
