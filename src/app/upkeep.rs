@@ -35,11 +35,7 @@ pub(super) fn keep_active_loadable(shutdown: &Shutdown, models: MultiModelManage
     shutdown.spawn("preload", async move {
         let mut every = tokio::time::interval(RETRY_ACTIVE);
         let mut first = true;
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return,
-                _ = every.tick() => {}
-            }
+        while soft.run_until_cancelled(every.tick()).await.is_some() {
             let active = models.active();
             let has_failed = models.status(&active).is_ok_and(|status| status.phase == Phase::Failed);
             if std::mem::take(&mut first) || has_failed {
@@ -66,11 +62,7 @@ fn look_again(shutdown: &Shutdown, what: &'static str, pause: Duration, look: im
     shutdown.spawn(what, async move {
         let mut every = tokio::time::interval(pause);
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return,
-                _ = every.tick() => {}
-            }
+        while soft.run_until_cancelled(every.tick()).await.is_some() {
             if let Err(panic) = blocking.spawn_blocking(what, look.clone()).await {
                 tracing::error!("a bug: what is in the files of the {what} could not be looked at: {panic}");
             }
@@ -83,11 +75,8 @@ pub(super) fn watch_clock(shutdown: &Shutdown, clock: Arc<Clock>) {
     let soft = shutdown.soft().clone();
     shutdown.spawn("clock", async move {
         let mut every = tokio::time::interval(LOOK_AT_CLOCK);
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return,
-                _ = every.tick() => clock.look(),
-            }
+        while soft.run_until_cancelled(every.tick()).await.is_some() {
+            clock.look();
         }
     });
 }
@@ -97,11 +86,8 @@ pub(super) fn keep_metrics(shutdown: &Shutdown, metrics: PrometheusHandle) {
     let soft = shutdown.soft().clone();
     shutdown.spawn("metrics", async move {
         let mut every = tokio::time::interval(METRICS_UPKEEP);
-        loop {
-            tokio::select! {
-                () = soft.cancelled() => return,
-                _ = every.tick() => metrics.run_upkeep(),
-            }
+        while soft.run_until_cancelled(every.tick()).await.is_some() {
+            metrics.run_upkeep();
         }
     });
 }
@@ -109,10 +95,5 @@ pub(super) fn keep_metrics(shutdown: &Shutdown, metrics: PrometheusHandle) {
 /// Tells of a process that stood still.
 pub(super) fn watch_for_standstills(shutdown: &Shutdown) {
     let soft = shutdown.soft().clone();
-    shutdown.spawn("standstills", async move {
-        tokio::select! {
-            () = soft.cancelled() => {}
-            () = telemetry::tell_of_standstills() => {}
-        }
-    });
+    shutdown.spawn("standstills", async move { soft.run_until_cancelled(telemetry::tell_of_standstills()).await });
 }

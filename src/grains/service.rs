@@ -337,11 +337,8 @@ impl Grains {
         let (grains, soft) = (self.clone(), self.shutdown.soft().clone());
         self.shutdown.spawn("grain upkeep", async move {
             let mut every = tokio::time::interval(UPKEEP);
-            loop {
-                tokio::select! {
-                    () = soft.cancelled() => return,
-                    _ = every.tick() => grains.tidy().await,
-                }
+            while soft.run_until_cancelled(every.tick()).await.is_some() {
+                grains.tidy().await;
             }
         });
     }

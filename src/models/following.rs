@@ -25,10 +25,7 @@ impl Following {
             if before.phase.lasts() {
                 return None;
             }
-            tokio::select! {
-                () = self.soft.cancelled() => return None,
-                () = self.changes.next() => {}
-            }
+            self.soft.run_until_cancelled(self.changes.next()).await?;
         }
         let status = (!self.entry.is_deleted()).then(|| self.entry.status());
         self.before.clone_from(&status);

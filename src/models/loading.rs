@@ -324,11 +324,7 @@ impl MultiModelManager {
         let soft = self.shutdown.soft().clone();
         self.shutdown.spawn("memory", async move {
             let mut every = tokio::time::interval(WATCH_EVERY);
-            loop {
-                tokio::select! {
-                    () = soft.cancelled() => return,
-                    _ = every.tick() => {}
-                }
+            while soft.run_until_cancelled(every.tick()).await.is_some() {
                 manager.leaving.write().retain(|entry| !entry.has_gone());
                 if let Some(cache) = &manager.loader.cache {
                     manager.memory.note_cache(cache.size_bytes());

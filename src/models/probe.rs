@@ -30,11 +30,7 @@ impl MultiModelManager {
             let mut every = tokio::time::interval(PROBE_EVERY);
             // Looks that were missed say nothing when they come all at once.
             every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            loop {
-                tokio::select! {
-                    () = soft.cancelled() => return,
-                    _ = every.tick() => {}
-                }
+            while soft.run_until_cancelled(every.tick()).await.is_some() {
                 for entry in manager.every_entry() {
                     manager.look(&entry);
                 }

@@ -143,11 +143,7 @@ impl Reembeddings {
         // One of no length is over at once.
         let pause = self.rollback_window.clamp(PAUSE, UPKEEP);
         self.shutdown.spawn("rollback windows", async move {
-            loop {
-                tokio::select! {
-                    () = soft.cancelled() => return,
-                    () = tokio::time::sleep(pause) => {}
-                }
+            while soft.run_until_cancelled(tokio::time::sleep(pause)).await.is_some() {
                 jobs.close_windows().await;
             }
         });

@@ -168,14 +168,9 @@ impl Reembeddings {
                     if !goes_on(&status.record) {
                         return None;
                     }
-                    tokio::select! {
-                        () = jobs.shutdown.soft().cancelled() => return None,
-                        is_told = changes.changed() => is_told.ok()?,
-                    }
-                    tokio::select! {
-                        () = jobs.shutdown.soft().cancelled() => return None,
-                        () = tokio::time::sleep(SHOWN_EVERY) => {}
-                    }
+                    let soft = jobs.shutdown.soft();
+                    soft.run_until_cancelled(changes.changed()).await?.ok()?;
+                    soft.run_until_cancelled(tokio::time::sleep(SHOWN_EVERY)).await?;
                 }
             }
         }))
