@@ -26,8 +26,8 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use figment::Figment;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
 
 pub use ai::{AdditionalModel, AiConfig, ModelChoice};
 pub use auth::{AuthConfig, OpenRoutes};
@@ -234,19 +234,12 @@ impl SectionReader<'_> {
     }
 
     fn read_ai(&mut self, added: Option<&Layer>) -> Option<AiConfig> {
-        #[derive(Deserialize)]
-        struct Added {
-            additional_models: Vec<AdditionalModel>,
-        }
-
         let configured: Option<AiConfig> = self.read("ai");
-        let entries = match added {
-            Some(layer) => self.read_from::<Added>(&Figment::from(layer), "ai")?.additional_models,
-            None => Vec::new(),
-        };
+        let Some(layer) = added else { return configured };
+        let entries: Vec<AdditionalModel> = self.read_added(layer, "ai")?;
         let mut configured = configured?;
         // Adding by name would hide a name that the variable has twice; one that the file has twice stays visible.
-        if let (Some(layer), Some(name)) = (added, repeated_name(&entries, |entry| &entry.name)) {
+        if let Some(name) = repeated_name(&entries, |entry| &entry.name) {
             let sentence = format!("found two entries named \"{name}\", expected one (case is ignored)");
             self.refusals.push(Refusal { origin: layer.origin.clone(), key: MODELS.to_owned(), sentence });
         }
@@ -255,23 +248,22 @@ impl SectionReader<'_> {
     }
 
     fn read_auth(&mut self, added: Option<&Layer>) -> Option<AuthConfig> {
-        #[derive(Deserialize)]
-        struct Added {
-            keys: Vec<ApiKey>,
-        }
-
         let configured: Option<AuthConfig> = self.read("auth");
-        let keys = match added {
-            Some(layer) => self.read_from::<Added>(&Figment::from(layer), "auth")?.keys,
-            None => Vec::new(),
-        };
+        let Some(layer) = added else { return configured };
+        let keys: Vec<ApiKey> = self.read_added(layer, "auth")?;
         let mut configured = configured?;
-        if let (Some(layer), Some(name)) = (added, repeated_name(&keys, |key| &key.name)) {
+        if let Some(name) = repeated_name(&keys, |key| &key.name) {
             let sentence = format!("found two keys named \"{name}\", expected one");
             self.refusals.push(Refusal { origin: layer.origin.clone(), key: KEYS.to_owned(), sentence });
         }
         add_by_name(&mut configured.keys, keys, |key| &key.name);
         Some(configured)
+    }
+
+    /// The entries of a variable, which is all that its layer has.
+    fn read_added<T: DeserializeOwned>(&mut self, layer: &Layer, section: &str) -> Option<Vec<T>> {
+        let settings: BTreeMap<String, Vec<T>> = self.read_from(&Figment::from(layer), section)?;
+        Some(settings.into_values().flatten().collect())
     }
 }
 
