@@ -233,20 +233,8 @@ impl Batcher {
 mod tests {
     use std::sync::Arc;
 
+    use super::super::queue::tests::{FINISH, LIMITS, texts};
     use super::*;
-
-    const LIMITS: BatchLimits = BatchLimits {
-        max_batch_tokens: 256,
-        max_batch_texts: 8,
-        max_queue_tokens: 2_000,
-        max_request_tokens: 50_000,
-        width_step: 16,
-    };
-    const FINISH: Finish = Finish { dimensions: 1, normalize: false };
-
-    fn texts(lengths: &[usize]) -> Vec<Tokens> {
-        lengths.iter().map(|n_tokens| Tokens { ids: vec![7; *n_tokens], truncated: false }).collect()
-    }
 
     fn submit(batcher: &Batcher, lengths: &[usize]) -> Result<JobHandle, EngineError> {
         batcher.submit(texts(lengths), FINISH, Priority::Interactive)

@@ -261,7 +261,7 @@ impl Waiting {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::time::Duration;
 
     use proptest::prelude::*;
@@ -270,19 +270,22 @@ mod tests {
     use super::super::tokenize::Tokens;
     use super::*;
 
-    const LIMITS: BatchLimits = BatchLimits {
+    pub(in super::super) const LIMITS: BatchLimits = BatchLimits {
         max_batch_tokens: 256,
         max_batch_texts: 8,
         max_queue_tokens: 2_000,
         max_request_tokens: 50_000,
         width_step: 16,
     };
-    const FINISH: Finish = Finish { dimensions: 1, normalize: false };
+    pub(in super::super) const FINISH: Finish = Finish { dimensions: 1, normalize: false };
+
+    pub(in super::super) fn texts(lengths: &[usize]) -> Vec<Tokens> {
+        lengths.iter().map(|n_tokens| Tokens { ids: vec![7; *n_tokens], truncated: false }).collect()
+    }
 
     /// A job of texts of these lengths in its line; it waits as long as the handle lives.
     fn push(queue: &mut Queue, lengths: &[usize], line: Line) -> JobHandle {
-        let texts = lengths.iter().map(|n_tokens| Tokens { ids: vec![7; *n_tokens], truncated: false }).collect();
-        let (job, handle) = Job::new(texts, FINISH);
+        let (job, handle) = Job::new(texts(lengths), FINISH);
         queue.push(job, line);
         handle
     }
