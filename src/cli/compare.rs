@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{bar, print, printable, table, text};
+use super::output::{ProcessError, bar, print_answer, printable, table, text};
 use crate::shutdown::Signals;
 
 /// Between two looks at a comparison that has not ended.
@@ -66,11 +66,8 @@ pub enum CompareCliError {
     )]
     NotCancelled(String),
     /// The process.
-    #[error("cannot start")]
-    Start(#[source] io::Error),
-    /// Nobody takes the output.
-    #[error("the answer cannot be printed")]
-    Print(#[source] io::Error),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// Compares, and prints to `out` what was found.
@@ -79,9 +76,7 @@ pub enum CompareCliError {
 /// What the server refused, in its own words; [`CompareCliError::Failed`] with the reason.
 pub fn run(args: CompareArgs, out: &mut impl Write) -> Result<(), CompareCliError> {
     let client = Client::new(&args.server)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(CompareCliError::Start)?;
-    let text = runtime.block_on(carry_out(&client, args))?;
-    print(&printable(&text), out).map_err(CompareCliError::Print)
+    print_answer(carry_out(&client, args), out)
 }
 
 async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, CompareCliError> {
@@ -94,7 +89,7 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
     let to_write = |path: PathBuf| fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(path);
     let page = args.html.map(to_write).transpose().map_err(CompareCliError::File)?;
     // Listened for before there is anything to cancel: none can slip through.
-    let mut signals = Signals::listen().map_err(CompareCliError::Start)?;
+    let mut signals = Signals::listen().map_err(ProcessError::Start)?;
     let asked = client.ask(Request::json(Method::POST, &["comparisons"], &body));
     tokio::pin!(asked);
     let begun = tokio::select! {
@@ -111,7 +106,7 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
         if let Some(page) = page {
             replace(page, &report(client, id).await?).map_err(CompareCliError::File)?;
         }
-        Ok::<_, CompareCliError>(summary(&found["result"]))
+        Ok::<_, CompareCliError>(printable(&summary(&found["result"])))
     };
     tokio::select! {
         said = finish => said,

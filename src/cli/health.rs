@@ -1,7 +1,7 @@
 //! `granary health`: is the server of this configuration ready? For the health check of a container, in whose image no
 //! other client is.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use clap::Args;
 use serde_json::Value;
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output;
+use super::output::{ProcessError, print_answer, printable};
 use super::pinned::{self, NoCertificate};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides, ServerConfig};
 use crate::models::hub::tls;
@@ -54,11 +54,8 @@ pub enum HealthError {
         url: String,
     },
     /// The process.
-    #[error("cannot start")]
-    Start(#[source] io::Error),
-    /// Nobody takes the output.
-    #[error("the answer cannot be printed")]
-    Print(#[source] io::Error),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// Prints to `out` that the server is ready, and with which model.
@@ -77,12 +74,14 @@ pub fn run(args: HealthArgs, out: &mut impl Write) -> Result<(), HealthError> {
         (address(&server), pinned.unwrap_or_else(tls))
     };
     let client = Client::with_tls(&ServerArgs { url: url.clone(), api_key_file: args.api_key_file }, tls)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(HealthError::Start)?;
-    let asked = async { tokio::time::timeout(PATIENCE, client.ask(request)).await };
-    let answer = runtime.block_on(asked).map_err(|_| HealthError::Silent { url })??;
-    let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
-    let text = format!("{}: the active model, `{}`, is {}\n", word("status"), word("model"), word("model_state"));
-    output::print(&output::printable(&text), out).map_err(HealthError::Print)
+    let said = async {
+        let asked = tokio::time::timeout(PATIENCE, client.ask(request)).await;
+        let answer = asked.map_err(|_| HealthError::Silent { url })??;
+        let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
+        let text = format!("{}: the active model, `{}`, is {}\n", word("status"), word("model"), word("model_state"));
+        Ok::<_, HealthError>(printable(&text))
+    };
+    print_answer(said, out)
 }
 
 /// Where this machine reaches a server of this configuration.

@@ -24,6 +24,7 @@ use clap::{Args, Parser, Subcommand};
 
 pub use self::client::{ServerArgs, ServerError};
 pub use self::doctor::DoctorArgs;
+pub use self::output::ProcessError;
 use crate::api;
 use crate::config::{ConfigSources, Overrides};
 

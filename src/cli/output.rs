@@ -4,6 +4,18 @@ use std::io::{self, Write};
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
+use tokio::runtime::{Builder, Runtime};
+
+/// What keeps any verb from its work.
+#[derive(Debug, thiserror::Error)]
+pub enum ProcessError {
+    /// There is nothing to wait on.
+    #[error("cannot start")]
+    Start(#[source] io::Error),
+    /// Nobody takes the output.
+    #[error("the answer cannot be printed")]
+    Print(#[source] io::Error),
+}
 
 /// What a server says as a terminal may have it: a character that would control one is U+FFFD, but for the ends of lines
 /// and tabs. JSON is printed as it is, for programs.
@@ -32,6 +44,20 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
 pub(super) fn bar(template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
     ProgressBar::no_length().with_style(style)
+}
+
+/// What a verb that must wait for something waits on: this thread.
+pub(super) fn runtime() -> Result<Runtime, ProcessError> {
+    Builder::new_current_thread().enable_all().build().map_err(ProcessError::Start)
+}
+
+/// Waits for a verb's answer and prints it.
+pub(super) fn print_answer<E: From<ProcessError>>(
+    answer: impl Future<Output = Result<String, E>>,
+    out: &mut impl Write,
+) -> Result<(), E> {
+    let answer = runtime()?.block_on(answer)?;
+    Ok(print(&answer, out).map_err(ProcessError::Print)?)
 }
 
 /// Prints a verb's answer. That nobody reads it to its end is no error.

@@ -7,7 +7,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{bar, print, printable, table, text};
+use super::output::{ProcessError, bar, print_answer, printable, table, text};
 
 /// The flags of `granary reembed`.
 #[derive(Clone, Debug, Args)]
@@ -111,11 +111,8 @@ pub enum ReembedCliError {
         source: Box<ServerError>,
     },
     /// The process.
-    #[error("cannot start")]
-    Start(#[source] io::Error),
-    /// Nobody takes the output.
-    #[error("the answer cannot be printed")]
-    Print(#[source] io::Error),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// Does what `args` say and prints to `out` what came of it.
@@ -124,9 +121,7 @@ pub enum ReembedCliError {
 /// What the server refused, in its own words; a watched job that has failed.
 pub fn run(args: ReembedArgs, out: &mut impl Write) -> Result<(), ReembedCliError> {
     let client = Client::new(&args.server)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ReembedCliError::Start)?;
-    let text = runtime.block_on(carry_out(&client, args.verb))?;
-    print(&text, out).map_err(ReembedCliError::Print)
+    print_answer(carry_out(&client, args.verb), out)
 }
 
 async fn carry_out(client: &Client, verb: ReembedVerb) -> Result<String, ReembedCliError> {

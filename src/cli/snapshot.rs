@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::output;
+use super::output::{self, ProcessError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::grains::store::{StoreError, restore};
 
@@ -43,9 +43,9 @@ pub enum SnapshotCliError {
     /// The snapshot or the database.
     #[error("nothing was restored")]
     Store(#[from] StoreError),
-    /// No thread to work on.
-    #[error("the snapshot cannot be restored")]
-    Start(#[source] std::io::Error),
+    /// The process.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
     /// Nobody takes the output.
     #[error("the snapshot is restored, but that cannot be printed")]
     Print(#[source] std::io::Error),
@@ -59,9 +59,7 @@ pub fn run(args: SnapshotArgs, out: &mut impl Write) -> Result<(), SnapshotCliEr
     let Verb::Restore(RestoreArgs { file, config, data_dir }) = args.verb;
     let overrides = Overrides { data_dir, ..Overrides::default() };
     let database = Config::load(&ConfigSources::from_process(config, overrides))?.database_path();
-    let threads =
-        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(SnapshotCliError::Start)?;
-    let replaced = threads.block_on(restore(&database, &file))?;
+    let replaced = output::runtime()?.block_on(restore(&database, &file))?;
     let (database, file) = (database.display(), file.display());
     let said = match replaced {
         Some(old) => format!("`{database}` is `{file}` now; what it was before is `{}`\n", old.display()),

@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use self::checks::{Check, Verdict};
 use self::facts::Facts;
-use super::output;
+use super::output::{self, ProcessError};
 use crate::app::{self, AppError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::domain::ModelName;
@@ -49,12 +49,9 @@ pub enum DoctorError {
     /// What was printed says more.
     #[error("serving would not work: {0} to solve")]
     Problems(String),
-    /// The database cannot be looked at without threads.
-    #[error("the checks cannot be run")]
-    Start(#[source] std::io::Error),
-    /// Nobody takes the output.
-    #[error("the findings cannot be printed")]
-    Print(#[source] std::io::Error),
+    /// The process.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// What was found.
@@ -83,11 +80,11 @@ pub fn run(args: DoctorArgs, out: &mut impl Write) -> Result<(), DoctorError> {
     let text = if args.json {
         serde_json::to_string_pretty(&report)
             .map(|json| json + "\n")
-            .map_err(|error| DoctorError::Print(error.into()))?
+            .map_err(|error| ProcessError::Print(error.into()))?
     } else {
         report.in_words()
     };
-    output::print(&text, out).map_err(DoctorError::Print)?;
+    output::print(&text, out).map_err(ProcessError::Print)?;
     match report.n_problems() {
         0 => Ok(()),
         1 => Err(DoctorError::Problems("1 problem".to_owned())),
@@ -109,8 +106,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
     };
     let mut selection = selector.survey(catalog.iter(), &[]);
     let database = if config.grains.enabled {
-        let threads = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(DoctorError::Start)?;
-        Some(threads.block_on(FileState::of(&config.database_path())))
+        Some(output::runtime()?.block_on(FileState::of(&config.database_path())))
     } else {
         None
     };

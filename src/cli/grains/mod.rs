@@ -12,7 +12,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{self, printable};
+use super::output::{self, ProcessError, printable};
 
 /// Characters of a text that a search shows.
 const SHOWN_TEXT: usize = 80;
@@ -148,11 +148,8 @@ pub enum GrainsError {
     #[error("the connection was cut. What was adopted stays so, and it goes on when it is asked for again")]
     CutAdoption,
     /// The process.
-    #[error("cannot start")]
-    Start(#[source] io::Error),
-    /// Nobody takes the output.
-    #[error("the answer cannot be printed")]
-    Print(#[source] io::Error),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// Does what `args` say and prints to `out` what came of it.
@@ -161,7 +158,7 @@ pub enum GrainsError {
 /// What the server refused, in its own words; [`GrainsError::Failed`] when an import did not take every line.
 pub fn run(args: GrainsArgs, out: &mut impl Write) -> Result<(), GrainsError> {
     let client = Client::new(&args.server)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(GrainsError::Start)?;
+    let runtime = output::runtime()?;
     let ended = runtime.block_on(carry_out(&client, args.verb, out));
     // Standard input may never end.
     runtime.shutdown_background();
@@ -193,7 +190,7 @@ fn filter(text: Option<String>) -> Result<Option<Value>, GrainsError> {
 
 /// Prints what the server says in words.
 fn print(out: &mut impl Write, text: &str) -> Result<(), GrainsError> {
-    output::print(&printable(text), out).map_err(GrainsError::Print)
+    Ok(output::print(&printable(text), out).map_err(ProcessError::Print)?)
 }
 
 /// One line a hit, best first, and one for each space that was not searched.

@@ -1,6 +1,6 @@
 //! `granary models`: the models of a running server, over HTTP.
 
-use std::io::{self, Write};
+use std::io::Write;
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
@@ -8,7 +8,7 @@ use reqwest::Method;
 use serde_json::{Value, json};
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{bar, print, printable, table, text};
+use super::output::{ProcessError, bar, print_answer, printable, table, text};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -113,11 +113,8 @@ pub enum ModelsError {
         flag: &'static str,
     },
     /// The process.
-    #[error("cannot start")]
-    Start(#[source] io::Error),
-    /// Nobody takes the output.
-    #[error("the answer cannot be printed")]
-    Print(#[source] io::Error),
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// Does what `args` say and prints to `out` what came of it.
@@ -126,9 +123,7 @@ pub enum ModelsError {
 /// What the server refused, in its own words.
 pub fn run(args: ModelsArgs, out: &mut impl Write) -> Result<(), ModelsError> {
     let client = Client::new(&args.server)?;
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ModelsError::Start)?;
-    let text = runtime.block_on(carry_out(&client, args.verb))?;
-    print(&text, out).map_err(ModelsError::Print)
+    print_answer(carry_out(&client, args.verb), out)
 }
 
 async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, ModelsError> {
