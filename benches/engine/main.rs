@@ -8,6 +8,7 @@ mod peak;
 #[path = "../support/mod.rs"]
 mod support;
 
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -90,18 +91,19 @@ struct Options {
     bench: bool,
 }
 
-fn main() -> Result<(), Failure> {
+fn main() -> ExitCode {
     let options = Options::parse();
-    if options.peak {
-        let (provider, bf16) = options.provider.of_this_machine();
-        println!("{}", peak::gflops(provider, bf16)?);
-        return Ok(());
-    }
-    println!("{}", Origin::here().line());
-    support::run(measure(&options))
+    support::exit_code(if options.peak { print_peak(&options) } else { support::run(measure(&options)) })
+}
+
+fn print_peak(options: &Options) -> Result<(), Failure> {
+    let (provider, bf16) = options.provider.of_this_machine();
+    println!("{}", peak::gflops(provider, bf16)?);
+    Ok(())
 }
 
 async fn measure(options: &Options) -> Result<(), Failure> {
+    println!("{}", Origin::here().line());
     allow_turns(hardware::cores(0));
     let (provider, bf16) = options.provider.of_this_machine();
     let threads = options.threads.unwrap_or(match provider {

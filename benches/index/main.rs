@@ -61,13 +61,7 @@ fn main() -> ExitCode {
     println!("{}", Origin::here().line());
     let done = run(&options);
     let removed = fs_err::remove_dir_all(&options.folder);
-    match done.and(removed.map_err(Failure::from)) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("index: {failure}");
-            ExitCode::FAILURE
-        }
-    }
+    support::exit_code(done.and(removed.map_err(Failure::from)))
 }
 
 fn run(options: &Options) -> Result<(), Failure> {

@@ -97,21 +97,10 @@ struct BesideBulk {
 }
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match support::run(measure(&options)) {
-        Ok(report) => {
-            report.print();
-            println!("{}", options.output.display());
-            ExitCode::SUCCESS
-        }
-        Err(failure) => {
-            eprintln!("overload: {failure}");
-            ExitCode::FAILURE
-        }
-    }
+    support::exit_code(support::run(measure(&Options::parse())))
 }
 
-async fn measure(options: &Options) -> Result<Report, Failure> {
+async fn measure(options: &Options) -> Result<(), Failure> {
     let origin = Origin::here();
     println!("{}", origin.line());
     let texts = options.texts.clone().unwrap_or_else(|| data_folder().join("bench/texts.txt"));
@@ -155,11 +144,10 @@ async fn measure(options: &Options) -> Result<Report, Failure> {
         others_share: cpu.read().others_share(),
     };
     server.stop().await?;
-    if let Some(folder) = options.output.parent() {
-        fs_err::create_dir_all(folder)?;
-    }
-    fs_err::write(&options.output, serde_json::to_string_pretty(&report)? + "\n")?;
-    Ok(report)
+    support::write_json(&options.output, &report)?;
+    report.print();
+    println!("{}", options.output.display());
+    Ok(())
 }
 
 struct Texts {

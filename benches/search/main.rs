@@ -54,11 +54,5 @@ fn main() -> ExitCode {
             What::Spaces(spaces) => spaces::run(spaces, granary).await,
         }
     });
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("search: {failure}");
-            ExitCode::FAILURE
-        }
-    }
+    support::exit_code(done)
 }

@@ -94,24 +94,10 @@ const WORKLOADS: [Workload; 9] = [
 ];
 
 fn main() -> ExitCode {
-    let options = Options::parse();
-    match support::run(measure(&options)) {
-        Ok(report) if report.n_errors() == 0 => ExitCode::SUCCESS,
-        Ok(report) => {
-            eprintln!(
-                "serving: {} requests failed, so the figures mean nothing; the results say which",
-                report.n_errors()
-            );
-            ExitCode::FAILURE
-        }
-        Err(failure) => {
-            eprintln!("serving: {failure}");
-            ExitCode::FAILURE
-        }
-    }
+    support::exit_code(support::run(measure(&Options::parse())))
 }
 
-async fn measure(options: &Options) -> Result<Report, Failure> {
+async fn measure(options: &Options) -> Result<(), Failure> {
     let origin = Origin::here();
     println!("{}", origin.line());
     let texts = options.texts.clone().unwrap_or_else(|| data_folder().join("bench/texts.txt"));
@@ -136,13 +122,16 @@ async fn measure(options: &Options) -> Result<Report, Failure> {
         let result = bench.run(*workload).await;
         report.add(result);
         report.print_last();
-        report.write(&options.output)?; // after each: a run that is broken off keeps what it has
+        support::write_json(&options.output, &report)?; // after each: a run that is broken off keeps what it has
     }
     report.print_end(&options.output);
     for server in bench.servers {
         server.stop().await?;
     }
-    Ok(report)
+    match report.n_errors() {
+        0 => Ok(()),
+        n => Err(format!("{n} requests failed, so the figures mean nothing; the results say which").into()),
+    }
 }
 
 /// Starts the servers that are here, and refuses one whose vectors are wrong.

@@ -5,7 +5,6 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::support::Failure;
 use crate::support::load::Outcome;
 use crate::support::machine::Origin;
 use crate::support::process::{CpuTimes, NOISY_SHARE, Usage};
@@ -293,14 +292,6 @@ impl Report {
             println!("Some turns ended early because the texts were used up: their figures are over less time.");
         }
         println!("{}", path.display());
-    }
-
-    /// Writes JSON.
-    pub fn write(&self, path: &Path) -> Result<(), Failure> {
-        if let Some(folder) = path.parent() {
-            fs_err::create_dir_all(folder)?;
-        }
-        Ok(fs_err::write(path, serde_json::to_string_pretty(self)? + "\n")?)
     }
 }
 

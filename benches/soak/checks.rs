@@ -1,5 +1,7 @@
 //! Lines that must hold: each is printed with its figures, and a broken one decides the exit code.
 
+use crate::support::Failure;
+
 /// By how much memory may differ from what it was.
 pub const DRIFT: f64 = 0.10;
 
@@ -24,9 +26,12 @@ impl Checks {
         self.line(holds, &format!("{what}: {before:.0} MiB, then {after:.0} MiB ({percent:+.1} %, ≤ +10 % wanted)"));
     }
 
-    /// Whether none is broken.
-    pub fn are_kept(&self) -> bool {
-        self.n_broken == 0
+    /// Fails when one is broken.
+    pub fn verdict(&self) -> Result<(), Failure> {
+        match self.n_broken {
+            0 => Ok(()),
+            n => Err(format!("{n} of the lines are broken").into()),
+        }
     }
 }
 

@@ -99,9 +99,5 @@ fn main() -> ExitCode {
             What::Budget { requests, common } => budget::run(common, *requests, &mut checks).await,
         }
     });
-    if let Err(failure) = done {
-        eprintln!("soak: {failure}");
-        return ExitCode::FAILURE;
-    }
-    if checks.are_kept() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    support::exit_code(done.and_then(|()| checks.verdict()))
 }

@@ -16,8 +16,10 @@ pub mod random;
 pub mod server;
 pub mod stats;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 
+use serde::Serialize;
 use tokio::signal::unix::SignalKind;
 
 /// Why a benchmark cannot go on, in one sentence.
@@ -35,6 +37,25 @@ pub fn run<T>(benchmark: impl Future<Output = Result<T, Failure>>) -> Result<T, 
             _ = terminated.recv() => Err("stopped".into()),
         }
     })
+}
+
+/// How a program ends, with a failure in words.
+pub fn exit_code(ended: Result<(), Failure>) -> ExitCode {
+    match ended {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{}: {failure}", env!("CARGO_CRATE_NAME"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Writes what was found as JSON.
+pub fn write_json(path: &Path, report: &impl Serialize) -> Result<(), Failure> {
+    if let Some(folder) = path.parent() {
+        fs_err::create_dir_all(folder)?;
+    }
+    Ok(fs_err::write(path, serde_json::to_string_pretty(report)? + "\n")?)
 }
 
 /// The data folder of `make setup`: `.granary`, or the one that `GRANARY_MODELS__DATA_DIR` names.
