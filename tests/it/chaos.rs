@@ -102,8 +102,8 @@ async fn without_its_runtime_library_a_server_serves_on_and_loads_again_when_it_
     copy_folder(&data_dir().canonicalize().expect("set up").join("runtime"), &runtime);
     let toml = format!("[models]\nfailed_load_cooldown = \"0s\"\n{}", with_tiny(&["tiny-cls"]));
     fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
-    let mut process = Process::start(folder.path(), &["serve", "--port", "0", "--data-dir", "."], &[]);
-    let app = Caller::of(process.wait_until_serving());
+    let (process, url) = Process::serve_with(folder.path(), &["--data-dir", "."], &[]);
+    let app = Caller::of(url);
     write(&app, "before").await;
     let vectors = embed(&app, TINY).await;
 
@@ -251,9 +251,8 @@ fn serve_with_a_clock(folder: &Path) -> (Process, Caller) {
         ("FAKETIME_NO_CACHE", "1"),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
     ];
-    let mut process = Process::start(folder, &["serve", "--port", "0"], &variables);
-    let app = Caller::of(process.wait_until_serving());
-    (process, app)
+    let (process, url) = Process::serve_with(folder, &[], &variables);
+    (process, Caller::of(url))
 }
 
 fn set_clock(folder: &Path, difference: &str) {

@@ -9,8 +9,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::helpers::{
-    Caller, Failing, MINILM, Process, REPOSITORY, StandInHub, TINY, TestApp, data_dir, entry_of, files_of, repository,
-    test_model, with_tiny,
+    Caller, Failing, MINILM, Process, REPOSITORY, StandInHub, TINY, TestApp, entry_of, files_of, own_data_dir,
+    repository, with_tiny,
 };
 
 /// How long a comparison of some hundred texts may take on the slowest machine.
@@ -239,20 +239,12 @@ async fn a_report_is_one_page_in_which_nothing_of_a_user_is_markup() {
 async fn with_slow_model() -> (StandInHub, TempDir, Process, Caller) {
     let hub = StandInHub::start(files_of(TINY)).await;
     hub.fail(Failing { slow: Some(Duration::from_secs(20)), ..Failing::default() });
-    let folder = TempDir::new().expect("a folder");
-    let runtime = data_dir().canonicalize().expect("set up").join("runtime");
-    std::os::unix::fs::symlink(runtime, folder.path().join("runtime")).expect("linked");
-    let toml = format!(
-        "[ai]\nmodel_name = \"{TINY}\"\n[[ai.additional_models]]\nname = \"{TINY}\"\npath = \"{}\"\n\
-         [[ai.additional_models]]\nname = \"slow\"\nrepository = \"{REPOSITORY}\"\nsize = \"small\"\n",
-        test_model(TINY).display()
-    );
-    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
+    let slow = format!("[[ai.additional_models]]\nname = \"slow\"\nrepository = \"{REPOSITORY}\"\nsize = \"small\"\n");
+    let folder = own_data_dir(&format!("{}{slow}", with_tiny(&[])));
     let cache = folder.path().join("cache").display().to_string();
     let variables = [("HF_ENDPOINT", hub.url.as_str()), ("HF_HUB_CACHE", cache.as_str())];
-    let mut process = Process::start(folder.path(), &["serve", "--port", "0", "--data-dir", "."], &variables);
-    let caller = Caller::of(process.wait_until_serving());
-    (hub, folder, process, caller)
+    let (process, url) = Process::serve_with(folder.path(), &["--data-dir", "."], &variables);
+    (hub, folder, process, Caller::of(url))
 }
 
 #[tokio::test]

@@ -125,9 +125,9 @@ fn what_only_shows_later_than_the_configuration_stops_the_start_too() {
 #[tokio::test]
 async fn an_open_port_and_the_variables_of_a_kubernetes_service_are_taken() {
     let folder = folder_with("");
-    let mut process = Process::start(
+    let (_process, url) = Process::serve_with(
         folder.path(),
-        &["serve", "--port", "0", "--host", "0.0.0.0"],
+        &["--host", "0.0.0.0"],
         &[
             ("GRANARY_PORT", "tcp://10.0.0.1:8080"),
             ("GRANARY_SERVICE_HOST", "10.0.0.1"),
@@ -137,7 +137,6 @@ async fn an_open_port_and_the_variables_of_a_kubernetes_service_are_taken() {
             ("GRANARY_GRAINS__ENABLED", "false"),
         ],
     );
-    let url = process.wait_until_serving();
     let port = url.strip_prefix("http://0.0.0.0:").unwrap_or_else(|| panic!("it listens at {url}"));
     send(client().get(format!("http://127.0.0.1:{port}/health/live"))).await.ok();
 }
@@ -164,8 +163,7 @@ async fn the_designs_file_serves_and_a_missing_second_model_fails_where_it_is_us
     let installed = data_dir().canonicalize().expect("set up");
     symlink(installed.join("models").join(MINILM), models.join(MINILM)).expect("linked");
     symlink(installed.join("runtime"), folder.path().join(".granary/runtime")).expect("linked");
-    let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &[]);
-    let url = process.wait_until_serving();
+    let (_process, url) = Process::serve_with(folder.path(), &[], &[]);
     let embed = async |model: Option<&str>| {
         send(client().post(format!("{url}/embed")).json(&json!({"inputs": "hello", "model": model}))).await
     };

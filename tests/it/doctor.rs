@@ -153,9 +153,7 @@ fn a_model_of_another_length_than_expected_is_a_problem() {
 async fn a_running_server_is_seen_and_its_database_is_left_to_it() {
     let folder = folder_with(&with_tiny(&["tiny-cls"]));
     let variables = installed();
-    let settings: Vec<(&str, &str)> = variables.iter().map(|(key, value)| (*key, value.as_str())).collect();
-    let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &settings);
-    let url = process.wait_until_serving();
+    let (mut process, url) = Process::serve(folder.path(), &[]);
     let (text, status) = said(folder.path(), &variables);
     assert_eq!(status, 0, "{text}");
     assert!(text.contains("note     database: `granary.db` is in use by process "), "{text}");

@@ -9,7 +9,7 @@ use reqwest::{Body, Method};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Answer, Caller, Process, TINY, TestApp, client, data_dir, send, vector_of, with_tiny};
+use crate::helpers::{Answer, Caller, Process, TINY, TestApp, client, folder_with, send, vector_of, with_tiny};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -468,14 +468,9 @@ struct Server {
 
 impl Server {
     fn start() -> Self {
-        let folder = TempDir::new().expect("a folder");
-        fs_err::write(folder.path().join("granary.toml"), with_tiny(&[])).expect("written");
-        let database = format!("sqlite:{}/granary.db", folder.path().display());
-        let data_dir = data_dir().display().to_string();
-        let variables =
-            [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", database.as_str())];
-        let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &variables);
-        Self { url: process.wait_until_serving(), _process: process, folder }
+        let folder = folder_with(&with_tiny(&[]));
+        let (process, url) = Process::serve(folder.path(), &[]);
+        Self { url, _process: process, folder }
     }
 
     /// Runs `granary grains …` with this standard input.

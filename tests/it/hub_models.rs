@@ -9,22 +9,13 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Failing, Process, REPOSITORY, StandInHub, TINY, client, data_dir, files_of, send, test_model};
+use crate::helpers::{Failing, Process, REPOSITORY, StandInHub, TINY, client, files_of, own_data_dir, send, with_tiny};
 
 const COMMIT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
 /// A data directory of its own with the runtime library and `tiny`, and a cache.
 fn folder() -> TempDir {
-    let folder = TempDir::new().expect("a folder");
-    let runtime = data_dir().canonicalize().expect("set up").join("runtime");
-    std::os::unix::fs::symlink(runtime, folder.path().join("runtime")).expect("linked");
-    let toml = format!(
-        "[ai]\nmodel_name = \"tiny\"\n[[ai.additional_models]]\nname = \"tiny\"\npath = \"{}\"\n[models]\n\
-         failed_load_cooldown = \"0s\"\n",
-        test_model(TINY).display()
-    );
-    fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
-    folder
+    own_data_dir(&format!("{}[models]\nfailed_load_cooldown = \"0s\"\n", with_tiny(&[])))
 }
 
 fn start(folder: &Path, hub: &str, others: &[(&str, &str)]) -> Process {

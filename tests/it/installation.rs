@@ -35,8 +35,7 @@ async fn a_new_data_directory_is_served_from_what_is_installed() {
     let folder = folder_with("");
     let system_dir = installation.path().display().to_string();
     let variables = [("GRANARY_MODELS__SYSTEM_DIR", system_dir.as_str())];
-    let mut process = Process::start(folder.path(), &["serve", "--port", "0", "--data-dir", "data"], &variables);
-    let url = process.wait_until_serving();
+    let (mut process, url) = Process::serve_with(folder.path(), &["--data-dir", "data"], &variables);
     let answer = send(client().post(format!("{url}/embed")).json(&json!({"inputs": "hello world"}))).await;
     answer.ok();
     assert_eq!(answer.header("x-model"), MINILM);

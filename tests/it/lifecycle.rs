@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::helpers::{
-    MINILM, Process, TINY, TestApp, client, copy_folder, data_dir, send, test_model, vectors_of, with_tiny,
+    MINILM, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, vectors_of, with_tiny,
 };
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -60,25 +60,17 @@ async fn order(app: &TestApp, path: &str) -> Value {
     app.post(path, json!({})).await.ok()
 }
 
-/// A data directory of its own, with the runtime library and a model folder `mine` in it.
-fn own_data_dir() -> TempDir {
-    let folder = TempDir::new().expect("a folder");
-    let runtime = data_dir().canonicalize().expect("set up").join("runtime");
-    std::os::unix::fs::symlink(runtime, folder.path().join("runtime")).expect("linked");
+/// A data directory of its own, with `tiny` and a model folder `mine` in it.
+fn with_mine() -> TempDir {
+    let toml = "[ai]\nmodel_name = \"tiny\"\n[[ai.additional_models]]\nname = \"tiny\"\npath = \"tiny\"\n";
+    let folder = own_data_dir(toml);
     copy_folder(&test_model("tiny-cls"), &folder.path().join("models/mine"));
     copy_folder(&test_model(TINY), &folder.path().join("models/tiny"));
-    fs_err::write(
-        folder.path().join("granary.toml"),
-        "[ai]\nmodel_name = \"tiny\"\n[[ai.additional_models]]\nname = \"tiny\"\npath = \"tiny\"\n",
-    )
-    .expect("written");
     folder
 }
 
 fn serve(folder: &Path) -> (Process, String) {
-    let mut process = Process::start(folder, &["serve", "--port", "0", "--data-dir", "."], &[]);
-    let url = process.wait_until_serving();
-    (process, url)
+    Process::serve_with(folder, &["--data-dir", "."], &[])
 }
 
 #[tokio::test]
@@ -114,7 +106,7 @@ async fn a_disabled_model_is_the_operators_alone_in_later_runs_too() {
 
 #[tokio::test]
 async fn a_model_is_registered_survives_a_kill_and_is_deleted() {
-    let folder = own_data_dir();
+    let folder = with_mine();
     let (mut process, url) = serve(folder.path());
     let post = |path: &str, body: Value| send(client().post(format!("{url}{path}")).json(&body));
     let answer = post("/models", json!({"name": "Mine", "path": "mine", "aliases": ["also"], "pooling": null})).await;
@@ -154,7 +146,7 @@ async fn a_model_is_registered_survives_a_kill_and_is_deleted() {
 
 #[tokio::test]
 async fn a_model_that_is_deleted_while_it_loads_leaves_nothing_to_the_next_of_its_name() {
-    let folder = own_data_dir();
+    let folder = with_mine();
     let (process, url) = serve(folder.path());
     // The active model has its turn as soon as the server serves, and the other one after it.
     wait_until_logged(&process, "the model is ready model=tiny").await;
@@ -180,7 +172,7 @@ async fn a_model_that_is_deleted_while_it_loads_leaves_nothing_to_the_next_of_it
 
 #[tokio::test]
 async fn a_model_that_is_deleted_while_it_waits_for_its_turn_is_not_loaded() {
-    let folder = own_data_dir();
+    let folder = with_mine();
     // The active model has its turn as soon as the server serves.
     let held = HeldFile::hold(folder.path().join("models/tiny/config.json"));
     let (process, url) = serve(folder.path());
@@ -203,7 +195,7 @@ async fn a_model_that_is_deleted_while_it_waits_for_its_turn_is_not_loaded() {
 
 #[tokio::test]
 async fn no_registration_leads_out_of_the_models_directory() {
-    let folder = own_data_dir();
+    let folder = with_mine();
     std::os::unix::fs::symlink(test_model("tiny-max"), folder.path().join("models/link")).expect("linked");
     let (_process, url) = serve(folder.path());
     let absolute = test_model("tiny-max").display().to_string();
@@ -315,7 +307,7 @@ async fn a_model_beyond_the_budget_is_refused_with_the_numbers() {
 
 #[tokio::test]
 async fn a_model_that_grains_need_is_deleted_only_by_force_and_missed_at_the_next_start() {
-    let folder = own_data_dir();
+    let folder = with_mine();
     let (process, url) = serve(folder.path());
     let body = json!({"name": "mine", "path": "mine"});
     assert_eq!(send(client().post(format!("{url}/models")).json(&body)).await.status, 201);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{MINILM, Process, TINY, cosine, data_dir, send, vectors_of, with_tiny};
+use crate::helpers::{MINILM, Process, TINY, cosine, folder_with, send, vectors_of, with_tiny};
 
 /// What a process may keep beyond a tenth: pools of the allocator that a first cycle need not have filled.
 const SLACK_BYTES: u64 = 8 << 20;
@@ -24,14 +24,9 @@ struct Server {
 impl Server {
     /// Serves with a tiny active model, these settings of `[models]`, and these entries.
     fn start(models: &str, entries: &str) -> Self {
-        let folder = TempDir::new().expect("a folder");
         let toml = format!("[models]\n{models}\n[engine]\nquery_lane = \"off\"\n{}{entries}", with_tiny(&[]));
-        fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
-        let data_dir = data_dir().canonicalize().expect("set up").display().to_string();
-        let variables =
-            [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db")];
-        let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &variables);
-        let url = process.wait_until_serving();
+        let folder = folder_with(&toml);
+        let (process, url) = Process::serve(folder.path(), &[]);
         Self { process, url, _folder: folder }
     }
 

@@ -7,7 +7,7 @@ use reqwest::header::HOST;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Answer, Process, client, data_dir, send, with_tiny};
+use crate::helpers::{Answer, Process, client, data_dir, folder_with, send, with_tiny};
 
 struct Server {
     url: String,
@@ -17,12 +17,11 @@ struct Server {
 
 impl Server {
     fn start(toml: &str) -> Self {
-        let folder = TempDir::new().expect("a folder");
-        fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
+        let folder = folder_with(toml);
         let data_dir = data_dir().display().to_string();
         let variables = [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__ENABLED", "false")];
-        let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &variables);
-        Self { url: process.wait_until_serving(), _process: process, _folder: folder }
+        let (process, url) = Process::serve_with(folder.path(), &[], &variables);
+        Self { url, _process: process, _folder: folder }
     }
 
     async fn post(&self, path: &str, body: Value) -> Answer {

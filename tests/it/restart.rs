@@ -196,8 +196,7 @@ async fn after_set_up_an_empty_environment_will_do() {
         std::os::unix::fs::symlink(target, elsewhere.path().join(part)).expect("linked");
     }
     std::os::unix::fs::symlink(elsewhere.path(), folder.path().join(".granary")).expect("linked");
-    let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &[]);
-    let url = process.wait_until_serving();
+    let (process, url) = Process::serve_with(folder.path(), &[], &[]);
     assert_eq!(active(&url).await, MINILM);
     assert_eq!(embed(&url).await[0].len(), 384);
     process.stop();

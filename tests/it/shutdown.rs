@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{Process, client, data_dir, folder_with, send, with_tiny};
+use crate::helpers::{Process, client, folder_with, send, with_tiny};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -24,14 +24,9 @@ struct Server {
 
 impl Server {
     fn start(toml: &str) -> Self {
-        let folder = TempDir::new().expect("a folder");
-        fs_err::write(folder.path().join("granary.toml"), format!("{toml}{}", with_tiny(&[]))).expect("written");
-        let data_dir = data_dir().display().to_string();
-        let variables =
-            [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:g.db")];
-        let mut process = Process::start(folder.path(), &["serve", "--port", "0"], &variables);
-        let address = process.wait_until_serving().trim_start_matches("http://").to_owned();
-        Self { process, address, _folder: folder }
+        let folder = folder_with(&format!("{toml}{}", with_tiny(&[])));
+        let (process, url) = Process::serve(folder.path(), &[]);
+        Self { process, address: url.trim_start_matches("http://").to_owned(), _folder: folder }
     }
 
     fn connect(&self) -> TcpStream {

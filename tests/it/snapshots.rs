@@ -154,8 +154,7 @@ async fn a_restore_waits_for_no_server_and_loses_nothing() {
         let code = process.wait().code();
         (code, process.log())
     };
-    let mut server = Process::start(folder.path(), &["serve", "--port", "0"], &env);
-    let url = server.wait_until_serving();
+    let (mut server, url) = Process::serve_with(folder.path(), &[], &env);
     let post = |path: &str, body| client().post(format!("{url}{path}")).json(&body);
     send(post("/grains", json!({"id": "before", "text": "wheat"}))).await.ok();
     let snapshot = send(client().post(format!("{url}/snapshots"))).await.ok();
@@ -182,8 +181,7 @@ async fn a_restore_waits_for_no_server_and_loses_nothing() {
     let mode = fs_err::metadata(folder.path().join("granary.db")).expect("a database").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     assert!(folder.path().join("granary.db.replaced.1").is_file(), "what was there is kept");
-    let mut server = Process::start(folder.path(), &["serve", "--port", "0"], &env);
-    let url = server.wait_until_serving();
+    let (server, url) = Process::serve_with(folder.path(), &[], &env);
     assert!(!fs_err::exists(&cut_off).expect("looked at"), "what was cut off is removed at the start");
     assert_eq!(send(client().get(format!("{url}/grains/before"))).await.status, 200);
     assert_eq!(send(client().get(format!("{url}/grains/after"))).await.status, 404);

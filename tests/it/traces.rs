@@ -1,7 +1,5 @@
 //! Traces of requests, as a collector gets them.
 
-use std::path::Path;
-
 use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -149,10 +147,11 @@ async fn a_malformed_parent_counts_for_nothing() {
     let data_dir = data_dir().display().to_string();
     let variables = [
         ("GRANARY_MODELS__DATA_DIR", data_dir.as_str()),
+        ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db"),
         ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url.as_str()),
         ("OTEL_SERVICE_NAME", "of the variable"),
     ];
-    let (process, url) = serve_with(folder.path(), &variables);
+    let (process, url) = Process::serve_with(folder.path(), &[], &variables);
     let app = Caller::of(url);
     let mut ids = Vec::new();
     for parent in [
@@ -182,13 +181,6 @@ async fn a_malformed_parent_counts_for_nothing() {
         assert_eq!(tree(&of_trace(&spans, &trace), ""), ["POST /embed(embed(infer queue tokenize))"], "{id}");
     }
     assert!(spans.iter().all(|span| span.resource["service.name"] == "of the variable"), "{spans:?}");
-}
-
-fn serve_with(folder: &Path, variables: &[(&str, &str)]) -> (Process, String) {
-    let database = ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db");
-    let mut process = Process::start(folder, &["serve", "--port", "0"], &[variables, &[database]].concat());
-    let url = process.wait_until_serving();
-    (process, url)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

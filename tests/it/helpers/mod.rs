@@ -65,6 +65,14 @@ pub fn folder_with(toml: &str) -> TempDir {
     folder
 }
 
+/// A data directory of a server's own, with the runtime library and a `granary.toml`.
+pub fn own_data_dir(toml: &str) -> TempDir {
+    let folder = folder_with(toml);
+    let runtime = data_dir().canonicalize().expect("set up").join("runtime");
+    std::os::unix::fs::symlink(runtime, folder.path().join("runtime")).expect("linked");
+    folder
+}
+
 /// Copies a folder; a link in it stays a link.
 pub fn copy_folder(from: &Path, to: &Path) {
     fs_err::create_dir_all(to).expect("made");

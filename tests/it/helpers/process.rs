@@ -60,6 +60,13 @@ impl Process {
         (process, url)
     }
 
+    /// Starts the server with these arguments and no other variables, and waits until it serves; and its address.
+    pub fn serve_with(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> (Self, String) {
+        let mut process = Self::start(folder, &[&["serve", "--port", "0"], arguments].concat(), variables);
+        let url = process.wait_until_serving();
+        (process, url)
+    }
+
     /// Ends the server in order, and returns what it has written to standard error.
     pub fn stop(mut self) -> String {
         self.signal(Signal::TERM);
