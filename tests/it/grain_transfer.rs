@@ -104,9 +104,7 @@ async fn count(app: &Caller) -> u64 {
 
 /// Texts that were embedded for grains in this process, whichever server it was.
 async fn texts_embedded(app: &TestApp) -> f64 {
-    let metrics = app.get("/metrics").await.text;
-    let values = metrics.lines().filter(|line| line.starts_with("granary_texts_total{"));
-    values.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    app.metric("granary_texts_total").await
 }
 
 async fn start() -> TestApp {

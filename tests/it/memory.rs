@@ -5,10 +5,11 @@
 
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{MINILM, Process, TINY, cosine, folder_with, send, vectors_of, with_tiny};
+use crate::helpers::{Caller, MINILM, Process, TINY, cosine, folder_with, send, vectors_of, with_tiny};
 
 /// What a process may keep beyond a tenth: pools of the allocator that a first cycle need not have filled.
 const SLACK_BYTES: u64 = 8 << 20;
@@ -17,7 +18,7 @@ const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Server {
     process: Process,
-    url: String,
+    app: Caller,
     _folder: TempDir,
 }
 
@@ -27,28 +28,21 @@ impl Server {
         let toml = format!("[models]\n{models}\n[engine]\nquery_lane = \"off\"\n{}{entries}", with_tiny(&[]));
         let folder = folder_with(&toml);
         let (process, url) = Process::serve(folder.path(), &[]);
-        Self { process, url, _folder: folder }
+        Self { process, app: Caller::of(url), _folder: folder }
     }
 
     async fn post(&self, path: &str, body: Value) -> Value {
-        send(crate::helpers::client().post(format!("{}{path}", self.url)).json(&body)).await.ok()
+        self.app.post(path, body).await.ok()
     }
 
     async fn embed(&self, model: &str, texts: &[&str]) -> Vec<Vec<f32>> {
         vectors_of(&self.post(&format!("/models/{model}/embed"), json!({"inputs": texts})).await)
     }
 
-    /// The sum over a metric's series.
-    async fn metric(&self, name: &str) -> f64 {
-        let answer = send(crate::helpers::client().get(format!("{}/metrics", self.url))).await;
-        let series = answer.text.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
-        series.map(|line| line.rsplit(' ').next().expect("a value").parse::<f64>().expect("a number")).sum()
-    }
-
     /// What models take, by the server's own measure, once it has looked again.
     async fn used_bytes(&self) -> f64 {
         tokio::time::sleep(Duration::from_secs(1)).await;
-        self.metric("granary_models_memory_used_bytes").await
+        self.app.metric("granary_models_memory_used_bytes").await
     }
 }
 
@@ -90,7 +84,7 @@ async fn a_body_that_is_refused_takes_no_more_memory_than_one_that_is_read() {
     // As values that are kept, these numbers would take thirty times their length.
     let body = format!(r#"{{"inputs": "a", "x": [{}0], "priority": 1}}"#, "0,".repeat(6 << 20));
     let n_bytes = body.len() as u64;
-    let request = crate::helpers::client().post(format!("{}/embed", server.url));
+    let request = server.app.request(Method::POST, "/embed");
     let answer = send(request.header("content-type", "application/json").body(body)).await;
     let (status, _, message) = answer.tei_error();
     assert!(status == 422 && message.contains("`priority`"), "{status}: {message}");
@@ -137,10 +131,7 @@ async fn a_model_that_grains_need_goes_after_one_that_was_used_later() {
     server.post("/grains", json!({"text": "hello world", "model": needed})).await;
     server.embed(THREE[1], &["hello world"]).await;
     server.embed(THREE[2], &["hello world"]).await;
-    let state = async |model: &str| {
-        let url = format!("{}/models/{model}", server.url);
-        send(crate::helpers::client().get(url)).await.ok()["state"].clone()
-    };
+    let state = async |model: &str| server.app.get(&format!("/models/{model}")).await.ok()["state"].clone();
     let states = (state(needed).await, state(THREE[1]).await);
     let log = server.process.log();
     assert_eq!(states, (json!("ready"), json!("unloaded")), "{log}");
@@ -152,13 +143,11 @@ async fn what_does_not_fit_beside_the_runtime_library_drives_nobody_out() {
     let lone = format!("[[ai.additional_models]]\nname = \"lone\"\npath = \"{MINILM}\"\nworkers = 1\n");
     let refusal = async |budget: &str| {
         let server = Server::start(&format!("memory_budget = \"{budget}\""), &lone);
-        let load = async |model: &str| {
-            send(crate::helpers::client().post(format!("{}/models/{model}/load", server.url)).json(&json!({}))).await
-        };
+        let load = async |model: &str| server.app.post(&format!("/models/{model}/load"), json!({})).await;
         let was_loaded = load(TINY).await.status.is_success();
         let (status, code, detail) = load("lone").await.problem();
         assert_eq!((status, code.as_str()), (507, "memory_budget"), "{detail}");
-        let model = send(crate::helpers::client().get(format!("{}/models/{TINY}", server.url))).await.ok();
+        let model = server.app.get(&format!("/models/{TINY}")).await.ok();
         assert_eq!(model["state"] == "ready", was_loaded, "{detail}");
         (was_loaded, detail)
     };
@@ -187,8 +176,7 @@ async fn a_load_waits_for_the_memory_of_a_model_that_was_deleted() {
     // As long as it is found, so that a request has it when it is deleted.
     let use_it = async || {
         loop {
-            let request = crate::helpers::client().post(format!("{}/models/leaver/embed", server.url));
-            let answer = send(request.json(&json!({"inputs": texts}))).await;
+            let answer = server.app.post("/models/leaver/embed", json!({"inputs": texts})).await;
             if answer.status == 404 {
                 return;
             }
@@ -196,7 +184,7 @@ async fn a_load_waits_for_the_memory_of_a_model_that_was_deleted() {
         }
     };
     let is_waited_for = async || {
-        let metrics = send(crate::helpers::client().get(format!("{}/metrics", server.url))).await.text;
+        let metrics = server.app.get("/metrics").await.text;
         let mut shown = metrics.lines().filter(|line| line.starts_with("granary_queue_tokens{model=\"leaver\"}"));
         shown.any(|line| !line.ends_with(" 0"))
     };
@@ -206,8 +194,7 @@ async fn a_load_waits_for_the_memory_of_a_model_that_was_deleted() {
             assert!(began.elapsed() < PATIENCE, "nobody uses it");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        let deleted = send(crate::helpers::client().delete(format!("{}/models/leaver", server.url))).await;
-        assert_eq!(deleted.status, 204);
+        assert_eq!(server.app.delete("/models/leaver").await.status, 204);
         server.post(&format!("/models/{comes}/load"), json!({})).await
     };
     let ((), (), loaded) = tokio::join!(use_it(), use_it(), change);
@@ -237,7 +224,7 @@ async fn three_models_in_a_budget_for_two_answer_every_request() {
     for name in names {
         server.embed(name, &["hello world"]).await;
     }
-    let evicted_before = server.metric("granary_model_evictions_total").await;
+    let evicted_before = server.app.metric("granary_model_evictions_total").await;
     let order = (0..30).map(|number: usize| (number * number + number / 4) % 3);
     let callers = [0, 1].map(|caller| {
         let (server, right, order) = (&server, &right, order.clone());
@@ -250,7 +237,7 @@ async fn three_models_in_a_budget_for_two_answer_every_request() {
         }
     });
     futures::future::join_all(callers).await;
-    assert!(server.metric("granary_model_evictions_total").await > evicted_before, "none was evicted");
+    assert!(server.app.metric("granary_model_evictions_total").await > evicted_before, "none was evicted");
     let log = server.process.log();
     assert!(!log.contains("cannot be loaded"), "{log}");
 }

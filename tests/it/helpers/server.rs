@@ -180,6 +180,13 @@ impl Caller {
         }
     }
 
+    /// The sum over a metric's series.
+    pub async fn metric(&self, name: &str) -> f64 {
+        let metrics = self.get("/metrics").await.text;
+        let series = metrics.lines().filter(|line| line.split(['{', ' ']).next() == Some(name));
+        series.map(|line| line.rsplit(' ').next().expect("a value").parse::<f64>().expect("a number")).sum()
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         send(self.request(Method::GET, path)).await
     }
