@@ -15,7 +15,7 @@ use ort::ep::{
 };
 use ort::logging::LogLevel;
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::error::{Cause, EngineError};
@@ -27,6 +27,10 @@ const TOKEN_OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
 
 /// The name under which encoders give one vector per text.
 const TEXT_OUTPUT: &str = "sentence_embedding";
+
+/// `y = x + x` for one number, as an ONNX file: the least that a provider takes over.
+const LEAST_GRAPH: &[u8] = b"\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y\"\x03Add\x12\x01g\
+    Z\x0f\n\x01x\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01b\x0f\n\x01y\x12\n\n\x08\x08\x01\x12\x04\n\x02\x08\x01B\x04\n\x00\x10\x0e";
 
 /// A loaded ONNX Runtime library. The process has one: a second library beside it is refused.
 #[derive(Clone)]
@@ -76,6 +80,17 @@ impl Runtime {
             Provider::Cpu => true,
             Provider::OpenVino => ep::OpenVINO::is_available().unwrap_or(false),
             Provider::Cuda => ep::CUDA::is_available().unwrap_or(false),
+        }
+    }
+
+    /// Brings the libraries that the provider has of its own into memory, where they stay: what they take is no model's.
+    pub fn bring_in(&self, provider: Provider) {
+        let options = SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false };
+        let opened =
+            session_builder(self, options).and_then(|mut it| it.commit_from_memory(LEAST_GRAPH).map_err(cause));
+        if let Err(error) = opened {
+            // The load that follows fails in the same way, or the provider does not run such a graph.
+            tracing::debug!(%provider, "its libraries were not brought in: {error}");
         }
     }
 
@@ -220,7 +235,8 @@ impl EncoderSession {
         }
         let refused = |source| EngineError::OpenSession { path: path.to_owned(), source };
         let mapped = mapped::Watch::begin(external_data);
-        let session = build_session(runtime, path, options).map_err(refused)?;
+        let opened = session_builder(runtime, options).and_then(|mut it| it.commit_from_file(path).map_err(cause));
+        let session = opened.map_err(refused)?;
         mapped.let_go();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: path.to_owned(), reason };
         let takes_token_types = check_inputs(session.inputs()).map_err(unsupported)?;
@@ -302,7 +318,7 @@ impl EncoderSession {
     }
 }
 
-fn build_session(runtime: &Runtime, path: &Path, options: SessionOptions) -> Result<Session, Cause> {
+fn session_builder(runtime: &Runtime, options: SessionOptions) -> Result<SessionBuilder, Cause> {
     Session::builder(&runtime.environment)
         .map_err(cause)?
         .with_optimization_level(GraphOptimizationLevel::All)
@@ -317,8 +333,6 @@ fn build_session(runtime: &Runtime, path: &Path, options: SessionOptions) -> Res
         .with_memory_pattern(false)
         .map_err(cause)?
         .with_execution_providers(providers(options))
-        .map_err(cause)?
-        .commit_from_file(path)
         .map_err(cause)
 }
 

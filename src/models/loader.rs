@@ -142,7 +142,7 @@ impl Loader {
         })
     }
 
-    /// What a model is expected to take of memory, by its files. Blocks: loads the runtime library.
+    /// What a model is expected to take of memory, by its files. Blocks: loads the runtime library, and OpenVINO's.
     ///
     /// # Errors
     /// When a file is missing or malformed, or the library cannot be used.
@@ -157,6 +157,9 @@ impl Loader {
         };
         let facts = self.provider_facts(&runtime, footprint);
         let provider = provider::choose(wish(info, self.engine.provider), &facts).provider;
+        if provider == Provider::OpenVino {
+            runtime.bring_in(provider);
+        }
         let bytes = if provider.is_gpu() {
             footprint.bytes_beside_gpu()
         } else {

@@ -63,6 +63,18 @@ async fn memory_comes_back_in_every_cycle_of_load_and_unload() {
     assert!(*last <= most, "resident after each unload, in bytes: {after_unload:?}");
 }
 
+/// Of weights outside the `.onnx` file, a text needs rows of the embedding table, which is half of this model's.
+#[tokio::test]
+async fn what_openvino_read_to_lay_the_weights_out_does_not_stay() {
+    let entry = format!("[[ai.additional_models]]\nname = \"mapped\"\npath = \"{MINILM}\"\nprovider = \"openvino\"\n");
+    let server = Server::start("", &entry);
+    server.embed("mapped", &["hello world"]).await;
+    let model = server.app.get("/models/mapped").await.ok();
+    assert_eq!(model["provider"]["name"], "openvino");
+    let (mapped, resident) = server.process.mapped_bytes("model.onnx_data");
+    assert!(resident < mapped / 2, "{resident} of {mapped} bytes");
+}
+
 #[tokio::test]
 async fn what_is_shown_of_memory_falls_when_the_last_model_has_gone() {
     let server = Server::start("", "");

@@ -48,18 +48,19 @@ impl Running {
 }
 
 impl Footprint {
-    /// Memory it takes once it serves.
+    /// Memory it takes once it serves, beside the libraries that run it.
     ///
-    /// Fitted to `all-MiniLM-L6-v2` (87 MiB of weights) on two cores, where the process takes about 64 MiB without a
-    /// model: 180 MiB on `cpu` and 330 on `openvino` with one copy, 250 to 275 and 430 to 470 with two. The batches of
-    /// those two workers are in there; those of further ones are added, by calculation.
+    /// Fitted to `all-MiniLM-L6-v2` (87 MiB of weights, in the `.onnx` file) on two cores, beside 57 MiB of a process
+    /// without a model on `cpu` and 105 on `openvino`: 135 MiB and 200 with one copy, 225 and 350 with two. Weights outside
+    /// that file take less on `openvino`, 155 and 265, which is not counted on. The batches of those two workers are in
+    /// there; those of further ones are added, by calculation.
     #[must_use]
     pub fn bytes(self, provider: Provider, running: Running) -> u64 {
         let weights = self.weights_bytes.saturating_mul(running.copies);
         let rest = match provider {
             Provider::Cpu => 48 * MIB,
-            // It keeps 1.4 bytes of a byte of weights, and its own libraries.
-            Provider::OpenVino => (160 * MIB).saturating_add(weights / 5 * 2),
+            // It keeps 1.4 bytes of a byte of weights.
+            Provider::OpenVino => (80 * MIB).saturating_add(weights / 5 * 2),
             Provider::Cuda => return self.gpu_bytes(),
         };
         let further_workers = (running.workers as u64).saturating_sub(WORKERS_OF_THE_FIT);

@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use procfs::process::{MMapPath, MemoryMap};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::data_dir;
@@ -112,6 +113,16 @@ impl Process {
     /// The most memory that was resident at one time.
     pub fn peak_rss_bytes(&self) -> u64 {
         self.status_bytes("VmHWM:")
+    }
+
+    /// How much is mapped of files with this name, and how much of that is resident.
+    pub fn mapped_bytes(&self, file: &str) -> (u64, u64) {
+        let id = i32::try_from(self.child.id()).expect("an id");
+        let maps = procfs::process::Process::new(id).and_then(|process| process.smaps()).expect("a running process");
+        let is_of_it = |map: &&MemoryMap| matches!(&map.pathname, MMapPath::Path(path) if path.ends_with(file));
+        let of_it: Vec<&MemoryMap> = maps.iter().filter(is_of_it).collect();
+        let sum = |kind: &str| of_it.iter().map(|map| map.extension.map[kind]).sum();
+        (sum("Size"), sum("Rss"))
     }
 
     fn status_bytes(&self, title: &str) -> u64 {
