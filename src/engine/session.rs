@@ -6,7 +6,7 @@
 use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use ort::AsPointer;
 use ort::environment::Environment;
@@ -37,6 +37,7 @@ const LEAST_GRAPH: &[u8] = b"\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y\"\x03Add\x1
 pub struct Runtime {
     environment: Environment,
     library: PathBuf,
+    has_openvino: Arc<OnceLock<()>>,
 }
 
 impl Runtime {
@@ -64,7 +65,8 @@ impl Runtime {
             .map_err(|error| refused(cause(error)))?;
         // Below warnings it tells of every graph rewrite of every session.
         environment.set_log_level(LogLevel::Warning);
-        Ok(LOADED.get_or_init(|| Self { environment, library }).clone())
+        let new = || Self { environment, library, has_openvino: Arc::default() };
+        Ok(LOADED.get_or_init(new).clone())
     }
 
     /// The library's real path.
@@ -83,15 +85,20 @@ impl Runtime {
         }
     }
 
-    /// Brings the libraries that the provider has of its own into memory, where they stay: what they take is no model's.
-    pub fn bring_in(&self, provider: Provider) {
+    /// Brings OpenVINO's own libraries into memory, where they stay: what they take is no model's. Says whether they came
+    /// by this.
+    #[must_use]
+    pub fn bring_in_openvino(&self) -> bool {
+        if self.has_openvino.get().is_some() {
+            return false;
+        }
+        let provider = Provider::OpenVino;
         let options = SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false };
         let opened =
             session_builder(self, options).and_then(|mut it| it.commit_from_memory(LEAST_GRAPH).map_err(cause));
-        if let Err(error) = opened {
-            // The load that follows fails in the same way, or the provider does not run such a graph.
-            tracing::debug!(%provider, "its libraries were not brought in: {error}");
-        }
+        // The load that follows fails in the same way.
+        opened.inspect_err(|error| tracing::debug!("OpenVINO was not brought in: {error}")).is_ok()
+            && self.has_openvino.set(()).is_ok()
     }
 
     /// The library's version, as it says itself.
@@ -234,10 +241,12 @@ impl EncoderSession {
             });
         }
         let refused = |source| EngineError::OpenSession { path: path.to_owned(), source };
-        let mapped = mapped::Watch::begin(external_data);
+        let mapped = (options.provider == Provider::OpenVino).then(|| mapped::Watch::begin(external_data));
         let opened = session_builder(runtime, options).and_then(|mut it| it.commit_from_file(path).map_err(cause));
         let session = opened.map_err(refused)?;
-        mapped.let_go();
+        if let Some(mapped) = mapped {
+            mapped.let_go();
+        }
         let unsupported = |reason| EngineError::UnsupportedGraph { path: path.to_owned(), reason };
         let takes_token_types = check_inputs(session.inputs()).map_err(unsupported)?;
         let output = choose_output(session.outputs(), wanted).map_err(unsupported)?;

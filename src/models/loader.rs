@@ -157,15 +157,13 @@ impl Loader {
         };
         let facts = self.provider_facts(&runtime, footprint);
         let provider = provider::choose(wish(info, self.engine.provider), &facts).provider;
-        if provider == Provider::OpenVino {
-            runtime.bring_in(provider);
-        }
+        let libraries_came = provider == Provider::OpenVino && runtime.bring_in_openvino();
         let bytes = if provider.is_gpu() {
             footprint.bytes_beside_gpu()
         } else {
             footprint.bytes(provider, running(&self.engine, info.workers, provider, footprint, self.cores))
         };
-        Ok(Expected { weights_bytes: footprint.weights_bytes, bytes })
+        Ok(Expected { weights_bytes: footprint.weights_bytes, bytes, libraries_came })
     }
 
     /// Opens the model on the provider that was asked for or that suits the machine; where it does not open, on the next

@@ -132,8 +132,11 @@ impl MultiModelManager {
 
     async fn load_in_turn(&self, entry: &Arc<Entry>) -> Result<LoadedModel, LoadError> {
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
-        // Loads the runtime library too: what that takes is no model's.
+        // Loads the runtime's libraries too: what they take is no model's.
         let expected = in_background(move || loader.expected(&info)).await?;
+        if expected.libraries_came {
+            self.memory.forget_residue();
+        }
         self.make_room(entry, expected).await?;
         let before = memory::resident_bytes();
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));

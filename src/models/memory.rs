@@ -52,12 +52,14 @@ struct Measured {
 }
 
 /// What is known of a model's memory by its files.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Expected {
     /// The size of its weights.
     pub(super) weights_bytes: u64,
     /// What it takes by estimate.
     pub(super) bytes: u64,
+    /// Whether libraries of its provider came into memory when that was asked.
+    pub(super) libraries_came: bool,
 }
 
 /// The models in memory, beside one that is to be loaded.
@@ -161,6 +163,11 @@ impl Memory {
         // What the allocator keeps of requests that have ended is no residue.
         allocator::give_back();
         self.residue_bytes.fetch_min(self.used_bytes(), Ordering::Relaxed);
+    }
+
+    /// Forgets what was in use without a model: libraries have come since.
+    pub(super) fn forget_residue(&self) {
+        self.residue_bytes.store(u64::MAX, Ordering::Relaxed);
     }
 
     /// What is left in use when all of these have gone that may go: the less of what it was without models, and of what is
@@ -292,7 +299,7 @@ mod tests {
     fn what_cannot_fit_is_refused_with_the_numbers() {
         let memory = memory(BudgetOf::Models, u64::MAX);
         let name = ModelName::parse("m").expect("a name");
-        let large = Expected { weights_bytes: 90 << 20, bytes: 564 << 20 };
+        let large = Expected { weights_bytes: 90 << 20, bytes: 564 << 20, ..Expected::default() };
         let refused = memory.check(&name, large, Others::default()).expect_err("too large");
         assert!(refused.is_permanent() && refused.is_estimate);
         let sentence = refused.to_string();
@@ -338,10 +345,10 @@ mod tests {
         let memory = memory(BudgetOf::Models, u64::MAX);
         let name = ModelName::parse("m").expect("a name");
         memory.record(&name, 200 << 20, 400 << 20);
-        let same = Expected { weights_bytes: 200 << 20, bytes: 100 << 20 };
+        let same = Expected { weights_bytes: 200 << 20, bytes: 100 << 20, ..Expected::default() };
         let check = |expected| memory.check(&name, expected, Others::default());
         assert!(check(same).is_err());
-        let smaller = Expected { weights_bytes: 1 << 20, bytes: 2 << 20 };
+        let smaller = Expected { weights_bytes: 1 << 20, bytes: 2 << 20, ..Expected::default() };
         assert_eq!(check(smaller), Ok(()), "its files are others now");
         memory.forget(&name);
         assert_eq!(check(same), Ok(()), "it is another model now");

@@ -6,6 +6,11 @@ use crate::engine::{CpuFeature, CpuFeatures, Provider};
 
 const MIB: u64 = 1 << 20;
 
+/// What the provider's own libraries take beside the runtime's.
+pub(super) fn libraries_bytes(provider: Provider) -> u64 {
+    if provider == Provider::OpenVino { 48 * MIB } else { 0 }
+}
+
 /// Rows of the embedding table of the usual English encoders: weights that multiply nothing.
 const USUAL_VOCABULARY: u64 = 30_522;
 

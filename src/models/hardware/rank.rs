@@ -14,7 +14,7 @@ use std::num::NonZeroUsize;
 use bytesize::ByteSize;
 use serde::Serialize;
 
-use super::footprint::Footprint;
+use super::footprint::{Footprint, libraries_bytes};
 use super::probe::Machine;
 use crate::config::EngineConfig;
 use crate::domain::{ModelName, ModelSize, Provider, Training};
@@ -191,7 +191,7 @@ impl Cost {
         if self.provider.provider.is_gpu() {
             return machine.gpus.first().map(|gpu| gpu.free_bytes);
         }
-        host_room(machine, facts)
+        host_room(machine, facts).map(|room| room.saturating_sub(libraries_bytes(self.provider.provider)))
     }
 
     fn fits(&self, room: Option<u64>, machine: &Machine) -> bool {
