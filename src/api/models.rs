@@ -57,7 +57,7 @@ pub struct Model {
     provider: Option<ModelProvider>,
     /// The size of its weight files in bytes; before the first load, what is expected.
     size_bytes: Option<u64>,
-    /// Bytes it took in memory when it was last loaded in this run.
+    /// Bytes it takes in memory, by what was measured when it was last loaded in this run.
     memory_bytes: Option<u64>,
     /// How long its load took.
     load_ms: Option<u64>,

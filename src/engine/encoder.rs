@@ -250,6 +250,12 @@ impl Encoder {
         self.n_bulk
     }
 
+    /// Sessions, each with weights of its own: one in bulk, and one for lone queries if it has that.
+    #[must_use]
+    pub fn n_sessions(&self) -> usize {
+        1 + self.workers.len() - self.n_bulk
+    }
+
     /// The model's tokenizer.
     #[must_use]
     pub fn tokenizer(&self) -> &Arc<TextTokenizer> {

@@ -46,7 +46,11 @@ pub struct LoadedFacts {
     pub commit: Option<String>,
     /// The size of its weight files, in bytes.
     pub weights_bytes: u64,
-    /// What the process's resident set grew by when it was loaded and warmed up, in bytes; its weights at least.
+    /// Of a file of weights beside the `.onnx` file: the embedding table, in bytes, once for each session. Its rows are read
+    /// as texts look them up.
+    pub looked_up_bytes: u64,
+    /// What the process's resident set grew by when it was loaded and warmed up, and what will be looked up, in bytes; its
+    /// weights at least.
     pub memory_bytes: u64,
     /// How long the load took.
     pub load_time: Duration,

@@ -100,6 +100,8 @@ impl Loader {
         };
         let weights_bytes = weights_bytes(&files);
         let (encoder, choice) = self.open(&runtime, info, &spec, weights_bytes)?;
+        let is_in_a_file = !files.external_data.is_empty() && !choice.provider.is_gpu();
+        let looked_up_bytes = if is_in_a_file { table_bytes(&files, &encoder) } else { 0 };
         let dimensions = dimensions(&settings, &encoder)?;
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
@@ -121,6 +123,7 @@ impl Loader {
             provider: choice,
             numeric_class,
             weights_bytes,
+            looked_up_bytes,
             memory_bytes: 0,
             commit: files.hub.map(|model| model.commit),
             load_time: started.elapsed(),
@@ -311,6 +314,12 @@ fn may_be_the_providers_fault(error: &EngineError) -> bool {
         error,
         EngineError::OpenSession { .. } | EngineError::ProviderMissing { .. } | EngineError::UnsupportedGraph { .. }
     )
+}
+
+/// What the embedding table takes in fp32, once for each session; 0 where its size is not known.
+fn table_bytes(files: &ModelFiles, encoder: &Encoder) -> u64 {
+    let n_numbers = u64::from(files.vocabulary_size.unwrap_or(0)) * u64::from(files.hidden_size.unwrap_or(0));
+    n_numbers.saturating_mul(4).min(weights_bytes(files)).saturating_mul(encoder.n_sessions() as u64)
 }
 
 fn max_tokens(settings: &EncoderSettings, files: &ModelFiles) -> Result<NonZeroU32, LoadError> {

@@ -145,7 +145,7 @@ impl MultiModelManager {
         // What the load needed and the model does not: its file's pages and the graph before it was optimised.
         allocator::give_back();
         let grown_bytes = memory::resident_bytes().saturating_sub(before);
-        let memory_bytes = grown_bytes.max(model.facts.least_memory_bytes());
+        let memory_bytes = (grown_bytes + model.facts.looked_up_bytes).max(model.facts.least_memory_bytes());
         Arc::make_mut(&mut model.facts).memory_bytes = memory_bytes;
         if let Ok(_turn) = self.turn_to_record(entry).await {
             self.memory.record(&entry.info.name, model.facts.weights_bytes, memory_bytes);

@@ -3,8 +3,8 @@
 //! Memory is counted as the process's resident set over its value with no model loaded, because that is what kills a
 //! container, less what others of this process say they take: the indexes and anchors of grains, and the embedding cache.
 //! What a model takes is measured when it is loaded: its weights, and the activations of the canary texts; those of larger
-//! batches, and rows of the embedding table that other texts look up in a file, only show later. What is unloaded meanwhile
-//! hides a part of that, but for the weights, whose size is known.
+//! batches only show later. The embedding table is added where it stays in a file until texts look rows of it up. What is
+//! unloaded meanwhile hides a part of what was measured, but for the weights, whose size is known.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
