@@ -165,6 +165,11 @@ impl Memory {
         self.residue_bytes.fetch_min(self.used_bytes(), Ordering::Relaxed);
     }
 
+    /// What was in use without a model, if that is known.
+    fn residue(&self) -> Option<u64> {
+        Some(self.residue_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX)
+    }
+
     /// Forgets what was in use without a model: libraries have come since.
     pub(super) fn forget_residue(&self) {
         self.residue_bytes.store(u64::MAX, Ordering::Relaxed);
@@ -206,8 +211,10 @@ impl Memory {
         let measured = self.measured.lock().get(name).copied();
         let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
         let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
-        let used_bytes = self.used_bytes();
-        if used_bytes + needed_bytes <= budget_bytes {
+        // Those that are loaded may not have all in memory yet that they will take.
+        let reserved_bytes = self.residue().unwrap_or(0).saturating_add(others.bytes);
+        let used_bytes = self.used_bytes().max(reserved_bytes);
+        if used_bytes.saturating_add(needed_bytes) <= budget_bytes {
             return Ok(());
         }
         let (is_estimate, others_stay) = (measured.is_none(), others.n_staying > 0);
@@ -338,6 +345,17 @@ mod tests {
         assert_eq!(memory.left_bytes(heavy), 5 << 30, "what others take now was not there then");
         memory.note_residue();
         assert_eq!(memory.left_bytes(Others::default()), 7, "it was less before");
+    }
+
+    #[test]
+    fn what_loaded_models_will_take_is_not_there_for_another() {
+        let memory = memory(BudgetOf::Models, u64::MAX);
+        let name = ModelName::parse("m").expect("a name");
+        let expected = Expected { bytes: 100 << 20, ..Expected::default() };
+        let check = |bytes| memory.check(&name, expected, Others { n_models: 1, bytes, ..Others::default() });
+        assert_eq!(check(200 << 20), Ok(()));
+        let refusal = check(201 << 20).expect_err("it does not fit beside that");
+        assert_eq!(refusal.used_bytes, 201 << 20);
     }
 
     #[test]
