@@ -85,20 +85,20 @@ impl Runtime {
         }
     }
 
-    /// Brings OpenVINO's own libraries into memory, where they stay: what they take is no model's. Says whether they came
-    /// by this.
-    #[must_use]
-    pub fn bring_in_openvino(&self) -> bool {
+    /// Brings OpenVINO's own libraries into memory, where they stay: what they take is no model's.
+    pub fn bring_in_openvino(&self) {
         if self.has_openvino.get().is_some() {
-            return false;
+            return;
         }
         let provider = Provider::OpenVino;
         let options = SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false };
         let opened =
             session_builder(self, options).and_then(|mut it| it.commit_from_memory(LEAST_GRAPH).map_err(cause));
-        // The load that follows fails in the same way.
-        opened.inspect_err(|error| tracing::debug!("OpenVINO was not brought in: {error}")).is_ok()
-            && self.has_openvino.set(()).is_ok()
+        match opened {
+            Ok(_) => *self.has_openvino.get_or_init(|| ()),
+            // The load that follows fails in the same way.
+            Err(error) => tracing::debug!("OpenVINO was not brought in: {error}"),
+        }
     }
 
     /// The library's version, as it says itself.

@@ -49,8 +49,9 @@ pub struct LoadedFacts {
     /// Of a file of weights beside the `.onnx` file: the embedding table, in bytes, once for each session. Its rows are read
     /// as texts look them up.
     pub looked_up_bytes: u64,
-    /// What the process's resident set grew by when it was loaded and warmed up, and what will be looked up, in bytes; its
-    /// weights at least.
+    /// What the process's resident set grew by when it was loaded and warmed up, in bytes.
+    pub grown_bytes: u64,
+    /// That, and what will be looked up, in bytes; its weights at least.
     pub memory_bytes: u64,
     /// How long the load took.
     pub load_time: Duration,

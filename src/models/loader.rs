@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ use super::health::Health;
 use super::hub::Hub;
 use super::interactive::Interactive;
 use super::loaded::{LoadedFacts, LoadedModel};
-use super::memory::Expected;
+use super::memory::{self, Expected};
 use super::modules::{self, ModuleFile};
 use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
@@ -98,10 +98,10 @@ impl Loader {
             max_tokens: max_tokens.get() as usize,
             runs_alone: files.quantizes_per_batch,
         };
-        let weights_bytes = weights_bytes(&files);
+        let (weights_bytes, external_bytes) = (weights_bytes(&files), external_bytes(&files));
         let (encoder, choice) = self.open(&runtime, info, &spec, weights_bytes)?;
-        let is_in_a_file = !files.external_data.is_empty() && !choice.provider.is_gpu();
-        let looked_up_bytes = if is_in_a_file { table_bytes(&files, &encoder) } else { 0 };
+        let looked_up_bytes =
+            if choice.provider.is_gpu() { 0 } else { table_bytes(&files, &encoder).min(external_bytes) };
         let dimensions = dimensions(&settings, &encoder)?;
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
@@ -123,7 +123,8 @@ impl Loader {
             provider: choice,
             numeric_class,
             weights_bytes,
-            looked_up_bytes,
+            looked_up_bytes: looked_up_bytes * encoder.n_sessions() as u64,
+            grown_bytes: 0,
             memory_bytes: 0,
             commit: files.hub.map(|model| model.commit),
             load_time: started.elapsed(),
@@ -155,18 +156,25 @@ impl Loader {
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let footprint = Footprint {
             weights_bytes: weights_bytes(&files),
+            external_bytes: external_bytes(&files),
             max_tokens: max_tokens(&settings, &files)?.get(),
             dimensions: files.hidden_size.or(settings.dimensions.map(NonZeroU32::get)).unwrap_or(0),
         };
         let facts = self.provider_facts(&runtime, footprint);
         let provider = provider::choose(wish(info, self.engine.provider), &facts).provider;
-        let libraries_came = provider == Provider::OpenVino && runtime.bring_in_openvino();
+        let libraries_bytes = if provider == Provider::OpenVino {
+            let before = memory::resident_bytes();
+            runtime.bring_in_openvino();
+            memory::resident_bytes().saturating_sub(before)
+        } else {
+            0
+        };
         let bytes = if provider.is_gpu() {
             footprint.bytes_beside_gpu()
         } else {
             footprint.bytes(provider, running(&self.engine, info.workers, provider, footprint, self.cores))
         };
-        Ok(Expected { weights_bytes: footprint.weights_bytes, bytes, libraries_came })
+        Ok(Expected { weights_bytes: footprint.weights_bytes, bytes, libraries_bytes })
     }
 
     /// Opens the model on the provider that was asked for or that suits the machine; where it does not open, on the next
@@ -180,6 +188,8 @@ impl Loader {
     ) -> Result<(Encoder, ProviderChoice), LoadError> {
         let footprint = Footprint {
             weights_bytes,
+            // It decides of no option.
+            external_bytes: 0,
             max_tokens: u32::try_from(spec.max_tokens).unwrap_or(u32::MAX),
             dimensions: spec.hidden_size.or(spec.expected_dimensions).unwrap_or(0),
         };
@@ -316,10 +326,10 @@ fn may_be_the_providers_fault(error: &EngineError) -> bool {
     )
 }
 
-/// What the embedding table takes in fp32, once for each session; 0 where its size is not known.
+/// What the embedding table takes in fp32.
 fn table_bytes(files: &ModelFiles, encoder: &Encoder) -> u64 {
-    let n_numbers = u64::from(files.vocabulary_size.unwrap_or(0)) * u64::from(files.hidden_size.unwrap_or(0));
-    n_numbers.saturating_mul(4).min(weights_bytes(files)).saturating_mul(encoder.n_sessions() as u64)
+    let row = files.hidden_size.map_or(encoder.dimensions() as u64, u64::from);
+    (u64::from(encoder.tokenizer().highest_id()) + 1).saturating_mul(row).saturating_mul(4)
 }
 
 fn max_tokens(settings: &EncoderSettings, files: &ModelFiles) -> Result<NonZeroU32, LoadError> {
@@ -370,13 +380,17 @@ fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, Load
 
 /// The size of a model's weight files.
 pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
-    std::iter::once(&files.onnx)
-        .map(PathBuf::as_path)
-        .chain(files.external_data.iter().map(|(_, path)| path.as_path()))
-        .chain(files.modules.iter().filter_map(ModuleFile::weights))
-        .filter_map(|path| fs_err::metadata(path).ok())
-        .map(|metadata| metadata.len())
-        .sum()
+    let inner = std::iter::once(files.onnx.as_path()).chain(files.modules.iter().filter_map(ModuleFile::weights));
+    size_of_files(inner) + external_bytes(files)
+}
+
+/// What of that lies outside the `.onnx` file.
+pub(super) fn external_bytes(files: &ModelFiles) -> u64 {
+    size_of_files(files.external_data.iter().map(|(_, path)| path.as_path()))
+}
+
+fn size_of_files<'a>(paths: impl Iterator<Item = &'a Path>) -> u64 {
+    paths.filter_map(|path| fs_err::metadata(path).ok()).map(|metadata| metadata.len()).sum()
 }
 
 #[cfg(test)]
@@ -386,7 +400,7 @@ mod tests {
     use crate::models::catalog::Catalog;
     use crate::models::hub::HubSettings;
 
-    const SMALL: Footprint = Footprint { weights_bytes: 87 << 20, max_tokens: 256, dimensions: 384 };
+    const SMALL: Footprint = Footprint { weights_bytes: 87 << 20, external_bytes: 0, max_tokens: 256, dimensions: 384 };
 
     /// The options of a small model on 64 cores.
     fn options(engine: EngineConfig, provider: Provider) -> EncoderOptions {

@@ -17,7 +17,7 @@ use super::error::LoadError;
 use super::hub::{HubError, Progress};
 use super::ledger::{LedgerError, SpaceRecord};
 use super::lifecycle::{Failure, IllegalMove, Phase};
-use super::loaded::LoadedModel;
+use super::loaded::{LoadedFacts, LoadedModel};
 use super::manager::MultiModelManager;
 use super::memory::{self, Candidate, DoesNotFit, Expected, Others, first_to_go};
 use super::standing::Standing;
@@ -134,9 +134,7 @@ impl MultiModelManager {
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
         // Loads the runtime's libraries too: what they take is no model's.
         let expected = in_background(move || loader.expected(&info)).await?;
-        if expected.libraries_came {
-            self.memory.forget_residue();
-        }
+        self.memory.add_residue(expected.libraries_bytes);
         self.make_room(entry, expected).await?;
         let before = memory::resident_bytes();
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
@@ -145,8 +143,9 @@ impl MultiModelManager {
         // What the load needed and the model does not: its file's pages and the graph before it was optimised.
         allocator::give_back();
         let grown_bytes = memory::resident_bytes().saturating_sub(before);
-        let memory_bytes = (grown_bytes + model.facts.looked_up_bytes).max(model.facts.least_memory_bytes());
-        Arc::make_mut(&mut model.facts).memory_bytes = memory_bytes;
+        let memory_bytes = memory_of(grown_bytes, &model.facts, expected);
+        let facts = Arc::make_mut(&mut model.facts);
+        (facts.grown_bytes, facts.memory_bytes) = (grown_bytes, memory_bytes);
         if let Ok(_turn) = self.turn_to_record(entry).await {
             self.memory.record(&entry.info.name, model.facts.weights_bytes, memory_bytes);
         }
@@ -181,10 +180,13 @@ impl MultiModelManager {
             // What one takes that is being unloaded is not known any more.
             let facts = entry.loaded().map(|model| Arc::clone(&model.facts));
             others.n_models += 1;
-            others.bytes += facts.as_ref().map_or(0, |facts| facts.memory_bytes);
+            let (grown_bytes, memory_bytes) =
+                facts.as_ref().map_or((0, 0), |facts| (facts.grown_bytes, facts.memory_bytes));
+            others.grown_bytes += grown_bytes;
+            others.bytes += memory_bytes;
             if entry.is_pinned() || health.is_stuck() {
                 others.n_staying += 1;
-                others.staying_bytes += facts.as_ref().map_or(0, |facts| facts.least_memory_bytes());
+                others.staying_bytes += memory_bytes;
             }
         }
         others
@@ -379,6 +381,13 @@ async fn in_background<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, LoadError> + Send + 'static,
 ) -> Result<T, LoadError> {
     tokio::task::spawn_blocking(work).await.unwrap_or_else(|panic| Err(LoadError::Panicked(panic.to_string())))
+}
+
+/// What a model takes, by what the process grew by when it was loaded. What will be looked up is an estimate, and takes it
+/// no further than the one before the load.
+fn memory_of(grown_bytes: u64, facts: &LoadedFacts, expected: Expected) -> u64 {
+    let with_table = (grown_bytes + facts.looked_up_bytes).min(expected.bytes);
+    grown_bytes.max(with_table).max(facts.least_memory_bytes())
 }
 
 fn announce(model: LoadedModel) -> LoadedModel {

@@ -58,8 +58,8 @@ pub(super) struct Expected {
     pub(super) weights_bytes: u64,
     /// What it takes by estimate.
     pub(super) bytes: u64,
-    /// Whether libraries of its provider came into memory when that was asked.
-    pub(super) libraries_came: bool,
+    /// What the process grew by when libraries of its provider came into memory for that.
+    pub(super) libraries_bytes: u64,
 }
 
 /// The models in memory, beside one that is to be loaded.
@@ -67,11 +67,13 @@ pub(super) struct Expected {
 pub(super) struct Others {
     /// How many there are.
     pub(super) n_models: usize,
-    /// What they took when they were loaded.
+    /// What the process grew by when they were loaded.
+    pub(super) grown_bytes: u64,
+    /// What they take.
     pub(super) bytes: u64,
     /// How many of them do not go to make room: they are pinned, or stuck.
     pub(super) n_staying: usize,
-    /// What these take at least, by the sizes of their weights.
+    /// What these take.
     pub(super) staying_bytes: u64,
 }
 
@@ -165,22 +167,23 @@ impl Memory {
         self.residue_bytes.fetch_min(self.used_bytes(), Ordering::Relaxed);
     }
 
-    /// What was in use without a model, if that is known.
-    fn residue(&self) -> Option<u64> {
-        Some(self.residue_bytes.load(Ordering::Relaxed)).filter(|bytes| *bytes != u64::MAX)
+    /// Notes that libraries have come, which stay without a model too.
+    pub(super) fn add_residue(&self, bytes: u64) {
+        let residue = self.residue_bytes.load(Ordering::Relaxed);
+        self.residue_bytes.store(residue.saturating_add(bytes), Ordering::Relaxed);
     }
 
-    /// Forgets what was in use without a model: libraries have come since.
-    pub(super) fn forget_residue(&self) {
-        self.residue_bytes.store(u64::MAX, Ordering::Relaxed);
+    /// What is in use beside these: the less of what it was without models, and of what is in use beside what they took when
+    /// they were loaded. Both may be too much. Requests that ran at the first load count as residue, and a model takes more
+    /// than was measured once it has had large batches.
+    fn beside_bytes(&self, others: Others) -> u64 {
+        let beside_models = self.used_bytes().saturating_sub(others.grown_bytes);
+        self.residue_bytes.load(Ordering::Relaxed).min(beside_models)
     }
 
-    /// What is left in use when all of these have gone that may go: the less of what it was without models, and of what is
-    /// in use beside what they took when they were loaded. Both may be too much. Requests that ran at the first load count
-    /// as residue, and a model takes more than was measured once it has had large batches.
+    /// What is left in use when all of these have gone that may go.
     pub(super) fn left_bytes(&self, others: Others) -> u64 {
-        let beside_models = self.used_bytes().saturating_sub(others.bytes);
-        self.residue_bytes.load(Ordering::Relaxed).min(beside_models).saturating_add(others.staying_bytes)
+        self.beside_bytes(others).saturating_add(others.staying_bytes)
     }
 
     /// What models may take together; `None` without a limit.
@@ -212,7 +215,7 @@ impl Memory {
         let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
         let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
         // Those that are loaded may not have all in memory yet that they will take.
-        let reserved_bytes = self.residue().unwrap_or(0).saturating_add(others.bytes);
+        let reserved_bytes = self.beside_bytes(others).saturating_add(others.bytes);
         let used_bytes = self.used_bytes().max(reserved_bytes);
         if used_bytes.saturating_add(needed_bytes) <= budget_bytes {
             return Ok(());
@@ -336,12 +339,14 @@ mod tests {
     #[cfg(target_os = "linux")]
     fn what_is_left_is_never_more_than_it_was_without_models_and_what_stays() {
         let mut memory = memory(BudgetOf::Models, 0);
-        let others = Others { n_models: 2, bytes: 1, n_staying: 1, staying_bytes: 5 << 30 };
+        let others = Others { n_models: 2, grown_bytes: 1, bytes: 5 << 30, n_staying: 1, staying_bytes: 5 << 30 };
         assert!(memory.left_bytes(others) < memory.used_bytes() + (6 << 30), "nothing is known of it");
         memory.residue_bytes = AtomicU64::new(7);
         assert_eq!(memory.left_bytes(Others::default()), 7);
         assert_eq!(memory.left_bytes(others), 7 + (5 << 30));
-        let heavy = Others { bytes: 1 << 50, ..others };
+        let unused = Others { bytes: 1 << 50, ..others };
+        assert_eq!(memory.left_bytes(unused), 7 + (5 << 30), "what they will take is not theirs yet");
+        let heavy = Others { grown_bytes: 1 << 50, ..others };
         assert_eq!(memory.left_bytes(heavy), 5 << 30, "what others take now was not there then");
         memory.note_residue();
         assert_eq!(memory.left_bytes(Others::default()), 7, "it was less before");
