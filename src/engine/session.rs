@@ -37,7 +37,7 @@ const LEAST_GRAPH: &[u8] = b"\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y\"\x03Add\x1
 pub struct Runtime {
     environment: Environment,
     library: PathBuf,
-    has_openvino: Arc<OnceLock<()>>,
+    openvino_was_brought_in: Arc<OnceLock<()>>,
 }
 
 impl Runtime {
@@ -65,7 +65,7 @@ impl Runtime {
             .map_err(|error| refused(cause(error)))?;
         // Below warnings it tells of every graph rewrite of every session.
         environment.set_log_level(LogLevel::Warning);
-        let new = || Self { environment, library, has_openvino: Arc::default() };
+        let new = || Self { environment, library, openvino_was_brought_in: Arc::default() };
         Ok(LOADED.get_or_init(new).clone())
     }
 
@@ -85,20 +85,19 @@ impl Runtime {
         }
     }
 
-    /// Brings OpenVINO's own libraries into memory, where they stay: what they take is no model's.
-    pub fn bring_in_openvino(&self) {
-        if self.has_openvino.get().is_some() {
-            return;
+    /// Brings OpenVINO's own libraries into memory, where they stay: what they take is no model's. Says whether they came
+    /// by this. It is tried once.
+    #[must_use]
+    pub fn bring_in_openvino(&self) -> bool {
+        if self.openvino_was_brought_in.set(()).is_err() {
+            return false;
         }
         let provider = Provider::OpenVino;
         let options = SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false };
         let opened =
             session_builder(self, options).and_then(|mut it| it.commit_from_memory(LEAST_GRAPH).map_err(cause));
-        match opened {
-            Ok(_) => *self.has_openvino.get_or_init(|| ()),
-            // The load that follows fails in the same way.
-            Err(error) => tracing::debug!("OpenVINO was not brought in: {error}"),
-        }
+        // The load that follows fails in the same way.
+        opened.inspect_err(|error| tracing::debug!("OpenVINO was not brought in: {error}")).is_ok()
     }
 
     /// The library's version, as it says itself.

@@ -162,13 +162,9 @@ impl Loader {
         };
         let facts = self.provider_facts(&runtime, footprint);
         let provider = provider::choose(wish(info, self.engine.provider), &facts).provider;
-        let libraries_bytes = if provider == Provider::OpenVino {
-            let before = memory::resident_bytes();
-            runtime.bring_in_openvino();
-            memory::resident_bytes().saturating_sub(before)
-        } else {
-            0
-        };
+        let before = memory::resident_bytes();
+        let libraries_came = provider == Provider::OpenVino && runtime.bring_in_openvino();
+        let libraries_bytes = if libraries_came { memory::resident_bytes().saturating_sub(before) } else { 0 };
         let bytes = if provider.is_gpu() {
             footprint.bytes_beside_gpu()
         } else {

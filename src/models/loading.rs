@@ -167,7 +167,8 @@ impl MultiModelManager {
                 return Err(DoesNotFit { used_bytes: left_bytes, ..refusal });
             }
             if !self.evict_one(entry).await {
-                return Err(refusal);
+                // One that was being unloaded may have gone meanwhile.
+                return self.memory.check(&entry.info.name, expected, self.in_memory());
             }
         }
     }

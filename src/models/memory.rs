@@ -80,7 +80,8 @@ pub(super) struct Others {
 /// Why a model does not fit.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "it takes {}{}, and of the {} that `models.memory_budget` allows, {} are in use and cannot be freed. {}",
+    "it takes {}{}, and of the {} that `models.memory_budget` allows, {} are in use or kept for loaded models and cannot \
+     be freed. {}",
     size(*.needed_bytes), if *.is_estimate { " by estimate" } else { "" }, size(*.budget_bytes), size(*.used_bytes),
     if .needed_bytes > .budget_bytes || !*.others_stay {
         "Raise the budget, set a smaller `max_tokens` or fewer `workers` for it, or choose a smaller model"
