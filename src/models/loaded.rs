@@ -51,7 +51,7 @@ pub struct LoadedFacts {
     pub looked_up_bytes: u64,
     /// What the process's resident set grew by when it was loaded and warmed up, in bytes.
     pub grown_bytes: u64,
-    /// That, and what will be looked up, in bytes; its weights at least.
+    /// That, and what will be looked up, no further than was estimated before the load, in bytes; its weights at least.
     pub memory_bytes: u64,
     /// How long the load took.
     pub load_time: Duration,

@@ -38,7 +38,8 @@ pub(super) struct Memory {
     grains_bytes: AtomicU64,
     /// What the embedding cache takes.
     cache_bytes: AtomicU64,
-    /// The least that was in use with the runtime library and without a model; the largest number until that is known.
+    /// The least that was in use with the runtime library and without a model, and what libraries took that came since; the
+    /// largest number until that is known.
     residue_bytes: AtomicU64,
     measured: Mutex<HashMap<ModelName, Measured>>,
 }

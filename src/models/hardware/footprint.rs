@@ -6,11 +6,6 @@ use crate::engine::{CpuFeature, CpuFeatures, Provider};
 
 const MIB: u64 = 1 << 20;
 
-/// What the provider's own libraries take beside the runtime's.
-pub(super) fn libraries_bytes(provider: Provider) -> u64 {
-    if provider == Provider::OpenVino { 48 * MIB } else { 0 }
-}
-
 /// Rows of the embedding table of the usual English encoders: weights that multiply nothing.
 const USUAL_VOCABULARY: u64 = 30_522;
 
@@ -19,6 +14,11 @@ const USUAL_HEAD: u64 = 64;
 
 /// Batches at once when the estimate was fitted.
 const WORKERS_OF_THE_FIT: u64 = 2;
+
+/// What the provider's own libraries take beside the runtime's.
+pub(super) fn libraries_bytes(provider: Provider) -> u64 {
+    if provider == Provider::OpenVino { 48 * MIB } else { 0 }
+}
 
 /// What of a model decides its cost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
