@@ -15,8 +15,8 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 use granary::domain::{Pooling, TruncationSide};
 use granary::engine::{
-    BatchLimits, CpuFeatures, EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, Finish, Input, OverLong,
-    Priority, Provider, Runtime, SessionOptions, allow_turns,
+    BatchLimits, CpuFeatures, EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, Finish, GraphFiles, Input,
+    OverLong, Priority, Provider, Runtime, SessionOptions, allow_turns,
 };
 use granary::models::hardware;
 
@@ -188,8 +188,11 @@ fn spec() -> EncoderSpec {
     let model = data_folder().join("models/all-MiniLM-L6-v2");
     EncoderSpec {
         label: "bench".into(),
-        onnx: model.join("onnx/model.onnx"),
-        external_data: vec![model.join("onnx/model.onnx_data")],
+        graph: GraphFiles {
+            onnx: model.join("onnx/model.onnx"),
+            external_data: vec![model.join("onnx/model.onnx_data")],
+            apart: None,
+        },
         tokenizer: model.join("tokenizer.json"),
         pooling: Some(Pooling::Mean),
         modules: Arc::new([]),

@@ -18,7 +18,9 @@ use super::head::Head;
 use super::job::{Finish, Priority};
 use super::meter;
 use super::queue::{BatchItem, BatchLimits, MicroBatch};
-use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput};
+use super::session::{
+    EncoderSession, GraphFiles, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput,
+};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use super::turns::in_turns;
 use crate::domain::Pooling;
@@ -34,10 +36,8 @@ const TOKENIZED_IN_PLACE_BYTES: usize = 512;
 pub struct EncoderSpec {
     /// The model's name, as the `model` label of metrics.
     pub label: String,
-    /// The `.onnx` file.
-    pub onnx: PathBuf,
-    /// Weights outside it.
-    pub external_data: Vec<PathBuf>,
+    /// The graph.
+    pub graph: GraphFiles,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// How to pool, when known.
@@ -139,9 +139,9 @@ impl Encoder {
         let module_sizes = dense::sizes(&spec.modules);
         let hidden_size = spec.hidden_size.or(module_sizes.map_or(spec.expected_dimensions, |(taken, _)| Some(taken)));
         let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size };
-        let session = EncoderSession::open(runtime, &spec.onnx, &spec.external_data, options.bulk, wanted)?;
+        let session = EncoderSession::open(runtime, &spec.graph, options.bulk, wanted)?;
         let output = session.output().clone();
-        let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.onnx.clone(), reason };
+        let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.graph.onnx.clone(), reason };
         let pooling = match output.kind {
             OutputKind::Texts if !spec.modules.is_empty() => {
                 return Err(unsupported(format!(
@@ -195,7 +195,7 @@ impl Encoder {
         let n_bulk = options.bulk.streams.max(1);
         let mut runners = vec![(Lane::Bulk, session); n_bulk];
         if let Some(options) = options.queries {
-            let session = EncoderSession::open(runtime, &spec.onnx, &spec.external_data, options, wanted)?;
+            let session = EncoderSession::open(runtime, &spec.graph, options, wanted)?;
             runners.push((Lane::Queries, Arc::new(session)));
         }
         let lanes: Vec<Lane> = runners.iter().map(|(lane, _)| *lane).collect();

@@ -24,6 +24,6 @@ pub use error::EngineError;
 pub use job::{Finish, Priority};
 pub use provider::{CpuFeature, CpuFeatures, Gpu, Provider, ProviderChoice, ProviderFacts, ProviderWish};
 pub use queue::BatchLimits;
-pub use session::{OutputKind, Runtime, SessionOptions};
+pub use session::{GraphApart, GraphFiles, OutputKind, Runtime, SessionOptions};
 pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};
 pub use turns::{allow_turns, in_turns};

@@ -129,6 +129,26 @@ fn version_of(library: &Path) -> Option<String> {
     version.to_str().ok().map(str::to_owned)
 }
 
+/// Where a graph and its weights are.
+#[derive(Clone, Debug)]
+pub struct GraphFiles {
+    /// The `.onnx` file.
+    pub onnx: PathBuf,
+    /// Weights outside it.
+    pub external_data: Vec<PathBuf>,
+    /// The same graph without its weights, where these are within that file and nobody changes it.
+    pub apart: Option<GraphApart>,
+}
+
+/// A graph whose weights lie in a file.
+#[derive(Clone, Debug)]
+pub struct GraphApart {
+    /// What an `.onnx` file holds, with the places of weights in place of them.
+    pub graph: Vec<u8>,
+    /// The file that they are in, no link.
+    pub weights: PathBuf,
+}
+
 /// How a session is to run.
 #[derive(Clone, Copy, Debug)]
 pub struct SessionOptions {
@@ -222,14 +242,13 @@ pub struct EncoderSession {
 }
 
 impl EncoderSession {
-    /// Opens a model file, with `external_data` beside it.
+    /// Opens a graph.
     ///
     /// # Errors
     /// [`EngineError::ProviderMissing`], [`EngineError::OpenSession`] or [`EngineError::UnsupportedGraph`].
     pub fn open(
         runtime: &Runtime,
-        path: &Path,
-        external_data: &[PathBuf],
+        files: &GraphFiles,
         options: SessionOptions,
         wanted: WantedOutput,
     ) -> Result<Self, EngineError> {
@@ -239,14 +258,17 @@ impl EncoderSession {
                 library: runtime.library.clone(),
             });
         }
-        let refused = |source| EngineError::OpenSession { path: path.to_owned(), source };
-        let mapped = (options.provider == Provider::OpenVino).then(|| mapped::Watch::begin(external_data));
-        let opened = session_builder(runtime, options).and_then(|mut it| it.commit_from_file(path).map_err(cause));
-        let session = opened.map_err(refused)?;
+        let path = &files.onnx;
+        let refused = |source| EngineError::OpenSession { path: path.clone(), source };
+        // A GPU has its own copy of them.
+        let apart = files.apart.as_ref().filter(|_| !options.provider.is_gpu());
+        let weights = apart.map_or(files.external_data.as_slice(), |apart| std::slice::from_ref(&apart.weights));
+        let mapped = (options.provider == Provider::OpenVino).then(|| mapped::Watch::begin(weights));
+        let session = session_builder(runtime, options).and_then(|it| commit(it, path, apart)).map_err(refused)?;
         if let Some(mapped) = mapped {
             mapped.let_go();
         }
-        let unsupported = |reason| EngineError::UnsupportedGraph { path: path.to_owned(), reason };
+        let unsupported = |reason| EngineError::UnsupportedGraph { path: path.clone(), reason };
         let takes_token_types = check_inputs(session.inputs()).map_err(unsupported)?;
         let output = choose_output(session.outputs(), wanted).map_err(unsupported)?;
         let output_name = CString::new(output.name.as_str()).map_err(|error| refused(error.into()))?;
@@ -324,6 +346,16 @@ impl EncoderSession {
         // SAFETY: the call succeeded, so this is an OrtValue made with the session's allocator, and it is ours to free.
         Ok(unsafe { DynValue::from_ptr(output, Some(self.session.allocator())) })
     }
+}
+
+fn commit(mut builder: SessionBuilder, path: &Path, apart: Option<&GraphApart>) -> Result<Session, Cause> {
+    let Some(GraphApart { graph, weights }) = apart else {
+        return builder.commit_from_file(path).map_err(cause);
+    };
+    let folder = weights.parent().and_then(Path::to_str).ok_or("the folder of its weights has no name in UTF-8")?;
+    let mut builder =
+        builder.with_config_entry("session.model_external_initializers_file_folder_path", folder).map_err(cause)?;
+    builder.commit_from_memory(graph).map_err(cause)
 }
 
 fn session_builder(runtime: &Runtime, options: SessionOptions) -> Result<SessionBuilder, Cause> {

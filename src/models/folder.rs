@@ -13,6 +13,7 @@ use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
 use crate::domain::{EncoderSettings, Prompts};
+use crate::engine::GraphApart;
 
 /// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
 const UNLIMITED_TOKENS: u32 = 1_000_000;
@@ -27,6 +28,8 @@ pub struct ModelFiles {
     pub onnx: PathBuf,
     /// Weights outside it: the graph's name for each, and where it is.
     pub external_data: Vec<(String, PathBuf)>,
+    /// The graph without its weights, where these are in the `.onnx` file and stay as they are.
+    pub apart: Option<GraphApart>,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// What is done to a text's vector between pooling and the scaling to length 1, in this order.
@@ -178,10 +181,28 @@ pub(super) fn read_bare_file(onnx: &Path, tokenizer: Option<&Path>) -> Result<Mo
 }
 
 impl ModelFiles {
+    /// The files of weights outside the `.onnx` file.
+    pub fn external_data(&self) -> impl Iterator<Item = &Path> {
+        self.external_data.iter().map(|(_, path)| path.as_path())
+    }
+
+    /// Lets the runtime read weights that are in the `.onnx` file where they are. Nobody may change that file.
+    ///
+    /// # Errors
+    /// [`FolderError::NotOnnx`].
+    pub fn leave_weights(&mut self) -> Result<(), FolderError> {
+        if self.external_data.is_empty() {
+            let not_onnx = |source| FolderError::NotOnnx { path: self.onnx.clone(), source };
+            self.apart = onnx_file::graph_apart(&self.onnx).map_err(not_onnx)?;
+        }
+        Ok(())
+    }
+
     fn bare() -> Self {
         Self {
             onnx: PathBuf::new(),
             external_data: Vec::new(),
+            apart: None,
             tokenizer: PathBuf::new(),
             modules: Vec::new(),
             settings: EncoderSettings::default(),

@@ -26,8 +26,8 @@ use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
-    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, OutputKind, Provider, ProviderChoice,
-    Runtime, SessionOptions,
+    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind, Provider,
+    ProviderChoice, Runtime, SessionOptions,
 };
 use crate::telemetry::with_causes;
 
@@ -87,8 +87,11 @@ impl Loader {
         let runtime = Runtime::load(&self.runtime_library)?;
         let spec = EncoderSpec {
             label: info.name.to_string(),
-            onnx: files.onnx.clone(),
-            external_data: files.external_data.iter().map(|(_, path)| path.clone()).collect(),
+            graph: GraphFiles {
+                onnx: files.onnx.clone(),
+                external_data: files.external_data().map(Path::to_owned).collect(),
+                apart: files.apart.clone(),
+            },
             tokenizer: files.tokenizer.clone(),
             pooling: settings.pooling,
             modules: modules.into(),
@@ -98,10 +101,10 @@ impl Loader {
             max_tokens: max_tokens.get() as usize,
             runs_alone: files.quantizes_per_batch,
         };
-        let (weights_bytes, external_bytes) = (weights_bytes(&files), external_bytes(&files));
+        let (weights_bytes, mapped_bytes) = (weights_bytes(&files), mapped_bytes(&files));
         let (encoder, choice) = self.open(&runtime, info, &spec, weights_bytes)?;
         let looked_up_bytes =
-            if choice.provider.is_gpu() { 0 } else { table_bytes(&files, &encoder).min(external_bytes) };
+            if choice.provider.is_gpu() { 0 } else { table_bytes(&files, &encoder).min(mapped_bytes) };
         let dimensions = dimensions(&settings, &encoder)?;
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
@@ -156,7 +159,7 @@ impl Loader {
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let footprint = Footprint {
             weights_bytes: weights_bytes(&files),
-            external_bytes: external_bytes(&files),
+            mapped_bytes: mapped_bytes(&files),
             max_tokens: max_tokens(&settings, &files)?.get(),
             dimensions: files.hidden_size.or(settings.dimensions.map(NonZeroU32::get)).unwrap_or(0),
         };
@@ -185,7 +188,7 @@ impl Loader {
         let footprint = Footprint {
             weights_bytes,
             // It decides of no option.
-            external_bytes: 0,
+            mapped_bytes: 0,
             max_tokens: u32::try_from(spec.max_tokens).unwrap_or(u32::MAX),
             dimensions: spec.hidden_size.or(spec.expected_dimensions).unwrap_or(0),
         };
@@ -376,13 +379,14 @@ fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, Load
 
 /// The size of a model's weight files.
 pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
-    let inner = std::iter::once(files.onnx.as_path()).chain(files.modules.iter().filter_map(ModuleFile::weights));
-    size_of_files(inner) + external_bytes(files)
+    let modules = files.modules.iter().filter_map(ModuleFile::weights);
+    size_of_files(std::iter::once(files.onnx.as_path()).chain(modules).chain(files.external_data()))
 }
 
-/// What of that lies outside the `.onnx` file.
-pub(super) fn external_bytes(files: &ModelFiles) -> u64 {
-    size_of_files(files.external_data.iter().map(|(_, path)| path.as_path()))
+/// What of that the runtime maps, unless it is for a GPU: what lies outside the graph that it is given.
+pub(super) fn mapped_bytes(files: &ModelFiles) -> u64 {
+    let apart = files.apart.iter().map(|apart| apart.weights.as_path());
+    size_of_files(files.external_data().chain(apart))
 }
 
 fn size_of_files<'a>(paths: impl Iterator<Item = &'a Path>) -> u64 {
@@ -396,7 +400,7 @@ mod tests {
     use crate::models::catalog::Catalog;
     use crate::models::hub::HubSettings;
 
-    const SMALL: Footprint = Footprint { weights_bytes: 87 << 20, external_bytes: 0, max_tokens: 256, dimensions: 384 };
+    const SMALL: Footprint = Footprint { weights_bytes: 87 << 20, mapped_bytes: 0, max_tokens: 256, dimensions: 384 };
 
     /// The options of a small model on 64 cores.
     fn options(engine: EngineConfig, provider: Provider) -> EncoderOptions {

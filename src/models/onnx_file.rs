@@ -4,9 +4,13 @@
 //! Walks the protobuf structure (field numbers from `onnx/onnx.proto`, IR version 10) and skips all weights, so that a
 //! file of gigabytes takes a few reads. It does not validate the model: that is the runtime's work.
 
+mod apart;
+
 use std::collections::BTreeSet;
 use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::Path;
+
+pub use apart::graph_apart;
 
 /// Nested graphs (`If`, `Loop`) deeper than this are refused.
 const MAX_DEPTH: usize = 32;
@@ -28,7 +32,9 @@ mod field {
     pub const ATTRIBUTE_GRAPH: u64 = 6;
     pub const ATTRIBUTE_TENSORS: u64 = 10;
     pub const ATTRIBUTE_GRAPHS: u64 = 11;
+    pub const TENSOR_RAW_DATA: u64 = 9;
     pub const TENSOR_EXTERNAL_DATA: u64 = 13;
+    pub const TENSOR_DATA_LOCATION: u64 = 14;
     pub const ENTRY_KEY: u64 = 1;
     pub const ENTRY_VALUE: u64 = 2;
 }
@@ -53,7 +59,7 @@ pub fn scan(path: &Path) -> io::Result<OnnxFacts> {
 }
 
 fn scan_reader(reader: impl Read + Seek, n_bytes: u64) -> io::Result<OnnxFacts> {
-    let mut walk = Walk { reader, position: 0, facts: OnnxFacts::default() };
+    let mut walk = Walk::new(reader);
     let mut has_graph = false;
     walk.message(n_bytes, |walk, number, end| {
         if number == field::MODEL_GRAPH {
@@ -68,14 +74,21 @@ fn scan_reader(reader: impl Read + Seek, n_bytes: u64) -> io::Result<OnnxFacts> 
 struct Walk<R> {
     reader: R,
     position: u64,
+    /// Where the field begins that was met last.
+    field_start: u64,
     facts: OnnxFacts,
 }
 
 impl<R: Read + Seek> Walk<R> {
+    fn new(reader: R) -> Self {
+        Self { reader, position: 0, field_start: 0, facts: OnnxFacts::default() }
+    }
+
     /// Calls `each` with the number and the end of every length-delimited field up to `end`; other fields are skipped.
     /// `each` must leave the position at the field's end.
     fn message(&mut self, end: u64, mut each: impl FnMut(&mut Self, u64, u64) -> io::Result<()>) -> io::Result<()> {
         while self.position < end {
+            self.field_start = self.position;
             let tag = self.varint()?;
             match tag & 7 {
                 0 => {
@@ -185,20 +198,8 @@ mod tests {
 
     use proptest::prelude::*;
 
+    use super::apart::field;
     use super::*;
-
-    fn field(number: u64, content: &[u8]) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        for mut value in [number << 3 | 2, content.len() as u64] {
-            while value >= 0x80 {
-                bytes.push(value.to_le_bytes()[0] | 0x80);
-                value >>= 7;
-            }
-            bytes.push(value.to_le_bytes()[0]);
-        }
-        bytes.extend_from_slice(content);
-        bytes
-    }
 
     fn tensor_at(location: &str) -> Vec<u8> {
         let entry = |key: &str, value: &str| {

@@ -9,7 +9,10 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Failing, Process, REPOSITORY, StandInHub, TINY, client, files_of, own_data_dir, send, with_tiny};
+use crate::helpers::{
+    Failing, Process, REPOSITORY, StandInHub, TINY, client, files_of, own_data_dir, send, sha256, test_model,
+    vectors_of, with_tiny,
+};
 
 const COMMIT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
 
@@ -115,6 +118,41 @@ async fn register(url: &str, body: Value) {
 
 fn register_body() -> Value {
     json!({"name": "pulled", "repository": REPOSITORY})
+}
+
+/// Most repositories have a model's weights within its `.onnx` file.
+#[tokio::test]
+async fn weights_within_a_pulled_graph_stay_in_its_file_and_make_the_same_vectors() {
+    let providers: &[&str] = if cfg!(target_arch = "x86_64") { &["cpu", "openvino"] } else { &["cpu"] };
+    let path = test_model("minilm-1-layer").display().to_string();
+    let entry = |provider: &str, name: &str, from: &str, source: &str| {
+        format!(
+            "[[ai.additional_models]]\nname = \"{name}-{provider}\"\n{from} = \"{source}\"\nprovider = \"{provider}\"\n"
+        )
+    };
+    let entries = providers.iter().flat_map(|provider| {
+        [entry(provider, "whole", "path", &path), entry(provider, "pulled", "repository", REPOSITORY)]
+    });
+    let folder = own_data_dir(&(with_tiny(&[]) + &entries.collect::<String>()));
+    let hub = StandInHub::start(files_of("minilm-1-layer")).await;
+    let (process, url) = serve(folder.path(), &hub.url, &[]);
+    let blob = sha256(&files_of("minilm-1-layer")["onnx/model.onnx"]);
+    let inputs = ["hello", "vectors of different models never mix"];
+    for provider in providers {
+        let mut vectors = Vec::new();
+        for (name, is_mapped) in [(format!("whole-{provider}"), false), (format!("pulled-{provider}"), true)] {
+            let loaded = send(client().post(format!("{url}/models/{name}/load"))).await.ok();
+            assert_eq!((&loaded["state"], &loaded["provider"]["name"]), (&json!("ready"), &json!(provider)));
+            let answer =
+                send(client().post(format!("{url}/models/{name}/embed")).json(&json!({"inputs": inputs}))).await;
+            vectors.push(vectors_of(&answer.ok()));
+            let (mapped, resident) = process.mapped_bytes(&blob);
+            assert_eq!(mapped > 0, is_mapped, "{name}");
+            assert!(resident <= mapped / 4 * 3, "{name}: {resident} of {mapped} bytes");
+            send(client().post(format!("{url}/models/{name}/unload"))).await.ok();
+        }
+        assert_eq!(vectors[0], vectors[1], "{provider}");
+    }
 }
 
 #[tokio::test]

@@ -25,8 +25,8 @@ pub(super) fn libraries_bytes(provider: Provider) -> u64 {
 pub struct Footprint {
     /// Its weight files.
     pub weights_bytes: u64,
-    /// What of them lies outside the `.onnx` file.
-    pub external_bytes: u64,
+    /// What of them the runtime maps: what lies outside the graph that it is given.
+    pub mapped_bytes: u64,
     /// The longest text it takes.
     pub max_tokens: u32,
     /// The length of its vectors, which is that of its token vectors.
@@ -59,16 +59,16 @@ impl Footprint {
     ///
     /// Fitted to `all-MiniLM-L6-v2` (87 MiB of weights) on two cores, beside 57 MiB of a process without a model on `cpu`
     /// and 105 on `openvino`: on `cpu` 135 MiB with one copy and 225 with two, on `openvino` 200 and 350, and 155 and 265
-    /// where the weights lie outside the `.onnx` file. The batches of those two workers are in there; those of further
+    /// where the weights are mapped. The batches of those two workers are in there; those of further
     /// ones are added, by calculation.
     #[must_use]
     pub fn bytes(self, provider: Provider, running: Running) -> u64 {
         let weights = self.weights_bytes.saturating_mul(running.copies);
         let rest = match provider {
             Provider::Cpu => 48 * MIB,
-            // It keeps 1.4 bytes of a byte in the `.onnx` file.
+            // It keeps 1.4 bytes of a byte within the graph.
             Provider::OpenVino => {
-                let within = self.weights_bytes.saturating_sub(self.external_bytes).saturating_mul(running.copies);
+                let within = self.weights_bytes.saturating_sub(self.mapped_bytes).saturating_mul(running.copies);
                 (80 * MIB).saturating_add(within / 5 * 2)
             }
             Provider::Cuda => return self.gpu_bytes(),
@@ -143,7 +143,7 @@ fn gigaflops_of_a_core(provider: Provider, features: CpuFeatures) -> u64 {
 mod tests {
     use super::*;
 
-    const MODEL: Footprint = Footprint { weights_bytes: 87 * MIB, external_bytes: 0, max_tokens: 256, dimensions: 384 };
+    const MODEL: Footprint = Footprint { weights_bytes: 87 * MIB, mapped_bytes: 0, max_tokens: 256, dimensions: 384 };
     const TWO_WORKERS: Running = Running { copies: 1, workers: 2, max_batch_tokens: 512, max_batch_texts: 32 };
 
     #[test]

@@ -48,8 +48,8 @@ pub struct Candidate {
     pub files: Files,
     /// The size of its weights, from its files or as they are expected.
     pub weights_bytes: Option<u64>,
-    /// What of them is known to lie outside the `.onnx` file.
-    pub external_bytes: u64,
+    /// What of them is known to be mapped.
+    pub mapped_bytes: u64,
     /// The length of its vectors.
     pub dimensions: Option<u32>,
     /// The longest text it takes.
@@ -161,7 +161,7 @@ impl Cost {
     fn of(machine: &Machine, model: &Candidate, facts: RankFacts<'_>) -> Self {
         let footprint = model.weights_bytes.map(|weights_bytes| Footprint {
             weights_bytes,
-            external_bytes: model.external_bytes,
+            mapped_bytes: model.mapped_bytes,
             max_tokens: model.max_tokens.unwrap_or(512),
             dimensions: model.dimensions.unwrap_or(768),
         });

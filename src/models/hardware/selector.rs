@@ -14,7 +14,7 @@ use crate::models::error::LoadError;
 use crate::models::files;
 use crate::models::folder::ModelFiles;
 use crate::models::hub::Hub;
-use crate::models::loader::{Loader, external_bytes, weights_bytes, wish};
+use crate::models::loader::{Loader, mapped_bytes, weights_bytes, wish};
 use crate::telemetry::with_causes;
 
 /// Chooses among models by this machine.
@@ -107,7 +107,7 @@ impl Selector {
             size: info.size,
             training: trained_to_be_pooled.or(info.training),
             weights_bytes: read.as_ref().ok().map(weights_bytes).or(info.approximate_size_bytes),
-            external_bytes: read.as_ref().map_or(0, external_bytes),
+            mapped_bytes: read.as_ref().map_or(0, mapped_bytes),
             dimensions: settings
                 .dimensions
                 .map(NonZeroU32::get)

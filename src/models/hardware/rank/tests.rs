@@ -55,7 +55,7 @@ fn candidate(name: &str, size: ModelSize, weights_mb: u64, dimensions: u32, max_
         training: Some(Training::Embeddings),
         files: Files::Present,
         weights_bytes: Some(weights_mb * 1_000_000),
-        external_bytes: 0,
+        mapped_bytes: 0,
         dimensions: Some(dimensions),
         max_tokens: Some(max_tokens),
         provider: ProviderWish { setting: ProviderSetting::Auto, said_by: "`engine.provider`" },
