@@ -5,8 +5,9 @@ use std::collections::BTreeSet;
 use super::super::super::StoreError;
 use super::super::super::grain_store::{NewVector, ProvenVector, TextFate, Written};
 use super::super::SqliteStore;
+use super::insert::put_vector;
 use super::rows::select_grains;
-use super::write::{order_behind, order_spaces, put_vector};
+use super::write::{order_behind, order_spaces};
 
 impl SqliteStore {
     pub(super) async fn write_proven(

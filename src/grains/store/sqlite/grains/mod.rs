@@ -7,6 +7,7 @@ mod adopt;
 mod anchors;
 mod delete;
 mod filter;
+mod insert;
 mod read;
 mod reembed;
 mod reembeddings;

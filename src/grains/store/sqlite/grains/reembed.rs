@@ -6,7 +6,8 @@ use super::super::super::StoreError;
 use super::super::super::grain_store::{Lacking, Made, NewVector, Purge, Purged, Unembedded};
 use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED};
-use super::write::{order_spaces, put_vector};
+use super::insert::put_vector;
+use super::write::order_spaces;
 use super::{count, json_array};
 use crate::domain::{Filter, ReembeddingId};
 

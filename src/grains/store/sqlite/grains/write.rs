@@ -1,6 +1,6 @@
 //! Grains come and change, each with its vector, in one transaction.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 
 use serde_json::{Map, Value};
 use sqlx::{QueryBuilder, Sqlite, Transaction};
@@ -10,14 +10,14 @@ use time::macros::format_description;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, NewVector, Numbered, Receipt, Staged, TextFate,
-    Written,
+    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, Receipt, Staged, TextFate, Written,
 };
 use super::super::SqliteStore;
 use super::count;
 use super::filter;
-use super::rows::{bytes_of, select_grains};
-use crate::domain::{Filter, Grain, ReembeddingState};
+use super::insert::{insert, put_vector};
+use super::rows::select_grains;
+use crate::domain::{Filter, ReembeddingState};
 
 /// The grain that is stored under an id.
 struct Found {
@@ -64,10 +64,7 @@ impl SqliteStore {
         let spaces = vectors.map(|vector| vector.provenance.space.to_string());
         let spaces = spaces.chain(changes.iter().filter_map(staged)).collect();
         order_spaces(&mut transaction, spaces).await.map_err(&failed)?;
-        let mut applied = Vec::with_capacity(changes.len());
-        for change in changes {
-            applied.push(self.apply(&mut transaction, change, now_us).await?);
-        }
+        let applied = self.apply_all(&mut transaction, changes, now_us).await?;
         let is_stale = |applied: &Applied| matches!(applied, Applied::Stale(_));
         if atomicity == Atomicity::AllOrNothing && applied.iter().any(is_stale) {
             transaction.rollback().await.map_err(&failed)?;
@@ -90,6 +87,43 @@ impl SqliteStore {
         }
         transaction.commit().await.map_err(&failed)?;
         Ok(Committed::Applied(applied))
+    }
+
+    /// Makes the changes in their order, but that grains that are new go together.
+    async fn apply_all(
+        &self,
+        transaction: &mut Transaction<'_, Sqlite>,
+        changes: Vec<Change>,
+        now_us: i64,
+    ) -> Result<Vec<Applied>, StoreError> {
+        let failed = self.failed("write new grains");
+        let ids: Vec<&str> = changes.iter().map(|change| change.id.as_str()).collect();
+        let taken = sqlx::query_scalar("SELECT id FROM grains WHERE id IN (SELECT value FROM json_each(?))")
+            .bind(json(&ids))
+            .fetch_all(&mut **transaction)
+            .await
+            .map_err(&failed)?;
+        let mut taken: HashSet<String> = taken.into_iter().collect();
+        let (mut new, mut others, mut places) = (Vec::new(), Vec::new(), Vec::new());
+        for (place, change) in changes.into_iter().enumerate() {
+            let is_new = change.expected == Expected::Absent && change.staged.is_none();
+            if taken.insert(change.id.as_str().to_owned()) && is_new {
+                places.push(place);
+                new.push(change);
+            } else {
+                others.push((place, change));
+            }
+        }
+        let written = insert(transaction, new, now_us).await.map_err(&failed)?;
+        let written = written
+            .into_iter()
+            .map(|numbered| Applied::Written(Box::new(Written { numbered, text: TextFate::New, staged: None })));
+        let mut applied: Vec<(usize, Applied)> = places.into_iter().zip(written).collect();
+        for (place, change) in others {
+            applied.push((place, self.apply(transaction, change, now_us).await?));
+        }
+        applied.sort_unstable_by_key(|(place, _)| *place);
+        Ok(applied.into_iter().map(|(_, applied)| applied).collect())
     }
 
     async fn apply(
@@ -116,11 +150,8 @@ impl SqliteStore {
         });
         let (number, text_version, text) = match (found, change.expected) {
             (None, Expected::Absent) => {
-                let numbered = insert(transaction, change, now_us).await.map_err(&failed)?;
-                if staged.is_none() {
-                    return Ok(Applied::Written(Box::new(Written { numbered, text: TextFate::New, staged: None })));
-                }
-                (numbered.number, 1, TextFate::New)
+                let written = insert(transaction, vec![change], now_us).await.map_err(&failed)?;
+                (written.first().map_or(0, |numbered| numbered.number), 1, TextFate::New)
             }
             (Some(found), Expected::Version { number, version })
                 if (found.number, count(found.version)) == (number, version) =>
@@ -164,47 +195,6 @@ impl SqliteStore {
     }
 }
 
-/// Writes a new grain. What is stored is what is answered, so nothing need be read back.
-async fn insert(
-    transaction: &mut Transaction<'_, Sqlite>,
-    change: Change,
-    now_us: i64,
-) -> Result<Numbered, sqlx::Error> {
-    let Change { id, content, created_at, vector, .. } = change;
-    let now = rfc3339(now_us);
-    let (created_at, created_us) =
-        created_at.as_ref().map_or((now.as_str(), now_us), |time| (time.as_str(), time.us()));
-    let number: i64 = sqlx::query_scalar(
-        "INSERT INTO grains (id, text, source, tags, attributes, created_at, updated_at, created_us, updated_us) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) RETURNING number",
-    )
-    .bind(id.as_str())
-    .bind(&content.text)
-    .bind(&content.source)
-    .bind(json(&content.tags))
-    .bind(json(&content.attributes))
-    .bind(created_at)
-    .bind(&now)
-    .bind(created_us)
-    .bind(now_us)
-    .fetch_one(&mut **transaction)
-    .await?;
-    if let Some(vector) = &vector {
-        put_vector(transaction, vector, number, 1).await?;
-    }
-    let grain = Grain {
-        id,
-        content,
-        raw_meta: None,
-        provenance: vector.map(|vector| vector.provenance),
-        unproven: None,
-        version: 1,
-        created_at: created_at.to_owned(),
-        updated_at: now,
-    };
-    Ok(Numbered { number, grain })
-}
-
 /// Writes what a grain becomes, and answers the version of its text.
 async fn update(
     transaction: &mut Transaction<'_, Sqlite>,
@@ -245,33 +235,6 @@ async fn update(
         put_vector(transaction, vector, found.number, text_version).await?;
     }
     Ok(text_version)
-}
-
-pub(super) async fn put_vector(
-    transaction: &mut Transaction<'_, Sqlite>,
-    new: &NewVector,
-    number: i64,
-    text_version: i64,
-) -> Result<(), sqlx::Error> {
-    let NewVector { provenance, vector } = new;
-    let space = provenance.space.to_string();
-    sqlx::query(
-        "INSERT INTO embeddings (grain, space, vector, text_version, origin, model, tokens, truncated) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (grain, space) DO UPDATE SET vector = excluded.vector, \
-         text_version = excluded.text_version, origin = excluded.origin, model = excluded.model, \
-         tokens = excluded.tokens, truncated = excluded.truncated",
-    )
-    .bind(number)
-    .bind(&space)
-    .bind(bytes_of(vector))
-    .bind(text_version)
-    .bind(provenance.origin.as_str())
-    .bind(&provenance.model)
-    .bind(provenance.n_tokens)
-    .bind(provenance.truncated)
-    .execute(&mut **transaction)
-    .await?;
-    Ok(())
 }
 
 /// Gives spaces a place in the order that have none. They come last: grains that have a vector elsewhere stay where they
@@ -335,7 +298,7 @@ const STORED_TIME: &[FormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
 /// A time as it is stored.
-fn rfc3339(us: i64) -> String {
+pub(super) fn rfc3339(us: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000);
     time.ok().and_then(|time| time.format(STORED_TIME).ok()).unwrap_or_default()
 }
