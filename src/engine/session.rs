@@ -264,7 +264,16 @@ impl EncoderSession {
         let apart = files.apart.as_ref().filter(|_| !options.provider.is_gpu());
         let weights = apart.map_or(files.external_data.as_slice(), |apart| std::slice::from_ref(&apart.weights));
         let mapped = (options.provider == Provider::OpenVino).then(|| mapped::Watch::begin(weights));
-        let session = session_builder(runtime, options).and_then(|it| commit(it, path, apart)).map_err(refused)?;
+        let opened = apart.map(|apart| open_apart(runtime, options, apart));
+        let session = match opened {
+            Some(Ok(session)) => session,
+            Some(Err(error)) => {
+                let session = open_file(runtime, options, path).map_err(refused)?;
+                tracing::warn!(path = %path.display(), %error, "the weights cannot be mapped, and are read into memory");
+                session
+            }
+            None => open_file(runtime, options, path).map_err(refused)?,
+        };
         if let Some(mapped) = mapped {
             mapped.let_go();
         }
@@ -348,14 +357,18 @@ impl EncoderSession {
     }
 }
 
-fn commit(mut builder: SessionBuilder, path: &Path, apart: Option<&GraphApart>) -> Result<Session, Cause> {
-    let Some(GraphApart { graph, weights }) = apart else {
-        return builder.commit_from_file(path).map_err(cause);
-    };
+/// Opens a graph whose weights stay in their file. Some file systems do not let files be mapped.
+fn open_apart(runtime: &Runtime, options: SessionOptions, apart: &GraphApart) -> Result<Session, Cause> {
+    let GraphApart { graph, weights } = apart;
     let folder = weights.parent().and_then(Path::to_str).ok_or("the folder of its weights has no name in UTF-8")?;
+    let builder = session_builder(runtime, options)?;
     let mut builder =
         builder.with_config_entry("session.model_external_initializers_file_folder_path", folder).map_err(cause)?;
     builder.commit_from_memory(graph).map_err(cause)
+}
+
+fn open_file(runtime: &Runtime, options: SessionOptions, path: &Path) -> Result<Session, Cause> {
+    session_builder(runtime, options).and_then(|mut builder| builder.commit_from_file(path).map_err(cause))
 }
 
 fn session_builder(runtime: &Runtime, options: SessionOptions) -> Result<SessionBuilder, Cause> {

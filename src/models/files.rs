@@ -15,9 +15,7 @@ pub fn read(source: &ModelSource, hub: &Hub) -> Result<ModelFiles, LoadError> {
         ModelSource::File { onnx, tokenizer } => Ok(folder::read_bare_file(onnx, tokenizer.as_deref())?),
         ModelSource::Hub(source) => {
             let model = hub.local(source)?.ok_or_else(|| LoadError::NotDownloaded(source.clone()))?;
-            let mut files = folder::read_folder(&model.folder, Some(&model.onnx))?;
-            // What lies in the cache of a hub is named by its content. A folder's files are copied over at times.
-            files.leave_weights()?;
+            let files = folder::read_folder(&model.folder, Some(&model.onnx))?;
             Ok(ModelFiles { hub: Some(model), ..files })
         }
     }

@@ -164,7 +164,6 @@ mod tests {
         let files = ModelFiles {
             onnx: write("model.onnx", &content.onnx),
             external_data: vec![("model.onnx_data".to_owned(), write("model.onnx_data", &content.external))],
-            apart: None,
             tokenizer: write("tokenizer.json", &content.tokenizer),
             modules: vec![ModuleFile::Dense { weights: write("model.safetensors", &dense), shape }],
             settings: EncoderSettings::default(),

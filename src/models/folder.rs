@@ -28,8 +28,6 @@ pub struct ModelFiles {
     pub onnx: PathBuf,
     /// Weights outside it: the graph's name for each, and where it is.
     pub external_data: Vec<(String, PathBuf)>,
-    /// The graph without its weights, where these are in the `.onnx` file and stay as they are.
-    pub apart: Option<GraphApart>,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
     /// What is done to a text's vector between pooling and the scaling to length 1, in this order.
@@ -186,23 +184,23 @@ impl ModelFiles {
         self.external_data.iter().map(|(_, path)| path.as_path())
     }
 
-    /// Lets the runtime read weights that are in the `.onnx` file where they are. Nobody may change that file.
+    /// The graph without the weights that are in the `.onnx` file, if it has large ones. To be used as long as nobody changes
+    /// that file.
     ///
     /// # Errors
     /// [`FolderError::NotOnnx`].
-    pub fn leave_weights(&mut self) -> Result<(), FolderError> {
-        if self.external_data.is_empty() {
-            let not_onnx = |source| FolderError::NotOnnx { path: self.onnx.clone(), source };
-            self.apart = onnx_file::graph_apart(&self.onnx).map_err(not_onnx)?;
+    pub fn graph_apart(&self) -> Result<Option<GraphApart>, FolderError> {
+        if !self.external_data.is_empty() {
+            return Ok(None);
         }
-        Ok(())
+        let not_onnx = |source| FolderError::NotOnnx { path: self.onnx.clone(), source };
+        onnx_file::graph_apart(&self.onnx).map_err(not_onnx)
     }
 
     fn bare() -> Self {
         Self {
             onnx: PathBuf::new(),
             external_data: Vec::new(),
-            apart: None,
             tokenizer: PathBuf::new(),
             modules: Vec::new(),
             settings: EncoderSettings::default(),

@@ -78,8 +78,11 @@ impl Loader {
     pub fn load(&self, info: &ModelInfo) -> Result<LoadedModel, LoadError> {
         let started = Instant::now();
         let files = files::read(&info.source, &self.hub)?;
+        let mut apart = None;
         if let Some(hub) = &files.hub {
             hub.verify()?;
+            // What lies in the cache of a hub is named by its content and stays. A folder's files are copied over at times.
+            apart = files.graph_apart()?;
         }
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let max_tokens = max_tokens(&settings, &files)?;
@@ -90,7 +93,7 @@ impl Loader {
             graph: GraphFiles {
                 onnx: files.onnx.clone(),
                 external_data: files.external_data().map(Path::to_owned).collect(),
-                apart: files.apart.clone(),
+                apart,
             },
             tokenizer: files.tokenizer.clone(),
             pooling: settings.pooling,
@@ -383,10 +386,11 @@ pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
     size_of_files(std::iter::once(files.onnx.as_path()).chain(modules).chain(files.external_data()))
 }
 
-/// What of that the runtime maps, unless it is for a GPU: what lies outside the graph that it is given.
+/// What of that the runtime maps, unless it is for a GPU: what lies outside the `.onnx` file, and that file too in the cache
+/// of a hub.
 pub(super) fn mapped_bytes(files: &ModelFiles) -> u64 {
-    let apart = files.apart.iter().map(|apart| apart.weights.as_path());
-    size_of_files(files.external_data().chain(apart))
+    let graph = files.hub.iter().map(|_| files.onnx.as_path());
+    size_of_files(files.external_data().chain(graph))
 }
 
 fn size_of_files<'a>(paths: impl Iterator<Item = &'a Path>) -> u64 {

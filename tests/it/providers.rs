@@ -1,8 +1,10 @@
 //! What executes a model: asked for in the configuration, for all models or for one, and replaced where it is missing.
 
+use granary::engine::session::{EncoderSession, WantedOutput};
+use granary::engine::{GraphApart, GraphFiles, Provider, Runtime, SessionOptions};
 use serde_json::{Value, json};
 
-use crate::helpers::{TestApp, entry_of, vectors_of, with_tiny};
+use crate::helpers::{TestApp, data_dir, entry_of, test_model, vectors_of, with_tiny};
 
 async fn provider_of(app: &TestApp, model: &str) -> Value {
     app.post(&format!("/models/{model}/load"), json!({})).await.ok()["provider"].clone()
@@ -45,4 +47,17 @@ async fn a_provider_that_the_library_lacks_is_replaced_and_what_is_lost_is_said(
         "{reason}"
     );
     app.stop().await;
+}
+
+#[test]
+fn weights_that_cannot_be_mapped_are_read() {
+    let runtime = Runtime::load(&data_dir().join("runtime/libonnxruntime.so")).expect("set-up installed it");
+    let onnx = test_model("tiny").join("onnx/model.onnx");
+    let apart = GraphApart { graph: b"no graph".to_vec(), weights: onnx.clone() };
+    let files = GraphFiles { onnx, external_data: Vec::new(), apart: Some(apart) };
+    let provider = Provider::Cpu;
+    let options = SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false };
+    let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
+    let session = EncoderSession::open(&runtime, &files, options, wanted).expect("the file is whole");
+    assert_eq!(session.output().name, "last_hidden_state");
 }

@@ -98,6 +98,9 @@ impl Selector {
 
     fn candidate(&self, info: &ModelInfo, disabled: &[ModelName]) -> Candidate {
         let read = files::read(&info.source, &self.hub);
+        let approximate_bytes = info.approximate_size_bytes;
+        // Only of a hub are there files to come.
+        let mapped_bytes = read.as_ref().map_or(approximate_bytes.unwrap_or(0), mapped_bytes);
         let of_files = read.as_ref().map(|files| files.settings.clone()).unwrap_or_default();
         let settings = info.configured.or(&of_files).or(&info.built_in);
         // A folder that says how to pool was written by whoever trained the model to be pooled.
@@ -106,8 +109,8 @@ impl Selector {
             name: info.name.clone(),
             size: info.size,
             training: trained_to_be_pooled.or(info.training),
-            weights_bytes: read.as_ref().ok().map(weights_bytes).or(info.approximate_size_bytes),
-            mapped_bytes: read.as_ref().map_or(0, mapped_bytes),
+            weights_bytes: read.as_ref().ok().map(weights_bytes).or(approximate_bytes),
+            mapped_bytes,
             dimensions: settings
                 .dimensions
                 .map(NonZeroU32::get)

@@ -11,8 +11,9 @@ use std::path::Path;
 use super::{Walk, field as fields, malformed};
 use crate::engine::GraphApart;
 
-/// Smaller weights stay in the graph: there are many of them, and they are little together.
-const MIN_WEIGHT_BYTES: u64 = 16 << 10;
+/// Smaller weights stay in the graph. They are little together, and among them are all whose numbers decide shapes, which the
+/// runtime must know when it opens the graph.
+const MIN_WEIGHT_BYTES: u64 = 128 << 10;
 
 /// `TensorProto.DataLocation.EXTERNAL`.
 const EXTERNAL: u64 = 1;
@@ -174,7 +175,7 @@ mod tests {
 
     #[test]
     fn large_weights_stay_where_they_are_and_everything_else_is_as_it_was() {
-        let (first, second) = (vec![7; 16 << 10], vec![9; 40_000]);
+        let (first, second) = (vec![7; 128 << 10], vec![9; 200_000]);
         let (node, small) = (field(fields::GRAPH_NODE, b""), initializer("bias", &[3; 1000]));
         let whole = model(&[
             node.clone(),
@@ -201,10 +202,10 @@ mod tests {
 
     #[test]
     fn a_graph_that_is_mostly_something_else_is_left_as_it_is() {
-        let other = field(2, &vec![0; 40_000]);
+        let other = field(2, &vec![0; 200_000]);
         assert_eq!(apart(&model(&[initializer("small", &[1; 1000])])), None);
-        assert_eq!(apart(&model(&[initializer("large", &[1; 16 << 10]), other])), None);
-        let graph = field(fields::MODEL_GRAPH, &initializer("large", &[1; 16 << 10]));
+        assert_eq!(apart(&model(&[initializer("large", &vec![1; 128 << 10]), other])), None);
+        let graph = field(fields::MODEL_GRAPH, &initializer("large", &vec![1; 128 << 10]));
         assert!(apart(&graph).is_some());
         assert_eq!(apart(&graph.repeat(2)), None, "which of two graphs would it be?");
     }
