@@ -7,7 +7,8 @@ use crate::config::ModelChoice;
 use crate::domain::ModelName;
 
 /// The model of the last run if it is still known, else the configured one, else the one that suits the machine best.
-/// That choice is recorded: another one at the next start would change the space of the vectors.
+/// What takes the place of another is recorded, and so is what the machine decides: another one at the next start would
+/// change the space of the vectors, and grains are written only with the model that is recorded.
 pub(super) async fn starting_model(
     catalog: &Catalog,
     first: ModelChoice,
@@ -18,8 +19,10 @@ pub(super) async fn starting_model(
         (Some(stored), ModelChoice::Named(first)) if !catalog.has(&stored) => {
             tracing::warn!(
                 %stored, active = %first,
-                "the model that was active before is not known any more; `ai.model_name` is active instead"
+                "the model that was active before is not known any more; `ai.model_name` is active instead, and stays \
+                 so"
             );
+            ledger.record_active_model(&first).await?;
             Ok(first)
         }
         (Some(stored), ModelChoice::Named(first)) => {

@@ -47,11 +47,15 @@ async fn the_active_model_of_the_last_run_wins_over_the_configured_one() {
     fs_err::write(folder.path().join("granary.toml"), with_tiny(&[])).expect("written");
     let (process, url) = Process::serve(folder.path(), &[]);
     assert_eq!(active(&url).await, "tiny");
+    send(client().post(format!("{url}/grains")).json(&json!({"text": "written all the same"}))).await.ok();
     let log = process.stop();
-    assert!(
-        log.contains("is not known any more; `ai.model_name` is active instead stored=tiny-cls active=tiny"),
-        "{log}"
-    );
+    assert!(log.contains("`ai.model_name` is active instead, and stays so stored=tiny-cls active=tiny"), "{log}");
+
+    // When it is known again, grains have been written with the other one.
+    fs_err::write(folder.path().join("granary.toml"), with_tiny(&["tiny-cls"])).expect("written");
+    let (process, url) = Process::serve(folder.path(), &[]);
+    assert_eq!(active(&url).await, "tiny");
+    process.stop();
 }
 
 #[tokio::test]
