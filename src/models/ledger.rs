@@ -57,8 +57,8 @@ pub trait Ledger: Send + Sync {
     /// The spaces that grains have vectors in. Cheap, however many grains there are.
     fn spaces_of_grains(&self) -> Recall<'_, HashSet<SpaceId>>;
 
-    /// How many grains have a vector of each model, by the model's name. Reads every vector's row.
-    fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>>;
+    /// How many grains have a vector of each maker in each space. Reads every vector's row.
+    fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>>;
 
     /// Answers when the ledger can be read, for readiness.
     fn check(&self) -> Recall<'_, ()>;
@@ -97,6 +97,17 @@ impl SpaceRecord {
             canaries: Vec::new(),
         }
     }
+}
+
+/// Grains that have vectors of one maker in one space.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MadeGrains {
+    /// The model's name, where the vectors say it: those that callers supplied do not, and an export has its server's.
+    pub model: Option<String>,
+    /// The space.
+    pub space: SpaceId,
+    /// How many.
+    pub n_grains: u64,
 }
 
 /// What became of a declaration.
@@ -222,7 +233,7 @@ impl Ledger for VolatileLedger {
         self.now(|_| HashSet::new())
     }
 
-    fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>> {
+    fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
         self.now(|_| Vec::new())
     }
 

@@ -124,14 +124,7 @@ impl MultiModelManager {
             )));
         }
         entry.check_unload()?;
-        let needed: u64 = self
-            .ledger
-            .grains_by_model()
-            .await?
-            .iter()
-            .filter(|(maker, _)| entry.info.answers_to(maker))
-            .map(|(_, n_grains)| n_grains)
-            .sum();
+        let needed = self.n_grains_of(&entry.status()).await?;
         if needed > 0 && grains == NeededGrains::Protect {
             return Err(ModelError::Conflict(format!(
                 "{needed} grains have vectors of `{name}` and could be found by words only: re-embed them first, or \

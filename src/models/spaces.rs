@@ -1,12 +1,13 @@
 //! The spaces this server has made, and whether a model may add grains to its own.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::canary;
 use super::entry::{Eagerness, Entry, ModelStatus};
 use super::error::ModelError;
 use super::health::stuck;
-use super::ledger::{LedgerError, SpaceRecord};
+use super::ledger::{LedgerError, MadeGrains, SpaceRecord};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::standing::Standing;
@@ -140,12 +141,45 @@ impl MultiModelManager {
         Ok(entry.status())
     }
 
-    /// Warns of grains that no model of the catalog made.
+    /// How many grains have vectors of a model: made by it, or in a space of it that is no other known model's.
+    pub(super) async fn n_grains_of(&self, model: &ModelStatus) -> Result<u64, LedgerError> {
+        let mut spaces = self.spaces_of(model).await?;
+        for other in self.list() {
+            if other.info.name != model.info.name {
+                let theirs = self.spaces_of(&other).await?;
+                spaces.retain(|space| !theirs.contains(space));
+            }
+        }
+        let is_of_it = |made: &&MadeGrains| {
+            made.model.as_ref().is_some_and(|maker| model.info.answers_to(maker)) || spaces.contains(&made.space)
+        };
+        let made = self.ledger.grains_by_maker().await?;
+        Ok(made.iter().filter(is_of_it).map(|made| made.n_grains).sum())
+    }
+
+    /// The space that a model makes, while it is loaded, and the one that its grains are written to.
+    async fn spaces_of(&self, model: &ModelStatus) -> Result<Vec<SpaceId>, LedgerError> {
+        let own = model.loaded.as_ref().map(|facts| facts.fingerprint.space());
+        Ok(own.into_iter().chain(self.ledger.accepted_space(&model.info.name).await?).collect())
+    }
+
+    /// Warns of grains whose vectors no model of the catalog made, nor makes their space.
     pub(super) async fn say_which_makers_are_unknown(&self) -> Result<(), LedgerError> {
-        for (maker, n_grains) in self.ledger.grains_by_model().await? {
-            if self.resolve(Some(&maker)).is_err() {
+        let mut known = HashSet::new();
+        for model in self.list() {
+            known.extend(self.spaces_of(&model).await?);
+        }
+        for MadeGrains { model, space, n_grains } in self.ledger.grains_by_maker().await? {
+            let is_known = model.as_ref().is_some_and(|maker| self.resolve(Some(maker)).is_ok());
+            if is_known || known.contains(&space) {
+                continue;
+            }
+            let record = self.ledger.space(&space).await?;
+            // A declared one has no model.
+            if record.is_none_or(|record| record.declared_name.is_none()) {
                 tracing::warn!(
-                    model = maker,
+                    %space,
+                    model,
                     n_grains,
                     "grains have vectors of a model that this server does not know: they cannot be searched by meaning \
                      until it is configured or registered again"

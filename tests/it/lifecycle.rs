@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::helpers::{
-    MINILM, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, vectors_of, with_tiny,
+    Caller, MINILM, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, vectors_of, with_tiny,
 };
 
 const PATIENCE: Duration = Duration::from_mins(1);
@@ -332,4 +332,35 @@ async fn a_model_that_grains_need_is_deleted_only_by_force_and_missed_at_the_nex
         log.contains("grains have vectors of a model that this server does not know") && log.contains("n_grains=1"),
         "{log}"
     );
+}
+
+#[tokio::test]
+async fn a_model_is_needed_by_grains_in_its_space_that_do_not_name_it_while_no_other_makes_that() {
+    let folder = with_mine();
+    let (process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    app.post("/models", json!({"name": "mine", "path": "mine"})).await.ok();
+    let embedded = app.post("/models/mine/embed", json!({"inputs": "some words"})).await;
+    let (space, vector) = (embedded.header("x-space").to_owned(), vectors_of(&embedded.ok()).remove(0));
+    app.post("/grains", json!({"text": "some words", "vector": vector, "space": space})).await.ok();
+
+    let (status, code, detail) = app.delete("/models/mine").await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    assert!(detail.starts_with("1 grains have vectors of `mine`"), "{detail}");
+    app.post("/models", json!({"name": "twin", "path": "mine"})).await.ok();
+    app.post("/models/twin/load", json!({})).await.ok();
+    assert_eq!(app.delete("/models/mine").await.status, 204, "another model makes the space");
+    drop(process);
+
+    let (process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    let said = "grains have vectors of a model that this server does not know";
+    assert!(!process.log().contains(said), "{}", process.log());
+    assert_eq!(app.delete("/models/twin").await.problem().0, 409, "it need not be loaded");
+    assert_eq!(app.delete("/models/twin?force=true").await.status, 204);
+    drop(process);
+
+    let (process, _url) = serve(folder.path());
+    let log = process.log();
+    assert!(log.contains(said) && log.contains(&format!("space={space} n_grains=1")), "{log}");
 }

@@ -8,7 +8,7 @@ use super::super::StoreError;
 use super::SqliteStore;
 use crate::config::AdditionalModel;
 use crate::domain::{DeclaredSpace, Fingerprint, ModelName, SpaceId};
-use crate::models::ledger::{Declared, Ledger, LedgerError, Recall, SpaceRecord};
+use crate::models::ledger::{Declared, Ledger, LedgerError, MadeGrains, Recall, SpaceRecord};
 
 /// Makes a model the active one. Recording the same model again writes nothing.
 pub(super) const RECORD_ACTIVE_MODEL: &str = "INSERT INTO active_model (only, name, changed_at) \
@@ -115,15 +115,8 @@ impl Ledger for SqliteStore {
         Box::pin(async { self.read_spaces_of_grains().await.map_err(unreadable) })
     }
 
-    fn grains_by_model(&self) -> Recall<'_, Vec<(String, u64)>> {
-        Box::pin(async {
-            let counted =
-                sqlx::query_as("SELECT model, count(*) FROM embeddings WHERE model IS NOT NULL GROUP BY model");
-            let counted: Result<Vec<(String, i64)>, _> = counted.fetch_all(&self.readers).await;
-            counted
-                .map(|rows| rows.into_iter().map(|(model, n)| (model, u64::try_from(n).unwrap_or_default())).collect())
-                .map_err(|source| unreadable(StoreError::sql("count the grains of each model", &self.path, source)))
-        })
+    fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
+        Box::pin(async { self.count_by_maker().await.map_err(unreadable) })
     }
 
     fn check(&self) -> Recall<'_, ()> {
@@ -218,6 +211,20 @@ impl SqliteStore {
         .map_err(self.failed("read the spaces of grains"))?;
         let parsed: Result<HashSet<_>, _> = ids.iter().map(|id| SpaceId::parse(id)).collect();
         parsed.map_err(|source| self.malformed("an id of a space (table `spaces`)", source.into()))
+    }
+
+    async fn count_by_maker(&self) -> Result<Vec<MadeGrains>, StoreError> {
+        let rows: Vec<(Option<String>, String, i64)> =
+            sqlx::query_as("SELECT model, space, count(*) FROM embeddings GROUP BY model, space")
+                .fetch_all(&self.readers)
+                .await
+                .map_err(self.failed("count the grains of each model"))?;
+        let made = |(model, space, n): (Option<String>, String, i64)| {
+            let space = SpaceId::parse(&space)
+                .map_err(|source| self.malformed("a space (table `embeddings`)", source.into()))?;
+            Ok(MadeGrains { model, space, n_grains: u64::try_from(n).unwrap_or_default() })
+        };
+        rows.into_iter().map(made).collect()
     }
 
     async fn insert_declared(&self, space: &DeclaredSpace) -> Result<Declared, StoreError> {
