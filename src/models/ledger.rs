@@ -21,7 +21,8 @@ pub trait Ledger: Send + Sync {
     /// The models registered while the server ran, oldest first.
     fn registered_models(&self) -> Recall<'_, Vec<AdditionalModel>>;
 
-    /// Adds a model that later starts know too.
+    /// Adds a model that later starts know too and that is not disabled, in place of one of its name that a start left
+    /// out. It keeps that one's space: grains may be in it.
     fn record_registration<'a>(&'a self, entry: &'a AdditionalModel) -> Recall<'a, ()>;
 
     /// Forgets a registered model, and that it was disabled and which space it had.
@@ -165,7 +166,11 @@ impl Ledger for VolatileLedger {
     }
 
     fn record_registration<'a>(&'a self, entry: &'a AdditionalModel) -> Recall<'a, ()> {
-        self.now(|all| all.registered.push(entry.clone()))
+        self.now(|all| {
+            all.registered.retain(|known| known.name != entry.name);
+            all.registered.push(entry.clone());
+            all.disabled.remove(&entry.name);
+        })
     }
 
     fn forget_registration<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {

@@ -106,7 +106,11 @@ impl MultiModelManager {
         if parts.takes_registrations {
             for entry in parts.ledger.registered_models().await? {
                 if let Err(error) = catalog.add_registered(&entry, &parts.models_dir) {
-                    tracing::warn!(model = %entry.name, "a model registered earlier is left out: {error}");
+                    tracing::warn!(
+                        model = %entry.name,
+                        "a model registered earlier is left out, until `POST /models` replaces it or the configuration \
+                         changes: {error}"
+                    );
                 }
             }
         }

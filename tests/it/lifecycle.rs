@@ -364,3 +364,31 @@ async fn a_model_is_needed_by_grains_in_its_space_that_do_not_name_it_while_no_o
     let log = process.log();
     assert!(log.contains(said) && log.contains(&format!("space={space} n_grains=1")), "{log}");
 }
+
+#[tokio::test]
+async fn a_registered_model_that_a_start_leaves_out_is_replaced_by_another_of_its_name() {
+    let folder = with_mine();
+    let (process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    let with_alias = json!({"name": "Mine", "path": "mine", "aliases": ["also"]});
+    app.post("/models", with_alias.clone()).await.ok();
+    app.post("/models/mine/unload", json!({"disable": true})).await.ok();
+    drop(process);
+
+    let toml = folder.path().join("granary.toml");
+    let before = fs_err::read_to_string(&toml).expect("text");
+    fs_err::write(&toml, format!("{before}[ai.aliases]\nalso = \"tiny\"\n")).expect("written");
+    let (process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    assert!(process.log().contains("a model registered earlier is left out"), "{}", process.log());
+    assert_eq!(app.get("/models/mine").await.problem().0, 404);
+    assert_eq!(app.post("/models", with_alias).await.problem().0, 409, "the word is taken");
+    app.post("/models", json!({"name": "mine", "path": "mine"})).await.ok();
+    drop(process);
+
+    let (_process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    let model = app.get("/models/mine").await.ok();
+    assert_eq!((&model["name"], &model["disabled"]), (&json!("mine"), &json!(false)), "{model}");
+    assert_eq!(app.delete("/models/mine").await.status, 204);
+}

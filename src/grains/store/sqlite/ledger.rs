@@ -30,14 +30,10 @@ impl Ledger for SqliteStore {
     }
 
     fn record_registration<'a>(&'a self, entry: &'a AdditionalModel) -> Recall<'a, ()> {
-        let statement = sqlx::query(
-            "INSERT INTO registered_models (name, entry, registered_at) \
-             VALUES (?, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
-        );
         Box::pin(async move {
             let json = serde_json::to_string(entry)
                 .map_err(|source| LedgerError { action: "written", source: source.into() })?;
-            self.write("register a model", statement.bind(entry.name.as_str()).bind(json)).await
+            self.put_registration(&entry.name, json).await.map_err(unwritable)
         })
     }
 
@@ -163,6 +159,19 @@ impl SqliteStore {
         let parsed = entries.iter().map(|entry| serde_json::from_str(entry));
         let what = "an entry of a registered model (table `registered_models`)";
         parsed.collect::<Result<_, serde_json::Error>>().map_err(|source| self.malformed(what, source.into()))
+    }
+
+    async fn put_registration(&self, name: &ModelName, entry: String) -> Result<(), StoreError> {
+        let failed = self.failed("register a model");
+        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        let put = sqlx::query(
+            "INSERT OR REPLACE INTO registered_models (name, entry, registered_at) \
+             VALUES (?, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
+        );
+        put.bind(name.as_str()).bind(entry).execute(&mut *transaction).await.map_err(&failed)?;
+        let enable = sqlx::query("DELETE FROM disabled_models WHERE name = ?");
+        enable.bind(name.as_str()).execute(&mut *transaction).await.map_err(&failed)?;
+        transaction.commit().await.map_err(&failed)
     }
 
     async fn delete_registration(&self, name: &ModelName) -> Result<(), StoreError> {
