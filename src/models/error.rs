@@ -74,6 +74,8 @@ pub enum ModelError {
         name: ModelName,
         /// What stands against it, and the way out.
         reason: String,
+        /// Whether it is known that the model does not make its space; else that is looked at again.
+        permanent: bool,
     },
     /// A change of models that does not fit what there is.
     #[error("{0}")]

@@ -187,8 +187,12 @@ impl Lease {
     /// # Errors
     /// [`ModelError::GrainWrites`] with what stands against it and the way out.
     pub fn check_grain_writes(&self) -> Result<(), ModelError> {
-        match self.model.standing.read().refusal(self.name()) {
-            Some(reason) => Err(ModelError::GrainWrites { name: self.name().clone(), reason }),
+        let standing = self.model.standing.read();
+        match standing.refusal(self.name()) {
+            Some(reason) => {
+                let (name, permanent) = (self.name().clone(), standing.unknown.is_none());
+                Err(ModelError::GrainWrites { name, reason, permanent })
+            }
             None => Ok(()),
         }
     }

@@ -1,7 +1,7 @@
 //! Grains move to another model's space: beside what is served, at once, and back again.
 
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::StreamExt;
 use reqwest::Method;
@@ -398,6 +398,39 @@ async fn a_job_whose_model_makes_another_space_stops_with_the_reason() {
     verb(&app, &job, "resume").await;
     let job = wait_until(&app, &job, "failed").await;
     assert!(job["reason"].as_str().expect("a reason").contains("tiny-cls"), "{job}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_waits_while_it_is_not_known_whether_its_model_makes_its_space() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&[OTHER])).await;
+    write(&app, 300).await;
+    let job = begin(&app, json!({"to": OTHER, "throttle": 0.01})).await;
+    wait_for(&app, &job, |job| job["done"].as_u64() > Some(0)).await;
+    verb(&app, &job, "pause").await;
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    for sql in [
+        "DELETE FROM accepted_spaces WHERE model = 'tiny-cls'",
+        "CREATE TRIGGER cut_off BEFORE INSERT ON accepted_spaces BEGIN SELECT RAISE(ABORT, 'cut off'); END",
+    ] {
+        sqlx::query(sql).execute(&mut outsider).await.expect("written");
+    }
+    app.post(&format!("/models/{OTHER}/unload"), json!({})).await.ok();
+    verb(&app, &job, "resume").await;
+    // The job loads the model, which cannot be recorded to make its space.
+    let began = Instant::now();
+    while app.get(&format!("/models/{OTHER}")).await.ok()["grain_writes"]["allowed"] != false {
+        assert!(began.elapsed() < PATIENCE, "the job does not load its model");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+
+    sqlx::query("DROP TRIGGER cut_off").execute(&mut outsider).await.expect("dropped");
+    outsider.close().await.expect("closed");
+    // Without a word the next look at the model would do, half a minute later.
+    app.post(&format!("/models/{OTHER}/accept"), json!({"numerics": true})).await.ok();
+    wait_until(&app, &job, "completed").await;
     app.stop().await;
 }
 

@@ -361,7 +361,7 @@ pub(super) fn by_hand(error: ReembedError) -> Stopped {
 pub(super) fn may_pass(error: &ReembedError) -> bool {
     match error {
         ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error)) => match error {
-            ModelError::Failed { permanent, .. } => !permanent,
+            ModelError::Failed { permanent, .. } | ModelError::GrainWrites { permanent, .. } => !permanent,
             ModelError::Loading { .. }
             | ModelError::Draining { .. }
             | ModelError::Stopping { .. }
