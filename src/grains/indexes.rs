@@ -275,12 +275,23 @@ impl Indexes {
     }
 
     /// Writes every index to its files. What cannot be written is made again at the next start.
-    pub(super) async fn save(&self) {
+    ///
+    /// They get an epoch of their own. A copy of the database that something else made while this process ran has the one
+    /// of the opening, and would believe them otherwise, with all that was changed since.
+    pub(super) async fn save(&self, store: &dyn GrainStore) {
+        let epoch = match store.renew_epoch().await {
+            Ok(identity) => identity.epoch,
+            Err(error) => {
+                tracing::warn!("the indexes are not saved: {}", with_causes(&error));
+                return;
+            }
+        };
         let all = Arc::clone(&self.all);
         blocking(move || {
             for OneIndex { space, state } in &mut all.write().in_order {
                 let State::Whole(whole) = state else { continue };
-                if let Err(error) = whole.save() {
+                let saved = whole.set_epoch(epoch.clone()).and_then(|()| whole.save());
+                if let Err(error) = saved {
                     tracing::warn!(%space, "the index is not saved: {}", with_causes(&error));
                 }
             }

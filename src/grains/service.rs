@@ -120,7 +120,7 @@ impl Grains {
 
     /// Writes the indexes to disk, for the end of the process: the next start need not build them.
     pub async fn save_indexes(&self) {
-        self.indexes.save().await;
+        self.indexes.save(self.store.as_ref()).await;
     }
 
     /// One grain.

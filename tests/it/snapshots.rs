@@ -87,6 +87,28 @@ async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
 }
 
 #[tokio::test]
+async fn a_copy_that_something_else_made_while_the_server_ran_believes_no_index_that_was_saved_later() {
+    let folder = TempDir::new().expect("a folder");
+    let [database, copy] = ["granary.db", "copy.db"].map(|name| folder.path().join(name));
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    app.post("/grains", json!({"id": "before", "text": "wheat"})).await.ok();
+    let mut connection = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    let target = copy.display().to_string();
+    sqlx::query("VACUUM INTO ?").bind(target).execute(&mut connection).await.expect("copied");
+    connection.close().await.expect("closed");
+    app.post("/grains", json!({"id": "after", "text": "barley"})).await.ok();
+    assert_eq!(app.delete("/grains/before").await.status, 204);
+    let folder = app.stop_and_keep().await;
+
+    fs_err::copy(&copy, &database).expect("put in place");
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    let found = app.post("/grains/search", json!({"query": "wheat", "mode": "dense"})).await.ok();
+    assert_eq!(found["hits"].as_array().map(Vec::len), Some(1), "{found}");
+    assert_eq!(found["hits"][0]["grain"]["id"], "before");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn one_snapshot_is_made_at_a_time_however_long_it_takes() {
     let toml = format!(
         "[server]\nrequest_timeout = \"100ms\"\n[server.route_timeouts]\n\"GET /snapshots\" = \"1m\"\n{}",

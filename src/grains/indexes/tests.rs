@@ -97,7 +97,7 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
     indexes.note_unreadable(first, &IndexError::Dimensions { expected: 2, found: 3 });
     indexes.apply(vec![GrainChange { number, text: TextFate::Kept, vectors: Vec::new() }]).await;
     assert_eq!(indexes.serving().len(), 2, "the broken one, and the other in its stead");
-    indexes.save().await;
+    indexes.save(&store).await;
     assert_eq!(open().await.expect("opened").served(), Some(served));
     store.close().await;
 }

@@ -123,7 +123,7 @@ pub trait GrainStore: AnchorStore {
     /// is interrupted ([`StoreError::TooSlow`]), and nothing of it stays.
     fn copy_to<'a>(&'a self, target: &'a Path, stop: &'a CancellationToken) -> Reply<'a, ()>;
 
-    /// Which database this is, and which opening of it the index files beside it were written for.
+    /// Which database this is, and the epoch that the index files beside it must name to be believed.
     fn identity(&self) -> Reply<'_, Identity>;
 
     /// Begins a new epoch, so that no index file of an earlier one is believed.
@@ -483,11 +483,11 @@ pub struct Scored {
     pub score: f64,
 }
 
-/// Which database, and which opening of it.
+/// Which database, and which state of it index files may be of.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
     /// Given to the database once.
     pub database: String,
-    /// Given anew at each opening for writing.
+    /// Given anew at each opening for writing, and again when indexes are saved.
     pub epoch: String,
 }

@@ -47,7 +47,7 @@ pub struct Contents {
     pub n_grains: u64,
     /// Every space that holds vectors: its dimensions, and how many it holds.
     pub spaces: Vec<(SpaceId, u32, u64)>,
-    /// Which database it is, and which opening of it.
+    /// Which database it is, and the epoch that saved indexes must name.
     pub identity: Identity,
     /// What contradicts itself, in words. None in a good file.
     pub faults: Vec<String>,
