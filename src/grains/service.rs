@@ -1,13 +1,14 @@
 //! Grains as the rest of the process uses them: read, written, deleted, counted.
 //!
 //! Everything that changes grains passes one gate, so that a commit and what it means for the indexes are one step for
-//! everybody else, and goes on when its caller leaves. Embedding happens before the gate: nobody waits there for a model.
+//! everybody else, and goes on when its caller leaves. Who leaves while waiting there has changed nothing. Embedding
+//! happens before the gate: nobody waits there for a model.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 
 use super::anchors::Anchors;
 use super::draft::Precondition;
@@ -186,8 +187,9 @@ impl Grains {
 
     async fn remove(&self, filter: Filter, only_if: OnlyIf) -> Result<Result<u64, u64>, GrainError> {
         let (grains, began) = (self.clone(), Instant::now());
+        let gate = self.pass_gate().await;
         let work = async move {
-            let _gate = grains.gate.lock().await;
+            let _gate = gate;
             let numbers = match grains.store.delete(filter, only_if).await? {
                 Ok(numbers) => numbers,
                 Err(found) => return Ok(Err(found)),
@@ -255,9 +257,10 @@ impl Grains {
     /// As [`Self::check_joinable`] of the space that they were in: then none did.
     pub async fn adopt(&self, proven: Vec<ProvenVector>) -> Result<u64, GrainError> {
         let grains = self.clone();
+        let gate = self.pass_gate().await;
         let work = async move {
+            let _gate = gate;
             let from = proven.first().and_then(|proven| proven.from.clone());
-            let _gate = grains.gate.lock().await;
             if let Some(from) = &from {
                 // A job may have cut over since the last batch.
                 grains.check_joinable(from).await?;
@@ -290,11 +293,12 @@ impl Grains {
     /// Writes a batch, and makes it visible to searches.
     pub(super) async fn commit(&self, batch: Batch) -> Result<Committed, GrainError> {
         let (grains, began) = (self.clone(), Instant::now());
+        let gate = self.pass_gate().await;
         let work = async move {
+            let _gate = gate;
             // What the indexes must learn, before the store takes it.
             let vectors: Vec<Option<NewVector>> = batch.changes.iter().map(|change| change.vector.clone()).collect();
             let is_whole = batch.atomicity;
-            let _gate = grains.gate.lock().await;
             // The time is taken behind the gate: what is committed later is not the older one by its times.
             let committed = grains.store.write(batch, now_us()).await?;
             if let Committed::Applied(applied) = &committed
@@ -318,6 +322,11 @@ impl Grains {
             Ok(committed)
         };
         self.shutdown.finish("write grains", work).await
+    }
+
+    /// Waits at the gate, for as long as the caller does: only what is behind it goes on without one.
+    async fn pass_gate(&self) -> OwnedMutexGuard<()> {
+        Arc::clone(&self.gate).lock_owned().await
     }
 
     /// Tells everybody here who must know of a commit. The caller holds the gate.

@@ -1,5 +1,7 @@
 //! Grains are written, read, changed and deleted by their ids, one or many at a time.
 
+use std::time::Duration;
+
 use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -641,6 +643,29 @@ async fn a_request_that_is_sent_many_times_at_once_is_carried_out_once() {
         }
         assert_eq!(count(&app).await, round as u64 + 1);
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_write_whose_caller_leaves_before_its_turn_is_not_made() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    app.post("/models/tiny/load", json!({})).await.ok();
+    let mut other = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut other).await.expect("nobody else writes from here on");
+    let write = |n: usize| {
+        let request = app.request(Method::POST, "/grains").json(&json!({"text": n.to_string()}));
+        request.timeout(Duration::from_secs(1)).send()
+    };
+    let answers = futures::future::join_all((0..4).map(write)).await;
+    assert!(answers.iter().all(Result::is_err), "somebody could write");
+    // Nothing says that the server has noticed that they left.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    sqlx::raw_sql("ROLLBACK").execute(&mut other).await.expect("ended");
+    other.close().await.expect("closed");
+    let app = app.restart_with(&with_tiny(&[])).await;
+    assert_eq!(count(&app).await, 1, "what was let in goes on, and nothing else is written");
     app.stop().await;
 }
 
