@@ -135,7 +135,7 @@ pub struct Grain {
     pub id: GrainId,
     /// What its owner wrote.
     pub content: Content,
-    /// Metadata of version 0.3 that is no JSON object, in its own bytes.
+    /// Metadata of version 0.3 that is no JSON object or cannot be read, in its own bytes.
     pub raw_meta: Option<String>,
     /// The vector it is served by; `None` when it has none of its current text.
     pub provenance: Option<Provenance>,

@@ -330,8 +330,14 @@ fn answered(token: Option<&Token>, receipt: &Receipt) -> Result<Vec<Outcome>, Gr
 fn refuse_unreadable(grain: &Grain) -> Result<(), GrainError> {
     let Grain { id, content, raw_meta, .. } = grain;
     // What has a number or a nesting that is beyond any value is an object all the same.
-    let is_object = |raw: &String| raw.starts_with('{') && serde_json::from_str::<IgnoredAny>(raw).is_ok();
-    if content.attributes.is_empty() && raw_meta.as_ref().is_some_and(is_object) {
+    let is_object = |raw: &str| raw.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(raw).is_ok();
+    // What is shown for its source or tags alone has no attributes that could be lost.
+    let has_attributes = |raw: &str| match serde_json::from_str::<HashMap<String, IgnoredAny>>(raw) {
+        Ok(members) => members.keys().any(|name| name != "source" && name != "tags"),
+        Err(_) => true,
+    };
+    let is_unread = |raw: &str| is_object(raw) && has_attributes(raw);
+    if content.attributes.is_empty() && raw_meta.as_deref().is_some_and(is_unread) {
         let message = format!(
             "the attributes of `{id}` cannot be read, and are shown under `meta.raw` as version 0.3 stored them: \
              `PUT /grains/{id}` with all its `attributes` replaces them"

@@ -201,6 +201,32 @@ async fn old_attributes_that_cannot_be_read_stay_until_others_take_their_place()
 }
 
 #[tokio::test]
+async fn an_old_source_and_old_tags_that_cannot_be_read_are_shown_as_they_are_and_hide_no_other_grain() {
+    for (meta, attributes) in [
+        (r#"{"source":"a\ud83d"}"#, json!({})),
+        (r#"{"tags":["\ud83d","b"],"x":1}"#, json!({"x": 1})),
+        (r#"{"source":"\udc00","tags":["\ud83d"],"x":1}"#, json!({"x": 1})),
+    ] {
+        let app = TestApp::start_in(old_file(&["old", "other"], meta).await, &with_tiny(&[])).await;
+        let grain = app.get("/grains/old").await.ok();
+        let shown = &grain["meta"];
+        assert_eq!((&shown["source"], &shown["tags"], &shown["raw"]), (&json!(null), &json!([]), &json!(meta)));
+        assert_eq!(shown["attributes"], attributes);
+        assert_eq!(app.get("/grains").await.ok()["grains"].as_array().map(Vec::len), Some(2), "{meta}");
+        let found = app.post("/grains/search", json!({"query": "text", "mode": "lexical"})).await.ok();
+        assert_eq!(found["hits"].as_array().map(Vec::len), Some(2), "{meta}");
+        let counted = app.post("/grains/count", json!({"facets": ["source", "tags"]})).await.ok();
+        assert_eq!(counted["count"], 2, "{meta}");
+
+        let changed = app.patch("/grains/old", json!({"source": "s", "attributes": {"y": 2}})).await.ok();
+        let shown = &changed["meta"];
+        assert_eq!((&shown["source"], &shown["tags"], &shown["raw"]), (&json!("s"), &json!([]), &json!(null)));
+        assert_eq!((&shown["attributes"]["x"], &shown["attributes"]["y"]), (&attributes["x"], &json!(2)));
+        app.stop().await;
+    }
+}
+
+#[tokio::test]
 async fn old_attributes_deeper_or_larger_than_a_grain_takes_stay_when_something_else_changes() {
     let deep = json!({"a": (1..100).fold(json!(0), |inner, _| json!([inner]))});
     let large = json!({"a": "b".repeat(65_536)});

@@ -39,7 +39,7 @@ pub struct MetaObject {
     tags: Vec<String>,
     #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
     attributes: Map<String, Value>,
-    /// Metadata of version 0.3 that is no JSON object, as it was stored.
+    /// Metadata of version 0.3 that is no JSON object or cannot be read, as it was stored.
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<String>,
     /// The model that made its vector; null when nobody knows.

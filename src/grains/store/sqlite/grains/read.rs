@@ -116,9 +116,11 @@ impl SqliteStore {
             };
             filter::push(&mut query, &filter, Plan::Enumerate);
             query.push(" GROUP BY value ORDER BY n DESC, value LIMIT ").push_bind(MAX_FACET_VALUES);
-            let values: Vec<(Option<String>, i64)> =
+            let values: Vec<(Option<Vec<u8>>, i64)> =
                 query.build_query_as().fetch_all(&self.readers).await.map_err(&failed)?;
-            let values = values.into_iter().map(|(value, n)| FacetValue { value, count: count(n) }).collect();
+            let shown = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
+            let values = values.into_iter().map(|(value, n)| FacetValue { value: value.map(shown), count: count(n) });
+            let values = values.collect();
             counted.push((facet, values));
         }
         Ok(Counted { total: count(total), facets: counted })

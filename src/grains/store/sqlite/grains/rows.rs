@@ -20,7 +20,7 @@ pub(super) fn select_grains_and(columns: &'static str) -> QueryBuilder<Sqlite> {
         "SELECT g.number, g.id, g.text, g.source, g.tags, g.attributes, g.version, g.created_at, g.updated_at, \
          g.created_us, g.updated_us, \
          CASE WHEN json_valid(g.old_meta) AND json_type(g.old_meta) = 'object' THEN NULL ELSE g.old_meta END AS raw_meta, \
-         g.old_vector IS NOT NULL AS is_unproven, g.old_model, g.old_dimensions, \
+         g.old_meta, g.old_vector IS NOT NULL AS is_unproven, g.old_model, g.old_dimensions, \
          e.space, e.model, e.origin, e.tokens, e.truncated, length(e.vector) / 4 AS dimensions",
     );
     query.push(columns).push(" FROM grains AS g LEFT JOIN embeddings AS e ON e.rowid = ").push(SERVED);
@@ -35,13 +35,22 @@ impl SqliteStore {
         let attributes = text("attributes").map_err(&sql)?;
         // Versions before 0.4 took numbers that no JSON reader has room for: then the document is shown as it is.
         let parsed = serde_json::from_str(&attributes).ok();
-        let raw_meta =
-            optional_text("raw_meta").map_err(&sql)?.or_else(|| parsed.is_none().then(|| attributes.clone()));
+        // They took half of a surrogate pair, too: tags still have it escaped, and `source` as bytes that are no UTF-8.
+        let source: Option<Vec<u8>> = row.try_get("source").map_err(&sql)?;
+        let source = source.map(String::from_utf8).transpose();
+        let tags: Result<Vec<String>, _> = serde_json::from_str(&text("tags").map_err(&sql)?);
+        let is_read = source.is_ok() && tags.is_ok();
+        let raw_meta = optional_text(if is_read { "raw_meta" } else { "old_meta" }).map_err(&sql)?;
+        let tags = match tags {
+            Ok(tags) => tags,
+            Err(_) if raw_meta.is_some() => Vec::new(),
+            Err(error) => return Err(self.malformed("tags (table `grains`)", error.into())),
+        };
+        let raw_meta = raw_meta.or_else(|| parsed.is_none().then(|| attributes.clone()));
         let content = Content {
             text: text("text").map_err(&sql)?,
-            source: optional_text("source").map_err(&sql)?,
-            tags: serde_json::from_str(&text("tags").map_err(&sql)?)
-                .map_err(|source| self.malformed("tags (table `grains`)", source.into()))?,
+            source: source.unwrap_or_default(),
+            tags,
             attributes: parsed.unwrap_or_default(),
         };
         let is_unproven = row.try_get("is_unproven").map_err(&sql)?;
