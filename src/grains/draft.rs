@@ -139,14 +139,30 @@ impl Patch {
     }
 }
 
-/// Checks what is to be stored in place of `stored`. Attributes that a grain has already stay, whatever they are: older
-/// versions took others.
+/// Checks what is to be stored in place of `stored`. What a grain has already stays, whatever it is: older versions took
+/// others, and a limit may have been higher.
 pub(super) fn check_content(
     content: &Content,
     stored: Option<&Content>,
     limits: GrainLimits,
 ) -> Result<(), GrainError> {
     let Content { text, source, tags, attributes } = content;
+    if stored.is_none_or(|stored| stored.text != *text) {
+        check_text(text, limits)?;
+    }
+    if stored.is_none_or(|stored| stored.source != *source) {
+        source.as_deref().map_or(Ok(()), check_source)?;
+    }
+    if stored.is_none_or(|stored| stored.tags != *tags) {
+        check_tags(tags)?;
+    }
+    if stored.is_none_or(|stored| stored.attributes != *attributes) {
+        check_attributes(attributes)?;
+    }
+    Ok(())
+}
+
+fn check_text(text: &str, limits: GrainLimits) -> Result<(), GrainError> {
     if text.is_empty() {
         return Err(GrainError::Empty);
     }
@@ -160,18 +176,19 @@ pub(super) fn check_content(
             ),
         ));
     }
-    let without_nul = |field: &'static str, value: &str| {
-        let refusal = || GrainError::invalid(field, format!("`{field}` has a NUL character: remove it"));
-        if value.contains('\0') { Err(refusal()) } else { Ok(()) }
-    };
-    without_nul("text", text)?;
-    if let Some(source) = source {
-        without_nul("source", source)?;
-        if source.len() > MAX_SOURCE_BYTES {
-            let message = format!("`source` has {} bytes; it takes {MAX_SOURCE_BYTES}", source.len());
-            return Err(GrainError::invalid("source", message));
-        }
+    without_nul("text", text)
+}
+
+fn check_source(source: &str) -> Result<(), GrainError> {
+    without_nul("source", source)?;
+    if source.len() > MAX_SOURCE_BYTES {
+        let message = format!("`source` has {} bytes; it takes {MAX_SOURCE_BYTES}", source.len());
+        return Err(GrainError::invalid("source", message));
     }
+    Ok(())
+}
+
+fn check_tags(tags: &[String]) -> Result<(), GrainError> {
     if tags.len() > MAX_TAGS {
         return Err(GrainError::invalid("tags", format!("there are {} `tags`; a grain takes {MAX_TAGS}", tags.len())));
     }
@@ -182,7 +199,14 @@ pub(super) fn check_content(
             return Err(GrainError::invalid("tags", message));
         }
     }
-    if stored.is_some_and(|stored| stored.attributes == *attributes) { Ok(()) } else { check_attributes(attributes) }
+    Ok(())
+}
+
+fn without_nul(field: &'static str, value: &str) -> Result<(), GrainError> {
+    if value.contains('\0') {
+        return Err(GrainError::invalid(field, format!("`{field}` has a NUL character: remove it")));
+    }
+    Ok(())
 }
 
 fn check_attributes(attributes: &Map<String, Value>) -> Result<(), GrainError> {

@@ -244,6 +244,30 @@ async fn old_attributes_deeper_or_larger_than_a_grain_takes_stay_when_something_
 }
 
 #[tokio::test]
+async fn what_a_grain_takes_no_more_stays_when_something_else_changes() {
+    let tags: Vec<String> = (0..101).map(|n| if n == 0 { String::new() } else { n.to_string() }).collect();
+    let (source, text) = ("s".repeat(1025), "x".repeat(2048));
+    let folder = old_file(&["old"], &json!({"source": source, "tags": tags}).to_string()).await;
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    app.patch("/grains/old", json!({"text": text})).await.ok();
+    let app = app.restart_with(&format!("{}[grains]\nmax_text = \"1 KiB\"\n", with_tiny(&[]))).await;
+    let changed = app.patch("/grains/old", json!({"attributes": {"x": 1}})).await.ok();
+    let meta = &changed["meta"];
+    assert_eq!((&changed["text"], &meta["source"], &meta["tags"]), (&json!(text), &json!(source), &json!(tags)));
+    assert_eq!((&meta["attributes"], &changed["version"]), (&json!({"x": 1}), &json!(3)));
+    let put = app.put("/grains/old", json!({"text": text, "source": source, "tags": tags})).await.ok();
+    assert_eq!((&put["version"], &put["meta"]["attributes"]), (&json!(4), &json!({})));
+    for (body, sentence) in [
+        (json!({"text": "y".repeat(1025)}), "`text` has 1025 bytes"),
+        (json!({"source": "t".repeat(1025)}), "`source` has 1025 bytes"),
+        (json!({"tags": [""]}), "a tag has 0 bytes"),
+    ] {
+        refused(&app.patch("/grains/old", body).await, 422, "invalid_request", sentence);
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn old_ids_of_any_form_are_reached_through_percent_encoding() {
     let ids = ["old id/1", "ü%41", "search", "?#", "'; DROP TABLE grains; --", "count", "\u{1f33e}", "\"\\"];
     let app = TestApp::start_in(old_file(&ids, r#"{"source": "s", "x": 1}"#).await, &with_tiny(&[])).await;
