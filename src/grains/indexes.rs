@@ -9,11 +9,12 @@ mod making;
 #[cfg(test)]
 mod tests;
 
+use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockWriteGuard};
 
 use self::making::{build, dimensions_of, mark};
 use super::error::GrainError;
@@ -45,6 +46,9 @@ struct All {
     order: Vec<SpaceId>,
     n_moves: u64,
 }
+
+/// All indexes while they change. After a panic nobody knows what they lack: all of them are broken.
+struct Changing<'a>(RwLockWriteGuard<'a, All>);
 
 /// The index of one space.
 struct OneIndex {
@@ -171,7 +175,7 @@ impl Indexes {
             return;
         }
         match store.space_order().await {
-            Ok(order) => self.all.write().reorder(order),
+            Ok(order) => Changing(self.all.write()).reorder(order),
             Err(error) => {
                 tracing::warn!("a new space is taken for the last one until it is written to: {}", with_causes(&error));
             }
@@ -188,7 +192,7 @@ impl Indexes {
                 IndexOptions::new(folder.clone(), new.vector.len(), mark)
             };
             for changes in changes.chunks(CHANGED_AT_ONCE) {
-                let mut all = all.write();
+                let mut all = Changing(all.write());
                 for change in changes {
                     all.apply(change, options);
                 }
@@ -211,7 +215,7 @@ impl Indexes {
     async fn change_each(&self, numbers: &[i64], change: fn(&mut SpaceIndex, i64) -> Result<(), IndexError>) {
         let (all, numbers) = (Arc::clone(&self.all), numbers.to_vec());
         blocking(move || {
-            for index in &mut all.write().in_order {
+            for index in &mut Changing(all.write()).in_order {
                 index.change(|whole| numbers.iter().try_for_each(|number| change(whole, *number)));
             }
         })
@@ -224,7 +228,7 @@ impl Indexes {
         for numbers in numbers.chunks(CHANGED_AT_ONCE) {
             let (all, space, numbers) = (Arc::clone(&self.all), space.clone(), numbers.to_vec());
             blocking(move || {
-                let mut all = all.write();
+                let mut all = Changing(all.write());
                 let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) else { return };
                 index.change(|whole| numbers.iter().try_for_each(|number| whole.remove(*number)));
                 for number in numbers {
@@ -237,7 +241,7 @@ impl Indexes {
 
     /// Notes a new order of spaces: each grain is served from the first that holds it. The caller holds the gate.
     pub(super) fn reorder(&self, order: &[SpaceId]) {
-        self.all.write().reorder(order.to_vec());
+        Changing(self.all.write()).reorder(order.to_vec());
     }
 
     /// Makes broken indexes again. The caller holds the gate.
@@ -248,7 +252,7 @@ impl Indexes {
             match build(store, &space, options).await {
                 Ok(whole) => {
                     tracing::info!(%space, n_vectors = whole.len(), "a broken index was made again");
-                    let mut all = self.all.write();
+                    let mut all = Changing(self.all.write());
                     if let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) {
                         index.state = State::Whole(Box::new(whole));
                     }
@@ -448,6 +452,30 @@ impl All {
     }
 }
 
+impl Deref for Changing<'_> {
+    type Target = All;
+
+    fn deref(&self) -> &All {
+        &self.0
+    }
+}
+
+impl DerefMut for Changing<'_> {
+    fn deref_mut(&mut self) -> &mut All {
+        &mut self.0
+    }
+}
+
+impl Drop for Changing<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for index in &mut self.0.in_order {
+                index.break_as("a change of it was cut off by a panic".to_owned());
+            }
+        }
+    }
+}
+
 impl OneIndex {
     fn whole(&self) -> Option<&SpaceIndex> {
         match &self.state {
@@ -476,8 +504,12 @@ impl OneIndex {
     }
 
     fn break_for(&mut self, error: &IndexError) {
+        self.break_as(with_causes(error));
+    }
+
+    fn break_as(&mut self, reason: String) {
         let State::Whole(index) = &self.state else { return };
-        let (reason, dimensions) = (with_causes(error), index.dimensions());
+        let dimensions = index.dimensions();
         tracing::error!(space = %self.space, "the index is out of step, and is made again: {reason}");
         self.state = State::Broken(reason, dimensions);
     }

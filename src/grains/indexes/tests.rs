@@ -1,5 +1,6 @@
 //! What searches see while the indexes change.
 
+use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::pin::pin;
 use std::sync::Arc;
@@ -100,6 +101,18 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
     indexes.save(&store).await;
     assert_eq!(open().await.expect("opened").served(), Some(served));
     store.close().await;
+}
+
+#[tokio::test]
+async fn a_panic_in_a_change_breaks_every_index() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let indexes = no_indexes(folder.path());
+    let vectors = ["0123456789abcdef", "fedcba9876543210"].map(|id| vector_in(&SpaceId::parse(id).expect("a space")));
+    indexes.apply(vec![GrainChange { number: 1, text: TextFate::New, vectors: vectors.to_vec() }]).await;
+    assert!(indexes.served().is_some());
+    let change = indexes.change_each(&[1], |_, _| panic!("on purpose"));
+    assert!(AssertUnwindSafe(change).catch_unwind().await.is_err());
+    assert!(indexes.all.read().in_order.iter().all(|index| index.broken().is_some()), "the second was not told either");
 }
 
 #[tokio::test]
