@@ -268,11 +268,13 @@ impl Grains {
         let shown: Vec<Ranked> = ranking.into_iter().skip(request.offset).take(request.limit).collect();
         let numbers: Vec<i64> = shown.iter().map(|hit| hit.number).collect();
         self.check_size(&numbers).await?;
-        let grains = self.store.grains(numbers).await?;
+        // What was changed since may be for other eyes. Only its space is as it was seen: the score is of that moment.
+        let filter = Filter { space: None, ..request.filter.clone() };
+        let grains = self.store.grains(numbers, filter).await?;
         let mut grains: HashMap<i64, Grain> =
             grains.into_iter().map(|Numbered { number, grain }| (number, grain)).collect();
         let hit = |Ranked { number, score, raw_score, space }| {
-            // Deleted since: it is not found.
+            // Deleted since, or changed so that it does not meet the filter: it is not found.
             let grain = grains.remove(&number)?;
             Some(Hit { grain, score, raw_score, space, highlight: None })
         };

@@ -229,7 +229,7 @@ impl Grains {
     ) -> Result<Vec<(Numbered, Vec<f32>)>, GrainError> {
         let batch = self.store.vectors_of_space(space, after, limit).await?;
         let mut vectors: HashMap<i64, Vec<f32>> = batch.numbers.iter().copied().zip(batch.vectors).collect();
-        let mut grains = self.store.grains(batch.numbers).await?;
+        let mut grains = self.store.grains(batch.numbers, Filter::default()).await?;
         grains.sort_by_key(|grain| grain.number);
         let with_vector = |grain: Numbered| vectors.remove(&grain.number).map(|vector| (grain, vector));
         Ok(grains.into_iter().filter_map(with_vector).collect())
@@ -248,7 +248,7 @@ impl Grains {
     /// # Errors
     /// The database's.
     pub async fn with_numbers(&self, numbers: Vec<i64>) -> Result<Vec<Numbered>, GrainError> {
-        Ok(self.store.grains(numbers).await?)
+        Ok(self.store.grains(numbers, Filter::default()).await?)
     }
 
     /// Gives vectors their provenance, and answers how many got it.

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use reqwest::Method;
@@ -278,6 +279,32 @@ async fn a_change_is_found_at_once_and_what_was_there_before_is_not() {
     }
     app.put("/grains/cat", json!({"text": TEXTS[1].1})).await.ok();
     assert_eq!(ids(&search(&app, exact).await), ["cat"]);
+    app.stop().await;
+}
+
+/// A filter may keep grains from those who must not see them.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_grain_that_is_changed_while_it_is_found_is_not_shown_when_it_does_not_meet_the_filter_any_more() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    app.post("/grains", json!({"id": "g", "text": "wheat", "tags": ["public"]})).await.ok();
+    let is_done = AtomicBool::new(false);
+    let changes = async {
+        for round in 0..300 {
+            let tag = if round % 2 == 0 { "private" } else { "public" };
+            app.patch("/grains/g", json!({"tags": [tag]})).await.ok();
+        }
+        is_done.store(true, Ordering::Relaxed);
+    };
+    let searches = async |mode: &str| {
+        while !is_done.load(Ordering::Relaxed) {
+            let found =
+                search(&app, json!({"query": "wheat", "mode": mode, "filter": {"tags": {"any": ["public"]}}})).await;
+            for hit in found["hits"].as_array().expect("hits") {
+                assert_eq!(hit["grain"]["meta"]["tags"], json!(["public"]), "{mode}");
+            }
+        }
+    };
+    tokio::join!(changes, searches("dense"), searches("lexical"));
     app.stop().await;
 }
 

@@ -13,7 +13,7 @@ use super::super::merge::MIN_ANCHORS;
 use super::super::service::Grains;
 use super::super::store::{Anchor, NewAnchor, NewVector, Numbered};
 use super::N_ANCHORS;
-use crate::domain::{ModelName, SpaceId};
+use crate::domain::{Filter, ModelName, SpaceId};
 use crate::models::{Lease, ModelError};
 use crate::telemetry::with_causes;
 
@@ -173,7 +173,7 @@ impl Grains {
     async fn embed_anchors(&self, numbers: &[i64], makers: &[&Maker]) -> Result<Vec<SpaceId>, GrainError> {
         let spaces: Vec<SpaceId> = makers.iter().map(|maker| maker.space.clone()).collect();
         let lacking = self.anchors.incomplete(numbers, &spaces);
-        let grains = self.store.grains(lacking).await?;
+        let grains = self.store.grains(lacking, Filter::default()).await?;
         let grains: HashMap<i64, Numbered> = grains.into_iter().map(|grain| (grain.number, grain)).collect();
         let (mut made, mut lost) = (Vec::new(), Vec::new());
         for maker in makers {

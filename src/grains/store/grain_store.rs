@@ -41,8 +41,8 @@ pub trait GrainStore: AnchorStore {
     /// One grain, and the vector that it is served by if it has one, as they are at the same moment.
     fn grain_with_vector<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<(Numbered, Option<Vec<f32>>)>>;
 
-    /// The grains that have these numbers, in no particular order.
-    fn grains(&self, numbers: Vec<i64>) -> Reply<'_, Vec<Numbered>>;
+    /// The grains that have these numbers and meet the filter, in no particular order.
+    fn grains(&self, numbers: Vec<i64>, filter: Filter) -> Reply<'_, Vec<Numbered>>;
 
     /// The vectors as version 0.3 stored them, of those grains that still have one, as bytes.
     fn old_vectors(&self, after: i64, limit: u32) -> Reply<'_, Vec<(Numbered, Vec<u8>)>>;

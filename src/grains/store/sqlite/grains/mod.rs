@@ -57,8 +57,8 @@ impl GrainStore for SqliteStore {
         shown("grain_with_vector", self.read_grain_with_vector(id))
     }
 
-    fn grains(&self, numbers: Vec<i64>) -> Reply<'_, Vec<Numbered>> {
-        shown("grains", self.read_grains(numbers))
+    fn grains(&self, numbers: Vec<i64>, filter: Filter) -> Reply<'_, Vec<Numbered>> {
+        shown("grains", self.read_grains(numbers, filter))
     }
 
     fn old_vectors(&self, after: i64, limit: u32) -> Reply<'_, Vec<(Numbered, Vec<u8>)>> {

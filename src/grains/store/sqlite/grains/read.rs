@@ -45,9 +45,10 @@ impl SqliteStore {
         row.map(|row| Ok((self.grain_of(&row)?, vector_in(&row).map_err(&failed)?))).transpose()
     }
 
-    pub(super) async fn read_grains(&self, numbers: Vec<i64>) -> Result<Vec<Numbered>, StoreError> {
+    pub(super) async fn read_grains(&self, numbers: Vec<i64>, filter: Filter) -> Result<Vec<Numbered>, StoreError> {
         let mut query = select_grains();
         query.push(" WHERE g.number IN (SELECT value FROM json_each(").push_bind(json_array(&numbers)).push("))");
+        filter::push(&mut query, &filter, Plan::Check);
         let rows = query.build().fetch_all(&self.readers).await.map_err(self.failed("read grains"))?;
         rows.iter().map(|row| self.grain_of(row)).collect()
     }
