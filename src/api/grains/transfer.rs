@@ -135,6 +135,7 @@ pub struct ImportQuery {
 /// `{"progress": {"read", "created", "replaced", "unchanged", "skipped", "failed"}}`, for each line that was not taken (up to 5000)
 /// `{"error": {"line", "id", "problem"}}`, and last `{"end": {…}}` with the same counts and `complete`. What stops everything
 /// is an `error` without `line`, and `complete` is false: send the same lines again with `on_conflict=skip` to go on.
+/// A line without an `id` is written once more then.
 #[utoipa::path(
     post, path = "/grains/import", tag = "grains", operation_id = "import_grains",
     params(
@@ -439,7 +440,8 @@ impl From<ImportStop> for ApiError {
             ImportStop::Slow(limit) => SlowBody(limit).into(),
             ImportStop::ShuttingDown => Self::new(
                 Code::StoreUnavailable,
-                "the server is stopping: send the lines again with `on_conflict=skip` to go on where it stopped",
+                "the server is stopping: send the lines again with `on_conflict=skip` to go on where it stopped; those \
+                 without an `id` are written once more then",
             ),
         }
     }
