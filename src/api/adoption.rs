@@ -80,7 +80,8 @@ pub struct AdoptionObject {
 /// space where both agree.
 ///
 /// The answer is NDJSON: `progress` lines, and a last line `end`. Who leaves early keeps what is adopted, and goes on by
-/// asking again. While a re-embedding can be rolled back, a space that it needs for that is joined to no other: 409.
+/// asking again. While a re-embedding can be rolled back, a space that it needs for that is joined to no other, and
+/// neither is one whose grains would be served from a third space then: 409.
 #[utoipa::path(
     post, path = "/spaces/adopt", tag = "spaces", operation_id = "adopt_space", request_body = Option<AdoptBody>,
     responses(

@@ -133,7 +133,8 @@ struct Work {
 /// Begins an adoption. It ends with its last step, or when its steps are dropped.
 ///
 /// # Errors
-/// When there is nothing to adopt, or no model for it, or a re-embedding needs the vectors where they are.
+/// When there is nothing to adopt, or no model for it, or a re-embedding needs the vectors where they are, or another
+/// space would serve what is joined.
 pub async fn adopt(
     grains: &Grains,
     models: &MultiModelManager,
@@ -155,6 +156,10 @@ pub async fn adopt(
     let space = lease.facts().fingerprint.space();
     if request.from.as_ref() == Some(&space) {
         return Err(AdoptError::Same(space));
+    }
+    if let Some(from) = &request.from {
+        // Else it would be refused with the first vectors that agree.
+        grains.order_for_join(from, &space).await?;
     }
     tracing::info!(model = %name, %space, from = ?request.from, "comparing stored vectors with what the model makes");
     let count = AdoptionCount { model: name.to_string(), space: space.to_string(), ..AdoptionCount::default() };

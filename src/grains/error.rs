@@ -118,6 +118,20 @@ pub enum GrainError {
         /// The job.
         job: ReembeddingId,
     },
+    /// What is joined would be served from a space between the two.
+    #[error(
+        "space {from} is not joined to {to} now: the space {between} stands between them and has vectors of the same \
+         grains, so that it would serve what is joined. When the re-embedding that left these has ended, purge it \
+         (`GET /reembeddings`, `POST /reembeddings/{{id}}/purge`), and try again"
+    )]
+    Between {
+        /// The space that gives its grains away.
+        from: SpaceId,
+        /// The one that they are to be in.
+        to: SpaceId,
+        /// The one that would serve them.
+        between: SpaceId,
+    },
     /// The vector that was brought along is not what the model makes of the text.
     #[error(
         "the vector of `{id}` is not what `{model}` makes of the text: their cosine is {cosine:.4}, at least {least} is \
@@ -252,7 +266,8 @@ impl GrainError {
             | Self::Contended(_)
             | Self::Count { .. }
             | Self::DeclaredOtherwise { .. }
-            | Self::OnWayBack { .. } => RefusalKind::Conflict,
+            | Self::OnWayBack { .. }
+            | Self::Between { .. } => RefusalKind::Conflict,
             Self::Version { .. } | Self::Absent(_) | Self::Present(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
             Self::TooLong { .. } => RefusalKind::TooLong,

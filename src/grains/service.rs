@@ -254,18 +254,24 @@ impl Grains {
     /// Gives vectors their provenance, and answers how many got it.
     ///
     /// # Errors
-    /// As [`Self::check_joinable`] of the space that they were in: then none did.
+    /// As [`Self::check_joinable`] and [`Self::order_for_join`] of the space that they were in: then none did.
     pub async fn adopt(&self, proven: Vec<ProvenVector>) -> Result<u64, GrainError> {
         let grains = self.clone();
         let gate = self.pass_gate().await;
         let work = async move {
             let _gate = gate;
-            let from = proven.first().and_then(|proven| proven.from.clone());
-            if let Some(from) = &from {
+            let join = |first: &ProvenVector| Some((first.from.clone()?, first.vector.provenance.space.clone()));
+            let joined = proven.first().and_then(join);
+            let mut order = None;
+            if let Some((from, to)) = &joined {
                 // A job may have cut over since the last batch.
                 grains.check_joinable(from).await?;
+                order = grains.order_for_join(from, to).await?;
             }
-            let written = grains.store.adopt(proven).await?;
+            let written = grains.store.adopt(proven, order.clone()).await?;
+            if let Some(order) = &order {
+                grains.indexes.reorder(order);
+            }
             let spaces = written.iter().map(|(_, vector)| &vector.provenance.space);
             grains.indexes.learn(grains.store.as_ref(), spaces).await;
             let numbers: Vec<i64> = written.iter().map(|(written, _)| written.numbered.number).collect();
@@ -275,7 +281,7 @@ impl Grains {
                 vectors: vec![vector],
             });
             grains.apply(changes.collect()).await;
-            if let Some(from) = &from {
+            if let Some((from, _)) = &joined {
                 grains.indexes.remove_from(from, &numbers).await;
             }
             grains.indexes.measure();

@@ -3,7 +3,7 @@
 
 use super::error::GrainError;
 use super::service::Grains;
-use crate::domain::{DeclaredSpace, SpaceId};
+use crate::domain::{DeclaredSpace, Reembedding, SpaceId};
 use crate::models::Declared;
 use crate::models::ledger::SpaceRecord;
 
@@ -45,6 +45,34 @@ impl Grains {
         }
     }
 
+    /// The order of spaces in which what one gives away to another is served from there: the other goes directly behind
+    /// it where it has no place yet, or where a space between has vectors of the same grains. `None` when the order may
+    /// stay.
+    ///
+    /// # Errors
+    /// [`GrainError::Between`] when the other would serve what it is not to serve then, or the database's.
+    pub async fn order_for_join(&self, from: &SpaceId, to: &SpaceId) -> Result<Option<Vec<SpaceId>>, GrainError> {
+        let mut order = self.store.space_order().await?;
+        // What has no place has nothing to give away.
+        let Some(at) = order.iter().position(|known| known == from) else { return Ok(None) };
+        let Some(place) = order.iter().position(|known| known == to) else {
+            order.insert(at + 1, to.clone());
+            return Ok(Some(order));
+        };
+        let spaces_between = order.get(at + 1..place).unwrap_or_default();
+        let serves_instead = |space: &&SpaceId| self.indexes.share_one(from, space, &[]);
+        let Some(between) = spaces_between.iter().find(serves_instead) else { return Ok(None) };
+        let jobs = self.store.reembeddings().await?;
+        // What an open job makes serves nothing before its time.
+        let is_being_made = jobs.iter().any(|job| job.state.is_open() && job.space == *to);
+        let hiding = hiding_for_good(&order[..=at], &jobs, to);
+        if is_being_made || spaces_between.iter().any(|space| self.indexes.share_one(to, space, &hiding)) {
+            return Err(GrainError::Between { from: from.clone(), to: to.clone(), between: between.clone() });
+        }
+        order[at + 1..=place].rotate_right(1);
+        Ok(Some(order))
+    }
+
     /// Moves a space that is not the first one behind the others, so that what comes into it serves nothing. It passes
     /// none that has vectors of grains it serves, or is to serve again after a roll-back: nothing is served otherwise than
     /// before, neither now nor then. The caller holds the gate.
@@ -52,10 +80,7 @@ impl Grains {
         let mut order = self.store.space_order().await?;
         let Some(at) = order.iter().position(|known| known == space).filter(|at| *at > 0) else { return Ok(()) };
         let jobs = self.store.reembeddings().await?;
-        // What may go behind it again hides nothing of it for good.
-        let may_go_behind =
-            |other: &SpaceId| jobs.iter().any(|job| job.space == *other && job.needs_for_its_way_back(space));
-        let before: Vec<SpaceId> = order[..at].iter().filter(|other| !may_go_behind(other)).cloned().collect();
+        let before = hiding_for_good(&order[..at], &jobs, space);
         let behind = &order[at + 1..];
         let n_passed = behind.iter().take_while(|other| !self.indexes.share_one(space, other, &before)).count();
         if behind[n_passed..].iter().any(|other| self.indexes.n_served(other) > 0) {
@@ -82,4 +107,11 @@ impl Grains {
             None => Ok(self.store.served_by_space().await?),
         }
     }
+}
+
+/// Those of the spaces before another that serve what both hold, whatever is rolled back.
+fn hiding_for_good(before: &[SpaceId], jobs: &[Reembedding], space: &SpaceId) -> Vec<SpaceId> {
+    let may_go_behind =
+        |other: &SpaceId| jobs.iter().any(|job| job.space == *other && job.needs_for_its_way_back(space));
+    before.iter().filter(|other| !may_go_behind(other)).cloned().collect()
 }

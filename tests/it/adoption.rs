@@ -196,6 +196,60 @@ async fn what_is_joined_to_a_new_space_is_not_served_from_one_that_was_rolled_ba
     app.stop().await;
 }
 
+#[tokio::test]
+async fn what_is_joined_to_a_space_behind_one_that_was_rolled_back_is_not_served_from_that_one() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
+    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
+    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
+    app.post("/grains", grain).await.ok();
+    let served_from = async |id: &str| app.get(&format!("/grains/{id}")).await.ok()["meta"]["space"].clone();
+    let job = begin(&app, json!({"to": OTHER})).await;
+    wait_until(&app, &job, "completed").await;
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    // The model's space is there already, behind the one that was given up.
+    app.post("/grains", json!({"id": "rye", "text": "rye"})).await.ok();
+    let lines = adopt(&app, json!({"from": declared["id"], "model": "tiny"})).await;
+    let joined = lines.last().expect("an end")["end"]["space"].clone();
+    assert_eq!((served_from("wheat").await, served_from("rye").await), (joined.clone(), joined.clone()));
+    let nearest = json!({"query": "wheat", "mode": "dense", "limit": 1});
+    let hits = app.post("/grains/search", nearest).await.ok();
+    assert_eq!(hits["hits"][0]["space"], joined, "the indexes' order: {hits}");
+    let app = app.restart_with(&with_tiny(&[OTHER])).await;
+    assert_eq!(app.get("/grains/wheat").await.ok()["meta"]["space"], joined);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_space_is_not_joined_where_a_third_one_would_serve_what_is_joined() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
+    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
+    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
+    app.post("/grains", grain).await.ok();
+    let served_from = async |id: &str| app.get(&format!("/grains/{id}")).await.ok()["meta"]["space"].clone();
+    let job = begin(&app, json!({"to": OTHER})).await;
+    wait_until(&app, &job, "completed").await;
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    // It has vectors in both, and is served from the third space as long as that stands before the model's.
+    app.post("/grains", json!({"id": "rye", "text": "rye", "model": OTHER})).await.ok();
+    app.patch("/grains/rye", json!({"text": "rye", "model": "tiny"})).await.ok();
+    assert_eq!(served_from("rye").await, job["space"]);
+    let body = json!({"from": declared["id"], "model": "tiny"});
+    let detail = refusal(&app, body.clone()).await;
+    assert!(detail.contains(job["space"].as_str().expect("a space")) && detail.contains("/purge"), "{detail}");
+    assert_eq!(served_from("wheat").await, declared["id"], "nothing was joined");
+
+    verb(&app, &job, "purge").await;
+    wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    let lines = adopt(&app, body).await;
+    let joined = lines.last().expect("an end")["end"]["space"].clone();
+    assert_eq!((served_from("wheat").await, served_from("rye").await), (joined, job["space"].clone()));
+    app.stop().await;
+}
+
 /// The sentence with which a join is refused.
 async fn refusal(app: &TestApp, body: Value) -> String {
     let (status, code, detail) = app.post("/spaces/adopt", body).await.problem();

@@ -78,8 +78,8 @@ pub trait GrainStore: AnchorStore {
     fn vectors_of_space<'a>(&'a self, space: &'a SpaceId, after: i64, limit: u32) -> Reply<'a, VectorBatch>;
 
     /// Gives vectors their provenance, in one transaction: of those grains that are still in the version that was
-    /// compared. Answers these.
-    fn adopt(&self, proven: Vec<ProvenVector>) -> Reply<'_, Vec<(Written, NewVector)>>;
+    /// compared. Answers these. With an order, the order of spaces becomes that in the same transaction.
+    fn adopt(&self, proven: Vec<ProvenVector>, order: Option<Vec<SpaceId>>) -> Reply<'_, Vec<(Written, NewVector)>>;
 
     /// Records a new re-embedding, unless there is an open one for its space: then it answers which. With a model, the
     /// active one becomes that in the same transaction.

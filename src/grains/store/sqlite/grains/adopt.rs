@@ -1,29 +1,26 @@
 //! Vectors get the space they were proved to be in.
 
-use std::collections::BTreeSet;
-
 use super::super::super::StoreError;
 use super::super::super::grain_store::{NewVector, ProvenVector, TextFate, Written};
 use super::super::SqliteStore;
 use super::insert::put_vector;
 use super::rows::select_grains;
-use super::write::{order_behind, order_spaces};
+use super::write::{order_spaces, write_order};
+use crate::domain::SpaceId;
 
 impl SqliteStore {
     pub(super) async fn write_proven(
         &self,
         proven: Vec<ProvenVector>,
+        order: Option<Vec<SpaceId>>,
     ) -> Result<Vec<(Written, NewVector)>, StoreError> {
         let failed = self.failed("adopt vectors");
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
-        for ProvenVector { from, vector, .. } in &proven {
-            let space = vector.provenance.space.to_string();
-            match from {
-                None => order_spaces(&mut transaction, BTreeSet::from([space])).await,
-                Some(from) => order_behind(&mut transaction, space, &from.to_string()).await,
-            }
-            .map_err(&failed)?;
+        if let Some(order) = order {
+            write_order(&mut transaction, &order).await.map_err(&failed)?;
         }
+        let spaces = proven.iter().map(|proven| proven.vector.provenance.space.to_string()).collect();
+        order_spaces(&mut transaction, spaces).await.map_err(&failed)?;
         let mut written = Vec::with_capacity(proven.len());
         for ProvenVector { number, version, from, vector } in proven {
             let text_version: Option<i64> =

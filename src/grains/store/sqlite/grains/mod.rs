@@ -105,8 +105,8 @@ impl GrainStore for SqliteStore {
         Box::pin(self.read_vectors_of_space(space, after, limit))
     }
 
-    fn adopt(&self, proven: Vec<ProvenVector>) -> Reply<'_, Vec<(Written, NewVector)>> {
-        Box::pin(self.write_proven(proven))
+    fn adopt(&self, proven: Vec<ProvenVector>, order: Option<Vec<SpaceId>>) -> Reply<'_, Vec<(Written, NewVector)>> {
+        Box::pin(self.write_proven(proven, order))
     }
 
     fn add_reembedding(&self, job: Reembedding, active: Option<ModelName>) -> Reply<'_, Result<(), ReembeddingId>> {

@@ -259,24 +259,6 @@ pub(super) async fn order_spaces(
     write_order(transaction, &[order, new, last, waiting].concat()).await
 }
 
-/// Gives a space a place in the order, if it has none, directly behind another: what the other gives away to it stays
-/// before all that stood behind.
-pub(super) async fn order_behind(
-    transaction: &mut Transaction<'_, Sqlite>,
-    space: String,
-    other: &str,
-) -> Result<(), sqlx::Error> {
-    let mut order = read_order(transaction).await?;
-    let Some(at) = order.iter().position(|known| known == other) else {
-        return order_spaces(transaction, BTreeSet::from([space])).await;
-    };
-    if order.contains(&space) {
-        return Ok(());
-    }
-    order.insert(at + 1, space);
-    write_order(transaction, &order).await
-}
-
 async fn read_order(transaction: &mut Transaction<'_, Sqlite>) -> Result<Vec<String>, sqlx::Error> {
     let order: String = sqlx::query_scalar("SELECT spaces FROM space_order").fetch_one(&mut **transaction).await?;
     serde_json::from_str(&order).map_err(|error| sqlx::Error::Decode(error.into()))
