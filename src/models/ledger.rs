@@ -14,6 +14,9 @@ pub trait Ledger: Send + Sync {
     /// The model that was active when the last process stopped; `None` on a first start.
     fn active_model(&self) -> Recall<'_, Option<ModelName>>;
 
+    /// Since when it was that, in seconds since 1970; `None` where nobody knows.
+    fn active_since(&self) -> Recall<'_, Option<i64>>;
+
     /// Makes `name` the model the next start begins with. Where that begins a re-embedding, it is recorded with the job
     /// instead.
     fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
@@ -155,6 +158,10 @@ impl VolatileLedger {
 impl Ledger for VolatileLedger {
     fn active_model(&self) -> Recall<'_, Option<ModelName>> {
         self.now(|all| all.active_model.clone())
+    }
+
+    fn active_since(&self) -> Recall<'_, Option<i64>> {
+        self.now(|_| None)
     }
 
     fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {

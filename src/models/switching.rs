@@ -9,6 +9,7 @@ use super::callers::RecentCaller;
 use super::entry::{Eagerness, Entry};
 use super::error::ModelError;
 use super::hardware::Selection;
+use super::ledger::LedgerError;
 use super::manager::MultiModelManager;
 use super::starting;
 use crate::domain::{Caller, ModelName, SpaceId};
@@ -32,12 +33,47 @@ impl MultiModelManager {
     /// # Errors
     /// As [`Self::load_model`], or [`ModelError::Ledger`]; the active model stays what it was.
     pub async fn set_active(&self, name: &ModelName) -> Result<Switch, ModelError> {
-        let (ledger, entry) = (Arc::clone(&self.ledger), self.entry(name)?);
-        let record = move |_: ModelName| -> BoxFuture<'static, Result<(), ModelError>> {
-            Box::pin(async move { Ok(ledger.record_active_model(&entry.info.name).await?) })
-        };
+        let record = self.recorded_alone(&self.entry(name)?);
         let (switch, ()) = self.set_active_with(name, record).await?;
         Ok(switch)
+    }
+
+    /// As [`Self::set_active`], if `replaced` is the active model once no change of it is under way. `None` when another is:
+    /// then nothing has changed.
+    ///
+    /// # Errors
+    /// As [`Self::set_active`].
+    pub async fn set_active_if(&self, name: &ModelName, replaced: &ModelName) -> Result<Option<Switch>, ModelError> {
+        let (manager, name, replaced) = (self.clone(), name.clone(), replaced.clone());
+        let work = async move {
+            let _turn = manager.turn_to_change().await;
+            if manager.active() != replaced {
+                return Ok(None);
+            }
+            let entry = manager.entry(&name)?;
+            let (switch, ()) = manager.switch_in_turn(&entry, manager.recorded_alone(&entry)).await?;
+            Ok(Some(switch))
+        };
+        self.shutdown.finish("switch", work).await
+    }
+
+    /// Records a change of the active model that nothing follows from.
+    fn recorded_alone(
+        &self,
+        entry: &Arc<Entry>,
+    ) -> impl FnOnce(ModelName) -> BoxFuture<'static, Result<(), ModelError>> + Send + 'static + use<> {
+        let (ledger, entry) = (Arc::clone(&self.ledger), Arc::clone(entry));
+        move |_: ModelName| -> BoxFuture<'static, Result<(), ModelError>> {
+            Box::pin(async move { Ok(ledger.record_active_model(&entry.info.name).await?) })
+        }
+    }
+
+    /// Since when the active model is that, as far as it is recorded: in seconds since 1970.
+    ///
+    /// # Errors
+    /// When the ledger cannot be read.
+    pub async fn active_since(&self) -> Result<Option<i64>, LedgerError> {
+        self.ledger.active_since().await
     }
 
     /// As [`Self::set_active`], for a caller who records the change together with what follows from it. `record` is
@@ -96,6 +132,15 @@ impl MultiModelManager {
         record: impl FnOnce(ModelName) -> BoxFuture<'static, Result<T, E>>,
     ) -> Result<(Switch, T), E> {
         let _turn = self.turn_to_change().await;
+        self.switch_in_turn(entry, record).await
+    }
+
+    /// As [`Self::switch_to`], by whoever holds the turn.
+    async fn switch_in_turn<T, E: From<ModelError>>(
+        &self,
+        entry: &Arc<Entry>,
+        record: impl FnOnce(ModelName) -> BoxFuture<'static, Result<T, E>>,
+    ) -> Result<(Switch, T), E> {
         self.enable(entry).await?;
         // Held until the pointer has moved: an unload in between would send the first request back to loading.
         let lease = self.lease_entry(entry, Eagerness::ByHand).await?;

@@ -24,7 +24,7 @@ fn id(job: &Value) -> &str {
 }
 
 /// A job so slow that it is found at work.
-async fn begin_slowly(app: &Caller, to: &str) -> Value {
+pub async fn begin_slowly(app: &Caller, to: &str) -> Value {
     let job = begin(app, json!({"to": to, "throttle": 0.02})).await;
     wait_for(app, &job, |job| job["done"].as_u64() > Some(0)).await
 }

@@ -1,9 +1,12 @@
-//! Roll-backs over what other jobs have moved and left: the vectors of a job that was given up serve nothing.
+//! Roll-backs over what other jobs have moved and left: the vectors of a job that was given up serve nothing. Roll-backs
+//! that wait, and what is chosen meanwhile.
 
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 
 use crate::helpers::{Caller, TINY, TestApp, with_tiny};
-use crate::reembedding_rules::{BROKEN, THIRD, n_in, write_with};
+use crate::reembedding_rules::{BROKEN, THIRD, begin_slowly, n_in, write_with};
 use crate::reembeddings::{OTHER, assert_embedded, begin, space_of, verb, wait_until, write};
 
 /// A grain that [`BROKEN`] cannot embed, so that a job with it does not take over.
@@ -79,4 +82,53 @@ async fn a_job_for_the_space_before_leaves_it_where_a_roll_back_leads() {
     roll_back(&app, &first).await;
     assert_eq!(n_in(&app, &space_of(&app, TINY).await).await, 5);
     app.stop().await;
+}
+
+/// Makes a model the active one, and brings all grains along.
+async fn switch(app: &Caller, to: &str) -> Value {
+    let switch = app.put("/models/active", json!({"name": to, "reembed": true})).await.ok();
+    wait_until(app, &switch["reembedding"], "completed").await
+}
+
+async fn active(app: &Caller) -> Value {
+    app.get("/models/active").await.ok()["name"].clone()
+}
+
+#[tokio::test]
+async fn a_way_back_that_waits_does_not_undo_what_is_chosen_meanwhile() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write(&app, 300).await;
+    let job = switch(&app, OTHER).await;
+    let busy = begin_slowly(&app, THIRD).await;
+    verb(&app, &job, "rollback").await;
+    assert_eq!(active(&app).await, TINY, "at once");
+    app.put("/models/active", json!({"name": OTHER})).await.ok();
+    verb(&app, &busy, "cancel").await;
+    wait_until(&app, &job, "rolled_back").await;
+    assert_eq!(active(&app).await, OTHER);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_way_back_that_was_cut_off_brings_the_model_before_unless_another_was_chosen_since() {
+    let toml = with_tiny(&[OTHER, THIRD]);
+    for (chosen_at, expected) in [("2001-01-01T00:00:00Z", TINY), ("2999-01-01T00:00:00Z", OTHER)] {
+        let app = TestApp::start_with(&toml).await;
+        write(&app, 300).await;
+        let job = switch(&app, OTHER).await;
+        let busy = begin_slowly(&app, THIRD).await;
+        verb(&app, &job, "rollback").await;
+        let folder = app.stop_and_keep().await;
+        // As a process leaves it that was killed before the change, or after a later one.
+        let database = SqliteConnectOptions::new().filename(folder.path().join("granary.db"));
+        let mut outsider = database.connect().await.expect("a connection");
+        let update = sqlx::query("UPDATE active_model SET name = ?, changed_at = ?").bind(OTHER).bind(chosen_at);
+        update.execute(&mut outsider).await.expect("written");
+        outsider.close().await.expect("closed");
+        let app = TestApp::start_in(folder, &toml).await;
+        wait_until(&app, &job, "rolled_back").await;
+        assert_eq!(active(&app).await, expected, "{chosen_at}");
+        verb(&app, &busy, "cancel").await;
+        app.stop().await;
+    }
 }

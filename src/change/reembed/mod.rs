@@ -11,7 +11,7 @@ mod pace;
 mod verbs;
 mod work;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -58,6 +58,9 @@ pub struct Reembeddings {
     /// One change of a job's state at a time, so that the database and the memory cannot part. Nobody waits here for a
     /// change of the active model, which may wait for this turn.
     turn: Arc<Mutex<()>>,
+    /// Jobs whose way back is done with the active model, so that it does not undo what is chosen afterwards. Held during
+    /// the change, which is waited for by another try of the same job.
+    chosen: Arc<Mutex<BTreeSet<ReembeddingId>>>,
     wake: Arc<Notify>,
     changes: watch::Sender<u64>,
 }
@@ -94,12 +97,18 @@ impl Reembeddings {
     /// The database's.
     pub async fn start(parts: ReembeddingsParts) -> Result<Self, GrainError> {
         let ReembeddingsParts { grains, models, rollback_window, clock, shutdown } = parts;
-        let mut jobs = BTreeMap::new();
+        let (mut jobs, mut chosen) = (BTreeMap::new(), BTreeSet::new());
+        let (active, active_since) = (models.active(), models.active_since().await?);
         for record in grains.reembeddings().await? {
             let (_, n_failed) = grains.reembedding_failures(&record.id, 0).await?;
             if record.state.is_at_work() {
                 tracing::info!(id = %record.id, model = %record.model, state = record.state.as_str(),
                     "a re-embedding goes on where the last process left it");
+            }
+            // Who has chosen since the roll-back means that. The record is to the second: one of the same is the older.
+            let is_newer = active_since.is_some_and(|since_s| since_s > record.changed_us / 1_000_000);
+            if record.state == ReembeddingState::RollingBack && (active != record.model || is_newer) {
+                chosen.insert(record.id.clone());
             }
             jobs.insert(record.id.clone(), Job { record, n_failed, rate: Rate::default(), needed_by: None });
         }
@@ -111,6 +120,7 @@ impl Reembeddings {
             shutdown,
             jobs: Arc::new(RwLock::new(jobs)),
             turn: Arc::default(),
+            chosen: Arc::new(Mutex::new(chosen)),
             wake: Arc::default(),
             changes: watch::Sender::new(0),
         };

@@ -279,12 +279,14 @@ impl Reembeddings {
         }
     }
 
-    /// Makes the model active again that a job's own request replaced, unless another one has become active since.
+    /// Makes the model active again that a job's own request replaced, unless another one has become active since. Does
+    /// so once: whoever makes the job's model the active one afterwards means that.
     pub(super) async fn activate_previous(&self, job: &Reembedding) -> Result<(), ReembedError> {
-        if let Some(previous) = &job.previous_model
-            && self.models.active() == job.model
-        {
-            self.models.set_active(previous).await?;
+        let Some(previous) = &job.previous_model else { return Ok(()) };
+        let mut chosen = self.chosen.lock().await;
+        if !chosen.contains(&job.id) {
+            self.models.set_active_if(previous, &job.model).await?;
+            chosen.insert(job.id.clone());
         }
         Ok(())
     }

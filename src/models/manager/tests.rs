@@ -94,3 +94,21 @@ async fn a_deleted_model_whose_inference_ends_after_all_is_forgotten() {
     };
     tokio::time::timeout(Duration::from_mins(1), forgotten).await.expect("it has gone");
 }
+
+#[tokio::test]
+async fn what_is_to_replace_a_model_leaves_another_that_has_become_active_meanwhile() {
+    let manager = manager().await;
+    let before = manager.active();
+    let mut others: Vec<ModelName> = manager.list().iter().map(|status| status.info.name.clone()).collect();
+    others.retain(|name| *name != before);
+    let [previous, chosen, ..] = &others[..] else { panic!("there are more built-in models: {others:?}") };
+    // A change is under way, and ends when the other one waits behind it.
+    let turn = manager.turn_to_change().await;
+    let mut change = std::pin::pin!(manager.set_active_if(previous, &before));
+    assert!(futures::poll!(change.as_mut()).is_pending());
+    tokio::task::yield_now().await;
+    *manager.active.write() = chosen.clone();
+    drop(turn);
+    assert_eq!(change.await.expect("no model is loaded"), None);
+    assert_eq!(manager.active(), *chosen);
+}

@@ -21,6 +21,10 @@ impl Ledger for SqliteStore {
         Box::pin(async { self.read_active_model().await.map_err(unreadable) })
     }
 
+    fn active_since(&self) -> Recall<'_, Option<i64>> {
+        Box::pin(async { self.read_active_since().await.map_err(unreadable) })
+    }
+
     fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
         self.write("record the active model", sqlx::query(RECORD_ACTIVE_MODEL).bind(name.as_str()))
     }
@@ -148,6 +152,16 @@ impl SqliteStore {
             .await
             .map_err(self.failed("read the active model"))?;
         name.map(|name| self.parse_name(&name, "a name of the active model (table `active_model`)")).transpose()
+    }
+
+    async fn read_active_since(&self) -> Result<Option<i64>, StoreError> {
+        // No time, where it was written otherwise.
+        let since_s: Option<Option<i64>> =
+            sqlx::query_scalar("SELECT CAST(strftime('%s', changed_at) AS INTEGER) FROM active_model")
+                .fetch_optional(&self.readers)
+                .await
+                .map_err(self.failed("read since when the active model is that"))?;
+        Ok(since_s.flatten())
     }
 
     async fn read_registered_models(&self) -> Result<Vec<AdditionalModel>, StoreError> {
