@@ -573,3 +573,26 @@ async fn a_way_back_says_how_many_grains_could_not_be_embedded() {
     assert_embedded(&app, "good", BROKEN).await;
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_job_has_made_again_after_a_purge_can_be_purged_too() {
+    let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
+    write(&app, 5).await;
+    app.post("/grains", json!({"id": "bad", "text": "it ~ cannot be embedded"})).await.ok();
+    let job = begin(&app, json!({"to": BROKEN})).await;
+    wait_until(&app, &job, "completed_with_failures").await;
+    verb(&app, &job, "purge").await;
+    wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    assert_eq!(verb(&app, &job, "resume").await["old_vectors"], "kept");
+    let job = wait_until(&app, &job, "completed_with_failures").await;
+    assert_eq!(job["done"], 10, "{job}");
+    verb(&app, &job, "cancel").await;
+    verb(&app, &job, "purge").await;
+    wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+
+    // What wants them again has all to make.
+    let again = begin(&app, json!({"to": BROKEN})).await;
+    let again = wait_until(&app, &again, "completed_with_failures").await;
+    assert_eq!(again["done"], 5, "{again}");
+    app.stop().await;
+}

@@ -126,6 +126,8 @@ impl Reembeddings {
             if job.old_vectors == OldVectors::Purging {
                 return Err(ReembedError::Purging(job.id.clone()));
             }
+            // It makes vectors anew, which can be purged too.
+            job.old_vectors = OldVectors::Kept;
             jobs.check_alone(Some(&job.id), &job.space)
         };
         self.step(id, "resumed", resume).await
