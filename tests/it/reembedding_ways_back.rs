@@ -132,3 +132,23 @@ async fn a_way_back_that_was_cut_off_brings_the_model_before_unless_another_was_
         app.stop().await;
     }
 }
+
+#[tokio::test]
+async fn of_two_ways_back_that_wait_the_later_job_goes_first() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD, BROKEN])).await;
+    write(&app, 300).await;
+    let (first, second) = (switch(&app, OTHER).await, switch(&app, THIRD).await);
+    app.post("/grains", json!({"id": "late", "text": "written in the third space"})).await.ok();
+    let busy = begin_slowly(&app, BROKEN).await;
+    for job in [&second, &first] {
+        assert_eq!(verb(&app, job, "rollback").await["state"], "rolling_back");
+    }
+    assert_embedded(&app, "late", THIRD).await;
+    verb(&app, &busy, "cancel").await;
+    for job in [&second, &first] {
+        wait_until(&app, job, "rolled_back").await;
+    }
+    assert_embedded(&app, "late", TINY).await;
+    assert_eq!(active(&app).await, TINY);
+    app.stop().await;
+}

@@ -1,13 +1,13 @@
-//! The one task that works on jobs, one after the other, oldest first. While one rests, what purges of others ask for is
-//! deleted: it may go on for days.
+//! The one task that works on jobs, one after the other, oldest first, and of ways back the last first. While one rests,
+//! what purges of others ask for is deleted: it may go on for days.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Reembeddings;
 use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
+use super::{Reembeddings, goes_on};
 use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 use crate::grains::store::{Lacking, Made, NewVector, Unembedded};
 use crate::grains::{CutOver, GrainError, Target};
@@ -74,13 +74,7 @@ impl Reembeddings {
 
     /// Works on the next job, or waits for one.
     async fn work(&self, n_errors: &mut u32) {
-        let next = self
-            .jobs
-            .read()
-            .values()
-            .map(|job| job.record.clone())
-            .find(|record| record.state.is_at_work() || record.old_vectors == OldVectors::Purging);
-        let Some(record) = next else {
+        let Some(record) = self.next_job() else {
             // What woke it may have come before it waited: the notification is kept.
             return self.wake.notified().await;
         };
@@ -105,6 +99,17 @@ impl Reembeddings {
                 self.fail(&record, &error).await;
             }
         }
+    }
+
+    /// The oldest job that there is work on. Of those on their way back it is the one that took over last: what it brings
+    /// back may be in a space that an earlier one goes back from.
+    fn next_job(&self) -> Option<Reembedding> {
+        let jobs = self.jobs.read();
+        let oldest = jobs.values().map(|job| &job.record).find(|record| goes_on(record))?;
+        let goes_back = |record: &&Reembedding| record.state == ReembeddingState::RollingBack;
+        let on_their_way = jobs.values().map(|job| &job.record).filter(goes_back);
+        let last = on_their_way.max_by_key(|record| record.cut_over_us).filter(|_| goes_back(&oldest));
+        Some(last.unwrap_or(oldest).clone())
     }
 
     /// Gives the selected grains their vectors, and lets the space take over.
