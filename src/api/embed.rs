@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{Json, ModelWord, UsualModel, expected_space};
+use super::extract::{Json, ModelWord, UsualModel, expected_space, optional_object};
 use super::inputs::{Inputs, RootInputs};
 use super::measured;
 use super::prompt::{self, InputTypeWord};
@@ -47,49 +47,84 @@ pub struct EmbedOptions {
     pub priority: Option<PriorityWord>,
 }
 
-/// The body of `/embed`; of `POST /` too, where `inputs` may also be sentences to compare.
-#[derive(Clone, Debug, Deserialize, ToSchema)]
-pub struct EmbedBody<I: ToSchema> {
-    inputs: I,
-    /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
-    truncate: Option<bool>,
-    /// The end that is cut off.
-    truncation_direction: Option<Direction>,
-    /// Whether to scale vectors to length 1; true when absent.
-    normalize: Option<bool>,
-    /// The model's prompt to put before each text: `query`, `document` or another of its files.
-    #[schema(example = json!(null))]
-    prompt_name: Option<String>,
-    /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
-    #[schema(example = json!(null))]
-    input_type: Option<InputTypeWord>,
-    /// The length of the vectors: the model's own, or one it was trained to be cut to.
-    #[schema(example = 384, minimum = 1)]
-    dimensions: Option<u64>,
-    /// A model's name or alias; the active model when absent.
-    #[schema(example = "all-MiniLM-L6-v2")]
-    model: Option<String>,
-    /// The space the vectors must be in: 412 if they would be in another.
-    #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
-    expect_space: Option<String>,
-    /// Whether somebody waits for the answer: `interactive` when absent.
-    priority: Option<PriorityWord>,
+/// A body of TEI's: its inputs and, beside them, the fields of [`EmbedOptions`]. Flattened ones would not say any more
+/// which of them is wrong. In the document each has the name by which generated clients know it.
+#[rustfmt::skip]
+macro_rules! body {
+    ($(#[$attribute:meta])* $name:ident of $inputs:ident { $($own:tt)* }) => {
+        #[derive(Clone, Debug, Deserialize, ToSchema)]
+        $(#[$attribute])*
+        pub struct $name {
+            inputs: $inputs,
+            $($own)*
+            /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
+            truncate: Option<bool>,
+            /// The end that is cut off.
+            truncation_direction: Option<Direction>,
+            /// Whether to scale vectors to length 1; true when absent.
+            normalize: Option<bool>,
+            /// The model's prompt to put before each text: `query`, `document` or another of its files.
+            #[schema(example = json!(null))]
+            prompt_name: Option<String>,
+            /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
+            #[schema(example = json!(null))]
+            input_type: Option<InputTypeWord>,
+            /// The length of the vectors: the model's own, or one it was trained to be cut to.
+            #[schema(example = 384, minimum = 1)]
+            dimensions: Option<u64>,
+            /// A model's name or alias; the active model when absent.
+            #[schema(example = "all-MiniLM-L6-v2")]
+            model: Option<String>,
+            /// The space the vectors must be in: 412 if they would be in another.
+            #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
+            expect_space: Option<String>,
+            /// Whether somebody waits for the answer: `interactive` when absent.
+            priority: Option<PriorityWord>,
+        }
+
+        impl $name {
+            fn into_parts(self) -> ($inputs, EmbedOptions) {
+                let options = EmbedOptions {
+                    truncate: self.truncate,
+                    truncation_direction: self.truncation_direction,
+                    normalize: self.normalize,
+                    prompt_name: self.prompt_name,
+                    input_type: self.input_type,
+                    dimensions: self.dimensions,
+                    model: self.model,
+                    expect_space: self.expect_space,
+                    priority: self.priority,
+                };
+                (self.inputs, options)
+            }
+        }
+    };
 }
 
-impl<I: ToSchema> EmbedBody<I> {
-    fn into_parts(self) -> (I, EmbedOptions) {
-        let options = EmbedOptions {
-            truncate: self.truncate,
-            truncation_direction: self.truncation_direction,
-            normalize: self.normalize,
-            prompt_name: self.prompt_name,
-            input_type: self.input_type,
-            dimensions: self.dimensions,
-            model: self.model,
-            expect_space: self.expect_space,
-            priority: self.priority,
-        };
-        (self.inputs, options)
+body! {
+    /// The body of `/embed`.
+    #[schema(as = EmbedBody_Inputs)]
+    EmbedBody of Inputs {}
+}
+
+body! {
+    /// The body of `POST /`: texts to embed, or sentences to compare.
+    #[schema(as = EmbedBody_RootInputs)]
+    RootBody of RootInputs {
+        /// How sentences to compare are to be embedded, as for `/similarity`; the fields beside it say what it leaves
+        /// out. It is ignored for texts.
+        #[serde(default, deserialize_with = "optional_object")]
+        parameters: Option<EmbedOptions>,
+    }
+}
+
+impl RootBody {
+    /// The inputs, and how they are to be embedded.
+    fn settled(mut self) -> (RootInputs, EmbedOptions) {
+        let parameters = self.parameters.take().unwrap_or_default();
+        let (inputs, options) = self.into_parts();
+        let is_pair = matches!(inputs, RootInputs::Compare(_));
+        (inputs, if is_pair { parameters.or(options) } else { options })
     }
 }
 
@@ -136,6 +171,21 @@ impl From<PriorityWord> for Priority {
 }
 
 impl EmbedOptions {
+    /// These options, and where they are silent the others.
+    fn or(self, others: Self) -> Self {
+        Self {
+            truncate: self.truncate.or(others.truncate),
+            truncation_direction: self.truncation_direction.or(others.truncation_direction),
+            normalize: self.normalize.or(others.normalize),
+            prompt_name: self.prompt_name.or(others.prompt_name),
+            input_type: self.input_type.or(others.input_type),
+            dimensions: self.dimensions.or(others.dimensions),
+            model: self.model.or(others.model),
+            expect_space: self.expect_space.or(others.expect_space),
+            priority: self.priority.or(others.priority),
+        }
+    }
+
     /// What to do with texts that are too long.
     #[must_use]
     pub fn over_long(&self, limits: &Limits) -> OverLong {
@@ -170,7 +220,7 @@ impl EmbedOptions {
 /// The answer holds one vector per input, in their order. Its headers name the model (`x-model`), the vectors' space
 /// (`x-space`), their length (`x-dimensions`) and the inputs that were cut (`x-truncated`).
 #[utoipa::path(
-    post, path = "/embed", tag = "tei", operation_id = "embed", request_body = EmbedBody<Inputs>,
+    post, path = "/embed", tag = "tei", operation_id = "embed", request_body = EmbedBody,
     responses((status = 200, description = "One vector per input", body = Vec<Vec<f32>>, headers(
         ("x-model" = String, description = "The model that made the vectors"),
         ("x-space" = String, description = "The space the vectors are in"),
@@ -181,7 +231,7 @@ impl EmbedOptions {
 pub async fn embed(
     State(state): State<AppState>,
     usual: UsualModel,
-    Json(body): Json<EmbedBody<Inputs>>,
+    Json(body): Json<EmbedBody>,
 ) -> Result<Response, ApiError> {
     let (inputs, options) = body.into_parts();
     answer(&state, inputs, &EmbedOptions { model: usual.unless(options.model), ..options }).await
@@ -189,14 +239,14 @@ pub async fn embed(
 
 /// Embeds texts with the model in the path.
 #[utoipa::path(
-    post, path = "/models/{name}/embed", tag = "tei", operation_id = "embed_with_model", request_body = EmbedBody<Inputs>,
+    post, path = "/models/{name}/embed", tag = "tei", operation_id = "embed_with_model", request_body = EmbedBody,
     params(("name" = String, Path, description = "A model's name or alias")),
     responses((status = 200, description = "One vector per input", body = Vec<Vec<f32>>), TeiErrors, TeiBodyErrors)
 )]
 pub async fn embed_with_model(
     State(state): State<AppState>,
     ModelWord(model): ModelWord,
-    Json(body): Json<EmbedBody<Inputs>>,
+    Json(body): Json<EmbedBody>,
 ) -> Result<Response, ApiError> {
     let (inputs, options) = body.into_parts();
     answer(&state, inputs, &EmbedOptions { model: Some(model), ..options }).await
@@ -204,7 +254,7 @@ pub async fn embed_with_model(
 
 /// What `InferenceClient` posts to when it is given this server's URL: texts to embed, or sentences to compare.
 #[utoipa::path(
-    post, path = "/", tag = "tei", operation_id = "infer", request_body = EmbedBody<RootInputs>,
+    post, path = "/", tag = "tei", operation_id = "infer", request_body = RootBody,
     responses(
         (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
         TeiErrors, TeiBodyErrors
@@ -213,15 +263,15 @@ pub async fn embed_with_model(
 pub async fn infer(
     State(state): State<AppState>,
     usual: UsualModel,
-    Json(body): Json<EmbedBody<RootInputs>>,
+    Json(body): Json<RootBody>,
 ) -> Result<Response, ApiError> {
-    let (inputs, options) = body.into_parts();
+    let (inputs, options) = body.settled();
     answer_root(&state, inputs, &EmbedOptions { model: usual.unless(options.model), ..options }).await
 }
 
 /// The same as `POST /`, where Amazon's `SageMaker` posts to.
 #[utoipa::path(
-    post, path = "/invocations", tag = "tei", operation_id = "invocations", request_body = EmbedBody<RootInputs>,
+    post, path = "/invocations", tag = "tei", operation_id = "invocations", request_body = RootBody,
     responses(
         (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
         TeiErrors, TeiBodyErrors
@@ -230,14 +280,14 @@ pub async fn infer(
 pub async fn invocations(
     state: State<AppState>,
     usual: UsualModel,
-    body: Json<EmbedBody<RootInputs>>,
+    body: Json<RootBody>,
 ) -> Result<Response, ApiError> {
     infer(state, usual, body).await
 }
 
 /// What `InferenceClient` posts to when it is given a model's URL.
 #[utoipa::path(
-    post, path = "/models/{name}", tag = "tei", operation_id = "infer_with_model", request_body = EmbedBody<RootInputs>,
+    post, path = "/models/{name}", tag = "tei", operation_id = "infer_with_model", request_body = RootBody,
     params(("name" = String, Path, description = "A model's name or alias")),
     responses(
         (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
@@ -247,9 +297,9 @@ pub async fn invocations(
 pub async fn infer_with_model(
     State(state): State<AppState>,
     ModelWord(model): ModelWord,
-    Json(body): Json<EmbedBody<RootInputs>>,
+    Json(body): Json<RootBody>,
 ) -> Result<Response, ApiError> {
-    let (inputs, options) = body.into_parts();
+    let (inputs, options) = body.settled();
     answer_root(&state, inputs, &EmbedOptions { model: Some(model), ..options }).await
 }
 

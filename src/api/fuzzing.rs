@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 use tokio::runtime::Runtime;
 
 use super::active::ActiveBody;
-use super::embed::EmbedBody;
+use super::embed::{EmbedBody, RootBody};
 use super::error::ApiError;
 use super::extract::{expected_space, parse};
 use super::grains::batch::{CreateBody, drafts};
@@ -24,7 +24,7 @@ use super::grains::one::PatchBody;
 use super::grains::search::SearchBody;
 use super::grains::transfer;
 use super::grains::wire::DraftBody;
-use super::inputs::{Inputs, RootInputs};
+use super::inputs::Inputs;
 use super::openai::EmbeddingsBody;
 use super::reembeddings::ReembeddingBody;
 use super::registration::entry_in;
@@ -71,8 +71,8 @@ pub fn request_body(bytes: &[u8]) {
         }
         check(expected_space(fields.expect_space.as_deref()));
     }
-    read::<EmbedBody<Inputs>>(bytes);
-    read::<EmbedBody<RootInputs>>(bytes);
+    read::<EmbedBody>(bytes);
+    read::<RootBody>(bytes);
     read::<EmbeddingsBody>(bytes);
     read::<SimilarityBody>(bytes);
     read::<TokenizeBody>(bytes);

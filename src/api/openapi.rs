@@ -75,10 +75,6 @@ pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::Open
             (path.replace("{*", "{"), item)
         })
         .collect();
-    if let Some(components) = &mut document.components {
-        // utoipa writes the parameter of a generic type into that type, and nothing refers to this one besides.
-        components.schemas.remove("RootInputs");
-    }
     document
 }
 

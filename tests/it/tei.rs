@@ -124,6 +124,39 @@ async fn the_root_takes_texts_and_sentences_as_inference_client_sends_them() {
 }
 
 #[tokio::test]
+async fn the_root_reads_the_parameters_of_sentences_and_only_of_those() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let pair = json!({"source_sentence": "a", "sentences": ["word ".repeat(500)]});
+    let compared = vector_of(&app.post("/similarity", json!({"inputs": pair})).await.ok());
+    for path in ["/similarity", "/", "/invocations", "/models/tiny", "/models/tiny/"] {
+        for parameters in [json!({}), json!(null), json!({"truncate": true})] {
+            let answer = app.post(path, json!({"inputs": pair, "parameters": parameters})).await;
+            assert_eq!(vector_of(&answer.ok()), compared, "{path}: {parameters}");
+        }
+        for (parameters, status) in [
+            (json!({"truncate": false}), 422),
+            (json!({"prompt_name": "nope"}), 422),
+            (json!({"expect_space": "0123456789abcdef"}), 412),
+            (json!({"model": "no-such-model"}), if path.starts_with("/models") { 200 } else { 404 }),
+        ] {
+            let answer = app.post(path, json!({"inputs": pair, "parameters": parameters})).await;
+            assert_eq!(answer.status, status, "{path}: {parameters}: {}", answer.text);
+        }
+    }
+    let beside = json!({"inputs": pair, "truncate": false, "parameters": {"normalize": true}});
+    assert_eq!(app.post("/", beside).await.tei_error().0, 422, "what the parameters do not say is read beside them");
+    let both = json!({"inputs": pair, "truncate": false, "parameters": {"truncate": true}});
+    assert_eq!(vector_of(&app.post("/", both).await.ok()), compared);
+
+    let texts = json!({"inputs": "hello", "parameters": {"model": "no-such-model"}});
+    let embedded = app.post("/embed", json!({"inputs": "hello"})).await.ok();
+    for path in ["/", "/invocations", "/models/tiny"] {
+        assert_eq!(app.post(path, texts.clone()).await.ok(), embedded, "{path}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn tokens_are_shown_with_their_places_and_read_back() {
     let app = TestApp::start().await;
     let tokens = app.post("/tokenize", json!({"inputs": "Hello Wörld"})).await.ok();
