@@ -200,8 +200,9 @@ impl From<ModelError> for ApiError {
                 let error = Self::new(code_of(kind), message);
                 if permanent { error.never_retry() } else { error.with_retry_after(retry_after) }
             }
+            // OpenAI's clients would sleep through the time that others are told, on each try.
             ModelError::Disabled { .. } => {
-                Self::new(Code::ModelDisabled, message).with_retry_after(Duration::from_mins(1))
+                Self::new(Code::ModelDisabled, message).with_retry_after(Duration::from_mins(1)).never_retry()
             }
             ModelError::GrainWrites { .. } | ModelError::Conflict(_) => Self::new(Code::Conflict, message),
             ModelError::Invalid(_) => Self::new(Code::InvalidRequest, message),

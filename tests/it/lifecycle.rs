@@ -84,7 +84,9 @@ async fn a_disabled_model_is_the_operators_alone_in_later_runs_too() {
     let refused = refused.tei_error();
     assert_eq!((refused.0, refused.1.as_str()), (503, "Unhealthy"));
     assert!(refused.2.contains("`POST /models/tiny-cls/load` enables it"), "{}", refused.2);
-    let refused = app.post("/v1/embeddings", json!({"input": "a", "model": "tiny-cls"})).await.openai_error();
+    let refused = app.post("/v1/embeddings", json!({"input": "a", "model": "tiny-cls"})).await;
+    assert_eq!((refused.header("retry-after"), refused.header("x-should-retry")), ("60", "false"));
+    let refused = refused.openai_error();
     assert_eq!((refused.0, refused.1.as_str()), (503, "model_disabled"));
     let refused = app.post("/models/tiny-cls/accept", json!({})).await.problem();
     assert_eq!((refused.0, refused.1.as_str()), (503, "model_disabled"));
