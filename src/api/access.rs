@@ -115,6 +115,7 @@ const ROUTES: &[(Method, &str, Need)] = &[
     (Method::POST, "/embeddings", EMBED),
     (Method::POST, "/models/{name}/v1/embeddings", EMBED),
     (Method::GET, "/v1/models", EMBED),
+    (Method::GET, "/models/{name}/v1/models", EMBED),
     (Method::GET, "/v1/models/{*name}", EMBED),
     // Operations
     (Method::GET, "/health/live", HEALTH),

@@ -282,7 +282,7 @@ mod tests {
         {
             assert_eq!(family(Method::GET, path), Family::Native, "{path}");
         }
-        for path in ["/v1/nope", "/embeddings", "/models/m/v1/embeddings"] {
+        for path in ["/v1/nope", "/embeddings", "/models/m/v1/embeddings", "/models/m/v1/models"] {
             assert_eq!(family(Method::GET, path), Family::OpenAi, "{path}");
         }
     }

@@ -125,6 +125,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(openai::embeddings_without_version))
         .routes(routes!(openai::embeddings_with_model))
         .routes(routes!(openai::models))
+        .routes(routes!(openai::models_with_model))
         .routes(routes!(openai::model))
         // Operations
         .routes(routes!(operations::live))

@@ -259,6 +259,17 @@ pub async fn models(State(state): State<AppState>) -> axum::Json<ModelList> {
     axum::Json(ModelList { object: "list".to_owned(), data })
 }
 
+/// Lists the model in the path alone: what `/models/{name}/v1` embeds with.
+#[utoipa::path(
+    get, path = "/models/{name}/v1/models", tag = "openai", operation_id = "list_openai_models_with_model",
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "The model", body = ModelList), OpenAiErrors)
+)]
+pub async fn models_with_model(state: State<AppState>, word: ModelWord) -> Result<axum::Json<ModelList>, ApiError> {
+    let axum::Json(model) = model(state, word).await?;
+    Ok(axum::Json(ModelList { object: "list".to_owned(), data: vec![model] }))
+}
+
 /// Shows one model, in OpenAI's words. A hub id, slash included, names it too.
 #[utoipa::path(
     get, path = "/v1/models/{*name}", tag = "openai", operation_id = "get_openai_model",

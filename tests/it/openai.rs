@@ -157,8 +157,13 @@ async fn models_answer_to_their_names_hub_ids_and_aliases() {
     assert!(ids.contains(&"tiny") && ids.contains(&MINILM), "{ids:?}");
     let by_hub_id = app.get("/v1/models/sentence-transformers/all-MiniLM-L6-v2").await.ok();
     assert_eq!((&by_hub_id["id"], &by_hub_id["owned_by"]), (&json!(MINILM), &json!("sentence-transformers")));
-    let unknown = app.get("/v1/models/gpt-4").await.openai_error();
-    assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"));
+    let of_path = app.get("/models/TINY/v1/models").await.ok();
+    let tiny = app.get("/v1/models/tiny").await.ok();
+    assert_eq!(of_path, json!({"object": "list", "data": [tiny]}), "below a model there is that one alone");
+    for path in ["/v1/models/gpt-4", "/models/gpt-4/v1/models"] {
+        let unknown = app.get(path).await.openai_error();
+        assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"), "{path}");
+    }
     let unknown = app.post("/v1/embeddings", json!({"input": "hello", "model": "gpt-4"})).await;
     assert_eq!(unknown.json()["error"]["type"], "not_found_error");
     assert_eq!(unknown.json()["error"]["param"], "model");
