@@ -114,6 +114,7 @@ const ROUTES: &[(Method, &str, Need)] = &[
     (Method::POST, "/v1/embeddings", EMBED),
     (Method::POST, "/embeddings", EMBED),
     (Method::POST, "/models/{name}/v1/embeddings", EMBED),
+    (Method::POST, "/models/{name}/embeddings", EMBED),
     (Method::GET, "/v1/models", EMBED),
     (Method::GET, "/models/{name}/v1/models", EMBED),
     (Method::GET, "/v1/models/{*name}", EMBED),

@@ -27,7 +27,7 @@ impl Family {
     pub fn of(method: &Method, path: &str) -> Self {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
-            ["v1", ..] | ["models", _, "v1", ..] | ["embeddings"] => Self::OpenAi,
+            ["v1", ..] | ["models", _, "v1", ..] | ["embeddings"] | ["models", _, "embeddings"] => Self::OpenAi,
             // The root of the server and of a model, and what SageMaker asks for in its place.
             ["" | "ping" | "invocations"] | ["models", _, ""] => Self::Tei,
             [route] | ["models", _, route] if TEI_ROUTES.contains(route) => Self::Tei,
@@ -282,7 +282,9 @@ mod tests {
         {
             assert_eq!(family(Method::GET, path), Family::Native, "{path}");
         }
-        for path in ["/v1/nope", "/embeddings", "/models/m/v1/embeddings", "/models/m/v1/models"] {
+        for path in
+            ["/v1/nope", "/embeddings", "/models/m/embeddings", "/models/m/v1/embeddings", "/models/m/v1/models"]
+        {
             assert_eq!(family(Method::GET, path), Family::OpenAi, "{path}");
         }
     }

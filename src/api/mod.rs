@@ -124,6 +124,7 @@ pub fn routes() -> OpenApiRouter<AppState> {
         .routes(routes!(openai::embeddings))
         .routes(routes!(openai::embeddings_without_version))
         .routes(routes!(openai::embeddings_with_model))
+        .routes(routes!(openai::embeddings_without_version_with_model))
         .routes(routes!(openai::models))
         .routes(routes!(openai::models_with_model))
         .routes(routes!(openai::model))

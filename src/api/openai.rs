@@ -156,6 +156,21 @@ pub async fn embeddings_with_model(
     answer(&state, EmbeddingsBody { model: Some(model), ..body }).await
 }
 
+/// The same as `/models/{name}/v1/embeddings`, for clients whose base URL has no `/v1`.
+#[utoipa::path(
+    post, path = "/models/{name}/embeddings", tag = "openai",
+    operation_id = "create_embedding_without_version_with_model", request_body = EmbeddingsBody,
+    params(("name" = String, Path, description = "A model's name or alias")),
+    responses((status = 200, description = "One vector per input", body = EmbeddingList), OpenAiErrors, OpenAiBodyErrors)
+)]
+pub async fn embeddings_without_version_with_model(
+    state: State<AppState>,
+    word: ModelWord,
+    body: Json<EmbeddingsBody>,
+) -> Result<Response, ApiError> {
+    embeddings_with_model(state, word, body).await
+}
+
 /// The model that a request means by name.
 fn named(state: &AppState, model: Option<String>) -> Option<String> {
     let is_name = |word: &str| {

@@ -64,12 +64,16 @@ async fn embeddings_are_found_without_the_version_and_below_a_model() {
     // As below every other `/models/{name}`, the model of the path counts.
     for model in [json!("tiny-cls"), json!("tiny"), json!("gpt-4"), json!(null)] {
         let body = json!({"input": "hello", "model": model});
-        let answer = app.post("/models/tiny-cls/v1/embeddings", body).await;
-        assert_eq!((answer.ok(), answer.header("x-model")), (of_other.clone(), "tiny-cls"), "{model}");
+        for path in ["/models/tiny-cls/v1/embeddings", "/models/tiny-cls/embeddings"] {
+            let answer = app.post(path, body.clone()).await;
+            assert_eq!((answer.ok(), answer.header("x-model")), (of_other.clone(), "tiny-cls"), "{path}: {model}");
+        }
     }
-    let unknown = app.post("/models/gpt-4/v1/embeddings", json!({"input": "hello"})).await.openai_error();
-    assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"));
-    for path in ["/embeddings", "/models/tiny/v1/embeddings"] {
+    for path in ["/models/gpt-4/v1/embeddings", "/models/gpt-4/embeddings"] {
+        let unknown = app.post(path, json!({"input": "hello"})).await.openai_error();
+        assert_eq!((unknown.0, unknown.1.as_str()), (404, "model_not_found"), "{path}");
+    }
+    for path in ["/embeddings", "/models/tiny/v1/embeddings", "/models/tiny/embeddings"] {
         let empty = app.post(path, json!({"input": []})).await.openai_error();
         assert_eq!((empty.0, empty.1.as_str()), (400, "empty_input"), "{path}");
         assert_eq!(app.get(path).await.openai_error().0, 405, "{path}");

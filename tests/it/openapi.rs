@@ -19,7 +19,7 @@ use crate::helpers::{Answer, MINILM, TINY, TestApp, repository, send, with_tiny}
 const BESIDES: [&str; 5] = ["/openapi.json", "/docs", "/docs/", "/docs/{*rest}", "/models/{name}/"];
 
 /// The operations that put texts into a model's queue.
-const EMBEDDING: [&str; 10] = [
+const EMBEDDING: [&str; 11] = [
     "embed",
     "embed_with_model",
     "infer",
@@ -30,6 +30,7 @@ const EMBEDDING: [&str; 10] = [
     "create_embedding",
     "create_embedding_without_version",
     "create_embedding_with_model",
+    "create_embedding_without_version_with_model",
 ];
 
 /// The operations with a body in which no model and no grain is named that must be there.
