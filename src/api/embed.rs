@@ -37,7 +37,7 @@ pub struct EmbedOptions {
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
     #[schema(example = 384, minimum = 1)]
     pub dimensions: Option<u64>,
-    /// A model's name or alias; the active model when absent.
+    /// A model's name or alias; the active model when absent or empty.
     #[schema(example = "all-MiniLM-L6-v2")]
     pub model: Option<String>,
     /// The space the vectors must be in: 412 if they would be in another.
@@ -72,7 +72,7 @@ macro_rules! body {
             /// The length of the vectors: the model's own, or one it was trained to be cut to.
             #[schema(example = 384, minimum = 1)]
             dimensions: Option<u64>,
-            /// A model's name or alias; the active model when absent.
+            /// A model's name or alias; the active model when absent or empty.
             #[schema(example = "all-MiniLM-L6-v2")]
             model: Option<String>,
             /// The space the vectors must be in: 412 if they would be in another.

@@ -168,9 +168,11 @@ impl FromRequestParts<AppState> for ModelWord {
 pub struct UsualModel(Option<ModelName>);
 
 impl UsualModel {
-    /// The model that the request names, or else the key's; `None` is the active one.
+    /// The model that the request names, or else the key's; `None` is the active one. A blank name is none: clients
+    /// that were written for TEI send one.
     #[must_use]
     pub fn unless(&self, named: Option<String>) -> Option<String> {
+        let named = named.filter(|name| !name.trim().is_empty());
         named.or_else(|| self.0.as_ref().map(ToString::to_string))
     }
 }

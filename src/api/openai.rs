@@ -28,8 +28,8 @@ const NO_NAMES: [&str; 2] = ["text-embeddings-inference", "tei"];
 /// The body of `/v1/embeddings`. Other fields, `user` among them, are ignored.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct EmbeddingsBody {
-    /// A model's name or alias; the active model when absent. `text-embeddings-inference` and `tei` count as absent where no
-    /// model answers to them.
+    /// A model's name or alias; the active model when absent or empty. `text-embeddings-inference` and `tei` count as
+    /// absent where no model answers to them.
     #[schema(example = "all-MiniLM-L6-v2")]
     model: Option<String>,
     #[schema(example = "hello world")]

@@ -52,6 +52,12 @@ async fn null_means_absent_and_unknown_fields_are_ignored() {
     let answer = app.post("/embed", nulls).await;
     assert_eq!(answer.ok(), plain.ok());
     assert_eq!(answer.header("x-space"), plain.header("x-space"));
+    for blank in ["", " "] {
+        for path in ["/embed", "/", "/tokenize"] {
+            let unnamed = app.post(path, json!({"inputs": "hello"})).await.ok();
+            assert_eq!(app.post(path, json!({"inputs": "hello", "model": blank})).await.ok(), unnamed, "{path}");
+        }
+    }
     app.stop().await;
 }
 
