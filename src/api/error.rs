@@ -81,6 +81,13 @@ impl ApiError {
         self
     }
 
+    /// The same error in other words: those of a route that calls its fields otherwise.
+    #[must_use]
+    pub fn reworded(mut self, words: impl FnOnce(&str) -> String) -> Self {
+        self.message = words(&self.message);
+        self
+    }
+
     /// The status on our own routes.
     #[must_use]
     pub fn status(&self) -> StatusCode {

@@ -26,6 +26,8 @@ pub struct SimilarityBody {
 }
 
 /// Compares a sentence with others: one cosine similarity per sentence, in their order.
+///
+/// In `x-truncated` the source sentence is 0, and the first of the others 1.
 #[utoipa::path(
     post, path = "/similarity", tag = "tei", operation_id = "similarity", request_body = SimilarityBody,
     responses((status = 200, description = "One cosine similarity per sentence", body = Vec<f32>), TeiErrors, TeiBodyErrors)
@@ -64,8 +66,9 @@ pub(super) async fn answer(state: &AppState, pair: SentencePair, options: &Embed
     }
     let texts = Inputs::list(std::iter::once(pair.source_sentence).chain(pair.sentences).collect());
     let shape = texts.shape();
-    let request = options.request(texts, &state.limits)?;
-    let answer = measured::embed(state, options.model.as_deref(), request, shape).await?;
+    let of_pair = |error: ApiError| error.reworded(in_words_of_pair);
+    let request = options.request(texts, &state.limits).map_err(of_pair)?;
+    let answer = measured::embed(state, options.model.as_deref(), request, shape).await.map_err(of_pair)?;
     let encoded = &answer.embedded.encoded;
     let mut rows = encoded.vectors.chunks_exact(encoded.dimensions);
     let source = rows.next().unwrap_or_default();
@@ -74,4 +77,17 @@ pub(super) async fn answer(state: &AppState, pair: SentencePair, options: &Embed
     let mut body = Vec::new();
     vectors::write_array(&similarities, &mut body);
     Ok(vectors::response(body, answer.headers))
+}
+
+/// A sentence about one of the texts, by the name under which the caller sent it: there is no list of all of them.
+fn in_words_of_pair(message: &str) -> String {
+    let found = message.split_once("`inputs[").and_then(|(before, rest)| {
+        let (index, after) = rest.split_once(']')?;
+        Some((before, index.parse::<usize>().ok()?, after))
+    });
+    match found {
+        Some((before, 0, after)) => format!("{before}`inputs.source_sentence{after}"),
+        Some((before, index, after)) => format!("{before}`inputs.sentences[{}]{after}", index - 1),
+        None => message.to_owned(),
+    }
 }

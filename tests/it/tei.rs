@@ -163,6 +163,28 @@ async fn the_root_reads_the_parameters_of_sentences_and_only_of_those() {
 }
 
 #[tokio::test]
+async fn what_is_wrong_with_sentences_is_named_as_they_were_sent() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let long = "word ".repeat(500);
+    for path in ["/similarity", "/", "/models/tiny/similarity"] {
+        for (source, sentences, said) in [
+            ("", json!(["b"]), "`inputs.source_sentence` is empty"),
+            ("a", json!(["b", ""]), "`inputs.sentences[1]` is empty"),
+            (long.as_str(), json!(["b"]), "`inputs.source_sentence` has "),
+            ("a", json!([long]), "`inputs.sentences[0]` has "),
+        ] {
+            let pair = json!({"source_sentence": source, "sentences": sentences});
+            let body = json!({"inputs": pair, "parameters": {"truncate": false}});
+            let (status, _, sentence) = app.post(path, body).await.tei_error();
+            assert!([400, 422].contains(&status) && sentence.starts_with(said), "{path}: {status} {sentence}");
+        }
+    }
+    let cut = json!({"inputs": {"source_sentence": "a", "sentences": ["b", long]}});
+    assert_eq!(app.post("/similarity", cut).await.header("x-truncated"), "1; 2");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn tokens_are_shown_with_their_places_and_read_back() {
     let app = TestApp::start().await;
     let tokens = app.post("/tokenize", json!({"inputs": "Hello Wörld"})).await.ok();
