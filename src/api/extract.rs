@@ -209,11 +209,12 @@ fn too_large(state: &AppState) -> ApiError {
 
 /// What a body says. Every one is an object, and a list would be taken for its fields in their order.
 fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
-    let parsed = parse(bytes)?;
-    if is_list(bytes) {
+    let parsed = parse(bytes);
+    let is_json = !matches!(&parsed, Err(error) if error.code() == Code::MalformedJson);
+    if is_json && is_list(bytes) {
         return Err(ApiError::new(Code::InvalidRequest, "the body is a list: send an object"));
     }
-    Ok(parsed)
+    parsed
 }
 
 /// Whether JSON is a list.

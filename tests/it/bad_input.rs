@@ -83,6 +83,14 @@ async fn a_list_is_not_taken_for_the_fields_of_an_object() {
         assert_eq!((status, code.as_str()), (422, "invalid_request"), "{path}: {sentence}");
         assert!(sentence.contains("list"), "{path}: {sentence}");
     }
+    for (path, status) in [("/embed", 422), ("/similarity", 422), ("/v1/embeddings", 400), ("/grains/count", 422)] {
+        for body in [json!([]), json!([1]), json!([{"inputs": "a"}])] {
+            let (refused_with, _, sentence) = refusal(path, &app.post(path, body).await);
+            assert_eq!((refused_with, sentence.as_str()), (status, "the body is a list: send an object"), "{path}");
+        }
+        let broken = app.request(Method::POST, path).header(CONTENT_TYPE, "application/json").body("[");
+        assert_eq!(refusal(path, &send(broken).await).0, 400, "{path}");
+    }
     let import = app.request(Method::POST, "/grains/import").header(CONTENT_TYPE, "application/x-ndjson");
     let answer =
         send(import.body("[\"a\", \"a text\", null, null, null, null, null, null, null, null, null, null]")).await;
