@@ -20,7 +20,8 @@ from granary_client.api.grains import import_grains, list_grains, patch_grain, p
 from granary_client.api.models import delete_model, follow_model, get_active_model, get_model, hardware, list_models
 from granary_client.api.models import load_model, register_model, set_active_model, unload_model
 from granary_client.api.openai import create_embedding, create_embedding_with_model, create_embedding_without_version
-from granary_client.api.openai import get_openai_model, list_openai_models
+from granary_client.api.openai import create_embedding_without_version_with_model, get_openai_model, list_openai_models
+from granary_client.api.openai import list_openai_models_with_model
 from granary_client.api.operations import live, metrics, ready
 from granary_client.api.reembeddings import begin_reembedding, cancel_reembedding, follow_reembedding, get_reembedding
 from granary_client.api.reembeddings import list_reembedding_failures, list_reembeddings, pause_reembedding
@@ -137,6 +138,10 @@ def drive_openai(client: AuthenticatedClient) -> None:
     assert ok(create_embedding_without_version.sync_detailed(client=client, body=as_numbers), EmbeddingList).model == TINY
     of_path = ok(create_embedding_with_model.sync_detailed(MINILM, client=client, body=as_numbers), EmbeddingList)
     assert of_path.model == MINILM
+    of_path = ok(create_embedding_without_version_with_model.sync_detailed(MINILM, client=client, body=as_numbers), EmbeddingList)
+    assert of_path.model == MINILM
+    (below,) = ok(list_openai_models_with_model.sync_detailed(TINY, client=client), OpenAiModelList).data
+    assert below.id == TINY
     assert TINY in [model.id for model in ok(list_openai_models.sync_detailed(client=client), OpenAiModelList).data]
     assert ok(get_openai_model.sync_detailed(TINY, client=client), OpenAiModel).id == TINY
     assert ok(get_openai_model.sync_detailed("nope", client=client), OpenAiError, 404).error.code == "model_not_found"

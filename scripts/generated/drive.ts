@@ -116,6 +116,8 @@ async function driveOpenAi(client: Granary): Promise<void> {
   assert.equal(ok(await client.POST("/embeddings", { body: named })).model, TINY);
   const minilm = { params: { path: { name: MINILM } } };
   assert.equal(ok(await client.POST("/models/{name}/v1/embeddings", { ...minilm, body: named })).model, MINILM);
+  assert.equal(ok(await client.POST("/models/{name}/embeddings", { ...minilm, body: named })).model, MINILM);
+  assert.deepEqual(ok(await client.GET("/models/{name}/v1/models", minilm)).data.map((model) => model.id), [MINILM]);
   assert(ok(await client.GET("/v1/models")).data.some((model) => model.id === TINY));
   assert.equal(ok(await client.GET("/v1/models/{name}", { params: { path: { name: TINY } } })).id, TINY);
   const unknown = await client.GET("/v1/models/{name}", { params: { path: { name: "nope" } } });

@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
+use tokio::sync::{Mutex, Semaphore};
+use tokio_util::sync::CancellationToken;
 
 use super::anchors::Anchors;
 use super::draft::Precondition;
@@ -187,9 +188,7 @@ impl Grains {
 
     async fn remove(&self, filter: Filter, only_if: OnlyIf) -> Result<Result<u64, u64>, GrainError> {
         let (grains, began) = (self.clone(), Instant::now());
-        let gate = self.pass_gate().await;
         let work = async move {
-            let _gate = gate;
             let numbers = match grains.store.delete(filter, only_if).await? {
                 Ok(numbers) => numbers,
                 Err(found) => return Ok(Err(found)),
@@ -200,7 +199,7 @@ impl Grains {
             metrics::histogram!(telemetry::GRAIN_WRITE_DURATION, "kind" => "delete").record(began.elapsed());
             Ok(Ok(numbers.len() as u64))
         };
-        self.shutdown.finish("delete grains", work).await
+        self.behind_gate("delete grains", work).await
     }
 
     /// Owns the tasks that work on grains.
@@ -257,9 +256,7 @@ impl Grains {
     /// As [`Self::check_joinable`] and [`Self::order_for_join`] of the space that they were in: then none did.
     pub async fn adopt(&self, proven: Vec<ProvenVector>) -> Result<u64, GrainError> {
         let grains = self.clone();
-        let gate = self.pass_gate().await;
         let work = async move {
-            let _gate = gate;
             let join = |first: &ProvenVector| Some((first.from.clone()?, first.vector.provenance.space.clone()));
             let joined = proven.first().and_then(join);
             let mut order = None;
@@ -287,7 +284,7 @@ impl Grains {
             grains.indexes.measure();
             Ok(numbers.len() as u64)
         };
-        self.shutdown.finish("adopt vectors", work).await
+        self.behind_gate("adopt vectors", work).await
     }
 
     /// The copies of the database that are kept.
@@ -299,9 +296,7 @@ impl Grains {
     /// Writes a batch, and makes it visible to searches.
     pub(super) async fn commit(&self, batch: Batch) -> Result<Committed, GrainError> {
         let (grains, began) = (self.clone(), Instant::now());
-        let gate = self.pass_gate().await;
         let work = async move {
-            let _gate = gate;
             // What the indexes must learn, before the store takes it.
             let vectors: Vec<Option<NewVector>> = batch.changes.iter().map(|change| change.vector.clone()).collect();
             let is_whole = batch.atomicity;
@@ -327,12 +322,29 @@ impl Grains {
             }
             Ok(committed)
         };
-        self.shutdown.finish("write grains", work).await
+        self.behind_gate("write grains", work).await
     }
 
-    /// Waits at the gate, for as long as the caller does: only what is behind it goes on without one.
-    async fn pass_gate(&self) -> OwnedMutexGuard<()> {
-        Arc::clone(&self.gate).lock_owned().await
+    /// Does what changes grains. It is given up when its caller leaves before its turn comes, and goes on when the caller
+    /// leaves later. A task waits at the gate, and not the caller, who may read nothing for long: the gate would be kept for
+    /// it.
+    async fn behind_gate<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl Future<Output = Result<T, GrainError>> + Send + 'static,
+    ) -> Result<T, GrainError> {
+        let gate = Arc::clone(&self.gate);
+        let left = CancellationToken::new();
+        let _caller = left.clone().drop_guard();
+        let in_turn = async move {
+            let _gate = left.run_until_cancelled(gate.lock_owned()).await?;
+            Some(work.await)
+        };
+        match self.shutdown.finish(name, in_turn).await {
+            Some(done) => done,
+            // Only a caller who has left is told so.
+            None => std::future::pending().await,
+        }
     }
 
     /// Tells everybody here who must know of a commit. The caller holds the gate.

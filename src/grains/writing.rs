@@ -332,7 +332,7 @@ fn refuse_unreadable(grain: &Grain) -> Result<(), GrainError> {
     // What has a number or a nesting that is beyond any value is an object all the same.
     let is_object = |raw: &str| raw.trim_start().starts_with('{') && serde_json::from_str::<IgnoredAny>(raw).is_ok();
     // What is shown for its source or tags alone has no attributes that could be lost.
-    let has_attributes = |raw: &str| match serde_json::from_str::<HashMap<String, IgnoredAny>>(raw) {
+    let has_attributes = |raw: &str| match serde_json::from_str::<HashMap<String, Option<IgnoredAny>>>(raw) {
         Ok(members) => members.keys().any(|name| name != "source" && name != "tags"),
         Err(_) => true,
     };
