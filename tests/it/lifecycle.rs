@@ -342,7 +342,7 @@ async fn a_model_is_needed_by_grains_in_its_space_that_do_not_name_it_while_no_o
     let (process, url) = serve(folder.path());
     let app = Caller::of(url);
     app.post("/models", json!({"name": "mine", "path": "mine"})).await.ok();
-    let embedded = app.post("/models/mine/embed", json!({"inputs": "some words"})).await;
+    let embedded = app.post("/models/mine/embed", json!({"inputs": "some words", "normalize": false})).await;
     let (space, vector) = (embedded.header("x-space").to_owned(), vectors_of(&embedded.ok()).remove(0));
     app.post("/grains", json!({"text": "some words", "vector": vector, "space": space})).await.ok();
 
