@@ -9,6 +9,9 @@ use super::filter::{self, Plan};
 use super::{count, json_array};
 use crate::domain::Filter;
 
+/// Grains that one statement deletes.
+const DELETED_AT_ONCE: usize = 500;
+
 impl SqliteStore {
     pub(super) async fn delete_grains(
         &self,
@@ -32,12 +35,15 @@ impl SqliteStore {
             return Ok(Err(found));
         }
         let numbers: Vec<i64> = found.into_iter().map(|(number, _)| number).collect();
-        // One statement for all takes a quarter of the time of one for each.
-        sqlx::query("DELETE FROM grains WHERE number IN (SELECT value FROM json_each(?))")
-            .bind(json_array(&numbers))
-            .execute(&mut *transaction)
-            .await
-            .map_err(&failed)?;
+        // Many in a statement take a quarter of the time of one in each. SQLite keeps what a statement changes in a file of
+        // its own, as long as it runs: hence not all in one.
+        for numbers in numbers.chunks(DELETED_AT_ONCE) {
+            sqlx::query("DELETE FROM grains WHERE number IN (SELECT value FROM json_each(?))")
+                .bind(json_array(numbers))
+                .execute(&mut *transaction)
+                .await
+                .map_err(&failed)?;
+        }
         transaction.commit().await.map_err(&failed)?;
         Ok(Ok(numbers))
     }
