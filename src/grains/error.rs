@@ -132,6 +132,17 @@ pub enum GrainError {
         /// The one that would serve them.
         between: SpaceId,
     },
+    /// What a re-embedding makes would be served before its time.
+    #[error(
+        "no space is joined to {space} now: the re-embedding `{job}` makes it, and what it has made would be served before \
+         it has ended. Try again when it has (`GET /reembeddings/{job}`), or cancel it (`POST /reembeddings/{job}/cancel`)"
+    )]
+    BeingMade {
+        /// The space.
+        space: SpaceId,
+        /// The job.
+        job: ReembeddingId,
+    },
     /// The vector that was brought along is not what the model makes of the text.
     #[error(
         "the vector of `{id}` is not what `{model}` makes of the text: their cosine is {cosine:.4}, at least {least} is \
@@ -267,7 +278,8 @@ impl GrainError {
             | Self::Count { .. }
             | Self::DeclaredOtherwise { .. }
             | Self::OnWayBack { .. }
-            | Self::Between { .. } => RefusalKind::Conflict,
+            | Self::Between { .. }
+            | Self::BeingMade { .. } => RefusalKind::Conflict,
             Self::Version { .. } | Self::Absent(_) | Self::Present(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
             Self::TooLong { .. } => RefusalKind::TooLong,

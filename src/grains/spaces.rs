@@ -50,23 +50,31 @@ impl Grains {
     /// stay.
     ///
     /// # Errors
-    /// [`GrainError::Between`] when the other would serve what it is not to serve then, or the database's.
+    /// [`GrainError::Between`] or [`GrainError::BeingMade`] when the other would serve what it is not to serve then, or the
+    /// database's.
     pub async fn order_for_join(&self, from: &SpaceId, to: &SpaceId) -> Result<Option<Vec<SpaceId>>, GrainError> {
         let mut order = self.store.space_order().await?;
         // What has no place has nothing to give away.
         let Some(at) = order.iter().position(|known| known == from) else { return Ok(None) };
+        let jobs = self.store.reembeddings().await?;
+        // What an open job makes serves nothing before its time.
+        let maker = jobs.iter().find(|job| job.state.is_open() && job.space == *to);
+        let being_made = |job: &Reembedding| GrainError::BeingMade { space: to.clone(), job: job.id.clone() };
         let Some(place) = order.iter().position(|known| known == to) else {
+            if let Some(job) = maker.filter(|_| order[at + 1..].iter().any(|space| self.indexes.n_served(space) > 0)) {
+                return Err(being_made(job));
+            }
             order.insert(at + 1, to.clone());
             return Ok(Some(order));
         };
         let spaces_between = order.get(at + 1..place).unwrap_or_default();
         let serves_instead = |space: &&SpaceId| self.indexes.share_one(from, space, &[]);
         let Some(between) = spaces_between.iter().find(serves_instead) else { return Ok(None) };
-        let jobs = self.store.reembeddings().await?;
-        // What an open job makes serves nothing before its time.
-        let is_being_made = jobs.iter().any(|job| job.state.is_open() && job.space == *to);
+        if let Some(job) = maker {
+            return Err(being_made(job));
+        }
         let hiding = hiding_for_good(&order[..=at], &jobs, to);
-        if is_being_made || spaces_between.iter().any(|space| self.indexes.share_one(to, space, &hiding)) {
+        if spaces_between.iter().any(|space| self.indexes.share_one(to, space, &hiding)) {
             return Err(GrainError::Between { from: from.clone(), to: to.clone(), between: between.clone() });
         }
         order[at + 1..=place].rotate_right(1);

@@ -10,6 +10,7 @@ use sqlx::{ConnectOptions, Connection, FromRow};
 use tempfile::TempDir;
 
 use crate::helpers::{TestApp, repository, send, with_tiny};
+use crate::reembedding_rules::{THIRD, begin_slowly, write_with};
 use crate::reembeddings::{OTHER, begin, verb, wait_for, wait_until, write};
 
 /// Of every ten grains of the file, one has no vector and one has another's.
@@ -247,6 +248,25 @@ async fn a_space_is_not_joined_where_a_third_one_would_serve_what_is_joined() {
     let lines = adopt(&app, body).await;
     let joined = lines.last().expect("an end")["end"]["space"].clone();
     assert_eq!((served_from("wheat").await, served_from("rye").await), (joined, job["space"].clone()));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_space_is_not_joined_to_one_that_a_job_makes_before_others_that_serve() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
+    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
+    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
+    app.post("/grains", grain).await.ok();
+    write_with(&app, "rye", "tiny", 300).await;
+    // The job that waits behind this one has made nothing, so that its space has no place.
+    begin_slowly(&app, THIRD).await;
+    let job = begin(&app, json!({"to": OTHER})).await;
+    let body = json!({"from": declared["id"], "model": OTHER});
+    let detail = refusal(&app, body.clone()).await;
+    assert!(detail.contains(job["id"].as_str().expect("an id")) && detail.contains("/cancel"), "{detail}");
+    verb(&app, &job, "cancel").await;
+    adopt(&app, body).await;
     app.stop().await;
 }
 
