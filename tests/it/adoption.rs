@@ -182,10 +182,7 @@ async fn a_space_is_joined_to_a_models_where_texts_agree() {
 #[tokio::test]
 async fn what_is_joined_to_a_new_space_is_not_served_from_one_that_was_rolled_back() {
     let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
-    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
-    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
-    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
-    app.post("/grains", grain).await.ok();
+    let declared = declared_with_wheat(&app).await;
     let job = begin(&app, json!({"to": "tiny-cls"})).await;
     wait_until(&app, &job, "completed").await;
     verb(&app, &job, "rollback").await;
@@ -197,18 +194,29 @@ async fn what_is_joined_to_a_new_space_is_not_served_from_one_that_was_rolled_ba
     app.stop().await;
 }
 
-#[tokio::test]
-async fn what_is_joined_to_a_space_behind_one_that_was_rolled_back_is_not_served_from_that_one() {
-    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+/// A declared space with one grain, `wheat`, whose vector is of `tiny`.
+async fn declared_with_wheat(app: &TestApp) -> Value {
     let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
     let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
     let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
     app.post("/grains", grain).await.ok();
+    declared
+}
+
+/// A re-embedding of everything to the other model that was rolled back: its vectors are kept.
+async fn rolled_back_to_other(app: &TestApp) -> Value {
+    let job = begin(app, json!({"to": OTHER})).await;
+    wait_until(app, &job, "completed").await;
+    verb(app, &job, "rollback").await;
+    wait_until(app, &job, "rolled_back").await
+}
+
+#[tokio::test]
+async fn what_is_joined_to_a_space_behind_one_that_was_rolled_back_is_not_served_from_that_one() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    let declared = declared_with_wheat(&app).await;
     let served_from = async |id: &str| app.get(&format!("/grains/{id}")).await.ok()["meta"]["space"].clone();
-    let job = begin(&app, json!({"to": OTHER})).await;
-    wait_until(&app, &job, "completed").await;
-    verb(&app, &job, "rollback").await;
-    wait_until(&app, &job, "rolled_back").await;
+    rolled_back_to_other(&app).await;
     // The model's space is there already, behind the one that was given up.
     app.post("/grains", json!({"id": "rye", "text": "rye"})).await.ok();
     let lines = adopt(&app, json!({"from": declared["id"], "model": "tiny"})).await;
@@ -225,15 +233,9 @@ async fn what_is_joined_to_a_space_behind_one_that_was_rolled_back_is_not_served
 #[tokio::test]
 async fn a_space_is_not_joined_where_a_third_one_would_serve_what_is_joined() {
     let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
-    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
-    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
-    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
-    app.post("/grains", grain).await.ok();
+    let declared = declared_with_wheat(&app).await;
     let served_from = async |id: &str| app.get(&format!("/grains/{id}")).await.ok()["meta"]["space"].clone();
-    let job = begin(&app, json!({"to": OTHER})).await;
-    wait_until(&app, &job, "completed").await;
-    verb(&app, &job, "rollback").await;
-    wait_until(&app, &job, "rolled_back").await;
+    let job = rolled_back_to_other(&app).await;
     // It has vectors in both, and is served from the third space as long as that stands before the model's.
     app.post("/grains", json!({"id": "rye", "text": "rye", "model": OTHER})).await.ok();
     app.patch("/grains/rye", json!({"text": "rye", "model": "tiny"})).await.ok();
@@ -254,10 +256,7 @@ async fn a_space_is_not_joined_where_a_third_one_would_serve_what_is_joined() {
 #[tokio::test]
 async fn a_space_is_not_joined_to_one_that_a_job_makes_before_others_that_serve() {
     let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
-    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
-    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
-    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
-    app.post("/grains", grain).await.ok();
+    let declared = declared_with_wheat(&app).await;
     write_with(&app, "rye", "tiny", 300).await;
     // The job that waits behind this one has made nothing, so that its space has no place.
     begin_slowly(&app, THIRD).await;
@@ -280,10 +279,7 @@ async fn refusal(app: &TestApp, body: Value) -> String {
 #[tokio::test]
 async fn what_a_re_embedding_can_be_rolled_back_to_is_not_joined_away_from_it() {
     let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
-    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
-    let vectors = app.post("/embed", json!({"inputs": ["wheat"]})).await.ok();
-    let grain = json!({"id": "wheat", "text": "wheat", "space": declared["id"], "vector": vectors[0]});
-    app.post("/grains", grain).await.ok();
+    let declared = declared_with_wheat(&app).await;
     let served_from = async || app.get("/grains/wheat").await.ok()["meta"]["space"].clone();
     let job = begin(&app, json!({"to": OTHER})).await;
     wait_until(&app, &job, "completed").await;
