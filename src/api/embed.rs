@@ -19,7 +19,7 @@ use crate::engine::{OverLong, Priority};
 use crate::models::EmbedRequest;
 
 /// How the inputs of a TEI request are to be embedded: the fields of [`EmbedBody`] besides its inputs, and the
-/// `parameters` of `/similarity`.
+/// `parameters` of sentences to compare.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 pub struct EmbedOptions {
     /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
@@ -37,7 +37,7 @@ pub struct EmbedOptions {
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
     #[schema(example = 384, minimum = 1)]
     pub dimensions: Option<u64>,
-    /// A model's name or alias; the active model when absent or empty.
+    /// A model's name or alias; when absent or empty the key's model, or else the active one.
     #[schema(example = "all-MiniLM-L6-v2")]
     pub model: Option<String>,
     /// The space the vectors must be in: 412 if they would be in another.
@@ -72,7 +72,7 @@ macro_rules! body {
             /// The length of the vectors: the model's own, or one it was trained to be cut to.
             #[schema(example = 384, minimum = 1)]
             dimensions: Option<u64>,
-            /// A model's name or alias; the active model when absent or empty.
+            /// A model's name or alias; when absent or empty the key's model, or else the active one.
             #[schema(example = "all-MiniLM-L6-v2")]
             model: Option<String>,
             /// The space the vectors must be in: 412 if they would be in another.
@@ -112,7 +112,7 @@ body! {
     #[schema(as = EmbedBody_RootInputs)]
     RootBody of RootInputs {
         /// How sentences to compare are to be embedded, as for `/similarity`; the fields beside it say what it leaves
-        /// out. It is ignored for texts.
+        /// out. For texts it must be well formed, and says nothing.
         #[serde(default, deserialize_with = "optional_object")]
         parameters: Option<EmbedOptions>,
     }
@@ -180,7 +180,7 @@ impl EmbedOptions {
             prompt_name: self.prompt_name.or(others.prompt_name),
             input_type: self.input_type.or(others.input_type),
             dimensions: self.dimensions.or(others.dimensions),
-            model: self.model.or(others.model),
+            model: self.model.filter(|name| !name.trim().is_empty()).or(others.model),
             expect_space: self.expect_space.or(others.expect_space),
             priority: self.priority.or(others.priority),
         }

@@ -54,7 +54,7 @@ impl ApiError {
         self
     }
 
-    /// Says that trying again never makes sense.
+    /// Tells OpenAI's clients not to try again: they would at once, or sleep through the time that others are told.
     #[must_use]
     pub fn never_retry(mut self) -> Self {
         self.never_retry = true;
@@ -207,7 +207,6 @@ impl From<ModelError> for ApiError {
                 let error = Self::new(code_of(kind), message);
                 if permanent { error.never_retry() } else { error.with_retry_after(retry_after) }
             }
-            // OpenAI's clients would sleep through the time that others are told, on each try.
             ModelError::Disabled { .. } => {
                 Self::new(Code::ModelDisabled, message).with_retry_after(Duration::from_mins(1)).never_retry()
             }

@@ -168,8 +168,8 @@ impl FromRequestParts<AppState> for ModelWord {
 pub struct UsualModel(Option<ModelName>);
 
 impl UsualModel {
-    /// The model that the request names, or else the key's; `None` is the active one. A blank name is none: clients
-    /// that were written for TEI send one.
+    /// The model that the request names, or else the key's; `None` is the active one. A blank name is none on the routes of
+    /// TEI and OpenAI: clients that were written for TEI send one.
     #[must_use]
     pub fn unless(&self, named: Option<String>) -> Option<String> {
         let named = named.filter(|name| !name.trim().is_empty());

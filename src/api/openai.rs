@@ -1,5 +1,5 @@
-//! `/v1`: OpenAI's embeddings and models routes. Embeddings are answered without `/v1` too, as TEI does, and below
-//! `/models/{name}`.
+//! `/v1`: OpenAI's embeddings and models routes. Embeddings are answered without `/v1` too, as TEI does, and both
+//! routes stand below `/models/{name}` too.
 
 use axum::extract::State;
 use axum::response::Response;
@@ -28,8 +28,8 @@ const NO_NAMES: [&str; 2] = ["text-embeddings-inference", "tei"];
 /// The body of `/v1/embeddings`. Other fields, `user` among them, are ignored.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 pub struct EmbeddingsBody {
-    /// A model's name or alias; the active model when absent or empty. `text-embeddings-inference` and `tei` count as
-    /// absent where no model answers to them.
+    /// A model's name or alias; when absent or empty the key's model, or else the active one.
+    /// `text-embeddings-inference` and `tei` count as absent where no model answers to them.
     #[schema(example = "all-MiniLM-L6-v2")]
     model: Option<String>,
     #[schema(example = "hello world")]

@@ -33,7 +33,7 @@ pub enum NativeErrors {
     /// The request took too long, the database does not answer, or a model is not to be had.
     #[response(status = 503, content_type = "application/problem+json", headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
-        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+        ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
     ))]
     Unavailable(ProblemBody),
 }
@@ -58,7 +58,7 @@ pub struct Conflict(ProblemBody);
     content_type = "application/problem+json",
     headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
-        ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+        ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
     )
 )]
 #[allow(dead_code, reason = "utoipa reads the field")]
@@ -121,13 +121,13 @@ macro_rules! family_errors {
             /// The model is loading, disabled or cannot be loaded, or the request took too long.
             #[response(status = 503, headers(
                 ("retry-after" = u64, description = "Seconds until trying again makes sense"),
-                ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+                ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
             ))]
             Unavailable($body),
             /// There is no room in memory for the model.
             #[response(status = 507, headers(
                 ("retry-after" = u64, description = "Seconds until trying again makes sense"),
-                ("x-should-retry" = String, description = "`false` when trying again is pointless"),
+                ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
             ))]
             NoRoom($body),
         }

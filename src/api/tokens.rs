@@ -65,7 +65,7 @@ pub struct TokenizeBody {
     /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
     #[schema(example = json!(null))]
     input_type: Option<InputTypeWord>,
-    /// A model's name or alias; the active model when absent or empty.
+    /// A model's name or alias; when absent or empty the key's model, or else the active one.
     #[schema(example = "all-MiniLM-L6-v2")]
     model: Option<String>,
 }
@@ -77,7 +77,7 @@ pub struct DecodeBody {
     ids: TokenIds,
     /// Whether to leave out the tokens that are put around each text; true when absent.
     skip_special_tokens: Option<bool>,
-    /// A model's name or alias; the active model when absent or empty.
+    /// A model's name or alias; when absent or empty the key's model, or else the active one.
     #[schema(example = "all-MiniLM-L6-v2")]
     model: Option<String>,
 }

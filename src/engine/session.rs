@@ -269,7 +269,7 @@ impl EncoderSession {
             Some(Ok(session)) => session,
             Some(Err(error)) => {
                 let session = open_file(runtime, options, path).map_err(refused)?;
-                tracing::warn!(path = %path.display(), %error, "the weights cannot be mapped, and are read into memory");
+                tracing::warn!(path = %path.display(), %error, "the graph does not open with its weights mapped: they are read into memory");
                 session
             }
             None => open_file(runtime, options, path).map_err(refused)?,

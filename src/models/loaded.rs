@@ -46,8 +46,8 @@ pub struct LoadedFacts {
     pub commit: Option<String>,
     /// The size of its weight files, in bytes.
     pub weights_bytes: u64,
-    /// Of a file of weights beside the `.onnx` file: the embedding table, in bytes, once for each session. Its rows are read
-    /// as texts look them up.
+    /// Of weights that are mapped: the embedding table, in bytes, once for each session. Its rows are read as texts look
+    /// them up.
     pub looked_up_bytes: u64,
     /// What the process's resident set grew by when it was loaded and warmed up, in bytes.
     pub grown_bytes: u64,

@@ -386,8 +386,8 @@ pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
     size_of_files(std::iter::once(files.onnx.as_path()).chain(modules).chain(files.external_data()))
 }
 
-/// What of that the runtime maps, unless it is for a GPU: what lies outside the `.onnx` file, and that file too in the cache
-/// of a hub.
+/// What of that the runtime is expected to map, unless it is for a GPU: what lies outside the `.onnx` file, and that file too
+/// in the cache of a hub.
 pub(super) fn mapped_bytes(files: &ModelFiles) -> u64 {
     let graph = files.hub.iter().map(|_| files.onnx.as_path());
     size_of_files(files.external_data().chain(graph))

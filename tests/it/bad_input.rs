@@ -295,7 +295,7 @@ async fn models_that_are_not_known_are_not_found_by_any_family() {
             assert_eq!((native.0, native.1.as_str()), (404, "model_not_found"), "{name:?}");
         }
     }
-    // Where texts are embedded a blank name is none; a switch needs one.
+    // On TEI's and OpenAI's routes a blank name is none; a switch needs one.
     for blank in ["", " "] {
         let native = app.put("/models/active", json!({"name": blank})).await.problem();
         assert_eq!((native.0, native.1.as_str()), (404, "model_not_found"), "{blank:?}");

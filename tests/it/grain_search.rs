@@ -296,13 +296,16 @@ async fn a_grain_that_is_changed_while_it_is_found_is_not_shown_when_it_does_not
         is_done.store(true, Ordering::Relaxed);
     };
     let searches = async |mode: &str| {
+        let mut n_found = 0;
         while !is_done.load(Ordering::Relaxed) {
             let found =
                 search(&app, json!({"query": "wheat", "mode": mode, "filter": {"tags": {"any": ["public"]}}})).await;
             for hit in found["hits"].as_array().expect("hits") {
                 assert_eq!(hit["grain"]["meta"]["tags"], json!(["public"]), "{mode}");
+                n_found += 1;
             }
         }
+        assert!(n_found > 0, "{mode}");
     };
     tokio::join!(changes, searches("dense"), searches("lexical"));
     app.stop().await;

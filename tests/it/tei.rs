@@ -153,6 +153,8 @@ async fn the_root_reads_the_parameters_of_sentences_and_only_of_those() {
     assert_eq!(app.post("/", beside).await.tei_error().0, 422, "what the parameters do not say is read beside them");
     let both = json!({"inputs": pair, "truncate": false, "parameters": {"truncate": true}});
     assert_eq!(vector_of(&app.post("/", both).await.ok()), compared);
+    let blank = json!({"inputs": pair, "model": "no-such-model", "parameters": {"model": ""}});
+    assert_eq!(app.post("/", blank).await.status, 404, "a blank name is none there too");
 
     let texts = json!({"inputs": "hello", "parameters": {"model": "no-such-model"}});
     let embedded = app.post("/embed", json!({"inputs": "hello"})).await.ok();

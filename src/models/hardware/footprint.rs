@@ -25,7 +25,7 @@ pub(super) fn libraries_bytes(provider: Provider) -> u64 {
 pub struct Footprint {
     /// Its weight files.
     pub weights_bytes: u64,
-    /// What of them the runtime maps: what lies outside the graph that it is given.
+    /// What of them the runtime is expected to map: what lies outside the graph that it is given.
     pub mapped_bytes: u64,
     /// The longest text it takes.
     pub max_tokens: u32,

@@ -48,7 +48,7 @@ pub struct Candidate {
     pub files: Files,
     /// The size of its weights, from its files or as they are expected.
     pub weights_bytes: Option<u64>,
-    /// What of them is known to be mapped.
+    /// What of them is expected to be mapped.
     pub mapped_bytes: u64,
     /// The length of its vectors.
     pub dimensions: Option<u32>,
