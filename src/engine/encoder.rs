@@ -14,13 +14,12 @@ use metrics::histogram;
 use super::batcher::{Batcher, Lane};
 use super::dense::{self, Module};
 use super::error::{Cause, EngineError};
+use super::graph::GraphFiles;
 use super::head::Head;
 use super::job::{Finish, Priority};
 use super::meter;
 use super::queue::{BatchItem, BatchLimits, MicroBatch};
-use super::session::{
-    EncoderSession, GraphFiles, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput,
-};
+use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use super::turns::in_turns;
 use crate::domain::Pooling;

@@ -19,6 +19,7 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 
 use super::error::{Cause, EngineError};
+use super::graph::{GraphApart, GraphFiles};
 use super::mapped;
 use super::provider::Provider;
 
@@ -127,26 +128,6 @@ fn version_of(library: &Path) -> Option<String> {
     // SAFETY: it returns a static string, which is copied while the library is open.
     let version = unsafe { CStr::from_ptr((base.GetVersionString)()) };
     version.to_str().ok().map(str::to_owned)
-}
-
-/// Where a graph and its weights are.
-#[derive(Clone, Debug)]
-pub struct GraphFiles {
-    /// The `.onnx` file.
-    pub onnx: PathBuf,
-    /// Weights outside it.
-    pub external_data: Vec<PathBuf>,
-    /// The same graph without its weights, where these are within that file and nobody changes it.
-    pub apart: Option<GraphApart>,
-}
-
-/// A graph whose weights lie in a file.
-#[derive(Clone, Debug)]
-pub struct GraphApart {
-    /// What an `.onnx` file holds, with the places of weights in place of them.
-    pub graph: Vec<u8>,
-    /// The file that they are in, no link.
-    pub weights: PathBuf,
 }
 
 /// How a session is to run.
