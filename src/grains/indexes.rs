@@ -5,17 +5,18 @@
 //! another is found in exactly one of them. An index that could not be told is broken: it finds nothing until it is made
 //! again from the database.
 
+mod changing;
 mod making;
 #[cfg(test)]
 mod tests;
 
-use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::{RwLock, RwLockWriteGuard};
+use parking_lot::RwLock;
 
+use self::changing::Changing;
 use self::making::{build, dimensions_of, mark};
 use super::error::GrainError;
 use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
@@ -46,9 +47,6 @@ struct All {
     order: Vec<SpaceId>,
     n_moves: u64,
 }
-
-/// All indexes while they change. After a panic nobody knows what they lack: all of them are broken.
-struct Changing<'a>(RwLockWriteGuard<'a, All>);
 
 /// The index of one space.
 struct OneIndex {
@@ -447,30 +445,6 @@ impl All {
             let before: Vec<&SpaceIndex> = before.iter().filter_map(OneIndex::whole).collect();
             if let Some(index) = rest.first_mut() {
                 index.change(|whole| whole.serve_unless_in(&before));
-            }
-        }
-    }
-}
-
-impl Deref for Changing<'_> {
-    type Target = All;
-
-    fn deref(&self) -> &All {
-        &self.0
-    }
-}
-
-impl DerefMut for Changing<'_> {
-    fn deref_mut(&mut self) -> &mut All {
-        &mut self.0
-    }
-}
-
-impl Drop for Changing<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            for index in &mut self.0.in_order {
-                index.break_as("a change of it was cut off by a panic".to_owned());
             }
         }
     }
