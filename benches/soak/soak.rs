@@ -1,7 +1,7 @@
 //! `soak`: every vector right and no request failed while models come and go, and memory as before.
 //!
-//! The same load runs twice, first as a warm-up. After each, all models are loaded and left alone for a moment, and memory
-//! is read: what a first load and full pools take is in both figures.
+//! The same load runs twice, first as a warm-up. After each, all models are loaded, embed all texts and are left alone for a
+//! moment, and memory is read: what a first load, full pools and the weights that were looked up take is in both figures.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -82,14 +82,7 @@ pub async fn run(common: &Common, seconds: u64, checks: &mut Checks) -> Result<(
     let server = Server::start(Contender::Granary, &common.granary(settings)).await?;
     let golden = Golden::read(Path::new("tests/golden/all-MiniLM-L6-v2.ndjson"))?;
     let mut client = Client::new(server.address);
-    let mut right = BTreeMap::new();
-    for model in MODELS {
-        let mut vectors = Vec::new();
-        for text in &golden.texts {
-            vectors.append(&mut client.embed(Some(model), &[text]).await?.vectors);
-        }
-        right.insert(model, vectors);
-    }
+    let right = embed_all(&mut client, &golden.texts).await?;
     let reference = golden.lowest_cosine(&right[MINILM])?;
     let what = format!("{MINILM} beside sentence-transformers: lowest cosine {reference:.6}");
     checks.line(reference >= LEAST_REFERENCE_COSINE, &format!("{what} (≥ {LEAST_REFERENCE_COSINE} wanted)"));
@@ -106,11 +99,11 @@ pub async fn run(common: &Common, seconds: u64, checks: &mut Checks) -> Result<(
         tally: RefCell::new(Tally::new()),
     };
     load.run(server.pid(), &mut random).await;
-    let start_bytes = rss_at_rest(&server).await?;
+    let start_bytes = rss_at_rest(&server, &golden.texts).await?;
     let warm = load.tally.replace(Tally::new());
     load.ends = Instant::now() + lasts;
     let peak_bytes = load.run(server.pid(), &mut random).await;
-    let end_bytes = rss_at_rest(&server).await?;
+    let end_bytes = rss_at_rest(&server, &golden.texts).await?;
     let tally = load.tally.into_inner();
     server.stop().await?;
 
@@ -126,11 +119,26 @@ pub async fn run(common: &Common, seconds: u64, checks: &mut Checks) -> Result<(
     Ok(())
 }
 
-async fn rss_at_rest(server: &Server) -> Result<u64, Failure> {
+/// Of each model, the vectors of the texts, which are sent one by one.
+async fn embed_all(client: &mut Client, texts: &[String]) -> Result<BTreeMap<&'static str, Vec<Vec<f32>>>, Failure> {
+    let mut by_model = BTreeMap::new();
+    for model in MODELS {
+        let mut vectors = Vec::new();
+        for text in texts {
+            vectors.append(&mut client.embed(Some(model), &[text]).await?.vectors);
+        }
+        by_model.insert(model, vectors);
+    }
+    Ok(by_model)
+}
+
+/// Weights are mapped from files, and a load lets go of their pages: the texts bring them back.
+async fn rss_at_rest(server: &Server, texts: &[String]) -> Result<u64, Failure> {
     let mut client = Client::new(server.address);
     for model in MODELS {
         client.load(model).await?;
     }
+    embed_all(&mut client, texts).await?;
     tokio::time::sleep(REST).await;
     Ok(Usage::of_tree(server.pid()).rss_bytes)
 }
