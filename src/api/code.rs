@@ -113,142 +113,83 @@ pub enum Code {
     Internal,
 }
 
+/// What clients are told by of an error.
+struct Row {
+    word: &'static str,
+    status: StatusCode,
+    tei: &'static str,
+    label: &'static str,
+}
+
 impl Code {
     /// The word on the wire.
     #[must_use]
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::MalformedJson => "malformed_json",
-            Self::EmptyInput => "empty_input",
-            Self::InvalidRequest => "invalid_request",
-            Self::TooManyInputs => "too_many_inputs",
-            Self::TooManyTokens => "too_many_tokens",
-            Self::InputTooLong => "input_too_long",
-            Self::TokenIds => "token_ids",
-            Self::Dimensions => "dimensions",
-            Self::Unauthorized => "unauthorized",
-            Self::Forbidden => "forbidden",
-            Self::Conflict => "conflict",
-            Self::ModelNotFound => "model_not_found",
-            Self::GrainNotFound => "grain_not_found",
-            Self::NotFound => "not_found",
-            Self::Misdirected => "misdirected",
-            Self::MethodNotAllowed => "method_not_allowed",
-            Self::SpaceMismatch => "space_mismatch",
-            Self::VersionMismatch => "version_mismatch",
-            Self::BodyTooLarge => "body_too_large",
-            Self::SlowBody => "slow_body",
-            Self::ContentType => "content_type",
-            Self::Unsupported => "unsupported",
-            Self::Overloaded => "overloaded",
-            Self::ModelLoading => "model_loading",
-            Self::ModelDisabled => "model_disabled",
-            Self::ModelFailed => "model_failed",
-            Self::MemoryBudget => "memory_budget",
-            Self::DiskFull => "disk_full",
-            Self::StoreUnavailable => "store_unavailable",
-            Self::Timeout => "timeout",
-            Self::Internal => "internal",
-        }
+        self.row().word
     }
 
     /// The HTTP status, as the family's clients expect it.
     #[must_use]
     pub fn status(self, family: Family) -> StatusCode {
-        match self {
-            Self::MalformedJson | Self::EmptyInput | Self::TokenIds => StatusCode::BAD_REQUEST,
+        match (self.row().status, family) {
             // OpenAI's clients know no 422.
-            Self::InvalidRequest
-            | Self::TooManyInputs
-            | Self::TooManyTokens
-            | Self::InputTooLong
-            | Self::Dimensions => match family {
-                Family::OpenAi => StatusCode::BAD_REQUEST,
-                Family::Native | Family::Tei => StatusCode::UNPROCESSABLE_ENTITY,
-            },
-            Self::Unauthorized => StatusCode::UNAUTHORIZED,
-            Self::Forbidden => StatusCode::FORBIDDEN,
-            Self::ModelNotFound | Self::GrainNotFound | Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Misdirected => StatusCode::MISDIRECTED_REQUEST,
-            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
-            Self::Conflict => StatusCode::CONFLICT,
-            Self::SpaceMismatch | Self::VersionMismatch => StatusCode::PRECONDITION_FAILED,
-            Self::BodyTooLarge => StatusCode::PAYLOAD_TOO_LARGE,
-            Self::SlowBody => StatusCode::REQUEST_TIMEOUT,
-            Self::ContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::Unsupported => StatusCode::FAILED_DEPENDENCY,
-            Self::Overloaded => StatusCode::TOO_MANY_REQUESTS,
-            Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
-                StatusCode::SERVICE_UNAVAILABLE
-            }
-            Self::MemoryBudget | Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
-            Self::Internal => StatusCode::INTERNAL_SERVER_ERROR,
+            (StatusCode::UNPROCESSABLE_ENTITY, Family::OpenAi) => StatusCode::BAD_REQUEST,
+            (status, _) => status,
         }
     }
 
     /// TEI's `error_type`.
     #[must_use]
     pub fn tei_type(self) -> &'static str {
-        match self {
-            Self::EmptyInput => "Empty",
-            Self::TokenIds => "Tokenizer",
-            Self::Unauthorized => "Unauthorized",
-            Self::Forbidden | Self::Misdirected => "Forbidden",
-            Self::ModelNotFound | Self::GrainNotFound | Self::NotFound => "NotFound",
-            Self::Overloaded => "Overloaded",
-            Self::ModelLoading | Self::ModelDisabled | Self::ModelFailed | Self::StoreUnavailable | Self::Timeout => {
-                "Unhealthy"
-            }
-            Self::Unsupported | Self::MemoryBudget | Self::DiskFull | Self::Internal => "Backend",
-            Self::MalformedJson
-            | Self::InvalidRequest
-            | Self::TooManyInputs
-            | Self::TooManyTokens
-            | Self::InputTooLong
-            | Self::Dimensions
-            | Self::Conflict
-            | Self::MethodNotAllowed
-            | Self::SpaceMismatch
-            | Self::VersionMismatch
-            | Self::BodyTooLarge
-            | Self::SlowBody
-            | Self::ContentType => "Validation",
-        }
+        self.row().tei
     }
 
     /// The label `err` of TEI's counter of failures.
     #[must_use]
     pub fn failure_label(self) -> &'static str {
+        self.row().label
+    }
+
+    const fn row(self) -> Row {
+        use StatusCode as Status;
+        use failure::{BATCH_SIZE, INFERENCE, OVERLOADED, TOKENIZATION, VALIDATION};
+
+        const fn row(word: &'static str, status: StatusCode, tei: &'static str, label: &'static str) -> Row {
+            Row { word, status, tei, label }
+        }
+
         match self {
-            Self::TooManyInputs | Self::TooManyTokens => failure::BATCH_SIZE,
-            Self::InputTooLong | Self::TokenIds => failure::TOKENIZATION,
-            Self::Overloaded => failure::OVERLOADED,
-            Self::ModelLoading
-            | Self::ModelDisabled
-            | Self::ModelFailed
-            | Self::MemoryBudget
-            | Self::DiskFull
-            | Self::StoreUnavailable
-            | Self::Timeout
-            | Self::Internal => failure::INFERENCE,
-            Self::MalformedJson
-            | Self::EmptyInput
-            | Self::InvalidRequest
-            | Self::Dimensions
-            | Self::Unauthorized
-            | Self::Forbidden
-            | Self::Conflict
-            | Self::ModelNotFound
-            | Self::GrainNotFound
-            | Self::NotFound
-            | Self::Misdirected
-            | Self::MethodNotAllowed
-            | Self::SpaceMismatch
-            | Self::VersionMismatch
-            | Self::BodyTooLarge
-            | Self::SlowBody
-            | Self::ContentType
-            | Self::Unsupported => failure::VALIDATION,
+            Self::MalformedJson => row("malformed_json", Status::BAD_REQUEST, "Validation", VALIDATION),
+            Self::EmptyInput => row("empty_input", Status::BAD_REQUEST, "Empty", VALIDATION),
+            Self::InvalidRequest => row("invalid_request", Status::UNPROCESSABLE_ENTITY, "Validation", VALIDATION),
+            Self::TooManyInputs => row("too_many_inputs", Status::UNPROCESSABLE_ENTITY, "Validation", BATCH_SIZE),
+            Self::TooManyTokens => row("too_many_tokens", Status::UNPROCESSABLE_ENTITY, "Validation", BATCH_SIZE),
+            Self::InputTooLong => row("input_too_long", Status::UNPROCESSABLE_ENTITY, "Validation", TOKENIZATION),
+            Self::TokenIds => row("token_ids", Status::BAD_REQUEST, "Tokenizer", TOKENIZATION),
+            Self::Dimensions => row("dimensions", Status::UNPROCESSABLE_ENTITY, "Validation", VALIDATION),
+            Self::Unauthorized => row("unauthorized", Status::UNAUTHORIZED, "Unauthorized", VALIDATION),
+            Self::Forbidden => row("forbidden", Status::FORBIDDEN, "Forbidden", VALIDATION),
+            Self::Conflict => row("conflict", Status::CONFLICT, "Validation", VALIDATION),
+            Self::ModelNotFound => row("model_not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
+            Self::GrainNotFound => row("grain_not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
+            Self::NotFound => row("not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
+            Self::Misdirected => row("misdirected", Status::MISDIRECTED_REQUEST, "Forbidden", VALIDATION),
+            Self::MethodNotAllowed => row("method_not_allowed", Status::METHOD_NOT_ALLOWED, "Validation", VALIDATION),
+            Self::SpaceMismatch => row("space_mismatch", Status::PRECONDITION_FAILED, "Validation", VALIDATION),
+            Self::VersionMismatch => row("version_mismatch", Status::PRECONDITION_FAILED, "Validation", VALIDATION),
+            Self::BodyTooLarge => row("body_too_large", Status::PAYLOAD_TOO_LARGE, "Validation", VALIDATION),
+            Self::SlowBody => row("slow_body", Status::REQUEST_TIMEOUT, "Validation", VALIDATION),
+            Self::ContentType => row("content_type", Status::UNSUPPORTED_MEDIA_TYPE, "Validation", VALIDATION),
+            Self::Unsupported => row("unsupported", Status::FAILED_DEPENDENCY, "Backend", VALIDATION),
+            Self::Overloaded => row("overloaded", Status::TOO_MANY_REQUESTS, "Overloaded", OVERLOADED),
+            Self::ModelLoading => row("model_loading", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::ModelDisabled => row("model_disabled", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::ModelFailed => row("model_failed", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::MemoryBudget => row("memory_budget", Status::INSUFFICIENT_STORAGE, "Backend", INFERENCE),
+            Self::DiskFull => row("disk_full", Status::INSUFFICIENT_STORAGE, "Backend", INFERENCE),
+            Self::StoreUnavailable => row("store_unavailable", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::Timeout => row("timeout", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::Internal => row("internal", Status::INTERNAL_SERVER_ERROR, "Backend", INFERENCE),
         }
     }
 
