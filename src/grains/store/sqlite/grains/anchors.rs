@@ -4,7 +4,7 @@ use super::super::super::StoreError;
 use super::super::super::anchor_store::{Anchor, AnchorStore, NewAnchor, lot_in_sql};
 use super::super::super::grain_store::Reply;
 use super::super::SqliteStore;
-use super::json_array;
+use super::json_text;
 use super::rows::{bytes_of, vector_of};
 use crate::domain::SpaceId;
 
@@ -57,14 +57,14 @@ impl SqliteStore {
              JOIN embeddings AS e ON e.grain = place.value AND e.space = ? \
              JOIN grains AS g ON g.number = e.grain AND g.text_version = e.text_version",
         )
-        .bind(json_array(&numbers))
+        .bind(json_text(&numbers))
         .bind(space.to_string())
         .execute(&mut *transaction)
         .await
         .map_err(&failed)?;
         let mut query = sqlx::QueryBuilder::new(SELECT_ANCHORS);
         query.push(" WHERE a.space = ").push_bind(space.to_string());
-        query.push(" AND a.grain IN (SELECT value FROM json_each(").push_bind(json_array(&numbers)).push("))");
+        query.push(" AND a.grain IN (SELECT value FROM json_each(").push_bind(json_text(&numbers)).push("))");
         let rows = query.build_query_as().fetch_all(&mut *transaction).await.map_err(&failed)?;
         transaction.commit().await.map_err(&failed)?;
         self.anchors_of(rows)
@@ -100,8 +100,8 @@ impl SqliteStore {
             "DELETE FROM anchors WHERE grain NOT IN (SELECT value FROM json_each(?)) \
              OR space NOT IN (SELECT value FROM json_each(?))",
         )
-        .bind(json_array(&numbers))
-        .bind(serde_json::to_string(&spaces).expect("strings are always JSON"))
+        .bind(json_text(&numbers))
+        .bind(json_text(&spaces))
         .execute(&self.writer)
         .await
         .map(drop)

@@ -6,7 +6,7 @@ use super::super::super::StoreError;
 use super::super::super::grain_store::OnlyIf;
 use super::super::SqliteStore;
 use super::filter::{self, Plan};
-use super::{count, json_array};
+use super::{count, json_text};
 use crate::domain::Filter;
 
 /// Grains that one statement deletes.
@@ -39,7 +39,7 @@ impl SqliteStore {
         // its own, as long as it runs: hence not all in one.
         for numbers in numbers.chunks(DELETED_AT_ONCE) {
             sqlx::query("DELETE FROM grains WHERE number IN (SELECT value FROM json_each(?))")
-                .bind(json_array(numbers))
+                .bind(json_text(numbers))
                 .execute(&mut *transaction)
                 .await
                 .map_err(&failed)?;

@@ -3,7 +3,7 @@
 use serde_json::{Value, json};
 use sqlx::{QueryBuilder, Sqlite};
 
-use super::json_array;
+use super::json_text;
 use crate::domain::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
 
 /// The row of `embeddings` that a grain `g` is served by. The order of spaces is one short JSON array.
@@ -86,7 +86,7 @@ pub(super) fn push_from_numbers(query: &mut QueryBuilder<Sqlite>, filter: &Filte
     } else {
         "place.key, value AS number FROM json_each("
     };
-    query.push(" FROM (SELECT ").push(table).push_bind(json_array(numbers)).push(") AS place");
+    query.push(" FROM (SELECT ").push(table).push_bind(json_text(numbers)).push(") AS place");
     if needs_rows(filter) {
         query.push(" JOIN grains AS g ON g.number = place.value");
     }
@@ -194,8 +194,7 @@ fn end_of_lookup(query: &mut QueryBuilder<Sqlite>, plan: Plan) {
 fn push_list(query: &mut QueryBuilder<Sqlite>, values: impl Iterator<Item = String>) {
     // One parameter, however many values there are.
     let values: Vec<String> = values.collect();
-    let json = serde_json::to_string(&values).expect("strings are always JSON");
-    query.push(" IN (SELECT value FROM json_each(").push_bind(json).push("))");
+    query.push(" IN (SELECT value FROM json_each(").push_bind(json_text(&values)).push("))");
 }
 
 /// Begins the condition that each of these values is there; the lookup of one, `wanted`, follows.

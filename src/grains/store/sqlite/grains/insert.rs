@@ -8,8 +8,9 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 
 use super::super::super::grain_store::{Change, NewVector, Numbered};
+use super::json_text;
 use super::rows::bytes_of;
-use super::write::{json, rfc3339};
+use super::write::rfc3339;
 use crate::domain::Grain;
 
 /// Rows of one statement.
@@ -37,7 +38,7 @@ pub(super) async fn insert(
         query.push_values(changes, |mut row, Change { id, content, created_at, .. }| {
             let created = created_at.as_ref().map_or((now.as_str(), now_us), |time| (time.as_str(), time.us()));
             row.push_bind(id.as_str()).push_bind(&content.text).push_bind(&content.source);
-            row.push_bind(json(&content.tags)).push_bind(json(&content.attributes));
+            row.push_bind(json_text(&content.tags)).push_bind(json_text(&content.attributes));
             row.push_bind(created.0).push_bind(&now).push_bind(created.1).push_bind(now_us);
         });
         query.push(" RETURNING id, number");

@@ -20,6 +20,7 @@ mod write;
 
 use std::path::Path;
 
+use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::vocabulary::Vocabulary;
@@ -175,9 +176,9 @@ fn shown<'a, T: Send + 'a>(
     Box::pin(part.around(reply))
 }
 
-/// Numbers as the JSON array that `json_each` takes apart: one parameter, however many there are.
-fn json_array(numbers: &[i64]) -> String {
-    serde_json::to_string(numbers).expect("numbers are always JSON")
+/// What a column keeps as JSON, or an array that `json_each` takes apart: one parameter, however many values there are.
+fn json_text(value: &(impl Serialize + ?Sized)) -> String {
+    serde_json::to_string(value).expect("strings, numbers, lists and JSON values are always JSON")
 }
 
 /// Counts are never negative.

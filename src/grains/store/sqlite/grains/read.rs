@@ -13,7 +13,7 @@ use super::super::super::grain_store::{
 use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED};
 use super::rows::{select_grains, select_grains_and, vector_of};
-use super::{count, json_array};
+use super::{count, json_text};
 use crate::domain::{Filter, GrainId};
 use crate::json::parsed_bytes;
 
@@ -47,7 +47,7 @@ impl SqliteStore {
 
     pub(super) async fn read_grains(&self, numbers: Vec<i64>, filter: Filter) -> Result<Vec<Numbered>, StoreError> {
         let mut query = select_grains();
-        query.push(" WHERE g.number IN (SELECT value FROM json_each(").push_bind(json_array(&numbers)).push("))");
+        query.push(" WHERE g.number IN (SELECT value FROM json_each(").push_bind(json_text(&numbers)).push("))");
         filter::push(&mut query, &filter, Plan::Check);
         let rows = query.build().fetch_all(&self.readers).await.map_err(self.failed("read grains"))?;
         rows.iter().map(|row| self.grain_of(row)).collect()
@@ -58,7 +58,7 @@ impl SqliteStore {
             "SELECT sum(octet_length(text) + octet_length(attributes)) FROM grains \
              WHERE number IN (SELECT value FROM json_each(?))",
         )
-        .bind(json_array(&numbers))
+        .bind(json_text(&numbers))
         .fetch_one(&self.readers)
         .await
         .map_err(self.failed("measure grains"))?;

@@ -8,7 +8,7 @@ use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED};
 use super::insert::put_vector;
 use super::write::order_spaces;
-use super::{count, json_array};
+use super::{count, json_text};
 use crate::domain::{Filter, ReembeddingId};
 
 /// Grains that are tried again together: each may have a text of a megabyte.
@@ -80,7 +80,7 @@ impl SqliteStore {
                  AND grain IN (SELECT value FROM json_each(?))",
             )
             .bind(job.as_str())
-            .bind(json_array(&embedded))
+            .bind(json_text(&embedded))
             .execute(&mut *transaction)
             .await
             .map_err(&failed)?;
@@ -130,8 +130,7 @@ impl SqliteStore {
                 query.push("FROM embeddings AS e JOIN grains AS g ON g.number = e.grain WHERE e.space = ");
                 query.push_bind(kept.to_string()).push(" AND e.text_version = g.text_version AND e.grain IN (");
                 push_numbers(&mut query, &looked_at);
-                let spaces = serde_json::to_string(spaces).expect("strings are always JSON");
-                query.push(")) AND space IN (SELECT value FROM json_each(").push_bind(spaces).push("))");
+                query.push(")) AND space IN (SELECT value FROM json_each(").push_bind(json_text(spaces)).push("))");
                 query
             }
             Purge::Unserved(space) => {
@@ -194,7 +193,7 @@ pub(super) fn push_failed(query: &mut QueryBuilder<Sqlite>, id: &ReembeddingId, 
 }
 
 fn push_numbers(query: &mut QueryBuilder<Sqlite>, numbers: &[i64]) {
-    query.push("SELECT value FROM json_each(").push_bind(json_array(numbers)).push(")");
+    query.push("SELECT value FROM json_each(").push_bind(json_text(numbers)).push(")");
 }
 
 /// Writes a vector, unless the grain has another text by now or a vector in the space.

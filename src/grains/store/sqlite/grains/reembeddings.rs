@@ -6,9 +6,9 @@ use sqlx::{QueryBuilder, Row};
 use super::super::super::StoreError;
 use super::super::SqliteStore;
 use super::super::ledger::RECORD_ACTIVE_MODEL;
-use super::count;
 use super::reembed::push_failed;
-use super::write::{json, write_order};
+use super::write::write_order;
+use super::{count, json_text};
 use crate::domain::{
     Filter, GrainId, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
 };
@@ -42,7 +42,7 @@ impl SqliteStore {
         .bind(job.id.as_str())
         .bind(job.model.as_str())
         .bind(job.space.as_str())
-        .bind(json(&job.selection))
+        .bind(json_text(&job.selection))
         .bind(job.throttle)
         .bind(job.state.as_str())
         .bind(&job.reason)
@@ -87,7 +87,7 @@ impl SqliteStore {
         .bind(job.state.as_str())
         .bind(&job.reason)
         .bind(signed(job.total))
-        .bind(job.previous_order.as_ref().map(json))
+        .bind(job.previous_order.as_ref().map(json_text))
         .bind(job.old_vectors.as_str())
         .bind(job.changed_us)
         .bind(job.cut_over_us)

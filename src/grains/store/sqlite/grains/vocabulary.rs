@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use super::super::super::StoreError;
 use super::super::SqliteStore;
-use super::count;
 use super::words::{distinct, quoted};
+use super::{count, json_text};
 
 /// The most words that are searched for: a pasted page would ask for every grain.
 const MAX_WORDS: usize = 32;
@@ -91,7 +91,7 @@ impl SqliteStore {
             let greatest: Option<i64> = greatest.map_err(&failed)?;
             let counts =
                 sqlx::query_as("SELECT term, doc FROM grain_vocabulary WHERE term IN (SELECT value FROM json_each(?))")
-                    .bind(serde_json::to_string(&uncounted).expect("texts are always JSON"))
+                    .bind(json_text(&uncounted))
                     .fetch_all(&self.readers)
                     .await
                     .map_err(failed)?;

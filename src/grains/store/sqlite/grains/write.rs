@@ -13,10 +13,10 @@ use super::super::super::grain_store::{
     Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, Receipt, Staged, TextFate, Written,
 };
 use super::super::SqliteStore;
-use super::count;
 use super::filter;
 use super::insert::{insert, put_vector};
 use super::rows::select_grains;
+use super::{count, json_text};
 use crate::domain::{Filter, ReembeddingState};
 
 /// The grain that is stored under an id.
@@ -99,7 +99,7 @@ impl SqliteStore {
         let failed = self.failed("write new grains");
         let ids: Vec<&str> = changes.iter().map(|change| change.id.as_str()).collect();
         let taken = sqlx::query_scalar("SELECT id FROM grains WHERE id IN (SELECT value FROM json_each(?))")
-            .bind(json(&ids))
+            .bind(json_text(&ids))
             .fetch_all(&mut **transaction)
             .await
             .map_err(&failed)?;
@@ -205,7 +205,7 @@ async fn update(
     let attributes = &change.content.attributes;
     // What was shown raw, since it cannot be read, stays until other attributes take its place.
     let stays = attributes.is_empty() && serde_json::from_str::<Map<String, Value>>(&found.attributes).is_err();
-    let attributes = if stays { found.attributes.clone() } else { json(attributes) };
+    let attributes = if stays { found.attributes.clone() } else { json_text(attributes) };
     let version = found.version + 1;
     let text_version = if found.is_same_text { found.text_version } else { version };
     sqlx::query(
@@ -216,7 +216,7 @@ async fn update(
     )
     .bind(&change.content.text)
     .bind(&change.content.source)
-    .bind(json(&change.content.tags))
+    .bind(json_text(&change.content.tags))
     .bind(attributes)
     .bind(version)
     .bind(text_version)
@@ -268,11 +268,7 @@ pub(super) async fn write_order(
     transaction: &mut Transaction<'_, Sqlite>,
     order: &[impl serde::Serialize],
 ) -> Result<(), sqlx::Error> {
-    sqlx::query("UPDATE space_order SET spaces = ?").bind(json(&order)).execute(&mut **transaction).await.map(drop)
-}
-
-pub(super) fn json(value: &impl serde::Serialize) -> String {
-    serde_json::to_string(value).expect("strings, numbers, lists and JSON values are always JSON")
+    sqlx::query("UPDATE space_order SET spaces = ?").bind(json_text(&order)).execute(&mut **transaction).await.map(drop)
 }
 
 /// RFC 3339 with all six digits, so that times sort as text too.
