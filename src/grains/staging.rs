@@ -363,12 +363,12 @@ impl Grains {
         Ok(self.store.forget_failures(id).await?)
     }
 
-    /// Some of the grains that a re-embedding could not embed in fewer tries than that.
+    /// Some grains that a re-embedding could not embed, after fewer tries than that; none when there are no more.
     ///
     /// # Errors
     /// The database's.
     pub async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, GrainError> {
-        Ok(self.store.retry_failures(id, tries).await?)
+        Ok(self.store.failed_less_than(id, tries).await?)
     }
 
     /// What a purge of a re-embedding's superfluous vectors deletes: those of the spaces before, where it has cut over,

@@ -113,8 +113,8 @@ pub trait GrainStore: AnchorStore {
     /// Forgets what a re-embedding could not embed, so that it is tried anew.
     fn forget_failures<'a>(&'a self, id: &'a ReembeddingId) -> Reply<'a, ()>;
 
-    /// Some of the same that it has tried fewer times than that; none when there are no more.
-    fn retry_failures<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>>;
+    /// Some grains that a re-embedding could not embed, after fewer tries than that; none when there are no more.
+    fn failed_less_than<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>>;
 
     /// Deletes superfluous vectors of the next grains after a number. `None` when there are no more grains.
     fn purge(&self, purge: Purge, after: i64, limit: u32) -> Reply<'_, Option<Purged>>;

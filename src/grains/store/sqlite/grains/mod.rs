@@ -146,8 +146,8 @@ impl GrainStore for SqliteStore {
         Box::pin(self.delete_failures(id))
     }
 
-    fn retry_failures<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>> {
-        Box::pin(self.failed_less_than(id, tries))
+    fn failed_less_than<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>> {
+        Box::pin(self.find_failed_less_than(id, tries))
     }
 
     fn purge(&self, purge: Purge, after: i64, limit: u32) -> Reply<'_, Option<Purged>> {

@@ -89,7 +89,11 @@ impl SqliteStore {
         Ok(written)
     }
 
-    pub(super) async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, StoreError> {
+    pub(super) async fn find_failed_less_than(
+        &self,
+        id: &ReembeddingId,
+        tries: u32,
+    ) -> Result<Vec<Unembedded>, StoreError> {
         let selection = self.selection_of(id).await?;
         let mut query = QueryBuilder::new("SELECT g.number, g.text, g.text_version");
         push_failed(&mut query, id, &selection);
