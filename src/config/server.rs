@@ -200,12 +200,6 @@ impl AllowedHost {
     pub fn matches(&self, host: &str) -> bool {
         self.0.eq_ignore_ascii_case(host)
     }
-
-    /// The host in lower case, an IPv6 address in brackets.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl TryFrom<String> for AllowedHost {

@@ -140,12 +140,6 @@ impl LogFilter {
     pub fn to_env_filter(&self) -> EnvFilter {
         EnvFilter::new(&self.0)
     }
-
-    /// The directives as they were written.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 impl FromStr for LogFilter {

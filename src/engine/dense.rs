@@ -54,12 +54,6 @@ impl Dense {
         }
     }
 
-    /// Its sizes and its activation.
-    #[must_use]
-    pub fn shape(&self) -> DenseShape {
-        self.shape
-    }
-
     /// The layer's answer, `[out_features]`, to a vector of `in_features` numbers.
     #[must_use]
     pub fn apply(&self, vector: &[f32]) -> Vec<f32> {
