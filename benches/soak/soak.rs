@@ -10,12 +10,13 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use futures::future::join_all;
+use granary::domain::vector::cosine;
 
 use crate::Common;
 use crate::checks::{Checks, mib};
 use crate::models::{BERT, Client, MINILM, TINY, known};
 use crate::support::Failure;
-use crate::support::golden::{Golden, cosine};
+use crate::support::golden::Golden;
 use crate::support::process::Usage;
 use crate::support::random::Random;
 use crate::support::server::{Contender, Server};
@@ -199,9 +200,7 @@ impl Load<'_> {
             if right.len() != vector.len() {
                 return Err(format!("a vector of {name} has {} dimensions", vector.len()).into());
             }
-            // A vector of zeros has no cosine: that is wrong too.
-            let cosine = cosine(right, vector);
-            lowest = lowest.min(if cosine.is_nan() { -1.0 } else { cosine });
+            lowest = lowest.min(cosine(right, vector));
         }
         Ok((name, lowest))
     }

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use granary::domain::vector::cosine;
 use serde::Deserialize;
 
 use super::Failure;
@@ -51,10 +52,4 @@ impl Golden {
         }
         Ok(lowest)
     }
-}
-
-/// The cosine of the angle between two vectors of one length, in double precision.
-pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
-    let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(&x, &y)| f64::from(x) * f64::from(y)).sum::<f64>();
-    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
 }
