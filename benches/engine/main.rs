@@ -13,10 +13,10 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use clap::{Parser, ValueEnum};
-use granary::domain::{Pooling, TruncationSide};
+use granary::domain::{Pooling, Provider, TruncationSide};
 use granary::engine::{
     BatchLimits, CpuFeatures, EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, Finish, GraphFiles, Input,
-    OverLong, Priority, Provider, Runtime, SessionOptions, allow_turns,
+    OverLong, Priority, Runtime, SessionOptions, allow_turns,
 };
 use granary::models::hardware;
 

@@ -24,7 +24,7 @@ pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, 
 pub use error::EngineError;
 pub use graph::{GraphApart, GraphFiles};
 pub use job::{Finish, Priority};
-pub use provider::{CpuFeature, CpuFeatures, Gpu, Provider, ProviderChoice, ProviderFacts, ProviderWish};
+pub use provider::{CpuFeature, CpuFeatures, Gpu, ProviderChoice, ProviderFacts, ProviderWish};
 pub use queue::BatchLimits;
 pub use session::{OutputKind, Runtime, SessionOptions};
 pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};

@@ -5,9 +5,7 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::domain::ProviderSetting;
-
-pub use crate::domain::Provider;
+use crate::domain::{Provider, ProviderSetting};
 
 /// An instruction set that decides how fast matrices are multiplied, and by which provider.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -21,7 +21,7 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 use super::error::{Cause, EngineError};
 use super::graph::{GraphApart, GraphFiles};
 use super::mapped;
-use super::provider::Provider;
+use crate::domain::Provider;
 
 /// Names under which encoders give one vector per token, most usual first.
 const TOKEN_OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];

@@ -15,8 +15,10 @@ use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::health::Health;
 use super::interactive::Interactive;
 use super::standing::Standing;
-use crate::domain::{Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, SpaceId, TruncationSide};
-use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, Input, OverLong, Priority, Provider, ProviderChoice};
+use crate::domain::{
+    Dimensions, Fingerprint, ModelName, Pooling, PromptChoice, Prompts, Provider, SpaceId, TruncationSide,
+};
+use crate::engine::{EncodeRequest, Encoded, Encoder, Finish, Input, OverLong, Priority, ProviderChoice};
 use crate::telemetry::traces::part;
 
 /// What is known of a model once it is loaded.

@@ -23,11 +23,11 @@ use super::loaded::{LoadedFacts, LoadedModel};
 use super::memory::{self, Expected};
 use super::modules::{self, ModuleFile};
 use crate::config::{EngineConfig, QueryLaneSetting};
-use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ProviderSetting, TruncationSide};
+use crate::domain::{Dimensions, EncoderSettings, ModelInfo, Provider, ProviderSetting, TruncationSide};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
-    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind, Provider,
-    ProviderChoice, Runtime, SessionOptions,
+    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind, ProviderChoice,
+    Runtime, SessionOptions,
 };
 use crate::telemetry::with_causes;
 

@@ -1,7 +1,8 @@
 //! What executes a model: asked for in the configuration, for all models or for one, and replaced where it is missing.
 
+use granary::domain::Provider;
 use granary::engine::session::{EncoderSession, WantedOutput};
-use granary::engine::{GraphApart, GraphFiles, Provider, Runtime, SessionOptions};
+use granary::engine::{GraphApart, GraphFiles, Runtime, SessionOptions};
 use serde_json::{Value, json};
 
 use crate::helpers::{TestApp, data_dir, entry_of, test_model, vectors_of, with_tiny};

@@ -2,7 +2,8 @@
 //!
 //! Estimates with their measurements beside them. They decide between models that differ by factors, not by percents.
 
-use crate::engine::{CpuFeature, CpuFeatures, Provider};
+use crate::domain::Provider;
+use crate::engine::{CpuFeature, CpuFeatures};
 
 const MIB: u64 = 1 << 20;
 
