@@ -140,7 +140,8 @@ impl Catalog {
 
     fn add(&mut self, entry: &AdditionalModel, models_dir: &Path) -> Result<(), CatalogError> {
         let source = entry.source(models_dir);
-        if let Some(known) = self.models.iter_mut().find(|model| model.name == entry.name) {
+        if let Some(at) = self.models.iter().position(|model| model.name == entry.name) {
+            let mut known = self.models[at].clone();
             known.origin = ModelOrigin::Configured;
             known.pinned = entry.pinned;
             if let Some(source) = source {
@@ -153,9 +154,8 @@ impl Catalog {
             known.provider = entry.provider;
             known.configured = entry.encoder_settings();
             known.aliases.extend(entry.aliases.iter().cloned());
-            let mut changed = known.clone();
-            add_hub_alias(&mut changed, |word| self.models.iter().any(|other| other.answers_to(word)));
-            self.models.iter_mut().filter(|model| model.name == entry.name).for_each(|model| *model = changed.clone());
+            add_hub_alias(&mut known, |word| self.models.iter().any(|other| other.answers_to(word)));
+            self.models[at] = known;
             return Ok(());
         }
         let mut model = new_model(entry, models_dir, ModelOrigin::Configured)?;
