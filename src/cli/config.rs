@@ -2,7 +2,7 @@
 
 use std::io::Write;
 
-use super::{ConfigArgs, output};
+use super::{ConfigArgs, ProcessError, output};
 use crate::app::{self, AppError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 
@@ -15,9 +15,9 @@ pub enum ConfigCommandError {
     /// Nor with these models or routes.
     #[error(transparent)]
     Unservable(#[from] AppError),
-    /// Nobody takes the output.
-    #[error("the configuration cannot be printed")]
-    Print(#[source] std::io::Error),
+    /// The process.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// Prints to `out` what `args` ask for, from this process's environment and working directory.
@@ -26,16 +26,12 @@ pub enum ConfigCommandError {
 /// When the configuration is refused, or `out` fails. A reader that leaves early (`granary config | head`) is no error.
 pub fn run(args: ConfigArgs, out: &mut impl Write) -> Result<(), ConfigCommandError> {
     if args.default {
-        return print(Config::default_toml(), out);
+        return Ok(output::print(Config::default_toml(), out)?);
     }
     let config = Config::load(&ConfigSources::from_process(args.config, Overrides::default()))?;
     app::catalog(&config)?;
     app::timeouts(&config)?;
-    print(&config.effective_toml(), out)
-}
-
-fn print(text: &str, out: &mut impl Write) -> Result<(), ConfigCommandError> {
-    output::print(text, out).map_err(ConfigCommandError::Print)
+    Ok(output::print(&config.effective_toml(), out)?)
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::output;
+use super::output::{self, ProcessError};
 use crate::auth::{KeyFile, KeyFileError, NewKey, NewKeyError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::domain::{ApiKey, KeyName, ModelName, NoScopeError, Scope, Scopes};
@@ -102,9 +102,9 @@ pub enum KeysCliError {
         /// Why it was not removed.
         source: KeyFileError,
     },
-    /// Nobody takes the output.
-    #[error("the answer cannot be printed")]
-    Print(#[source] io::Error),
+    /// The process.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// Does what `args` say and prints to `out` what came of it.
@@ -113,18 +113,18 @@ pub enum KeysCliError {
 /// [`KeysCliError`].
 pub fn run(args: KeysArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
     if matches!(args.verb, KeysVerb::Hash) {
-        return print(out, &format!("{}\n", read_key()?.hash()));
+        return Ok(output::print(&format!("{}\n", read_key()?.hash()), out)?);
     }
     let overrides = Overrides { data_dir: args.data_dir, ..Overrides::default() };
     let config = Config::load(&ConfigSources::from_process(args.config, overrides))?;
     let file = KeyFile::at(config.keys_path());
     match args.verb {
         KeysVerb::Add(args) => add(&config, &file, args, out),
-        KeysVerb::List => print(out, &listed(&config.auth.keys, &file.read()?)),
+        KeysVerb::List => Ok(output::print(&listed(&config.auth.keys, &file.read()?), out)?),
         KeysVerb::Remove { name } => {
             refuse_configured(&config, &name)?;
             file.remove(&name)?;
-            print(out, &format!("`{name}` is removed from `{}`\n", file.path().display()))
+            Ok(output::print(&format!("`{name}` is removed from `{}`\n", file.path().display()), out)?)
         }
         KeysVerb::Hash => Ok(()),
     }
@@ -165,10 +165,6 @@ fn read_key() -> Result<NewKey, KeysCliError> {
     let mut line = String::new();
     input.read_line(&mut line).map_err(KeysCliError::Read)?;
     Ok(NewKey::chosen(line.trim_end_matches(['\r', '\n']))?)
-}
-
-fn print(out: &mut impl Write, text: &str) -> Result<(), KeysCliError> {
-    output::print(text, out).map_err(KeysCliError::Print)
 }
 
 /// One line a key, under a line of titles.

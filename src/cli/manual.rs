@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{Cli, output};
+use super::{Cli, ProcessError, output};
 
 /// The flags of `granary man`.
 #[derive(Clone, Debug, Default, Args)]
@@ -35,9 +35,9 @@ pub enum ManualError {
         /// What the system said.
         source: io::Error,
     },
-    /// Nobody takes the output.
-    #[error("the answer cannot be printed")]
-    Print(#[source] io::Error),
+    /// The process.
+    #[error(transparent)]
+    Process(#[from] ProcessError),
 }
 
 /// Prints the page of `granary` to `out`, or writes those of all commands into a folder, which is made where it is missing.
@@ -49,7 +49,7 @@ pub fn man(args: ManArgs, out: &mut impl Write) -> Result<(), ManualError> {
     let command = Cli::command().disable_help_subcommand(true);
     let Some(folder) = args.into else {
         let mut page = Vec::new();
-        Man::new(command).render(&mut page).map_err(ManualError::Print)?;
+        Man::new(command).render(&mut page).map_err(ProcessError::Print)?;
         return print(&page, out);
     };
     fs_err::create_dir_all(&folder)
@@ -60,7 +60,7 @@ pub fn man(args: ManArgs, out: &mut impl Write) -> Result<(), ManualError> {
 /// Prints to `out` the script that makes a shell complete commands and flags.
 ///
 /// # Errors
-/// [`ManualError::Print`]. A reader that leaves early is no error.
+/// [`ManualError::Process`]. A reader that leaves early is no error.
 pub fn completions(args: &CompletionsArgs, out: &mut impl Write) -> Result<(), ManualError> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "granary", &mut script);
@@ -68,5 +68,5 @@ pub fn completions(args: &CompletionsArgs, out: &mut impl Write) -> Result<(), M
 }
 
 fn print(text: &[u8], out: &mut impl Write) -> Result<(), ManualError> {
-    output::print(&String::from_utf8_lossy(text), out).map_err(ManualError::Print)
+    Ok(output::print(&String::from_utf8_lossy(text), out)?)
 }

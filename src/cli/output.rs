@@ -57,16 +57,16 @@ pub(super) fn print_answer<E: From<ProcessError>>(
     out: &mut impl Write,
 ) -> Result<(), E> {
     let answer = runtime()?.block_on(answer)?;
-    Ok(print(&answer, out).map_err(ProcessError::Print)?)
+    Ok(print(&answer, out)?)
 }
 
 /// Prints a verb's answer. That nobody reads it to its end is no error.
 ///
 /// # Errors
 /// When it cannot be printed for another reason.
-pub(super) fn print(text: &str, out: &mut impl Write) -> io::Result<()> {
+pub(super) fn print(text: &str, out: &mut impl Write) -> Result<(), ProcessError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error),
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ProcessError::Print(error)),
         _ => Ok(()),
     }
 }

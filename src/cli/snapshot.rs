@@ -47,8 +47,8 @@ pub enum SnapshotCliError {
     #[error(transparent)]
     Process(#[from] ProcessError),
     /// Nobody takes the output.
-    #[error("the snapshot is restored, but that cannot be printed")]
-    Print(#[source] std::io::Error),
+    #[error("the snapshot is restored, but nobody is told so")]
+    Print(#[source] ProcessError),
 }
 
 /// Restores, and prints to `out` what was done.

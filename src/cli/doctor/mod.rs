@@ -84,7 +84,7 @@ pub fn run(args: DoctorArgs, out: &mut impl Write) -> Result<(), DoctorError> {
     } else {
         report.in_words()
     };
-    output::print(&text, out).map_err(ProcessError::Print)?;
+    output::print(&text, out)?;
     match report.n_problems() {
         0 => Ok(()),
         1 => Err(DoctorError::Problems("1 problem".to_owned())),

@@ -190,7 +190,7 @@ fn filter(text: Option<String>) -> Result<Option<Value>, GrainsError> {
 
 /// Prints what the server says in words.
 fn print(out: &mut impl Write, text: &str) -> Result<(), GrainsError> {
-    Ok(output::print(&printable(text), out).map_err(ProcessError::Print)?)
+    Ok(output::print(&printable(text), out)?)
 }
 
 /// One line a hit, best first, and one for each space that was not searched.
