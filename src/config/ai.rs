@@ -289,9 +289,8 @@ fn is_onnx_file(path: &Path) -> bool {
 }
 
 fn unusable_alias(alias: &str, key: String) -> Option<Problem> {
-    let reserved = ["active", "auto"].iter().any(|word| alias.eq_ignore_ascii_case(word));
     let printable = !alias.is_empty() && !alias.chars().any(|c| c.is_whitespace() || c.is_control());
-    let sentence = if reserved {
+    let sentence = if ModelName::is_reserved(alias) {
         format!("found {alias:?}, which is reserved, expected another word")
     } else if printable && alias.len() <= MAX_ALIAS_BYTES {
         return None;

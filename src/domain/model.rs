@@ -45,10 +45,16 @@ impl ModelName {
             // A caller's megabyte must not come back in the error and the log.
             return Err(ModelNameError::Malformed(text.chars().take(MAX_SLUG_BYTES).collect()));
         }
-        if RESERVED_NAMES.iter().any(|reserved| text.eq_ignore_ascii_case(reserved)) {
+        if Self::is_reserved(text) {
             return Err(ModelNameError::Reserved(text.to_owned()));
         }
         Ok(Self(text.to_owned()))
+    }
+
+    /// Whether routes and settings use a word for themselves.
+    #[must_use]
+    pub fn is_reserved(word: &str) -> bool {
+        RESERVED_NAMES.iter().any(|reserved| word.eq_ignore_ascii_case(reserved))
     }
 }
 
