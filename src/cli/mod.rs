@@ -1,4 +1,4 @@
-//! The command line: what it accepts, and the verbs that need no server.
+//! The command line: what it accepts, and the verbs besides `serve`: some ask a running server, the others need none.
 //!
 //! Owns the flags. It refuses to judge values that the configuration can judge, so that a flag and a file give the same
 //! message. Start at [`Command`].

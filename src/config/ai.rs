@@ -176,7 +176,7 @@ impl AdditionalModel {
     }
 
     /// What is wrong with this entry as one sentence, for an entry that comes from elsewhere than the configuration. Of
-    /// many faults it names the first.
+    /// many faults it names the first eight.
     #[must_use]
     pub fn refusal(&self) -> Option<String> {
         let problems = self.problems("").into_iter().take(MAX_REFUSED);

@@ -7,7 +7,8 @@ use serde::{Serialize, Serializer};
 
 use crate::domain::{Provider, ProviderSetting};
 
-/// An instruction set that decides how fast matrices are multiplied, and by which provider.
+/// An instruction set that says how fast matrices are multiplied, and by which provider. Those of integer products
+/// decide nothing here: they are only shown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CpuFeature {
     /// x86-64: products of 8 floats.
@@ -60,7 +61,7 @@ impl CpuFeature {
     }
 }
 
-/// The instruction sets of a CPU that decide between providers.
+/// The instruction sets of a CPU.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CpuFeatures(u16);
 

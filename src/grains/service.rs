@@ -1,8 +1,8 @@
 //! Grains as the rest of the process uses them: read, written, deleted, counted.
 //!
 //! Everything that changes grains passes one gate, so that a commit and what it means for the indexes are one step for
-//! everybody else, and goes on when its caller leaves. Who leaves while waiting there has changed nothing. Embedding
-//! happens before the gate: nobody waits there for a model.
+//! everybody else, and goes on when its caller leaves. Who leaves while a write, a deletion or an adoption waits there
+//! has changed nothing. Embedding happens before the gate: nobody waits there for a model.
 
 use std::collections::HashMap;
 use std::sync::Arc;

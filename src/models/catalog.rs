@@ -1,4 +1,4 @@
-//! Every model the server knows: built in, and configured.
+//! Every model the server knows when it starts: built in, configured, and registered in earlier runs.
 
 use std::num::NonZeroU32;
 use std::path::Path;

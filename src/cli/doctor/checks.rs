@@ -156,7 +156,7 @@ pub(super) fn route_times(config: &Config) -> Option<Check> {
     Some(Check::new("server.route_timeouts", Verdict::Problem, finding))
 }
 
-/// Whether the database can be opened; `None` when the configuration wants none.
+/// Whether the database can be opened; without a state when the configuration wants none.
 pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreError>>) -> Check {
     const SUBJECT: &str = "database";
     let path = config.database_path();

@@ -280,7 +280,7 @@ impl SpaceIndex {
     }
 
     /// The nearest `n` served grains by their codes alone, best first. Scores are approximate above the crossover:
-    /// [`score`](Self::score) those that remain when the caller has looked at them.
+    /// [`nearest_among`](Self::nearest_among) compares those that remain when the caller has looked at them.
     pub fn candidates(&self, query: &[f32], n: usize) -> Result<Vec<Scored>, IndexError> {
         self.check(query)?;
         match &self.vectors {
@@ -303,7 +303,8 @@ impl SpaceIndex {
         }
     }
 
-    /// The exact score of each of these grains, best first; those that are unknown or not served are left out.
+    /// The exact score of each of these grains, best first; those that are unknown or not served are left out. Searches
+    /// do not ask for it: tests and benchmarks judge them by it.
     pub fn score(&self, query: &[f32], numbers: &[i64]) -> Result<Vec<Scored>, IndexError> {
         self.check(query)?;
         let among = self.slots.served_among(numbers);
