@@ -9,17 +9,12 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::descriptions::{Architecture, PromptConfig, PromptTexts, SentenceConfig, TokenizerConfig};
 use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
-use crate::domain::{EncoderSettings, Prompts};
+use crate::domain::EncoderSettings;
 use crate::engine::GraphApart;
-
-/// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
-const UNLIMITED_TOKENS: u32 = 1_000_000;
-
-/// Architectures whose position table starts behind the padding index, so that two of its rows are never used.
-const OFFSET_POSITIONS: [&str; 4] = ["roberta", "xlm-roberta", "camembert", "mpnet"];
 
 /// A model's files and what they say of it.
 #[derive(Clone, Debug)]
@@ -141,7 +136,9 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, Fol
     let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
     let modules = modules::read(folder)?;
     let max_positions = architecture.max_positions();
-    let max_tokens = sentence.max_seq_length.or_else(|| tokens.limit()).or(max_positions);
+    // As sentence-transformers does where nothing is said for certain.
+    let inferred_tokens = [tokens.limit(), max_positions].into_iter().flatten().min();
+    let max_tokens = sentence.max_seq_length.or(inferred_tokens);
     let settings = EncoderSettings {
         dimensions: None,
         matryoshka_dims: None,
@@ -156,7 +153,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, Fol
         ModelFiles {
             settings,
             named_prompts: prompt_config.prompts.map(PromptTexts::named).unwrap_or_default(),
-            hidden_size: architecture.hidden_size,
+            hidden_size: architecture.token_size(),
             vocabulary_size: architecture.vocab_size,
             max_positions,
             modules: modules.between,
@@ -249,87 +246,12 @@ pub(super) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Opt
     serde_json::from_slice(&bytes).map(Some).map_err(|source| FolderError::Malformed { path: path.to_owned(), source })
 }
 
-#[derive(Deserialize, Default)]
-struct Architecture {
-    model_type: Option<String>,
-    #[serde(alias = "n_embd", alias = "d_model", alias = "dim")]
-    hidden_size: Option<u32>,
-    vocab_size: Option<u32>,
-    #[serde(alias = "n_positions")]
-    max_position_embeddings: Option<u32>,
-}
-
-impl Architecture {
-    fn max_positions(&self) -> Option<u32> {
-        let unused = match &self.model_type {
-            Some(kind) if OFFSET_POSITIONS.contains(&kind.as_str()) => 2,
-            _ => 0,
-        };
-        self.max_position_embeddings.map(|rows| rows.saturating_sub(unused))
-    }
-}
-
-#[derive(Deserialize, Default)]
-struct SentenceConfig {
-    max_seq_length: Option<u32>,
-}
-
-#[derive(Deserialize, Default)]
-struct TokenizerConfig {
-    model_max_length: Option<serde_json::Value>,
-}
-
-impl TokenizerConfig {
-    fn limit(&self) -> Option<u32> {
-        // Written as a float of 1e30 where there is no limit, which reads as no integer.
-        self.model_max_length
-            .as_ref()
-            .and_then(serde_json::Value::as_u64)
-            .and_then(|limit| u32::try_from(limit).ok().filter(|limit| (1..UNLIMITED_TOKENS).contains(limit)))
-    }
-}
-
-#[derive(Deserialize, Default)]
-struct PromptConfig {
-    prompts: Option<PromptTexts>,
-}
-
-#[derive(Deserialize, Default)]
-struct PromptTexts {
-    query: Option<String>,
-    document: Option<String>,
-    passage: Option<String>,
-    #[serde(flatten)]
-    others: BTreeMap<String, serde_json::Value>,
-}
-
-impl PromptTexts {
-    /// The prompts that are part of the model's space. Empty ones are written by default and mean none there.
-    fn known(&self) -> Prompts {
-        let present = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
-        Prompts {
-            query: present(self.query.as_ref()),
-            document: present(self.document.as_ref().or(self.passage.as_ref())),
-        }
-    }
-
-    fn named(self) -> BTreeMap<String, String> {
-        let known = [("query", self.query), ("document", self.document), ("passage", self.passage)];
-        let known = known.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?)));
-        let others = self.others.into_iter().filter_map(|(name, text)| match text {
-            serde_json::Value::String(text) => Some((name, text)),
-            _ => None,
-        });
-        known.chain(others).collect()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::domain::Pooling;
+    use crate::domain::{Pooling, Prompts};
 
     /// An ONNX file with an empty graph is enough for the walk.
     const EMPTY_GRAPH: [u8; 4] = [0x08, 10, 0x3a, 0];
@@ -425,6 +347,45 @@ mod tests {
         ])
         .expect("well formed");
         assert_eq!(found.settings.max_tokens, NonZeroU32::new(512));
+    }
+
+    #[test]
+    fn a_size_may_be_spelt_in_several_ways_at_once() {
+        let sizes = |config: &str| {
+            let found = read_from(&[("config.json", config)]).unwrap_or_else(|error| panic!("{config}: {error:?}"));
+            (found.hidden_size, found.max_positions)
+        };
+        for (config, expected) in [
+            // What nomic-embed-text-v1.5 has, and had before.
+            (
+                r#"{"hidden_size": 768, "n_embd": 768, "max_position_embeddings": 2048, "n_positions": 8192}"#,
+                (Some(768), Some(8192)),
+            ),
+            (r#"{"n_embd": 768, "n_positions": 8192}"#, (Some(768), Some(8192))),
+            (r#"{"dim": 1, "d_model": 2, "n_embd": 3, "hidden_size": 4}"#, (Some(4), None)),
+            (r#"{"dim": 1, "d_model": 2, "n_embd": 3, "hidden_size": null}"#, (Some(3), None)),
+            (r#"{"dim": 1, "d_model": 2}"#, (Some(2), None)),
+            (r#"{"dim": 1}"#, (Some(1), None)),
+            (r#"{"max_position_embeddings": 512.0, "n_positions": null}"#, (None, Some(512))),
+            (r#"{"max_position_embeddings": -1, "hidden_size": 0.5}"#, (None, None)),
+            (r#"{"max_position_embeddings": 1e10, "n_positions": 0}"#, (None, None)),
+        ] {
+            assert_eq!(sizes(config), expected, "{config}");
+        }
+        assert!(read_from(&[("config.json", r#"{"hidden_size": "large"}"#)]).is_err());
+    }
+
+    #[test]
+    fn a_limit_that_is_only_inferred_is_the_smaller_one_and_one_that_is_said_stays() {
+        let max_tokens = |files: &[(&str, &str)]| {
+            let positions = [("config.json", r#"{"max_position_embeddings": 512}"#)];
+            let found = read_from(&[&positions[..], files].concat()).expect("well formed");
+            found.settings.max_tokens.map(NonZeroU32::get)
+        };
+        assert_eq!(max_tokens(&[("tokenizer_config.json", r#"{"model_max_length": 8192}"#)]), Some(512));
+        assert_eq!(max_tokens(&[("tokenizer_config.json", r#"{"model_max_length": 128}"#)]), Some(128));
+        assert_eq!(max_tokens(&[]), Some(512));
+        assert_eq!(max_tokens(&[("sentence_bert_config.json", r#"{"max_seq_length": 8192}"#)]), Some(8192));
     }
 
     #[test]

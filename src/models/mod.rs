@@ -8,6 +8,7 @@ pub mod callers;
 pub mod canary;
 pub mod catalog;
 pub mod counts;
+mod descriptions;
 mod entry;
 pub mod error;
 mod files;

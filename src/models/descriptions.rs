@@ -1,0 +1,123 @@
+//! The JSON files that describe a model, as far as they are read: who writes them spells the same in several ways.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Deserializer};
+
+use crate::domain::Prompts;
+
+/// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
+const UNLIMITED_TOKENS: u32 = 1_000_000;
+
+/// Architectures whose position table starts behind the padding index, so that two of its rows are never used.
+const OFFSET_POSITIONS: [&str; 4] = ["roberta", "xlm-roberta", "camembert", "mpnet"];
+
+/// `config.json`. Each spelling is a field of its own: some files have two of the same size.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub(super) struct Architecture {
+    model_type: Option<String>,
+    #[serde(deserialize_with = "size")]
+    hidden_size: Option<u32>,
+    #[serde(deserialize_with = "size")]
+    n_embd: Option<u32>,
+    #[serde(deserialize_with = "size")]
+    d_model: Option<u32>,
+    #[serde(deserialize_with = "size")]
+    dim: Option<u32>,
+    /// Rows of the embedding table.
+    #[serde(deserialize_with = "size")]
+    pub(super) vocab_size: Option<u32>,
+    #[serde(deserialize_with = "size")]
+    max_position_embeddings: Option<u32>,
+    #[serde(deserialize_with = "size")]
+    n_positions: Option<u32>,
+}
+
+impl Architecture {
+    /// The length of token vectors.
+    pub(super) fn token_size(&self) -> Option<u32> {
+        self.hidden_size.or(self.n_embd).or(self.d_model).or(self.dim)
+    }
+
+    /// How long a text can be. Where both spellings are there, the smaller one is what a model with computed positions was
+    /// trained on, and the larger one how far they reach.
+    pub(super) fn max_positions(&self) -> Option<u32> {
+        let unused = match &self.model_type {
+            Some(kind) if OFFSET_POSITIONS.contains(&kind.as_str()) => 2,
+            _ => 0,
+        };
+        self.max_position_embeddings.max(self.n_positions).map(|rows| rows.saturating_sub(unused))
+    }
+}
+
+/// A whole number, which some write as a float. Numbers that are no size (-1, 0) are for "none", as null is.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "it is whole and within the bounds")]
+fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Error> {
+    let number = Option::<f64>::deserialize(deserializer)?;
+    let is_size = |number: &f64| number.fract() == 0.0 && (1.0..=f64::from(u32::MAX)).contains(number);
+    Ok(number.filter(is_size).map(|number| number as u32))
+}
+
+/// `sentence_bert_config.json`.
+#[derive(Deserialize, Default)]
+pub(super) struct SentenceConfig {
+    /// The most tokens that a text keeps.
+    pub(super) max_seq_length: Option<u32>,
+}
+
+/// `tokenizer_config.json`.
+#[derive(Deserialize, Default)]
+pub(super) struct TokenizerConfig {
+    model_max_length: Option<serde_json::Value>,
+}
+
+impl TokenizerConfig {
+    /// The most tokens that a text keeps; `None` without a limit.
+    pub(super) fn limit(&self) -> Option<u32> {
+        // Written as a float of 1e30 where there is no limit, which reads as no integer.
+        self.model_max_length
+            .as_ref()
+            .and_then(serde_json::Value::as_u64)
+            .and_then(|limit| u32::try_from(limit).ok().filter(|limit| (1..UNLIMITED_TOKENS).contains(limit)))
+    }
+}
+
+/// `config_sentence_transformers.json`.
+#[derive(Deserialize, Default)]
+pub(super) struct PromptConfig {
+    /// The prompts, by name.
+    pub(super) prompts: Option<PromptTexts>,
+}
+
+/// The prompts of a model.
+#[derive(Deserialize, Default)]
+pub(super) struct PromptTexts {
+    query: Option<String>,
+    document: Option<String>,
+    passage: Option<String>,
+    #[serde(flatten)]
+    others: BTreeMap<String, serde_json::Value>,
+}
+
+impl PromptTexts {
+    /// The prompts that are part of the model's space. Empty ones are written by default and mean none there.
+    pub(super) fn known(&self) -> Prompts {
+        let present = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
+        Prompts {
+            query: present(self.query.as_ref()),
+            document: present(self.document.as_ref().or(self.passage.as_ref())),
+        }
+    }
+
+    /// Every prompt, by its name.
+    pub(super) fn named(self) -> BTreeMap<String, String> {
+        let known = [("query", self.query), ("document", self.document), ("passage", self.passage)];
+        let known = known.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?)));
+        let others = self.others.into_iter().filter_map(|(name, text)| match text {
+            serde_json::Value::String(text) => Some((name, text)),
+            _ => None,
+        });
+        known.chain(others).collect()
+    }
+}
