@@ -345,10 +345,30 @@ mod tests {
         for (pooling, named) in [
             (r#"{"pooling_mode_weightedmean_tokens": true}"#, "weightedmean"),
             (r#"{"pooling_mode_mean_tokens": true, "pooling_mode_max_tokens": true}"#, "mean + max"),
+            (r#"{"pooling_mode": ["cls", "mean"]}"#, "cls + mean"),
+            (r#"{"pooling_mode": "mean", "include_prompt": false}"#, "`include_prompt`"),
+            (r#"{"pooling_mode_cls_token": true, "include_prompt": false}"#, "`include_prompt`"),
+            (r#"{"include_prompt": false}"#, "`include_prompt`"),
+            (r#"{"pooling_mode": 7}"#, "cannot be understood"),
         ] {
             let folder = folder(&POOLED, &[]);
             fs_err::write(folder.path().join("1_Pooling/config.json"), pooling).expect("written");
             assert!(refusal(&folder).contains(named));
+        }
+    }
+
+    #[test]
+    fn a_pooling_has_its_name_in_each_spelling() {
+        for (config, pooling) in [
+            (r#"{"pooling_mode": "mean", "include_prompt": true}"#, Some(Pooling::Mean)),
+            (r#"{"pooling_mode": ["max"], "include_prompt": null}"#, Some(Pooling::Max)),
+            (r#"{"pooling_mode": "lasttoken", "include_prompt": false}"#, Some(Pooling::LastToken)),
+            (r#"{"pooling_mode": null, "pooling_mode_cls_token": true}"#, Some(Pooling::Cls)),
+            ("{}", None),
+        ] {
+            let folder = folder(&POOLED, &[]);
+            fs_err::write(folder.path().join("1_Pooling/config.json"), config).expect("written");
+            assert_eq!(read(folder.path()).expect("well formed").pooling, pooling, "{config}");
         }
     }
 

@@ -12,10 +12,20 @@ use crate::domain::Pooling;
 #[serde(default)]
 struct PoolingConfig {
     /// What newer releases write.
-    pooling_mode: Option<String>,
+    pooling_mode: Option<Mode>,
+    /// Whether the tokens of a prompt are pooled like those behind it; by default they are.
+    include_prompt: Option<bool>,
     /// What older ones write: one flag for each pooling.
     #[serde(flatten)]
     flags: BTreeMap<String, serde_json::Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected the name of a pooling, or a list of them")]
+enum Mode {
+    One(String),
+    /// Their vectors are joined end to end.
+    Several(Vec<String>),
 }
 
 /// The flags of poolings, and the word each stands for.
@@ -33,13 +43,23 @@ pub(super) fn read_pooling(path: &Path) -> Result<Option<Pooling>, FolderError> 
     let Some(config) = read_json::<PoolingConfig>(path)? else { return Ok(None) };
     let is_set = |flag: &str| config.flags.get(flag) == Some(&serde_json::Value::Bool(true));
     let flagged: Vec<&str> = POOLING_FLAGS.iter().filter(|(flag, _)| is_set(flag)).map(|(_, word)| *word).collect();
-    let mode = config.pooling_mode.unwrap_or_else(|| flagged.join(" + "));
-    match mode.as_str() {
-        "mean" => Ok(Some(Pooling::Mean)),
-        "cls" => Ok(Some(Pooling::Cls)),
-        "max" => Ok(Some(Pooling::Max)),
-        "lasttoken" => Ok(Some(Pooling::LastToken)),
-        "" => Ok(None),
-        other => Err(FolderError::Unsupported { path: path.to_owned(), what: format!("the pooling `{other}`") }),
+    let mode = match config.pooling_mode {
+        Some(Mode::One(word)) => word,
+        Some(Mode::Several(words)) => words.join(" + "),
+        None => flagged.join(" + "),
+    };
+    let unsupported = |what| Err(FolderError::Unsupported { path: path.to_owned(), what });
+    let pooling = match mode.as_str() {
+        "mean" => Some(Pooling::Mean),
+        "cls" => Some(Pooling::Cls),
+        "max" => Some(Pooling::Max),
+        "lasttoken" => Some(Pooling::LastToken),
+        "" => None,
+        other => return unsupported(format!("the pooling `{other}`")),
+    };
+    // The last token is never the prompt's.
+    if config.include_prompt == Some(false) && pooling != Some(Pooling::LastToken) {
+        return unsupported("a pooling that leaves the tokens of a prompt out (`include_prompt`)".to_owned());
     }
+    Ok(pooling)
 }
