@@ -64,6 +64,45 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Er
 pub(super) struct SentenceConfig {
     /// The most tokens that a text keeps.
     pub(super) max_seq_length: Option<u32>,
+    /// Whether texts lose their capitals before they are tokenized.
+    pub(super) do_lower_case: Option<bool>,
+}
+
+/// `tokenizer.json`, but for what only the tokenizer itself reads.
+#[derive(Deserialize, Default)]
+pub(super) struct TokenizerFile {
+    normalizer: Option<Normalizer>,
+}
+
+/// One of the normalizers that `tokenizer.json` can name.
+#[derive(Deserialize)]
+struct Normalizer {
+    #[serde(rename = "type")]
+    kind: String,
+    /// Of a `BertNormalizer`.
+    #[serde(default)]
+    lowercase: bool,
+    /// Of a `Sequence`.
+    #[serde(default)]
+    normalizers: Vec<Normalizer>,
+}
+
+impl TokenizerFile {
+    /// Whether texts lose their capitals.
+    pub(super) fn lowers_case(&self) -> bool {
+        self.normalizer.as_ref().is_some_and(Normalizer::lowers_case)
+    }
+}
+
+impl Normalizer {
+    fn lowers_case(&self) -> bool {
+        match self.kind.as_str() {
+            "Lowercase" => true,
+            "BertNormalizer" => self.lowercase,
+            "Sequence" => self.normalizers.iter().any(Self::lowers_case),
+            _ => false,
+        }
+    }
 }
 
 /// `tokenizer_config.json`.

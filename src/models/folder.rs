@@ -9,7 +9,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::descriptions::{Architecture, PromptConfig, PromptTexts, SentenceConfig, TokenizerConfig};
+use super::descriptions::{Architecture, PromptConfig, PromptTexts, SentenceConfig, TokenizerConfig, TokenizerFile};
 use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
@@ -131,7 +131,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, Fol
     let onnx = first_existing("the ONNX file", onnx.map_or_else(usual, |path| vec![path.to_owned()]))?;
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
     let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
-    let sentence: SentenceConfig = read_json(&folder.join("sentence_bert_config.json"))?.unwrap_or_default();
+    let sentence = read_sentence_config(folder, &tokenizer)?;
     let tokens: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
     let modules = modules::read(folder)?;
@@ -227,6 +227,19 @@ fn files(onnx: PathBuf, tokenizer: PathBuf, said: ModelFiles) -> Result<ModelFil
         })
         .collect::<Result<_, _>>()?;
     Ok(ModelFiles { onnx, external_data, tokenizer, quantizes_per_batch, ..said })
+}
+
+/// What `sentence_bert_config.json` says. To lower the case is the tokenizer's work: where that keeps capitals, the model's
+/// vectors would be others.
+fn read_sentence_config(folder: &Path, tokenizer: &Path) -> Result<SentenceConfig, FolderError> {
+    let path = folder.join("sentence_bert_config.json");
+    let sentence: SentenceConfig = read_json(&path)?.unwrap_or_default();
+    if sentence.do_lower_case == Some(true) && !read_json::<TokenizerFile>(tokenizer)?.unwrap_or_default().lowers_case()
+    {
+        let what = "texts in lower case before a tokenizer that keeps capitals (`do_lower_case`)".to_owned();
+        return Err(FolderError::Unsupported { path, what });
+    }
+    Ok(sentence)
 }
 
 fn first_existing(what: &'static str, looked_for: Vec<PathBuf>) -> Result<PathBuf, FolderError> {
@@ -386,6 +399,34 @@ mod tests {
         assert_eq!(max_tokens(&[("tokenizer_config.json", r#"{"model_max_length": 128}"#)]), Some(128));
         assert_eq!(max_tokens(&[]), Some(512));
         assert_eq!(max_tokens(&[("sentence_bert_config.json", r#"{"max_seq_length": 8192}"#)]), Some(8192));
+    }
+
+    #[test]
+    fn capitals_that_the_tokenizer_keeps_and_the_model_does_not_are_refused() {
+        let read = |lowers: &str, normalizer: &str| {
+            let sentence = format!(r#"{{"do_lower_case": {lowers}}}"#);
+            let tokenizer = format!(r#"{{"normalizer": {normalizer}, "model": {{"vocab": {{"a": 0}}}}}}"#);
+            read_from(&[("sentence_bert_config.json", sentence.as_str()), ("tokenizer.json", tokenizer.as_str())])
+        };
+        let sequence = r#"{"type": "Sequence", "normalizers": [{"type": "NFKC"}, {"type": "Lowercase"}]}"#;
+        for normalizer in [
+            r#"{"type": "Lowercase"}"#,
+            r#"{"type": "BertNormalizer", "lowercase": true, "strip_accents": null}"#,
+            sequence,
+            &format!(r#"{{"type": "Sequence", "normalizers": [{sequence}]}}"#),
+        ] {
+            assert!(read("true", normalizer).is_ok(), "{normalizer}");
+        }
+        for normalizer in [
+            "null",
+            r#"{"type": "NFC"}"#,
+            r#"{"type": "BertNormalizer", "lowercase": false}"#,
+            r#"{"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "b"}]}"#,
+        ] {
+            let refusal = read("true", normalizer).expect_err(normalizer).to_string();
+            assert!(refusal.contains("sentence_bert_config.json") && refusal.contains("`do_lower_case`"), "{refusal}");
+            assert!(read("false", normalizer).is_ok() && read("null", normalizer).is_ok(), "{normalizer}");
+        }
     }
 
     #[test]
