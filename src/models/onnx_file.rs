@@ -24,14 +24,22 @@ const DYNAMIC_QUANTISATION: [&str; 2] = ["DynamicQuantizeLinear", "DynamicQuanti
 
 mod field {
     pub const MODEL_GRAPH: u64 = 7;
+    pub const MODEL_FUNCTION: u64 = 25;
+    pub const FUNCTION_NODE: u64 = 7;
+    pub const FUNCTION_ATTRIBUTE: u64 = 11;
     pub const GRAPH_NODE: u64 = 1;
     pub const GRAPH_INITIALIZER: u64 = 5;
+    pub const GRAPH_SPARSE_INITIALIZER: u64 = 15;
     pub const NODE_OP_TYPE: u64 = 4;
     pub const NODE_ATTRIBUTE: u64 = 5;
     pub const ATTRIBUTE_TENSOR: u64 = 5;
     pub const ATTRIBUTE_GRAPH: u64 = 6;
     pub const ATTRIBUTE_TENSORS: u64 = 10;
     pub const ATTRIBUTE_GRAPHS: u64 = 11;
+    pub const ATTRIBUTE_SPARSE_TENSOR: u64 = 22;
+    pub const ATTRIBUTE_SPARSE_TENSORS: u64 = 23;
+    pub const SPARSE_VALUES: u64 = 1;
+    pub const SPARSE_INDICES: u64 = 2;
     pub const TENSOR_RAW_DATA: u64 = 9;
     pub const TENSOR_EXTERNAL_DATA: u64 = 13;
     pub const TENSOR_DATA_LOCATION: u64 = 14;
@@ -61,12 +69,13 @@ pub fn scan(path: &Path) -> io::Result<OnnxFacts> {
 fn scan_reader(reader: impl Read + Seek, n_bytes: u64) -> io::Result<OnnxFacts> {
     let mut walk = Walk::new(reader);
     let mut has_graph = false;
-    walk.message(n_bytes, |walk, number, end| {
-        if number == field::MODEL_GRAPH {
+    walk.message(n_bytes, |walk, number, end| match number {
+        field::MODEL_GRAPH => {
             has_graph = true;
-            return walk.graph(end, 0);
+            walk.graph(end, 0)
         }
-        walk.skip_to(end)
+        field::MODEL_FUNCTION => walk.function(end),
+        _ => walk.skip_to(end),
     })?;
     if has_graph { Ok(walk.facts) } else { Err(malformed("it holds no graph")) }
 }
@@ -116,6 +125,16 @@ impl<R: Read + Seek> Walk<R> {
         self.message(end, |walk, number, end| match number {
             field::GRAPH_NODE => walk.node(end, depth),
             field::GRAPH_INITIALIZER => walk.tensor(end),
+            field::GRAPH_SPARSE_INITIALIZER => walk.sparse_tensor(end),
+            _ => walk.skip_to(end),
+        })
+    }
+
+    /// A function of the model's own, which nodes of the graph call as an operator.
+    fn function(&mut self, end: u64) -> io::Result<()> {
+        self.message(end, |walk, number, end| match number {
+            field::FUNCTION_NODE => walk.node(end, 0),
+            field::FUNCTION_ATTRIBUTE => walk.attribute(end, 0),
             _ => walk.skip_to(end),
         })
     }
@@ -127,11 +146,23 @@ impl<R: Read + Seek> Walk<R> {
                 walk.facts.quantizes_per_batch |= DYNAMIC_QUANTISATION.contains(&operator.as_str());
                 Ok(())
             }
-            field::NODE_ATTRIBUTE => walk.message(end, |walk, number, end| match number {
-                field::ATTRIBUTE_TENSOR | field::ATTRIBUTE_TENSORS => walk.tensor(end),
-                field::ATTRIBUTE_GRAPH | field::ATTRIBUTE_GRAPHS => walk.graph(end, depth + 1),
-                _ => walk.skip_to(end),
-            }),
+            field::NODE_ATTRIBUTE => walk.attribute(end, depth),
+            _ => walk.skip_to(end),
+        })
+    }
+
+    fn attribute(&mut self, end: u64, depth: usize) -> io::Result<()> {
+        self.message(end, |walk, number, end| match number {
+            field::ATTRIBUTE_TENSOR | field::ATTRIBUTE_TENSORS => walk.tensor(end),
+            field::ATTRIBUTE_GRAPH | field::ATTRIBUTE_GRAPHS => walk.graph(end, depth + 1),
+            field::ATTRIBUTE_SPARSE_TENSOR | field::ATTRIBUTE_SPARSE_TENSORS => walk.sparse_tensor(end),
+            _ => walk.skip_to(end),
+        })
+    }
+
+    fn sparse_tensor(&mut self, end: u64) -> io::Result<()> {
+        self.message(end, |walk, number, end| match number {
+            field::SPARSE_VALUES | field::SPARSE_INDICES => walk.tensor(end),
             _ => walk.skip_to(end),
         })
     }
@@ -226,6 +257,30 @@ mod tests {
         let facts = scanned(&model()).expect("well formed");
         assert_eq!(facts.external_data, BTreeSet::from(["constants.bin".into(), "model.onnx_data".into()]));
         assert!(facts.quantizes_per_batch);
+    }
+
+    #[test]
+    fn functions_and_sparse_tensors_are_walked_too() {
+        let graph = |content: &[u8]| field(field::MODEL_GRAPH, content);
+        let function =
+            |number, content: &[u8]| [graph(b""), field(field::MODEL_FUNCTION, &field(number, content))].concat();
+        let operator = field(field::NODE_OP_TYPE, b"DynamicQuantizeLinear");
+        assert!(scanned(&function(field::FUNCTION_NODE, &operator)).expect("well formed").quantizes_per_batch);
+
+        let tensor = tensor_at("apart.bin");
+        let node_with = |number, content: &[u8]| field(field::NODE_ATTRIBUTE, &field(number, content));
+        let values = field(field::SPARSE_VALUES, &tensor);
+        for model in [
+            graph(&field(field::GRAPH_SPARSE_INITIALIZER, &values)),
+            graph(&field(field::GRAPH_SPARSE_INITIALIZER, &field(field::SPARSE_INDICES, &tensor))),
+            graph(&field(field::GRAPH_NODE, &node_with(field::ATTRIBUTE_SPARSE_TENSOR, &values))),
+            graph(&field(field::GRAPH_NODE, &node_with(field::ATTRIBUTE_SPARSE_TENSORS, &values))),
+            function(field::FUNCTION_NODE, &node_with(field::ATTRIBUTE_TENSOR, &tensor)),
+            function(field::FUNCTION_ATTRIBUTE, &field(field::ATTRIBUTE_TENSOR, &tensor)),
+        ] {
+            let facts = scanned(&model).expect("well formed");
+            assert_eq!(facts.external_data, BTreeSet::from(["apart.bin".to_owned()]), "{model:?}");
+        }
     }
 
     #[test]
