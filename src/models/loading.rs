@@ -19,7 +19,7 @@ use super::ledger::{LedgerError, SpaceRecord};
 use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::{LoadedFacts, LoadedModel};
 use super::manager::MultiModelManager;
-use super::memory::{self, Candidate, DoesNotFit, Expected, Others, first_to_go};
+use super::memory::{Candidate, DoesNotFit, Expected, Others, first_to_go};
 use super::standing::Standing;
 use crate::allocator;
 use crate::domain::{ModelName, ModelSource};
@@ -136,13 +136,13 @@ impl MultiModelManager {
         let expected = in_background(move || loader.expected(&info)).await?;
         self.memory.add_residue(expected.libraries_bytes);
         self.make_room(entry, expected).await?;
-        let before = memory::resident_bytes();
+        let before = self.memory.held();
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
         let mut model = in_background(move || loader.load(&info)).await?;
         self.examine(entry, &mut model).await?;
         // What the load needed and the model does not: its file's pages and the graph before it was optimised.
         allocator::give_back();
-        let grown_bytes = memory::resident_bytes().saturating_sub(before);
+        let grown_bytes = self.memory.grown_bytes(before);
         let memory_bytes = memory_of(grown_bytes, &model.facts, expected);
         let facts = Arc::make_mut(&mut model.facts);
         (facts.grown_bytes, facts.memory_bytes) = (grown_bytes, memory_bytes);
@@ -234,25 +234,16 @@ impl MultiModelManager {
         Ok(Standing { accepted: accepted.filter(|accepted| *accepted != space), drift, unknown: None })
     }
 
-    /// Unloads models until what is loaded fits the budget again; `kept` stays, which takes `needed_bytes`.
+    /// Unloads models until what is loaded fits the budget again; `kept` stays, which takes `needed_bytes`. What would not fit
+    /// alone drives nobody out.
     async fn shrink(&self, kept: &Arc<Entry>, needed_bytes: u64) -> Result<(), DoesNotFit> {
-        while self.memory.excess_bytes() > 0 {
-            if !self.evict_one(kept).await {
-                // Alone in the process and still too large: the estimate was too low.
-                let budget_bytes = self.memory.budget_bytes().unwrap_or_default();
-                let used_bytes = self.memory.used_bytes();
-                if needed_bytes > budget_bytes {
-                    return Err(DoesNotFit {
-                        needed_bytes,
-                        is_estimate: false,
-                        used_bytes,
-                        budget_bytes,
-                        others_stay: false,
-                    });
-                }
-                break;
-            }
+        let budget_bytes = self.memory.budget_bytes().unwrap_or(u64::MAX);
+        if self.memory.excess_bytes() > 0 && needed_bytes > budget_bytes {
+            // The estimate was too low.
+            let used_bytes = self.memory.left_bytes(self.in_memory());
+            return Err(DoesNotFit { needed_bytes, is_estimate: false, used_bytes, budget_bytes, others_stay: false });
         }
+        while self.memory.excess_bytes() > 0 && self.evict_one(kept).await {}
         Ok(())
     }
 

@@ -52,6 +52,14 @@ struct Measured {
     weights_bytes: u64,
 }
 
+/// What the process held at one moment, to tell later by how much it has grown.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    resident_bytes: u64,
+    /// What others than models held of that.
+    others_bytes: u64,
+}
+
 /// What is known of a model's memory by its files.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Expected {
@@ -162,6 +170,19 @@ impl Memory {
         used
     }
 
+    /// What the process holds now.
+    pub(super) fn held(&self) -> Held {
+        Held { resident_bytes: resident_bytes(), others_bytes: self.others_bytes() }
+    }
+
+    /// What models have grown by since then: what indexes and caches took meanwhile is none of theirs. Not the difference of
+    /// [`Self::used_bytes`], which is 0 for all that is below the empty process.
+    pub(super) fn grown_bytes(&self, since: Held) -> u64 {
+        let now = self.held();
+        let grown_bytes = now.resident_bytes.saturating_add(since.others_bytes);
+        grown_bytes.saturating_sub(since.resident_bytes.saturating_add(now.others_bytes))
+    }
+
     /// Notes what is in use while the runtime library is loaded and no model is.
     pub(super) fn note_residue(&self) {
         // What the allocator keeps of requests that have ended is no residue.
@@ -210,11 +231,15 @@ impl Memory {
     }
 
     /// Whether a model fits beside what is in use: by what was measured of weights of that size, or else by what is
-    /// expected.
+    /// expected. A measurement by which it would never fit again is not believed where the expectation says otherwise: the
+    /// process may have grown by something else meanwhile, and a load measures anew.
     pub(super) fn check(&self, name: &ModelName, expected: Expected, others: Others) -> Result<(), DoesNotFit> {
         let Some(budget_bytes) = self.budget_bytes() else { return Ok(()) };
         let measured = self.measured.lock().get(name).copied();
-        let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
+        let measured = measured.filter(|measured| {
+            measured.weights_bytes == expected.weights_bytes
+                && (measured.bytes <= budget_bytes || expected.bytes > budget_bytes)
+        });
         let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
         // Those that are loaded may not have all in memory yet that they will take.
         let reserved_bytes = self.beside_bytes(others).saturating_add(others.bytes);
@@ -369,14 +394,49 @@ mod tests {
     fn what_was_measured_is_of_one_models_files() {
         let memory = memory(BudgetOf::Models, u64::MAX);
         let name = ModelName::parse("m").expect("a name");
-        memory.record(&name, 200 << 20, 400 << 20);
+        memory.record(&name, 200 << 20, 250 << 20);
         let same = Expected { weights_bytes: 200 << 20, bytes: 100 << 20, ..Expected::default() };
-        let check = |expected| memory.check(&name, expected, Others::default());
-        assert!(check(same).is_err());
+        let others = Others { n_models: 1, bytes: 100 << 20, ..Others::default() };
+        let check = |expected| memory.check(&name, expected, others);
+        assert_eq!(check(same).expect_err("it took more").needed_bytes, 250 << 20);
         let smaller = Expected { weights_bytes: 1 << 20, bytes: 2 << 20, ..Expected::default() };
         assert_eq!(check(smaller), Ok(()), "its files are others now");
         memory.forget(&name);
         assert_eq!(check(same), Ok(()), "it is another model now");
+    }
+
+    #[test]
+    fn a_measurement_that_would_forbid_a_model_for_good_is_made_anew_where_it_is_expected_to_fit() {
+        let memory = memory(BudgetOf::Models, u64::MAX);
+        let name = ModelName::parse("m").expect("a name");
+        memory.record(&name, 90 << 20, 400 << 20);
+        let check = |bytes| {
+            let expected = Expected { weights_bytes: 90 << 20, bytes, ..Expected::default() };
+            memory.check(&name, expected, Others::default())
+        };
+        assert_eq!(check(200 << 20), Ok(()));
+        let refusal = check(301 << 20).expect_err("neither fits");
+        assert_eq!((refusal.needed_bytes, refusal.is_estimate), (400 << 20, false));
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn what_grains_and_caches_take_while_a_model_loads_is_not_the_models() {
+        // Beside the second one, nothing counts as used.
+        for empty_bytes in [0, u64::MAX] {
+            let memory = memory(BudgetOf::Models, empty_bytes);
+            memory.note_cache(8 << 20);
+            let before = memory.held();
+            let of_grains = vec![1_u8; 64 << 20];
+            memory.note_grains(64 << 20);
+            let grown = memory.grown_bytes(before);
+            assert!(grown < 16 << 20, "{grown} bytes besides {}", of_grains.len());
+            let of_model = vec![1_u8; 64 << 20];
+            let grown = memory.grown_bytes(before);
+            assert!((48 << 20..96 << 20).contains(&grown), "{grown} bytes for {}", of_model.len());
+            memory.note_grains(1 << 50);
+            assert_eq!(memory.grown_bytes(before), 0);
+        }
     }
 
     #[test]
