@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use metrics::{counter, histogram};
 use parking_lot::Mutex;
+use tokio::task::{JoinError, JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 use super::canary;
@@ -19,7 +20,7 @@ use super::ledger::{LedgerError, SpaceRecord};
 use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::{LoadedFacts, LoadedModel};
 use super::manager::MultiModelManager;
-use super::memory::{Candidate, DoesNotFit, Expected, Others, first_to_go};
+use super::memory::{Candidate, DoesNotFit, Expected, Held, Others, first_to_go};
 use super::standing::Standing;
 use crate::allocator;
 use crate::domain::{ModelName, ModelSource};
@@ -138,8 +139,25 @@ impl MultiModelManager {
         self.make_room(entry, expected).await?;
         let before = self.memory.held();
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
-        let mut model = in_background(move || loader.load(&info)).await?;
-        self.examine(entry, &mut model).await?;
+        let mut model = in_background(move || loader.load(&info).inspect_err(|_| allocator::give_back())).await?;
+        if let Err(error) = self.take_in(entry, &mut model, expected, before).await {
+            if let Err(panic) = free(model).await {
+                log_not_freed(&entry.info.name, &panic);
+            }
+            return Err(error);
+        }
+        Ok(model)
+    }
+
+    /// Looks at a model that was just loaded, notes what it takes, and makes room for it if that is more than expected.
+    async fn take_in(
+        &self,
+        entry: &Arc<Entry>,
+        model: &mut LoadedModel,
+        expected: Expected,
+        before: Held,
+    ) -> Result<(), LoadError> {
+        self.examine(entry, model).await?;
         // What the load needed and the model does not: its file's pages and the graph before it was optimised.
         allocator::give_back();
         let grown_bytes = self.memory.grown_bytes(before);
@@ -149,8 +167,7 @@ impl MultiModelManager {
         if let Ok(_turn) = self.turn_to_record(entry).await {
             self.memory.record(&entry.info.name, model.facts.weights_bytes, memory_bytes);
         }
-        self.shrink(entry, memory_bytes).await?;
-        Ok(model)
+        Ok(self.shrink(entry, memory_bytes).await?)
     }
 
     /// Unloads models until there is room for one that is to be loaded. What would not fit either once all had gone that
@@ -414,20 +431,27 @@ async fn drain(entry: Arc<Entry>, model: Arc<LoadedModel>, soft: CancellationTok
         std::mem::forget(model);
         return;
     }
-    // Joining its threads and freeing its weights takes a moment.
-    let freeing = tokio::task::spawn_blocking(move || {
-        drop(model);
-        allocator::give_back();
-    });
     let freed = tokio::select! {
-        freed = freeing => freed,
+        freed = free(model) => freed,
         () = is_for_nothing() => return,
     };
     if let Err(error) = freed {
-        tracing::error!(model = %entry.info.name, %error, "freeing the model failed");
+        log_not_freed(&entry.info.name, &error);
     }
     report(entry.finish_drain(), &entry.info.name);
     tracing::info!(model = %entry.info.name, "the model was unloaded");
+}
+
+/// Drops a model where it holds up nobody: joining its threads and freeing its weights takes a moment.
+fn free(model: impl Send + 'static) -> JoinHandle<()> {
+    tokio::task::spawn_blocking(move || {
+        drop(model);
+        allocator::give_back();
+    })
+}
+
+fn log_not_freed(name: &ModelName, error: &JoinError) {
+    tracing::error!(model = %name, %error, "freeing the model failed");
 }
 
 fn report(moved: Result<(), IllegalMove>, name: &ModelName) {
