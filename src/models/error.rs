@@ -181,7 +181,7 @@ impl LoadError {
     pub fn kind(&self) -> FailureKind {
         match self {
             Self::Memory(_) => FailureKind::Memory,
-            Self::Hub(HubError::DiskFull { .. }) => FailureKind::Disk,
+            Self::Hub(HubError::DiskFull { .. } | HubError::NoRoom(_)) => FailureKind::Disk,
             Self::Files(_)
             | Self::NotDownloaded(_)
             | Self::Hub(_)

@@ -138,9 +138,16 @@ pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     fs_err::create_dir_all(folder)?;
     let temporary = beside(path, "new");
-    fs_err::write(&temporary, content)?;
-    fs_err::File::open(&temporary)?.sync_all()?;
-    fs_err::rename(&temporary, path)?;
+    let write = || {
+        fs_err::write(&temporary, content)?;
+        fs_err::File::open(&temporary)?.sync_all()?;
+        fs_err::rename(&temporary, path)
+    };
+    if let Err(error) = write() {
+        // Nobody would find it again: the next one has another name.
+        let _ = remove_if_there(&temporary);
+        return Err(error);
+    }
     fs_err::File::open(folder)?.sync_all()
 }
 
@@ -188,4 +195,22 @@ pub(super) fn lock_folder(folder: &Path) -> io::Result<fs_err::File> {
     let file = fs_err::File::open(folder)?;
     flock(file.file(), FlockOperation::LockExclusive)?;
     Ok(file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_fails_leaves_nothing_beside_the_file() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let path = folder.path().join("models.lock");
+        fs_err::create_dir_all(path.join("in the way")).expect("made");
+        assert!(write_atomically(&path, b"new").is_err());
+        let names: Vec<_> = fs_err::read_dir(folder.path()).expect("a folder").flatten().collect();
+        assert_eq!(names.len(), 1, "{names:?}");
+        fs_err::remove_dir_all(&path).expect("removed");
+        write_atomically(&path, b"new").expect("written");
+        assert_eq!(fs_err::read(&path).expect("a file"), b"new");
+    }
 }

@@ -129,6 +129,9 @@ pub enum HubError {
         /// What is missing to the end of the download.
         needed_bytes: u64,
     },
+    /// There is no room for something small: a folder, a link, a lock or a list.
+    #[error("the disk is full, or the share of it that this user may have: the cache of the hub cannot be written")]
+    NoRoom(#[source] io::Error),
     /// What was downloaded is not what the hub, or the lock file, says it is.
     #[error("`{file}` came with wrong contents and was removed: its SHA-256 should be {expected} and is {found}")]
     WrongHash {
@@ -176,7 +179,7 @@ pub enum HubError {
     },
     /// The cache cannot be read or written.
     #[error("the cache of the hub cannot be used")]
-    Cache(#[from] io::Error),
+    Cache(#[source] io::Error),
     /// It was called off.
     #[error("the download was cancelled: what has come is kept, and the next try goes on there")]
     Cancelled,
@@ -193,9 +196,39 @@ impl HubError {
                 | Self::Unavailable { .. }
                 | Self::Unexpected { .. }
                 | Self::DiskFull { .. }
+                | Self::NoRoom(_)
                 | Self::WrongHash { .. }
                 | Self::Cache(_)
                 | Self::Cancelled
         )
+    }
+}
+
+impl From<io::Error> for HubError {
+    fn from(error: io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoRoom(error),
+            _ => Self::Cache(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::LoadError;
+    use crate::models::lifecycle::FailureKind;
+
+    #[test]
+    fn a_full_disk_is_told_from_one_that_cannot_be_used() {
+        for (kind, expected) in [
+            (io::ErrorKind::StorageFull, FailureKind::Disk),
+            (io::ErrorKind::QuotaExceeded, FailureKind::Disk),
+            (io::ErrorKind::PermissionDenied, FailureKind::Model),
+        ] {
+            let error = LoadError::from(HubError::from(io::Error::from(kind)));
+            assert_eq!(error.kind(), expected, "{error}");
+            assert!(!error.is_permanent(), "{error}");
+        }
     }
 }
