@@ -64,13 +64,13 @@ impl Download<'_> {
     pub(super) fn plan(&mut self, files: &[Wanted]) -> Result<(), HubError> {
         let blobs = self.cache.blobs();
         fs_err::create_dir_all(&blobs)?;
-        let mut needed_bytes = 0;
+        let mut needed_bytes = 0_u64;
         for file in files {
-            self.total_bytes += file.facts.size_bytes;
+            self.total_bytes = self.total_bytes.saturating_add(file.facts.size_bytes);
             let whole = [self.cache.blob(&file.facts.etag), self.entry(&file.path)];
             if !whole.iter().any(|path| path.is_file()) {
                 let begun = fs_err::metadata(self.cache.incomplete(&file.facts.etag)).map_or(0, |begun| begun.len());
-                needed_bytes += file.facts.size_bytes.saturating_sub(begun);
+                needed_bytes = needed_bytes.saturating_add(file.facts.size_bytes.saturating_sub(begun));
             }
         }
         if needed_bytes > free_bytes(&blobs)? {
@@ -245,5 +245,36 @@ fn continues_at(response: &Response, byte: u64) -> bool {
         StatusCode::OK => byte == 0,
         StatusCode::PARTIAL_CONTENT => start == Some(byte),
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::models::hub::{HubSettings, Patience};
+
+    #[test]
+    fn sizes_that_no_disk_has_are_refused() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let find = |name: &str| (name == "HF_HUB_CACHE").then(|| folder.path().display().to_string());
+        let settings = HubSettings::from_variables(&find).expect("a folder is enough");
+        let client = Client::new(&settings, Patience::default()).expect("a client");
+        let repository = HubId::parse("a/b").expect("a repository");
+        let cache = RepositoryCache::new(folder.path(), &repository);
+        let mut download = Download {
+            client: &client,
+            cache: &cache,
+            repository: &repository,
+            commit: "c",
+            report: &|_| (),
+            done_bytes: 0,
+            total_bytes: 0,
+        };
+        let wanted = ["a", "b"].map(|name| {
+            let facts = FileFacts { etag: name.to_owned(), size_bytes: u64::MAX };
+            Wanted::new(name.to_owned(), facts, None)
+        });
+        let error = download.plan(&wanted).expect_err("it is too much");
+        assert!(matches!(error, HubError::DiskFull { needed_bytes: u64::MAX, .. }), "{error}");
     }
 }
