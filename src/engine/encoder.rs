@@ -299,13 +299,21 @@ impl Encoder {
 
     async fn tokenize(&self, request: EncodeRequest) -> Result<Vec<Tokens>, EngineError> {
         let over_long = request.over_long;
-        if request.inputs.iter().map(n_bytes).sum::<usize>() <= TOKENIZED_IN_PLACE_BYTES {
+        if request.is_short() {
             let tokens_of = |(i, input)| self.tokenizer.tokens(i, input, request.prompt.as_deref(), over_long);
             return request.inputs.iter().enumerate().map(tokens_of).collect();
         }
         let (tokenizer, prompt) = (Arc::clone(&self.tokenizer), request.prompt.map(Arc::<str>::from));
         let tokens_of = move |i, input: &Input| tokenizer.tokens(i, input, prompt.as_deref(), over_long);
         in_turns(request.inputs, n_bytes, tokens_of).await
+    }
+}
+
+impl EncodeRequest {
+    /// Whether it is tokenized where it is. Each text is tokenized with the prompt before it.
+    fn is_short(&self) -> bool {
+        let prompt_bytes = self.prompt.as_ref().map_or(0, String::len);
+        self.inputs.iter().map(|input| prompt_bytes + n_bytes(input)).sum::<usize>() <= TOKENIZED_IN_PLACE_BYTES
     }
 }
 
@@ -385,5 +393,28 @@ impl Worker {
             Ok(Err(source)) => Err(failed(source)),
             Err(_panic) => Err(failed(Cause::from("the runtime panicked"))),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_is_short_with_the_prompt_before_each_of_its_texts() {
+        let is_short = |texts: &[usize], prompt: Option<usize>| {
+            let request = EncodeRequest {
+                inputs: texts.iter().map(|n_bytes| Input::Text("a".repeat(*n_bytes))).collect(),
+                prompt: prompt.map(|n_bytes| "a".repeat(n_bytes)),
+                over_long: OverLong::Refuse,
+                finish: Finish { dimensions: 1, normalize: false },
+                priority: Priority::Interactive,
+            };
+            request.is_short()
+        };
+        assert!(is_short(&[TOKENIZED_IN_PLACE_BYTES], None));
+        assert!(!is_short(&[TOKENIZED_IN_PLACE_BYTES + 1], None));
+        assert!(is_short(&[1, 1], Some(TOKENIZED_IN_PLACE_BYTES / 2 - 1)));
+        assert!(!is_short(&[1, 1], Some(TOKENIZED_IN_PLACE_BYTES / 2)));
     }
 }
