@@ -286,14 +286,24 @@ impl Entry {
         });
     }
 
-    /// Ends a claimed download: the claim goes on as a load.
+    /// Ends a claimed download whose files are there: the claim goes on as a load, unless the download was called off before
+    /// it ended. Says whether it goes on.
     ///
     /// # Errors
     /// When none was under way.
-    pub(super) fn finish_download(&self) -> Result<(), IllegalMove> {
-        // Nobody but who has claimed the download ends it: the state stays what it is in between.
-        let failure = self.state.borrow().failure().cloned();
-        self.move_to(State::Loading { failure })
+    pub(super) fn finish_download(&self) -> Result<bool, IllegalMove> {
+        let mut goes_on = Ok(false);
+        // Under the state's lock: who calls it off a moment later finds a load, and waits for that.
+        self.state.send_if_modified(|state| {
+            let is_called_off = matches!(state, State::Downloading { cancel, .. } if cancel.is_cancelled());
+            let to = if is_called_off { State::Unloaded } else { State::Loading { failure: state.failure().cloned() } };
+            goes_on = state.phase().check_move(to.phase()).map(|()| !is_called_off);
+            if goes_on.is_ok() {
+                self.enter(state, to);
+            }
+            goes_on.is_ok()
+        });
+        goes_on
     }
 
     /// Ends a claimed load of a model that nobody is to have: its download was called off, or it was deleted.

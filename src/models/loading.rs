@@ -116,8 +116,12 @@ impl MultiModelManager {
         };
         match obtained {
             Ok(_) => {
-                report(entry.finish_download(), name);
-                return true;
+                let goes_on = entry.finish_download();
+                if goes_on == Ok(false) {
+                    tracing::info!(model = %name, "the download was given up when it had ended; what has come is kept");
+                }
+                report(goes_on.map(|_| ()), name);
+                return goes_on != Ok(false);
             }
             Err(HubError::Cancelled) => {
                 tracing::info!(model = %name, "the download was given up; what has come is kept");

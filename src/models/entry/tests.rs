@@ -9,6 +9,14 @@ fn entry() -> Entry {
     entry_from(ModelSource::Folder("m".into()))
 }
 
+fn of_a_hub() -> ModelSource {
+    ModelSource::Hub(HubSource {
+        repository: HubId::parse("a/b").expect("a repository"),
+        revision: HubRevision::default(),
+        file: HubFile::default(),
+    })
+}
+
 fn entry_from(source: ModelSource) -> Entry {
     Entry::new(ModelInfo {
         name: ModelName::parse("m").expect("a name"),
@@ -131,13 +139,8 @@ fn who_waits_is_counted_until_it_leaves() {
 
 #[test]
 fn a_failure_is_known_while_the_model_is_tried_again() {
-    let hub = HubSource {
-        repository: HubId::parse("a/b").expect("a repository"),
-        revision: HubRevision::default(),
-        file: HubFile::default(),
-    };
     let now = Instant::now();
-    for source in [ModelSource::Folder("m".into()), ModelSource::Hub(hub)] {
+    for source in [ModelSource::Folder("m".into()), of_a_hub()] {
         let entry = entry_from(source);
         let fails = || entry.status().failure.is_some();
         let claim = || assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now, now), Next::Load));
@@ -147,7 +150,7 @@ fn a_failure_is_known_while_the_model_is_tried_again() {
         claim();
         assert!(fails());
         if entry.download_cancel().is_some() {
-            entry.finish_download().expect("it was downloading");
+            assert_eq!(entry.finish_download(), Ok(true));
             assert!(fails());
         }
         assert_eq!(entry.status().phase, Phase::Loading);
@@ -157,6 +160,16 @@ fn a_failure_is_known_while_the_model_is_tried_again() {
         claim();
         assert!(!fails(), "it was unloaded in between");
     }
+}
+
+#[test]
+fn a_download_that_was_called_off_at_its_end_is_no_load() {
+    let entry = entry_from(of_a_hub());
+    let now = Instant::now();
+    assert!(matches!(entry.lease_or_claim_load(Eagerness::Request, now, now), Next::Load));
+    assert!(matches!(entry.claim_drain(), NextUnload::GiveUp));
+    assert_eq!(entry.finish_download(), Ok(false));
+    assert_eq!(entry.status().phase, Phase::Unloaded);
 }
 
 #[test]
