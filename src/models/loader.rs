@@ -26,8 +26,8 @@ use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, Provider, ProviderSetting, TruncationSide};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
-    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind, ProviderChoice,
-    Runtime, SessionOptions,
+    BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind,
+    ProviderChoice, Runtime, SessionOptions,
 };
 use crate::telemetry::with_causes;
 
