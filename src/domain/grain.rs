@@ -55,6 +55,9 @@ impl GrainId {
 
 text_type!(GrainId);
 
+/// The bytes of a time in UTC to the nanosecond.
+const MAX_TIME_BYTES: usize = "2026-01-31T12:00:00.123456789Z".len();
+
 /// When a grain was created elsewhere: it keeps that time when it moves here. Filters read times the same way.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreatedAt {
@@ -63,12 +66,17 @@ pub struct CreatedAt {
 }
 
 impl CreatedAt {
-    /// Reads a time in RFC 3339. One in UTC is kept as it is written.
+    /// Reads a time in RFC 3339. One in UTC is kept as it is written, but for digits beyond the nanosecond.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
+        // The parser takes any byte between date and time.
+        if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
+            return None;
+        }
         let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
         let us = i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok()?;
-        let text = if text.ends_with('Z') { text.to_owned() } else { time.format(&Rfc3339).ok()? };
+        let is_kept = text.ends_with('Z') && text.len() <= MAX_TIME_BYTES;
+        let text = if is_kept { text.to_owned() } else { time.format(&Rfc3339).ok()? };
         Some(Self { text, us })
     }
 
@@ -197,7 +205,15 @@ mod tests {
         let read = |text| CreatedAt::parse(text).map(|time| (time.as_str().to_owned(), time.us()));
         assert_eq!(read("1970-01-01T00:00:01.50Z"), Some(("1970-01-01T00:00:01.50Z".to_owned(), 1_500_000)));
         assert_eq!(read("1970-01-01T02:00:01+02:00"), Some(("1970-01-01T00:00:01Z".to_owned(), 1_000_000)));
-        assert_eq!(read("yesterday"), None);
+        assert_eq!(read("1970-01-01 00:00:01Z"), Some(("1970-01-01 00:00:01Z".to_owned(), 1_000_000)));
+        let longest = "1970-01-01T00:00:01.123456789";
+        for digits in [0, 1, 1_000_000] {
+            let written = format!("{longest}{}Z", "0".repeat(digits));
+            assert_eq!(read(&written), Some((format!("{longest}Z"), 1_123_456)), "{digits} digits more");
+        }
+        for wrong in ["yesterday", "1970-01-01\u{0}00:00:01Z", "1970-01-01_00:00:01Z", ""] {
+            assert_eq!(read(wrong), None, "{wrong:?}");
+        }
         // It is in the year 10000 in UTC.
         assert_eq!(read("9999-12-31T23:59:59-01:00"), None);
     }

@@ -201,6 +201,20 @@ async fn old_attributes_that_cannot_be_read_stay_until_others_take_their_place()
 }
 
 #[tokio::test]
+async fn a_page_of_long_old_metadata_ends_early_and_an_answer_of_too_much_is_refused() {
+    let raw = format!("\"{}\"", "x".repeat(5 << 20));
+    let ids = ["a", "b", "c", "d", "e", "f", "g"];
+    let app = TestApp::start_in(old_file(&ids, &raw).await, &with_tiny(&[])).await;
+    let page = app.get("/grains?limit=1000&sort=id").await.ok();
+    assert_eq!(page["grains"].as_array().map(Vec::len), Some(4), "16 MiB, and the grain with which they are full");
+    assert_eq!(page["grains"][3]["meta"]["raw"].as_str().map(str::len), Some(raw.len()));
+    let app = app.restart_with(&format!("{}[grains]\nmax_text = \"8 MiB\"\n", with_tiny(&[]))).await;
+    let search = json!({"query": "old text", "mode": "lexical"});
+    refused(&app.post("/grains/search", search).await, 422, "invalid_request", "7 hits have 35.0 MiB");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_old_source_and_old_tags_that_cannot_be_read_are_shown_as_they_are_and_hide_no_other_grain() {
     for (meta, attributes) in [
         (r#"{"source":"a\ud83d"}"#, json!({})),

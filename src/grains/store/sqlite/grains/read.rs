@@ -14,10 +14,10 @@ use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED};
 use super::rows::{select_grains, select_grains_and, vector_of};
 use super::{count, json_text};
-use crate::domain::{Filter, GrainId};
+use crate::domain::{Content, Filter, Grain, GrainId};
 use crate::json::parsed_bytes;
 
-/// Bytes of texts and attributes after which a page ends, however many grains it may have.
+/// Bytes of texts and metadata after which a page ends, however many grains it may have.
 const PAGE_BYTES: usize = 16 << 20;
 
 /// The column of a grain's vector. It is read in one statement with the grain: between two, either may change.
@@ -55,7 +55,10 @@ impl SqliteStore {
 
     pub(super) async fn read_size(&self, numbers: Vec<i64>) -> Result<u64, StoreError> {
         let n_bytes: Option<i64> = sqlx::query_scalar(
-            "SELECT sum(octet_length(text) + octet_length(attributes)) FROM grains \
+            "SELECT sum(octet_length(id) + octet_length(text) + coalesce(octet_length(source), 0) + octet_length(tags) \
+             + octet_length(attributes) + octet_length(created_at) + octet_length(updated_at) \
+             + CASE WHEN json_valid(old_meta) AND json_type(old_meta) = 'object' THEN 0 \
+               ELSE coalesce(octet_length(old_meta), 0) END) FROM grains \
              WHERE number IN (SELECT value FROM json_each(?))",
         )
         .bind(json_text(&numbers))
@@ -87,7 +90,7 @@ impl SqliteStore {
             }
             let numbered = self.grain_of(&row)?;
             let attributes: &str = row.try_get("attributes").map_err(&failed)?;
-            n_bytes += numbered.grain.content.text.len() + attributes.len() + parsed_bytes(attributes.as_bytes());
+            n_bytes += text_bytes(&numbered.grain) + attributes.len() + parsed_bytes(attributes.as_bytes());
             if vectors == Vectors::Included {
                 page.vectors.extend(vector_in(&row).map_err(&failed)?.map(|vector| (numbered.number, vector)));
             }
@@ -139,6 +142,13 @@ impl SqliteStore {
         .map_err(self.failed("look for an earlier answer"))?;
         Ok(row.map(|(request, answer)| Receipt { request, answer }))
     }
+}
+
+/// Bytes of all that is shown of a grain as a string. What an older version stored may be of any length.
+fn text_bytes(grain: &Grain) -> usize {
+    let Grain { id, content: Content { text, source, tags, .. }, raw_meta, created_at, updated_at, .. } = grain;
+    let strings = [Some(text), source.as_ref(), raw_meta.as_ref(), Some(created_at), Some(updated_at)];
+    id.as_str().len() + strings.into_iter().flatten().chain(tags).map(String::len).sum::<usize>()
 }
 
 /// The vector that a row has in [`VECTOR`].
