@@ -201,6 +201,27 @@ async fn old_attributes_that_cannot_be_read_stay_until_others_take_their_place()
 }
 
 #[tokio::test]
+async fn a_line_with_metadata_that_is_shown_raw_is_refused_where_that_would_be_lost() {
+    let app = TestApp::start_in(old_file(&["old"], "not JSON").await, &with_tiny(&[])).await;
+    let import = async |app: &TestApp, lines: &str| {
+        let import = app.request(Method::POST, "/grains/import?on_conflict=replace");
+        send(import.header("content-type", "application/x-ndjson").body(lines.to_owned())).await.text
+    };
+    let exported = app.post("/grains/export", json!({})).await.text;
+    assert!(exported.contains("\"raw\":\"not JSON\""), "{exported}");
+    let answer = import(&app, &exported).await;
+    assert!(answer.contains("\"unchanged\":1,"), "it has the same: {answer}");
+    let answer = import(&app, &exported.replace("not JSON", "no JSON")).await;
+    assert!(answer.contains("`meta.raw`") && answer.contains("\"failed\":1,"), "{answer}");
+    let other = TestApp::start_with(&with_tiny(&[])).await;
+    let answer = import(&other, &exported).await;
+    assert!(answer.contains("`meta.raw`") && answer.contains("\"failed\":1,"), "{answer}");
+    assert_eq!(count(&other).await, 0);
+    app.stop().await;
+    other.stop().await;
+}
+
+#[tokio::test]
 async fn a_page_of_long_old_metadata_ends_early_and_an_answer_of_too_much_is_refused() {
     let raw = format!("\"{}\"", "x".repeat(5 << 20));
     let ids = ["a", "b", "c", "d", "e", "f", "g"];

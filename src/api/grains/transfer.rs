@@ -293,6 +293,7 @@ struct MetaBody {
     source: Option<String>,
     tags: Option<Vec<String>>,
     attributes: Option<Map<String, Value>>,
+    raw: Option<String>,
     embedding_model: Option<String>,
     space: Option<String>,
     origin: Option<String>,
@@ -373,7 +374,8 @@ impl LineBody {
                 truncated: meta.truncated,
             });
         }
-        Ok(ImportEntry::Grain(Box::new(ImportGrain { draft, created_at, made_by: meta.embedding_model })))
+        let grain = ImportGrain { draft, raw_meta: meta.raw, created_at, made_by: meta.embedding_model };
+        Ok(ImportEntry::Grain(Box::new(grain)))
     }
 }
 

@@ -196,6 +196,12 @@ impl Writer {
                 }
             }
         }
+        let stored_raw = found.as_ref().and_then(|found| found.stored.grain.raw_meta.as_ref());
+        if line.grain.raw_meta.is_some() && line.grain.raw_meta.as_ref() != stored_raw {
+            let message = "`meta.raw` is metadata of version 0.3, which no grain can be given: write what it says as \
+                           `source`, `tags` and `attributes`, and leave it out";
+            return refused(GrainError::invalid("meta.raw", message));
+        }
         if let Err(error) = check_content(&line.grain.draft.content, None, self.grains.limits) {
             return refused(error);
         }

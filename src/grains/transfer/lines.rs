@@ -37,6 +37,8 @@ pub enum ImportEntry {
 pub struct ImportGrain {
     /// The grain. What is known of its vector stands there.
     pub draft: Draft,
+    /// Metadata that it was shown with raw.
+    pub raw_meta: Option<String>,
     /// When it was created.
     pub created_at: Option<CreatedAt>,
     /// The model that is said to have made its vector: it may make the space known.
