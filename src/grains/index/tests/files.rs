@@ -38,6 +38,24 @@ fn a_saved_index_comes_back_the_same() {
 }
 
 #[test]
+fn on_a_full_disk_every_vector_is_found_and_nothing_is_saved() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = options(folder.path(), DIMENSIONS, 10);
+    let vectors = Random(7).clusters(60, 5, DIMENSIONS);
+    let mut index = SpaceIndex::create(options.clone()).expect("created");
+    let path = folder.path().join(format!("{}.vectors", options.identity.space));
+    std::os::unix::fs::symlink("/dev/full", path).expect("linked");
+    for (vector, number) in vectors.iter().zip(1..) {
+        index.put(number, vector, Serving::Served).expect("it is committed, and must be found");
+    }
+    index.remove(9).expect("removed");
+    for (vector, number) in vectors.iter().zip(1..).filter(|(_, number)| *number != 9) {
+        assert_eq!(index.nearest(vector, 1).expect("searched")[0].number, number);
+    }
+    assert!(matches!(index.save(), Err(IndexError::DiskFull { .. })));
+}
+
+#[test]
 fn files_of_another_database_state_or_space_are_stale() {
     let folder = tempfile::tempdir().expect("a folder");
     let options = saved(folder.path(), 10);
