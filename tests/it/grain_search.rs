@@ -140,6 +140,20 @@ async fn texts_are_found_by_their_words() {
 }
 
 #[tokio::test]
+async fn words_are_found_by_themselves_in_scripts_whose_case_the_full_text_does_not_know() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let words = ["ᎠᏂᏴᏫᏯ", "ᲗᲑᲘᲚᲘᲡᲘ", "თბილისი", "𞤀𞤣𞤤𞤢𞤥", "İSTANBUL", "ΟΔΟΣ"];
+    for (n, word) in words.iter().enumerate() {
+        app.post("/grains", json!({"id": n.to_string(), "text": format!("the word {word}")})).await.ok();
+    }
+    for (n, word) in words.iter().enumerate() {
+        let found = search(&app, json!({"query": word, "mode": "lexical"})).await;
+        assert!(ids(&found).contains(&n.to_string().as_str()), "{word}: {found}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn words_that_most_grains_have_are_left_out_beside_others() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     // No grain is given the number of another, so the greatest is 1,200.

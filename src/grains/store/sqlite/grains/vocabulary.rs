@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::super::super::StoreError;
 use super::super::SqliteStore;
-use super::words::{distinct, quoted};
+use super::words::{Word, distinct, quoted};
 use super::{count, json_text};
 
 /// The most words that are searched for: a pasted page would ask for every grain.
@@ -43,12 +43,12 @@ impl Vocabulary {
     }
 
     /// Which of these must be counted first.
-    fn uncounted<'a>(&self, words: &'a [String]) -> Vec<&'a str> {
+    fn uncounted<'a>(&self, words: &'a [Word]) -> Vec<&'a str> {
         let mut counted = self.0.lock();
         if counted.since.elapsed() > COUNTED_FOR || counted.words.len() > MOST_KEPT {
             *counted = Counted { since: Instant::now(), n_grains: 0, words: HashMap::new() };
         }
-        words.iter().map(String::as_str).filter(|word| !counted.words.contains_key(*word)).collect()
+        words.iter().map(Word::lower).filter(|word| !counted.words.contains_key(*word)).collect()
     }
 
     /// Notes of these words in how many grains they are: none where the count has none.
@@ -60,16 +60,16 @@ impl Vocabulary {
     }
 
     /// The words that tell most of what is looked for.
-    fn choose(&self, words: Vec<String>) -> Vec<String> {
+    fn choose(&self, words: Vec<Word>) -> Vec<Word> {
         let counted = self.0.lock();
-        let known = words.into_iter().map(|word| (counted.words.get(&word).copied().unwrap_or_default(), word));
+        let known = words.into_iter().map(|word| (counted.words.get(word.lower()).copied().unwrap_or_default(), word));
         choose(known.collect(), counted.n_grains)
     }
 }
 
 /// Of words with the number of grains that they are in: the rarest, without those that most grains have. Where there are no
 /// others, these count after all. Words in no grain come last: a word may be written in another way in the index.
-fn choose(mut words: Vec<(u64, String)>, n_grains: u64) -> Vec<String> {
+fn choose<T>(mut words: Vec<(u64, T)>, n_grains: u64) -> Vec<T> {
     let is_common = |n: u64| n_grains >= FEWEST_GRAINS && n > n_grains / 2;
     if words.iter().any(|(n, _)| (1..=n_grains).contains(n) && !is_common(*n)) {
         words.retain(|(n, _)| !is_common(*n));
@@ -127,12 +127,12 @@ mod tests {
 
     #[test]
     fn words_are_counted_once_a_while() {
-        let (vocabulary, words) = (Vocabulary::new(), ["a", "b"].map(str::to_owned));
+        let (vocabulary, words) = (Vocabulary::new(), distinct("a b"));
         assert_eq!(vocabulary.uncounted(&words), ["a", "b"]);
         vocabulary.note(&["a", "b"], 2_000, vec![("a".to_owned(), 2_000)]);
         assert!(vocabulary.uncounted(&words).is_empty(), "a word that is nowhere is known too");
         vocabulary.note(&["c"], 2_000, vec![("c".to_owned(), 1)]);
-        assert_eq!(vocabulary.choose(vec!["a".to_owned(), "c".to_owned()]), ["c"]);
+        assert_eq!(quoted(&vocabulary.choose(distinct("a C"))).as_deref(), Some("\"C\""));
         let longer = COUNTED_FOR + Duration::from_secs(1);
         vocabulary.0.lock().since = Instant::now().checked_sub(longer).expect("the clock has run as long");
         assert_eq!(vocabulary.uncounted(&words), ["a", "b"]);

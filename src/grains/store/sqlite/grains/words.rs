@@ -9,14 +9,28 @@ const MAX_WORDS: usize = 128;
 /// they are one character; those that it does not know end a word for it, and what is quoted is then two in a row.
 const MARKS: RangeInclusive<char> = '\u{300}'..='\u{36f}';
 
-/// The words of a text, each once, in lower case.
-pub(super) fn distinct(text: &str) -> Vec<String> {
-    let mut words: Vec<String> = Vec::new();
+/// A word of a query.
+pub(super) struct Word {
+    /// As it was sent. FTS5 has a lower case of its own, which leaves some scripts as they are.
+    sent: String,
+    /// In lower case, as the index has most words.
+    lower: String,
+}
+
+impl Word {
+    pub(super) fn lower(&self) -> &str {
+        &self.lower
+    }
+}
+
+/// The words of a text, each once, whatever its case.
+pub(super) fn distinct(text: &str) -> Vec<Word> {
+    let mut words: Vec<Word> = Vec::new();
     let ends_word = |c: char| !c.is_alphanumeric() && !MARKS.contains(&c);
-    for word in text.split(ends_word).filter(|word| word.contains(char::is_alphanumeric)) {
-        let word = word.to_lowercase();
-        if !words.contains(&word) {
-            words.push(word);
+    for sent in text.split(ends_word).filter(|word| word.contains(char::is_alphanumeric)) {
+        let lower = sent.to_lowercase();
+        if words.iter().all(|word| word.lower != lower) {
+            words.push(Word { sent: sent.to_owned(), lower });
         }
         if words.len() == MAX_WORDS {
             break;
@@ -26,8 +40,8 @@ pub(super) fn distinct(text: &str) -> Vec<String> {
 }
 
 /// A query that any of these words meets, each quoted, so that none is taken for an operator. `None` without a word.
-pub(super) fn quoted(words: &[String]) -> Option<String> {
-    let quoted: Vec<String> = words.iter().map(|word| format!("\"{word}\"")).collect();
+pub(super) fn quoted(words: &[Word]) -> Option<String> {
+    let quoted: Vec<String> = words.iter().map(|word| format!("\"{}\"", word.sent)).collect();
     (!quoted.is_empty()).then(|| quoted.join(" OR "))
 }
 
@@ -38,10 +52,10 @@ mod tests {
     #[test]
     fn words_are_quoted_and_nothing_is_an_operator() {
         let cases = [
-            ("C++ NOT java", Some(r#""c" OR "not" OR "java""#)),
-            (r#"say "hi" * ^ NEAR(a b)"#, Some(r#""say" OR "hi" OR "near" OR "a" OR "b""#)),
-            ("Grüße, 世界", Some(r#""grüße" OR "世界""#)),
-            ("Zu\u{308}rich, \u{301} e\u{305}", Some("\"zu\u{308}rich\" OR \"e\u{305}\"")),
+            ("C++ NOT java", Some(r#""C" OR "NOT" OR "java""#)),
+            (r#"say "hi" * ^ NEAR(a b)"#, Some(r#""say" OR "hi" OR "NEAR" OR "a" OR "b""#)),
+            ("Grüße, 世界", Some(r#""Grüße" OR "世界""#)),
+            ("Zu\u{308}rich, \u{301} e\u{305}", Some("\"Zu\u{308}rich\" OR \"e\u{305}\"")),
             ("the the The", Some(r#""the""#)),
             (" -:() \"\" \u{301}", None),
             ("", None),
