@@ -237,7 +237,13 @@ impl Grains {
         Ok(vectors)
     }
 
-    async fn take_supplied(&self, id: &GrainId, text: &str, supplied: SuppliedVector) -> Result<NewVector, GrainError> {
+    /// What is stored of a vector that was brought along, verified if that is asked for.
+    pub(super) async fn take_supplied(
+        &self,
+        id: &GrainId,
+        text: &str,
+        supplied: SuppliedVector,
+    ) -> Result<NewVector, GrainError> {
         let SuppliedVector { space, vector, verify, known } = supplied;
         let record = self.ledger.space(&space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
         // What an export says of a vector is of that very vector, so it stays as it is, whatever its length.

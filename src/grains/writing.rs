@@ -239,7 +239,11 @@ impl Grains {
         let is_same_text = found.content.text == draft.content.text;
         let vector = match (draft.vector, draft.model) {
             (Some(supplied), _) => {
-                let has_it = is_same_text && !supplied.verify && self.has_vector(number, &supplied).await?;
+                let mut has_it = is_same_text && self.has_vector(number, &supplied).await?;
+                if has_it && supplied.verify {
+                    let verified = self.take_supplied(&found.id, &draft.content.text, supplied.clone()).await?;
+                    has_it = Some(verified.provenance) == found.provenance;
+                }
                 if has_it { Plan::Keep } else { Plan::Supplied(supplied) }
             }
             (None, Some(word)) => {

@@ -959,6 +959,31 @@ async fn vectors_that_are_brought_along_are_taken_when_they_can_be() {
 }
 
 #[tokio::test]
+async fn a_vector_that_is_verified_again_changes_nothing() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let space = space_of(&app, TINY).await;
+    let own = embed(&app, "Wheat is a grass.").await;
+    let body = |vector: &[f32], verify: bool| {
+        json!({"text": "Wheat is a grass.", "space": space, "vector": vector, "verify": verify})
+    };
+    assert_eq!(app.put("/grains/a", body(&own, false)).await.ok()["meta"]["embedding_model"], json!(null));
+    let proved = app.put("/grains/a", body(&own, true)).await.ok();
+    assert_eq!((&proved["version"], &proved["meta"]["embedding_model"]), (&json!(2), &json!(TINY)));
+    assert_eq!(app.put("/grains/a", body(&own, true)).await.ok(), proved);
+    let line = json!({"id": "a", "text": "Wheat is a grass.", "space": space, "vector": own, "verify": true});
+    let import = app.request(Method::POST, "/grains/import?on_conflict=replace");
+    let import = import.header("content-type", "application/x-ndjson");
+    let answer = send(import.body(line.to_string())).await.text;
+    assert!(answer.contains("\"unchanged\":1,"), "{answer}");
+
+    let turned: Vec<f32> = own.iter().rev().copied().collect();
+    app.put("/grains/a", body(&turned, false)).await.ok();
+    let answer = app.put("/grains/a", body(&turned, true)).await;
+    refused(&answer, 422, "invalid_request", "is not what `tiny` makes of the text");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn without_a_database_there_are_no_grains() {
     let app = TestApp::start_with(&format!("{}[grains]\nenabled = false\n", with_tiny(&[]))).await;
     let answer = app.post("/grains", json!({"text": "t"})).await;

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 
 use tokio::sync::Mutex;
 
-use super::super::draft::{SuppliedVector, check_content};
+use super::super::draft::{Draft, SuppliedVector, check_content};
 use super::super::embedding::{Plan, Planned, TEXTS_AT_ONCE};
 use super::super::error::{GrainError, Refusal};
 use super::super::service::Grains;
@@ -236,7 +236,7 @@ impl Writer {
             };
             match error.pause_before_retry() {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None if is_of_every_line(&error) && draft.model.is_none() => return Err(error),
+                None if is_of_every_line(&error) && !needs_model(&draft) => return Err(error),
                 None => return refused(error),
             }
         }
@@ -354,6 +354,11 @@ fn is_same_vector(supplied: &SuppliedVector, grain: &Grain, stored: Option<&[f32
         && supplied.known == grain.provenance
         && stored == Some(supplied.vector.as_slice())
         && !supplied.verify
+}
+
+/// Whether a line has a model of its own to do with, whose errors are the line's.
+fn needs_model(draft: &Draft) -> bool {
+    draft.model.is_some() || draft.vector.as_ref().is_some_and(|supplied| supplied.verify)
 }
 
 /// Whether an error would meet any other line too.
