@@ -266,7 +266,9 @@ impl Grains {
     async fn has_vector(&self, number: i64, supplied: &SuppliedVector) -> Result<bool, GrainError> {
         let Some(stored) = self.vector_in(number, &supplied.space).await? else { return Ok(false) };
         let dimensions = u32::try_from(stored.len()).unwrap_or(u32::MAX);
-        Ok(checked(&supplied.vector, dimensions)? == stored)
+        let scaled = checked(&supplied.vector, dimensions)?;
+        // As it is stored: see `take_supplied`.
+        Ok(if supplied.known.is_some() { supplied.vector == stored } else { scaled == stored })
     }
 
     /// The vector of a grain's current text in a space.

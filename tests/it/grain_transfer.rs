@@ -189,6 +189,19 @@ async fn an_export_with_vectors_makes_another_server_the_same_without_embedding(
 }
 
 #[tokio::test]
+async fn a_vector_of_another_length_than_1_is_known_again_where_another_space_serves() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    import(&app, "", lines(numbered(0..1))).await.assert_whole([1, 1, 0, 0, 0, 0]);
+    let grain = |model: &str| json!({"text": "made by two models", "model": model});
+    app.put("/grains/both", grain("tiny-cls")).await.ok();
+    let exported = export(&app, json!({"filter": {"ids": ["both"]}, "include": ["vector"]})).await;
+    app.put("/grains/both", grain(TINY)).await.ok();
+    assert_eq!(app.get("/grains/both").await.ok()["meta"]["embedding_model"], TINY);
+    import(&app, "?on_conflict=replace", exported).await.assert_whole([1, 0, 0, 1, 0, 0]);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_export_without_vectors_is_embedded_again_and_a_filter_chooses() {
     let from = start().await;
     import(&from, "", lines(numbered(0..5))).await.assert_whole([5, 5, 0, 0, 0, 0]);
