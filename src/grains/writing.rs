@@ -187,10 +187,12 @@ impl Grains {
                 Some(id) => GrainId::parse(&id)?,
                 None => GrainId::stored(Uuid::now_v7().to_string()),
             };
-            if !seen.insert(id.clone()) {
+            if seen.contains(&id) {
                 return Err(GrainError::Twice(id));
             }
             check_content(&content, None, self.limits)?;
+            // One that is refused takes the id from no other.
+            seen.insert(id.clone());
             let vector = vector.map_or(Plan::Embed(model.or(usual_model)), Plan::Supplied);
             Ok(Planned { id, expected: Expected::Absent, content, created_at: None, vector })
         };

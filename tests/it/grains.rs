@@ -412,6 +412,18 @@ async fn of_many_those_that_can_be_written_are_when_that_is_asked_for() {
 }
 
 #[tokio::test]
+async fn a_grain_that_is_refused_takes_its_id_from_no_other_of_the_request() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let sent = json!({"grains": [{"id": "a", "text": ""}, {"id": "a", "text": "good"}, {"id": "a", "text": "twice"}]});
+    let answer = app.post("/grains?partial=true", sent).await.ok();
+    let statuses: Vec<_> =
+        answer["results"].as_array().expect("results").iter().map(|result| &result["status"]).collect();
+    assert_eq!(statuses, [&json!(400), &json!(201), &json!(409)], "{answer}");
+    assert_eq!(app.get("/grains/a").await.ok()["text"], "good");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_model_that_some_of_many_name_and_that_cannot_be_used_stops_only_those() {
     let app = TestApp::start_with(&with_tiny(&["tiny-cls", "tiny-bad-vocab"])).await;
     app.post("/models/tiny-cls/unload", json!({"disable": true})).await.ok();
