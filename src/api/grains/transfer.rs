@@ -129,8 +129,8 @@ pub struct ImportQuery {
 
 /// Imports grains of any number: an export of this or another server, or lines as `POST /grains` takes them.
 ///
-/// Ids and times of creation are kept. A vector whose space is known here is kept with all that is known of it; any other
-/// text is embedded, in the background of other requests. One line's error does not stop the others. The answer goes on
+/// Ids are kept, and times of creation of grains that are new here. A vector whose space is known here is kept with all that
+/// is known of it; any other text is embedded, in the background of other requests. One line's error does not stop the others. The answer goes on
 /// while the lines are read, one JSON document a line; behind a proxy it begins when they have been read. About once a second
 /// `{"progress": {"read", "created", "replaced", "unchanged", "skipped", "failed"}}`, for each line that was not taken (up to 5000)
 /// `{"error": {"line", "id", "problem"}}`, and last `{"end": {…}}` with the same counts and `complete`. What stops everything
@@ -140,7 +140,8 @@ pub struct ImportQuery {
     post, path = "/grains/import", tag = "grains", operation_id = "import_grains",
     params(
         ("on_conflict" = Option<String>, Query, description = "What becomes of a line whose id is taken: `error` (when \
-         absent), `skip`, or `replace`, which writes only what differs", pattern = "^(error|skip|replace)$"),
+         absent), `skip`, or `replace`, which writes only what differs and leaves the stored grain its time of creation",
+         pattern = "^(error|skip|replace)$"),
         ("reembed" = Option<bool>, Query, description = "Embed the text of a line whose vector is in a space that is not \
          known here, instead of refusing the line"),
     ),
