@@ -378,5 +378,7 @@ async fn declare(writer: &Writer, space: &ImportSpace) -> Result<(), GrainError>
     {
         return Err(GrainError::Undeclared(declared.name().to_owned()));
     }
+    // Who deletes many grains has the one connection that writes for longer than anybody waits for it, and the gate too.
+    let _gate = grains.gate.lock().await;
     grains.declare_space(&declared).await.map(drop)
 }
