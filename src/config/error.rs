@@ -17,17 +17,32 @@ pub enum ConfigError {
         /// What the system said.
         source: std::io::Error,
     },
-    /// The file is not TOML.
-    #[error("the configuration file {} is not TOML", path.display())]
+    /// The file is not TOML. What stands there is not repeated: it may be a key.
+    #[error("the configuration file {} is not TOML: line {line}, column {column}: {problem}", path.display())]
     Syntax {
         /// The file.
         path: PathBuf,
-        /// The place and what was expected there.
-        source: Box<toml::de::Error>,
+        /// The line where it stops to make sense, from 1.
+        line: usize,
+        /// The character of that line, from 1.
+        column: usize,
+        /// What was expected there.
+        problem: String,
     },
     /// Keys or values are not acceptable.
     #[error("the configuration is refused:\n{}", lines(.0))]
     Refused(Vec<Refusal>),
+}
+
+impl ConfigError {
+    /// What `toml` says of the text of a file, without the line that it would show.
+    pub(super) fn syntax(path: PathBuf, text: &str, error: &toml::de::Error) -> Self {
+        let start = error.span().map_or(text.len(), |span| span.start);
+        let before = text.get(..start).unwrap_or(text);
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) + 1;
+        Self::Syntax { path, line, column, problem: error.message().to_owned() }
+    }
 }
 
 /// One key that is not acceptable.

@@ -100,7 +100,7 @@ fn read_file(sources: &ConfigSources) -> Result<Option<(PathBuf, toml::Table)>, 
     };
     match toml::from_str(&text) {
         Ok(table) => Ok(Some((path, table))),
-        Err(source) => Err(ConfigError::Syntax { path, source: Box::new(source) }),
+        Err(error) => Err(ConfigError::syntax(path, &text, &error)),
     }
 }
 

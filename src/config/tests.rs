@@ -356,10 +356,27 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[telemetry]\ntrace_share = 'all'", &["telemetry.trace_share:", "\"all\"", "a number"]),
         ("[telemetry]\nservice_name = ' '", &["telemetry.service_name:", "empty"]),
         ("[server\nport = 1", &["granary.toml is not TOML", "line 1"]),
-        ("[server]\nport = 1\nport = 2", &["granary.toml is not TOML", "line 3", "duplicate key"]),
+        ("[server]\nport = 1\nport = 2", &["granary.toml is not TOML", "line 3, column 1: ", "duplicate key"]),
     ];
     for (file, parts) in cases {
         refused(&Given::file(file), parts);
+    }
+}
+
+#[test]
+fn what_stands_where_a_file_is_no_toml_is_not_repeated() {
+    for text in [
+        "[[auth.keys]]\nhash = grn_secret",
+        "[auth]\nkeys = [{ name = 'a', hash = grn_secret }]",
+        "[[auth.keys]]\nhash = 'grn_secret",
+        "[[auth.keys]]\nhash 'grn_secret'",
+        "[auth]\ngrn_secret",
+        "[auth]\nkeys = 0grn_secret",
+    ] {
+        let given = Given::file(text);
+        refused(&given, &["granary.toml is not TOML: line 2, column "]);
+        let error = given.load().expect_err("a refusal");
+        assert!(!format!("{} {error:?}", given.refusal()).contains("secret"), "{error:?}");
     }
 }
 
