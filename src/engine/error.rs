@@ -19,7 +19,11 @@ pub enum EngineError {
         path: PathBuf,
     },
     /// The library is there and does not work.
-    #[error("the ONNX Runtime library `{}` cannot be used", path.display())]
+    #[error(
+        "the ONNX Runtime library `{}` cannot be used (`make setup` installs one, and `engine.runtime_library` or \
+         ORT_DYLIB_PATH names another)",
+        path.display()
+    )]
     LoadRuntime {
         /// The library.
         path: PathBuf,

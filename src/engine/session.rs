@@ -59,7 +59,7 @@ impl Runtime {
             };
         }
         let environment = ort::init_from(&library)
-            .map_err(|error| refused(error.to_string().into()))?
+            .map_err(|error| refused(cause_of_load(error)))?
             .with_name("granary")
             .with_telemetry(false)
             .build()
@@ -462,6 +462,14 @@ fn by_shape(output: &Outlet, hidden_size: u32) -> Option<GraphOutput> {
         _ => return None,
     };
     (shape.last() == Some(&i64::from(hidden_size))).then(|| GraphOutput { name: output.name().to_owned(), kind })
+}
+
+/// Why the library was not loaded, in the words of the system's loader: `ort` does not name it as its source.
+fn cause_of_load(error: ort::LoadDynamicError) -> Cause {
+    match error {
+        ort::LoadDynamicError::Dlopen { error, .. } => error.into(),
+        other => other.to_string().into(),
+    }
 }
 
 /// The error of `ort` without what it carries for recovery.

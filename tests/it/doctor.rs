@@ -117,6 +117,19 @@ fn a_missing_runtime_library_is_a_problem_with_a_way_out() {
 }
 
 #[test]
+fn a_runtime_library_that_does_not_load_is_a_problem_with_its_reason() {
+    let folder = folder_with("[engine]\nruntime_library = 'own.so'");
+    for (content, reason) in [("\x7fELF".to_owned(), "file too short"), ("text".repeat(100), "invalid ELF header")] {
+        fs_err::write(folder.path().join("own.so"), content).expect("written");
+        let report = report(folder.path(), &installed());
+        let check = check(&report, "runtime library");
+        let finding = check["finding"].as_str().expect("a finding");
+        assert_eq!(check["verdict"], "problem", "{check}");
+        assert!(finding.contains("`make setup` installs one") && finding.contains(reason), "{check}");
+    }
+}
+
+#[test]
 fn models_without_files_and_a_foreign_database_are_problems() {
     let missing =
         "[ai]\nmodel_name = 'mine'\n[[ai.additional_models]]\nname = 'mine'\npath = 'no-such-folder'\nauto_load = true";
