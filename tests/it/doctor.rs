@@ -1,8 +1,10 @@
 //! `granary doctor`: what it finds where serving works, and where it does not.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Output};
 
+use rustix::process::getuid;
 use serde_json::{Value, json};
 
 use crate::helpers::{MINILM, Process, client, data_dir, entry_of, folder_with, key_entry, secret, send, with_tiny};
@@ -14,7 +16,10 @@ fn installed() -> [(&'static str, String); 2] {
 }
 
 fn doctor(folder: &Path, arguments: &[&str], variables: &[(&'static str, String)]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    run(Command::new(env!("CARGO_BIN_EXE_granary")), folder, arguments, variables)
+}
+
+fn run(mut command: Command, folder: &Path, arguments: &[&str], variables: &[(&'static str, String)]) -> Output {
     command.current_dir(folder).arg("doctor").args(arguments).env_clear().envs(variables.iter().cloned());
     command.output().expect("it runs")
 }
@@ -28,6 +33,20 @@ fn said(folder: &Path, variables: &[(&'static str, String)]) -> (String, i32) {
 
 fn report(folder: &Path, variables: &[(&'static str, String)]) -> Value {
     let output = doctor(folder, &["--json"], variables);
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// The same by somebody whom permissions hold: root gives up that they do not.
+fn report_of_a_user(folder: &Path, variables: &[(&'static str, String)]) -> Value {
+    let granary = env!("CARGO_BIN_EXE_granary");
+    let command = if getuid().is_root() {
+        let mut command = Command::new("/usr/bin/setpriv");
+        command.args(["--bounding-set=-dac_override,-dac_read_search", granary]);
+        command
+    } else {
+        Command::new(granary)
+    };
+    let output = run(command, folder, &["--json"], variables);
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
@@ -52,7 +71,7 @@ fn where_serving_works_it_says_so_and_leaves_nothing_behind() {
         "`granary.db` will be made",
         "active model: `all-MiniLM-L6-v2`, by `ai.model_name`: its files are there",
         "1. all-MiniLM-L6-v2",
-        "this machine can give to models",
+        "that models may take",
         "not trained for embeddings",
         "`auto` would take `all-MiniLM-L6-v2`.",
         "Serving would work.",
@@ -149,6 +168,40 @@ fn models_without_files_and_a_foreign_database_are_problems() {
     assert_eq!(fs_err::read(folder.path().join("granary.db")).expect("left"), b"not a database at all");
     assert_eq!(names_in(folder.path()).len(), 2, "{:?}", names_in(folder.path()));
     assert_eq!(report["auto"], MINILM, "what can be had comes first");
+}
+
+#[test]
+fn a_database_that_this_user_may_not_write_is_a_problem() {
+    let folder = folder_with("");
+    let path = |name: &str| folder.path().join(name);
+    fs_err::create_dir(path("closed")).expect("made");
+    fs_err::set_permissions(path("closed"), PermissionsExt::from_mode(0o555)).expect("closed");
+    fs_err::write(path("read-only.db"), "").expect("written");
+    fs_err::set_permissions(path("read-only.db"), PermissionsExt::from_mode(0o444)).expect("closed");
+    for (database, said) in [
+        ("closed/deep/granary.db", "this user may not write in `closed`: "),
+        ("read-only.db", "read-only.db`: Permission denied"),
+    ] {
+        let [data_dir, _] = installed();
+        let variables = [data_dir, ("GRANARY_GRAINS__DATABASE_URL", format!("sqlite:{database}"))];
+        let report = report_of_a_user(folder.path(), &variables);
+        let check = check(&report, "database");
+        assert_eq!((&report["works"], &check["verdict"]), (&json!(false), &json!("problem")), "{check}");
+        assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
+        assert!(check["way_out"].as_str().expect("a way out").contains("`grains.database_url`"), "{check}");
+    }
+    assert!(!path("read-only.db.lock").exists(), "{:?}", names_in(folder.path()));
+}
+
+#[test]
+fn an_active_model_over_the_budget_that_was_set_is_a_problem() {
+    let folder = folder_with("[models]\nmemory_budget = '50MiB'");
+    let report = report(folder.path(), &installed());
+    let check = check(&report, "active model");
+    assert_eq!((&report["works"], &check["verdict"]), (&json!(false), &json!("problem")), "{check}");
+    let [finding, way_out] = ["finding", "way_out"].map(|part| check[part].as_str().expect("text"));
+    assert!(finding.contains(", more than the ") && finding.contains(" that models may take"), "{check}");
+    assert!(way_out.contains("raise `models.memory_budget`, which is 50.0 MiB"), "{check}");
 }
 
 #[test]

@@ -50,7 +50,7 @@ async fn the_machine_is_shown_with_every_model_and_the_reasons_for_its_rank() {
     assert_eq!(hardware["models"][0]["name"], MINILM);
     let chosen = of(&hardware, MINILM);
     assert_eq!((&chosen["available"], &chosen["fits"]), (&json!(true), &json!(true)), "{chosen}");
-    assert!(reasons(chosen).contains("this machine can give to models"), "{chosen}");
+    assert!(reasons(chosen).contains("that models may take"), "{chosen}");
     let absent = of(&hardware, "nomic-embed-text-v1.5");
     assert_eq!(absent["available"], true);
     assert!(reasons(absent).contains("not there yet, and can be fetched"), "{absent}");

@@ -7,11 +7,11 @@ use rustix::fs::{Access, access};
 use serde::Serialize;
 
 use crate::app::{self, AppError};
-use crate::config::Config;
+use crate::config::{Config, MemoryBudget};
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::check_saved;
 use crate::grains::store::{Contents, FileState, StoreError};
-use crate::models::hardware::{Ranked, RuntimeFacts};
+use crate::models::hardware::{Machine, Ranked, RuntimeFacts, Selection};
 use crate::models::hub::free_bytes;
 use crate::telemetry::with_causes;
 
@@ -83,24 +83,16 @@ pub(super) fn data_dir(config: &Config) -> Check {
     const SUBJECT: &str = "data directory";
     let wanted = &config.models.data_dir;
     let name = wanted.display();
-    // What is missing is made in the folder above it; above a relative path stands the working directory.
-    let above = wanted.ancestors().map(|path| if path == Path::new("") { Path::new(".") } else { path });
-    let Some(found) = above.into_iter().find(|path| path.exists()) else {
+    let Some(found) = nearest(wanted) else {
         return Check::new(SUBJECT, Verdict::Problem, format!("no folder above `{name}` exists"));
     };
     if !found.is_dir() {
         let finding = format!("`{}` is not a folder", found.display());
         return Check::new(SUBJECT, Verdict::Problem, finding).with_way_out("set another `models.data_dir`");
     }
-    if let Err(error) = access(found, Access::WRITE_OK | Access::EXEC_OK) {
-        let finding = format!("this user may not write in `{}`: {error}", found.display());
-        // With a database elsewhere, nothing is written here.
-        let verdict = if config.database_path().starts_with(wanted) && config.grains.enabled {
-            Verdict::Problem
-        } else {
-            Verdict::Note
-        };
-        return Check::new(SUBJECT, verdict, finding)
+    // What must be written for serving is the database, which has a check of its own.
+    if let Some(finding) = closed_folder(found) {
+        return Check::new(SUBJECT, Verdict::Note, finding)
             .with_way_out("give it to the user that runs the server, or set another `models.data_dir`");
     }
     let free = free_bytes(found).unwrap_or_default();
@@ -110,6 +102,28 @@ pub(super) fn data_dir(config: &Config) -> Check {
         return Check::new(SUBJECT, Verdict::Note, finding).with_way_out("make room for models and the database");
     }
     Check::new(SUBJECT, Verdict::Ok, finding)
+}
+
+/// What exists of a path: it, or the nearest folder above it, in which what is missing is made. Above a relative path
+/// stands the working directory.
+fn nearest(path: &Path) -> Option<&Path> {
+    let mut above = path.ancestors().map(|path| if path == Path::new("") { Path::new(".") } else { path });
+    above.find(|path| path.exists())
+}
+
+/// That this user may not make files in a folder.
+fn closed_folder(folder: &Path) -> Option<String> {
+    let error = access(folder, Access::WRITE_OK | Access::EXEC_OK).err()?;
+    Some(format!("this user may not write in `{}`: {error}", folder.display()))
+}
+
+/// That this user may not write a database, or in its folder, where the log and the lock are.
+fn closed_database(path: &Path) -> Option<String> {
+    let file = fs_err::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let closed = access(&file, Access::READ_OK | Access::WRITE_OK).err().filter(|_| file.exists());
+    closed
+        .map(|error| format!("this user may not read and write `{}`: {error}", file.display()))
+        .or_else(|| nearest(file.parent()?).and_then(closed_folder))
 }
 
 /// Whether strangers are kept out.
@@ -161,7 +175,11 @@ pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreEr
     const SUBJECT: &str = "database";
     let path = config.database_path();
     let name = path.display();
-    let fine = |finding: String| Check::new(SUBJECT, Verdict::Ok, finding);
+    let fine = |finding: String| match closed_database(&path) {
+        None => Check::new(SUBJECT, Verdict::Ok, finding),
+        Some(closed) => Check::new(SUBJECT, Verdict::Problem, closed)
+            .with_way_out("give it to the user that runs the server, or set another `grains.database_url`"),
+    };
     match state {
         None => Check::new(
             SUBJECT,
@@ -222,21 +240,17 @@ pub(super) fn indexes(folder: &Path, contents: &Contents) -> Vec<Check> {
     contents.spaces.iter().map(check).collect()
 }
 
-/// Whether the model that would be active has its files, and fits. `auto` is the one that would be chosen.
-pub(super) fn active_model(
-    config: &Config,
-    remembered: Option<&str>,
-    auto: Option<&Ranked>,
-    ranked: &[Ranked],
-) -> Check {
+/// Whether the model that would be active has its files, and fits.
+pub(super) fn active_model(config: &Config, remembered: Option<&str>, selection: &Selection) -> Check {
     const SUBJECT: &str = "active model";
+    let ranked = &selection.ranked;
     let called = |name: &str| ranked.iter().find(|model| model.model.as_str().eq_ignore_ascii_case(name));
     let configured = config.ai.model_name.named().map(ModelName::as_str);
     let (model, origin) = match (remembered.and_then(called), configured) {
         (Some(model), _) => (Some(model), "which the database remembers"),
         (None, Some(name)) => (called(name), "by `ai.model_name`"),
         // Where all are disabled, one of them is active.
-        (None, None) => (auto.or(ranked.first()), "which `ai.model_name = \"auto\"` would choose"),
+        (None, None) => (selection.best().or(ranked.first()), "which `ai.model_name = \"auto\"` would choose"),
     };
     let Some(model) = model else {
         return Check::new(SUBJECT, Verdict::Problem, "there are no models");
@@ -250,10 +264,25 @@ pub(super) fn active_model(
     }
     if !model.fits {
         let finding = format!("`{name}`, {origin}: {}", reason(1));
+        if let Some(budget) = budget_in_the_way(config, model, &selection.machine) {
+            let way_out =
+                format!("raise `models.memory_budget`, which is {}, or take a smaller model", budget.display().iec());
+            return Check::new(SUBJECT, Verdict::Problem, finding).with_way_out(way_out);
+        }
         return Check::new(SUBJECT, Verdict::Note, finding)
             .with_way_out("give the process more memory, or take a smaller model");
     }
     Check::new(SUBJECT, Verdict::Ok, format!("`{name}`, {origin}: {}", reason(0)))
+}
+
+/// The budget that somebody has set, where it is what a model does not fit into: a server refuses to load that, however
+/// much memory there is.
+fn budget_in_the_way(config: &Config, model: &Ranked, machine: &Machine) -> Option<ByteSize> {
+    let MemoryBudget::Bytes(budget) = config.models.memory_budget else { return None };
+    let bytes = budget.as_u64();
+    let is_narrower = machine.memory.is_none_or(|memory| bytes <= memory.for_models());
+    let is_exceeded = model.expected_memory_bytes.is_some_and(|needed| is_narrower || needed > bytes);
+    (is_exceeded && !model.provider.is_gpu()).then_some(budget)
 }
 
 /// Models that must load, or the start fails.

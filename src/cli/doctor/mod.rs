@@ -128,13 +128,12 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         model.disabled = disabled.iter().any(|name| model.model.as_str().eq_ignore_ascii_case(name));
         model.available &= !model.disabled;
     }
-    let auto = selection.best();
-    checks.push(checks::active_model(config, remembered, auto, &selection.ranked));
+    checks.push(checks::active_model(config, remembered, &selection));
     checks.extend(checks::loaded_at_start(config, &selection.ranked));
     Ok(Report {
         works: checks.iter().all(|check| check.verdict != Verdict::Problem),
         facts,
-        auto: auto.map(|best| best.model.clone()),
+        auto: selection.best().map(|best| best.model.clone()),
         machine: selection.machine,
         checks,
         models: selection.ranked,

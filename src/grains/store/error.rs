@@ -131,7 +131,7 @@ pub enum StoreError {
         mode: String,
     },
     /// The file system refused.
-    #[error("it was not possible to {doing} for `{path}`: check that this user may read and write its folder")]
+    #[error("it was not possible to {doing} for `{path}`: check that this user may read and write it and its folder")]
     Files {
         /// The database.
         path: PathBuf,

@@ -206,8 +206,7 @@ impl Cost {
     }
 
     fn reason_of_memory(&self, room: Option<u64>, fits: bool) -> String {
-        let place =
-            if self.provider.provider.is_gpu() { "the GPU has free" } else { "this machine can give to models" };
+        let place = if self.provider.provider.is_gpu() { "the GPU has free" } else { "that models may take" };
         match (self.memory_bytes, room) {
             (None, _) => "nobody knows how much memory it takes before its files are there".to_owned(),
             (Some(needed), None) => format!("takes about {}", in_words(needed)),
