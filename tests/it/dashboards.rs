@@ -301,6 +301,16 @@ fn the_alert_for_slow_answers_knows_a_models_own_address_with_its_slash_too() {
     assert!(routes.value.split('|').any(|route| route == "/models/{name}/?"), "{}", routes.value);
 }
 
+#[test]
+fn the_alert_for_readiness_hears_every_answer_that_is_not_ready() {
+    let metrics: Vec<_> = queries_of_rules().iter().flat_map(|query| named(&query.expression).metrics).collect();
+    let is_of_probe = |it: &Matcher| it.label == "route" && it.operator == "=" && it.value == "/health/ready";
+    let of_probe = metrics.iter().find(|(_, matchers)| matchers.iter().any(is_of_probe)).expect("the alert");
+    // A model over the memory budget is answered 507.
+    let status = of_probe.1.iter().find(|matcher| matcher.label == "status").expect("its statuses");
+    assert_eq!((status.operator.as_str(), status.value.as_str()), ("=~", "5.."));
+}
+
 #[tokio::test]
 async fn every_panel_and_every_alert_finds_its_metrics_and_labels() {
     let keys = with_keys(&[
