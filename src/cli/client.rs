@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Args)]
 pub struct ServerArgs {
     /// The server's address
-    #[arg(long, global = true, env = "GRANARY_URL", default_value = "http://127.0.0.1:8080")]
+    #[arg(long, global = true, env = "GRANARY_URL", hide_env_values = true, default_value = "http://127.0.0.1:8080")]
     pub url: String,
     /// The file whose first line is the API key to send. On the command line itself, others could see the key
     #[arg(long, global = true, value_name = "PATH", env = "GRANARY_API_KEY_FILE")]
@@ -33,7 +33,10 @@ pub struct ServerArgs {
 /// The server at an address.
 pub(super) struct Client {
     http: reqwest::Client,
+    /// Where requests go, with the user's name and password, where it has them.
     base: Url,
+    /// The same without these.
+    shown: Url,
 }
 
 /// Why the server did not do what was asked.
@@ -111,8 +114,8 @@ pub enum ServerError {
 
 impl ServerError {
     /// A request without an answer, or an answer without an end.
-    fn of(base: &Url, source: reqwest::Error) -> Self {
-        let base = base.clone();
+    fn of(shown: &Url, source: reqwest::Error) -> Self {
+        let base = shown.clone();
         let (is_connect, is_untrusted) = (source.is_connect(), is_about_certificate(&source));
         let source = source.without_url();
         if is_untrusted {
@@ -140,7 +143,8 @@ impl Client {
         let url = server.url.as_str();
         let headers = server.api_key_file.as_deref().map(key_header).transpose()?.unwrap_or_default();
         let base = Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
-        let base = base.ok_or_else(|| ServerError::Address(url.to_owned()))?;
+        let base = base.ok_or_else(|| ServerError::Address(behind_password(url).to_owned()))?;
+        let shown = without_password(&base);
         let http = reqwest::Client::builder()
             .user_agent(concat!("granary-cli/", env!("CARGO_PKG_VERSION")))
             .tls_backend_preconfigured(tls)
@@ -151,15 +155,20 @@ impl Client {
         // A proxy that the environment names, for downloads say, cannot reach this machine's own addresses.
         let http = if is_loopback(&base) { http.no_proxy() } else { http };
         http.build()
-            .map(|http| Self { http, base: base.clone() })
-            .map_err(|source| ServerError::Unreachable { base, source })
+            .map(|http| Self { http, base, shown: shown.clone() })
+            .map_err(|source| ServerError::Unreachable { base: shown, source })
+    }
+
+    /// The address, for people.
+    pub(super) fn shown(&self) -> &Url {
+        &self.shown
     }
 
     /// Sends a request and reads its answer; `Null` when that is empty.
     pub(super) async fn ask(&self, request: Request) -> Result<Value, ServerError> {
         let response = self.send(request).await?;
         let status = response.status().as_u16();
-        let text = response.text().await.map_err(|source| ServerError::of(&self.base, source))?;
+        let text = response.text().await.map_err(|source| ServerError::of(&self.shown, source))?;
         if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text).map_err(|_| self.foreign(status)) }
     }
 
@@ -170,7 +179,7 @@ impl Client {
             pieces: response.bytes_stream().map(|piece| piece.map(Vec::from)).boxed(),
             read: Vec::new(),
             searched: 0,
-            base: self.base.clone(),
+            shown: self.shown.clone(),
         })
     }
 
@@ -192,15 +201,15 @@ impl Client {
         if let Some(host) = host {
             sent = sent.header(HOST, host);
         }
-        let response = sent.send().await.map_err(|source| ServerError::of(&self.base, source))?;
+        let response = sent.send().await.map_err(|source| ServerError::of(&self.shown, source))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
         if let Some(to) = redirected(&response, &path).filter(|_| status.is_redirection()) {
-            return Err(ServerError::Redirected { base: self.base.to_string(), to });
+            return Err(ServerError::Redirected { base: self.shown.to_string(), to });
         }
-        let text = response.text().await.map_err(|source| ServerError::of(&self.base, source))?;
+        let text = response.text().await.map_err(|source| ServerError::of(&self.shown, source))?;
         let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;
         let word = |key: &str| answer[key].as_str().map(str::to_owned);
         Err(match (word("code"), word("detail")) {
@@ -211,7 +220,7 @@ impl Client {
     }
 
     fn foreign(&self, status: u16) -> ServerError {
-        ServerError::Foreign { base: self.base.clone(), status }
+        ServerError::Foreign { base: self.shown.clone(), status }
     }
 }
 
@@ -223,6 +232,19 @@ fn is_about_certificate(error: &(dyn Error + 'static)) -> bool {
     // What is inside an error of the system is not its source.
     let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref).map(|inside| inside as &dyn Error);
     inside.or_else(|| error.source()).is_some_and(is_about_certificate)
+}
+
+/// An address without who asks, to be shown.
+fn without_password(url: &Url) -> Url {
+    let mut shown = url.clone();
+    // Only what has no host refuses this.
+    let _ = shown.set_password(None).and_then(|()| shown.set_username(""));
+    shown
+}
+
+/// The part of a text that is no address where no password can be.
+fn behind_password(text: &str) -> &str {
+    text.rsplit_once('@').map_or(text, |(_, rest)| rest)
 }
 
 fn is_loopback(url: &Url) -> bool {
@@ -298,7 +320,7 @@ pub(super) struct Lines {
     read: Vec<u8>,
     /// Bytes of `read` in which no line ends.
     searched: usize,
-    base: Url,
+    shown: Url,
 }
 
 impl Lines {
@@ -313,7 +335,7 @@ impl Lines {
             self.searched = self.read.len();
             match self.pieces.next().await {
                 Some(Ok(piece)) => self.read.extend_from_slice(&piece),
-                Some(Err(source)) => return Err(ServerError::of(&self.base, source)),
+                Some(Err(source)) => return Err(ServerError::of(&self.shown, source)),
                 None => return Ok(None),
             }
         }

@@ -28,7 +28,7 @@ pub struct HealthArgs {
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
     /// Ask the server at this address [default: where the configuration says that it listens]
-    #[arg(long, env = "GRANARY_URL")]
+    #[arg(long, env = "GRANARY_URL", hide_env_values = true)]
     pub url: Option<String>,
     /// The file whose first line is the API key to send, where `auth.open` leaves "health" out
     #[arg(long, value_name = "PATH", env = "GRANARY_API_KEY_FILE")]
@@ -73,10 +73,10 @@ pub fn run(args: HealthArgs, out: &mut impl Write) -> Result<(), HealthError> {
         let pinned = server.tls_certificate.as_deref().map(pinned::trusting).transpose()?;
         (address(&server), pinned.unwrap_or_else(tls))
     };
-    let client = Client::with_tls(&ServerArgs { url: url.clone(), api_key_file: args.api_key_file }, tls)?;
+    let client = Client::with_tls(&ServerArgs { url, api_key_file: args.api_key_file }, tls)?;
     let said = async {
         let asked = tokio::time::timeout(PATIENCE, client.ask(request)).await;
-        let answer = asked.map_err(|_| HealthError::Silent { url })??;
+        let answer = asked.map_err(|_| HealthError::Silent { url: client.shown().to_string() })??;
         let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
         let text = format!("{}: the active model, `{}`, is {}\n", word("status"), word("model"), word("model_state"));
         Ok::<_, HealthError>(printable(&text))

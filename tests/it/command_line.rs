@@ -69,6 +69,23 @@ fn a_connection_that_breaks_is_told_from_one_that_is_not_made() {
 }
 
 #[test]
+fn who_asks_by_the_address_is_not_shown() {
+    let foreign = stand_in("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nhi");
+    let away = stand_in("HTTP/1.1 308 Moved\r\nlocation: /granary/models\r\ncontent-length: 0\r\n\r\n");
+    let breaks = stand_in("");
+    for url in [foreign.as_str(), &away, &breaks, "http://127.0.0.1:9", "ftp://127.0.0.1"] {
+        let url = url.replace("://", "://somebody:secret@");
+        for arguments in [&["models", "list"][..], &["health"]] {
+            let said = complaint(&url, arguments);
+            let is_shown = said.contains("secret") || said.contains("somebody");
+            assert!(said.contains("127.0.0.1") && !is_shown, "{said}");
+        }
+        let help = granary(&url, &["models", "list", "--help"]);
+        assert!(!String::from_utf8_lossy(&help.stdout).contains("secret"), "{help:?}");
+    }
+}
+
+#[test]
 fn a_job_that_is_out_of_sight_is_named() {
     // The stream of its events breaks.
     let gone = stand_in("HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\ndata: {}\n");
