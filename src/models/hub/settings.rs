@@ -1,6 +1,7 @@
 //! Which hub, with whose token, and where its files are kept: the variables that every tool of the hub honours.
 
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use reqwest::Url;
@@ -69,7 +70,7 @@ impl HubSettings {
     ///
     /// # Errors
     /// [`HubError::Setting`], naming the variable, when the endpoint is no plain `http` or `https` address, the token
-    /// cannot be sent or its file not be read, or nothing says where the cache is.
+    /// cannot be sent or the file that is named for it not be read, or nothing says where the cache is.
     pub fn from_variables(variable: &dyn Fn(&str) -> Option<String>) -> Result<Self, HubError> {
         let set = |name: &str| variable(name).map(|text| text.trim().to_owned()).filter(|text| !text.is_empty());
         let any = |names: &[&str]| names.iter().find_map(|name| set(name).or_else(|| set(&name.to_lowercase())));
@@ -88,10 +89,11 @@ impl HubSettings {
             variable: "HF_HUB_CACHE",
             problem: "must say where downloaded models go when HOME, XDG_CACHE_HOME and HF_HOME are not set".to_owned(),
         })?;
-        let token_file = set("HF_TOKEN_PATH").map(path).or_else(|| hf_home.map(|folder| folder.join("token")));
+        let usual_file = || hf_home.map(|folder| folder.join("token")).filter(|file| is_readable(file));
+        let token_file = || set("HF_TOKEN_PATH").map(path).or_else(usual_file);
         let token = match set("HF_TOKEN") {
             Some(token) => Some(checked_token("HF_TOKEN", token)?),
-            None => token_file.as_deref().map(read_token).transpose()?.flatten(),
+            None => token_file().as_deref().map(read_token).transpose()?.flatten(),
         };
         Ok(Self {
             endpoint: parse_endpoint(&set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()))?,
@@ -128,11 +130,22 @@ fn parse_endpoint(text: &str) -> Result<Url, HubError> {
     Ok(url)
 }
 
+/// Whether there is a token to read where nobody has named a file: one that others keep there need not be for this user.
+fn is_readable(path: &Path) -> bool {
+    let read = fs_err::read_to_string(path);
+    if let Err(error) = &read
+        && error.kind() != ErrorKind::NotFound
+    {
+        tracing::warn!("models are fetched without a token, because its usual file cannot be read: {error}");
+    }
+    read.is_ok()
+}
+
 fn read_token(path: &Path) -> Result<Option<HubToken>, HubError> {
     match fs_err::read_to_string(path) {
         Ok(text) if text.trim().is_empty() => Ok(None),
         Ok(text) => checked_token("HF_TOKEN_PATH", text.trim().to_owned()).map(Some),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(HubError::Setting {
             variable: "HF_TOKEN_PATH",
             problem: format!("names no readable token file: {error}"),
@@ -199,6 +212,14 @@ mod tests {
         assert_eq!(token(&found).as_deref(), Some("hf_secret"));
         assert!(!format!("{found:?}").contains("hf_secret"));
         assert_eq!(token(&of(&[("HF_HOME", "/nowhere")])), None);
+        // A folder is what no user can read as a file.
+        let unreadable = home.path().join("other/token");
+        fs_err::create_dir_all(&unreadable).expect("made");
+        let (other, named) = (unreadable.parent().and_then(Path::to_str), unreadable.to_str());
+        let other = ("HF_HOME", other.expect("UTF-8"));
+        assert_eq!(token(&of(&[other])), None, "nobody has named it");
+        let refused = settings(&[other, ("HF_TOKEN_PATH", named.expect("UTF-8"))]).expect_err("it was named");
+        assert!(refused.to_string().starts_with("HF_TOKEN_PATH names no readable token file"), "{refused}");
         let refused = settings(&[("HOME", "/h"), ("HF_TOKEN", "hf secret")]).expect_err("no token").to_string();
         assert!(!refused.contains("secret"), "{refused}");
     }
