@@ -171,15 +171,17 @@ impl KeyFile {
     /// Changes the keys, one process at a time. A reader sees the old file or the new one.
     fn change(&self, edit: impl FnOnce(&mut Vec<ApiKey>) -> Result<(), KeyFileError>) -> Result<(), KeyFileError> {
         let unwritable = |source: io::Error| KeyFileError::Unwritable { path: self.0.clone(), source };
-        let folder = self.0.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+        // The new file takes the place of the old one, and not that of a link to it.
+        let path = fs_err::canonicalize(&self.0).unwrap_or_else(|_| self.0.clone());
+        let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         fs_err::create_dir_all(folder).map_err(unwritable)?;
-        let lock = create(&beside(&self.0, ".lock")).map_err(unwritable)?;
+        let lock = create(&beside(&path, ".lock")).map_err(unwritable)?;
         lock.lock().map_err(unwritable)?;
 
         let mut keys = self.read()?;
         edit(&mut keys)?;
         let text = toml::to_string(&Contents { keys }).map_err(|error| unwritable(io::Error::other(error)))?;
-        let new = beside(&self.0, ".new");
+        let new = beside(&path, ".new");
         // What a killed process left may belong to somebody with other rights.
         match fs_err::remove_file(&new) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unwritable(error)),
@@ -189,7 +191,7 @@ impl KeyFile {
         file.write_all(HEAD.as_bytes())
             .and_then(|()| file.write_all(text.as_bytes()))
             .and_then(|()| file.sync_all())
-            .and_then(|()| fs_err::rename(&new, &self.0))
+            .and_then(|()| fs_err::rename(&new, &path))
             .and_then(|()| fs_err::File::open(folder)?.sync_all())
             .map_err(unwritable)
     }
@@ -256,6 +258,18 @@ mod tests {
         assert_eq!(mode(), 0o600);
         fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o660)).expect("given to others");
         assert!(matches!(file.read(), Err(KeyFileError::Exposed { .. })));
+    }
+
+    #[test]
+    fn a_link_to_the_file_stays_one() {
+        let (folder, file) = in_a_folder();
+        file.add(key("a")).expect("added");
+        let link = KeyFile::at(folder.path().join("linked.toml"));
+        std::os::unix::fs::symlink("deep/er/keys.toml", link.path()).expect("linked");
+        link.add(key("b")).expect("added");
+        assert!(link.path().is_symlink());
+        assert_eq!(file.read().expect("keys"), [key("a"), key("b")]);
+        assert_eq!(fs_err::read_dir(folder.path()).expect("a folder").count(), 2, "nothing is left beside the link");
     }
 
     #[test]
