@@ -182,4 +182,12 @@ async fn a_certificate_that_cannot_be_served_refuses_the_start() {
     fs_err::write(folder.path().join("tls.key"), one.cert.pem()).expect("written");
     let no_key = refused().await;
     assert!(no_key.contains("tls.key` holds no private key in PEM, which `server.tls_key` needs"), "{no_key}");
+    let head_of_rsa = "Proc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\n";
+    for (label, head) in [("ENCRYPTED PRIVATE KEY", ""), ("RSA PRIVATE KEY", head_of_rsa)] {
+        let key = format!("-----BEGIN {label}-----\n{head}MIIBAAAA\n-----END {label}-----\n");
+        fs_err::write(folder.path().join("tls.key"), key).expect("written");
+        let encrypted = refused().await;
+        assert!(encrypted.contains("tls.key` is encrypted, and `server.tls_key` needs one that is not"), "{encrypted}");
+        assert!(encrypted.contains("`openssl pkey -in "), "{encrypted}");
+    }
 }

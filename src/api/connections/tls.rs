@@ -51,6 +51,17 @@ pub enum TlsError {
         /// What should be there.
         expected: &'static str,
     },
+    /// The key is there, and takes a password.
+    #[error(
+        "the private key in `{}` is encrypted, and `server.tls_key` needs one that is not: write it with \
+         `openssl pkey -in {} -out NEW_FILE`, for the server's user alone, and name that file",
+        path.display(),
+        path.display()
+    )]
+    Encrypted {
+        /// The file of the key.
+        path: PathBuf,
+    },
     /// The two do not make a server.
     #[error("the certificate in `{}` and the key in `{}` cannot be served", certificate.display(), key.display())]
     Refused {
@@ -158,8 +169,13 @@ impl TlsFiles {
             .ok()
             .filter(|chain: &Vec<_>| !chain.is_empty())
             .ok_or_else(|| foreign("tls_certificate", &self.certificate, "certificate"))?;
-        let key =
-            PrivateKeyDer::from_pem_slice(&contents.key).map_err(|_| foreign("tls_key", &self.key, "private key"))?;
+        let key = PrivateKeyDer::from_pem_slice(&contents.key).map_err(|_| {
+            if is_encrypted(&contents.key) {
+                TlsError::Encrypted { path: self.key.clone() }
+            } else {
+                foreign("tls_key", &self.key, "private key")
+            }
+        })?;
         let refused =
             |source| TlsError::Refused { certificate: self.certificate.clone(), key: self.key.clone(), source };
         let mut config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -171,4 +187,10 @@ impl TlsFiles {
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
         Ok(TlsAcceptor::from(Arc::new(config)))
     }
+}
+
+/// Whether a key in PEM takes a password: PKCS #8 says so in its first line, and older forms in their second.
+fn is_encrypted(key: &[u8]) -> bool {
+    let text = String::from_utf8_lossy(key);
+    ["BEGIN ENCRYPTED PRIVATE KEY", "Proc-Type: 4,ENCRYPTED"].iter().any(|mark| text.contains(mark))
 }
