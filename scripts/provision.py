@@ -6,6 +6,7 @@ run repairs it. One run at a time writes: the others wait at a lock.
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
@@ -89,9 +90,17 @@ class DataFolder:
         target = self.root / target
         target.parent.mkdir(parents=True, exist_ok=True)
         with self.staging() as trash:
-            if target.exists():
-                target.rename(trash / "old")
-            staged.rename(target)
+            try:
+                if target.exists():
+                    target.rename(trash / "old")
+                staged.rename(target)
+            except OSError as error:
+                if error.errno != errno.EXDEV:
+                    raise
+                raise Failure(
+                    f"{target.parent} is on another file system than {self.root / STAGING}, from where finished folders "
+                    "are moved into it: put both on one, or name another folder with GRANARY_MODELS__DATA_DIR."
+                ) from error
 
     def link(self, target, name):
         """Makes the relative symbolic link `name` point at `target`, at once."""

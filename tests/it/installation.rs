@@ -1,12 +1,14 @@
-//! `models.system_dir`: what an installation brings along is used, and left as it is.
+//! `models.system_dir`: what an installation brings along is used, and left as it is. And set-up in unusual folders.
 
 use std::collections::BTreeSet;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::helpers::{MINILM, Process, client, data_dir, folder_with, send};
+use crate::helpers::{MINILM, Process, client, data_dir, folder_with, repository, send};
 
 /// Everything below a folder, with when it was last changed.
 fn contents(folder: &Path) -> BTreeSet<(PathBuf, std::time::SystemTime)> {
@@ -28,7 +30,7 @@ async fn a_new_data_directory_is_served_from_what_is_installed() {
     }
     for part in ["models/all-MiniLM-L6-v2", "runtime/libonnxruntime.so"] {
         let target = fs_err::canonicalize(data_dir().join(part)).expect("set up");
-        std::os::unix::fs::symlink(target, installation.path().join(part)).expect("linked");
+        symlink(target, installation.path().join(part)).expect("linked");
     }
     let before = contents(installation.path());
 
@@ -46,4 +48,37 @@ async fn a_new_data_directory_is_served_from_what_is_installed() {
     let made = contents(&folder.path().join("data"));
     assert!(made.iter().any(|(path, _)| path.ends_with("granary.db")), "{made:?}");
     assert!(!made.iter().any(|(path, _)| path.starts_with(folder.path().join("data/runtime"))), "{made:?}");
+}
+
+/// What `scripts/setup` does once it has made a model.
+const PUBLISH: &str = "
+import sys
+sys.dont_write_bytecode = True
+sys.path.insert(0, 'scripts')
+from provision import DataFolder, Failure
+data = DataFolder()
+with data.lock(), data.staging() as staged:
+    (staged / 'made').mkdir()
+    try:
+        data.publish(staged / 'made', 'models/made')
+    except Failure as failure:
+        print(failure)
+";
+
+#[test]
+fn set_up_says_that_models_are_on_another_file_system() {
+    let (folder, elsewhere) = (folder_with(""), tempfile::tempdir_in("/dev/shm").expect("a file system in memory"));
+    let device = |path: &Path| fs_err::metadata(path).expect("there").dev();
+    if device(folder.path()) == device(elsewhere.path()) {
+        println!("not tried: temporary folders are in /dev/shm here");
+        return;
+    }
+    let models = folder.path().join("models");
+    symlink(elsewhere.path(), &models).expect("linked");
+    let mut command = Command::new("python3");
+    command.args(["-c", PUBLISH]).current_dir(repository()).env("GRANARY_MODELS__DATA_DIR", folder.path());
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    let expected = format!("{} is on another file system than {}/", models.display(), folder.path().display());
+    assert!(said.starts_with(&expected) && said.contains("put both on one"), "{said}{output:?}");
 }
