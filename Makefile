@@ -4,9 +4,10 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .PHONY: help serve setup setup-test setup-generated setup-bench test test-generated test-schema test-v03 grain-model grain-crash grain-contention chaos test-proxy reembed-crash reembed-load reembed-cut-over bench bench-engine bench-overload bench-index bench-search bench-quality bench-spaces soak soak-proxy cycles budget fuzz lint fmt openapi docs image test-image sbom audit clean
 
+TARGET := "$(or $(CARGO_TARGET_DIR),target)"
 # The binary that the checks of a running server use. Tests build it anyway.
-DEV_BINARY := target/debug/granary
-TOOLS := $(or $(GRANARY_MODELS__DATA_DIR),.granary)/tools
+DEV_BINARY := $(TARGET)/debug/granary
+TOOLS := "$(or $(GRANARY_MODELS__DATA_DIR),.granary)"/tools
 # What `make bench` writes; the chart goes beside it.
 RESULTS := benches/results/serving.json
 
@@ -15,7 +16,7 @@ help: ## list the targets
 
 serve: setup ## install what is missing, build in release mode, serve on 127.0.0.1:8080
 	cargo build --release --locked
-	exec target/release/granary serve
+	exec $(TARGET)/release/granary serve
 
 setup: ## the runtime library and the default model, into .granary/; nothing if they are there
 	@scripts/setup
@@ -40,7 +41,7 @@ test-generated: setup-generated ## Python and TypeScript clients made from the O
 
 test-schema: setup-test ## 10,000 requests generated from the OpenAPI document, against the release build
 	cargo build --release --locked
-	scripts/check-schema target/release/granary --requests 10000
+	scripts/check-schema $(TARGET)/release/granary --requests 10000
 
 # Tests that `make test` runs for a few seconds each, for as long as they deserve.
 LONG_TEST := $(TOOLS)/cargo-nextest nextest run --locked --no-capture --test it

@@ -82,3 +82,21 @@ fn set_up_says_that_models_are_on_another_file_system() {
     let expected = format!("{} is on another file system than {}/", models.display(), folder.path().display());
     assert!(said.starts_with(&expected) && said.contains("put both on one"), "{said}{output:?}");
 }
+
+#[test]
+fn make_takes_folders_with_spaces_in_their_names() {
+    let mut command = Command::new("make");
+    command.args(["--dry-run", "serve", "test", "lint", "test-schema"]).current_dir(repository());
+    command.env_remove("MAKEFLAGS").env("GRANARY_MODELS__DATA_DIR", "my data").env("CARGO_TARGET_DIR", "my target");
+    let output = command.output().expect("it runs");
+    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    for line in [
+        "exec \"my target\"/release/granary serve",
+        "\"my data\"/tools/cargo-nextest nextest run --locked",
+        "\"my data\"/tools/cargo-deny --locked check bans licenses sources",
+        "scripts/check-clients \"my target\"/debug/granary",
+        "scripts/check-schema \"my target\"/release/granary --requests 10000",
+    ] {
+        assert!(said.lines().any(|found| found == line), "no `{line}` in:\n{said}{output:?}");
+    }
+}
