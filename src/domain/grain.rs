@@ -202,7 +202,7 @@ mod tests {
 
     #[test]
     fn times_are_kept_as_they_are_written_and_moved_to_utc() {
-        let read = |text| CreatedAt::parse(text).map(|time| (time.as_str().to_owned(), time.us()));
+        let read = |text: &str| CreatedAt::parse(text).map(|time| (time.as_str().to_owned(), time.us()));
         assert_eq!(read("1970-01-01T00:00:01.50Z"), Some(("1970-01-01T00:00:01.50Z".to_owned(), 1_500_000)));
         assert_eq!(read("1970-01-01T02:00:01+02:00"), Some(("1970-01-01T00:00:01Z".to_owned(), 1_000_000)));
         assert_eq!(read("1970-01-01 00:00:01Z"), Some(("1970-01-01 00:00:01Z".to_owned(), 1_000_000)));

@@ -975,9 +975,8 @@ async fn a_vector_that_is_verified_again_changes_nothing() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let space = space_of(&app, TINY).await;
     let own = embed(&app, "Wheat is a grass.").await;
-    let body = |vector: &[f32], verify: bool| {
-        json!({"text": "Wheat is a grass.", "space": space, "vector": vector, "verify": verify})
-    };
+    let text = "Wheat is a grass.";
+    let body = |vector: &[f32], verify: bool| json!({"text": text, "space": space, "vector": vector, "verify": verify});
     assert_eq!(app.put("/grains/a", body(&own, false)).await.ok()["meta"]["embedding_model"], json!(null));
     let proved = app.put("/grains/a", body(&own, true)).await.ok();
     assert_eq!((&proved["version"], &proved["meta"]["embedding_model"]), (&json!(2), &json!(TINY)));

@@ -78,7 +78,7 @@ fn set_up_says_that_models_are_on_another_file_system() {
     let mut command = Command::new("python3");
     command.args(["-c", PUBLISH]).current_dir(repository()).env("GRANARY_MODELS__DATA_DIR", folder.path());
     let output = command.output().expect("it runs");
-    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    let said = String::from_utf8(output.stdout.clone()).expect("UTF-8");
     let expected = format!("{} is on another file system than {}/", models.display(), folder.path().display());
     assert!(said.starts_with(&expected) && said.contains("put both on one"), "{said}{output:?}");
 }
@@ -89,7 +89,7 @@ fn make_takes_folders_with_spaces_in_their_names() {
     command.args(["--dry-run", "serve", "test", "lint", "test-schema"]).current_dir(repository());
     command.env_remove("MAKEFLAGS").env("GRANARY_MODELS__DATA_DIR", "my data").env("CARGO_TARGET_DIR", "my target");
     let output = command.output().expect("it runs");
-    let said = String::from_utf8(output.stdout).expect("UTF-8");
+    let said = String::from_utf8(output.stdout.clone()).expect("UTF-8");
     for line in [
         "exec \"my target\"/release/granary serve",
         "\"my data\"/tools/cargo-nextest nextest run --locked",
