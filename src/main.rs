@@ -1,6 +1,6 @@
 //! The binary: parses, loads the configuration, starts the logs, and runs.
 
-use std::io::{self, Write};
+use std::io;
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -19,11 +19,13 @@ fn main() -> ExitCode {
     };
     ended.map_or_else(
         |error| {
-            // Where nobody listens, the status says it.
-            let _ = writeln!(io::stderr(), "granary: {}", with_causes(error.as_ref()));
+            telemetry::print_last(&format!("granary: {}", with_causes(error.as_ref())));
             shutdown::exit_at_once(1)
         },
-        |()| ExitCode::SUCCESS,
+        |()| {
+            telemetry::flush_log();
+            ExitCode::SUCCESS
+        },
     )
 }
 

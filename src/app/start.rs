@@ -8,6 +8,7 @@ use super::{App, AppError, keys};
 use crate::api::connections;
 use crate::config::Config;
 use crate::shutdown::{Shutdown, Signals, exit_at_once};
+use crate::telemetry;
 
 /// Opens the port and builds the server. A signal ends the process at once, with exit status 0: nobody was served yet.
 ///
@@ -23,6 +24,7 @@ pub async fn start(config: Config, shutdown: Shutdown, signals: &mut Signals) ->
             // goes on from the version that it finds; a copy of the database and a file of a hub get their names when
             // they are whole; indexes that were saved are believed until all of them are ready.
             tracing::info!(signal, "stopped before it served; the next start goes on where this one was");
+            telemetry::flush_log();
             // With the start still there: it holds the lock of the database, where a thread of SQLite, which nobody can
             // interrupt, may write for as long as the process lives.
             exit_at_once(0)

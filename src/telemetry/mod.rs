@@ -1,5 +1,5 @@
-//! Logs, metrics and traces: how events reach standard error, the name, labels and buckets of every metric; in [`traces`],
-//! how spans reach a collector.
+//! Logs, metrics and traces: how events reach standard error, in `stderr.rs`; the name, labels and buckets of every
+//! metric; in [`traces`], how spans reach a collector.
 //!
 //! Names, labels and buckets of `te_*` are those of text-embeddings-inference 1.9 (`router/src/prometheus.rs`,
 //! `router/src/lib.rs`, `core/src/infer.rs`, `core/src/queue.rs`), so that dashboards made for it work. Ours are
@@ -8,6 +8,7 @@
 
 mod causes;
 mod collector;
+mod stderr;
 pub mod traces;
 
 use std::backtrace::BacktraceStatus;
@@ -23,6 +24,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 pub use self::causes::with_causes;
+pub use self::stderr::{flush_log, print_last};
 
 /// Declares a metric's name with its help, which is its rustdoc too.
 macro_rules! metric_names {
@@ -76,6 +78,7 @@ metric_names! {
     describe_gauge ANCHORS = "granary_anchors": "Grains by which the scores of spaces are compared, by `state`: `sampled`, or `complete`, with a vector in every live space.";
     describe_counter HTTP_REQUESTS = "granary_http_requests_total": "Answers by `route` (the pattern), `method` and `status`.";
     describe_histogram HTTP_REQUEST_DURATION = "granary_http_request_duration_seconds": "Seconds to an answer's head, by `route` and `method`.";
+    describe_counter LOG_LINES_LOST = "granary_log_lines_lost_total": "Lines of the log that standard error did not take.";
     describe_gauge BUILD_INFO = "granary_build_info": "1, with the `version` of this server.";
 }
 
@@ -132,6 +135,7 @@ pub fn install_metrics() -> Result<PrometheusHandle, MetricsError> {
     }
     let handle = recorder_builder()?.install_recorder()?;
     describe_metrics();
+    metrics::counter!(LOG_LINES_LOST).increment(0);
     metrics::gauge!(BUILD_INFO, "version" => env!("CARGO_PKG_VERSION")).set(1.0);
     *installed = Some(handle.clone());
     Ok(handle)
@@ -162,15 +166,27 @@ fn powers_of_two(n_buckets: i32) -> Vec<f64> {
     (0..n_buckets).map(|exponent| 2.0_f64.powi(exponent)).collect()
 }
 
+/// Nothing can be logged.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Nobody would write it.
+    #[error("the thread that writes the log cannot be started")]
+    Thread(#[from] std::io::Error),
+    /// The process logs already.
+    #[error("the process logs already")]
+    Installed(#[from] TryInitError),
+}
+
 /// Logs lines for people to standard error, in colour where it is a terminal and `NO_COLOR` is not set.
 ///
 /// # Errors
-/// When the process logs already.
-pub fn log_text(filter: EnvFilter) -> Result<(), TryInitError> {
+/// When the process logs already, or can have no thread that writes the log.
+pub fn log_text(filter: EnvFilter) -> Result<(), LogError> {
     let no_color = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(stderr::start()?)
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal() && !no_color)
         .finish();
     subscriber.try_init()?;
@@ -182,9 +198,9 @@ pub fn log_text(filter: EnvFilter) -> Result<(), TryInitError> {
 /// fields: a request's id is in the first.
 ///
 /// # Errors
-/// When the process logs already.
-pub fn log_json(filter: EnvFilter) -> Result<(), TryInitError> {
-    json_subscriber(filter, std::io::stderr).try_init()?;
+/// When the process logs already, or can have no thread that writes the log.
+pub fn log_json(filter: EnvFilter) -> Result<(), LogError> {
+    json_subscriber(filter, stderr::start()?).try_init()?;
     log_panics();
     Ok(())
 }
@@ -200,6 +216,7 @@ where
         .with_span_list(true)
         .with_env_filter(filter)
         .with_writer(writer)
+        .log_internal_errors(false)
         .finish()
 }
 
@@ -211,6 +228,8 @@ fn log_panics() {
         let backtrace = std::backtrace::Backtrace::capture();
         let backtrace = (backtrace.status() == BacktraceStatus::Captured).then(|| backtrace.to_string());
         tracing::error!(location, backtrace, "a bug: {message}");
+        // Where this ends the process, nothing is written any more.
+        flush_log();
     }));
 }
 

@@ -61,6 +61,7 @@ mod search_pages;
 mod shutdown;
 mod snapshots;
 mod spaces;
+mod stalled_logs;
 mod tei;
 mod tls;
 mod traces;

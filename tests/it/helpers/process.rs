@@ -1,10 +1,12 @@
 //! The binary as a process of its own, for what only a process shows: exit codes, signals, standard error.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use procfs::process::{MMapPath, MemoryMap};
+use procfs::net::{TcpNetEntry, TcpState};
+use procfs::process::{FDTarget, MMapPath, MemoryMap};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
 use super::data_dir;
@@ -20,17 +22,12 @@ pub struct Process {
 impl Process {
     /// Starts `granary` in this directory with these arguments and nothing but these variables.
     pub fn start(directory: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Self {
+        Self::run(&mut granary(directory, arguments, variables))
+    }
+
+    fn run(command: &mut Command) -> Self {
         let log = tempfile::NamedTempFile::new().expect("a temporary file");
-        let child = Command::new(env!("CARGO_BIN_EXE_granary"))
-            .current_dir(directory)
-            .args(arguments)
-            .env_clear()
-            .envs(variables.iter().copied())
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log.reopen().expect("the same file"))
-            .spawn()
-            .expect("the binary starts");
+        let child = command.stderr(log.reopen().expect("the same file")).spawn().expect("the binary starts");
         Self { child, log }
     }
 
@@ -40,10 +37,17 @@ impl Process {
     }
 
     fn start_at(folder: &Path, port: &str, arguments: &[&str]) -> Self {
-        let data_dir = data_dir().display().to_string();
-        let variables =
-            [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db")];
-        Self::start(folder, &[&["serve", "--port", port], arguments].concat(), &variables)
+        Self::run(&mut server(folder, port, arguments))
+    }
+
+    /// Starts the server with its standard error there instead of in the log, and waits until it listens; and its
+    /// address.
+    pub fn serve_onto(folder: &Path, stderr: impl Into<Stdio>) -> (Self, String) {
+        let log = tempfile::NamedTempFile::new().expect("a temporary file");
+        let child = server(folder, "0", &[]).stderr(stderr).spawn().expect("the binary starts");
+        let process = Self { child, log };
+        let url = process.wait_until_listening();
+        (process, url)
     }
 
     /// Starts the server where another one was, and waits until it serves.
@@ -105,6 +109,28 @@ impl Process {
         format!("http://{}", address.expect("an address"))
     }
 
+    /// Waits until it listens, and returns its address, which it need not say.
+    fn wait_until_listening(&self) -> String {
+        let id = i32::try_from(self.child.id()).expect("an id");
+        let started = Instant::now();
+        loop {
+            let files = procfs::process::Process::new(id).and_then(|process| process.fd()).expect("a running process");
+            let sockets: BTreeSet<u64> = files
+                .filter_map(|file| match file.ok()?.target {
+                    FDTarget::Socket(inode) => Some(inode),
+                    _ => None,
+                })
+                .collect();
+            let is_its = |it: &TcpNetEntry| it.state == TcpState::Listen && sockets.contains(&it.inode);
+            let listener = procfs::net::tcp().expect("the table of sockets").into_iter().find(is_its);
+            if let Some(listener) = listener {
+                return format!("http://{}", listener.local_address);
+            }
+            assert!(started.elapsed() < PATIENCE, "it does not listen");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
     /// The memory that is resident now.
     pub fn rss_bytes(&self) -> u64 {
         self.status_bytes("VmRSS:")
@@ -160,6 +186,22 @@ impl Process {
             std::thread::sleep(Duration::from_millis(10));
         }
     }
+}
+
+/// `granary` in this directory with these arguments and nothing but these variables.
+fn granary(directory: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+    command.current_dir(directory).args(arguments).env_clear().envs(variables.iter().copied());
+    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command
+}
+
+/// The server in this folder, where its configuration is and its database will be.
+fn server(folder: &Path, port: &str, arguments: &[&str]) -> Command {
+    let data_dir = data_dir().display().to_string();
+    let variables =
+        [("GRANARY_MODELS__DATA_DIR", data_dir.as_str()), ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db")];
+    granary(folder, &[&["serve", "--port", port], arguments].concat(), &variables)
 }
 
 impl Drop for Process {
