@@ -9,7 +9,7 @@
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use opentelemetry::context::FutureExt;
 use parking_lot::Mutex;
@@ -18,6 +18,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
+
+/// Signals of one kind that come within this time are one: `timeout`, say, sends it to the process, and at once to its
+/// group.
+const ONE_SIGNAL: Duration = Duration::from_millis(200);
 
 /// The tasks of the process and the tokens that end them. Clones share both.
 #[derive(Clone, Debug)]
@@ -165,7 +169,7 @@ impl Shutdown {
     }
 
     /// Follows the signals from here on: the first begins the shutdown, after a time of leaving that may be zero, and
-    /// the second gives up.
+    /// the second gives up, unless it is of the same kind and comes at once.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -178,6 +182,7 @@ impl Shutdown {
     }
 
     async fn follow_signals(self, mut signals: Signals, leaving: Duration) {
+        let mut first: Option<(&str, Instant)> = None;
         loop {
             let name = tokio::select! {
                 name = signals.recv() => name,
@@ -186,10 +191,14 @@ impl Shutdown {
                     continue;
                 }
             };
+            if first.is_some_and(|(kind, at)| kind == name && at.elapsed() < ONE_SIGNAL) {
+                continue;
+            }
             if self.leaving.is_cancelled() {
                 tracing::warn!(signal = name, "second signal: giving up what is running");
                 return self.give_up();
             }
+            first = Some((name, Instant::now()));
             tracing::info!(signal = name, "stopping: finishing what is running; a second signal gives it up");
             if leaving.is_zero() {
                 self.begin();
@@ -332,7 +341,11 @@ mod tests {
     }
 
     fn raise() {
-        rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::TERM).expect("a signal");
+        raise_other(rustix::process::Signal::TERM);
+    }
+
+    fn raise_other(signal: rustix::process::Signal) {
+        rustix::process::kill_process(rustix::process::getpid(), signal).expect("a signal");
     }
 
     async fn until(token: &CancellationToken) {
@@ -346,6 +359,7 @@ mod tests {
         raise();
         until(shutdown.soft()).await;
         assert!(shutdown.leaving().is_cancelled() && !shutdown.hard().is_cancelled());
+        tokio::time::sleep(ONE_SIGNAL).await;
         raise();
         until(shutdown.hard()).await;
         assert_eq!(shutdown.drain(LONG).await, Drained::GivenUp(vec!["stuck"]));
@@ -357,7 +371,7 @@ mod tests {
         raise();
         until(shutdown.leaving()).await;
         assert!(!shutdown.soft().is_cancelled());
-        raise();
+        raise_other(rustix::process::Signal::INT);
         until(shutdown.hard()).await;
     }
 

@@ -107,7 +107,7 @@ fn who_leaves_says_so_and_answers_until_its_time_is_over() {
         let answer = ask(connection, &embed);
         assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("[["), "{answer}");
     }
-    server.process.signal(Signal::TERM);
+    server.process.signal(Signal::INT);
     assert_eq!(server.process.wait().code(), Some(1), "{}", server.process.log());
 
     let mut server = Server::start("[server]\ndrain_delay = \"100ms\"\n");
@@ -122,6 +122,8 @@ fn a_second_signal_ends_it_at_once_and_it_says_what_was_running() {
         let _request = server.begin_request();
         server.process.signal(Signal::TERM);
         server.process.wait_for("a second signal gives it up");
+        // Of the same kind and at once it would be the same one.
+        std::thread::sleep(Duration::from_millis(250));
         server.process.signal(second);
         assert_eq!(server.process.wait().code(), Some(1), "{}", server.process.log());
         let log = server.process.log();
@@ -129,6 +131,22 @@ fn a_second_signal_ends_it_at_once_and_it_says_what_was_running() {
         assert!(log.contains("granary: stopped, but not in order: http"), "{log}");
         assert!(!log.contains("the caller left"), "it is still there: {log}");
     }
+}
+
+/// `timeout` signals the process and then its group.
+#[test]
+fn a_signal_that_is_sent_twice_at_once_is_one() {
+    let mut server = Server::start("[server]\nshutdown_timeout = \"1h\"\n");
+    let request = server.begin_request();
+    // Two that are closer together may be one to the system already.
+    for _ in 0..5 {
+        server.process.signal(Signal::TERM);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    server.process.wait_for("a second signal gives it up");
+    let answer = finish_request(request);
+    assert!(answer.contains("HTTP/1.1 200 OK") && answer.contains("[["), "{answer}");
+    assert_eq!(server.process.wait().code(), Some(0), "{}", server.process.log());
 }
 
 #[test]
