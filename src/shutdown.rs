@@ -35,12 +35,14 @@ pub struct Shutdown {
     running: RunningNames,
 }
 
-/// SIGTERM and SIGINT. Once this is made they do not end the process by themselves any more: whoever holds it acts on
-/// them.
+/// SIGTERM, SIGINT and SIGHUP. Once this is made they do not end the process by themselves any more: whoever holds it
+/// acts on them.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
     interrupt: Signal,
+    /// `None` where the process is to outlive its terminal.
+    hangup: Option<Signal>,
 }
 
 impl Signals {
@@ -52,15 +54,34 @@ impl Signals {
     /// # Panics
     /// Outside a tokio runtime.
     pub fn listen() -> std::io::Result<Self> {
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())? })
+        let hangup = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?;
+        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
     }
 
     /// Waits for the next signal, and answers its name.
     pub async fn recv(&mut self) -> &'static str {
+        let Self { terminate, interrupt, hangup } = self;
+        let hung_up = async {
+            match hangup {
+                Some(hangup) => hangup.recv().await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
-            _ = self.terminate.recv() => "SIGTERM",
-            _ = self.interrupt.recv() => "SIGINT",
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+            _ = hung_up => "SIGHUP",
         }
+    }
+}
+
+/// Whether whoever started the process had it ignore a signal, as `nohup` does with SIGHUP.
+#[allow(unsafe_code, reason = "the standard library does not say what a signal does")]
+fn is_ignored(signal: libc::c_int) -> bool {
+    // SAFETY: zeroes are a valid `sigaction`, and without a new one the call only writes the present one there.
+    unsafe {
+        let mut present: libc::sigaction = std::mem::zeroed();
+        libc::sigaction(signal, std::ptr::null(), &raw mut present) == 0 && present.sa_sigaction == libc::SIG_IGN
     }
 }
 

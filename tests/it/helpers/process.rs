@@ -40,6 +40,18 @@ impl Process {
         Self::run(&mut server(folder, port, arguments))
     }
 
+    /// Starts the server under `nohup`, and waits until it serves; and its address.
+    pub fn serve_under_nohup(folder: &Path) -> (Self, String) {
+        let server = server(folder, "0", &[]);
+        let variables = server.get_envs().filter_map(|(name, value)| Some((name, value?)));
+        let mut nohup = Command::new("nohup");
+        nohup.arg(server.get_program()).args(server.get_args()).current_dir(folder).env_clear().envs(variables);
+        nohup.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut process = Self::run(&mut nohup);
+        let url = process.wait_until_serving();
+        (process, url)
+    }
+
     /// Starts the server with its standard error there instead of in the log, and waits until it listens; and its
     /// address.
     pub fn serve_onto(folder: &Path, stderr: impl Into<Stdio>) -> (Self, String) {
