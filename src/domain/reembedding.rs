@@ -201,7 +201,7 @@ impl Reembedding {
     #[must_use]
     pub fn needs_for_its_way_back(&self, space: &SpaceId) -> bool {
         let has_way_back = match self.state {
-            // A purge that is refused when its turn comes leaves the way back open.
+            // What a purge has yet to delete stays where that looks for it.
             ReembeddingState::Completed => self.previous_order.is_some() && self.old_vectors != OldVectors::Purged,
             ReembeddingState::RollingBack => true,
             _ => false,

@@ -268,6 +268,30 @@ async fn a_purge_takes_nothing_that_another_job_needs() {
 }
 
 #[tokio::test]
+async fn a_purge_that_was_begun_opens_no_way_back_and_waits_for_who_needs_the_vectors() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write(&app, 300).await;
+    let job = begin(&app, json!({"to": OTHER})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    let ids: Vec<String> = (0..50).map(|n| n.to_string()).collect();
+    let other = begin(&app, json!({"to": THIRD, "throttle": 0.01, "filter": {"ids": ids}})).await;
+    wait_for(&app, &other, |job| job["done"].as_u64() > Some(0)).await;
+    // It rests once, after its one batch: nothing is deleted before it has taken over.
+    assert_eq!(verb(&app, &job, "purge").await["old_vectors"], "purging", "in its turn");
+    let other = wait_until(&app, &other, "completed").await;
+    let waiting = wait_for(&app, &job, |job| job["reason"].is_string()).await;
+    assert!(waiting["reason"].as_str().is_some_and(|reason| reason.contains(id(&other))), "{waiting}");
+    assert_eq!(waiting["old_vectors"], "purging", "some of them may be gone: {waiting}");
+    assert!(refused(&app, &job, "rollback").await.contains("cannot be rolled back any more"));
+
+    verb(&app, &other, "rollback").await;
+    wait_until(&app, &other, "rolled_back").await;
+    let job = wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    assert_eq!((&job["reason"], n_in(&app, &job["space"]).await), (&Value::Null, 300), "{job}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn there_is_one_job_for_a_space_when_an_earlier_one_is_resumed_too() {
     let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
     write(&app, 300).await;

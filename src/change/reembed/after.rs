@@ -2,12 +2,13 @@
 //! vectors are deleted.
 
 use std::cmp::Reverse;
+use std::time::Instant;
 
-use super::Reembeddings;
 use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::move_to;
 use super::work::{PAUSE, Stopped, UPKEEP, Work, by_hand, may_pass};
+use super::{Job, Reembeddings};
 use crate::clock::now_us;
 use crate::domain::{
     Filter, ModelName, OldVectors, Range, Reembedding, ReembeddingId, ReembeddingState, SpaceCondition, SpaceId,
@@ -121,20 +122,36 @@ impl Reembeddings {
 
     /// Deletes what purges of other jobs than the one that is worked on ask for.
     pub(super) async fn delete_for_others(&self, id: &ReembeddingId) {
-        let is_asked = |job: &&Reembedding| job.old_vectors == OldVectors::Purging && job.id != *id;
+        let is_asked =
+            |job: &&Job| job.record.old_vectors == OldVectors::Purging && job.record.id != *id && job.is_due();
         let asked: Vec<Reembedding> =
-            self.jobs.read().values().map(|job| &job.record).filter(is_asked).cloned().collect();
+            self.jobs.read().values().filter(is_asked).map(|job| job.record.clone()).collect();
         for job in asked {
-            match self.delete_superfluous(&job).await {
-                Ok(()) | Err(Stopped::ByHand) => {}
-                // The next rest tries again.
-                Err(Stopped::Error(error)) if may_pass(&error) => {
-                    tracing::warn!(id = %job.id, "superfluous vectors are not deleted yet: {}", with_causes(&error));
-                    tokio::time::sleep(PAUSE).await;
-                }
-                Err(Stopped::Error(error)) => self.fail(&job, &error).await,
+            if let Err(Stopped::Error(error)) = self.delete_superfluous(&job).await {
+                self.put_off(&job, &error).await;
             }
         }
+    }
+
+    /// Leaves a purge that met an error for a minute, or until a job has changed. Some vectors may be gone, so that what
+    /// they were for is not possible any more: a way back stays closed. Where there is none, the purge is given up if
+    /// the error does not pass by itself.
+    pub(super) async fn put_off(&self, job: &Reembedding, error: &ReembedError) {
+        let had_way_back = job.state == ReembeddingState::Completed && job.previous_order.is_some();
+        if !had_way_back && !may_pass(error) {
+            return self.fail(job, error).await;
+        }
+        let is_news = match error {
+            ReembedError::Needed { other, .. } => self.note_needed(&job.id, other),
+            _ => true,
+        };
+        if is_news {
+            tracing::warn!(id = %job.id, "superfluous vectors are not deleted yet: {}", with_causes(error));
+        }
+        self.change(&job.id, |job| {
+            job.waits = Some(with_causes(error));
+            job.purge_at = Some(Instant::now() + UPKEEP);
+        });
     }
 
     /// Closes windows at their time, whatever is worked on, until the process stops.

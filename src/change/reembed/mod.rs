@@ -13,7 +13,7 @@ mod work;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::Stream;
 use parking_lot::RwLock;
@@ -71,8 +71,23 @@ struct Job {
     record: Reembedding,
     n_failed: u64,
     rate: Rate,
-    /// Who needed its old vectors when its window was found over.
+    /// Who needed its old vectors when they were to be deleted.
     needed_by: Option<ReembeddingId>,
+    /// Why it waits, as callers are told.
+    waits: Option<String>,
+    /// Until when its purge was put off.
+    purge_at: Option<Instant>,
+}
+
+impl Job {
+    fn new(record: Reembedding, n_failed: u64) -> Self {
+        Self { record, n_failed, rate: Rate::default(), needed_by: None, waits: None, purge_at: None }
+    }
+
+    /// Whether something of it is to be done now.
+    fn is_due(&self) -> bool {
+        goes_on(&self.record) && self.purge_at.is_none_or(|at| at <= Instant::now())
+    }
 }
 
 /// A job as it is shown.
@@ -110,7 +125,7 @@ impl Reembeddings {
             if record.state == ReembeddingState::RollingBack && (active != record.model || is_newer) {
                 chosen.insert(record.id.clone());
             }
-            jobs.insert(record.id.clone(), Job { record, n_failed, rate: Rate::default(), needed_by: None });
+            jobs.insert(record.id.clone(), Job::new(record, n_failed));
         }
         let reembeddings = Self {
             grains,
@@ -187,11 +202,12 @@ impl Reembeddings {
     }
 
     fn status_of(&self, job: &Job) -> ReembeddingStatus {
-        let Job { record, n_failed, rate, needed_by: _ } = job;
+        let Job { record, n_failed, rate, waits, .. } = job;
         let rate = if record.state == ReembeddingState::Running { rate.per_second() } else { None };
         let n_left = record.total.saturating_sub(record.done + n_failed);
+        let waits = waits.clone().filter(|_| goes_on(record));
         ReembeddingStatus {
-            record: record.clone(),
+            record: Reembedding { reason: record.reason.clone().or(waits), ..record.clone() },
             n_failed: *n_failed,
             rate,
             eta_s: rate.filter(|rate| *rate > 0.0).map(|rate| n_left as f64 / rate),
@@ -206,7 +222,7 @@ impl Reembeddings {
         record.cut_over_us.filter(|_| has_old).map(|us| us.saturating_add(window_us))
     }
 
-    /// Notes who needs the old vectors of a job whose window is over. Answers whether that is news.
+    /// Notes who needs the old vectors of a job that are to be deleted. Answers whether that is news.
     fn note_needed(&self, id: &ReembeddingId, by: &ReembeddingId) -> bool {
         let mut jobs = self.jobs.write();
         jobs.get_mut(id).is_some_and(|job| job.needed_by.replace(by.clone()).as_ref() != Some(by))
@@ -228,7 +244,14 @@ impl Reembeddings {
     /// Takes over what was recorded of a job. Its worker alone counts what is done.
     fn put(&self, record: Reembedding) {
         let id = record.id.clone();
-        self.change(&id, |job| job.record = Reembedding { done: job.record.done, ..record });
+        // What stood against a purge may have gone.
+        for job in self.jobs.write().values_mut() {
+            job.purge_at = None;
+        }
+        self.change(&id, |job| {
+            job.record = Reembedding { done: job.record.done, ..record };
+            job.waits = None;
+        });
     }
 }
 

@@ -3,7 +3,6 @@
 use uuid::Uuid;
 
 use super::error::ReembedError;
-use super::pace::Rate;
 use super::{Job, ReembeddingStatus, Reembeddings};
 use crate::clock::now_us;
 use crate::domain::{
@@ -98,8 +97,7 @@ impl Reembeddings {
                 return Err(ReembedError::Open { id, model });
             }
             tracing::info!(%id, %model, space = %record.space, "a re-embedding was asked for");
-            let job = Job { record, n_failed: 0, rate: Rate::default(), needed_by: None };
-            jobs.jobs.write().insert(id.clone(), job);
+            jobs.jobs.write().insert(id.clone(), Job::new(record, 0));
             jobs.wake.notify_one();
             jobs.get(&id)
         };

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
-use super::{Reembeddings, goes_on};
+use super::Reembeddings;
 use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 use crate::grains::store::{Lacking, Made, NewVector, Unembedded};
 use crate::grains::{CutOver, GrainError, Target};
@@ -75,8 +75,9 @@ impl Reembeddings {
     /// Works on the next job, or waits for one.
     async fn work(&self, n_errors: &mut u32) {
         let Some(record) = self.next_job() else {
-            // What woke it may have come before it waited: the notification is kept.
-            return self.wake.notified().await;
+            // What woke it may have come before it waited: the notification is kept. A purge that was put off wakes nobody.
+            let _ = tokio::time::timeout(UPKEEP, self.wake.notified()).await;
+            return;
         };
         let id = record.id.clone();
         let done = match record.state {
@@ -87,6 +88,9 @@ impl Reembeddings {
         self.grains.end_staging();
         match done {
             Ok(()) | Err(Stopped::ByHand) => *n_errors = 0,
+            Err(Stopped::Error(error)) if record.old_vectors == OldVectors::Purging => {
+                self.put_off(&record, &error).await;
+            }
             Err(Stopped::Error(error)) if may_pass(&error) && *n_errors < TRIES => {
                 if *n_errors == 0 {
                     tracing::warn!(%id, "a re-embedding waits: {}", with_causes(&error));
@@ -105,7 +109,7 @@ impl Reembeddings {
     /// back may be in a space that an earlier one goes back from.
     fn next_job(&self) -> Option<Reembedding> {
         let jobs = self.jobs.read();
-        let oldest = jobs.values().map(|job| &job.record).find(|record| goes_on(record))?;
+        let oldest = jobs.values().find(|job| job.is_due()).map(|job| &job.record)?;
         let goes_back = |record: &&Reembedding| record.state == ReembeddingState::RollingBack;
         let on_their_way = jobs.values().map(|job| &job.record).filter(goes_back);
         let last = on_their_way.max_by_key(|record| record.cut_over_us).filter(|_| goes_back(&oldest));
