@@ -135,8 +135,9 @@ impl Grains {
         let Some(Target { model, space, selection }) = self.staging.target() else { return HashMap::new() };
         let is_new = |at: &usize| vectors.get(at).is_some_and(|vector| vector.provenance.space != space);
         let places: Vec<usize> = (0..planned.len()).filter(is_new).collect();
-        // A write does not wait for the job's model.
-        if places.is_empty() || !self.models.status(&model).is_ok_and(|status| status.is_ready()) {
+        // A write does not wait for the job's model, which may never answer.
+        let answers = self.models.status(&model).is_ok_and(|status| status.is_ready() && status.ailment.is_none());
+        if places.is_empty() || !answers {
             return HashMap::new();
         }
         let Ok(lease) = self.models.lease(&model).await else { return HashMap::new() };

@@ -9,9 +9,11 @@ use std::time::Duration;
 
 use super::canary;
 use super::entry::Entry;
-use super::health::{Ailment, Health};
+use super::error::ModelError;
+use super::health::{Ailment, Health, stuck};
 use super::loaded::Lease;
 use super::manager::MultiModelManager;
+use crate::domain::ModelName;
 use crate::engine::EngineError;
 
 /// How often loaded models are looked at.
@@ -36,6 +38,18 @@ impl MultiModelManager {
                 }
             }
         });
+    }
+
+    /// Waits until a look finds that an inference of a model does not end, and answers what that stands against. It answers
+    /// at once when the model is not known any more.
+    pub async fn found_stuck(&self, name: &ModelName) -> ModelError {
+        match self.entry(name) {
+            Ok(entry) => {
+                entry.found_stuck().await;
+                stuck(name, "does not embed")
+            }
+            Err(error) => error,
+        }
     }
 
     /// Looks at a model. Its vectors are waited for in a task of their own: a model that has much to do delays neither the

@@ -255,11 +255,17 @@ impl Reembeddings {
         Ok(())
     }
 
-    /// Makes the vectors of some grains. While the model's queue is full or it is being unloaded, this waits.
+    /// Makes the vectors of some grains. While the model's queue is full or it is being unloaded, this waits; for an
+    /// inference no longer than the job is worked on, and not for one that does not end: others wait behind it.
     pub(super) async fn make(&self, work: Work<'_>, grains: &[Unembedded]) -> Result<Vectors, Stopped> {
         loop {
             let lease = self.lease(work.model, work.space).await?;
-            let pause = match self.vectors(&lease, grains).await {
+            let vectors = tokio::select! {
+                vectors = self.vectors(&lease, grains) => vectors,
+                stopped = self.stopped(work) => return Err(stopped),
+                error = self.models.found_stuck(work.model) => return Err(error.into()),
+            };
+            let pause = match vectors {
                 Ok(vectors) => return Ok(vectors),
                 Err(error) => error.pause_before_retry().ok_or(error)?,
             };
@@ -310,6 +316,18 @@ impl Reembeddings {
                 // The time is over, or nothing changes any more.
                 Ok(Err(_)) | Err(_) => return self.check(id, state),
             }
+        }
+    }
+
+    /// Waits until somebody holds a job or gives it up.
+    async fn stopped(&self, work: Work<'_>) -> Stopped {
+        let mut changes = self.changes.subscribe();
+        loop {
+            if let Err(stopped) = self.check(work.id, work.state) {
+                return stopped;
+            }
+            // What sends changes is here: they do not end.
+            let _ = changes.changed().await;
         }
     }
 

@@ -76,6 +76,19 @@ async fn a_stuck_model_is_disabled_though_it_cannot_be_unloaded() {
 }
 
 #[tokio::test]
+async fn who_waits_for_vectors_learns_that_they_do_not_come() {
+    let manager = manager().await;
+    let name = manager.active();
+    let mut waiting = std::pin::pin!(manager.found_stuck(&name));
+    assert!(futures::poll!(waiting.as_mut()).is_pending());
+    manager.entry(&name).expect("it is known").get_stuck();
+    let found = tokio::time::timeout(Duration::from_mins(1), waiting).await.expect("it is woken").to_string();
+    assert!(found.contains("does not embed") && found.contains("Start the server anew"), "{found}");
+    let unknown = ModelName::parse("unknown").expect("a name");
+    assert!(matches!(manager.found_stuck(&unknown).await, ModelError::NotFound { .. }));
+}
+
+#[tokio::test]
 async fn a_deleted_model_whose_inference_ends_after_all_is_forgotten() {
     let manager = manager().await;
     let entry = manager.entry(&manager.active()).expect("it is known");
