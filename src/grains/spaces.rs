@@ -81,12 +81,13 @@ impl Grains {
         Ok(Some(order))
     }
 
-    /// Moves a space that is not the first one behind the others, so that what comes into it serves nothing. It passes
-    /// none that has vectors of grains it serves, or is to serve again after a roll-back: nothing is served otherwise than
-    /// before, neither now nor then. The caller holds the gate.
+    /// Moves a space behind the others, so that what comes into it serves nothing, unless it is the first one and serves
+    /// grains. It passes none that has vectors of grains it serves, or is to serve again after a roll-back: nothing is
+    /// served otherwise than before, neither now nor then. The caller holds the gate.
     pub(super) async fn stand_last(&self, space: &SpaceId) -> Result<(), GrainError> {
         let mut order = self.store.space_order().await?;
-        let Some(at) = order.iter().position(|known| known == space).filter(|at| *at > 0) else { return Ok(()) };
+        let may_go = |at: &usize| *at > 0 || self.indexes.n_served(space) == 0;
+        let Some(at) = order.iter().position(|known| known == space).filter(may_go) else { return Ok(()) };
         let jobs = self.store.reembeddings().await?;
         let before = hiding_for_good(&order[..at], &jobs, space);
         let behind = &order[at + 1..];

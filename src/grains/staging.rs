@@ -91,7 +91,7 @@ impl Staging {
 
 impl Grains {
     /// From now on writes make vectors for a re-embedding, and what they miss is noted. Its space goes behind the others,
-    /// unless it is the first one.
+    /// unless it is the first one and serves grains.
     ///
     /// # Errors
     /// The database's: then nothing has changed.

@@ -85,6 +85,27 @@ async fn a_space_that_is_the_first_one_serves_what_is_done_and_has_nothing_to_gi
 }
 
 #[tokio::test]
+async fn a_first_space_that_serves_nothing_takes_over_as_any_other_does() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write_with(&app, "gone", TINY, 1).await;
+    app.delete("/grains/gone-0").await;
+    write_with(&app, "kept", OTHER, 300).await;
+    let (first, second) = (space_of(&app, TINY).await, space_of(&app, OTHER).await);
+    let job = begin_slowly(&app, TINY).await;
+    assert_eq!((n_in(&app, &first).await, n_in(&app, &second).await), (0, 300), "{job}");
+    let job = verb(&app, &job, "cancel").await;
+    assert_eq!(job["reason"], Value::Null, "nothing of it is served: {job}");
+
+    let job = begin(&app, json!({"to": TINY})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!(n_in(&app, &first).await, 300, "{job}");
+    verb(&app, &job, "rollback").await;
+    wait_until(&app, &job, "rolled_back").await;
+    assert_eq!((n_in(&app, &first).await, n_in(&app, &second).await), (0, 300), "all is where it was");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_job_serves_nothing_before_its_time_though_its_space_stands_before_others() {
     let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
     write(&app, 5).await;
