@@ -485,6 +485,24 @@ async fn the_end_of_a_window_waits_for_a_job_that_may_go_on() {
 }
 
 #[tokio::test]
+async fn a_job_without_a_way_back_has_no_window_that_ends() {
+    let toml = format!("[grains]\nrollback_window = \"0s\"\n{}", with_tiny(&[OTHER, THIRD]));
+    let app = TestApp::start_with(&toml).await;
+    write(&app, 20).await;
+    write_with(&app, "other", OTHER, 20).await;
+    let job = begin(&app, json!({"to": TINY})).await;
+    let job = wait_until(&app, &job, "completed").await;
+    let other = begin(&app, json!({"to": THIRD})).await;
+    let other = wait_until(&app, &other, "completed").await;
+    wait_for(&app, &other, |job| job["old_vectors"] == "purged").await;
+    // Windows are looked at each second, all at once.
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let job = app.get(&format!("/reembeddings/{}", id(&job))).await.ok();
+    assert_eq!(job["old_vectors"], "kept", "nobody has asked for that: {job}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn the_end_of_a_window_does_not_wait_for_the_end_of_another_job() {
     let toml = |window: &str| format!("[grains]\nrollback_window = \"{window}\"\n{}", with_tiny(&[OTHER, THIRD]));
     let app = TestApp::start_with(&toml("7days")).await;

@@ -211,15 +211,17 @@ impl Reembeddings {
             n_failed: *n_failed,
             rate,
             eta_s: rate.filter(|rate| *rate > 0.0).map(|rate| n_left as f64 / rate),
-            rollback_until_us: self.window_end_us(record).filter(|_| record.previous_order.is_some()),
+            rollback_until_us: self.window_end_us(record),
         }
     }
 
-    /// Until when the old vectors of a job that has cut over are kept; `None` when there are none to keep.
+    /// Until when the old vectors of a job that has cut over are kept; `None` when there are none to keep, or nothing to
+    /// roll back: then only somebody's word deletes what is behind its space.
     fn window_end_us(&self, record: &Reembedding) -> Option<i64> {
         let window_us = i64::try_from(self.rollback_window.as_micros()).unwrap_or(i64::MAX);
         let has_old = record.state == ReembeddingState::Completed && record.old_vectors == OldVectors::Kept;
-        record.cut_over_us.filter(|_| has_old).map(|us| us.saturating_add(window_us))
+        let has_window = has_old && record.previous_order.is_some();
+        record.cut_over_us.filter(|_| has_window).map(|us| us.saturating_add(window_us))
     }
 
     /// Notes who needs the old vectors of a job that are to be deleted. Answers whether that is news.
