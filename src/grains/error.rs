@@ -264,6 +264,18 @@ impl GrainError {
         Self::Invalid { field, message: message.into() }
     }
 
+    /// The sentence of it that callers may read, where the log has been told the rest.
+    #[must_use]
+    pub fn for_callers(&self) -> String {
+        match self {
+            Self::Store(error) => Refusal::for_callers(error).message,
+            Self::Ledger(error) | Self::Model(ModelError::Ledger(error)) => {
+                Refusal::for_callers_of_ledger(error).message
+            }
+            _ => with_causes(self),
+        }
+    }
+
     /// The error as its caller is told it: of one grain of several, or of a whole request.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
@@ -328,6 +340,12 @@ impl Refusal {
     #[must_use]
     pub fn of_ledger(error: &LedgerError) -> Self {
         tracing::error!("{}", with_causes(error));
+        Self::for_callers_of_ledger(error)
+    }
+
+    /// As [`Self::of_ledger`], where the log has been told already.
+    #[must_use]
+    pub fn for_callers_of_ledger(error: &LedgerError) -> Self {
         match error.source.downcast_ref::<StoreError>().map(Self::for_callers) {
             Some(refusal) if refusal.kind != RefusalKind::Unavailable => refusal,
             // Which record it is says more than that it is in a database.

@@ -435,6 +435,29 @@ async fn a_job_waits_while_it_is_not_known_whether_its_model_makes_its_space() {
 }
 
 #[tokio::test]
+async fn a_job_that_waits_for_the_database_says_so_and_not_where_that_lies() {
+    let folder = TempDir::new().expect("a folder");
+    let path = folder.path().display().to_string();
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&[OTHER])).await;
+    write(&app, 300).await;
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    let trigger = "CREATE TRIGGER cut_off BEFORE INSERT ON embeddings BEGIN SELECT RAISE(ABORT, 'cut off'); END";
+    sqlx::query(trigger).execute(&mut outsider).await.expect("created");
+    let job = begin(&app, json!({"to": OTHER})).await;
+    let waiting = wait_for(&app, &job, |job| job["reason"].is_string()).await;
+    assert_eq!((&waiting["state"], &waiting["rate"]), (&json!("running"), &Value::Null), "{waiting}");
+    let reason = waiting["reason"].as_str().expect("a reason");
+    assert!(reason.contains("the database does not answer") && !reason.contains(&path), "{reason}");
+
+    sqlx::query("DROP TRIGGER cut_off").execute(&mut outsider).await.expect("dropped");
+    outsider.close().await.expect("closed");
+    let job = wait_until(&app, &job, "completed").await;
+    assert_eq!((&job["done"], &job["reason"]), (&json!(300), &Value::Null), "{job}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn old_vectors_go_when_they_are_purged_and_with_them_the_way_back() {
     let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
     write(&app, 30).await;

@@ -26,9 +26,9 @@ impl Reembeddings {
     pub(super) async fn bring_back(&self, job: &Reembedding, n_errors: &mut u32) -> Result<(), Stopped> {
         let mut reasons = Vec::new();
         if let Err(error) = self.activate_previous(job).await {
-            let sentence = format!("the model before could not be made active again: {}", with_causes(&error));
-            tracing::warn!(id = %job.id, "{sentence}");
-            reasons.push(sentence);
+            let sentence = "the model before could not be made active again";
+            tracing::warn!(id = %job.id, "{sentence}: {}", with_causes(&error));
+            reasons.push(format!("{sentence}: {}", error.for_callers()));
         }
         // A space behind the job's own would not serve what is brought there.
         let before: Vec<&SpaceId> = job.spaces_before().collect();
@@ -99,6 +99,7 @@ impl Reembeddings {
             n_failed += vectors.iter().filter(|(_, vector)| vector.is_err()).count();
             self.grains.write_made(Made { job: None, vectors }).await?;
             *n_errors = 0;
+            self.change(work.id, |job| job.waits = None);
             self.rest(work.id, work.state, pace.rest(self.models.interactive())).await?;
         }
     }
@@ -149,7 +150,7 @@ impl Reembeddings {
             tracing::warn!(id = %job.id, "superfluous vectors are not deleted yet: {}", with_causes(error));
         }
         self.change(&job.id, |job| {
-            job.waits = Some(with_causes(error));
+            job.waits = Some(error.for_callers());
             job.purge_at = Some(Instant::now() + UPKEEP);
         });
     }

@@ -1,8 +1,9 @@
 //! Why something with a re-embedding was not done.
 
 use crate::domain::{ModelName, ReembeddingId, ReembeddingState, SpaceId};
-use crate::grains::GrainError;
+use crate::grains::{GrainError, Refusal};
 use crate::models::ModelError;
+use crate::telemetry::with_causes;
 
 /// Why something with a re-embedding was not done.
 #[derive(Debug, thiserror::Error)]
@@ -103,4 +104,16 @@ pub enum ReembedError {
     /// The grains.
     #[error(transparent)]
     Grains(#[from] GrainError),
+}
+
+impl ReembedError {
+    /// The sentence of it that whoever reads jobs is told. The log has the rest: where the database lies is the operator's
+    /// to know.
+    pub(super) fn for_callers(&self) -> String {
+        match self {
+            Self::Grains(error) => error.for_callers(),
+            Self::Model(ModelError::Ledger(error)) => Refusal::for_callers_of_ledger(error).message,
+            _ => with_causes(self),
+        }
+    }
 }

@@ -203,7 +203,8 @@ impl Reembeddings {
 
     fn status_of(&self, job: &Job) -> ReembeddingStatus {
         let Job { record, n_failed, rate, waits, .. } = job;
-        let rate = if record.state == ReembeddingState::Running { rate.per_second() } else { None };
+        let is_moving = record.state == ReembeddingState::Running && waits.is_none();
+        let rate = rate.per_second().filter(|_| is_moving);
         let n_left = record.total.saturating_sub(record.done + n_failed);
         let waits = waits.clone().filter(|_| goes_on(record));
         ReembeddingStatus {

@@ -83,11 +83,12 @@ impl Rate {
         }
     }
 
-    /// Grains a second; `None` before two batches.
+    /// Grains a second; `None` before two batches, and when the last one is longer ago than any rest explains.
     pub(super) fn per_second(&self) -> Option<f64> {
         let ((began, first), (ended, last)) = (self.0.front()?, self.0.back()?);
-        let seconds = ended.duration_since(*began).as_secs_f64();
-        (seconds > 0.0).then(|| last.saturating_sub(*first) as f64 / seconds)
+        let took = ended.duration_since(*began);
+        let is_lately = ended.elapsed() <= MEASURED_OVER.max(took * 2);
+        (is_lately && !took.is_zero()).then(|| last.saturating_sub(*first) as f64 / took.as_secs_f64())
     }
 }
 
@@ -136,5 +137,9 @@ mod tests {
         rate.note(20);
         let per_second = rate.per_second().expect("two batches");
         assert!(per_second > 0.0 && per_second <= 500.0, "{per_second}");
+        for (at, _) in &mut rate.0 {
+            *at = at.checked_sub(2 * MEASURED_OVER).expect("a clock that has run");
+        }
+        assert_eq!(rate.per_second(), None, "that was long ago");
     }
 }

@@ -96,6 +96,7 @@ impl Reembeddings {
                     tracing::warn!(%id, "a re-embedding waits: {}", with_causes(&error));
                 }
                 *n_errors += 1;
+                self.change(&id, |job| job.waits = Some(error.for_callers()));
                 tokio::time::sleep(PAUSE).await;
             }
             Err(Stopped::Error(error)) => {
@@ -251,6 +252,7 @@ impl Reembeddings {
             job.record.total = job.record.total.max(job.record.done);
             job.n_failed = n_failed.unwrap_or(job.n_failed);
             job.rate.note(job.record.done);
+            job.waits = None;
         });
         Ok(())
     }
@@ -338,8 +340,8 @@ impl Reembeddings {
 
     /// Ends a job that cannot go on. One that is being rolled back has its order already, and is left at that.
     pub(super) async fn fail(&self, job: &Reembedding, error: &ReembedError) {
-        let mut reason = with_causes(error);
-        tracing::error!(id = %job.id, model = %job.model, "a re-embedding cannot go on: {reason}");
+        let mut reason = error.for_callers();
+        tracing::error!(id = %job.id, model = %job.model, "a re-embedding cannot go on: {}", with_causes(error));
         let is_purging = job.old_vectors == OldVectors::Purging;
         let is_open = !is_purging && job.state != ReembeddingState::RollingBack;
         if is_open && self.grains.is_first(&job.space).await.unwrap_or(false) {
