@@ -134,6 +134,27 @@ async fn a_way_back_that_was_cut_off_brings_the_model_before_unless_another_was_
 }
 
 #[tokio::test]
+async fn a_way_back_that_cannot_go_on_says_how_the_rest_still_goes_back() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 5).await;
+    let job = take_over(&app, json!({"to": OTHER})).await;
+    app.put("/models/active", json!({"name": OTHER})).await.ok();
+    app.post("/grains", json!({"id": "late", "text": "written in the new space"})).await.ok();
+    app.post(&format!("/models/{TINY}/unload"), json!({"disable": true})).await.ok();
+    verb(&app, &job, "rollback").await;
+    let job = wait_until(&app, &job, "rolled_back").await;
+    let reason = job["reason"].as_str().expect("a reason");
+    let body = json!({"to": TINY, "from": job["space"]});
+    assert!(reason.contains("is disabled"), "{reason}");
+    assert!(reason.contains(&format!("`{{\"to\": \"{TINY}\", \"from\": {}}}`", job["space"])), "{reason}");
+
+    app.post(&format!("/models/{TINY}/load"), json!({})).await.ok();
+    take_over(&app, body).await;
+    assert_embedded(&app, "late", TINY).await;
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn of_two_ways_back_that_wait_the_later_job_goes_first() {
     let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD, BROKEN])).await;
     write(&app, 300).await;

@@ -53,6 +53,18 @@ impl Reembeddings {
         self.try_step(&job.id, step).await.map_err(by_hand)
     }
 
+    /// How the grains still go back that a way back has left where they are, as the end of a sentence.
+    pub(super) async fn way_out(&self, job: &Reembedding) -> String {
+        let before: Vec<&SpaceId> = job.spaces_before().collect();
+        let found = self.way_back(job, &before).await.ok().flatten().map(|(model, _)| model);
+        let model = found.or_else(|| job.previous_model.clone()).unwrap_or_else(|| self.models.active());
+        let space = &job.space;
+        format!(
+            "; what was written since the job was asked for stays in its space, but for what had gone back already. `POST \
+             /reembeddings` with `{{\"to\": \"{model}\", \"from\": \"{space}\"}}` brings along what that space serves"
+        )
+    }
+
     /// Where grains go back to: the space of the model that was active before, or else the one that serves most grains.
     async fn way_back(&self, job: &Reembedding, before: &[&SpaceId]) -> Result<Option<(ModelName, SpaceId)>, Stopped> {
         let active = job.previous_model.clone().unwrap_or_else(|| self.models.active());

@@ -343,8 +343,9 @@ impl Reembeddings {
         let mut reason = error.for_callers();
         tracing::error!(id = %job.id, model = %job.model, "a re-embedding cannot go on: {}", with_causes(error));
         let is_purging = job.old_vectors == OldVectors::Purging;
-        let is_open = !is_purging && job.state != ReembeddingState::RollingBack;
-        if is_open && self.grains.is_first(&job.space).await.unwrap_or(false) {
+        if job.state == ReembeddingState::RollingBack {
+            reason.push_str(&self.way_out(job).await);
+        } else if !is_purging && self.grains.is_first(&job.space).await.unwrap_or(false) {
             reason.push_str("; what was done is served");
         }
         let step = move |job: &mut Reembedding| {
@@ -359,7 +360,12 @@ impl Reembeddings {
             } else {
                 job.state = ReembeddingState::Failed;
             }
-            job.reason = Some(reason);
+            job.reason = match job.reason.take() {
+                // It has met the same before.
+                Some(earlier) if earlier.contains(&reason) => Some(earlier),
+                Some(earlier) => Some(format!("{earlier}; {reason}")),
+                None => Some(reason),
+            };
             Ok(())
         };
         if let Err(Stopped::Error(error)) = self.try_step(&job.id, step).await.map_err(by_hand) {
