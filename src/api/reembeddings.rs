@@ -380,6 +380,7 @@ impl From<ReembedError> for ApiError {
             | ReembedError::Overtaken { .. }
             | ReembedError::Repeated { .. }
             | ReembedError::OtherSpace { .. } => Self::new(Code::Conflict, message),
+            ReembedError::Panicked => Self::new(Code::Internal, message),
             ReembedError::Model(error) => error.into(),
             ReembedError::Grains(error) => error.into(),
         }

@@ -98,6 +98,9 @@ pub enum ReembedError {
         /// What the model makes.
         found: SpaceId,
     },
+    /// The work on a job met a bug.
+    #[error("the work on it was cut short by a bug, see the log")]
+    Panicked,
     /// A model.
     #[error(transparent)]
     Model(#[from] ModelError),

@@ -1,8 +1,11 @@
 //! The one task that works on jobs, one after the other, oldest first, and of ways back the last first. While one rests,
 //! what purges of others ask for is deleted: it may go on for days.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures::FutureExt;
 
 use super::error::ReembedError;
 use super::pace::Pace;
@@ -80,11 +83,9 @@ impl Reembeddings {
             return;
         };
         let id = record.id.clone();
-        let done = match record.state {
-            _ if record.old_vectors == OldVectors::Purging => self.delete_superfluous(&record).await,
-            ReembeddingState::RollingBack => self.bring_back(&record, n_errors).await,
-            _ => self.embed_all(&record, n_errors).await,
-        };
+        let done = AssertUnwindSafe(self.work_at(&record, n_errors)).catch_unwind().await;
+        // A panic that went on would end the work on every job.
+        let done = done.unwrap_or(Err(Stopped::Error(ReembedError::Panicked)));
         self.grains.end_staging();
         match done {
             Ok(()) | Err(Stopped::ByHand) => *n_errors = 0,
@@ -103,6 +104,14 @@ impl Reembeddings {
                 *n_errors = 0;
                 self.fail(&record, &error).await;
             }
+        }
+    }
+
+    async fn work_at(&self, record: &Reembedding, n_errors: &mut u32) -> Result<(), Stopped> {
+        match record.state {
+            _ if record.old_vectors == OldVectors::Purging => self.delete_superfluous(record).await,
+            ReembeddingState::RollingBack => self.bring_back(record, n_errors).await,
+            _ => self.embed_all(record, n_errors).await,
         }
     }
 
@@ -395,6 +404,8 @@ pub(super) fn by_hand(error: ReembedError) -> Stopped {
 /// Whether an error may pass by itself.
 pub(super) fn may_pass(error: &ReembedError) -> bool {
     match error {
+        // What was in memory may have been at fault, such as an index, which is made again within a minute.
+        ReembedError::Panicked => true,
         ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error)) => match error {
             ModelError::Failed { permanent, .. } | ModelError::GrainWrites { permanent, .. } => !permanent,
             ModelError::Loading { .. }
