@@ -262,8 +262,7 @@ mod tests {
         log.wait_until_written(Duration::from_millis(10));
         assert!(log.queue.lock().bytes.len() <= MAX_QUEUED_BYTES);
 
-        let mut n_read = 0;
-        for read in BufReader::new(reader).lines() {
+        for (n_read, read) in BufReader::new(reader).lines().enumerate() {
             let read = read.expect("a line");
             if let Some((words, n_lost)) = read.split_once(" n_lines=") {
                 assert!(words.contains("WARN") && words.contains("before this one are lost"), "{read}");
@@ -272,7 +271,6 @@ mod tests {
                 return;
             }
             assert_eq!(read, line.trim_end());
-            n_read += 1;
         }
         panic!("the log does not say what it has lost");
     }

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use futures::FutureExt;
 
+use super::Reembeddings;
 use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
-use super::Reembeddings;
 use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 use crate::grains::store::{Lacking, Made, NewVector, Unembedded};
 use crate::grains::{CutOver, GrainError, Target};
