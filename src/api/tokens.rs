@@ -15,7 +15,7 @@ use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
-use crate::engine::{EngineError, TokenDetail, in_turns};
+use crate::engine::{EngineError, TOKENIZED_IN_PLACE_BYTES, TokenCount, TokenDetail, in_turns};
 
 /// One text or several.
 #[derive(Clone, Debug, Deserialize)]
@@ -143,14 +143,34 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
     let lease = state.models.lease(&name).await?;
     let prompt = lease.prompt(&prompt)?.unwrap_or_default();
     let with_special = body.add_special_tokens.unwrap_or(true);
+    let n_bytes: usize = texts.iter().map(|text| prompt.len() + text.len()).sum();
     let (lease, n_tokens) = (Arc::new(lease), Arc::new(AtomicUsize::new(0)));
     let tokens_of = move |index, text: &String| {
-        let details = lease.encoder().tokenizer().details(index, &format!("{prompt}{text}"), with_special)?;
+        let (tokenizer, text) = (lease.encoder().tokenizer(), format!("{prompt}{text}"));
+        let n_left = max_request_tokens.saturating_sub(n_tokens.load(Ordering::Relaxed));
+        if tokenizer.has_by_far_more_than(n_left, index, &text)? {
+            let n_tokens = TokenCount::MoreThan(max_request_tokens);
+            return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens });
+        }
+        let details = tokenizer.details(index, &text, with_special)?;
         let n_tokens = n_tokens.fetch_add(details.len(), Ordering::Relaxed) + details.len();
         check_tokens(n_tokens, max_request_tokens)?;
         Ok(details.into_iter().map(Token::from).collect())
     };
-    Ok(axum::Json(in_turns(texts, String::len, tokens_of).await?))
+    Ok(axum::Json(of_each(texts, n_bytes, String::len, tokens_of).await?))
+}
+
+/// Does this with each item, where it is if all of them have few bytes.
+async fn of_each<I: Send + 'static, T: Send + 'static>(
+    items: Vec<I>,
+    n_bytes: usize,
+    n_bytes_of: fn(&I) -> usize,
+    work: impl Fn(usize, &I) -> Result<T, EngineError> + Clone + Send + 'static,
+) -> Result<Vec<T>, EngineError> {
+    if n_bytes <= TOKENIZED_IN_PLACE_BYTES {
+        return items.iter().enumerate().map(|(index, item)| work(index, item)).collect();
+    }
+    in_turns(items, n_bytes_of, work).await
 }
 
 /// Turns token ids back into text.
@@ -195,11 +215,14 @@ async fn texts_of(state: AppState, body: DecodeBody) -> Result<axum::Json<Vec<St
         let ids: Vec<u32> = ids.iter().map(|id| id.0).collect();
         lease.encoder().tokenizer().decode(index, &ids, skip_special)
     };
-    Ok(axum::Json(in_turns(lists, |ids| size_of_val(ids.as_slice()), text_of).await?))
+    let n_bytes_of = |ids: &Vec<TokenId>| size_of_val(ids.as_slice());
+    let n_bytes: usize = lists.iter().map(n_bytes_of).sum();
+    Ok(axum::Json(of_each(lists, n_bytes, n_bytes_of, text_of).await?))
 }
 
 fn check_tokens(n_tokens: usize, max_request_tokens: usize) -> Result<(), EngineError> {
     if n_tokens > max_request_tokens {
+        let n_tokens = TokenCount::Exactly(n_tokens);
         return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens });
     }
     Ok(())

@@ -12,7 +12,7 @@ use std::time::Duration;
 use metrics::{Gauge, gauge};
 use parking_lot::{Condvar, Mutex};
 
-use super::error::EngineError;
+use super::error::{EngineError, TokenCount};
 use super::job::{Finish, Job, JobHandle, Priority};
 use super::queue::{BatchLimits, Line, MicroBatch, QUERY_TOKENS, Queue};
 use super::tokenize::Tokens;
@@ -111,7 +111,8 @@ impl Batcher {
             Priority::Interactive => Line::Requests,
         };
         if priority != Priority::Internal && n_tokens > self.limits.max_request_tokens {
-            return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens: self.limits.max_request_tokens });
+            let (n_tokens, max_request_tokens) = (TokenCount::Exactly(n_tokens), self.limits.max_request_tokens);
+            return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens });
         }
         let (job, handle) = Job::new(texts, finish);
         let mut state = self.state.lock();
@@ -351,7 +352,10 @@ mod tests {
         let batcher = Batcher::new(limits, &[Lane::Bulk], "m");
         for priority in [Priority::Interactive, Priority::Background] {
             let refused = batcher.submit(texts(&[60, 41]), FINISH, priority).err().expect("too many");
-            let is_limit = matches!(refused, EngineError::TooManyTokens { n_tokens: 101, max_request_tokens: 100 });
+            let is_limit = matches!(
+                refused,
+                EngineError::TooManyTokens { n_tokens: TokenCount::Exactly(101), max_request_tokens: 100 }
+            );
             assert!(is_limit, "{priority:?}: {refused}");
             assert!(batcher.submit(texts(&[60, 40]), FINISH, priority).is_ok(), "{priority:?}");
         }

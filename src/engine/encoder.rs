@@ -28,7 +28,7 @@ use crate::telemetry::traces::Trace;
 
 /// A request of so many bytes of text is tokenized where it is, in some tens of microseconds: less than it costs to wake
 /// another thread and be woken by it, and short enough for an async thread.
-const TOKENIZED_IN_PLACE_BYTES: usize = 512;
+pub const TOKENIZED_IN_PLACE_BYTES: usize = 512;
 
 /// Everything needed to open a model.
 #[derive(Clone, Debug)]

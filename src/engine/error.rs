@@ -1,10 +1,29 @@
 //! What can go wrong between a text and its vector.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
 /// An error of a library, kept for its message and its chain.
 pub type Cause = Box<dyn std::error::Error + Send + Sync>;
+
+/// How many tokens a text has, or several have together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TokenCount {
+    /// So many: all was read.
+    Exactly(usize),
+    /// More than so many: the rest was not read.
+    MoreThan(usize),
+}
+
+impl fmt::Display for TokenCount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Exactly(n_tokens) => write!(f, "{n_tokens}"),
+            Self::MoreThan(n_tokens) => write!(f, "more than {n_tokens}"),
+        }
+    }
+}
 
 /// Why a model could not be opened or a text could not be embedded.
 #[derive(Debug, thiserror::Error)]
@@ -91,7 +110,7 @@ pub enum EngineError {
         /// The input's place in the request.
         index: usize,
         /// Its tokens, special tokens included.
-        n_tokens: usize,
+        n_tokens: TokenCount,
         /// The most the model takes.
         max_tokens: usize,
     },
@@ -102,7 +121,7 @@ pub enum EngineError {
     )]
     TooManyTokens {
         /// Their tokens, after the cut.
-        n_tokens: usize,
+        n_tokens: TokenCount,
         /// The bound.
         max_request_tokens: usize,
     },

@@ -20,8 +20,10 @@ pub mod tokenize;
 mod turns;
 
 pub use dense::{Dense, Module};
-pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, OldestBatch};
-pub use error::EngineError;
+pub use encoder::{
+    EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, OldestBatch, TOKENIZED_IN_PLACE_BYTES,
+};
+pub use error::{EngineError, TokenCount};
 pub use graph::{GraphApart, GraphFiles};
 pub use job::{Finish, Priority};
 pub use provider::{CpuFeature, CpuFeatures, Gpu, ProviderChoice, ProviderFacts, ProviderWish};

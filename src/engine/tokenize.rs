@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use tokenizers::{Encoding, Tokenizer, TruncationDirection};
 
-use super::error::{Cause, EngineError};
+use super::error::{Cause, EngineError, TokenCount};
 use crate::domain::TruncationSide;
 
 /// What a caller may send to be embedded.
@@ -20,8 +20,16 @@ pub enum Input {
     Tokens(Vec<u32>),
 }
 
-/// Of a text that is cut at its end, so many bytes are read for each token that is kept: a token has four or five.
-const BYTES_PER_KEPT_TOKEN: usize = 64;
+/// Of a long text a part is read first, of so many bytes for each token that is looked for: a token has four or five.
+const BYTES_PER_TOKEN: usize = 64;
+
+/// The bytes of a part, whatever is looked for. Each may be a token, and a token takes some hundred bytes of memory.
+const LEAST_PART_BYTES: usize = 8 << 10;
+const MOST_PART_BYTES: usize = 128 << 10;
+
+/// So many tokens at either end of a part may be others than in the whole text: those of a word that was cut in two.
+/// The longest that tokenizers split has 100 characters.
+const EDGE_TOKENS: usize = 128;
 
 /// What to do with an input that is longer than the model takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,22 +139,28 @@ impl TextTokenizer {
 
     fn tokens_of_text(&self, index: usize, text: &str, over_long: OverLong) -> Result<Tokens, EngineError> {
         let failed = |source| EngineError::Tokenize { index, source };
-        let encode = |text| unless_it_panics(|| self.inner.encode_fast(text, false)).map_err(failed);
-        let beginning = match over_long {
-            OverLong::Cut(TruncationSide::Right) => self.beginning(text).map(encode).transpose()?,
-            OverLong::Cut(TruncationSide::Left) | OverLong::Refuse => None,
+        let n_kept = self.max_tokens - self.n_special_tokens;
+        let side = match over_long {
+            OverLong::Cut(side) => side,
+            OverLong::Refuse => TruncationSide::Right,
         };
-        // With so many tokens left over, what follows cannot change those that are kept.
-        let mut encoding = match beginning.filter(|encoding| encoding.len() >= 2 * self.max_tokens) {
-            Some(encoding) => encoding,
-            None => encode(text)?,
+        let part = self.part(text, side, n_kept + 1).map_err(failed)?;
+        if let (Some(part), OverLong::Refuse) = (&part, over_long) {
+            let at_least = part.n_certain + self.n_special_tokens;
+            return Err(self.too_long(index, TokenCount::MoreThan(at_least - 1)));
+        }
+        let mut encoding = match part {
+            Some(Part { encoding: Some(encoding), .. }) => encoding,
+            part => self.encoded(part.map_or(text, |part| part.text)).map_err(failed)?,
         };
-        let n_tokens = encoding.len() + self.n_special_tokens;
-        let truncated = n_tokens > self.max_tokens;
+        let truncated = encoding.len() > n_kept;
         if truncated {
             match over_long {
-                OverLong::Refuse => return Err(self.too_long(index, n_tokens)),
-                OverLong::Cut(side) => encoding.truncate(self.max_tokens - self.n_special_tokens, 0, direction(side)),
+                OverLong::Refuse => {
+                    let n_tokens = encoding.len() + self.n_special_tokens;
+                    return Err(self.too_long(index, TokenCount::Exactly(n_tokens)));
+                }
+                OverLong::Cut(side) => encoding.truncate(n_kept, 0, direction(side)),
             }
         }
         let encoding = unless_it_panics(|| self.inner.post_process(encoding, None, true)).map_err(failed)?;
@@ -157,13 +171,49 @@ impl TextTokenizer {
         Ok(Tokens { ids, truncated })
     }
 
-    /// The beginning of a text that is longer than what is kept of one by far, up to the end of a word where words have
-    /// spaces between them.
-    fn beginning<'a>(&self, text: &'a str) -> Option<&'a str> {
-        let n_bytes = self.max_tokens.saturating_mul(BYTES_PER_KEPT_TOKEN);
-        let beginning = &text[..text.floor_char_boundary(n_bytes)];
-        let end = beginning.rfind(char::is_whitespace).unwrap_or(beginning.len());
-        (beginning.len() < text.len()).then(|| &beginning[..end])
+    /// The part of a long text, without its cut side, that has so many tokens whatever the rest is; `None` when none is
+    /// found, for then all of the text has few enough to be read at once.
+    fn part<'a>(&self, text: &'a str, cut: TruncationSide, n_wanted: usize) -> Result<Option<Part<'a>>, Cause> {
+        let n_bytes = n_wanted.saturating_mul(BYTES_PER_TOKEN).clamp(LEAST_PART_BYTES, MOST_PART_BYTES);
+        let (mut n_read, mut n_certain) = (0, 0);
+        while text.len() - n_read > n_bytes {
+            let (rest, piece) = match cut {
+                TruncationSide::Right => {
+                    let rest = &text[n_read..];
+                    (rest, &rest[..end_of_beginning(rest, n_bytes)])
+                }
+                TruncationSide::Left => {
+                    let rest = &text[..text.len() - n_read];
+                    (rest, &rest[start_of_end(rest, n_bytes)..])
+                }
+            };
+            let encoding = self.encoded(piece)?;
+            n_certain += encoding.len().saturating_sub(2 * EDGE_TOKENS);
+            n_read += piece.len();
+            if n_certain >= n_wanted {
+                let encoding = (rest.len() == text.len()).then_some(encoding);
+                let text = match cut {
+                    TruncationSide::Right => &text[..n_read],
+                    TruncationSide::Left => &text[text.len() - n_read..],
+                };
+                return Ok(Some(Part { text, n_certain, encoding }));
+            }
+        }
+        Ok(None)
+    }
+
+    fn encoded(&self, text: &str) -> Result<Encoding, Cause> {
+        unless_it_panics(|| self.inner.encode_fast(text, false))
+    }
+
+    /// Whether a text is seen to have more than so many tokens when it is read in parts, which takes little memory. One
+    /// of which that is not seen may have a few more.
+    ///
+    /// # Errors
+    /// [`EngineError::Tokenize`].
+    pub fn has_by_far_more_than(&self, n_tokens: usize, index: usize, text: &str) -> Result<bool, EngineError> {
+        let part = self.part(text, TruncationSide::Right, n_tokens.saturating_add(1));
+        Ok(part.map_err(|source| EngineError::Tokenize { index, source })?.is_some())
     }
 
     fn tokens_of_ids(&self, index: usize, ids: &[u32], over_long: OverLong) -> Result<Tokens, EngineError> {
@@ -174,14 +224,14 @@ impl TextTokenizer {
             return Ok(Tokens { ids: ids.to_vec(), truncated: false });
         }
         let kept = match over_long {
-            OverLong::Refuse => return Err(self.too_long(index, ids.len())),
+            OverLong::Refuse => return Err(self.too_long(index, TokenCount::Exactly(ids.len()))),
             OverLong::Cut(TruncationSide::Right) => &ids[..self.max_tokens],
             OverLong::Cut(TruncationSide::Left) => &ids[ids.len() - self.max_tokens..],
         };
         Ok(Tokens { ids: kept.to_vec(), truncated: true })
     }
 
-    fn too_long(&self, index: usize, n_tokens: usize) -> EngineError {
+    fn too_long(&self, index: usize, n_tokens: TokenCount) -> EngineError {
         EngineError::InputTooLong { index, n_tokens, max_tokens: self.max_tokens }
     }
 
@@ -196,9 +246,7 @@ impl TextTokenizer {
     /// # Errors
     /// [`EngineError::Tokenize`].
     pub fn details(&self, index: usize, text: &str, with_special: bool) -> Result<Vec<TokenDetail>, EngineError> {
-        let encoding = self
-            .inner
-            .encode_char_offsets(text, with_special)
+        let encoding = unless_it_panics(|| self.inner.encode_char_offsets(text, with_special))
             .map_err(|source| EngineError::Tokenize { index, source })?;
         Ok(details_of(&encoding, text))
     }
@@ -211,8 +259,32 @@ impl TextTokenizer {
         if let Some(id) = self.foreign_id(ids) {
             return Err(EngineError::NotDecodable { id, highest_id: self.highest_id });
         }
-        self.inner.decode(ids, skip_special).map_err(|source| EngineError::Tokenize { index, source })
+        unless_it_panics(|| self.inner.decode(ids, skip_special))
+            .map_err(|source| EngineError::Tokenize { index, source })
     }
+}
+
+/// The beginning of a text, or its end.
+struct Part<'a> {
+    text: &'a str,
+    /// Tokens that it has whatever the rest of the text is.
+    n_certain: usize,
+    /// Its tokens, if it was read at once.
+    encoding: Option<Encoding>,
+}
+
+/// Where the beginning of a text ends that has at most so many bytes, and at least half as many: before the last space
+/// between words that is there, if one is. The text has more bytes.
+fn end_of_beginning(text: &str, n_bytes: usize) -> usize {
+    let (middle, end) = (text.floor_char_boundary(n_bytes / 2), text.floor_char_boundary(n_bytes));
+    text[middle..end].rfind(char::is_whitespace).map_or(end, |at| middle + at)
+}
+
+/// Where the end of such a text starts, in the same way: with the first space.
+fn start_of_end(text: &str, n_bytes: usize) -> usize {
+    let start = text.ceil_char_boundary(text.len() - n_bytes);
+    let middle = text.ceil_char_boundary(text.len() - n_bytes / 2);
+    text[start..middle].find(char::is_whitespace).map_or(start, |at| start + at)
 }
 
 /// What the library makes of a file that somebody else wrote. On some malformed ones it panics.

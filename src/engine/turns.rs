@@ -7,12 +7,16 @@ use tokio::sync::Semaphore;
 use tracing::Span;
 
 use super::error::EngineError;
+use crate::allocator;
 
 /// Items that one task takes at most: more are spread over several.
 const ITEMS_PER_TURN: usize = 64;
 
 /// Bytes after which a task takes no further item: tokenizing takes some hundred bytes for each.
 const BYTES_PER_TURN: usize = 256 << 10;
+
+/// Bytes from which on what a task took of memory is given back at its end: some hundred megabytes.
+const LARGE_TURN_BYTES: usize = 1 << 20;
 
 /// Tasks at once: one for each core. More would take memory, and be no faster.
 static TURNS: OnceLock<Arc<Semaphore>> = OnceLock::new();
@@ -48,7 +52,11 @@ pub async fn in_turns<I: Send + 'static, T: Send + 'static>(
         first_index += chunk.len();
         tasks.push(tokio::task::spawn_blocking(move || {
             let (_turn, _entered) = (turn, span.enter());
-            chunk.iter().enumerate().map(|(i, item)| work(offset + i, item)).collect::<Result<Vec<_>, _>>()
+            let done = chunk.iter().enumerate().map(|(i, item)| work(offset + i, item)).collect::<Result<Vec<_>, _>>();
+            if chunk.iter().map(n_bytes).sum::<usize>() >= LARGE_TURN_BYTES {
+                allocator::give_back();
+            }
+            done
         }));
     }
     let mut done = Vec::with_capacity(n_items);

@@ -8,7 +8,7 @@ use super::index::IndexError;
 use super::service::MAX_IMPORTS;
 use super::store::StoreError;
 use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, ReembeddingId, SpaceId};
-use crate::engine::EngineError;
+use crate::engine::{EngineError, TokenCount};
 use crate::models::lifecycle::FailureKind;
 use crate::models::{LedgerError, ModelError};
 use crate::telemetry::with_causes;
@@ -85,7 +85,7 @@ pub enum GrainError {
         /// The model.
         model: ModelName,
         /// The text's tokens, special tokens included.
-        n_tokens: usize,
+        n_tokens: TokenCount,
         /// The most the model takes.
         max_tokens: usize,
     },

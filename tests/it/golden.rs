@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use granary::domain::TruncationSide;
-use granary::engine::{Input, OverLong, TextTokenizer};
+use granary::engine::{EngineError, Input, OverLong, TextTokenizer, TokenCount};
 use serde::Deserialize;
 use serde_json::json;
 
@@ -43,18 +43,22 @@ async fn openvino_makes_the_vectors_of_sentence_transformers() {
     check("openvino", 0.9999).await;
 }
 
-/// What follows the beginning of a long text is not read, unless the beginning has too few tokens.
-#[test]
-fn a_long_text_is_cut_as_if_all_of_it_were_read() {
-    const MAX_TOKENS: usize = 256;
+/// The default model's, for models that take so many tokens.
+fn tokenizer(max_tokens: usize) -> TextTokenizer {
     let path = data_dir().join("models/all-MiniLM-L6-v2/tokenizer.json");
-    let tokenizer = TextTokenizer::open(&path, MAX_TOKENS).expect("the default model's");
+    TextTokenizer::open(&path, max_tokens).expect("the default model's")
+}
+
+/// Texts of some length: golden ones behind each other, and what a tokenizer makes few tokens of, or many.
+fn long_texts() -> Vec<String> {
     let texts: Vec<String> = Golden::all().into_iter().map(|line| line.text).collect();
     let mut chance = Chance::seeded(11);
     let mut long = vec![
         " ".repeat(40_000) + &texts.join(" "),
         "x".repeat(40_000),
         "x".repeat(15_000) + " " + &"word ".repeat(10_000),
+        "word ".repeat(10_000) + &"x".repeat(15_000),
+        "!?".repeat(20_000) + &"x".repeat(40_000) + &"?!".repeat(20_000),
         "!?".repeat(20_000),
         "日本語".repeat(8_000),
         format!("{} ", "z".repeat(150)).repeat(300),
@@ -67,17 +71,56 @@ fn a_long_text_is_cut_as_if_all_of_it_were_read() {
         }
         long.push(text);
     }
-    for text in long {
-        let over_long = OverLong::Cut(TruncationSide::Right);
-        let cut = tokenizer.tokens(0, &Input::Text(text.clone()), None, over_long).expect("tokens");
-        let all: Vec<u32> =
-            tokenizer.details(0, &text, true).expect("tokens").into_iter().map(|token| token.id).collect();
-        let mut expected = all.clone();
-        if all.len() > MAX_TOKENS {
-            expected = [&all[..MAX_TOKENS - 1], &all[all.len() - 1..]].concat();
+    long
+}
+
+fn all_ids(tokenizer: &TextTokenizer, text: &str) -> Vec<u32> {
+    tokenizer.details(0, text, true).expect("tokens").into_iter().map(|token| token.id).collect()
+}
+
+/// What follows the beginning of a long text is not read, unless the beginning has too few tokens; nor is what stands
+/// before its end.
+#[test]
+fn a_long_text_is_cut_as_if_all_of_it_were_read() {
+    let texts = long_texts();
+    for max_tokens in [256, 16] {
+        let tokenizer = tokenizer(max_tokens);
+        let both_sides = |text| [(text, TruncationSide::Right), (text, TruncationSide::Left)];
+        for (text, side) in texts.iter().flat_map(both_sides) {
+            let cut = tokenizer.tokens(0, &Input::Text(text.clone()), None, OverLong::Cut(side)).expect("tokens");
+            let all = all_ids(&tokenizer, text);
+            let expected = match side {
+                _ if all.len() <= max_tokens => all.clone(),
+                TruncationSide::Right => [&all[..max_tokens - 1], &all[all.len() - 1..]].concat(),
+                TruncationSide::Left => [&all[..1], &all[all.len() - (max_tokens - 1)..]].concat(),
+            };
+            let is_cut = all.len() > max_tokens;
+            assert_eq!((cut.ids, cut.truncated), (expected, is_cut), "{side:?}, {max_tokens}: {text:.60}");
         }
-        assert_eq!((cut.ids, cut.truncated), (expected, all.len() > MAX_TOKENS), "{text:.60}");
     }
+}
+
+/// A part of a text is enough to refuse it. What is said of its tokens is true, and exact where all of it was read.
+#[test]
+fn a_long_text_is_refused_if_it_would_be_when_all_of_it_were_read() {
+    let (tokenizer, mut n_in_part) = (tokenizer(256), 0);
+    for text in long_texts() {
+        let n_all = all_ids(&tokenizer, &text).len();
+        match tokenizer.tokens(0, &Input::Text(text.clone()), None, OverLong::Refuse) {
+            Ok(tokens) => assert_eq!(tokens.ids.len(), n_all, "{text:.60}"),
+            Err(EngineError::InputTooLong { n_tokens: TokenCount::Exactly(found), .. }) => {
+                assert_eq!(found, n_all, "{text:.60}");
+            }
+            Err(EngineError::InputTooLong { n_tokens: TokenCount::MoreThan(found), .. }) => {
+                assert!((256..n_all).contains(&found), "more than {found}, and all are {n_all}: {text:.60}");
+                n_in_part += 1;
+            }
+            Err(error) => panic!("{error}: {text:.60}"),
+        }
+        assert!(!tokenizer.has_by_far_more_than(n_all, 0, &text).expect("read"), "{text:.60}");
+    }
+    assert!(n_in_part > 10, "only {n_in_part}");
+    assert!(tokenizer.has_by_far_more_than(1_000, 0, &"!".repeat(1 << 20)).expect("read"));
 }
 
 async fn check(provider: &str, least_cosine: f64) {

@@ -298,6 +298,26 @@ async fn what_a_body_becomes_counts_too() {
     app.stop().await;
 }
 
+/// A token takes some hundred bytes of memory, and every byte of a text may be one.
+#[tokio::test]
+async fn a_text_of_by_far_too_many_tokens_is_refused_before_all_of_it_is_read() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let text = "!".repeat((4 << 20) - 8);
+    for (path, body, said) in [
+        ("/embed", json!({"inputs": text, "truncate": false}), "`inputs[0]` has more than "),
+        ("/tokenize", json!({"inputs": text}), "have more than 1048576 tokens together; a request takes 1048576"),
+    ] {
+        let (status, kind, message) = app.post(path, body).await.tei_error();
+        assert_eq!((status, kind.as_str()), (422, "Validation"), "{path}: {message}");
+        assert!(message.contains(said), "{path}: {message}");
+    }
+    for side in ["left", "right"] {
+        let body = json!({"inputs": text, "truncation_direction": side});
+        assert_eq!(app.post("/embed", body).await.header("x-truncated"), "1; 0", "{side}");
+    }
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_route_may_have_a_time_of_its_own() {
     let app = serve("request_timeout = \"1h\"\nroute_timeouts = { \"POST /grains/search\" = \"300ms\" }").await;
