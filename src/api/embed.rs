@@ -312,6 +312,7 @@ async fn answer_root(state: &AppState, inputs: RootInputs, options: &EmbedOption
 
 async fn answer(state: &AppState, inputs: Inputs, options: &EmbedOptions) -> Result<Response, ApiError> {
     let shape = inputs.shape();
+    measured::count(shape);
     let request = options.request(inputs, &state.limits)?;
     let answer = measured::embed(state, options.model.as_deref(), request, shape).await?;
     Ok(vectors::response(vectors::nested(&answer.embedded.encoded), answer.headers))

@@ -13,12 +13,13 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 pub use super::code::{Code, Family};
+use super::measured;
 use crate::engine::EngineError;
 use crate::grains::store::StoreError;
 use crate::grains::{Refusal, RefusalKind};
 use crate::models::lifecycle::FailureKind;
 use crate::models::{LedgerError, ModelError};
-use crate::telemetry::{self, with_causes};
+use crate::telemetry::with_causes;
 
 /// Tells OpenAI's clients whether to try again, whatever the status says.
 const SHOULD_RETRY: HeaderName = HeaderName::from_static("x-should-retry");
@@ -182,10 +183,10 @@ impl IntoResponse for ApiError {
 /// Writes the error of a response in the words of the route's family. Stands outside everything that can fail.
 pub async fn render(request: Request, next: Next) -> Response {
     let family = Family::of(request.method(), request.uri().path());
-    let mut response = next.run(request).await;
+    let (mut response, is_counted) = measured::noting(next.run(request)).await;
     let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
-    if family != Family::Native {
-        metrics::counter!(telemetry::TE_REQUEST_FAILURE, "err" => error.code.failure_label()).increment(1);
+    if is_counted {
+        measured::count_failure(error.code);
     }
     let mut rendered = error.into_rendered(family);
     // A refused method says which would do.

@@ -1,12 +1,15 @@
 //! Embedding for a route: the service call between the metrics and headers that TEI's users know.
+//!
+//! [`count`] stands before the checks of a request, [`embed`] behind them, as TEI counts.
 
+use std::cell::Cell;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use axum::http::{HeaderMap, HeaderName, HeaderValue};
 use metrics::{Counter, Histogram, counter, histogram};
 
-use super::error::ApiError;
+use super::error::{ApiError, Code};
 use super::inputs::Shape;
 use super::state::AppState;
 use super::vectors::provenance_headers;
@@ -22,6 +25,37 @@ pub struct Answer {
     pub headers: HeaderMap,
 }
 
+tokio::task_local! {
+    /// Whether the request that this task answers was counted.
+    static IS_COUNTED: Cell<bool>;
+}
+
+/// Waits for the answer to a request, and says whether the request was counted: its failure then is, too, wherever it
+/// comes from. Whoever is refused before, at a path or with a body that nobody reads, is in neither number.
+pub async fn noting<T>(answer: impl Future<Output = T>) -> (T, bool) {
+    let noted = async { (answer.await, IS_COUNTED.with(Cell::get)) };
+    IS_COUNTED.scope(Cell::new(false), noted).await
+}
+
+/// Counts a request to embed, before anything in it is checked.
+pub fn count(shape: Shape) {
+    counter!(telemetry::TE_REQUEST_COUNT, "method" => method_of(shape)).increment(1);
+    // Without a task that asks nobody would know.
+    let _ = IS_COUNTED.try_with(|is_counted| is_counted.set(true));
+}
+
+/// Counts the failure of a request that was counted.
+pub fn count_failure(code: Code) {
+    counter!(telemetry::TE_REQUEST_FAILURE, "err" => code.failure_label()).increment(1);
+}
+
+fn method_of(shape: Shape) -> &'static str {
+    match shape {
+        Shape::Single => method::SINGLE,
+        Shape::List => method::BATCH,
+    }
+}
+
 /// Embeds with the model that `model` means, the active one when it is `None`.
 ///
 /// # Errors
@@ -33,19 +67,14 @@ pub async fn embed(
     shape: Shape,
 ) -> Result<Answer, ApiError> {
     let started = Instant::now();
-    let method = match shape {
-        Shape::Single => method::SINGLE,
-        Shape::List => method::BATCH,
-    };
     let n_texts = request.inputs.len() as u64;
     let n_characters = request.inputs.iter().map(n_characters).sum::<usize>();
-    counter!(telemetry::TE_REQUEST_COUNT, "method" => method).increment(1);
     counter!(telemetry::TE_EMBED_COUNT).increment(n_texts);
 
     let name = state.models.resolve(model)?;
     let embedded = state.models.embed_with_model(request, &name).await?;
 
-    counter!(telemetry::TE_REQUEST_SUCCESS, "method" => method).increment(1);
+    counter!(telemetry::TE_REQUEST_SUCCESS, "method" => method_of(shape)).increment(1);
     record(&embedded, started.elapsed());
     let headers = headers(&embedded, n_characters, started.elapsed());
     Ok(Answer { embedded, headers })

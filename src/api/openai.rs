@@ -182,6 +182,8 @@ fn named(state: &AppState, model: Option<String>) -> Option<String> {
 
 /// Embeds with the model that the body names, the active one when it names none.
 async fn answer(state: &AppState, body: EmbeddingsBody) -> Result<Response, ApiError> {
+    let shape = body.input.shape();
+    measured::count(shape);
     if body.input.has_token_ids() {
         return Err(ApiError::new(
             Code::TokenIds,
@@ -190,7 +192,6 @@ async fn answer(state: &AppState, body: EmbeddingsBody) -> Result<Response, ApiE
         )
         .with_param("input"));
     }
-    let shape = body.input.shape();
     let truncate = body.truncate.unwrap_or(Truncate::Flag(state.limits.auto_truncate));
     let request = EmbedRequest {
         inputs: body.input.checked("input", &state.limits)?,

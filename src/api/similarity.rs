@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 use super::embed::EmbedOptions;
 use super::error::{ApiError, Code};
 use super::extract::{Json, ModelWord, UsualModel, object, optional_object};
-use super::inputs::{Inputs, SentencePair};
+use super::inputs::{Inputs, SentencePair, Shape};
 use super::measured;
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
@@ -61,14 +61,14 @@ pub async fn similarity_with_model(
 /// # Errors
 /// When a sentence is empty, there are too many, or embedding fails.
 pub(super) async fn answer(state: &AppState, pair: SentencePair, options: &EmbedOptions) -> Result<Response, ApiError> {
+    measured::count(Shape::List);
     if pair.sentences.is_empty() {
         return Err(ApiError::new(Code::EmptyInput, "`inputs.sentences` is empty: send at least one sentence"));
     }
     let texts = Inputs::list(std::iter::once(pair.source_sentence).chain(pair.sentences).collect());
-    let shape = texts.shape();
     let of_pair = |error: ApiError| error.reworded(in_words_of_pair);
     let request = options.request(texts, &state.limits).map_err(of_pair)?;
-    let answer = measured::embed(state, options.model.as_deref(), request, shape).await.map_err(of_pair)?;
+    let answer = measured::embed(state, options.model.as_deref(), request, Shape::List).await.map_err(of_pair)?;
     let encoded = &answer.embedded.encoded;
     let mut rows = encoded.vectors.chunks_exact(encoded.dimensions);
     let source = rows.next().unwrap_or_default();

@@ -41,9 +41,9 @@ macro_rules! metric_names {
 }
 
 metric_names! {
-    describe_counter TE_REQUEST_COUNT = "te_request_count": "Requests to embed, by `method`: `single` or `batch`.";
+    describe_counter TE_REQUEST_COUNT = "te_request_count": "Requests to embed of which the body could be read, by `method`: `single` or `batch`.";
     describe_counter TE_REQUEST_SUCCESS = "te_request_success": "Requests to embed that were answered, by `method`.";
-    describe_counter TE_REQUEST_FAILURE = "te_request_failure": "Failures by their reason in `err`.";
+    describe_counter TE_REQUEST_FAILURE = "te_request_failure": "Requests of `te_request_count` that were refused or failed, by the reason in `err`.";
     describe_counter TE_EMBED_COUNT = "te_embed_count": "Texts that were to be embedded.";
     describe_counter TE_EMBED_SUCCESS = "te_embed_success": "Texts that were embedded.";
     describe_histogram TE_REQUEST_DURATION = "te_request_duration": "Seconds a successful request took.";

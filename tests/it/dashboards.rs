@@ -270,6 +270,7 @@ async fn after_traffic(url: &str) -> String {
     app.post("/grains", json!({"id": "other", "text": "in another space"})).await.ok();
     app.put("/models/active", json!({"name": TINY})).await.ok();
 
+    assert_eq!(app.post("/embed", json!({"inputs": []})).await.status, 400);
     assert_eq!(Caller::of(url.to_owned()).post("/embed", json!({"inputs": "a"})).await.status, 401);
     let hasty = app.with_key(&secret("hasty"));
     while hasty.post("/embed", json!({"inputs": "a"})).await.status != 429 {}

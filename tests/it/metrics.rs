@@ -132,11 +132,10 @@ async fn each_failed_request_counts_once_under_teis_reason() {
     let mut failures: BTreeMap<&str, f64> = BTreeMap::new();
     for (path, body, reason) in [
         ("/embed", json!({"inputs": []}), "validation"),
-        ("/embed", json!({"inputs": 7}), "validation"),
         ("/", json!({"inputs": "a", "dimensions": 7}), "validation"),
         ("/embed", json!({"inputs": "a", "model": "nope"}), "validation"),
         ("/embed", json!({"inputs": "a", "expect_space": "0123456789abcdef"}), "validation"),
-        ("/embed", json!({"inputs": "a".repeat(2000)}), "validation"),
+        ("/similarity", json!({"inputs": {"source_sentence": "a", "sentences": []}}), "validation"),
         ("/embed", json!({"inputs": ["a", "a", "a", "a"]}), "batch_size"),
         ("/v1/embeddings", json!({"input": ["a", "a", "a", "a"]}), "batch_size"),
         ("/embed", json!({"inputs": long, "truncate": false}), "tokenization"),
@@ -150,16 +149,28 @@ async fn each_failed_request_counts_once_under_teis_reason() {
         *failures.entry(reason).or_default() += 1.0;
         assert_eq!(server.metrics().await.failures(), failures, "{path}: {}", answer.text);
     }
+    // Not in TEI's numbers: what is no request to embed, or cannot be read as one.
+    for (path, body) in [
+        ("/embed", json!({"inputs": 7})),
+        ("/embed", json!({"inputs": "a".repeat(2000)})),
+        ("/tokenize", json!({"inputs": []})),
+        ("/decode", json!({"ids": [4_000_000]})),
+        ("/rerank", json!({})),
+        ("/v1/nope", json!({})),
+        ("/models/nope/load", json!({})),
+    ] {
+        let answer = server.post(path, body).await;
+        assert!(answer.status.as_u16() >= 400, "{path}: {}", answer.text);
+    }
     let embed = format!("{}/embed", server.url);
     assert_eq!(send(client().get(&embed)).await.status, 405);
     assert_eq!(send(client().get(&embed).header(HOST, "evil.example")).await.status, 421);
-    *failures.entry("validation").or_default() += 2.0;
-    // Not of TEI's dashboards: a route that TEI does not have.
-    assert_eq!(send(client().get(format!("{}/models/nope", server.url))).await.status, 404);
     let metrics = server.metrics().await;
     assert_eq!(metrics.failures(), failures);
     metrics.assert(&[("te_request_success{method=\"single\"}", 0.0), ("te_embed_success", 0.0)]);
-    assert!(metrics.value("te_request_count{method=\"single\"}") > 0.0, "{}", metrics.text);
+    let counted = ["single", "batch"].map(|method| metrics.value(&format!("te_request_count{{method=\"{method}\"}}")));
+    let n_failed = failures.values().sum::<f64>();
+    assert!((counted.iter().sum::<f64>() - n_failed).abs() < 1e-9, "{counted:?}, {n_failed}: {}", metrics.text);
 }
 
 #[tokio::test]
