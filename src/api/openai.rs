@@ -14,6 +14,7 @@ use super::measured::{self, Answer};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{OpenAiBodyErrors, OpenAiErrors};
 use super::state::AppState;
+use super::tokens::Texts;
 use super::truncation::Truncate;
 use super::vectors;
 use crate::models::{EmbedRequest, ModelStatus};
@@ -32,7 +33,8 @@ pub struct EmbeddingsBody {
     /// `text-embeddings-inference` and `tei` count as absent where no model answers to them.
     #[schema(example = "all-MiniLM-L6-v2")]
     model: Option<String>,
-    #[schema(example = "hello world")]
+    // Token ids are read too, for a sentence that helps who sends them. The document does not offer them.
+    #[schema(value_type = Texts, example = "hello world")]
     input: Inputs,
     /// How vectors are written: `float` when absent.
     encoding_format: Option<EncodingFormat>,

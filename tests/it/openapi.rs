@@ -163,6 +163,13 @@ fn every_reference_has_its_schema() {
 }
 
 #[test]
+fn openais_clients_are_offered_texts_alone() {
+    let schemas = &committed()["components"]["schemas"];
+    assert_eq!(schemas["EmbeddingsBody"]["properties"]["input"]["$ref"], "#/components/schemas/Texts");
+    assert!(!schemas["Texts"].to_string().contains("integer"), "{}", schemas["Texts"]);
+}
+
+#[test]
 fn every_operation_says_which_scope_it_needs() {
     let document = committed();
     let schemes = &document["components"]["securitySchemes"];
