@@ -102,11 +102,11 @@ async fn json_bytes(request: Request, state: &AppState) -> Result<Bytes, ApiErro
 }
 
 fn require_json(headers: &HeaderMap) -> Result<(), ApiError> {
-    let content_type = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if content_type.is_some_and(is_json) {
+    let content_type = headers.get(header::CONTENT_TYPE).map(|value| String::from_utf8_lossy(value.as_bytes()));
+    if content_type.as_deref().is_some_and(is_json) {
         return Ok(());
     }
-    let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(found)));
+    let found = content_type.map_or("none".to_owned(), |found| format!("`{}`", shortened(&found)));
     Err(ApiError::new(Code::ContentType, format!("the content type is {found}; send `content-type: application/json`")))
 }
 
@@ -214,6 +214,9 @@ fn parse_object<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     if is_json && is_list(bytes) {
         return Err(ApiError::new(Code::InvalidRequest, "the body is a list: send an object"));
     }
+    if is_json && parsed.is_err() && !bytes.trim_ascii_start().starts_with(b"{") {
+        return Err(ApiError::new(Code::InvalidRequest, "the body is not an object: send one"));
+    }
     parsed
 }
 
@@ -225,6 +228,9 @@ pub(super) fn is_list(json: &[u8]) -> bool {
 /// An object inside a body. Left alone, serde takes a list there too, for the fields in their order.
 #[derive(Clone, Debug)]
 pub struct Object<T>(pub T);
+
+/// What some programs put before a text in UTF-8, and JSON does not have.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// What is said of a list there, behind its path.
 pub(super) const IS_LIST: &str = "it is a list: send an object";
@@ -267,6 +273,10 @@ pub(super) fn optional_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
 }
 
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
+    if bytes.starts_with(BYTE_ORDER_MARK) {
+        let sentence = "the body is not JSON: it begins with a byte order mark. Send it without one";
+        return Err(ApiError::new(Code::MalformedJson, sentence));
+    }
     let mut deserializer = serde_json::Deserializer::from_slice(bytes);
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();

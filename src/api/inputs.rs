@@ -46,10 +46,10 @@ impl Inputs {
         self.shape
     }
 
-    /// Whether some of them are token ids.
+    /// Whether some of them are token ids. An empty list is none.
     #[must_use]
     pub fn has_token_ids(&self) -> bool {
-        self.items.iter().any(|input| matches!(input, Input::Tokens(_)))
+        self.items.iter().any(|input| matches!(input, Input::Tokens(ids) if !ids.is_empty()))
     }
 
     /// The inputs, when there are some, none of them empty or too large, and no more than a request may have. `field` is
@@ -90,7 +90,8 @@ impl Inputs {
     }
 }
 
-/// A token id. What no vocabulary reaches becomes the greatest one, so that the model's own check answers for it.
+/// A token id. What no vocabulary reaches becomes the greatest one, so that the model's own check answers for it, in
+/// words that are true of all of these.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TokenId(pub u32);
 

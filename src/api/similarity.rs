@@ -65,6 +65,14 @@ pub(super) async fn answer(state: &AppState, pair: SentencePair, options: &Embed
     if pair.sentences.is_empty() {
         return Err(ApiError::new(Code::EmptyInput, "`inputs.sentences` is empty: send at least one sentence"));
     }
+    let (n_sentences, max_inputs) = (pair.sentences.len(), state.limits.max_inputs);
+    if n_sentences >= max_inputs {
+        let sentence = format!(
+            "`inputs.sentences` has {n_sentences} sentences; with the source sentence a request takes {max_inputs}. \
+             Send fewer, or raise `server.max_inputs`"
+        );
+        return Err(ApiError::new(Code::TooManyInputs, sentence).with_param("inputs"));
+    }
     let texts = Inputs::list(std::iter::once(pair.source_sentence).chain(pair.sentences).collect());
     let of_pair = |error: ApiError| error.reworded(in_words_of_pair);
     let request = options.request(texts, &state.limits).map_err(of_pair)?;

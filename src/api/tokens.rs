@@ -201,9 +201,10 @@ pub async fn decode_with_model(
 }
 
 async fn texts_of(state: AppState, body: DecodeBody) -> Result<axum::Json<Vec<String>>, ApiError> {
-    let lists = match body.ids {
-        TokenIds::One(ids) => vec![ids],
-        TokenIds::Many(lists) => lists,
+    let (lists, is_one) = match body.ids {
+        TokenIds::One(ids) if ids.is_empty() => (Vec::new(), true),
+        TokenIds::One(ids) => (vec![ids], true),
+        TokenIds::Many(lists) => (lists, false),
     };
     check("ids", &lists, Vec::is_empty, state.limits.max_inputs)?;
     check_tokens(lists.iter().map(Vec::len).sum(), state.engine.max_request_tokens)?;
@@ -217,7 +218,12 @@ async fn texts_of(state: AppState, body: DecodeBody) -> Result<axum::Json<Vec<St
     };
     let n_bytes_of = |ids: &Vec<TokenId>| size_of_val(ids.as_slice());
     let n_bytes: usize = lists.iter().map(n_bytes_of).sum();
-    Ok(axum::Json(of_each(lists, n_bytes, n_bytes_of, text_of).await?))
+    let texts = of_each(lists, n_bytes, n_bytes_of, text_of).await.map_err(ApiError::from);
+    // One list stands in the request without a place.
+    let in_its_words = |error: ApiError| {
+        if is_one { error.reworded(|message| message.replacen("`ids[0]`", "`ids`", 1)) } else { error }
+    };
+    Ok(axum::Json(texts.map_err(in_its_words)?))
 }
 
 fn check_tokens(n_tokens: usize, max_request_tokens: usize) -> Result<(), EngineError> {

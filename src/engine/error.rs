@@ -127,8 +127,9 @@ pub enum EngineError {
     },
     /// A token id that is not the model's.
     #[error(
-        "`inputs[{index}]` holds token id {id}, but this model's vocabulary ends at {highest_id}: the ids come from \
-         another tokenizer. Send text (LangChain: `check_embedding_ctx_length=False`)"
+        "`inputs[{index}]` holds {}, but this model's vocabulary ends at {highest_id}: the ids come from another \
+         tokenizer. Send text (LangChain: `check_embedding_ctx_length=False`)",
+        in_words(*id)
     )]
     TokenOutOfVocabulary {
         /// The input's place in the request.
@@ -140,10 +141,13 @@ pub enum EngineError {
     },
     /// A token id that is to be turned into text and is not the model's.
     #[error(
-        "`ids` holds token id {id}, but this model's vocabulary ends at {highest_id}: the ids come from another \
-         tokenizer. Send those that `/tokenize` gives with the same model"
+        "`ids[{index}]` holds {}, but this model's vocabulary ends at {highest_id}: the ids come from another \
+         tokenizer. Send those that `/tokenize` gives with the same model",
+        in_words(*id)
     )]
     NotDecodable {
+        /// The list's place in the request.
+        index: usize,
         /// The id.
         id: u32,
         /// The tokenizer's greatest id.
@@ -193,6 +197,14 @@ pub enum EngineError {
     },
 }
 
+/// A token id in an error. The greatest stands for all that are greater: the edge makes it of them.
+fn in_words(id: u32) -> String {
+    match id {
+        u32::MAX => format!("a token id of {id} or more"),
+        id => format!("token id {id}"),
+    }
+}
+
 /// How long to wait before a model is asked again that has no room now.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -216,6 +228,7 @@ impl EngineError {
             Self::Tokenize { index, .. }
             | Self::InputTooLong { index, .. }
             | Self::TokenOutOfVocabulary { index, .. }
+            | Self::NotDecodable { index, .. }
             | Self::Inference { index, .. }
             | Self::NotANumber { index, .. } => Some(*index),
             _ => None,
@@ -228,6 +241,7 @@ impl EngineError {
         if let Self::Tokenize { index, .. }
         | Self::InputTooLong { index, .. }
         | Self::TokenOutOfVocabulary { index, .. }
+        | Self::NotDecodable { index, .. }
         | Self::Inference { index, .. }
         | Self::NotANumber { index, .. } = &mut self
         {

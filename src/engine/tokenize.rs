@@ -257,7 +257,7 @@ impl TextTokenizer {
     /// [`EngineError::NotDecodable`] or [`EngineError::Tokenize`].
     pub fn decode(&self, index: usize, ids: &[u32], skip_special: bool) -> Result<String, EngineError> {
         if let Some(id) = self.foreign_id(ids) {
-            return Err(EngineError::NotDecodable { id, highest_id: self.highest_id });
+            return Err(EngineError::NotDecodable { index, id, highest_id: self.highest_id });
         }
         unless_it_panics(|| self.inner.decode(ids, skip_special))
             .map_err(|source| EngineError::Tokenize { index, source })

@@ -1,7 +1,7 @@
 //! What is wrong with a request is named, in the words of the route's family, and harms nobody else.
 
 use reqwest::Method;
-use reqwest::header::CONTENT_TYPE;
+use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::helpers::{Answer, MINILM, TestApp, send, test_model, vectors_of, with_tiny};
@@ -65,6 +65,8 @@ async fn inputs_that_cannot_be_embedded_are_refused_by_every_family() {
         assert_eq!((status, code.as_str()), (openai.0, openai.1), "{sentence}");
         assert!(sentence.contains(openai.2) && !sentence.contains("`inputs"), "{sentence}");
     }
+    let empty = app.post("/v1/embeddings", json!({"input": [[]]})).await.openai_error();
+    assert_eq!((empty.1.as_str(), empty.2.as_str()), ("empty_input", "`input[0]` is empty"));
     // Any token ids are foreign to OpenAI's route, whatever the vocabulary.
     assert_eq!(app.post("/v1/embeddings", json!({"input": [1, 2]})).await.openai_error().1, "token_ids");
     assert_serves(&app).await;
@@ -87,6 +89,12 @@ async fn a_list_is_not_taken_for_the_fields_of_an_object() {
         for body in [json!([]), json!([1]), json!([{"inputs": "a"}])] {
             let (refused_with, _, sentence) = refusal(path, &app.post(path, body).await);
             assert_eq!((refused_with, sentence.as_str()), (status, "the body is a list: send an object"), "{path}");
+        }
+        // A body that is needed nowhere may be `null`.
+        let null = if path == "/grains/count" { json!(true) } else { json!(null) };
+        for body in [null, json!(""), json!(5)] {
+            let (refused_with, _, sentence) = refusal(path, &app.post(path, body).await);
+            assert_eq!((refused_with, sentence.as_str()), (status, "the body is not an object: send one"), "{path}");
         }
         let broken = app.request(Method::POST, path).header(CONTENT_TYPE, "application/json").body("[");
         assert_eq!(refusal(path, &send(broken).await).0, 400, "{path}");
@@ -168,6 +176,7 @@ async fn bodies_that_are_not_json_are_refused_by_every_family() {
             let (status, code, sentence) = refusal(path, &send(typed(body)).await);
             let expected = if code == "Validation" { "Validation" } else { "malformed_json" };
             assert_eq!((status, code.as_str()), (400, expected), "{path} {body:?}: {sentence}");
+            assert_eq!(sentence.contains("byte order mark"), body.starts_with('\u{feff}'), "{path}: {sentence}");
         }
         let deep = format!("{{\"inputs\": {0}, \"input\": {0}, \"name\": {0}}}", "[".repeat(100_000));
         let (status, _, sentence) = refusal(path, &send(typed(&deep)).await);
@@ -175,6 +184,9 @@ async fn bodies_that_are_not_json_are_refused_by_every_family() {
         let (status, _, sentence) = refusal(path, &send(request("{}")).await);
         assert_eq!(status, 415, "{path}: {sentence}");
         assert!(sentence.contains("application/json"), "{sentence}");
+        let strange = request("{}").header(CONTENT_TYPE, HeaderValue::from_bytes(b"\xc3\xa4").expect("a value"));
+        let (status, _, sentence) = refusal(path, &send(strange).await);
+        assert!(status == 415 && sentence.starts_with("the content type is `ä`"), "{path}: {status} {sentence}");
         let as_form = request("a=b").header(CONTENT_TYPE, "application/x-www-form-urlencoded");
         assert_eq!(refusal(path, &send(as_form).await).0, 415, "{path}");
         let (status, _, sentence) = refusal(path, &send(typed("{}")).await);

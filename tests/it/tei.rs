@@ -174,6 +174,7 @@ async fn what_is_wrong_with_sentences_is_named_as_they_were_sent() {
             ("a", json!(["b", ""]), "`inputs.sentences[1]` is empty"),
             (long.as_str(), json!(["b"]), "`inputs.source_sentence` has "),
             ("a", json!([long]), "`inputs.sentences[0]` has "),
+            ("a", json!(vec!["b"; 2048]), "`inputs.sentences` has 2048 sentences; with the source sentence"),
         ] {
             let pair = json!({"source_sentence": source, "sentences": sentences});
             let body = json!({"inputs": pair, "parameters": {"truncate": false}});
@@ -200,13 +201,23 @@ async fn tokens_are_shown_with_their_places_and_read_back() {
     assert_eq!(app.post("/decode", json!({"ids": ids})).await.ok(), json!(["hello world"]));
     let with_special = app.post("/decode", json!({"ids": [ids], "skip_special_tokens": false})).await.ok();
     assert_eq!(with_special, json!(["[CLS] hello world [SEP]"]));
-    for empty in [json!([]), json!([[]]), json!([[101], []])] {
+    for (empty, said) in
+        [(json!([]), "`ids` is empty"), (json!([[]]), "`ids[0]` is empty"), (json!([[101], []]), "`ids[1]` is empty")]
+    {
         let refused = app.post("/decode", json!({"ids": empty})).await.tei_error();
-        assert_eq!((refused.0, refused.1.as_str()), (400, "Empty"), "{}", refused.2);
+        assert_eq!((refused.0, refused.1.as_str(), refused.2.as_str()), (400, "Empty", said));
     }
-    let refused = app.post("/decode", json!({"ids": [30_522]})).await.tei_error();
-    assert_eq!((refused.0, refused.1.as_str()), (400, "Tokenizer"));
-    assert!(refused.2.contains("`ids` holds token id 30522") && !refused.2.contains("inputs"), "{}", refused.2);
+    for (foreign, said) in [
+        (json!([1, 30_522]), "`ids` holds token id 30522,"),
+        (json!([[1], [30_522]]), "`ids[1]` holds token id 30522,"),
+        (json!([99_999_999_999_u64]), "`ids` holds a token id of 4294967295 or more,"),
+    ] {
+        let refused = app.post("/decode", json!({"ids": foreign})).await.tei_error();
+        assert_eq!((refused.0, refused.1.as_str()), (400, "Tokenizer"), "{}", refused.2);
+        assert!(refused.2.contains(said) && !refused.2.contains("inputs"), "{}", refused.2);
+    }
+    let refused = app.post("/embed", json!({"inputs": [4_294_967_296_u64]})).await.tei_error();
+    assert!(refused.2.contains("`inputs[0]` holds a token id of 4294967295 or more,"), "{}", refused.2);
     app.stop().await;
 }
 
