@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{Json, ModelWord, UsualModel, expected_space, optional_object};
+use super::extract::{Json, ModelWord, UsualModel, expected_space, optional_object, optional_word};
 use super::inputs::{Inputs, RootInputs};
 use super::measured;
 use super::prompt::{self, InputTypeWord};
@@ -25,6 +25,7 @@ pub struct EmbedOptions {
     /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
     pub truncate: Option<bool>,
     /// The end that is cut off.
+    #[serde(default, deserialize_with = "optional_word")]
     pub truncation_direction: Option<Direction>,
     /// Whether to scale vectors to length 1; true when absent.
     pub normalize: Option<bool>,
@@ -33,6 +34,7 @@ pub struct EmbedOptions {
     pub prompt_name: Option<String>,
     /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
     #[schema(example = json!(null))]
+    #[serde(default, deserialize_with = "optional_word")]
     pub input_type: Option<InputTypeWord>,
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
     #[schema(example = 384, minimum = 1)]
@@ -44,6 +46,7 @@ pub struct EmbedOptions {
     #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
     pub expect_space: Option<String>,
     /// Whether somebody waits for the answer: `interactive` when absent.
+    #[serde(default, deserialize_with = "optional_word")]
     pub priority: Option<PriorityWord>,
 }
 
@@ -60,6 +63,7 @@ macro_rules! body {
             /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
             truncate: Option<bool>,
             /// The end that is cut off.
+            #[serde(default, deserialize_with = "optional_word")]
             truncation_direction: Option<Direction>,
             /// Whether to scale vectors to length 1; true when absent.
             normalize: Option<bool>,
@@ -68,6 +72,7 @@ macro_rules! body {
             prompt_name: Option<String>,
             /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
             #[schema(example = json!(null))]
+            #[serde(default, deserialize_with = "optional_word")]
             input_type: Option<InputTypeWord>,
             /// The length of the vectors: the model's own, or one it was trained to be cut to.
             #[schema(example = 384, minimum = 1)]
@@ -79,6 +84,7 @@ macro_rules! body {
             #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
             expect_space: Option<String>,
             /// Whether somebody waits for the answer: `interactive` when absent.
+            #[serde(default, deserialize_with = "optional_word")]
             priority: Option<PriorityWord>,
         }
 

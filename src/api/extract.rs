@@ -13,7 +13,7 @@ use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
 use bytes::BytesMut;
 use bytesize::ByteSize;
-use serde::de::value::MapAccessDeserializer;
+use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{self, Deserialize, DeserializeOwned, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use sha2::{Digest, Sha256};
 
@@ -272,6 +272,42 @@ pub(super) fn optional_object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Ok(found.map(|Object(fields)| fields))
 }
 
+/// A word of an enum. Left alone, serde takes an object there too that has the word as its only key.
+struct Word<T>(T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Word<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(WordVisitor(PhantomData))
+    }
+}
+
+struct WordVisitor<T>(PhantomData<T>);
+
+impl<'de, T: Deserialize<'de>> Visitor<'de> for WordVisitor<T> {
+    type Value = Word<T>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("one of its words, as a string")
+    }
+
+    fn visit_str<E: de::Error>(self, word: &str) -> Result<Word<T>, E> {
+        T::deserialize(StrDeserializer::new(word)).map(Word)
+    }
+}
+
+/// Reads a field as one of its enum's words.
+pub(super) fn word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<T, D::Error> {
+    Word::deserialize(deserializer).map(|Word(word)| word)
+}
+
+/// [`word`] for a field that may be absent.
+pub(super) fn optional_word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
+    let found = Option::<Word<T>>::deserialize(deserializer)?;
+    Ok(found.map(|Word(word)| word))
+}
+
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     if bytes.starts_with(BYTE_ORDER_MARK) {
         let sentence = "the body is not JSON: it begins with a byte order mark. Send it without one";
@@ -370,28 +406,49 @@ pub fn required_space(field: &str, text: &str) -> Result<SpaceId, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::grains::search::SearchBody;
     use super::super::openai::EmbeddingsBody;
     use super::*;
 
     #[test]
     fn another_value_where_a_word_belongs_is_no_broken_json() {
         for (fields, code, said) in [
-            (r#""encoding_format": 1}"#, Code::InvalidRequest, "`encoding_format`: expected one of its words"),
-            (r#""priority": ["background"]}"#, Code::InvalidRequest, "`priority`: expected one of its words"),
-            (r#""encoding_format": {}}"#, Code::InvalidRequest, "`encoding_format"),
-            (r#""encoding_format": "int8"}"#, Code::InvalidRequest, "`float`"),
-            (r#""dimensions": 1e999}"#, Code::InvalidRequest, "`dimensions`: the number is not finite"),
-            (r#""dimensions": 1e999"#, Code::MalformedJson, "not JSON"),
-            (r#""encoding_format": 1"#, Code::MalformedJson, "not JSON"),
-            (r#""encoding_format": }"#, Code::MalformedJson, "not JSON"),
-            (r#""encoding_format": 1, "user": "\ud800"}"#, Code::MalformedJson, "not JSON"),
+            (r#""mode": 1}"#, Code::InvalidRequest, "`mode`: expected one of its words"),
+            (r#""mode": ["dense"]}"#, Code::InvalidRequest, "`mode`: expected one of its words"),
+            (r#""mode": {}}"#, Code::InvalidRequest, "`mode"),
+            (r#""mode": "sparse"}"#, Code::InvalidRequest, "`dense`"),
+            (r#""limit": 1e999}"#, Code::InvalidRequest, "`limit`: the number is not finite"),
+            (r#""limit": 1e999"#, Code::MalformedJson, "not JSON"),
+            (r#""mode": 1"#, Code::MalformedJson, "not JSON"),
+            (r#""mode": }"#, Code::MalformedJson, "not JSON"),
+            (r#""mode": 1, "user": "\ud800"}"#, Code::MalformedJson, "not JSON"),
             (r#""user": 1} {"#, Code::MalformedJson, "not JSON"),
         ] {
-            let body = format!(r#"{{"input": "a", {fields}"#);
-            let error = parse::<EmbeddingsBody>(body.as_bytes()).expect_err("refused");
+            let body = format!(r#"{{"query": "a", {fields}"#);
+            let error = parse::<SearchBody>(body.as_bytes()).expect_err("refused");
             assert_eq!(error.code(), code, "{body}: {}", error.message());
             assert!(error.message().contains(said), "{body}: {}", error.message());
         }
+    }
+
+    #[test]
+    fn a_word_is_a_string() {
+        for (fields, said) in [
+            (r#""encoding_format": {"float": null}"#, "`encoding_format`: invalid type: map, expected one of"),
+            (r#""encoding_format": ["float"]"#, "`encoding_format`: invalid type: sequence, expected one of its words"),
+            (r#""encoding_format": 1"#, "`encoding_format`: invalid type: integer `1`, expected one of its words"),
+            (r#""encoding_format": "int8""#, "`encoding_format`: unknown variant `int8`, expected `float` or `base64`"),
+            (r#""input_type": {"query": null}"#, "`input_type`: invalid type: map"),
+            (r#""priority": {"background": null}"#, "`priority`: invalid type: map"),
+            (r#""truncate": {"START": null}"#, "`truncate`: expected true, false, "),
+        ] {
+            let body = format!(r#"{{"input": "a", {fields}}}"#);
+            let error = parse::<EmbeddingsBody>(body.as_bytes()).expect_err("refused");
+            assert_eq!(error.code(), Code::InvalidRequest, "{body}: {}", error.message());
+            assert!(error.message().starts_with(said), "{body}: {}", error.message());
+        }
+        let absent = r#"{"input": "a", "encoding_format": null, "priority": null, "input_type": "search_query"}"#;
+        assert!(parse::<EmbeddingsBody>(absent.as_bytes()).is_ok());
     }
 
     #[test]

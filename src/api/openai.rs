@@ -8,7 +8,7 @@ use utoipa::ToSchema;
 
 use super::embed::PriorityWord;
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, UsualModel, expected_space};
+use super::extract::{Json, ModelWord, UsualModel, expected_space, optional_word};
 use super::inputs::Inputs;
 use super::measured::{self, Answer};
 use super::prompt::{self, InputTypeWord};
@@ -37,6 +37,7 @@ pub struct EmbeddingsBody {
     #[schema(value_type = Texts, example = "hello world")]
     input: Inputs,
     /// How vectors are written: `float` when absent.
+    #[serde(default, deserialize_with = "optional_word")]
     encoding_format: Option<EncodingFormat>,
     /// The length of the vectors: the model's own, or one it was trained to be cut to.
     #[schema(example = 384, minimum = 1)]
@@ -49,12 +50,14 @@ pub struct EmbeddingsBody {
     prompt_name: Option<String>,
     /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
     #[schema(example = json!(null))]
+    #[serde(default, deserialize_with = "optional_word")]
     input_type: Option<InputTypeWord>,
     /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent. `NONE`, `START` and
     /// `END` are read too: such a text is refused, or its beginning or its end is cut.
     #[schema(value_type = Option<bool>)]
     truncate: Option<Truncate>,
     /// Whether somebody waits for the answer: `interactive` when absent.
+    #[serde(default, deserialize_with = "optional_word")]
     priority: Option<PriorityWord>,
 }
 

@@ -10,7 +10,7 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, UsualModel};
+use super::extract::{Json, ModelWord, UsualModel, optional_word};
 use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};
@@ -64,6 +64,7 @@ pub struct TokenizeBody {
     prompt_name: Option<String>,
     /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
     #[schema(example = json!(null))]
+    #[serde(default, deserialize_with = "optional_word")]
     input_type: Option<InputTypeWord>,
     /// A model's name or alias; when absent or empty the key's model, or else the active one.
     #[schema(example = "all-MiniLM-L6-v2")]

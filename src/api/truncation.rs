@@ -2,6 +2,7 @@
 
 use serde::Deserialize;
 
+use super::extract::word;
 use crate::domain::TruncationSide;
 use crate::engine::OverLong;
 
@@ -12,7 +13,7 @@ pub enum Truncate {
     /// Whether their end is cut.
     Flag(bool),
     /// The other APIs' word.
-    Word(TruncateWord),
+    Word(#[serde(deserialize_with = "word")] TruncateWord),
 }
 
 /// What is cut off such a text.
