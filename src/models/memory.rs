@@ -241,19 +241,33 @@ impl Memory {
                 && (measured.bytes <= budget_bytes || expected.bytes > budget_bytes)
         });
         let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
-        // Those that are loaded may not have all in memory yet that they will take.
-        let reserved_bytes = self.beside_bytes(others).saturating_add(others.bytes);
-        let used_bytes = self.used_bytes().max(reserved_bytes);
-        if used_bytes.saturating_add(needed_bytes) <= budget_bytes {
+        let used_bytes = || {
+            // Those that are loaded may not have all in memory yet that they will take.
+            let reserved_bytes = self.beside_bytes(others).saturating_add(others.bytes);
+            self.used_bytes().max(reserved_bytes)
+        };
+        let fits = |used_bytes: u64| used_bytes.saturating_add(needed_bytes) <= budget_bytes;
+        if fits(used_bytes()) {
+            return Ok(());
+        }
+        // What the allocator keeps of requests that have ended is no model's.
+        allocator::give_back();
+        let used_bytes = used_bytes();
+        if fits(used_bytes) {
             return Ok(());
         }
         let (is_estimate, others_stay) = (measured.is_none(), others.n_staying > 0);
         Err(DoesNotFit { needed_bytes, is_estimate, used_bytes, budget_bytes, others_stay })
     }
 
-    /// By how much models take more than they may.
+    /// By how much models take more than they may, after what the allocator keeps of requests was given back.
     pub(super) fn excess_bytes(&self) -> u64 {
-        self.budget_bytes().map_or(0, |budget| self.used_bytes().saturating_sub(budget))
+        let excess_bytes = || self.budget_bytes().map_or(0, |budget| self.used_bytes().saturating_sub(budget));
+        if excess_bytes() == 0 {
+            return 0;
+        }
+        allocator::give_back();
+        excess_bytes()
     }
 }
 
@@ -456,6 +470,23 @@ mod tests {
             memory.forget(&name);
             assert!(shows("0"));
         });
+    }
+
+    #[test]
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    fn what_the_allocator_keeps_of_requests_drives_no_model_out() {
+        let blocks: Vec<Box<[u8]>> = (0..100_000).map(|_| vec![1; 1_000].into()).collect();
+        // Behind the others, so that these stay when they are freed.
+        let last: Box<[u8]> = vec![1; 1_000].into();
+        let memory = Memory::new(Some(32 << 20), BudgetOf::Models);
+        let memory = Memory { empty_bytes: memory.empty_bytes.saturating_sub(100 << 20), ..memory };
+        let expected = Expected { bytes: 8 << 20, ..Expected::default() };
+        let check = || memory.check(&ModelName::parse("m").expect("a name"), expected, Others::default());
+        assert!(memory.excess_bytes() > 0 && check().is_err(), "they are in use");
+        drop(blocks);
+        assert!(memory.used_bytes() > 64 << 20, "they are kept");
+        assert_eq!((memory.excess_bytes(), check()), (0, Ok(())));
+        drop(last);
     }
 
     #[test]
