@@ -127,10 +127,18 @@ async fn whole(request: Request, state: &AppState) -> Result<Bytes, ApiError> {
 /// Whether a caller that waits for `100 Continue` before it sends the body announces more than is read. Any other has
 /// begun to send, and would lose the answer with the connection if nothing were read.
 fn asks_for_too_much(headers: &HeaderMap, max_body: ByteSize) -> bool {
-    let text = |name: HeaderName| headers.get(name).and_then(|value| value.to_str().ok());
-    let waits = text(header::EXPECT).is_some_and(|value| value.eq_ignore_ascii_case("100-continue"));
-    let n_bytes = text(header::CONTENT_LENGTH).and_then(|value| value.parse::<u64>().ok());
-    waits && n_bytes.is_some_and(|n_bytes| n_bytes > max_body.as_u64())
+    let n_bytes = text(headers, header::CONTENT_LENGTH).and_then(|value| value.parse::<u64>().ok());
+    awaits_continue(headers) && n_bytes.is_some_and(|n_bytes| n_bytes > max_body.as_u64())
+}
+
+/// Whether the caller sends no body before it is told `100 Continue`, which it is when the body is first asked for. Once
+/// an answer has begun nobody tells it any more.
+pub fn awaits_continue(headers: &HeaderMap) -> bool {
+    text(headers, header::EXPECT).is_some_and(|value| value.eq_ignore_ascii_case("100-continue"))
+}
+
+fn text(headers: &HeaderMap, name: HeaderName) -> Option<&str> {
+    headers.get(name).and_then(|value| value.to_str().ok())
 }
 
 /// A JSON body that may be left out: an empty one, or `null`, counts as `{}`.

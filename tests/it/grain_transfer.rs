@@ -8,6 +8,8 @@ use futures::{StreamExt, stream};
 use reqwest::{Body, Method};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
 
 use crate::helpers::{Answer, Caller, Process, TINY, TestApp, client, folder_with, send, vector_of, with_tiny};
 
@@ -430,6 +432,28 @@ async fn a_body_may_be_larger_than_other_bodies_and_goes_on_where_it_was_cut() {
         "nothing is embedded twice"
     );
     app.stop().await;
+}
+
+/// As curl sends files with `-T`, and any body over 1 MiB.
+#[tokio::test]
+async fn who_waits_until_the_server_asks_for_the_lines_is_asked() {
+    let app = start().await;
+    let address = app.url().trim_start_matches("http://").to_owned();
+    let connection = TcpStream::connect(address).await.expect("a connection");
+    let mut connection = BufReader::new(connection);
+    let head = "POST /grains/import HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n\
+                transfer-encoding: chunked\r\nexpect: 100-continue\r\nconnection: close\r\n\r\n";
+    connection.write_all(head.as_bytes()).await.expect("sent");
+    let mut first = String::new();
+    connection.read_line(&mut first).await.expect("an answer");
+    assert_eq!(first, "HTTP/1.1 100 Continue\r\n");
+    let line = lines(numbered(0..1));
+    let body = format!("{:x}\r\n{line}\r\n0\r\n\r\n", line.len());
+    connection.write_all(body.as_bytes()).await.expect("sent");
+    let mut answer = String::new();
+    connection.read_to_string(&mut answer).await.expect("an answer");
+    assert!(answer.contains("HTTP/1.1 200 OK") && answer.contains("\"complete\":true"), "{answer}");
+    assert_eq!(count(&app).await, 1);
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use futures::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Receiver;
+use tokio::sync::oneshot;
 use utoipa::ToSchema;
 
 use super::filter::FilterBody;
@@ -19,7 +20,9 @@ use super::{Kept, refused};
 use crate::api::access::Holder;
 use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{Object, OptionalJson, QueryRejected, is_list, optional_object, parse, query_error};
+use crate::api::extract::{
+    Object, OptionalJson, QueryRejected, awaits_continue, is_list, optional_object, parse, query_error,
+};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
 use crate::grains::store::Vectors;
@@ -170,9 +173,26 @@ pub async fn import(
     }
     check_content_type(&headers)?;
     let max_line = grains.limits().max_text_bytes.saturating_mul(JSON_BYTES_PER_BYTE).saturating_add(REST_BYTES);
+    let (body, has_begun) = begun(body);
     let reader = LineReader::new(body, usize::try_from(max_line).unwrap_or(usize::MAX));
     let lines = lines(reader, LineRules { max_line, unknown_vectors: options.unknown_vectors });
-    Ok(answer(events(grains.import(lines, options)?)))
+    let import = grains.import(lines, options)?;
+    if awaits_continue(&headers) {
+        // Nobody tells when the body is given up unread.
+        let _ = has_begun.await;
+    }
+    Ok(answer(events(import)))
+}
+
+/// The body, and what says that its first piece or its end has come.
+fn begun(body: Body) -> (Body, oneshot::Receiver<()>) {
+    let (has_begun, told) = oneshot::channel();
+    let mut has_begun = Some(has_begun);
+    let pieces = body.into_data_stream().inspect(move |_| {
+        // Whoever does not wait for it has dropped the other end.
+        has_begun.take().map(|has_begun| has_begun.send(()));
+    });
+    (Body::from_stream(pieces), told)
 }
 
 /// The longest name of a model in a line: that of a repository on a hub is shorter.
