@@ -20,7 +20,7 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument;
 
 /// Signals of one kind that come within this time are one: `timeout`, say, sends it to the process, and at once to its
-/// group.
+/// group. So are SIGTERM and SIGHUP, which systemd sends together (`SendSIGHUP=`); SIGINT is somebody at the keyboard.
 const ONE_SIGNAL: Duration = Duration::from_millis(200);
 
 /// The tasks of the process and the tokens that end them. Clones share both.
@@ -43,6 +43,8 @@ pub struct Signals {
     interrupt: Signal,
     /// `None` where the process is to outlive its terminal.
     hangup: Option<Signal>,
+    /// The one that was answered last, and when.
+    last: Option<(&'static str, Instant)>,
 }
 
 impl Signals {
@@ -55,12 +57,25 @@ impl Signals {
     /// Outside a tokio runtime.
     pub fn listen() -> std::io::Result<Self> {
         let hangup = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?;
-        Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
+        let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        Ok(Self { terminate, interrupt, hangup, last: None })
     }
 
-    /// Waits for the next signal, and answers its name.
+    /// Waits for the next signal that is another than the last one, and answers its name. Who gives up waiting loses none.
     pub async fn recv(&mut self) -> &'static str {
-        let Self { terminate, interrupt, hangup } = self;
+        loop {
+            let name = self.next().await;
+            let is_the_same =
+                |(last, at): (&str, Instant)| at.elapsed() < ONE_SIGNAL && (name == "SIGINT") == (last == "SIGINT");
+            if !self.last.is_some_and(is_the_same) {
+                self.last = Some((name, Instant::now()));
+                return name;
+            }
+        }
+    }
+
+    async fn next(&mut self) -> &'static str {
+        let Self { terminate, interrupt, hangup, .. } = self;
         let hung_up = async {
             match hangup {
                 Some(hangup) => hangup.recv().await,
@@ -190,7 +205,7 @@ impl Shutdown {
     }
 
     /// Follows the signals from here on: the first begins the shutdown, after a time of leaving that may be zero, and
-    /// the second gives up, unless it is of the same kind and comes at once.
+    /// the second gives up.
     ///
     /// # Panics
     /// Outside a tokio runtime.
@@ -203,7 +218,6 @@ impl Shutdown {
     }
 
     async fn follow_signals(self, mut signals: Signals, leaving: Duration) {
-        let mut first: Option<(&str, Instant)> = None;
         loop {
             let name = tokio::select! {
                 name = signals.recv() => name,
@@ -212,14 +226,10 @@ impl Shutdown {
                     continue;
                 }
             };
-            if first.is_some_and(|(kind, at)| kind == name && at.elapsed() < ONE_SIGNAL) {
-                continue;
-            }
             if self.leaving.is_cancelled() {
                 tracing::warn!(signal = name, "second signal: giving up what is running");
                 return self.give_up();
             }
-            first = Some((name, Instant::now()));
             tracing::info!(signal = name, "stopping: finishing what is running; a second signal gives it up");
             if leaving.is_zero() {
                 self.begin();
@@ -355,6 +365,7 @@ mod tests {
         who_leaves_takes_work_until_a_second_signal().await;
         who_leaves_takes_work_until_the_time_is_over().await;
         a_signal_counts_that_came_before_it_was_followed().await;
+        what_comes_at_once_is_one_signal_unless_somebody_interrupts().await;
     }
 
     fn follow(shutdown: &Shutdown, leaving: Duration) {
@@ -410,5 +421,22 @@ mod tests {
         raise();
         shutdown.follow(signals, Duration::ZERO);
         until(shutdown.soft()).await;
+    }
+
+    async fn what_comes_at_once_is_one_signal_unless_somebody_interrupts() {
+        use rustix::process::Signal;
+
+        let mut signals = Signals::listen().expect("handlers");
+        raise();
+        assert_eq!(signals.recv().await, "SIGTERM");
+        raise();
+        raise_other(Signal::HUP);
+        let further = tokio::time::timeout(ONE_SIGNAL / 4, signals.recv()).await;
+        assert!(further.is_err(), "{further:?}");
+        raise_other(Signal::INT);
+        assert_eq!(signals.recv().await, "SIGINT");
+        tokio::time::sleep(ONE_SIGNAL).await;
+        raise_other(Signal::INT);
+        assert_eq!(signals.recv().await, "SIGINT");
     }
 }

@@ -134,9 +134,15 @@ fn a_comparison_can_be_left_when_the_server_does_not_answer() {
     let folder = TempDir::new().expect("a folder");
     let mut process = Process::start(folder.path(), &["compare", "--url", &url, "a", "b"], &[]);
     // Once it is here, its signals are caught.
-    let connection = listener.accept().expect("it asks");
-    process.signal(Signal::TERM);
-    std::thread::sleep(Duration::from_millis(200));
+    let (mut connection, _) = listener.accept().expect("it asks");
+    // As `timeout` does, which signals the process and then its group: it is one signal, and the command stays.
+    for _ in 0..5 {
+        process.signal(Signal::TERM);
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    connection.set_read_timeout(Some(Duration::from_millis(200))).expect("a socket");
+    let request = connection.read_to_end(&mut Vec::new());
+    assert!(request.is_err(), "it has left: {}", process.log());
     process.signal(Signal::INT);
     assert_eq!(process.wait().code(), Some(1));
     let log = process.log();
