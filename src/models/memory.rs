@@ -231,22 +231,20 @@ impl Memory {
     }
 
     /// Whether a model fits beside what is in use: by what was measured of weights of that size, or else by what is
-    /// expected. A measurement by which it would never fit again is not believed where the expectation says otherwise: the
-    /// process may have grown by something else meanwhile, and a load measures anew.
+    /// expected. A measurement by which it would never fit again is made anew where the expectation fits: the process may
+    /// have grown by something else meanwhile. It drives nobody out for that, or it would each time that somebody asks.
     pub(super) fn check(&self, name: &ModelName, expected: Expected, others: Others) -> Result<(), DoesNotFit> {
         let Some(budget_bytes) = self.budget_bytes() else { return Ok(()) };
         let measured = self.measured.lock().get(name).copied();
-        let measured = measured.filter(|measured| {
-            measured.weights_bytes == expected.weights_bytes
-                && (measured.bytes <= budget_bytes || expected.bytes > budget_bytes)
-        });
+        let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
         let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
+        let tried_bytes = if needed_bytes > budget_bytes { expected.bytes } else { needed_bytes };
         let used_bytes = || {
             // Those that are loaded may not have all in memory yet that they will take.
             let reserved_bytes = self.beside_bytes(others).saturating_add(others.bytes);
             self.used_bytes().max(reserved_bytes)
         };
-        let fits = |used_bytes: u64| used_bytes.saturating_add(needed_bytes) <= budget_bytes;
+        let fits = |used_bytes: u64| used_bytes.saturating_add(tried_bytes) <= budget_bytes;
         if fits(used_bytes()) {
             return Ok(());
         }
@@ -424,13 +422,16 @@ mod tests {
         let memory = memory(BudgetOf::Models, u64::MAX);
         let name = ModelName::parse("m").expect("a name");
         memory.record(&name, 90 << 20, 400 << 20);
-        let check = |bytes| {
+        let check = |bytes, of_others| {
             let expected = Expected { weights_bytes: 90 << 20, bytes, ..Expected::default() };
-            memory.check(&name, expected, Others::default())
+            memory.check(&name, expected, Others { bytes: of_others, ..Others::default() })
         };
-        assert_eq!(check(200 << 20), Ok(()));
-        let refusal = check(301 << 20).expect_err("neither fits");
-        assert_eq!((refusal.needed_bytes, refusal.is_estimate), (400 << 20, false));
+        assert_eq!(check(200 << 20, 100 << 20), Ok(()));
+        // What would fit once another has gone drives it out for nothing, if it was measured right.
+        for (bytes, of_others) in [(301 << 20, 0), (200 << 20, 101 << 20)] {
+            let refusal = check(bytes, of_others).expect_err("it does not fit");
+            assert_eq!((refusal.needed_bytes, refusal.is_estimate), (400 << 20, false));
+        }
     }
 
     #[test]
