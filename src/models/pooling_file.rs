@@ -57,7 +57,7 @@ pub(super) fn read_pooling(path: &Path) -> Result<Option<Pooling>, FolderError> 
         "" => None,
         other => return unsupported(format!("the pooling `{other}`")),
     };
-    // The last token is never the prompt's.
+    // The last token is never the prompt's. The first one is: sentence-transformers 6 takes the first behind it.
     if config.include_prompt == Some(false) && pooling != Some(Pooling::LastToken) {
         return unsupported("a pooling that leaves the tokens of a prompt out (`include_prompt`)".to_owned());
     }
