@@ -17,7 +17,7 @@
 //! | [`app`] | builds everything from a configuration and runs it; only `cli` imports it |
 //! | [`cli`] | the command line; it may use everything |
 //! | [`auth`] | API keys: which there are, who presents one |
-//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`] | leaves: settings, logs and metrics, stopping, the time, freed memory, JSON and what it costs |
+//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`] | leaves: settings, logs and metrics, stopping, the time, freed memory, what JSON costs |
 
 pub mod allocator;
 pub mod api;

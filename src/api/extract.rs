@@ -26,7 +26,7 @@ use crate::domain::space::hex_digits;
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::Token;
 use crate::grains::store::ReceiptKey;
-use crate::json::{is_document, parsed_bytes};
+use crate::json::parsed_bytes;
 
 /// A JSON body. Unknown fields are ignored; `null` means absent in every optional field.
 pub struct Json<T>(pub T);
@@ -316,6 +316,14 @@ pub(super) fn optional_word<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
     Ok(found.map(|Word(word)| word))
 }
 
+/// [`optional_word`] for a list of them.
+pub(super) fn optional_words<'de, D: Deserializer<'de>, T: Deserialize<'de>>(
+    deserializer: D,
+) -> Result<Option<Vec<T>>, D::Error> {
+    let found = Option::<Vec<Word<T>>>::deserialize(deserializer)?;
+    Ok(found.map(|words| words.into_iter().map(|Word(word)| word).collect()))
+}
+
 pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     if bytes.starts_with(BYTE_ORDER_MARK) {
         let sentence = "the body is not JSON: it begins with a byte order mark. Send it without one";
@@ -325,16 +333,14 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
     let parsed = serde_path_to_error::deserialize(&mut deserializer).map_err(|error| {
         let path = error.path().to_string();
         let error = error.into_inner();
-        // The parser calls it broken syntax when something else stands where it wants one of the words of an enum, or
-        // a number is too large. Whether the body is JSON is told by reading all of it; but JSON has numbers of any size,
-        // which can only be skipped.
-        if error.is_syntax() && error.to_string().starts_with("number out of range") {
-            if serde_json::from_slice::<IgnoredAny>(bytes).is_ok() {
-                let sentence = "the number is not finite: the largest is 3.4e38 in a vector, and 1.8e308 elsewhere";
-                return value_error(sentence, &path);
-            }
-        } else if error.is_syntax() && is_document(bytes) {
-            return value_error("expected one of its words, as a string", &path);
+        // The parser calls it broken syntax when a number is too large; but JSON has numbers of any size, which can only be
+        // skipped. Whether the body is JSON is told by reading all of it.
+        if error.is_syntax()
+            && error.to_string().starts_with("number out of range")
+            && serde_json::from_slice::<IgnoredAny>(bytes).is_ok()
+        {
+            let sentence = "the number is not finite: the largest is 3.4e38 in a vector, and 1.8e308 elsewhere";
+            return value_error(sentence, &path);
         }
         json_error(&error, &path)
     })?;
@@ -414,22 +420,27 @@ pub fn required_space(field: &str, text: &str) -> Result<SpaceId, ApiError> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::grains::many::CountBody;
     use super::super::grains::search::SearchBody;
+    use super::super::grains::transfer::ExportBody;
     use super::super::openai::EmbeddingsBody;
     use super::*;
 
     #[test]
     fn another_value_where_a_word_belongs_is_no_broken_json() {
         for (fields, code, said) in [
-            (r#""mode": 1}"#, Code::InvalidRequest, "`mode`: expected one of its words"),
-            (r#""mode": ["dense"]}"#, Code::InvalidRequest, "`mode`: expected one of its words"),
-            (r#""mode": {}}"#, Code::InvalidRequest, "`mode"),
+            (r#""mode": 1}"#, Code::InvalidRequest, "`mode`: invalid type: integer `1`, expected one of its words"),
+            (
+                r#""mode": {"dense": null}}"#,
+                Code::InvalidRequest,
+                "`mode`: invalid type: map, expected one of its words",
+            ),
             (r#""mode": "sparse"}"#, Code::InvalidRequest, "`dense`"),
             (r#""limit": 1e999}"#, Code::InvalidRequest, "`limit`: the number is not finite"),
             (r#""limit": 1e999"#, Code::MalformedJson, "not JSON"),
-            (r#""mode": 1"#, Code::MalformedJson, "not JSON"),
+            (r#""mode": "dense""#, Code::MalformedJson, "not JSON"),
             (r#""mode": }"#, Code::MalformedJson, "not JSON"),
-            (r#""mode": 1, "user": "\ud800"}"#, Code::MalformedJson, "not JSON"),
+            (r#""mode": "\ud800"}"#, Code::MalformedJson, "not JSON"),
             (r#""user": 1} {"#, Code::MalformedJson, "not JSON"),
         ] {
             let body = format!(r#"{{"query": "a", {fields}"#);
@@ -457,6 +468,12 @@ mod tests {
         }
         let absent = r#"{"input": "a", "encoding_format": null, "priority": null, "input_type": "search_query"}"#;
         assert!(parse::<EmbeddingsBody>(absent.as_bytes()).is_ok());
+
+        let facets = parse::<CountBody>(br#"{"facets": ["tags", {"source": null}]}"#).expect_err("refused");
+        assert!(facets.message().starts_with("`facets[1]`: invalid type: map"), "{}", facets.message());
+        let include = parse::<ExportBody>(br#"{"include": [{"vector": null}]}"#).expect_err("refused");
+        assert!(include.message().starts_with("`include[0]`: invalid type: map"), "{}", include.message());
+        assert!(parse::<CountBody>(br#"{"facets": null}"#).is_ok() && parse::<ExportBody>(b"{}").is_ok());
     }
 
     #[test]

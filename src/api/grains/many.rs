@@ -11,7 +11,7 @@ use super::one::IncludeQuery;
 use super::wire::GrainObject;
 use super::{Kept, refused};
 use crate::api::error::{ApiError, ProblemBody};
-use crate::api::extract::{Json, OptionalJson, QueryRejected, object, optional_object, query_error};
+use crate::api::extract::{Json, OptionalJson, QueryRejected, object, optional_object, optional_words, query_error};
 use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom};
 use crate::grains::store::{Facet, Numbered, PageRequest, Position, Sort, SortKey};
 
@@ -150,6 +150,7 @@ pub struct CountBody {
     filter: Option<FilterBody>,
     /// What to count by besides.
     #[schema(max_items = 3)]
+    #[serde(default, deserialize_with = "optional_words")]
     facets: Option<Vec<FacetWord>>,
 }
 

@@ -7,7 +7,7 @@ use super::filter::FilterBody;
 use super::wire::GrainObject;
 use super::{Kept, refused};
 use crate::api::error::{ApiError, Code};
-use crate::api::extract::{Json, optional_object, required_space};
+use crate::api::extract::{Json, optional_object, optional_word, required_space};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::grains::search::{Highlights, MAX_DEPTH, Merged, Mode, Query, SearchRequest};
 use crate::grains::{Hit, SearchedSpace};
@@ -42,6 +42,7 @@ pub struct SearchBody {
     #[schema(pattern = "^[0-9a-fA-F]{16}$", example = json!(null))]
     space: Option<String>,
     /// `hybrid` when absent; `dense` for a vector.
+    #[serde(default, deserialize_with = "optional_word")]
     mode: Option<ModeWord>,
     /// The most hits; 10 when absent.
     #[schema(minimum = 1, maximum = 1000)]

@@ -21,7 +21,7 @@ use crate::api::access::Holder;
 use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{
-    Object, OptionalJson, QueryRejected, awaits_continue, is_list, optional_object, parse, query_error,
+    Object, OptionalJson, QueryRejected, awaits_continue, is_list, optional_object, optional_words, parse, query_error,
 };
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
@@ -50,6 +50,7 @@ pub struct ExportBody {
     filter: Option<FilterBody>,
     /// `vector`: the vectors they are served by too, so that an import elsewhere need not embed the texts.
     #[schema(max_items = 1)]
+    #[serde(default, deserialize_with = "optional_words")]
     include: Option<Vec<IncludeWord>>,
 }
 
