@@ -149,7 +149,8 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
     let tokens_of = move |index, text: &String| {
         let (tokenizer, text) = (lease.encoder().tokenizer(), format!("{prompt}{text}"));
         let n_left = max_request_tokens.saturating_sub(n_tokens.load(Ordering::Relaxed));
-        if tokenizer.has_by_far_more_than(n_left, index, &text)? {
+        // A text has hardly more tokens than bytes, and looking reads it once more.
+        if text.len() > n_left && tokenizer.has_by_far_more_than(n_left, index, &text)? {
             let n_tokens = TokenCount::MoreThan(max_request_tokens);
             return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens });
         }
