@@ -267,7 +267,8 @@ impl TextTokenizer {
 /// The beginning of a text, or its end.
 struct Part<'a> {
     text: &'a str,
-    /// Tokens that it has whatever the rest of the text is.
+    /// Tokens that it has whatever the rest of the text is, give or take one or two: some tokenizers divide a run of spaces
+    /// in another way where it is cut.
     n_certain: usize,
     /// Its tokens, if it was read at once.
     encoding: Option<Encoding>,
