@@ -171,8 +171,11 @@ impl KeyFile {
     /// Changes the keys, one process at a time. A reader sees the old file or the new one.
     fn change(&self, edit: impl FnOnce(&mut Vec<ApiKey>) -> Result<(), KeyFileError>) -> Result<(), KeyFileError> {
         let unwritable = |source: io::Error| KeyFileError::Unwritable { path: self.0.clone(), source };
-        // The new file takes the place of the old one, and not that of a link to it.
-        let path = fs_err::canonicalize(&self.0).unwrap_or_else(|_| self.0.clone());
+        // The new file takes the place of the old one, and not that of a link to it, or to where it will be.
+        let beside_it = self.0.parent().unwrap_or(Path::new(""));
+        let path = fs_err::canonicalize(&self.0)
+            .or_else(|_| fs_err::read_link(&self.0).map(|target| beside_it.join(target)))
+            .unwrap_or_else(|_| self.0.clone());
         let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         fs_err::create_dir_all(folder).map_err(unwritable)?;
         let lock = create(&beside(&path, ".lock")).map_err(unwritable)?;
@@ -263,9 +266,11 @@ mod tests {
     #[test]
     fn a_link_to_the_file_stays_one() {
         let (folder, file) = in_a_folder();
-        file.add(key("a")).expect("added");
         let link = KeyFile::at(folder.path().join("linked.toml"));
         std::os::unix::fs::symlink("deep/er/keys.toml", link.path()).expect("linked");
+        // It leads nowhere yet.
+        link.add(key("a")).expect("added");
+        assert!(link.path().is_symlink());
         link.add(key("b")).expect("added");
         assert!(link.path().is_symlink());
         assert_eq!(file.read().expect("keys"), [key("a"), key("b")]);
