@@ -1,6 +1,6 @@
 //! `granary doctor`: what it finds where serving works, and where it does not.
 
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::process::{Command, Output};
 
@@ -176,10 +176,12 @@ fn a_database_that_this_user_may_not_write_is_a_problem() {
     let path = |name: &str| folder.path().join(name);
     fs_err::create_dir(path("closed")).expect("made");
     fs_err::set_permissions(path("closed"), PermissionsExt::from_mode(0o555)).expect("closed");
+    symlink("closed/granary.db", path("link.db")).expect("linked");
     fs_err::write(path("read-only.db"), "").expect("written");
     fs_err::set_permissions(path("read-only.db"), PermissionsExt::from_mode(0o444)).expect("closed");
     for (database, said) in [
         ("closed/deep/granary.db", "this user may not write in `closed`: "),
+        ("link.db", "this user may not write in `closed`: "),
         ("read-only.db", "read-only.db`: Permission denied"),
     ] {
         let [data_dir, _] = installed();

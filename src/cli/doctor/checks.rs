@@ -10,7 +10,7 @@ use crate::app::{self, AppError};
 use crate::config::{Config, MemoryBudget};
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::check_saved;
-use crate::grains::store::{Contents, FileState, StoreError};
+use crate::grains::store::{Contents, FileState, StoreError, real_path};
 use crate::models::hardware::{Machine, Ranked, RuntimeFacts, Selection};
 use crate::models::hub::free_bytes;
 use crate::telemetry::with_causes;
@@ -119,7 +119,7 @@ fn closed_folder(folder: &Path) -> Option<String> {
 
 /// That this user may not write a database, or in its folder, where the log and the lock are.
 fn closed_database(path: &Path) -> Option<String> {
-    let file = fs_err::canonicalize(path).unwrap_or_else(|_| path.to_owned());
+    let file = real_path(path).unwrap_or_else(|_| path.to_owned());
     let closed = access(&file, Access::READ_OK | Access::WRITE_OK).err().filter(|_| file.exists());
     closed
         .map(|error| format!("this user may not read and write `{}`: {error}", file.display()))

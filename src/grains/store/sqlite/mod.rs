@@ -37,7 +37,7 @@ use self::lock::StoreLock;
 use super::StoreError;
 
 pub use self::inspect::{Contents, FileState};
-pub use self::open::OpenOptions;
+pub use self::open::{OpenOptions, real_path};
 pub use self::restore::restore;
 
 /// Every schema migration, oldest first.

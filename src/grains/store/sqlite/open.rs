@@ -126,7 +126,10 @@ fn find_or_create(path: &Path) -> Result<PathBuf, StoreError> {
 }
 
 /// Where the file is that a path leads to, without symbolic links; where it would be, when it is not there.
-pub(super) fn real_path(path: &Path) -> Result<PathBuf, StoreError> {
+///
+/// # Errors
+/// What the system says where links lead round in a circle, or a folder may not be looked into.
+pub fn real_path(path: &Path) -> Result<PathBuf, StoreError> {
     match fs_err::canonicalize(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => match fs_err::read_link(path) {
             // A restore that was cut off leaves such a link, and what tells of it is where the link leads to.
