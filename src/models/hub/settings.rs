@@ -1,7 +1,7 @@
 //! Which hub, with whose token, and where its files are kept: the variables that every tool of the hub honours.
 
 use std::fmt;
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 use reqwest::Url;
@@ -89,11 +89,10 @@ impl HubSettings {
             variable: "HF_HUB_CACHE",
             problem: "must say where downloaded models go when HOME, XDG_CACHE_HOME and HF_HOME are not set".to_owned(),
         })?;
-        let usual_file = || hf_home.map(|folder| folder.join("token")).filter(|file| is_readable(file));
-        let token_file = || set("HF_TOKEN_PATH").map(path).or_else(usual_file);
-        let token = match set("HF_TOKEN") {
-            Some(token) => Some(checked_token("HF_TOKEN", token)?),
-            None => token_file().as_deref().map(read_token).transpose()?.flatten(),
+        let token = match (set("HF_TOKEN"), set("HF_TOKEN_PATH").map(path)) {
+            (Some(token), _) => Some(checked_token("HF_TOKEN", token)?),
+            (None, Some(file)) => token_in(read_named_token(&file)?)?,
+            (None, None) => token_in(hf_home.and_then(|folder| read_usual_token(&folder.join("token"))))?,
         };
         Ok(Self {
             endpoint: parse_endpoint(&set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()))?,
@@ -130,27 +129,32 @@ fn parse_endpoint(text: &str) -> Result<Url, HubError> {
     Ok(url)
 }
 
-/// Whether there is a token to read where nobody has named a file: one that others keep there need not be for this user.
-fn is_readable(path: &Path) -> bool {
-    let read = fs_err::read_to_string(path);
-    if let Err(error) = &read
-        && error.kind() != ErrorKind::NotFound
-    {
-        tracing::warn!("models are fetched without a token, because its usual file cannot be read: {error}");
-    }
-    read.is_ok()
+/// What is in the file where others keep a token, if this user may read it: nobody has named it.
+fn read_usual_token(path: &Path) -> Option<String> {
+    let report = |error: &io::Error| {
+        if error.kind() != ErrorKind::NotFound {
+            tracing::warn!("models are fetched without a token, because its usual file cannot be read: {error}");
+        }
+    };
+    fs_err::read_to_string(path).inspect_err(report).ok()
 }
 
-fn read_token(path: &Path) -> Result<Option<HubToken>, HubError> {
+/// What is in the file that `HF_TOKEN_PATH` names; `None` where there is none.
+fn read_named_token(path: &Path) -> Result<Option<String>, HubError> {
     match fs_err::read_to_string(path) {
-        Ok(text) if text.trim().is_empty() => Ok(None),
-        Ok(text) => checked_token("HF_TOKEN_PATH", text.trim().to_owned()).map(Some),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
         Err(error) => Err(HubError::Setting {
             variable: "HF_TOKEN_PATH",
             problem: format!("names no readable token file: {error}"),
         }),
+        Ok(text) => Ok(Some(text)),
     }
+}
+
+/// The token in the text of its file; an empty one has none.
+fn token_in(text: Option<String>) -> Result<Option<HubToken>, HubError> {
+    let text = text.map(|text| text.trim().to_owned()).filter(|token| !token.is_empty());
+    text.map(|token| checked_token("HF_TOKEN_PATH", token)).transpose()
 }
 
 fn checked_token(variable: &'static str, token: String) -> Result<HubToken, HubError> {
