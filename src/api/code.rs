@@ -121,6 +121,12 @@ struct Row {
     label: &'static str,
 }
 
+impl Row {
+    const fn new(word: &'static str, status: StatusCode, tei: &'static str, label: &'static str) -> Self {
+        Self { word, status, tei, label }
+    }
+}
+
 impl Code {
     /// The word on the wire.
     #[must_use]
@@ -154,42 +160,44 @@ impl Code {
         use StatusCode as Status;
         use failure::{BATCH_SIZE, INFERENCE, OVERLOADED, TOKENIZATION, VALIDATION};
 
-        const fn row(word: &'static str, status: StatusCode, tei: &'static str, label: &'static str) -> Row {
-            Row { word, status, tei, label }
-        }
-
         match self {
-            Self::MalformedJson => row("malformed_json", Status::BAD_REQUEST, "Validation", VALIDATION),
-            Self::EmptyInput => row("empty_input", Status::BAD_REQUEST, "Empty", VALIDATION),
-            Self::InvalidRequest => row("invalid_request", Status::UNPROCESSABLE_ENTITY, "Validation", VALIDATION),
-            Self::TooManyInputs => row("too_many_inputs", Status::UNPROCESSABLE_ENTITY, "Validation", BATCH_SIZE),
-            Self::TooManyTokens => row("too_many_tokens", Status::UNPROCESSABLE_ENTITY, "Validation", BATCH_SIZE),
-            Self::InputTooLong => row("input_too_long", Status::UNPROCESSABLE_ENTITY, "Validation", TOKENIZATION),
-            Self::TokenIds => row("token_ids", Status::BAD_REQUEST, "Tokenizer", TOKENIZATION),
-            Self::Dimensions => row("dimensions", Status::UNPROCESSABLE_ENTITY, "Validation", VALIDATION),
-            Self::Unauthorized => row("unauthorized", Status::UNAUTHORIZED, "Unauthorized", VALIDATION),
-            Self::Forbidden => row("forbidden", Status::FORBIDDEN, "Forbidden", VALIDATION),
-            Self::Conflict => row("conflict", Status::CONFLICT, "Validation", VALIDATION),
-            Self::ModelNotFound => row("model_not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
-            Self::GrainNotFound => row("grain_not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
-            Self::NotFound => row("not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
-            Self::Misdirected => row("misdirected", Status::MISDIRECTED_REQUEST, "Forbidden", VALIDATION),
-            Self::MethodNotAllowed => row("method_not_allowed", Status::METHOD_NOT_ALLOWED, "Validation", VALIDATION),
-            Self::SpaceMismatch => row("space_mismatch", Status::PRECONDITION_FAILED, "Validation", VALIDATION),
-            Self::VersionMismatch => row("version_mismatch", Status::PRECONDITION_FAILED, "Validation", VALIDATION),
-            Self::BodyTooLarge => row("body_too_large", Status::PAYLOAD_TOO_LARGE, "Validation", VALIDATION),
-            Self::SlowBody => row("slow_body", Status::REQUEST_TIMEOUT, "Validation", VALIDATION),
-            Self::ContentType => row("content_type", Status::UNSUPPORTED_MEDIA_TYPE, "Validation", VALIDATION),
-            Self::Unsupported => row("unsupported", Status::FAILED_DEPENDENCY, "Backend", VALIDATION),
-            Self::Overloaded => row("overloaded", Status::TOO_MANY_REQUESTS, "Overloaded", OVERLOADED),
-            Self::ModelLoading => row("model_loading", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
-            Self::ModelDisabled => row("model_disabled", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
-            Self::ModelFailed => row("model_failed", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
-            Self::MemoryBudget => row("memory_budget", Status::INSUFFICIENT_STORAGE, "Backend", INFERENCE),
-            Self::DiskFull => row("disk_full", Status::INSUFFICIENT_STORAGE, "Backend", INFERENCE),
-            Self::StoreUnavailable => row("store_unavailable", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
-            Self::Timeout => row("timeout", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
-            Self::Internal => row("internal", Status::INTERNAL_SERVER_ERROR, "Backend", INFERENCE),
+            Self::MalformedJson => Row::new("malformed_json", Status::BAD_REQUEST, "Validation", VALIDATION),
+            Self::EmptyInput => Row::new("empty_input", Status::BAD_REQUEST, "Empty", VALIDATION),
+            Self::InvalidRequest => Row::new("invalid_request", Status::UNPROCESSABLE_ENTITY, "Validation", VALIDATION),
+            Self::TooManyInputs => Row::new("too_many_inputs", Status::UNPROCESSABLE_ENTITY, "Validation", BATCH_SIZE),
+            Self::TooManyTokens => Row::new("too_many_tokens", Status::UNPROCESSABLE_ENTITY, "Validation", BATCH_SIZE),
+            Self::InputTooLong => Row::new("input_too_long", Status::UNPROCESSABLE_ENTITY, "Validation", TOKENIZATION),
+            Self::TokenIds => Row::new("token_ids", Status::BAD_REQUEST, "Tokenizer", TOKENIZATION),
+            Self::Dimensions => Row::new("dimensions", Status::UNPROCESSABLE_ENTITY, "Validation", VALIDATION),
+            Self::Unauthorized => Row::new("unauthorized", Status::UNAUTHORIZED, "Unauthorized", VALIDATION),
+            Self::Forbidden => Row::new("forbidden", Status::FORBIDDEN, "Forbidden", VALIDATION),
+            Self::Conflict => Row::new("conflict", Status::CONFLICT, "Validation", VALIDATION),
+            Self::ModelNotFound => Row::new("model_not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
+            Self::GrainNotFound => Row::new("grain_not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
+            Self::NotFound => Row::new("not_found", Status::NOT_FOUND, "NotFound", VALIDATION),
+            Self::Misdirected => Row::new("misdirected", Status::MISDIRECTED_REQUEST, "Forbidden", VALIDATION),
+            Self::MethodNotAllowed => {
+                Row::new("method_not_allowed", Status::METHOD_NOT_ALLOWED, "Validation", VALIDATION)
+            }
+            Self::SpaceMismatch => Row::new("space_mismatch", Status::PRECONDITION_FAILED, "Validation", VALIDATION),
+            Self::VersionMismatch => {
+                Row::new("version_mismatch", Status::PRECONDITION_FAILED, "Validation", VALIDATION)
+            }
+            Self::BodyTooLarge => Row::new("body_too_large", Status::PAYLOAD_TOO_LARGE, "Validation", VALIDATION),
+            Self::SlowBody => Row::new("slow_body", Status::REQUEST_TIMEOUT, "Validation", VALIDATION),
+            Self::ContentType => Row::new("content_type", Status::UNSUPPORTED_MEDIA_TYPE, "Validation", VALIDATION),
+            Self::Unsupported => Row::new("unsupported", Status::FAILED_DEPENDENCY, "Backend", VALIDATION),
+            Self::Overloaded => Row::new("overloaded", Status::TOO_MANY_REQUESTS, "Overloaded", OVERLOADED),
+            Self::ModelLoading => Row::new("model_loading", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::ModelDisabled => Row::new("model_disabled", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::ModelFailed => Row::new("model_failed", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::MemoryBudget => Row::new("memory_budget", Status::INSUFFICIENT_STORAGE, "Backend", INFERENCE),
+            Self::DiskFull => Row::new("disk_full", Status::INSUFFICIENT_STORAGE, "Backend", INFERENCE),
+            Self::StoreUnavailable => {
+                Row::new("store_unavailable", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE)
+            }
+            Self::Timeout => Row::new("timeout", Status::SERVICE_UNAVAILABLE, "Unhealthy", INFERENCE),
+            Self::Internal => Row::new("internal", Status::INTERNAL_SERVER_ERROR, "Backend", INFERENCE),
         }
     }
 
