@@ -188,6 +188,6 @@ async fn a_certificate_that_cannot_be_served_refuses_the_start() {
         fs_err::write(folder.path().join("tls.key"), key).expect("written");
         let encrypted = refused().await;
         assert!(encrypted.contains("tls.key` is encrypted, and `server.tls_key` needs one that is not"), "{encrypted}");
-        assert!(encrypted.contains("`openssl pkey -in "), "{encrypted}");
+        assert!(encrypted.contains("`openssl pkey -in '") && encrypted.contains("tls.key' -out "), "{encrypted}");
     }
 }

@@ -54,7 +54,7 @@ pub enum TlsError {
     /// The key is there, and takes a password.
     #[error(
         "the private key in `{}` is encrypted, and `server.tls_key` needs one that is not: write it with \
-         `openssl pkey -in {} -out NEW_FILE`, for the server's user alone, and name that file",
+         `openssl pkey -in '{}' -out NEW_FILE`, for the server's user alone, and name that file",
         path.display(),
         path.display()
     )]
