@@ -15,7 +15,7 @@ use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
-use crate::engine::{EngineError, TOKENIZED_IN_PLACE_BYTES, TokenCount, TokenDetail, in_turns};
+use crate::engine::{EngineError, TokenCount, TokenDetail, in_place_or_turns};
 
 /// One text or several.
 #[derive(Clone, Debug, Deserialize)]
@@ -159,20 +159,7 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
         check_tokens(n_tokens, max_request_tokens)?;
         Ok(details.into_iter().map(Token::from).collect())
     };
-    Ok(axum::Json(of_each(texts, n_bytes, String::len, tokens_of).await?))
-}
-
-/// Does this with each item, where it is if all of them have few bytes.
-async fn of_each<I: Send + 'static, T: Send + 'static>(
-    items: Vec<I>,
-    n_bytes: usize,
-    n_bytes_of: fn(&I) -> usize,
-    work: impl Fn(usize, &I) -> Result<T, EngineError> + Clone + Send + 'static,
-) -> Result<Vec<T>, EngineError> {
-    if n_bytes <= TOKENIZED_IN_PLACE_BYTES {
-        return items.iter().enumerate().map(|(index, item)| work(index, item)).collect();
-    }
-    in_turns(items, n_bytes_of, work).await
+    Ok(axum::Json(in_place_or_turns(texts, n_bytes, String::len, tokens_of).await?))
 }
 
 /// Turns token ids back into text.
@@ -220,7 +207,7 @@ async fn texts_of(state: AppState, body: DecodeBody) -> Result<axum::Json<Vec<St
     };
     let n_bytes_of = |ids: &Vec<TokenId>| size_of_val(ids.as_slice());
     let n_bytes: usize = lists.iter().map(n_bytes_of).sum();
-    let texts = of_each(lists, n_bytes, n_bytes_of, text_of).await.map_err(ApiError::from);
+    let texts = in_place_or_turns(lists, n_bytes, n_bytes_of, text_of).await.map_err(ApiError::from);
     // One list stands in the request without a place.
     let in_its_words = |error: ApiError| {
         if is_one { error.reworded(|message| message.replacen("`ids[0]`", "`ids`", 1)) } else { error }

@@ -21,14 +21,10 @@ use super::meter;
 use super::queue::{BatchItem, BatchLimits, MicroBatch};
 use super::session::{EncoderSession, GraphOutput, OutputKind, PaddedBatch, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
-use super::turns::in_turns;
+use super::turns::in_place_or_turns;
 use crate::domain::Pooling;
 use crate::telemetry;
 use crate::telemetry::traces::Trace;
-
-/// A request of so many bytes of text is tokenized where it is, in some tens of microseconds: less than it costs to wake
-/// another thread and be woken by it, and short enough for an async thread.
-pub const TOKENIZED_IN_PLACE_BYTES: usize = 512;
 
 /// Everything needed to open a model.
 #[derive(Clone, Debug)]
@@ -298,22 +294,18 @@ impl Encoder {
     }
 
     async fn tokenize(&self, request: EncodeRequest) -> Result<Vec<Tokens>, EngineError> {
-        let over_long = request.over_long;
-        if request.is_short() {
-            let tokens_of = |(i, input)| self.tokenizer.tokens(i, input, request.prompt.as_deref(), over_long);
-            return request.inputs.iter().enumerate().map(tokens_of).collect();
-        }
+        let (n_bytes_of_all, over_long) = (request.n_bytes(), request.over_long);
         let (tokenizer, prompt) = (Arc::clone(&self.tokenizer), request.prompt.map(Arc::<str>::from));
         let tokens_of = move |i, input: &Input| tokenizer.tokens(i, input, prompt.as_deref(), over_long);
-        in_turns(request.inputs, n_bytes, tokens_of).await
+        in_place_or_turns(request.inputs, n_bytes_of_all, n_bytes, tokens_of).await
     }
 }
 
 impl EncodeRequest {
-    /// Whether it is tokenized where it is. Each text is tokenized with the prompt before it.
-    fn is_short(&self) -> bool {
+    /// How many bytes are tokenized: each text is with the prompt before it.
+    fn n_bytes(&self) -> usize {
         let prompt_bytes = self.prompt.as_ref().map_or(0, String::len);
-        self.inputs.iter().map(|input| prompt_bytes + n_bytes(input)).sum::<usize>() <= TOKENIZED_IN_PLACE_BYTES
+        self.inputs.iter().map(|input| prompt_bytes + n_bytes(input)).sum()
     }
 }
 
@@ -401,20 +393,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_is_short_with_the_prompt_before_each_of_its_texts() {
-        let is_short = |texts: &[usize], prompt: Option<usize>| {
+    fn the_prompt_counts_before_each_of_the_texts() {
+        let n_bytes = |prompt: Option<&str>| {
             let request = EncodeRequest {
-                inputs: texts.iter().map(|n_bytes| Input::Text("a".repeat(*n_bytes))).collect(),
-                prompt: prompt.map(|n_bytes| "a".repeat(n_bytes)),
+                inputs: ["a", "bc"].map(|text| Input::Text(text.to_owned())).to_vec(),
+                prompt: prompt.map(str::to_owned),
                 over_long: OverLong::Refuse,
                 finish: Finish { dimensions: 1, normalize: false },
                 priority: Priority::Interactive,
             };
-            request.is_short()
+            request.n_bytes()
         };
-        assert!(is_short(&[TOKENIZED_IN_PLACE_BYTES], None));
-        assert!(!is_short(&[TOKENIZED_IN_PLACE_BYTES + 1], None));
-        assert!(is_short(&[1, 1], Some(TOKENIZED_IN_PLACE_BYTES / 2 - 1)));
-        assert!(!is_short(&[1, 1], Some(TOKENIZED_IN_PLACE_BYTES / 2)));
+        assert_eq!((n_bytes(None), n_bytes(Some("query: "))), (3, 17));
     }
 }

@@ -20,9 +20,7 @@ pub mod tokenize;
 mod turns;
 
 pub use dense::{Dense, Module};
-pub use encoder::{
-    EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, OldestBatch, TOKENIZED_IN_PLACE_BYTES,
-};
+pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, OldestBatch};
 pub use error::{EngineError, TokenCount};
 pub use graph::{GraphApart, GraphFiles};
 pub use job::{Finish, Priority};
@@ -30,4 +28,4 @@ pub use provider::{CpuFeature, CpuFeatures, Gpu, ProviderChoice, ProviderFacts, 
 pub use queue::BatchLimits;
 pub use session::{OutputKind, Runtime, SessionOptions};
 pub use tokenize::{Input, OverLong, TextTokenizer, TokenDetail, Tokens};
-pub use turns::{allow_turns, in_turns};
+pub use turns::{allow_turns, in_place_or_turns};

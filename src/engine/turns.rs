@@ -1,5 +1,5 @@
-//! Work of a tokenizer, on other threads than those of requests and in turns: of all models and callers together, only so
-//! much is done at once as there are cores.
+//! Work of a tokenizer: a little where it is, and more on other threads than those of requests and in turns. Of all models
+//! and callers together, only so much of that is done at once as there are cores.
 
 use std::sync::{Arc, OnceLock};
 
@@ -8,6 +8,10 @@ use tracing::Span;
 
 use super::error::EngineError;
 use crate::allocator;
+
+/// Items of so many bytes together are done where they are, in some tens of microseconds: less than it costs to wake
+/// another thread and be woken by it, and short enough for an async thread.
+const IN_PLACE_BYTES: usize = 512;
 
 /// Items that one task takes at most: more are spread over several.
 const ITEMS_PER_TURN: usize = 64;
@@ -31,11 +35,24 @@ fn turns() -> &'static Arc<Semaphore> {
     TURNS.get_or_init(|| Arc::new(Semaphore::new(std::thread::available_parallelism().map_or(1, usize::from))))
 }
 
-/// Does this with each item, which it gets with its place. When the future is dropped, no further task is begun.
+/// Does this with each item, which it gets with its place: where it is called, if all of it is about few bytes, and else in
+/// tasks. When the future is dropped, no further task is begun.
 ///
 /// # Errors
 /// The first that the work has, in the order of the items.
-pub async fn in_turns<I: Send + 'static, T: Send + 'static>(
+pub async fn in_place_or_turns<I: Send + 'static, T: Send + 'static>(
+    items: Vec<I>,
+    n_bytes_of_all: usize,
+    n_bytes: fn(&I) -> usize,
+    work: impl Fn(usize, &I) -> Result<T, EngineError> + Clone + Send + 'static,
+) -> Result<Vec<T>, EngineError> {
+    if n_bytes_of_all <= IN_PLACE_BYTES {
+        return items.iter().enumerate().map(|(index, item)| work(index, item)).collect();
+    }
+    in_turns(items, n_bytes, work).await
+}
+
+async fn in_turns<I: Send + 'static, T: Send + 'static>(
     items: Vec<I>,
     n_bytes: fn(&I) -> usize,
     work: impl Fn(usize, &I) -> Result<T, EngineError> + Clone + Send + 'static,
@@ -87,5 +104,15 @@ mod tests {
         allow_turns(3);
         allow_turns(7);
         assert_eq!(turns().available_permits(), 3);
+    }
+
+    #[tokio::test]
+    async fn what_is_about_few_bytes_is_done_where_it_is() {
+        let here = std::thread::current().id();
+        for (n_bytes_of_all, is_here) in [(IN_PLACE_BYTES, true), (IN_PLACE_BYTES + 1, false)] {
+            let work = move |index, item: &&str| Ok((index, item.len(), std::thread::current().id() == here));
+            let done = in_place_or_turns(vec!["a", "bc"], n_bytes_of_all, |item| item.len(), work).await;
+            assert_eq!(done.expect("done"), [(0, 1, is_here), (1, 2, is_here)]);
+        }
     }
 }
