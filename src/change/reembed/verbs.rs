@@ -3,6 +3,7 @@
 use uuid::Uuid;
 
 use super::error::ReembedError;
+use super::work::or_taken_over;
 use super::{Job, ReembeddingStatus, Reembeddings};
 use crate::clock::now_us;
 use crate::domain::{
@@ -186,7 +187,8 @@ impl Reembeddings {
             // Its space goes behind these, and none of them may serve what an open job has made so far.
             record.spaces_before().try_for_each(|before| jobs.check_alone(Some(&id), before))?;
             jobs.check_last(&record)?;
-            let Some(record) = jobs.grains.roll_back(record).await? else {
+            let rolled_back = or_taken_over(jobs.grains.roll_back(record), jobs.read_again(&id)).await?;
+            let Some(record) = rolled_back else {
                 return Err(ReembedError::Overtaken { id, space });
             };
             tracing::info!(%id, model = %record.model, "a re-embedding was rolled back");

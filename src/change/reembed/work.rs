@@ -237,7 +237,7 @@ impl Reembeddings {
             if record.state != ReembeddingState::CuttingOver {
                 return Err(Stopped::ByHand);
             }
-            match jobs.grains.cut_over(record).await? {
+            match or_taken_over(jobs.grains.cut_over(record), jobs.read_again(&id)).await? {
                 CutOver::Done(record, took) => {
                     tracing::info!(%id, model = %record.model, space = %record.space, n_grains = record.done, ?took,
                         "a re-embedding is done: its space serves from now on");
@@ -248,6 +248,28 @@ impl Reembeddings {
             }
         };
         self.shutdown.finish("cut over a re-embedding", work).await
+    }
+
+    /// Takes over what is recorded of a job, behind which memory may lag: else the next step would write over it. The
+    /// caller holds the turn, and keeps it until the database answers or the process stops.
+    pub(super) async fn read_again(&self, id: &ReembeddingId) {
+        loop {
+            match self.grains.reembeddings().await {
+                Ok(records) => {
+                    if let Some(record) = records.into_iter().find(|record| record.id == *id) {
+                        self.put(record);
+                    }
+                    self.wake.notify_one();
+                    return;
+                }
+                Err(error) => {
+                    tracing::error!(%id, "what is recorded of a re-embedding cannot be read: {}", with_causes(&error));
+                }
+            }
+            if self.shutdown.soft().run_until_cancelled(tokio::time::sleep(PAUSE)).await.is_none() {
+                return;
+            }
+        }
     }
 
     /// Embeds some grains and writes their vectors, or why there are none.
@@ -384,6 +406,19 @@ impl Reembeddings {
     }
 }
 
+/// Awaits a change that is recorded before all of it is done. After a panic it may be recorded or not, and what is so
+/// is taken over.
+pub(super) async fn or_taken_over<T>(
+    change: impl Future<Output = Result<T, GrainError>>,
+    take_over: impl Future<Output = ()>,
+) -> Result<T, ReembedError> {
+    if let Ok(changed) = AssertUnwindSafe(change).catch_unwind().await {
+        return Ok(changed?);
+    }
+    take_over.await;
+    Err(ReembedError::Panicked)
+}
+
 fn lacking(job: &Reembedding) -> Lacking {
     Lacking {
         space: job.space.clone(),
@@ -419,5 +454,24 @@ pub(super) fn may_pass(error: &ReembedError) -> bool {
             matches!(error, GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
         }
         _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_a_panic_has_left_recorded_is_taken_over() {
+        fn cut_off() -> Result<(), GrainError> {
+            panic!("on purpose")
+        }
+        let mut is_read = false;
+        let changed = or_taken_over(async { cut_off() }, async { is_read = true }).await;
+        assert!(matches!(changed, Err(ReembedError::Panicked)) && is_read);
+
+        let mut is_read = false;
+        let changed = or_taken_over(async { Ok(7) }, async { is_read = true }).await;
+        assert!(matches!(changed, Ok(7)) && !is_read, "nothing was cut off");
     }
 }
