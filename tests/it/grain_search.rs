@@ -150,6 +150,12 @@ async fn words_are_found_by_themselves_in_scripts_whose_case_the_full_text_does_
         let found = search(&app, json!({"query": word, "mode": "lexical"})).await;
         assert!(ids(&found).contains(&n.to_string().as_str()), "{word}: {found}");
     }
+    for query in ["ᲗᲑᲘᲚᲘᲡᲘ", "თბილისი ᲗᲑᲘᲚᲘᲡᲘ"] {
+        let found = search(&app, json!({"query": query, "mode": "lexical"})).await;
+        let mut sorted = ids(&found);
+        sorted.sort_unstable();
+        assert_eq!(sorted, ["1", "2"], "in capitals and not, for {query}");
+    }
     app.stop().await;
 }
 

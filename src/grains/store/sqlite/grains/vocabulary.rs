@@ -48,7 +48,7 @@ impl Vocabulary {
         if counted.since.elapsed() > COUNTED_FOR || counted.words.len() > MOST_KEPT {
             *counted = Counted { since: Instant::now(), n_grains: 0, words: HashMap::new() };
         }
-        words.iter().map(Word::lower).filter(|word| !counted.words.contains_key(*word)).collect()
+        words.iter().flat_map(Word::terms).filter(|word| !counted.words.contains_key(*word)).collect()
     }
 
     /// Notes of these words in how many grains they are: none where the count has none.
@@ -62,7 +62,11 @@ impl Vocabulary {
     /// The words that tell most of what is looked for.
     fn choose(&self, words: Vec<Word>) -> Vec<Word> {
         let counted = self.0.lock();
-        let known = words.into_iter().map(|word| (counted.words.get(word.lower()).copied().unwrap_or_default(), word));
+        let known = words.into_iter().map(|word| {
+            // Of several forms the one that most grains have: their sum may be more than there are grains.
+            let most = word.terms().filter_map(|term| counted.words.get(term).copied()).max();
+            (most.unwrap_or_default(), word)
+        });
         choose(known.collect(), counted.n_grains)
     }
 }
@@ -133,6 +137,7 @@ mod tests {
         assert!(vocabulary.uncounted(&words).is_empty(), "a word that is nowhere is known too");
         vocabulary.note(&["c"], 2_000, vec![("c".to_owned(), 1)]);
         assert_eq!(quoted(&vocabulary.choose(distinct("a C"))).as_deref(), Some("\"C\""));
+        assert_eq!(vocabulary.uncounted(&distinct("ᲗᲑᲘᲚᲘᲡᲘ a")), ["თბილისი", "ᲗᲑᲘᲚᲘᲡᲘ"], "both forms");
         let longer = COUNTED_FOR + Duration::from_secs(1);
         vocabulary.0.lock().since = Instant::now().checked_sub(longer).expect("the clock has run as long");
         assert_eq!(vocabulary.uncounted(&words), ["a", "b"]);

@@ -9,17 +9,35 @@ const MAX_WORDS: usize = 128;
 /// they are one character; those that it does not know end a word for it, and what is quoted is then two in a row.
 const MARKS: RangeInclusive<char> = '\u{300}'..='\u{36f}';
 
+/// The most forms of a word that are asked for.
+const MAX_FORMS: usize = 4;
+
+/// Where the capitals are that FTS5 leaves as they are: its lower case is that of Unicode 6.1.
+const UNFOLDED: [RangeInclusive<char>; 8] = [
+    '\u{37f}'..='\u{37f}',
+    '\u{528}'..='\u{52f}',
+    '\u{13a0}'..='\u{13f5}',
+    '\u{1c89}'..='\u{1cbf}',
+    '\u{2c2f}'..='\u{2c2f}',
+    '\u{a698}'..='\u{a69b}',
+    '\u{a796}'..='\u{a7f5}',
+    '\u{104b0}'..='\u{10ffff}',
+];
+
 /// A word of a query.
 pub(super) struct Word {
-    /// As it was sent. FTS5 has a lower case of its own, which leaves some scripts as they are.
-    sent: String,
-    /// In lower case, as the index has most words.
+    /// In lower case, as the index has most words, and by which words are told apart.
     lower: String,
+    /// What is asked for: the word as it was sent, and forms of it that FTS5 takes for other words. What that takes for
+    /// one word would count double if it were asked for twice.
+    forms: Vec<String>,
 }
 
 impl Word {
-    pub(super) fn lower(&self) -> &str {
-        &self.lower
+    /// What it may be in the index, by which it is counted.
+    pub(super) fn terms(&self) -> impl Iterator<Item = &str> {
+        let unfolded = self.forms.iter().filter(|form| is_unfolded(form));
+        std::iter::once(&self.lower).chain(unfolded).map(String::as_str)
     }
 }
 
@@ -29,9 +47,18 @@ pub(super) fn distinct(text: &str) -> Vec<Word> {
     let ends_word = |c: char| !c.is_alphanumeric() && !MARKS.contains(&c);
     for sent in text.split(ends_word).filter(|word| word.contains(char::is_alphanumeric)) {
         let lower = sent.to_lowercase();
-        if words.iter().all(|word| word.lower != lower) {
-            words.push(Word { sent: sent.to_owned(), lower });
+        let is_other = is_unfolded(sent);
+        if let Some(word) = words.iter_mut().find(|word| word.lower == lower) {
+            if is_other && word.forms.len() < MAX_FORMS && word.forms.iter().all(|form| form != sent) {
+                word.forms.push(sent.to_owned());
+            }
+            continue;
         }
+        let mut forms = vec![sent.to_owned()];
+        if is_other {
+            forms.push(lower.clone());
+        }
+        words.push(Word { lower, forms });
         if words.len() == MAX_WORDS {
             break;
         }
@@ -39,9 +66,16 @@ pub(super) fn distinct(text: &str) -> Vec<Word> {
     words
 }
 
+/// Whether FTS5 takes a word for another one than the same in lower case.
+fn is_unfolded(word: &str) -> bool {
+    let is_capital = |c: char| c.to_lowercase().ne([c]);
+    word.contains(|c: char| UNFOLDED.iter().any(|range| range.contains(&c)) && is_capital(c))
+}
+
 /// A query that any of these words meets, each quoted, so that none is taken for an operator. `None` without a word.
 pub(super) fn quoted(words: &[Word]) -> Option<String> {
-    let quoted: Vec<String> = words.iter().map(|word| format!("\"{}\"", word.sent)).collect();
+    let forms = words.iter().flat_map(|word| &word.forms);
+    let quoted: Vec<String> = forms.map(|form| format!("\"{form}\"")).collect();
     (!quoted.is_empty()).then(|| quoted.join(" OR "))
 }
 
@@ -57,6 +91,9 @@ mod tests {
             ("Grüße, 世界", Some(r#""Grüße" OR "世界""#)),
             ("Zu\u{308}rich, \u{301} e\u{305}", Some("\"Zu\u{308}rich\" OR \"e\u{305}\"")),
             ("the the The", Some(r#""the""#)),
+            ("ÜBUNG Übung МОСКВА Москва", Some(r#""ÜBUNG" OR "МОСКВА""#)),
+            ("ᲗᲑᲘᲚᲘᲡᲘ თბილისი", Some(r#""ᲗᲑᲘᲚᲘᲡᲘ" OR "თბილისი""#)),
+            ("თბილისი ᲗᲑᲘᲚᲘᲡᲘ ᲗᲑᲘᲚᲘᲡᲘ", Some(r#""თბილისი" OR "ᲗᲑᲘᲚᲘᲡᲘ""#)),
             (" -:() \"\" \u{301}", None),
             ("", None),
         ];
