@@ -174,8 +174,9 @@ pub async fn list(Jobs(jobs): Jobs) -> axum::Json<ReembeddingList> {
 /// Begins a job: the selected grains get vectors of the model, in the background and beside what is served. When all have
 /// them, its space takes over at once. The active model stays what it is.
 ///
-/// Where its space is the first one already and serves grains, each grain is served from it as soon as it has its vector,
-/// and there is nothing to roll back.
+/// Where its space is the first one already, each grain is served from it as soon as it has its vector, and there is
+/// nothing to roll back. A first space that serves nothing goes behind the others before, where there are others and no
+/// earlier job can be rolled back from it or to it.
 #[utoipa::path(
     post, path = "/reembeddings", tag = "reembeddings", operation_id = "begin_reembedding",
     request_body = ReembeddingBody,

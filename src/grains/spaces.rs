@@ -81,14 +81,18 @@ impl Grains {
         Ok(Some(order))
     }
 
-    /// Moves a space behind the others, so that what comes into it serves nothing, unless it is the first one and serves
-    /// grains. It passes none that has vectors of grains it serves, or is to serve again after a roll-back: nothing is
-    /// served otherwise than before, neither now nor then. The caller holds the gate.
+    /// Moves a space behind the others, so that what comes into it serves nothing, unless it is the first one and
+    /// serves grains, or the way back of an earlier job begins or ends there. It passes none that has vectors of grains
+    /// it serves, or is to serve again after a roll-back: nothing is served otherwise than before, neither now nor
+    /// then. The caller holds the gate.
     pub(super) async fn stand_last(&self, space: &SpaceId) -> Result<(), GrainError> {
         let mut order = self.store.space_order().await?;
-        let may_go = |at: &usize| *at > 0 || self.indexes.n_served(space) == 0;
-        let Some(at) = order.iter().position(|known| known == space).filter(may_go) else { return Ok(()) };
+        let Some(at) = order.iter().position(|known| known == space) else { return Ok(()) };
         let jobs = self.store.reembeddings().await?;
+        let is_on_way_back = || jobs.iter().any(|job| job.needs_for_its_way_back(space));
+        if at == 0 && (self.indexes.n_served(space) > 0 || is_on_way_back()) {
+            return Ok(());
+        }
         let before = hiding_for_good(&order[..at], &jobs, space);
         let behind = &order[at + 1..];
         let n_passed = behind.iter().take_while(|other| !self.indexes.share_one(space, other, &before)).count();

@@ -91,7 +91,7 @@ impl Staging {
 
 impl Grains {
     /// From now on writes make vectors for a re-embedding, and what they miss is noted. Its space goes behind the others,
-    /// unless it is the first one and serves grains.
+    /// as far as it may.
     ///
     /// # Errors
     /// The database's: then nothing has changed.
@@ -135,7 +135,7 @@ impl Grains {
         let Some(Target { model, space, selection }) = self.staging.target() else { return HashMap::new() };
         let is_new = |at: &usize| vectors.get(at).is_some_and(|vector| vector.provenance.space != space);
         let places: Vec<usize> = (0..planned.len()).filter(is_new).collect();
-        // A write does not wait for the job's model, which may never answer.
+        // A write does not wait for a model of the job's that is known not to answer: it may never do.
         let answers = self.models.status(&model).is_ok_and(|status| status.is_ready() && status.ailment.is_none());
         if places.is_empty() || !answers {
             return HashMap::new();

@@ -84,6 +84,20 @@ async fn a_job_for_the_space_before_leaves_it_where_a_roll_back_leads() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn a_way_back_stays_open_beside_a_later_job_into_the_space_that_was_emptied_since() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 300).await;
+    let job = take_over(&app, json!({"to": OTHER, "filter": {"ids": ["0"]}})).await;
+    app.delete("/grains/0").await;
+    let later = begin_slowly(&app, OTHER).await;
+    let later = verb(&app, &later, "cancel").await;
+    assert!(later["reason"].as_str().is_some_and(|reason| reason.contains("what was done is served")), "{later}");
+    roll_back(&app, &job).await;
+    assert_eq!(n_in(&app, &space_of(&app, TINY).await).await, 299);
+    app.stop().await;
+}
+
 /// Makes a model the active one, and brings all grains along.
 async fn switch(app: &Caller, to: &str) -> Value {
     let switch = app.put("/models/active", json!({"name": to, "reembed": true})).await.ok();
