@@ -7,6 +7,8 @@ use std::time::Duration;
 use futures::{StreamExt, stream};
 use reqwest::{Body, Method};
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -392,6 +394,33 @@ async fn a_line_and_one_of_many_grains_say_what_is_wrong_with_their_model() {
     let (refused, written) = (&answer["results"][0], &answer["results"][1]);
     assert_eq!((&refused["status"], &refused["problem"]["code"]), (&json!(503), &json!("model_disabled")), "{answer}");
     assert_eq!(written["status"], 201, "{answer}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_fails_at_a_line_with_a_model_of_its_own_stops_the_import() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&["tiny-cls"])).await;
+    let space = app.post("/models/tiny-cls/load", json!({})).await.ok()["space"].clone();
+    let line = |id: &str| json!({"id": id, "text": "a", "vector": vec![1.0; 32], "space": space, "verify": true});
+    let mut stored = line("stored");
+    stored["verify"] = json!(false);
+    app.post("/grains", stored).await.ok();
+    app.post("/models/tiny-cls/unload", json!({})).await.ok();
+    while app.get("/models/tiny-cls").await.ok()["state"] != "unloaded" {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Which model makes the space is not to be found out any more.
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    let rename = "ALTER TABLE accepted_spaces RENAME TO elsewhere";
+    sqlx::query(rename).execute(&mut outsider).await.expect("renamed");
+    outsider.close().await.expect("closed");
+    for id in ["stored", "new"] {
+        let imported = import(&app, "?on_conflict=replace", lines([line(id)])).await;
+        assert_eq!((imported.failed.len(), &imported.end["complete"]), (0, &json!(false)), "{id}: {imported:?}");
+        assert!(imported.stopped.is_some(), "{id}: {imported:?}");
+    }
     app.stop().await;
 }
 

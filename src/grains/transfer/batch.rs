@@ -236,7 +236,7 @@ impl Writer {
             };
             match error.pause_before_retry() {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None if is_of_every_line(&error) && !needs_model(&draft) => return Err(error),
+                None if is_of_database(&error) || is_of_active_model(&error, &draft) => return Err(error),
                 None => return refused(error),
             }
         }
@@ -266,10 +266,17 @@ impl Writer {
     }
 
     /// Makes a group's vectors, waiting while the model is loading or its queue is full.
+    ///
+    /// # Errors
+    /// As [`Self::prepare`], though it is met at one line alone.
     async fn embed(&self, group: &mut Group) -> Result<(), GrainError> {
         loop {
             match self.grains.embed(&mut group.planned, Atomicity::Each, Priority::Internal).await {
                 Ok((changes, active)) => {
+                    let failed = |planned: &Result<Planned, GrainError>| planned.as_ref().is_err_and(is_of_database);
+                    if let Some(at) = group.planned.iter().position(failed) {
+                        return group.planned.swap_remove(at).map(drop);
+                    }
                     (group.changes, group.while_active) = (changes, active);
                     return Ok(());
                 }
@@ -356,12 +363,13 @@ fn is_same_vector(supplied: &SuppliedVector, grain: &Grain, stored: Option<&[f32
         && !supplied.verify
 }
 
-/// Whether a line has a model of its own to do with, whose errors are the line's.
-fn needs_model(draft: &Draft) -> bool {
-    draft.model.is_some() || draft.vector.as_ref().is_some_and(|supplied| supplied.verify)
+/// Whether an error is of the active model, which other lines need too: not of one that a line has to do with alone.
+fn is_of_active_model(error: &GrainError, draft: &Draft) -> bool {
+    let has_own = draft.model.is_some() || draft.vector.as_ref().is_some_and(|supplied| supplied.verify);
+    !has_own && matches!(error, GrainError::Model(_))
 }
 
-/// Whether an error would meet any other line too.
-fn is_of_every_line(error: &GrainError) -> bool {
-    matches!(error, GrainError::Model(_) | GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
+/// Whether an error would meet any other line too, whatever it brings along.
+fn is_of_database(error: &GrainError) -> bool {
+    matches!(error, GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
 }
