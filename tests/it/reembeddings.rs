@@ -449,6 +449,12 @@ async fn a_job_that_waits_for_the_database_says_so_and_not_where_that_lies() {
     assert_eq!((&waiting["state"], &waiting["rate"]), (&json!("running"), &Value::Null), "{waiting}");
     let reason = waiting["reason"].as_str().expect("a reason");
     assert!(reason.contains("the database does not answer") && !reason.contains(&path), "{reason}");
+    // It is tried again each second.
+    let began = Instant::now();
+    while began.elapsed() < Duration::from_millis(2_500) {
+        let waiting = app.get(&format!("/reembeddings/{}", job["id"].as_str().expect("an id"))).await.ok();
+        assert_eq!(waiting["reason"], reason, "it waits on: {waiting}");
+    }
 
     sqlx::query("DROP TRIGGER cut_off").execute(&mut outsider).await.expect("dropped");
     outsider.close().await.expect("closed");

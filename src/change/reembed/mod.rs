@@ -244,7 +244,8 @@ impl Reembeddings {
         self.changes.send_modify(|n_changes| *n_changes += 1);
     }
 
-    /// Takes over what was recorded of a job. Its worker alone counts what is done.
+    /// Takes over what was recorded of a job. Its worker alone counts what is done, and knows that a wait is over while
+    /// the state stays.
     fn put(&self, record: Reembedding) {
         let id = record.id.clone();
         // What stood against a purge may have gone.
@@ -252,8 +253,10 @@ impl Reembeddings {
             job.purge_at = None;
         }
         self.change(&id, |job| {
+            if (record.state, record.old_vectors) != (job.record.state, job.record.old_vectors) {
+                job.waits = None;
+            }
             job.record = Reembedding { done: job.record.done, ..record };
-            job.waits = None;
         });
     }
 }
