@@ -282,7 +282,8 @@ async fn a_purge_takes_nothing_that_another_job_needs() {
     assert_eq!(n_in(&app, &space_of(&app, OTHER).await).await, 5);
     for job in [&first, &second] {
         verb(&app, job, "purge").await;
-        wait_for(&app, job, |job| job["old_vectors"] == "purged").await;
+        let job = wait_for(&app, job, |job| job["old_vectors"] == "purged").await;
+        assert_eq!(job["reason"], Value::Null, "nothing is said of the purge before: {job}");
     }
     assert_eq!(n_in(&app, &space_of(&app, OTHER).await).await, 5, "what is served stays");
     app.stop().await;

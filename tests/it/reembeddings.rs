@@ -464,6 +464,26 @@ async fn a_job_that_waits_for_the_database_says_so_and_not_where_that_lies() {
 }
 
 #[tokio::test]
+async fn a_purge_that_waits_says_so_beside_what_is_said_of_its_job() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&["tiny-broken-token"])).await;
+    write(&app, 5).await;
+    app.post("/grains", json!({"id": "bad", "text": "it ~ cannot be embedded"})).await.ok();
+    let job = begin(&app, json!({"to": "tiny-broken-token"})).await;
+    wait_until(&app, &job, "completed_with_failures").await;
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    let trigger = "CREATE TRIGGER cut_off BEFORE DELETE ON embeddings BEGIN SELECT RAISE(ABORT, 'cut off'); END";
+    sqlx::query(trigger).execute(&mut outsider).await.expect("created");
+    outsider.close().await.expect("closed");
+    verb(&app, &job, "purge").await;
+    let has = |job: &Value, sentence: &str| job["reason"].as_str().is_some_and(|reason| reason.contains(sentence));
+    let job = wait_for(&app, &job, |job| has(job, "the database does not answer")).await;
+    assert!(has(&job, "1 grain could not be embedded") && job["old_vectors"] == "purging", "{job}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn old_vectors_go_when_they_are_purged_and_with_them_the_way_back() {
     let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
     write(&app, 30).await;

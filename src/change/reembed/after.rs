@@ -20,6 +20,9 @@ use crate::telemetry::with_causes;
 /// Grains whose superfluous vectors are deleted at once.
 const PURGED_AT_ONCE: u32 = 1_000;
 
+/// What is said of a purge that was given up begins with this.
+pub(super) const GIVEN_UP: &str = "the purge was given up: ";
+
 impl Reembeddings {
     /// Gives grains that were written since the job was asked for vectors in a space before, where its model is known.
     /// Those that were in the job's space already stay there, unless they were edited since.
@@ -199,4 +202,10 @@ impl Reembeddings {
             tracing::warn!(id = %status.record.id, "old vectors are kept for now: {}", with_causes(&error));
         }
     }
+}
+
+/// What was said of a job before a purge of it was given up.
+pub(super) fn without_purge(reason: &str) -> Option<String> {
+    let before = reason.split(GIVEN_UP).next().unwrap_or_default().trim_end_matches("; ");
+    (!before.is_empty()).then(|| before.to_owned())
 }

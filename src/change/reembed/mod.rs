@@ -207,8 +207,12 @@ impl Reembeddings {
         let rate = rate.per_second().filter(|_| is_moving);
         let n_left = record.total.saturating_sub(record.done + n_failed);
         let waits = waits.clone().filter(|_| goes_on(record));
+        let reason = match (record.reason.clone(), waits) {
+            (Some(reason), Some(waits)) => Some(format!("{reason}; {waits}")),
+            (reason, waits) => reason.or(waits),
+        };
         ReembeddingStatus {
-            record: Reembedding { reason: record.reason.clone().or(waits), ..record.clone() },
+            record: Reembedding { reason, ..record.clone() },
             n_failed: *n_failed,
             rate,
             eta_s: rate.filter(|rate| *rate > 0.0).map(|rate| n_left as f64 / rate),

@@ -2,6 +2,7 @@
 
 use uuid::Uuid;
 
+use super::after::without_purge;
 use super::error::ReembedError;
 use super::work::or_taken_over;
 use super::{Job, ReembeddingStatus, Reembeddings};
@@ -222,6 +223,8 @@ impl Reembeddings {
                 jobs.check_unneeded(&job, &jobs.grains.superfluous(&job).await?)?;
                 let purge = |job: &mut Reembedding| {
                     job.old_vectors = OldVectors::Purging;
+                    // What is said of an earlier purge is not so any more.
+                    job.reason = job.reason.take().and_then(|reason| without_purge(&reason));
                     Ok(())
                 };
                 jobs.step_in_turn(&id, purge).await?;

@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::FutureExt;
 
 use super::Reembeddings;
+use super::after::GIVEN_UP;
 use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
@@ -374,9 +375,11 @@ impl Reembeddings {
         let mut reason = error.for_callers();
         tracing::error!(id = %job.id, model = %job.model, "a re-embedding cannot go on: {}", with_causes(error));
         let is_purging = job.old_vectors == OldVectors::Purging;
-        if job.state == ReembeddingState::RollingBack {
+        if is_purging {
+            reason.insert_str(0, GIVEN_UP);
+        } else if job.state == ReembeddingState::RollingBack {
             reason.push_str(&self.way_out(job).await);
-        } else if !is_purging && self.grains.is_first(&job.space).await.unwrap_or(false) {
+        } else if self.grains.is_first(&job.space).await.unwrap_or(false) {
             reason.push_str("; what was done is served");
         }
         let step = move |job: &mut Reembedding| {
