@@ -11,8 +11,8 @@ use super::embedding::{Plan, Planned};
 use super::error::{GrainError, Refusal};
 use super::service::Grains;
 use super::store::{
-    Applied, Atomicity, Batch, Committed, Expected, NewReceipt, Numbered, Page, PageRequest, Receipt, Sort, SortKey,
-    Vectors,
+    Applied, Atomicity, Batch, Committed, Expected, NewReceipt, NewVector, Numbered, Page, PageRequest, Receipt, Sort,
+    SortKey, Vectors,
 };
 use super::vector::checked;
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
@@ -240,11 +240,14 @@ impl Grains {
         let Numbered { number, grain: found } = found;
         let is_same_text = found.content.text == draft.content.text;
         let vector = match (draft.vector, draft.model) {
-            (Some(supplied), _) => {
+            (Some(mut supplied), _) => {
                 let mut has_it = is_same_text && self.has_vector(number, &supplied).await?;
                 if has_it && supplied.verify {
                     let verified = self.take_supplied(&found.id, &draft.content.text, supplied.clone()).await?;
-                    has_it = Some(verified.provenance) == found.provenance;
+                    has_it = found.provenance.as_ref() == Some(&verified.provenance);
+                    // Nothing is embedded a second time for the write.
+                    let NewVector { vector, provenance } = verified;
+                    supplied = SuppliedVector { vector, verify: false, known: Some(provenance), ..supplied };
                 }
                 if has_it { Plan::Keep } else { Plan::Supplied(supplied) }
             }

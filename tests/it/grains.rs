@@ -978,7 +978,10 @@ async fn a_vector_that_is_verified_again_changes_nothing() {
     let text = "Wheat is a grass.";
     let body = |vector: &[f32], verify: bool| json!({"text": text, "space": space, "vector": vector, "verify": verify});
     assert_eq!(app.put("/grains/a", body(&own, false)).await.ok()["meta"]["embedding_model"], json!(null));
+    let before = app.metric("granary_texts_total").await;
     let proved = app.put("/grains/a", body(&own, true)).await.ok();
+    let embedded = app.metric("granary_texts_total").await - before;
+    assert!((embedded - 1.0).abs() < 0.5, "{embedded} times");
     assert_eq!((&proved["version"], &proved["meta"]["embedding_model"]), (&json!(2), &json!(TINY)));
     assert_eq!(app.put("/grains/a", body(&own, true)).await.ok(), proved);
     let line = json!({"id": "a", "text": "Wheat is a grass.", "space": space, "vector": own, "verify": true});
