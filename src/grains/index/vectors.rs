@@ -18,7 +18,8 @@ use super::error::IndexError;
 /// Rows that are read at once where all are read in order.
 const ROWS_AT_ONCE: usize = 256;
 
-/// Values of rows that wait for room at most: 64 MiB, which is more than the database commits once its disk is full.
+/// Values of rows of one space that wait for room at most: 64 MiB. Once its disk is full, the database commits less,
+/// unless it has free pages in its file.
 const MAX_WAITING: usize = 16 << 20;
 
 /// A file of vectors, `[n_slots][dimensions]`, and the checksum of each row in memory.
@@ -215,5 +216,18 @@ mod tests {
         vectors.sync().expect("synced");
         let opened = VectorFile::open(&path, 2, vectors.checksums.clone()).expect("opened");
         assert_eq!(rows(&opened), [0, 4, 2, 3, 5].map(row));
+    }
+
+    #[test]
+    fn no_more_than_so_many_rows_wait() {
+        let row = vec![0.5; MAX_WAITING / 2];
+        let mut vectors = VectorFile::create(Path::new("/dev/full"), row.len()).expect("opened");
+        for _ in 0..2 {
+            vectors.push(&row).expect("it waits");
+        }
+        assert!(matches!(vectors.push(&row), Err(IndexError::DiskFull { .. })));
+        assert_eq!((vectors.len(), vectors.waiting.len()), (2, MAX_WAITING), "what waits goes on waiting");
+        vectors.swap_remove(0).expect("removed");
+        vectors.push(&row).expect("there is room to wait again");
     }
 }
