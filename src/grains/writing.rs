@@ -191,7 +191,7 @@ impl Grains {
                 return Err(GrainError::Twice(id));
             }
             check_content(&content, None, self.limits)?;
-            // One that is refused takes the id from no other.
+            // One that is refused for its content takes the id from no other.
             seen.insert(id.clone());
             let vector = vector.map_or(Plan::Embed(model.or(usual_model)), Plan::Supplied);
             Ok(Planned { id, expected: Expected::Absent, content, created_at: None, vector })
