@@ -133,13 +133,14 @@ pub struct ImportQuery {
 
 /// Imports grains of any number: an export of this or another server, or lines as `POST /grains` takes them.
 ///
-/// Ids are kept, and times of creation of grains that are new here. A vector whose space is known here is kept with all that
-/// is known of it; any other text is embedded, in the background of other requests. One line's error does not stop the others. The answer goes on
-/// while the lines are read, one JSON document a line; behind a proxy it begins when they have been read. About once a second
-/// `{"progress": {"read", "created", "replaced", "unchanged", "skipped", "failed"}}`, for each line that was not taken (up to 5000)
-/// `{"error": {"line", "id", "problem"}}`, and last `{"end": {…}}` with the same counts and `complete`. What stops everything
-/// is an `error` without `line`, and `complete` is false: send the same lines again with `on_conflict=skip` to go on.
-/// A line without an `id` is written once more then.
+/// Ids are kept, and times of creation of grains that are new here. A vector whose space is known here is kept with all
+/// that is known of it; any other text is embedded, in the background of other requests. One line's error does not stop
+/// the others. The answer goes on while the lines are read, one JSON document a line; behind a proxy it begins when
+/// they have been read. About once a second
+/// `{"progress": {"read", "created", "replaced", "unchanged", "skipped", "failed"}}`, for each line that was not taken
+/// (up to 5000) `{"error": {"line", "id", "problem"}}`, and last `{"end": {…}}` with the same counts and `complete`.
+/// What stops everything is an `error` without `line`, and `complete` is false: send the same lines again with
+/// `on_conflict=skip` to go on. A line without an `id` is written once more then.
 #[utoipa::path(
     post, path = "/grains/import", tag = "grains", operation_id = "import_grains",
     params(
