@@ -54,7 +54,7 @@ pub enum Command {
 /// What the process does besides serving.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
-    /// Print the effective configuration as TOML, or check it
+    /// Print the effective configuration as TOML, or what is wrong with it: printing is the check
     Config(ConfigArgs),
     /// Check whether serving would work here, and say what to do if not; what it prints belongs into a bug report
     Doctor(DoctorArgs),
