@@ -17,6 +17,7 @@ use crate::models::RecentCaller;
 
 /// The body of `PUT /models/active`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ActiveBody {
     /// A model's name or alias, or `auto` for the one that suits the machine best.
     #[schema(example = "all-MiniLM-L6-v2")]

@@ -17,6 +17,7 @@ use crate::telemetry::with_causes;
 
 /// What is to be adopted. Everything may be left out.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct AdoptBody {
     /// The model that is to be proved: its name or an alias. When absent, the one that most of a sample agrees with.
     #[schema(example = json!(null))]

@@ -27,6 +27,7 @@ const REPORT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base
 
 /// What is to be compared.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CompareBody {
     /// The model in use: its name or an alias; the active one when absent.
     #[schema(example = json!(null))]

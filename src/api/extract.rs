@@ -28,7 +28,8 @@ use crate::grains::Token;
 use crate::grains::store::ReceiptKey;
 use crate::json::parsed_bytes;
 
-/// A JSON body. Unknown fields are ignored; `null` means absent in every optional field.
+/// A JSON body. `null` means absent in every optional field. Unknown fields are ignored on the routes of TEI and OpenAI,
+/// as their clients expect, and refused on the server's own, where one may be a condition under a wrong name.
 pub struct Json<T>(pub T);
 
 impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
@@ -378,11 +379,17 @@ pub(super) fn shortened(text: &str) -> String {
     }
 }
 
-/// Why a query was not read. Either a parameter stands in it twice, or `param` has a value that it does not take, and
-/// `sentence` says which it does: no other one can be wrong here, since the others are read as any text.
+/// Why a query was not read. Either a parameter stands in it twice or is unknown, or `param` has a value that it does not
+/// take, and `sentence` says which it does: no other one can be wrong here, since the others are read as any text.
 #[must_use]
 pub fn query_error(rejected: &QueryRejected, param: &str, sentence: &str) -> ApiError {
     let text = rejected.body_text();
+    let unknown = text.rsplit_once("unknown field `").and_then(|(_, rest)| rest.rsplit_once("`, expected "));
+    if let Some((name, expected)) = unknown {
+        let name = shortened(name);
+        let sentence = format!("unknown parameter `{name}` in the query, expected {expected}");
+        return ApiError::new(Code::InvalidRequest, sentence).with_param(name);
+    }
     let repeated = text.rsplit_once("duplicate field `").and_then(|(_, rest)| rest.strip_suffix('`'));
     match repeated {
         Some(name) => {
@@ -441,7 +448,8 @@ mod tests {
             (r#""mode": "dense""#, Code::MalformedJson, "not JSON"),
             (r#""mode": }"#, Code::MalformedJson, "not JSON"),
             (r#""mode": "\ud800"}"#, Code::MalformedJson, "not JSON"),
-            (r#""user": 1} {"#, Code::MalformedJson, "not JSON"),
+            (r#""limit": 1} {"#, Code::MalformedJson, "not JSON"),
+            (r#""filters": {}}"#, Code::InvalidRequest, "`filters`: unknown field `filters`, expected one of `query`"),
         ] {
             let body = format!(r#"{{"query": "a", {fields}"#);
             let error = parse::<SearchBody>(body.as_bytes()).expect_err("refused");

@@ -269,6 +269,7 @@ pub async fn load(State(state): State<AppState>, ModelWord(word): ModelWord) -> 
 
 /// The body of `…/unload`, which needs none.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct UnloadBody {
     /// true: requests may not load it again, in later runs too, until `…/load` does.
     #[schema(example = false)]

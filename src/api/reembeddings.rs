@@ -26,6 +26,7 @@ const MAX_FAILURES: u32 = 1_000;
 
 /// A job that is asked for.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ReembeddingBody {
     /// The model that is to make the vectors: its name or an alias.
     #[schema(example = "all-MiniLM-L6-v2")]

@@ -19,6 +19,7 @@ use crate::models::NeededGrains;
 /// The body of `POST /models`: an entry as `[[ai.additional_models]]` of the configuration has it.
 #[derive(Clone, Debug, ToSchema)]
 #[allow(dead_code, reason = "utoipa reads the fields; the entry itself is read as the configuration's type")]
+#[serde(deny_unknown_fields)]
 pub struct RegistrationBody {
     /// 1 to 64 letters, digits, `.`, `_` and `-`.
     #[schema(example = "my-model")]
@@ -47,6 +48,9 @@ pub struct RegistrationBody {
     /// Batches of it that run at once.
     #[schema(example = json!(null), minimum = 1)]
     workers: Option<u64>,
+    /// `cpu`, `openvino`, `cuda` or `auto`: what executes it; `engine.provider` when absent.
+    #[schema(example = json!(null))]
+    provider: Option<String>,
     /// The length of its vectors, to be checked against the model.
     #[schema(example = json!(null), minimum = 1)]
     dimensions: Option<u32>,
@@ -105,6 +109,7 @@ pub(super) fn entry_in(body: serde_json::Map<String, serde_json::Value>) -> Resu
 
 /// The query of `DELETE /models/{name}`.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct DeleteQuery {
     force: Option<bool>,
 }
@@ -149,6 +154,7 @@ mod tests {
             (json!({"name": "m", "matryoshka_dims": [8, 0]}), "`matryoshka_dims[1]`: "),
             (json!({"name": "m", "prompts": ["a", "b"]}), "`prompts`: it is a list"),
             (json!({"path": "m"}), "missing field `name`"),
+            (json!({"name": "m", "poolings": "cls"}), "`poolings`: unknown field `poolings`, expected one of `name`"),
         ] {
             let Value::Object(body) = body else { unreachable!("each is an object") };
             let error = entry_in(body).expect_err("refused");

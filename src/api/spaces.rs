@@ -79,6 +79,7 @@ pub async fn list(State(state): State<AppState>) -> Result<axum::Json<Spaces>, A
 
 /// A space to declare.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct DeclareBody {
     /// A letter or digit, then up to 63 of the characters A-Z a-z 0-9 . _ -
     #[schema(pattern = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", example = "our-image-vectors")]
@@ -118,6 +119,7 @@ pub async fn declare(
 
 /// The body of `…/accept`, which needs none.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct AcceptBody {
     /// The space that is meant: 412 if the model makes another by now.
     #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]

@@ -4,7 +4,7 @@ use reqwest::Method;
 use reqwest::header::{CONTENT_TYPE, HeaderValue};
 use serde_json::{Value, json};
 
-use crate::helpers::{Answer, MINILM, TestApp, send, test_model, vectors_of, with_tiny};
+use crate::helpers::{Answer, MINILM, TINY, TestApp, send, test_model, vectors_of, with_tiny};
 
 /// Status, code or type, and a word of the sentence.
 type Refusal = (u16, &'static str, &'static str);
@@ -157,6 +157,69 @@ async fn nor_is_one_inside_a_body() {
 }
 
 #[tokio::test]
+async fn unknown_fields_are_refused_on_granarys_own_routes() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    app.post("/grains", json!({"id": "kept", "text": "kept", "source": "s"})).await.ok();
+    let of_many = json!({"grains": [{"text": "a"}], "model": TINY});
+    for (method, path, body, field) in [
+        (Method::POST, "/grains", json!({"text": "a", "tag": ["x"]}), "tag"),
+        (Method::POST, "/grains", json!({"grains": [{"text": "a", "metadata": {}}]}), "metadata"),
+        (Method::POST, "/grains", of_many, "model"),
+        (Method::PUT, "/grains/kept", json!({"text": "a", "meta": {"source": "x"}}), "meta"),
+        (Method::PATCH, "/grains/kept", json!({"tag": []}), "tag"),
+        (Method::POST, "/grains/search", json!({"query": "kept", "filters": {}}), "filters"),
+        (Method::POST, "/grains/count", json!({"filters": {}}), "filters"),
+        (Method::POST, "/grains/delete", json!({"filter": {"source": "s"}, "expect_count": 5}), "expect_count"),
+        (Method::POST, "/grains/export", json!({"filters": {}}), "filters"),
+        (Method::POST, "/reembeddings", json!({"to": TINY, "filters": {}}), "filters"),
+        (Method::POST, "/comparisons", json!({"to": TINY, "samples": 5}), "samples"),
+        (Method::POST, "/spaces", json!({"name": "ours", "dimensions": 3, "model": TINY}), "model"),
+        (Method::POST, "/spaces/adopt", json!({"models": TINY}), "models"),
+        (Method::POST, "/models", json!({"name": "other", "path": TINY, "poolings": "cls"}), "poolings"),
+        (Method::POST, "/models/tiny/accept", json!({"numeric": true}), "numeric"),
+        (Method::POST, "/models/tiny/unload", json!({"disabled": true}), "disabled"),
+        (Method::PUT, "/models/active", json!({"name": TINY, "reembedding": true}), "reembedding"),
+    ] {
+        let (status, code, sentence) = send(app.request(method, path).json(&body)).await.problem();
+        assert_eq!((status, code.as_str()), (422, "invalid_request"), "{path}: {sentence}");
+        assert!(sentence.contains(&format!("unknown field `{field}`, expected ")), "{path}: {sentence}");
+    }
+    for (method, path, name, expected) in [
+        (Method::GET, "/grains?tags=rye", "tags", "one of `limit`, `cursor`, `sort`, `filter`, `include`"),
+        (Method::GET, "/grains/kept?includes=vector", "includes", "`include`"),
+        (Method::POST, "/grains?partly=true", "partly", "`partial`"),
+        (Method::POST, "/grains/import?on-conflict=skip", "on-conflict", "`on_conflict` or `reembed`"),
+        (Method::DELETE, "/models/tiny?forced=true", "forced", "`force`"),
+    ] {
+        let (status, code, sentence) = send(app.request(method, path).json(&json!({"text": "a"}))).await.problem();
+        assert_eq!((status, code.as_str()), (422, "invalid_request"), "{path}: {sentence}");
+        assert_eq!(sentence, format!("unknown parameter `{name}` in the query, expected {expected}"), "{path}");
+    }
+    let kept = app.get("/grains").await.ok();
+    assert_eq!((&kept["grains"][0]["version"], &kept["grains"][1]), (&json!(1), &Value::Null), "{kept}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn and_ignored_where_clients_of_other_servers_send_them() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let pair = json!({"source_sentence": "a", "sentences": ["b"]});
+    for (path, mut body) in [
+        ("/embed", json!({"inputs": "a"})),
+        ("/", json!({"inputs": "a"})),
+        ("/models/tiny/embed", json!({"inputs": "a"})),
+        ("/similarity", json!({"inputs": pair})),
+        ("/tokenize", json!({"inputs": "a"})),
+        ("/decode", json!({"ids": [7]})),
+        ("/v1/embeddings", json!({"input": "a"})),
+    ] {
+        body["something_new"] = json!({"a": [1, null]});
+        app.post(&format!("{path}?something=new"), body).await.ok();
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn bodies_that_are_not_json_are_refused_by_every_family() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     for path in ["/embed", "/", "/models/tiny/embed", "/v1/embeddings", "/models/active"] {
@@ -165,20 +228,25 @@ async fn bodies_that_are_not_json_are_refused_by_every_family() {
             app.request(method, path).body(body.to_owned())
         };
         let typed = |body: &str| request(body).header(CONTENT_TYPE, "application/json");
+        let field = match path {
+            "/models/active" => "name",
+            "/v1/embeddings" => "input",
+            _ => "inputs",
+        };
         let malformed = [
-            "",
-            "{",
-            "{\"inputs\": \"a\"",
-            "\u{feff}{}",
-            "{\"inputs\": \"\\ud800\", \"input\": \"\\ud800\", \"name\": \"\\ud800\"}",
+            String::new(),
+            "{".to_owned(),
+            format!("{{\"{field}\": \"a\""),
+            "\u{feff}{}".to_owned(),
+            format!("{{\"{field}\": \"\\ud800\"}}"),
         ];
-        for body in malformed {
+        for body in &malformed {
             let (status, code, sentence) = refusal(path, &send(typed(body)).await);
             let expected = if code == "Validation" { "Validation" } else { "malformed_json" };
             assert_eq!((status, code.as_str()), (400, expected), "{path} {body:?}: {sentence}");
             assert_eq!(sentence.contains("byte order mark"), body.starts_with('\u{feff}'), "{path}: {sentence}");
         }
-        let deep = format!("{{\"inputs\": {0}, \"input\": {0}, \"name\": {0}}}", "[".repeat(100_000));
+        let deep = format!("{{\"{field}\": {}}}", "[".repeat(100_000));
         let (status, _, sentence) = refusal(path, &send(typed(&deep)).await);
         assert!((400..=422).contains(&status), "{path}: {status} {sentence}");
         let (status, _, sentence) = refusal(path, &send(request("{}")).await);

@@ -380,6 +380,27 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
 }
 
 #[tokio::test]
+async fn a_line_with_fields_that_would_be_lost_is_refused() {
+    let app = start().await;
+    let sent = [
+        json!({"id": "point", "text": "a text", "vector": [1.0], "payload": {"city": "Jena"}}),
+        json!({"id": "typo", "text": "a text", "tag": "x"}),
+        json!({"id": "shown", "text": "a text", "meta": {"author": "x"}}),
+    ];
+    let imported = import(&app, "", lines(sent)).await;
+    assert_eq!(imported.counts(), [3, 0, 0, 0, 0, 3]);
+    for ((_, id, code, detail), (expected, said)) in imported.failed.iter().zip([
+        ("point", "unknown field `payload`, expected one of `id`, `text`, `source`, `tags`, `attributes`, `model`"),
+        ("typo", "unknown field `tag`, expected one of `id`"),
+        ("shown", "unknown field `author`, expected one of `source`, `tags`"),
+    ]) {
+        assert_eq!((id.as_deref(), code.as_str()), (Some(expected), "invalid_request"));
+        assert!(detail.contains(said), "{detail}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_line_and_one_of_many_grains_say_what_is_wrong_with_their_model() {
     let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
     let space = app.post("/models/tiny-cls/load", json!({})).await.ok()["space"].clone();

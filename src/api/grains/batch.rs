@@ -3,6 +3,7 @@
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use utoipa::openapi::schema::OneOfBuilder;
 use utoipa::openapi::{Ref, RefOr, Schema};
@@ -21,13 +22,22 @@ use crate::grains::store::Atomicity;
 #[derive(Clone, Debug, Default, Deserialize)]
 pub struct CreateBody {
     grains: Option<Vec<Object<DraftBody>>>,
-    text: Option<serde::de::IgnoredAny>,
+    text: Option<IgnoredAny>,
+}
+
+/// The same with `grains`, beside which nothing stands.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+#[allow(dead_code, reason = "only its form is read")]
+struct ManyAlone {
+    grains: IgnoredAny,
 }
 
 /// The shape of many.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[schema(as = GrainDrafts)]
 #[allow(dead_code, reason = "utoipa reads the field")]
+#[serde(deny_unknown_fields)]
 pub struct DraftsBody {
     /// At least one.
     #[schema(min_items = 1)]
@@ -91,6 +101,7 @@ pub struct GrainResult {
 
 /// The query of `POST /grains`.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct CreateQuery {
     partial: Option<bool>,
 }
@@ -153,18 +164,20 @@ pub async fn create(
     Ok((StatusCode::CREATED, etag(grain.version()), location, axum::Json(grain)).into_response())
 }
 
-/// The grains of a body. One that is alone is read from the same bytes again.
+/// The grains of a body. One that is alone is read from the same bytes again, and so is what stands beside many.
 pub(in crate::api) fn drafts(body: CreateBody, bytes: &[u8]) -> Result<Vec<crate::grains::Draft>, ApiError> {
     match body {
         CreateBody { grains: Some(_), text: Some(_) } => {
             let sentence = "`text` is one grain and `grains` are many: send one of them";
             Err(refused("grains", sentence))
         }
-        CreateBody { grains: Some(grains), .. } => grains
-            .into_iter()
-            .enumerate()
-            .map(|(at, Object(draft))| draft.into_draft().map_err(|error| error.within(&format!("grains[{at}]"))))
-            .collect(),
+        CreateBody { grains: Some(grains), .. } => {
+            crate::api::extract::parse::<ManyAlone>(bytes)?;
+            let numbered = grains.into_iter().enumerate();
+            numbered
+                .map(|(at, Object(draft))| draft.into_draft().map_err(|error| error.within(&format!("grains[{at}]"))))
+                .collect()
+        }
         CreateBody { grains: None, .. } => {
             let draft: DraftBody = crate::api::extract::parse(bytes)?;
             Ok(vec![draft.into_draft()?])

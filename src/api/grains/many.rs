@@ -20,6 +20,7 @@ const MAX_LIMIT: u32 = 1000;
 
 /// The query of `GET /grains`.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct PageQuery {
     limit: Option<u32>,
     cursor: Option<String>,
@@ -145,6 +146,7 @@ pub enum FacetWord {
 
 /// The body of `POST /grains/count`, which needs none.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct CountBody {
     #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
@@ -216,6 +218,7 @@ pub async fn count(
 
 /// The body of `POST /grains/delete`.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct DeleteBody {
     #[serde(deserialize_with = "object")]
     filter: FilterBody,

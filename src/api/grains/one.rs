@@ -19,6 +19,7 @@ const INCLUDE: &str = "`include` takes `vector`, nothing else";
 
 /// The query of reads: what to show besides the grain.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct IncludeQuery {
     include: Option<String>,
 }
@@ -96,6 +97,7 @@ pub async fn put(
 /// What to change of a grain.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[schema(as = GrainPatch)]
+#[serde(deny_unknown_fields)]
 pub struct PatchBody {
     /// Another text: its vector is computed anew.
     #[schema(min_length = 1, example = json!(null))]

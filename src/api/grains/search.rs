@@ -31,6 +31,7 @@ pub enum ModeWord {
 
 /// A search.
 #[derive(Clone, Debug, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct SearchBody {
     /// What is searched for, in words.
     #[schema(min_length = 1, example = "cereals")]

@@ -7,6 +7,7 @@ use axum::extract::{Extension, Query};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use futures::{Stream, StreamExt};
+use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use tokio::sync::mpsc::Receiver;
@@ -45,6 +46,7 @@ const MAX_PARSED_BYTES: usize = 8 << 20;
 
 /// The body of `POST /grains/export`, which needs none.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
+#[serde(deny_unknown_fields)]
 pub struct ExportBody {
     #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
@@ -126,6 +128,7 @@ impl SpaceLine {
 
 /// The query of `POST /grains/import`.
 #[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct ImportQuery {
     on_conflict: Option<String>,
     reembed: Option<String>,
@@ -291,7 +294,7 @@ struct IdOnly {
 
 /// A line: a grain as it is shown or as it is written, a manifest, or the end of an export.
 #[derive(Default, Deserialize)]
-#[serde(expecting = "a JSON object")]
+#[serde(expecting = "a JSON object", deny_unknown_fields)]
 struct LineBody {
     id: Option<String>,
     text: Option<String>,
@@ -308,10 +311,16 @@ struct LineBody {
     created_at: Option<String>,
     #[serde(default, deserialize_with = "optional_object")]
     end: Option<EndLine>,
+    /// What a grain is shown with besides begins anew here.
+    #[allow(dead_code, reason = "no other field may stand in a line")]
+    version: Option<IgnoredAny>,
+    #[allow(dead_code, reason = "no other field may stand in a line")]
+    updated_at: Option<IgnoredAny>,
 }
 
 /// The `meta` of a grain as it is shown.
 #[derive(Default, Deserialize)]
+#[serde(deny_unknown_fields)]
 struct MetaBody {
     source: Option<String>,
     tags: Option<Vec<String>>,
@@ -322,6 +331,11 @@ struct MetaBody {
     origin: Option<String>,
     tokens: Option<u32>,
     truncated: Option<bool>,
+    /// What follows from the vector and the text is not read.
+    #[allow(dead_code, reason = "no other field may stand in `meta`")]
+    embedding_dimensions: Option<IgnoredAny>,
+    #[allow(dead_code, reason = "no other field may stand in `meta`")]
+    content_sha256: Option<IgnoredAny>,
 }
 
 #[derive(Deserialize)]

@@ -98,6 +98,7 @@ impl GrainObject {
 /// A grain to write.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[schema(as = GrainDraft)]
+#[serde(deny_unknown_fields)]
 pub struct DraftBody {
     /// 1 to 128 of the characters A-Z a-z 0-9 . _ : @ ~ -; a new one when absent.
     #[schema(pattern = "^[A-Za-z0-9._:@~-]{1,128}$", example = json!(null))]
