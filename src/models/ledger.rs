@@ -64,6 +64,9 @@ pub trait Ledger: Send + Sync {
     /// How many grains have a vector of each maker in each space. Reads every vector's row.
     fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>>;
 
+    /// How many grains are served by a vector of each maker in each space. Looks each grain up.
+    fn served_by_maker(&self) -> Recall<'_, Vec<MadeGrains>>;
+
     /// Answers when the ledger can be read, for readiness.
     fn check(&self) -> Recall<'_, ()>;
 }
@@ -246,6 +249,10 @@ impl Ledger for VolatileLedger {
     }
 
     fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
+        self.now(|_| Vec::new())
+    }
+
+    fn served_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
         self.now(|_| Vec::new())
     }
 

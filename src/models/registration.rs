@@ -8,6 +8,7 @@ use super::entry::{Entry, ModelStatus};
 use super::error::{LoadError, ModelError};
 use super::files;
 use super::manager::MultiModelManager;
+use super::spaces::GrainsOf;
 use crate::config::AdditionalModel;
 use crate::domain::{ModelName, ModelOrigin};
 use crate::shutdown::blocking;
@@ -124,12 +125,8 @@ impl MultiModelManager {
             )));
         }
         entry.check_unload()?;
-        let needed = self.n_grains_of(&entry.status()).await?;
-        if needed > 0 && grains == NeededGrains::Protect {
-            return Err(ModelError::Conflict(format!(
-                "{needed} grains have vectors of `{name}` and could be found by words only: re-embed them first, or \
-                 delete it all the same with `?force=true`"
-            )));
+        if grains == NeededGrains::Protect {
+            self.check_unneeded(&entry.status()).await?;
         }
         let _record_turn = self.turn_to_record(entry).await?;
         self.ledger.forget_registration(name).await?;
@@ -144,6 +141,25 @@ impl MultiModelManager {
         let entry = Arc::clone(entry);
         self.shutdown.spawn("unload", async move { manager.unload_entry(&entry).await });
         Ok(())
+    }
+
+    /// Refuses a model that grains have vectors of.
+    async fn check_unneeded(&self, model: &ModelStatus) -> Result<(), ModelError> {
+        let name = &model.info.name;
+        let by_force = "or delete it all the same, with `?force=true`, which is `--force` on the command line";
+        let sentence = match self.grains_of(model).await? {
+            GrainsOf { n_grains: 0, .. } => return Ok(()),
+            GrainsOf { n_grains, n_served: 0 } => format!(
+                "{n_grains} grains have vectors of `{name}`, as a re-embedding leaves them for the way back, though all \
+                 are served by others: purge the job that left them (`POST /reembeddings/{{id}}/purge`, `granary reembed \
+                 purge`), {by_force}"
+            ),
+            GrainsOf { n_served, .. } => format!(
+                "{n_served} grains have vectors of `{name}` and could be found by words only: re-embed them first, \
+                 {by_force}"
+            ),
+        };
+        Err(ModelError::Conflict(sentence))
     }
 
     /// Takes a model out of the catalog. Whoever needs its memory still finds it, until it is seen to be unloaded.

@@ -32,6 +32,14 @@ pub struct Space {
     pub models: Vec<ModelName>,
 }
 
+/// The grains that have vectors of a model.
+pub(super) struct GrainsOf {
+    /// How many there are.
+    pub(super) n_grains: u64,
+    /// How many of them are served by such a vector.
+    pub(super) n_served: u64,
+}
+
 impl SpaceRecord {
     /// What is to be recorded of a model's space.
     pub(super) fn of(model: &LoadedModel, canaries: Vec<f32>) -> Self {
@@ -141,8 +149,8 @@ impl MultiModelManager {
         Ok(entry.status())
     }
 
-    /// How many grains have vectors of a model: made by it, or in a space of it that is no other known model's.
-    pub(super) async fn n_grains_of(&self, model: &ModelStatus) -> Result<u64, LedgerError> {
+    /// The grains that have vectors of a model: made by it, or in a space of it that is no other known model's.
+    pub(super) async fn grains_of(&self, model: &ModelStatus) -> Result<GrainsOf, LedgerError> {
         let mut spaces = self.spaces_of(model).await?;
         for other in self.list() {
             if other.info.name != model.info.name {
@@ -150,11 +158,13 @@ impl MultiModelManager {
                 spaces.retain(|space| !theirs.contains(space));
             }
         }
-        let is_of_it = |made: &&MadeGrains| {
+        let is_of_it = |made: &MadeGrains| {
             made.model.as_ref().is_some_and(|maker| model.info.answers_to(maker)) || spaces.contains(&made.space)
         };
-        let made = self.ledger.grains_by_maker().await?;
-        Ok(made.iter().filter(is_of_it).map(|made| made.n_grains).sum())
+        let n_in = |all: &[MadeGrains]| all.iter().filter(|made| is_of_it(made)).map(|made| made.n_grains).sum::<u64>();
+        let n_grains = n_in(&self.ledger.grains_by_maker().await?);
+        let n_served = if n_grains == 0 { 0 } else { n_in(&self.ledger.served_by_maker().await?) };
+        Ok(GrainsOf { n_grains, n_served })
     }
 
     /// The space that a model makes, while it is loaded, and the one that its grains are written to.

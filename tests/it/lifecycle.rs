@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use crate::helpers::{
     Caller, MINILM, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, vectors_of, with_tiny,
 };
+use crate::reembeddings;
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -334,6 +335,27 @@ async fn a_model_that_grains_need_is_deleted_only_by_force_and_missed_at_the_nex
         log.contains("grains have vectors of a model that this server does not know") && log.contains("n_grains=1"),
         "{log}"
     );
+}
+
+#[tokio::test]
+async fn a_model_whose_vectors_serve_nothing_can_be_deleted_once_they_are_purged() {
+    let folder = with_mine();
+    let (_process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    app.post("/models", json!({"name": "mine", "path": "mine"})).await.ok();
+    reembeddings::write(&app, 3).await;
+    let job = reembeddings::begin(&app, json!({"to": "mine"})).await;
+    let job = reembeddings::wait_until(&app, &job, "completed").await;
+    reembeddings::verb(&app, &job, "rollback").await;
+    let job = reembeddings::wait_until(&app, &job, "rolled_back").await;
+
+    let (status, code, detail) = app.delete("/models/mine").await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    assert!(detail.starts_with("3 grains have vectors of `mine`") && !detail.contains("by words only"), "{detail}");
+    assert!(detail.contains("/reembeddings/{id}/purge") && detail.contains("?force=true"), "{detail}");
+    reembeddings::verb(&app, &job, "purge").await;
+    reembeddings::wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    assert_eq!(app.delete("/models/mine").await.status, 204);
 }
 
 #[tokio::test]

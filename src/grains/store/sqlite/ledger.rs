@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 
-use sqlx::FromRow;
+use sqlx::{FromRow, QueryBuilder, Sqlite};
 
 use super::super::StoreError;
 use super::SqliteStore;
+use super::grains::SERVED;
 use crate::config::AdditionalModel;
 use crate::domain::{DeclaredSpace, Fingerprint, ModelName, SpaceId};
 use crate::models::ledger::{Declared, Ledger, LedgerError, MadeGrains, Recall, SpaceRecord};
@@ -116,7 +117,15 @@ impl Ledger for SqliteStore {
     }
 
     fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
-        Box::pin(async { self.count_by_maker().await.map_err(unreadable) })
+        let query = QueryBuilder::new("SELECT model, space, count(*) FROM embeddings GROUP BY model, space");
+        Box::pin(async { self.count_by_maker(query).await.map_err(unreadable) })
+    }
+
+    fn served_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
+        let mut query =
+            QueryBuilder::new("SELECT e.model, e.space, count(*) FROM grains AS g JOIN embeddings AS e ON e.rowid = ");
+        query.push(SERVED).push(" GROUP BY e.model, e.space");
+        Box::pin(async { self.count_by_maker(query).await.map_err(unreadable) })
     }
 
     fn check(&self) -> Recall<'_, ()> {
@@ -236,12 +245,10 @@ impl SqliteStore {
         parsed.map_err(|source| self.malformed("an id of a space (table `spaces`)", source.into()))
     }
 
-    async fn count_by_maker(&self) -> Result<Vec<MadeGrains>, StoreError> {
+    async fn count_by_maker(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<MadeGrains>, StoreError> {
+        let failed = self.failed("count the grains of each model");
         let rows: Vec<(Option<String>, String, i64)> =
-            sqlx::query_as("SELECT model, space, count(*) FROM embeddings GROUP BY model, space")
-                .fetch_all(&self.readers)
-                .await
-                .map_err(self.failed("count the grains of each model"))?;
+            query.build_query_as().fetch_all(&self.readers).await.map_err(failed)?;
         let made = |(model, space, n): (Option<String>, String, i64)| {
             let space = SpaceId::parse(&space)
                 .map_err(|source| self.malformed("a space (table `embeddings`)", source.into()))?;

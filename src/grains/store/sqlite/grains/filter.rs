@@ -7,7 +7,7 @@ use super::json_text;
 use crate::domain::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
 
 /// The row of `embeddings` that a grain `g` is served by. The order of spaces is one short JSON array.
-pub(super) const SERVED: &str = "(SELECT served.rowid FROM json_each((SELECT spaces FROM space_order)) AS place \
+pub(in super::super) const SERVED: &str = "(SELECT served.rowid FROM json_each((SELECT spaces FROM space_order)) AS place \
      JOIN embeddings AS served ON served.grain = g.number AND served.space = place.value \
      WHERE served.text_version = g.text_version ORDER BY place.key LIMIT 1)";
 

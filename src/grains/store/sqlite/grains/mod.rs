@@ -23,6 +23,7 @@ use std::path::Path;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
+pub(super) use self::filter::SERVED;
 pub(super) use self::vocabulary::Vocabulary;
 use super::super::StoreError;
 use super::super::grain_store::{
