@@ -123,7 +123,6 @@ async fn nor_is_one_inside_a_body() {
         ("/grains/delete", json!({"filter": filter}), "filter"),
         ("/grains/export", json!({"filter": filter}), "filter"),
         ("/reembeddings", json!({"to": "tiny", "filter": filter}), "filter"),
-        ("/grains/count", json!({"filter": {"tags": [["x"], null, null]}}), "filter.tags"),
         ("/grains/count", json!({"filter": {"created_at": times}}), "filter.created_at"),
         ("/grains/count", json!({"filter": {"updated_at": times}}), "filter.updated_at"),
         ("/similarity", json!({"inputs": ["a", ["b"]]}), "inputs"),
@@ -137,6 +136,14 @@ async fn nor_is_one_inside_a_body() {
     ] {
         let (status, _, sentence) = refusal(path, &app.post(path, body).await);
         assert_eq!((status, sentence), (422, format!("`{place}`: it is a list: send an object")), "{path}");
+    }
+    for (tags, found) in [
+        (json!(["rye"]), "it is a list: send an object"),
+        (json!([["x"], null, null]), "it is a list: send an object"),
+        (json!("rye"), "invalid type: string \"rye\", expected an object"),
+    ] {
+        let (_, _, sentence) = app.post("/grains/count", json!({"filter": {"tags": tags}})).await.problem();
+        assert_eq!(sentence, format!("`filter.tags`: {found} such as {{\"any\": [\"rye\"]}}"));
     }
     // What is a condition on an attribute is a value or an object, and says so.
     let condition = json!([[1], null, null, null, null, null, null, null]);

@@ -1,14 +1,17 @@
 //! Filters on the wire.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::error::{ApiError, Code};
-use crate::api::extract::{Object, optional_object, required_space, shortened};
+use crate::api::extract::{IS_LIST, Object, optional_object, required_space, shortened};
 use crate::domain::{
     AttributeCondition, AttributeValue, CreatedAt, Filter, GrainId, Membership, Range, SpaceCondition,
 };
@@ -28,8 +31,8 @@ pub struct FilterBody {
     /// This source, or one of these.
     #[schema(value_type = Option<OneOrMany>, example = json!(null))]
     source: Option<OneOrMany>,
-    #[serde(default, deserialize_with = "optional_object")]
-    tags: Option<TagsBody>,
+    #[schema(value_type = Option<TagsBody>)]
+    tags: Option<Tags>,
     /// Conditions by attribute: a value that it is, or has in its list, or an object of conditions.
     #[schema(value_type = Option<BTreeMap<String, AttributeBody>>, example = json!({"year": {"gte": 2020}}))]
     attributes: Option<BTreeMap<String, AttributeBody>>,
@@ -83,6 +86,34 @@ pub struct TagsBody {
     /// None of these.
     #[schema(max_items = 1000)]
     none: Option<Vec<String>>,
+}
+
+/// The same, read as an object: a list is what tags are elsewhere, and an error shows the way out.
+#[derive(Clone, Debug, Default)]
+struct Tags(TagsBody);
+
+impl<'de> Deserialize<'de> for Tags {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_any(TagsVisitor)
+    }
+}
+
+struct TagsVisitor;
+
+impl<'de> Visitor<'de> for TagsVisitor {
+    type Value = Tags;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(r#"an object such as {"any": ["rye"]}"#)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, _: A) -> Result<Tags, A::Error> {
+        Err(de::Error::custom(format_args!(r#"{IS_LIST} such as {{"any": ["rye"]}}"#)))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Tags, A::Error> {
+        TagsBody::deserialize(MapAccessDeserializer::new(map)).map(Tags)
+    }
 }
 
 /// A time's bounds, in RFC 3339.
@@ -191,7 +222,7 @@ impl FilterBody {
     /// With the condition that is none.
     pub fn into_filter(self) -> Result<Filter, ApiError> {
         let ids = self.ids.map(|ids| bounded("ids", ids)).transpose()?;
-        let tags = self.tags.unwrap_or_default();
+        let Tags(tags) = self.tags.unwrap_or_default();
         let attributes = self.attributes.unwrap_or_default();
         if attributes.len() > MAX_ATTRIBUTES {
             let message = format!("`filter.attributes` has {}; a filter takes {MAX_ATTRIBUTES}", attributes.len());
