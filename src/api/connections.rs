@@ -2,7 +2,8 @@
 //!
 //! Takes connections until it is told to stop, then waits for those that there are. A connection that keeps silent is
 //! closed: it has a short time for each head of a request, a long one between two requests, and no limit while a request
-//! is being answered and the answer is taken. What the system does not give (a file descriptor, say) is waited for; it never ends the server.
+//! is being answered and the answer is taken, or while its body is still read. What the system does not give (a file
+//! descriptor, say) is waited for; it never ends the server.
 
 mod accept;
 mod activity;
@@ -30,7 +31,7 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use self::accept::{Accepted, Door};
-use self::activity::{Activity, Answer, MAX_PIECE_BYTES, Silence, Watched};
+use self::activity::{Activity, Answer, Arriving, MAX_PIECE_BYTES, Silence, Watched};
 use self::crowd::Crowd;
 pub use self::tls::{Tls, TlsError, TlsFiles};
 use super::forwarded::Peer;
@@ -132,6 +133,7 @@ where
             let version = request.version();
             let begun = activity.begin(version);
             request.extensions_mut().insert(Peer(peer));
+            let request = request.map(|body| Arriving::new(body, &begun));
             let (answer, leaving) = (router.call(request), leaving.clone());
             async move {
                 let Ok(mut response) = answer.await;
@@ -179,9 +181,16 @@ where
                 if silence.is_none() || Instant::now() < end || activity.silence() != silence {
                     continue;
                 }
-                if matches!(silence, Some(Silence::Unread(_))) && activity.give_up_unread(limits.body_timeout) {
-                    tracing::debug!(?limits, "an answer was given up: nobody took any of it for too long");
-                    continue;
+                if matches!(silence, Some(Silence::Unread(_))) {
+                    let are_others = activity.give_up_unread(limits.body_timeout);
+                    tracing::info!(
+                        %peer,
+                        "an answer was given up: nobody took any of it for {} s (`server.body_timeout`)",
+                        limits.body_timeout.as_secs_f64()
+                    );
+                    if are_others {
+                        continue;
+                    }
                 }
                 // Who is between two requests is told; who is in the middle of a head, or does not listen, is left.
                 if ending.is_some() || !matches!(silence, Some(Silence::Between(_))) {

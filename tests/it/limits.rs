@@ -13,7 +13,7 @@ use http::Request;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
 use crate::helpers::{Process, TestApp, folder_with, send, with_tiny};
@@ -474,6 +474,36 @@ async fn an_answer_that_nobody_takes_is_given_up() {
         let _ = unread.0.read_to_end(&mut rest).await;
         assert!(!rest.ends_with(end.as_bytes()), "{request}: it was sent to its end");
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_import_goes_on_while_its_caller_sends_and_reads_nothing_yet() {
+    // So long that a slow machine sends something within it.
+    let app = serve("header_timeout = \"1s\"\nbody_timeout = \"2s\"").await;
+    let socket = TcpSocket::new_v4().expect("a socket");
+    // Else the system may take in more and more for somebody who does not read.
+    socket.set_recv_buffer_size(64 << 10).expect("a size");
+    let address = app.url().trim_start_matches("http://").parse().expect("an address");
+    let mut raw = Raw(socket.connect(address).await.expect("a connection"));
+    raw.send(
+        "POST /grains/import HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\nconnection: close\r\n\
+         transfer-encoding: chunked\r\n\r\n",
+    )
+    .await;
+    // Without a text each fails, and more is said of them than the system takes in.
+    let line = format!("{{\"id\": \"{}\"}}\n", "\\u0001".repeat(256));
+    let chunk = format!("{:x}\r\n{line}\r\n", line.len());
+    raw.send(&chunk.repeat(5_000)).await;
+    for _ in 0..25 {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        raw.send(&chunk).await;
+    }
+    raw.send("0\r\n\r\n").await;
+    let answer = raw.read_to_end().await;
+    let end = &answer[answer.len().saturating_sub(300)..];
+    assert!(answer.len() > 8_000_000, "the system may have taken all {} bytes in", answer.len());
+    assert!(end.contains("\"failed\":5025,\"unreported\":25,\"complete\":true"), "{end}");
     app.stop().await;
 }
 

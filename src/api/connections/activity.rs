@@ -1,6 +1,6 @@
 //! What a connection is doing: being answered, taking an answer or not, sending a head, or nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::Pin;
 use std::sync::{Arc, Weak};
@@ -28,8 +28,8 @@ pub(super) enum Silence {
     /// The last request is answered and no other has begun. On HTTP/2 this lasts until the whole head of the next one
     /// is there, for pings come between requests.
     Between(Instant),
-    /// An answer is there, and since then nobody has taken any of it. Of several answers, the one of which that is longest
-    /// ago.
+    /// An answer is there, its request has been read, and since then nobody has taken any of it. Of several answers, the
+    /// one of which that is longest ago.
     Unread(Instant),
 }
 
@@ -44,6 +44,8 @@ struct State {
     n_requests: usize,
     /// Answers that are there to be taken, by the numbers of their requests.
     offered: BTreeMap<u64, Offered>,
+    /// Requests whose bodies are still read.
+    arriving: BTreeSet<u64>,
     /// When a part of any of them was last asked for or taken.
     moved: Instant,
     n_begun: u64,
@@ -55,6 +57,14 @@ struct Offered {
     /// ping: there, only what is asked for counts.
     moved: Instant,
     answer: Weak<Mutex<Option<Untaken>>>,
+}
+
+impl State {
+    /// The answers that are waited for. A caller may send all of its request before it reads; how long it may pause then,
+    /// whoever reads the request knows.
+    fn owed(&self) -> impl Iterator<Item = &Offered> {
+        self.offered.iter().filter(|(number, _)| !self.arriving.contains(number)).map(|(_, offered)| offered)
+    }
 }
 
 /// A request that is being answered, until this is dropped.
@@ -69,6 +79,7 @@ impl Activity {
             silence: Silence::InHead(now),
             n_requests: 0,
             offered: BTreeMap::new(),
+            arriving: BTreeSet::new(),
             moved: now,
             n_begun: 0,
             is_http2: false,
@@ -79,7 +90,7 @@ impl Activity {
     /// Why it is waited for; `None` while requests are being answered, and the answers taken.
     pub(super) fn silence(&self) -> Option<Silence> {
         let state = self.state.lock();
-        match state.offered.values().map(|offered| offered.moved).min() {
+        match state.owed().map(|offered| offered.moved).min() {
             Some(moved) => Some(Silence::Unread(moved)),
             None if state.n_requests == 0 => Some(state.silence),
             None => None,
@@ -105,7 +116,7 @@ impl Activity {
     /// connection.
     pub(super) fn give_up_unread(&self, after: Duration) -> bool {
         let state = self.state.lock();
-        let unread: Vec<_> = state.offered.values().filter(|offered| offered.moved.elapsed() >= after).collect();
+        let unread: Vec<_> = state.owed().filter(|offered| offered.moved.elapsed() >= after).collect();
         let are_others = state.n_requests > unread.len() || state.moved.elapsed() < after;
         let unread: Vec<_> = unread.into_iter().filter_map(|offered| offered.answer.upgrade()).collect();
         // What is dropped tells so.
@@ -160,6 +171,70 @@ impl Drop for Begun {
             drop(state);
             self.activity.changed.notify_one();
         }
+    }
+}
+
+/// The body of a request, which tells as long as it is read.
+pub(super) struct Arriving<B> {
+    body: B,
+    activity: Arc<Activity>,
+    number: u64,
+    is_whole: bool,
+}
+
+impl<B: http_body::Body> Arriving<B> {
+    pub(super) fn new(body: B, begun: &Begun) -> Self {
+        let Begun { activity, number } = begun;
+        let is_whole = body.is_end_stream();
+        if !is_whole {
+            activity.state.lock().arriving.insert(*number);
+        }
+        Self { body, activity: Arc::clone(activity), number: *number, is_whole }
+    }
+}
+
+impl<B> Arriving<B> {
+    /// Nothing more of it is read.
+    fn end(&mut self) {
+        if self.is_whole {
+            return;
+        }
+        self.is_whole = true;
+        let mut state = self.activity.state.lock();
+        state.arriving.remove(&self.number);
+        if let Some(offered) = state.offered.get_mut(&self.number) {
+            offered.moved = Instant::now();
+        }
+    }
+}
+
+impl<B: http_body::Body + Unpin> http_body::Body for Arriving<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(context);
+        if matches!(frame, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream() {
+            self.end();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+impl<B> Drop for Arriving<B> {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -398,6 +473,34 @@ mod tests {
         let_time_pass();
         activity.bytes_went();
         assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later > since));
+    }
+
+    #[tokio::test]
+    async fn an_answer_is_not_unread_before_its_request_is_read() {
+        for version in [Version::HTTP_11, Version::HTTP_2] {
+            let activity = Arc::new(Activity::new(Instant::now()));
+            let begun = activity.begin(version);
+            let body = Body::from_stream(stream::iter(["a", "b"].map(Ok::<_, Infallible>)));
+            let mut arriving = Arriving::new(body, &begun);
+            let answer = Answer::new("hello".into(), begun);
+            for _ in 0..2 {
+                arriving.frame().await.expect("not its end").expect("no error");
+                assert_eq!(activity.silence(), None);
+                assert!(activity.give_up_unread(Duration::ZERO), "the request is still sent");
+            }
+            let sent = Instant::now();
+            assert!(arriving.frame().await.is_none());
+            assert!(matches!(activity.silence(), Some(Silence::Unread(since)) if since >= sent));
+            assert_eq!(answer.size_hint().exact(), Some(5), "it was given up");
+            drop(answer);
+            // What is left of a request that nobody reads any further is waited for no longer.
+            let begun = activity.begin(version);
+            let arriving = Arriving::new(Body::from_stream(stream::pending::<Result<Bytes, Infallible>>()), &begun);
+            let _answer = Answer::new("hello".into(), begun);
+            assert_eq!(activity.silence(), None);
+            drop(arriving);
+            assert!(matches!(activity.silence(), Some(Silence::Unread(_))));
+        }
     }
 
     #[tokio::test]
