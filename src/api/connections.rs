@@ -189,6 +189,11 @@ where
                         limits.body_timeout.as_secs_f64()
                     );
                     if are_others {
+                        // Its stream is taken until the client takes the rest: who asks more is to open another connection.
+                        if ending.is_none() {
+                            ending = Some(Instant::now());
+                            connection.as_mut().graceful_shutdown();
+                        }
                         continue;
                     }
                 }

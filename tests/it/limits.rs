@@ -97,12 +97,31 @@ impl Multiplexed {
 
     /// Asks, and has the head of the answer.
     async fn get(&mut self, app: &TestApp, path: &str) -> RecvStream {
-        let request = Request::get(format!("{}{path}", app.url())).body(()).expect("a request");
-        let (answer, _) = self.requests.send_request(request, true).expect("sent");
-        let answer = answer.await.expect("an answer");
-        assert_eq!(answer.status(), StatusCode::OK);
-        answer.into_body()
+        self.try_get(app, path).await.expect("an answer")
     }
+
+    /// Asks on a connection that may take no more requests.
+    async fn try_get(&mut self, app: &TestApp, path: &str) -> Result<RecvStream, h2::Error> {
+        let request = Request::get(format!("{}{path}", app.url())).body(()).expect("a request");
+        let (answer, _) = self.requests.send_request(request, true)?;
+        let answer = answer.await?;
+        assert_eq!(answer.status(), StatusCode::OK);
+        Ok(answer.into_body())
+    }
+
+    /// Waits until the server has said that it takes no more requests here.
+    async fn until_refused(&self) {
+        while self.requests.clone().ready().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// The next piece of an answer, for which there is room again then; `None` at its end.
+async fn take(answer: &mut RecvStream) -> Option<Bytes> {
+    let piece = answer.data().await?.unwrap_or_else(|error| panic!("cut off: {error}"));
+    answer.flow_control().release_capacity(piece.len()).expect("it was taken");
+    Some(piece)
 }
 
 #[tokio::test]
@@ -566,17 +585,20 @@ async fn pings_do_not_keep_an_answer_that_nobody_takes() {
 
 #[tokio::test]
 async fn other_answers_do_not_keep_one_that_nobody_takes_nor_are_they_cut_off() {
-    let app = serve("body_timeout = \"500ms\"\nmax_concurrent_requests = 1").await;
-    app.post("/grains", json!({"id": "a", "text": "many words ".repeat(50_000)})).await.ok();
+    let app = serve("header_timeout = \"1s\"\nbody_timeout = \"1s\"\nmax_concurrent_requests = 2").await;
+    let text = "many words ".repeat(50_000);
+    app.post("/grains", json!({"id": "a", "text": text})).await.ok();
     let mut connection = Multiplexed::open(&app, 32 << 10).await;
     let mut unread = connection.get(&app, "/grains/a").await;
-    let began = std::time::Instant::now();
+    let mut other = connection.get(&app, "/grains/a").await;
+    let mut taken = Vec::new();
     while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
-        assert!(began.elapsed() < Duration::from_mins(1), "its place is never given back");
-        connection.get(&app, "/health/live").await.data().await.expect("not the end").expect("data");
-        tokio::time::sleep(Duration::from_millis(20)).await;
+        taken.extend(take(&mut other).await.expect("its place is given back before the other answer ends"));
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
-    connection.get(&app, "/models").await.data().await.expect("not the end").expect("data");
+    // What was given up keeps its stream, and there are so many: the next request goes to another connection.
+    let told = tokio::time::timeout(Duration::from_mins(1), connection.until_refused()).await;
+    assert!(told.is_ok(), "the connection takes new requests");
     // Whoever takes it now is told that it is not whole.
     let error = loop {
         match unread.data().await.expect("not the end") {
@@ -585,6 +607,11 @@ async fn other_answers_do_not_keep_one_that_nobody_takes_nor_are_they_cut_off() 
         }
     };
     assert!(error.is_reset(), "{error}");
+    while let Some(piece) = take(&mut other).await {
+        taken.extend(piece);
+    }
+    let grain: serde_json::Value = serde_json::from_slice(&taken).expect("a whole answer");
+    assert_eq!(grain["text"], text);
     app.stop().await;
 }
 
@@ -597,8 +624,10 @@ async fn what_is_left_of_an_answer_that_was_given_up_does_not_hold_up_a_stop() {
     let began = std::time::Instant::now();
     while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
         assert!(began.elapsed() < Duration::from_mins(1), "its place is never given back");
-        // Others share the connection, so that it is kept.
-        connection.get(&app, "/health/live").await.data().await.expect("not the end").expect("data");
+        // Others share the connection, so that it is kept; once the answer is given up it takes none.
+        if let Ok(mut other) = connection.try_get(&app, "/health/live").await {
+            other.data().await.expect("not the end").expect("data");
+        }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     app.stop().await;
