@@ -1,9 +1,10 @@
 //! Who may ask a server that has no keys: only this machine's own names, and no foreign page.
 //!
 //! A page on the web can make its visitor's browser call `http://127.0.0.1:8080`, directly or through a name that
-//! resolves there (DNS rebinding). The browser tells on it: `Host` is the page's own name, `Origin` is the page. On a
-//! server with keys the page would need one, and the server may have any name. Behind a trusted proxy the host is the one
-//! that the proxy was asked for.
+//! resolves there (DNS rebinding). The browser tells on it: `Host` is the page's own name, `Origin` is the page, and
+//! without `Origin`, as for an image, `Sec-Fetch-Site` says that the page is another's. On a server with keys the page
+//! would need one, and the server may have any name. Behind a trusted proxy the host is the one that the proxy was
+//! asked for.
 
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
@@ -46,7 +47,15 @@ impl HostGuard {
         let authorities =
             if forwarded.is_empty() { vec![direct] } else { forwarded.iter().map(String::as_str).collect() };
         let origin = headers.get(header::ORIGIN).map(|value| value.to_str().unwrap_or_default());
-        authorities.into_iter().try_for_each(|authority| self.check_authority(authority, origin))
+        authorities.into_iter().try_for_each(|authority| self.check_authority(authority, origin))?;
+        if origin.is_none() && is_embedded(headers) {
+            return Err(ApiError::new(
+                Code::Forbidden,
+                "a page of another origin may not have its visitor's browser ask this server, for an image say: \
+                 follow a link to it, or call it with `fetch` from an origin in `server.cors_origins`",
+            ));
+        }
+        Ok(())
     }
 
     fn check_authority(&self, authority: &str, origin: Option<&str>) -> Result<(), ApiError> {
@@ -87,6 +96,15 @@ fn is_same_origin(origin: &str, authority: &str) -> bool {
     origin.split_once("://").is_some_and(|(_, origin)| origin.eq_ignore_ascii_case(authority))
 }
 
+/// Whether a page of another origin has a browser ask, and not for a page that its visitor then sees in its place. What
+/// is fetched ahead (`Sec-Purpose`) nobody may ever see. Clients that are no browsers say nothing of this.
+fn is_embedded(headers: &HeaderMap) -> bool {
+    let says = |name: &str, word: &str| headers.get(name).is_some_and(|value| value.as_bytes() == word.as_bytes());
+    let is_foreign = ["cross-site", "same-site"].into_iter().any(|site| says("sec-fetch-site", site));
+    let is_opened = says("sec-fetch-mode", "navigate") && says("sec-fetch-dest", "document");
+    is_foreign && (!is_opened || headers.contains_key("sec-purpose"))
+}
+
 fn without_port(authority: &str) -> &str {
     match authority.rsplit_once(':') {
         Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) && !host.ends_with(':') => host,
@@ -108,7 +126,11 @@ pub async fn refuse_foreign(State(state): State<AppState>, request: Request, nex
 
 #[cfg(test)]
 mod tests {
+    use axum::http::HeaderValue;
+
     use super::*;
+
+    const PAGE: &str = "https://app.example";
 
     fn check(host: Option<&str>, origin: Option<&str>) -> Result<(), Code> {
         check_forwarded(host, origin, &[])
@@ -151,6 +173,33 @@ mod tests {
         assert_eq!(check_forwarded(own, page, &["granary.example.org", "localhost"]), Err(Code::Forbidden));
         for forwarded in [&["evil.example"][..], &["localhost", "evil.example"], &[""]] {
             assert_eq!(check_forwarded(Some("localhost"), None, forwarded), Err(Code::Misdirected), "{forwarded:?}");
+        }
+    }
+
+    #[test]
+    fn other_pages_may_link_here_and_embed_nothing() {
+        let check = |words: &[(&'static str, &str)]| {
+            let mut headers = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("localhost"))]);
+            for &(name, word) in words {
+                headers.insert(name, word.parse().expect("a header"));
+            }
+            let guard = HostGuard::new(Vec::new(), vec![Origin::try_from(PAGE.to_owned()).expect("an origin")]);
+            guard.check(&Uri::from_static("/models/x/info"), &headers, &[]).map_err(|error| error.code())
+        };
+        let opened = [("sec-fetch-mode", "navigate"), ("sec-fetch-dest", "document")];
+        for site in ["cross-site", "same-site"] {
+            let site = ("sec-fetch-site", site);
+            assert_eq!(check(&[site]), Err(Code::Forbidden));
+            assert_eq!(check(&[site, ("sec-fetch-dest", "image")]), Err(Code::Forbidden));
+            assert_eq!(check(&[site, opened[0], ("sec-fetch-dest", "iframe")]), Err(Code::Forbidden));
+            assert_eq!(check(&[site, opened[0], opened[1], ("sec-purpose", "prefetch")]), Err(Code::Forbidden));
+            assert_eq!(check(&[site, opened[0], opened[1]]), Ok(()));
+            // The origin says more.
+            assert_eq!(check(&[site, ("origin", PAGE)]), Ok(()));
+            assert_eq!(check(&[site, opened[0], opened[1], ("origin", "null")]), Err(Code::Forbidden));
+        }
+        for site in ["same-origin", "none"] {
+            assert_eq!(check(&[("sec-fetch-site", site), ("sec-fetch-dest", "image")]), Ok(()), "{site}");
         }
     }
 

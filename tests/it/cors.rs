@@ -22,7 +22,9 @@ async fn preflight(caller: &Caller, origin: &str) -> Answer {
 }
 
 async fn embed(caller: &Caller, origin: &str) -> Answer {
-    send(caller.request(Method::POST, "/embed").json(&json!({"inputs": "hello"})).header(ORIGIN, origin)).await
+    let request = caller.request(Method::POST, "/embed").json(&json!({"inputs": "hello"})).header(ORIGIN, origin);
+    // As browsers say of every such page.
+    send(request.header("sec-fetch-site", "cross-site").header("sec-fetch-mode", "cors")).await
 }
 
 fn allowed(answer: &Answer) -> &str {

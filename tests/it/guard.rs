@@ -71,6 +71,24 @@ async fn foreign_pages_are_forbidden_and_the_servers_own_are_not() {
 }
 
 #[tokio::test]
+async fn what_a_foreign_page_shows_is_not_asked_for_here() {
+    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let site = HeaderName::from_static("sec-fetch-site");
+    assert_refused(&app, (site.clone(), "cross-site"), 403, "forbidden", "another origin").await;
+    // A model's description loads it.
+    let image = app.request(Method::GET, "/models/tiny-cls/info").header(&site, "cross-site");
+    let image = image.header("sec-fetch-mode", "no-cors").header("sec-fetch-dest", "image");
+    assert_eq!(send(image).await.tei_error().0, 403);
+    assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "unloaded");
+    // A link, and what the page has that it leads to.
+    let link = app.request(Method::GET, "/docs/").header(&site, "cross-site");
+    let link = send(link.header("sec-fetch-mode", "navigate").header("sec-fetch-dest", "document")).await;
+    assert_eq!(link.status, 200);
+    assert_eq!(ask(&app, Method::GET, "/docs/swagger-ui.css", (site, "same-origin")).await.status, 200);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn allowed_hosts_are_served_with_their_own_pages() {
     let toml = "[server]\nallowed_hosts = [\"Granary.example.org\", \"fd00::1\"]\n[auth]\ndisabled = true\n";
     let app = TestApp::start_with(&format!("{toml}{}", with_tiny(&[]))).await;
