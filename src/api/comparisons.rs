@@ -22,8 +22,9 @@ use crate::change::compare::{
 };
 use crate::telemetry::with_causes;
 
-/// A browser that shows a report runs nothing and fetches nothing.
-const REPORT_POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'";
+/// A browser that shows a report runs nothing and fetches nothing, and shows it within no other page.
+const REPORT_POLICY: &str =
+    "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 /// What is to be compared.
 #[derive(Clone, Debug, Deserialize, ToSchema)]

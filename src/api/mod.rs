@@ -50,7 +50,7 @@ mod vectors;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::http::{Method, StatusCode, Uri};
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -167,6 +167,9 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
         .layer((from_fn_with_state(state, forwarded::note), from_fn(relayed::answer_when_read)))
 }
 
+/// The page sends requests: no other page may lay itself around it and have its visitor press a button unseen.
+const DOCS_POLICY: &str = "frame-ancestors 'none'";
+
 /// The document, with the address under which the caller knows the server, and a page that shows it. The page's own answer
 /// to an unknown file is an empty one.
 fn docs(document: utoipa::openapi::OpenApi, base: &BasePath) -> Router<AppState> {
@@ -179,9 +182,12 @@ fn docs(document: utoipa::openapi::OpenApi, base: &BasePath) -> Router<AppState>
     // validator on the web.
     let config = Config::new(["../openapi.json"]).validator_url("none");
     let page = Router::from(SwaggerUi::new("/docs").config(config));
-    let page = page.layer(map_response(async |response: Response| match response.status() {
-        StatusCode::NOT_FOUND => nothing_here().into_response(),
-        _ => response,
+    let page = page.layer(map_response(async |mut response: Response| {
+        if response.status() == StatusCode::NOT_FOUND {
+            return nothing_here().into_response();
+        }
+        response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(DOCS_POLICY));
+        response
     }));
     Router::new().route("/openapi.json", document).merge(page)
 }

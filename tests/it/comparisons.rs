@@ -217,7 +217,8 @@ async fn a_report_is_one_page_in_which_nothing_of_a_user_is_markup() {
     assert_eq!(completed["state"], "completed", "{completed}");
     let report = app.get(&format!("{path}/report")).await;
     assert_eq!((report.status.as_u16(), report.content_type()), (200, "text/html; charset=utf-8"));
-    assert!(report.header("content-security-policy").starts_with("default-src 'none'"));
+    let policy = report.header("content-security-policy");
+    assert!(policy.starts_with("default-src 'none'") && policy.contains("frame-ancestors 'none'"), "{policy}");
     let page = report.text.to_lowercase();
     for tag in ["<script", "<img", "<link", "<iframe", "<svg onload", "@import", "url(", "href="] {
         assert!(!page.contains(tag), "{tag}");

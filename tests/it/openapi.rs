@@ -356,6 +356,7 @@ async fn the_document_and_its_page_come_from_the_server_alone() {
     assert!(app.get("/openapi.json").await.ok() == committed(), "another document than the committed one");
     let page = app.get("/docs").await;
     assert_eq!((page.status.as_u16(), essence(&page)), (200, "text/html"));
+    assert_eq!(page.header("content-security-policy"), "frame-ancestors 'none'");
     let after = |attribute| page.text.split(attribute).skip(1).filter_map(|rest| rest.split_once('"'));
     let links: Vec<&str> = ["src=\"", "href=\""].into_iter().flat_map(after).map(|(link, _)| link).collect();
     assert!(links.len() > 5, "{links:?}");
