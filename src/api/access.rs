@@ -146,10 +146,16 @@ fn need_of(request: &Request) -> Option<Need> {
     listed(request.method(), pattern).or_else(|| (!is_known()).then_some(ADMIN))
 }
 
-/// Whether the table has exactly this route.
+/// A pattern as the OpenAPI document has it, which knows no wildcards.
+#[must_use]
+pub fn documented(pattern: &str) -> String {
+    pattern.replace("{*", "{")
+}
+
+/// Whether the table has exactly this route, written as here or as in the document.
 #[must_use]
 pub fn is_listed(method: &Method, pattern: &str) -> bool {
-    let is_one = |listed: &str| listed == pattern && !listed.ends_with('*');
+    let is_one = |listed: &str| documented(listed) == documented(pattern) && !listed.ends_with('*');
     ROUTES.iter().any(|(known, listed, _)| known == method && is_one(listed))
 }
 

@@ -72,7 +72,7 @@ pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::Open
             for (method, operation) in operations(&mut item) {
                 operation.security = access::listed(&method, &path).map(security);
             }
-            (path.replace("{*", "{"), item)
+            (access::documented(&path), item)
         })
         .collect();
     document

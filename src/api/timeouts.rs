@@ -19,7 +19,7 @@ use super::state::AppState;
 #[derive(Clone, Debug)]
 pub struct Timeouts {
     usual: Duration,
-    /// By method and pattern, such as `POST /grains/search`.
+    /// By method and pattern as the OpenAPI document has it, such as `POST /grains/search`.
     of_routes: BTreeMap<String, Duration>,
 }
 
@@ -38,7 +38,10 @@ impl Timeouts {
     pub fn new(usual: Duration, of_routes: BTreeMap<String, Duration>) -> Result<Self, UnknownRoute> {
         match of_routes.keys().find(|route| !is_route(route)) {
             Some(route) => Err(UnknownRoute(route.clone())),
-            None => Ok(Self { usual, of_routes }),
+            None => {
+                let of_routes = of_routes.into_iter().map(|(route, time)| (access::documented(&route), time)).collect();
+                Ok(Self { usual, of_routes })
+            }
         }
     }
 
@@ -51,7 +54,7 @@ impl Timeouts {
         let Some(pattern) = request.extensions().get::<MatchedPath>() else { return usual };
         // Axum answers HEAD with the route of GET.
         let method = if request.method() == Method::HEAD { &Method::GET } else { request.method() };
-        let route = format!("{method} {}", pattern.as_str());
+        let route = access::documented(&format!("{method} {}", pattern.as_str()));
         match self.of_routes.get(&route) {
             Some(time) => (*time, format!("server.route_timeouts.{route:?}").into()),
             None => usual,
@@ -84,9 +87,10 @@ mod tests {
     #[test]
     fn times_are_given_to_routes_that_there_are() {
         let with = |route: &str| Timeouts::new(Duration::ZERO, BTreeMap::from([(route.to_owned(), Duration::ZERO)]));
-        for route in ["POST /embed", "GET /models/{name}", "POST /v1/embeddings", "GET /v1/models/{*name}"] {
-            assert!(with(route).is_ok(), "{route}");
+        for route in ["POST /embed", "GET /models/{name}", "POST /v1/embeddings", "GET /v1/models/{name}"] {
+            assert!(with(route).expect("a route").of_routes.contains_key(route), "{route}");
         }
+        assert!(with("GET /v1/models/{*name}").expect("a route").of_routes.contains_key("GET /v1/models/{name}"));
         for other in ["", "/embed", "GET /embed", "post /embed", "POST /embed/", "GET /models/x", "GET /docs*", "A B C"]
         {
             assert_eq!(with(other).err(), Some(UnknownRoute(other.to_owned())), "{other}");
