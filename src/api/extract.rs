@@ -74,14 +74,14 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Keyed<T> {
 
 fn idempotency_key(request: &Request) -> Result<Option<String>, ApiError> {
     const MAX_CHARS: usize = 255;
-    let Some(value) = request.headers().get("idempotency-key") else { return Ok(None) };
-    match value.to_str() {
-        Ok(key) if (1..=MAX_CHARS).contains(&key.len()) => Ok(Some(key.to_owned())),
-        _ => {
-            let sentence = format!("`Idempotency-Key` has 1 to {MAX_CHARS} visible characters of ASCII");
-            Err(ApiError::new(Code::InvalidRequest, sentence).with_param("Idempotency-Key"))
-        }
-    }
+    let mut values = request.headers().get_all("idempotency-key").iter();
+    let Some(value) = values.next() else { return Ok(None) };
+    let sentence = match value.to_str() {
+        _ if values.next().is_some() => "`Idempotency-Key` is there more than once: send one key".to_owned(),
+        Ok(key) if (1..=MAX_CHARS).contains(&key.len()) => return Ok(Some(key.to_owned())),
+        _ => format!("`Idempotency-Key` has 1 to {MAX_CHARS} visible characters of ASCII"),
+    };
+    Err(ApiError::new(Code::InvalidRequest, sentence).with_param("Idempotency-Key"))
 }
 
 /// Refuses a compressed body: what is small on its way could become anything here.

@@ -682,6 +682,8 @@ async fn a_request_with_an_idempotency_key_is_carried_out_once() {
     let long = "k".repeat(256);
     let answer = with_header(&app, Method::POST, "/grains", ("idempotency-key", &long), body.clone()).await;
     refused(&answer, 422, "invalid_request", "1 to 255");
+    let twice = app.request(Method::POST, "/grains").header("idempotency-key", "a").header("idempotency-key", "b");
+    refused(&send(twice.json(&body)).await, 422, "invalid_request", "more than once");
     assert_eq!(count(&app).await, 3);
 
     let id = first.ok()["id"].as_str().expect("an id").to_owned();
