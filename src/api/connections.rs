@@ -9,6 +9,7 @@ mod accept;
 mod activity;
 mod crowd;
 pub mod files;
+mod rest;
 mod tls;
 
 use std::convert::Infallible;
@@ -31,8 +32,9 @@ use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use self::accept::{Accepted, Door};
-use self::activity::{Activity, Answer, Arriving, MAX_PIECE_BYTES, Silence, Watched};
+use self::activity::{Activity, Answer, Arriving, Begun, MAX_PIECE_BYTES, Silence, Watched};
 use self::crowd::Crowd;
+use self::rest::Rest;
 pub use self::tls::{Tls, TlsError, TlsFiles};
 use super::forwarded::Peer;
 use crate::shutdown::Shutdown;
@@ -128,17 +130,19 @@ where
     let io = TokioIo::new(Watched::new(stream, Arc::clone(&activity)));
     let router = TowerToHyperService::new(router);
     let service = {
-        let (activity, leaving) = (Arc::clone(&activity), shutdown.leaving().clone());
+        let (activity, shutdown) = (Arc::clone(&activity), Arc::new(shutdown.clone()));
         service_fn(move |mut request: Request<Incoming>| {
             let version = request.version();
             let begun = activity.begin(version);
             request.extensions_mut().insert(Peer(peer));
+            let (request, rest) = rest::keep(request);
             let request = request.map(|body| Arriving::new(body, &begun));
-            let (answer, leaving) = (router.call(request), leaving.clone());
+            let (answer, shutdown) = (router.call(request), Arc::clone(&shutdown));
             async move {
                 let Ok(mut response) = answer.await;
+                read_to_end(rest, &begun, &shutdown);
                 // HTTP/2 knows no such header: its connections are told when the shutdown begins.
-                if leaving.is_cancelled() && version != Version::HTTP_2 {
+                if shutdown.leaving().is_cancelled() && version != Version::HTTP_2 {
                     response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
                 }
                 Ok::<_, Infallible>(response.map(|body| Answer::new(body, begun)))
@@ -207,6 +211,16 @@ where
             }
         }
     }
+}
+
+/// Reads what is left of a request that is answered, while the answer is sent.
+fn read_to_end(rest: Rest, begun: &Begun, shutdown: &Shutdown) {
+    let Some(left) = rest.left() else { return };
+    let activity = begun.activity();
+    shutdown.spawn("read the rest of a request", async move {
+        rest::discard(left).await;
+        activity.end_rest();
+    });
 }
 
 /// Ends when the shutdown begins; on a connection that owes a head, somewhat later: told to end, it would lose a request

@@ -145,6 +145,49 @@ async fn who_asks_before_sending_too_large_a_body_need_not_send_it() {
 }
 
 #[tokio::test]
+async fn who_sends_all_first_finds_the_answer_to_what_is_refused_unread() {
+    let app = serve("").await;
+    let piece = "x".repeat(64 << 10);
+    for (request, host, status) in [
+        ("POST /embed", "localhost", 415),
+        ("POST /nothing", "localhost", 404),
+        ("PUT /embed", "localhost", 405),
+        ("POST /embed", "evil.example", 421),
+    ] {
+        for length in ["content-length: 1048576", "transfer-encoding: chunked"] {
+            let mut raw = Raw::open(&app).await;
+            let head = format!("{request} HTTP/1.1\r\nhost: {host}\r\ncontent-type: text/plain\r\n{length}");
+            raw.send(&format!("{head}\r\nconnection: close\r\n\r\n")).await;
+            for _ in 0..16 {
+                // The answer is there before it.
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let is_chunked = length.ends_with("chunked");
+                raw.send(&if is_chunked { format!("10000\r\n{piece}\r\n") } else { piece.clone() }).await;
+            }
+            if length.ends_with("chunked") {
+                raw.send("0\r\n\r\n").await;
+            }
+            let answer = raw.read_to_end().await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{request} {length}: {answer}");
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_is_left_of_a_refused_request_is_not_waited_for_long() {
+    let app = serve("").await;
+    // One that never comes, and one that is too long to be read.
+    for length in [1_000, 5 << 20] {
+        let mut raw = Raw::open(&app).await;
+        raw.send(&format!("POST /nothing HTTP/1.1\r\nhost: localhost\r\ncontent-length: {length}\r\n\r\n")).await;
+        let answer = tokio::time::timeout(Duration::from_secs(30), raw.read_to_end()).await.expect("it is closed");
+        assert!(answer.starts_with("HTTP/1.1 404"), "{length}: {answer}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_head_has_its_time_and_so_has_a_connection_that_asks_nothing() {
     let app = serve("header_timeout = \"2s\"").await;
     let mut kept = Raw::open(&app).await;

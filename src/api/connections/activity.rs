@@ -97,9 +97,20 @@ impl Activity {
         }
     }
 
-    /// Ends when a silence has begun, or a shorter one.
+    /// Ends when a silence has begun, or a shorter one, or when the connection is to be driven once more.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
+    }
+
+    /// Nobody reads any more of a request that was answered before its end. Its bytes were no head, and hyper does not see
+    /// by itself that none are wanted.
+    pub(super) fn end_rest(&self) {
+        let mut state = self.state.lock();
+        if state.n_requests == 0 {
+            state.silence = Silence::Between(Instant::now());
+        }
+        drop(state);
+        self.changed.notify_one();
     }
 
     /// A head is whole.
@@ -147,6 +158,11 @@ impl Activity {
 }
 
 impl Begun {
+    /// The connection's.
+    pub(super) fn activity(&self) -> Arc<Activity> {
+        Arc::clone(&self.activity)
+    }
+
     /// A part of the answer is there.
     fn offer(&self, answer: &Weak<Mutex<Option<Untaken>>>) {
         let mut state = self.activity.state.lock();
@@ -536,6 +552,15 @@ mod tests {
         let last = answer.frame().await.expect("not its end").expect("no error");
         assert_eq!(last.into_trailers().expect("trailers"), trailers);
         assert!(answer.frame().await.is_none());
+    }
+
+    #[test]
+    fn the_rest_of_a_request_that_is_answered_is_no_head() {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        drop(activity.begin(Version::HTTP_11));
+        activity.bytes_came();
+        activity.end_rest();
+        assert!(matches!(activity.silence(), Some(Silence::Between(_))));
     }
 
     #[test]
