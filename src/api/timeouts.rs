@@ -36,13 +36,11 @@ impl Timeouts {
     /// # Errors
     /// [`UnknownRoute`] with the first that is none.
     pub fn new(usual: Duration, of_routes: BTreeMap<String, Duration>) -> Result<Self, UnknownRoute> {
-        match of_routes.keys().find(|route| !is_route(route)) {
-            Some(route) => Err(UnknownRoute(route.clone())),
-            None => {
-                let of_routes = of_routes.into_iter().map(|(route, time)| (access::documented(&route), time)).collect();
-                Ok(Self { usual, of_routes })
-            }
+        if let Some(route) = of_routes.keys().find(|route| !is_route(route)) {
+            return Err(UnknownRoute(route.clone()));
         }
+        let of_routes = of_routes.into_iter().map(|(route, time)| (access::documented(&route), time)).collect();
+        Ok(Self { usual, of_routes })
     }
 
     /// The time of a request, and the setting that says so.
