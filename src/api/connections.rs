@@ -186,7 +186,7 @@ where
                     continue;
                 }
                 if matches!(silence, Some(Silence::Unread(_))) {
-                    let are_others = activity.give_up_unread(limits.body_timeout);
+                    let Some(are_others) = activity.give_up_unread(limits.body_timeout) else { continue };
                     tracing::info!(
                         %peer,
                         "an answer was given up: nobody took any of it for {} s (`server.body_timeout`)",

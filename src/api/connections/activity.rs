@@ -124,10 +124,13 @@ impl Activity {
 
     /// Gives up the answers of which nobody has taken anything for so long, and with them what they hold. Answers whether
     /// there are or were others in this time: over HTTP/2 they may be somebody else's, whom a proxy lets share the
-    /// connection.
-    pub(super) fn give_up_unread(&self, after: Duration) -> bool {
+    /// connection. `None` when there is none to give up any more.
+    pub(super) fn give_up_unread(&self, after: Duration) -> Option<bool> {
         let state = self.state.lock();
         let unread: Vec<_> = state.owed().filter(|offered| offered.moved.elapsed() >= after).collect();
+        if unread.is_empty() {
+            return None;
+        }
         let are_others = state.n_requests > unread.len() || state.moved.elapsed() < after;
         let unread: Vec<_> = unread.into_iter().filter_map(|offered| offered.answer.upgrade()).collect();
         // What is dropped tells so.
@@ -135,7 +138,7 @@ impl Activity {
         for answer in unread {
             answer.lock().take();
         }
-        are_others
+        Some(are_others)
     }
 
     fn bytes_went(&self) {
@@ -466,18 +469,23 @@ mod tests {
         let patience = Duration::from_millis(500);
         std::thread::sleep(patience);
         assert_eq!(next_data(&mut taken).await, "hello");
-        assert!(activity.give_up_unread(patience));
+        assert_eq!(activity.give_up_unread(patience), Some(true));
         assert!(unread.frame().await.expect("not its end").is_err());
         assert!(!unread.is_end_stream(), "it looks whole");
         assert!(taken.frame().await.is_none(), "it was cut");
         drop((taken, being_made));
         // Nothing is left of the one that was given up.
         assert!(matches!(activity.silence(), Some(Silence::Between(_))));
-        let _unread = Answer::new("hello".into(), activity.begin(Version::HTTP_2));
-        drop(Answer::new("hello".into(), activity.begin(Version::HTTP_2)));
-        assert!(activity.give_up_unread(patience), "there was another just now");
+        let unread = || Answer::new("hello".into(), activity.begin(Version::HTTP_2));
+        let first = unread();
+        assert_eq!(activity.give_up_unread(patience), None, "it has waited for less");
         std::thread::sleep(patience);
-        assert!(!activity.give_up_unread(patience), "there are no others");
+        drop(unread());
+        assert_eq!(activity.give_up_unread(patience), Some(true), "there was another just now");
+        drop(first);
+        let _last = unread();
+        std::thread::sleep(patience);
+        assert_eq!(activity.give_up_unread(patience), Some(false), "there are no others");
     }
 
     #[test]
@@ -502,7 +510,7 @@ mod tests {
             for _ in 0..2 {
                 arriving.frame().await.expect("not its end").expect("no error");
                 assert_eq!(activity.silence(), None);
-                assert!(activity.give_up_unread(Duration::ZERO), "the request is still sent");
+                assert_eq!(activity.give_up_unread(Duration::ZERO), None, "the request is still sent");
             }
             let sent = Instant::now();
             assert!(arriving.frame().await.is_none());
