@@ -347,6 +347,7 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
         format!(r#"{{"id": "lists", "text": "x", "attributes": {{"a": [{}0]}}}}"#, "[], ".repeat(30_000)),
         r#"{"id": "late", "text": "of the year 10000 in UTC", "created_at": "9999-12-31T23:59:59-01:00"}"#.to_owned(),
         json!({"id": "nul", "text": "a time with a NUL", "created_at": "2026-01-31\u{0}12:00:00Z"}).to_string(),
+        r#"{"id": "both", "text": "tags beside meta", "tags": ["a"], "meta": {"source": "b"}}"#.to_owned(),
         r#"{"id": "last", "text": "the last, without an end of its line"}"#.to_owned(),
     ];
     let mut imported = import(&app, "", body.join("\n")).await;
@@ -369,10 +370,11 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
             (13, None, "body_too_large"),
             (14, Some("late"), "invalid_request"),
             (15, Some("nul"), "invalid_request"),
+            (16, Some("both"), "invalid_request"),
         ],
         "{imported:?}"
     );
-    assert_eq!((imported.counts(), &imported.end["complete"]), ([15, 2, 0, 0, 0, 13], &json!(true)));
+    assert_eq!((imported.counts(), &imported.end["complete"]), ([16, 2, 0, 0, 0, 14], &json!(true)));
     assert_eq!(count(&app).await, 2);
     let refused = send(app.request(Method::POST, "/grains/import").json(&json!({"text": "a"}))).await.problem();
     assert_eq!((refused.0, refused.1.as_str()), (415, "content_type"));

@@ -4,7 +4,7 @@ use std::convert::Infallible;
 
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, Query};
-use axum::http::HeaderMap;
+use axum::http::{HeaderMap, Version};
 use axum::response::Response;
 use futures::{Stream, StreamExt};
 use serde::de::IgnoredAny;
@@ -167,6 +167,7 @@ pub async fn import(
     Kept(grains): Kept,
     query: Result<Query<ImportQuery>, QueryRejected>,
     holder: Option<Extension<Holder>>,
+    version: Version,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Response, ApiError> {
@@ -182,7 +183,8 @@ pub async fn import(
     let reader = LineReader::new(body, usize::try_from(max_line).unwrap_or(usize::MAX));
     let lines = lines(reader, LineRules { max_line, unknown_vectors: options.unknown_vectors });
     let import = grains.import(lines, options)?;
-    if awaits_continue(&headers) {
+    // Over HTTP/2 nobody is told so, and none waits.
+    if version < Version::HTTP_2 && awaits_continue(&headers) {
         // Nobody tells when the body is given up unread.
         let _ = has_begun.await;
     }
@@ -374,6 +376,10 @@ impl LineBody {
         });
         let created_at = created_at.transpose()?;
         let is_shown = self.meta.is_some();
+        if is_shown && (space.is_some() || self.source.is_some() || self.tags.is_some() || self.attributes.is_some()) {
+            let sentence = "`meta` has the place of `source`, `tags`, `attributes` and `space`: move them into it, or leave it out";
+            return Err(refused("meta", sentence));
+        }
         let meta = self.meta.unwrap_or_default();
         let space = if is_shown { meta.space } else { space };
         // Without a vector, its space is only where it was.
