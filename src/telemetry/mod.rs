@@ -58,7 +58,7 @@ metric_names! {
     describe_counter TEXTS = "granary_texts_total": "Texts embedded, by `model`.";
     describe_counter TOKENS = "granary_tokens_total": "Tokens embedded, without padding, by `model`.";
     describe_counter TRUNCATED_TEXTS = "granary_truncated_texts_total": "Texts that were cut to what the model takes, by `model`.";
-    describe_histogram EMBED_DURATION = "granary_embed_duration_seconds": "Seconds from the engine's call to its vectors, by `model`.";
+    describe_histogram EMBED_DURATION = "granary_embed_duration_seconds": "Seconds of a request's embedding, the wait for the model included, by `model`.";
     describe_gauge QUEUE_TOKENS = "granary_queue_tokens": "Tokens that wait for a model, by `model`.";
     describe_counter CACHE_HITS = "granary_embedding_cache_hits_total": "Texts whose vector was in the embedding cache, by `model`.";
     describe_counter CACHE_MISSES = "granary_embedding_cache_misses_total": "Texts whose vector was not in the embedding cache, by `model`.";
