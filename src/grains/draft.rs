@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::error::{GrainError, Refusal};
+use super::error::GrainError;
+use super::refusal::Refusal;
 use super::service::GrainLimits;
 use super::store::ReceiptKey;
 use crate::domain::{Content, Grain, Provenance, SpaceId};

@@ -8,7 +8,8 @@ use uuid::Uuid;
 
 use super::draft::{Draft, Outcome, Patch, Precondition, PutIf, SuppliedVector, Token, check_content};
 use super::embedding::{Plan, Planned};
-use super::error::{GrainError, Refusal};
+use super::error::GrainError;
+use super::refusal::Refusal;
 use super::service::Grains;
 use super::store::{
     Applied, Atomicity, Batch, Committed, Expected, NewReceipt, NewVector, Numbered, Page, PageRequest, Receipt, Sort,

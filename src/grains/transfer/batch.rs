@@ -6,7 +6,8 @@ use tokio::sync::Mutex;
 
 use super::super::draft::{Draft, SuppliedVector, check_content};
 use super::super::embedding::{Plan, Planned, TEXTS_AT_ONCE};
-use super::super::error::{GrainError, Refusal};
+use super::super::error::GrainError;
+use super::super::refusal::Refusal;
 use super::super::service::Grains;
 use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Numbered, Page, Vectors};
 use super::super::writing::TRIES;

@@ -17,7 +17,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
 
-use super::super::error::{GrainError, Refusal};
+use super::super::error::GrainError;
+use super::super::refusal::Refusal;
 use super::super::service::Grains;
 use super::batch::{Fate, Line, Lines, Prepared, Verdict, Writer};
 use super::lines::{ImportEntry, ImportLine, ImportSpace, ReadingEnded};

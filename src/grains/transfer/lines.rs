@@ -5,7 +5,8 @@ use std::time::Duration;
 use serde_json::Value;
 
 use super::super::draft::Draft;
-use super::super::error::{GrainError, Refusal};
+use super::super::error::GrainError;
+use super::super::refusal::Refusal;
 use crate::domain::{CreatedAt, DeclaredSpace, Fingerprint};
 
 /// A line of an import.
