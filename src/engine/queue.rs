@@ -14,7 +14,8 @@ use std::sync::Arc;
 
 use super::job::Job;
 
-/// The widest batch, in tokens, that takes texts of any shorter length: padding them costs next to nothing there.
+/// The widest batch, in tokens, that takes texts of any shorter length, as far as `max_padding` lets it: padding them
+/// costs next to nothing there.
 const SHORT_WIDTH: usize = 32;
 
 /// A job of this many tokens or fewer is a query: a search, or a passage.
@@ -40,6 +41,9 @@ pub struct BatchLimits {
     pub max_request_tokens: usize,
     /// Widths are multiples of this: a provider that compiles per shape wants few shapes.
     pub width_step: usize,
+    /// Tokens that a text may be shorter than the longest in its batch, besides what holds for all providers: what a run
+    /// of its own would cost.
+    pub max_padding: usize,
 }
 
 impl BatchLimits {
@@ -201,7 +205,11 @@ impl Queue {
         let longest = first.longest()?;
         let width = longest.next_multiple_of(limits.width_step);
         let capacity = (limits.max_batch_tokens / width).clamp(1, limits.max_batch_texts).min(share_of_texts);
-        let fits = |n_tokens: usize| n_tokens <= width && (width <= SHORT_WIDTH || n_tokens * 4 >= longest * 3);
+        let fits = |n_tokens: usize| {
+            n_tokens <= width
+                && longest.saturating_sub(n_tokens) <= limits.max_padding
+                && (width <= SHORT_WIDTH || n_tokens * 4 >= longest * 3)
+        };
         let mut items = Vec::with_capacity(capacity);
         // A job's own texts come longest first, so the run stops at the first that would be mostly padding: it leads a
         // narrower batch of its own later.
@@ -276,6 +284,7 @@ pub(super) mod tests {
         max_queue_tokens: 2_000,
         max_request_tokens: 50_000,
         width_step: 16,
+        max_padding: usize::MAX,
     };
     pub(in super::super) const FINISH: Finish = Finish { dimensions: 1, normalize: false };
 
@@ -329,6 +338,15 @@ pub(super) mod tests {
         let _large = push(&mut queue, &[30, 12, 12], Line::Requests);
         let _query = push(&mut queue, &[20], Line::Queries);
         assert_eq!(lengths(&queue.take_batch(&LIMITS, 1).expect("work")), [30, 12, 12, 20]);
+    }
+
+    #[test]
+    fn a_text_whose_padding_costs_more_than_a_run_runs_apart() {
+        let mut queue = Queue::default();
+        let limits = BatchLimits { max_padding: 10, width_step: 1, ..LIMITS };
+        let _job = push(&mut queue, &[60, 50, 49, 12, 2, 1], Line::Requests);
+        let mut next = || lengths(&queue.take_batch(&limits, 1).expect("work"));
+        assert_eq!([next(), next(), next(), next()], [vec![60, 50], vec![49], vec![12, 2], vec![1]]);
     }
 
     #[test]
