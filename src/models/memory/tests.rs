@@ -1,0 +1,201 @@
+//! What fits beside what, and what counts as the models'.
+
+use std::time::Duration;
+
+use super::*;
+
+fn candidate(model: &'static str, seconds_ago: u64) -> Candidate<&'static str> {
+    Candidate {
+        model,
+        is_busy: false,
+        is_active: false,
+        holds_grains: false,
+        last_used: Instant::now().checked_sub(Duration::from_secs(seconds_ago)).expect("the clock has run as long"),
+    }
+}
+
+#[test]
+fn the_idle_model_that_was_not_used_for_longest_goes_first() {
+    let busy = Candidate { is_busy: true, ..candidate("busy", 9) };
+    let active = Candidate { is_active: true, ..candidate("active", 8) };
+    let needed = Candidate { holds_grains: true, ..candidate("needed", 7) };
+    let mut all = vec![busy, active, needed, candidate("recent", 1), candidate("old", 5)];
+    for expected in ["old", "recent", "active", "needed", "busy"] {
+        assert_eq!(first_to_go(all.clone()), Some(expected));
+        all.retain(|candidate| candidate.model != expected);
+    }
+    assert_eq!(first_to_go(all), None);
+}
+
+/// 300 MiB of a process that takes `empty_bytes` without models.
+fn memory(budget_of: BudgetOf, empty_bytes: u64) -> Memory {
+    Memory { empty_bytes, ..Memory::new(Some(300 << 20), budget_of) }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_grains_and_caches_take_is_none_of_the_models_and_out_of_a_share_of_the_machine() {
+    for (budget_of, budget_bytes) in [(BudgetOf::Models, 300 << 20), (BudgetOf::Process, 100 << 20)] {
+        let memory = memory(budget_of, 0);
+        assert!(memory.used_bytes() > 0);
+        memory.note_grains(150 << 20);
+        memory.note_cache(50 << 20);
+        assert_eq!(memory.budget_bytes(), Some(budget_bytes));
+        memory.note_grains(1 << 50);
+        assert_eq!(memory.used_bytes(), 0);
+    }
+}
+
+#[test]
+fn what_cannot_fit_is_refused_with_the_numbers() {
+    let memory = memory(BudgetOf::Models, u64::MAX);
+    let name = ModelName::parse("m").expect("a name");
+    let large = Expected { weights_bytes: 90 << 20, bytes: 564 << 20, ..Expected::default() };
+    let refused = memory.check(&name, large, Others::default()).expect_err("too large");
+    assert!(refused.is_permanent() && refused.is_estimate);
+    let sentence = refused.to_string();
+    for part in ["564.0 MiB by estimate", "300.0 MiB", "Raise the budget", "fewer `workers`"] {
+        assert!(sentence.contains(part), "{sentence}");
+    }
+    memory.record(&name, large.weights_bytes, 250 << 20);
+    assert_eq!(memory.check(&name, large, Others::default()), Ok(()), "what was measured counts");
+}
+
+#[test]
+fn who_could_go_is_named_only_where_somebody_stays() {
+    let memory = memory(BudgetOf::Models, u64::MAX);
+    let refusal = DoesNotFit {
+        needed_bytes: 200 << 20,
+        is_estimate: false,
+        used_bytes: 150 << 20,
+        budget_bytes: memory.budget_bytes().expect("there is one"),
+        others_stay: false,
+    };
+    assert!(refusal.to_string().contains(". Raise the budget"), "{refusal}");
+    let refusal = DoesNotFit { others_stay: true, ..refusal };
+    assert!(refusal.to_string().contains(". Unload or unpin another model"), "{refusal}");
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_is_left_is_never_more_than_it_was_without_models_and_what_stays() {
+    let mut memory = memory(BudgetOf::Models, 0);
+    let others = Others { n_models: 2, grown_bytes: 1, bytes: 5 << 30, n_staying: 1, staying_bytes: 5 << 30 };
+    assert!(memory.left_bytes(others) < memory.used_bytes() + (6 << 30), "nothing is known of it");
+    memory.residue_bytes = AtomicU64::new(7);
+    assert_eq!(memory.left_bytes(Others::default()), 7);
+    assert_eq!(memory.left_bytes(others), 7 + (5 << 30));
+    let unused = Others { bytes: 1 << 50, ..others };
+    assert_eq!(memory.left_bytes(unused), 7 + (5 << 30), "what they will take is not theirs yet");
+    let heavy = Others { grown_bytes: 1 << 50, ..others };
+    assert_eq!(memory.left_bytes(heavy), 5 << 30, "what others take now was not there then");
+    memory.note_residue();
+    assert_eq!(memory.left_bytes(Others::default()), 7, "it was less before");
+}
+
+#[test]
+fn what_loaded_models_will_take_is_not_there_for_another() {
+    let memory = memory(BudgetOf::Models, u64::MAX);
+    let name = ModelName::parse("m").expect("a name");
+    let expected = Expected { bytes: 100 << 20, ..Expected::default() };
+    let check = |bytes| memory.check(&name, expected, Others { n_models: 1, bytes, ..Others::default() });
+    assert_eq!(check(200 << 20), Ok(()));
+    let refusal = check(201 << 20).expect_err("it does not fit beside that");
+    assert_eq!(refusal.used_bytes, 201 << 20);
+}
+
+#[test]
+fn what_was_measured_is_of_one_models_files() {
+    let memory = memory(BudgetOf::Models, u64::MAX);
+    let name = ModelName::parse("m").expect("a name");
+    memory.record(&name, 200 << 20, 250 << 20);
+    let same = Expected { weights_bytes: 200 << 20, bytes: 100 << 20, ..Expected::default() };
+    let others = Others { n_models: 1, bytes: 100 << 20, ..Others::default() };
+    let check = |expected| memory.check(&name, expected, others);
+    assert_eq!(check(same).expect_err("it took more").needed_bytes, 250 << 20);
+    let smaller = Expected { weights_bytes: 1 << 20, bytes: 2 << 20, ..Expected::default() };
+    assert_eq!(check(smaller), Ok(()), "its files are others now");
+    memory.forget(&name);
+    assert_eq!(check(same), Ok(()), "it is another model now");
+}
+
+#[test]
+fn a_measurement_that_would_forbid_a_model_for_good_is_made_anew_where_it_is_expected_to_fit() {
+    let memory = memory(BudgetOf::Models, u64::MAX);
+    let name = ModelName::parse("m").expect("a name");
+    memory.record(&name, 90 << 20, 400 << 20);
+    let check = |bytes, of_others| {
+        let expected = Expected { weights_bytes: 90 << 20, bytes, ..Expected::default() };
+        memory.check(&name, expected, Others { bytes: of_others, ..Others::default() })
+    };
+    assert_eq!(check(200 << 20, 100 << 20), Ok(()));
+    // What would fit once another has gone drives it out for nothing, if it was measured right.
+    for (bytes, of_others) in [(301 << 20, 0), (200 << 20, 101 << 20)] {
+        let refusal = check(bytes, of_others).expect_err("it does not fit");
+        assert_eq!((refusal.needed_bytes, refusal.is_estimate), (400 << 20, false));
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_grains_and_caches_take_while_a_model_loads_is_not_the_models() {
+    // Beside the second one, nothing counts as used.
+    for empty_bytes in [0, u64::MAX] {
+        let memory = memory(BudgetOf::Models, empty_bytes);
+        memory.note_cache(8 << 20);
+        let before = memory.held();
+        let of_grains = vec![1_u8; 64 << 20];
+        memory.note_grains(64 << 20);
+        let grown = memory.grown_bytes(before);
+        assert!(grown < 16 << 20, "{grown} bytes besides {}", of_grains.len());
+        let of_model = vec![1_u8; 64 << 20];
+        let grown = memory.grown_bytes(before);
+        assert!((48 << 20..96 << 20).contains(&grown), "{grown} bytes for {}", of_model.len());
+        memory.note_grains(1 << 50);
+        assert_eq!(memory.grown_bytes(before), 0);
+    }
+}
+
+#[test]
+fn what_a_deleted_model_took_is_not_shown_of_the_next_of_its_name() {
+    let recorder = metrics_exporter_prometheus::PrometheusBuilder::new().build_recorder();
+    let shows = |value: &str| {
+        let text = recorder.handle().render();
+        text.contains(&format!("granary_model_memory_bytes{{model=\"m\"}} {value}\n"))
+    };
+    metrics::with_local_recorder(&recorder, || {
+        let memory = memory(BudgetOf::Models, u64::MAX);
+        let name = ModelName::parse("m").expect("a name");
+        memory.forget(&name);
+        assert!(!shows("0"), "it was never loaded");
+        memory.record(&name, 1, 77);
+        assert!(shows("77"));
+        memory.forget(&name);
+        assert!(shows("0"));
+    });
+}
+
+#[test]
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn what_the_allocator_keeps_of_requests_drives_no_model_out() {
+    let blocks: Vec<Box<[u8]>> = (0..100_000).map(|_| vec![1; 1_000].into()).collect();
+    // Behind the others, so that these stay when they are freed.
+    let last: Box<[u8]> = vec![1; 1_000].into();
+    let memory = Memory::new(Some(32 << 20), BudgetOf::Models);
+    let memory = Memory { empty_bytes: memory.empty_bytes.saturating_sub(100 << 20), ..memory };
+    let expected = Expected { bytes: 8 << 20, ..Expected::default() };
+    let check = || memory.check(&ModelName::parse("m").expect("a name"), expected, Others::default());
+    assert!(memory.excess_bytes() > 0 && check().is_err(), "they are in use");
+    drop(blocks);
+    assert!(memory.used_bytes() > 64 << 20, "they are kept");
+    assert_eq!((memory.excess_bytes(), check()), (0, Ok(())));
+    drop(last);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn the_resident_set_grows_with_what_is_touched() {
+    let before = resident_bytes();
+    let touched = vec![1_u8; 64 << 20];
+    assert!(resident_bytes() >= before + (48 << 20), "{} bytes", touched.len());
+}
