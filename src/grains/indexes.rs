@@ -7,6 +7,7 @@
 
 mod changing;
 mod making;
+mod taken;
 #[cfg(test)]
 mod tests;
 
@@ -18,13 +19,14 @@ use parking_lot::RwLock;
 
 use self::changing::Changing;
 use self::making::{build, dimensions_of, mark};
+use self::taken::Taken;
 use super::error::GrainError;
 use super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
 use super::store::{GrainStore, Identity, NewVector, Scored, TextFate};
 use super::vector::unit;
 use crate::domain::SpaceId;
 use crate::shutdown::blocking;
-use crate::telemetry::{self, with_causes};
+use crate::telemetry::with_causes;
 
 pub use self::making::check_saved;
 
@@ -37,6 +39,7 @@ pub struct Indexes {
     folder: PathBuf,
     identity: Identity,
     all: Arc<RwLock<All>>,
+    taken: Arc<Taken>,
 }
 
 /// Every index, and how often grains have moved between them.
@@ -46,6 +49,7 @@ struct All {
     /// The order of spaces as the database has it, those included that hold no vectors.
     order: Vec<SpaceId>,
     n_moves: u64,
+    taken: Arc<Taken>,
 }
 
 /// The index of one space.
@@ -93,7 +97,7 @@ impl Indexes {
                     if !matches!(reason, NotLoaded::Absent) {
                         tracing::warn!(%space, reason = with_causes(&reason), "a saved index is not used");
                     }
-                    build(store, &space, options).await?
+                    build(store, &space, options, &Taken::default()).await?
                 }
             };
             tracing::info!(%space, n_vectors = index.len(), took = ?began.elapsed(), "the index of a space is ready");
@@ -107,12 +111,18 @@ impl Indexes {
             index.set_epoch(identity.epoch.clone())?;
             in_order.push(OneIndex { space, state: State::Whole(Box::new(index)) });
         }
-        let mut all = All { in_order, order, n_moves: 0 };
+        let mut all = All { in_order, order, ..All::default() };
         // An index that was saved while another one was broken serves grains of that one, too.
         all.settle_all();
-        let indexes = Self { folder, identity, all: Arc::new(RwLock::new(all)) };
+        let indexes = Self::of(all, folder, identity);
         indexes.measure();
         Ok(indexes)
+    }
+
+    fn of(all: All, folder: PathBuf, identity: Identity) -> Self {
+        all.note_taken();
+        let taken = Arc::clone(&all.taken);
+        Self { folder, identity, all: Arc::new(RwLock::new(all)), taken }
     }
 
     /// The spaces that serve grains, in their order.
@@ -247,7 +257,7 @@ impl Indexes {
         let broken: Vec<(SpaceId, usize)> = self.all.read().in_order.iter().filter_map(OneIndex::broken).collect();
         for (space, dimensions) in broken {
             let options = IndexOptions::new(self.folder.clone(), dimensions, mark(&self.identity, &space));
-            match build(store, &space, options).await {
+            match build(store, &space, options, &self.taken).await {
                 Ok(whole) => {
                     tracing::info!(%space, n_vectors = whole.len(), "a broken index was made again");
                     let mut all = Changing(self.all.write());
@@ -260,12 +270,13 @@ impl Indexes {
                 }
                 Err(error) => tracing::error!(%space, "an index stays broken: {}", with_causes(&error)),
             }
+            self.taken.note_unfinished(0);
         }
     }
 
     /// Notes that an index was looked into and could not be read: it is broken until it is made again.
     pub(super) fn note_unreadable(&self, space: &SpaceId, error: &IndexError) {
-        let mut all = self.all.write();
+        let mut all = Changing(self.all.write());
         if let Some(index) = all.in_order.iter_mut().find(|index| index.space == *space) {
             index.break_for(error);
         }
@@ -299,23 +310,6 @@ impl Indexes {
             }
         })
         .await;
-    }
-
-    /// What all of them take of memory, in bytes.
-    pub(super) fn memory_bytes(&self) -> u64 {
-        self.all.read().in_order.iter().filter_map(OneIndex::whole).map(|whole| whole.size().memory).sum()
-    }
-
-    /// Sets the gauges.
-    pub(super) fn measure(&self) {
-        for index in &self.all.read().in_order {
-            let Some(whole) = index.whole() else { continue };
-            let (space, size) = (index.space.to_string(), whole.size());
-            metrics::gauge!(telemetry::GRAINS, "space" => space.clone()).set(whole.n_served() as f64);
-            metrics::gauge!(telemetry::INDEX_BYTES, "space" => space.clone(), "where" => "memory")
-                .set(size.memory as f64);
-            metrics::gauge!(telemetry::INDEX_BYTES, "space" => space, "where" => "disk").set(size.disk as f64);
-        }
     }
 }
 

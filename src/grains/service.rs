@@ -108,7 +108,8 @@ impl Grains {
             imports: Arc::new(Semaphore::new(MAX_IMPORTS)),
             gate: Arc::default(),
         };
-        grains.tell_memory();
+        let (indexes, anchors) = (Arc::clone(&grains.indexes), Arc::clone(&grains.anchors));
+        grains.models.ask_for_memory_of_grains(move || indexes.memory_bytes() + anchors.memory_bytes());
         grains.keep_tidy();
         grains.keep_anchors();
         grains
@@ -388,11 +389,5 @@ impl Grains {
             self.indexes.repair(self.store.as_ref()).await;
         }
         self.indexes.measure();
-        self.tell_memory();
-    }
-
-    /// Tells the models what of the process's memory is not theirs.
-    fn tell_memory(&self) {
-        self.models.note_memory_of_grains(self.indexes.memory_bytes() + self.anchors.memory_bytes());
     }
 }

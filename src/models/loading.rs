@@ -335,8 +335,8 @@ impl MultiModelManager {
     }
 
     /// Unloads models that nobody used for `models.idle_unload`, and idle ones when memory has grown past the budget.
-    /// Forgets deleted ones that have gone. Begins when grains have said what they take ([`Self::note_memory_of_grains`]):
-    /// before, it would count as models'.
+    /// Forgets deleted ones that have gone. Begins when grains can be asked what they take
+    /// ([`Self::ask_for_memory_of_grains`]): before, it would count as models'.
     pub fn watch_memory(&self) {
         let manager = self.clone();
         let soft = self.shutdown.soft().clone();
@@ -344,11 +344,7 @@ impl MultiModelManager {
             let mut every = tokio::time::interval(WATCH_EVERY);
             while soft.run_until_cancelled(every.tick()).await.is_some() {
                 manager.leaving.write().retain(|entry| !entry.has_gone());
-                if let Some(cache) = &manager.loader.cache {
-                    manager.memory.note_cache(cache.size_bytes());
-                }
-                // Shows it in the metrics too, whoever is loaded.
-                manager.memory.used_bytes();
+                manager.memory.show();
                 manager.unload_idle().await;
             }
         });

@@ -126,6 +126,10 @@ impl MultiModelManager {
                 entry.set_disabled(true);
             }
         }
+        let memory = Memory::new(parts.memory_budget, parts.budget_of);
+        if let Some(cache) = parts.loader.cache.clone() {
+            memory.ask(move || cache.size_bytes());
+        }
         let manager = Self {
             entries: Arc::new(RwLock::new(entries)),
             leaving: Arc::default(),
@@ -134,7 +138,7 @@ impl MultiModelManager {
             loader: Arc::new(parts.loader),
             selector,
             ledger: parts.ledger,
-            memory: Arc::new(Memory::new(parts.memory_budget, parts.budget_of)),
+            memory: Arc::new(memory),
             shutdown: parts.shutdown,
             timing: parts.timing,
             models_dir: parts.models_dir.into(),
@@ -150,9 +154,10 @@ impl MultiModelManager {
         Ok(manager)
     }
 
-    /// Notes what grains take of this process's memory, in bytes: it is none of the models'.
-    pub fn note_memory_of_grains(&self, bytes: u64) {
-        self.memory.note_grains(bytes);
+    /// Asks this, whenever it looks at the memory of the process, what grains take of it, in bytes: that is none of the
+    /// models'. It must not wait for a change of the indexes.
+    pub fn ask_for_memory_of_grains(&self, taken_bytes: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.memory.ask(taken_bytes);
     }
 
     /// The requests that somebody waits for.

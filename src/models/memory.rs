@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use bytesize::ByteSize;
 use metrics::gauge;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::hardware::bytes_of;
 use crate::domain::ModelName;
@@ -27,17 +27,17 @@ pub enum BudgetOf {
     Process,
 }
 
+/// Says what another part of this process takes of memory now, in bytes.
+type Other = Box<dyn Fn() -> u64 + Send + Sync>;
+
 /// What models may take of memory, and what each took when it was last loaded.
-#[derive(Debug)]
 pub(super) struct Memory {
     budget_bytes: Option<u64>,
     budget_of: BudgetOf,
     /// The resident set of the process before the first load.
     empty_bytes: u64,
-    /// What grains take: indexes and anchors.
-    grains_bytes: AtomicU64,
-    /// What the embedding cache takes.
-    cache_bytes: AtomicU64,
+    /// Asked at each look: an import may add hundreds of MiB within seconds, which would count as the models'.
+    others: RwLock<Vec<Other>>,
     /// The least that was in use with the runtime library and without a model, and what libraries took that came since; the
     /// largest number until that is known.
     residue_bytes: AtomicU64,
@@ -131,36 +131,30 @@ impl Memory {
             budget_bytes,
             budget_of,
             empty_bytes: resident_bytes(),
-            grains_bytes: AtomicU64::new(0),
-            cache_bytes: AtomicU64::new(0),
+            others: RwLock::default(),
             residue_bytes: AtomicU64::new(u64::MAX),
             measured: Mutex::default(),
         };
-        memory.show_budget();
+        memory.show();
         memory
     }
 
-    /// Notes what grains take.
-    pub(super) fn note_grains(&self, bytes: u64) {
-        self.grains_bytes.store(bytes, Ordering::Relaxed);
-        self.show_budget();
+    /// Asks this from now on, which says at once what another part of the process takes, in bytes.
+    pub(super) fn ask(&self, other: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.others.write().push(Box::new(other));
     }
 
-    /// Notes what the embedding cache takes.
-    pub(super) fn note_cache(&self, bytes: u64) {
-        self.cache_bytes.store(bytes, Ordering::Relaxed);
-        self.show_budget();
-    }
-
-    fn show_budget(&self) {
+    /// Shows in the metrics what models may take, and take now.
+    pub(super) fn show(&self) {
         if let Some(bytes) = self.budget_bytes() {
             gauge!(telemetry::MEMORY_BUDGET).set(bytes as f64);
         }
+        self.used_bytes();
     }
 
     /// What others of this process take.
     fn others_bytes(&self) -> u64 {
-        self.grains_bytes.load(Ordering::Relaxed).saturating_add(self.cache_bytes.load(Ordering::Relaxed))
+        self.others.read().iter().fold(0_u64, |sum, other| sum.saturating_add(other()))
     }
 
     /// What models take now.

@@ -88,6 +88,24 @@ async fn what_is_shown_of_memory_falls_when_the_last_model_has_gone() {
     assert!(after < before - f64::from(32 << 20), "{before} bytes with it and {after} without");
 }
 
+#[tokio::test]
+#[cfg(target_os = "linux")]
+async fn what_grains_take_is_not_there_for_models_as_soon_as_they_are_written() {
+    let server = Server::start("", "");
+    let budget_bytes = async || server.app.metric("granary_models_memory_budget_bytes").await;
+    let before = budget_bytes().await;
+    server.post("/grains", json!({"text": "hello world"})).await;
+    // So few vectors take nothing on disk.
+    let taken = server.app.metric("granary_index_bytes").await;
+    assert!(taken > 0.0);
+    // Grains look after their own affairs once a minute, which is too late.
+    let began = Instant::now();
+    while before - budget_bytes().await < taken {
+        assert!(began.elapsed() < Duration::from_secs(20), "{before} bytes before the index took {taken}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
 /// Nothing that a body brings along is kept for a sentence about it.
 #[tokio::test]
 async fn a_body_that_is_refused_takes_no_more_memory_than_one_that_is_read() {

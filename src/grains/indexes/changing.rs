@@ -1,4 +1,4 @@
-//! What a panic in the middle of a change leaves of the indexes: none of them is believed any more.
+//! What a change leaves of the indexes: what they take now, and after a panic in the middle of it none that is believed.
 
 use std::ops::{Deref, DerefMut};
 
@@ -30,5 +30,6 @@ impl Drop for Changing<'_> {
                 index.break_as("a change of it was cut off by a panic".to_owned());
             }
         }
+        self.0.note_taken();
     }
 }

@@ -6,6 +6,7 @@ use super::super::error::GrainError;
 use super::super::index::{self, IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
 use super::super::store::{GrainStore, Identity};
 use super::super::vector::unit;
+use super::taken::Taken;
 use crate::domain::SpaceId;
 use crate::shutdown::blocking;
 
@@ -26,11 +27,12 @@ pub fn check_saved(
     SpaceIndex::load(IndexOptions::new(folder, dimensions, mark(identity, space))).map(|index| index.len())
 }
 
-/// Makes an index of what the database has.
+/// Makes an index of what the database has, and notes what it takes so far.
 pub(super) async fn build(
     store: &dyn GrainStore,
     space: &SpaceId,
     options: IndexOptions,
+    taken: &Taken,
 ) -> Result<SpaceIndex, GrainError> {
     let mut index = blocking(move || SpaceIndex::create(options)).await?;
     let mut after = 0;
@@ -47,6 +49,7 @@ pub(super) async fn build(
             Ok(index)
         })
         .await?;
+        taken.note_unfinished(index.size().memory);
     }
 }
 

@@ -7,11 +7,12 @@ use std::sync::Arc;
 
 use futures::FutureExt;
 
-use super::super::index::{IndexError, SpaceIndex};
+use super::super::index::{IndexError, IndexOptions, SpaceIndex};
 use super::super::store::{
     Atomicity, Batch, Change, Expected, GrainStore, Identity, NewVector, OpenOptions, SqliteStore, Staged, TextFate,
 };
-use super::{CHANGED_AT_ONCE, GrainChange, Indexes, OneIndex};
+use super::making::{build, mark};
+use super::{All, CHANGED_AT_ONCE, GrainChange, Indexes, OneIndex};
 use crate::domain::{Content, DeclaredSpace, Filter, GrainId, Origin, Provenance, SpaceId};
 use crate::models::Ledger;
 
@@ -45,7 +46,7 @@ async fn look(indexes: &Indexes, at_most: usize) -> (Vec<i64>, usize) {
 /// The indexes of a database that has none.
 fn no_indexes(folder: &Path) -> Indexes {
     let identity = Identity { database: "one".to_owned(), epoch: "first".to_owned() };
-    Indexes { folder: folder.to_owned(), identity, all: Arc::default() }
+    Indexes::of(All::default(), folder.to_owned(), identity)
 }
 
 #[tokio::test]
@@ -100,6 +101,55 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
     assert_eq!(indexes.serving().len(), 2, "the broken one, and the other in its stead");
     indexes.save(&store).await;
     assert_eq!(open().await.expect("opened").served(), Some(served));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn what_indexes_take_is_known_after_each_change_and_during_the_next() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let indexes = no_indexes(folder.path());
+    assert_eq!(indexes.memory_bytes(), 0);
+    let space = SpaceId::parse("0123456789abcdef").expect("a space");
+    let vectors = vec![vector_in(&space)];
+    indexes.apply(vec![GrainChange { number: 1, text: TextFate::New, vectors }]).await;
+    let taken = indexes.memory_bytes();
+    assert!(taken > 0);
+    {
+        let _held = indexes.all.write();
+        assert_eq!(indexes.memory_bytes(), taken);
+    }
+    indexes.note_unreadable(&space, &IndexError::Dimensions { expected: 2, found: 3 });
+    assert_eq!(indexes.memory_bytes(), 0, "a broken one is not kept");
+}
+
+#[tokio::test]
+async fn what_an_index_takes_that_is_made_again_counts_before_it_is_there() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = SqliteStore::open(OpenOptions::at(folder.path().join("granary.db"))).await.expect("a database");
+    let declared = DeclaredSpace::new("one", 2).expect("a space");
+    store.declare_space(&declared).await.expect("declared");
+    let space = declared.fingerprint().space();
+    let change = Change {
+        id: GrainId::parse("grain").expect("an id"),
+        expected: Expected::Absent,
+        content: Content { text: "wheat".to_owned(), ..Content::default() },
+        created_at: None,
+        vector: Some(vector_in(&space)),
+        staged: None,
+    };
+    let batch = Batch { changes: vec![change], atomicity: Atomicity::AllOrNothing, while_active: None, receipt: None };
+    store.write(batch, 0).await.expect("written");
+
+    let indexes = Indexes::open(&store, folder.path().join("indexes")).await.expect("opened");
+    let taken = indexes.memory_bytes();
+    let options = IndexOptions::new(folder.path().join("again"), 2, mark(&indexes.identity, &space));
+    let again = build(&store, &space, options, &indexes.taken).await.expect("made");
+    assert!(again.size().memory > 0);
+    assert_eq!(indexes.memory_bytes(), taken + again.size().memory);
+
+    indexes.note_unreadable(&space, &IndexError::Dimensions { expected: 2, found: 3 });
+    indexes.repair(&store).await;
+    assert_eq!(indexes.memory_bytes(), again.size().memory, "it counts once");
     store.close().await;
 }
 

@@ -1,5 +1,6 @@
 //! What fits beside what, and what counts as the models'.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::*;
@@ -27,6 +28,14 @@ fn the_idle_model_that_was_not_used_for_longest_goes_first() {
     assert_eq!(first_to_go(all), None);
 }
 
+/// What another part of the process says that it takes.
+fn other_of(memory: &Memory) -> Arc<AtomicU64> {
+    let taken = Arc::new(AtomicU64::new(0));
+    let asked = Arc::clone(&taken);
+    memory.ask(move || asked.load(Ordering::Relaxed));
+    taken
+}
+
 /// 300 MiB of a process that takes `empty_bytes` without models.
 fn memory(budget_of: BudgetOf, empty_bytes: u64) -> Memory {
     Memory { empty_bytes, ..Memory::new(Some(300 << 20), budget_of) }
@@ -37,11 +46,12 @@ fn memory(budget_of: BudgetOf, empty_bytes: u64) -> Memory {
 fn what_grains_and_caches_take_is_none_of_the_models_and_out_of_a_share_of_the_machine() {
     for (budget_of, budget_bytes) in [(BudgetOf::Models, 300 << 20), (BudgetOf::Process, 100 << 20)] {
         let memory = memory(budget_of, 0);
+        let [grains, cache] = [(); 2].map(|()| other_of(&memory));
         assert!(memory.used_bytes() > 0);
-        memory.note_grains(150 << 20);
-        memory.note_cache(50 << 20);
+        grains.store(150 << 20, Ordering::Relaxed);
+        cache.store(50 << 20, Ordering::Relaxed);
         assert_eq!(memory.budget_bytes(), Some(budget_bytes));
-        memory.note_grains(1 << 50);
+        grains.store(1 << 50, Ordering::Relaxed);
         assert_eq!(memory.used_bytes(), 0);
     }
 }
@@ -142,16 +152,17 @@ fn what_grains_and_caches_take_while_a_model_loads_is_not_the_models() {
     // Beside the second one, nothing counts as used.
     for empty_bytes in [0, u64::MAX] {
         let memory = memory(BudgetOf::Models, empty_bytes);
-        memory.note_cache(8 << 20);
+        let [grains, cache] = [(); 2].map(|()| other_of(&memory));
+        cache.store(8 << 20, Ordering::Relaxed);
         let before = memory.held();
         let of_grains = vec![1_u8; 64 << 20];
-        memory.note_grains(64 << 20);
+        grains.store(64 << 20, Ordering::Relaxed);
         let grown = memory.grown_bytes(before);
         assert!(grown < 16 << 20, "{grown} bytes besides {}", of_grains.len());
         let of_model = vec![1_u8; 64 << 20];
         let grown = memory.grown_bytes(before);
         assert!((48 << 20..96 << 20).contains(&grown), "{grown} bytes for {}", of_model.len());
-        memory.note_grains(1 << 50);
+        grains.store(1 << 50, Ordering::Relaxed);
         assert_eq!(memory.grown_bytes(before), 0);
     }
 }
