@@ -225,27 +225,29 @@ impl Memory {
     }
 
     /// Whether a model fits beside what is in use: by what was measured of weights of that size, or else by what is
-    /// expected. A measurement by which it would never fit again is made anew where the expectation fits: the process may
-    /// have grown by something else meanwhile. It drives nobody out for that, or it would each time that somebody asks.
+    /// expected. A measurement by which it would never fit again, beside what is in use without any model, is made anew
+    /// where the expectation fits: the process may have grown by something else meanwhile. It drives nobody out for that, or
+    /// it would each time that somebody asks.
     pub(super) fn check(&self, name: &ModelName, expected: Expected, others: Others) -> Result<(), DoesNotFit> {
         let Some(budget_bytes) = self.budget_bytes() else { return Ok(()) };
         let measured = self.measured.lock().get(name).copied();
         let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
         let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
-        let tried_bytes = if needed_bytes > budget_bytes { expected.bytes } else { needed_bytes };
-        let used_bytes = || {
+        let look = || {
+            let beside_bytes = self.beside_bytes(others);
             // Those that are loaded may not have all in memory yet that they will take.
-            let reserved_bytes = self.beside_bytes(others).saturating_add(others.bytes);
-            self.used_bytes().max(reserved_bytes)
+            let used_bytes = self.used_bytes().max(beside_bytes.saturating_add(others.bytes));
+            let never_fits = needed_bytes.saturating_add(beside_bytes) > budget_bytes;
+            let tried_bytes = if never_fits { expected.bytes } else { needed_bytes };
+            (used_bytes.saturating_add(tried_bytes) <= budget_bytes, used_bytes)
         };
-        let fits = |used_bytes: u64| used_bytes.saturating_add(tried_bytes) <= budget_bytes;
-        if fits(used_bytes()) {
+        if look().0 {
             return Ok(());
         }
         // What the allocator keeps of requests that have ended is no model's.
         allocator::give_back();
-        let used_bytes = used_bytes();
-        if fits(used_bytes) {
+        let (fits, used_bytes) = look();
+        if fits {
             return Ok(());
         }
         let (is_estimate, others_stay) = (measured.is_none(), others.n_staying > 0);

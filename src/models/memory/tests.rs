@@ -148,6 +148,28 @@ fn a_measurement_that_would_forbid_a_model_for_good_is_made_anew_where_it_is_exp
 
 #[test]
 #[cfg(target_os = "linux")]
+fn a_measurement_that_fits_the_budget_but_not_beside_what_stays_without_models_is_made_anew_too() {
+    let budget_bytes = 1 << 50;
+    let empty = Memory::new(Some(budget_bytes), BudgetOf::Models);
+    let memory = Memory { empty_bytes: 0, residue_bytes: AtomicU64::new(1 << 20), ..empty };
+    let name = ModelName::parse("m").expect("a name");
+    let check = |expected_bytes, of_others| {
+        let expected = Expected { weights_bytes: 90 << 20, bytes: expected_bytes, ..Expected::default() };
+        memory.check(&name, expected, Others { bytes: of_others, ..Others::default() })
+    };
+    memory.record(&name, 90 << 20, budget_bytes - 1);
+    assert_eq!(check(budget_bytes / 2, 0), Ok(()));
+    for (expected_bytes, of_others) in [(budget_bytes, 0), (budget_bytes / 2, budget_bytes / 2)] {
+        let refusal = check(expected_bytes, of_others).expect_err("it does not fit");
+        assert_eq!((refusal.needed_bytes, refusal.is_estimate), (budget_bytes - 1, false));
+    }
+    memory.record(&name, 90 << 20, budget_bytes / 2);
+    let refusal = check(1, budget_bytes / 2).expect_err("it fits once another has gone, and counts");
+    assert_eq!(refusal.needed_bytes, budget_bytes / 2);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
 fn what_grains_and_caches_take_while_a_model_loads_is_not_the_models() {
     // Beside the second one, nothing counts as used.
     for empty_bytes in [0, u64::MAX] {
