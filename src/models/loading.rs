@@ -20,10 +20,11 @@ use super::ledger::{LedgerError, SpaceRecord};
 use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::{LoadedFacts, LoadedModel};
 use super::manager::MultiModelManager;
-use super::memory::{Candidate, DoesNotFit, Expected, Held, Others, first_to_go};
+use super::memory::{Candidate, DoesNotFit, Expected, Held, Memory, Others, first_to_go};
 use super::standing::Standing;
 use crate::allocator;
 use crate::domain::{ModelName, ModelSource};
+use crate::shutdown::blocking;
 use crate::telemetry::{self, eviction, with_causes};
 
 /// How often idle models and the memory in use are looked at.
@@ -162,9 +163,12 @@ impl MultiModelManager {
         before: Held,
     ) -> Result<(), LoadError> {
         self.examine(entry, model).await?;
-        // What the load needed and the model does not: its file's pages and the graph before it was optimised.
-        allocator::give_back();
-        let grown_bytes = self.memory.grown_bytes(before);
+        let grown_bytes = self.look_at_memory(move |memory| {
+            // What the load needed and the model does not: its file's pages and the graph before it was optimised.
+            allocator::give_back();
+            memory.grown_bytes(before)
+        });
+        let grown_bytes = grown_bytes.await;
         let memory_bytes = memory_of(grown_bytes, &model.facts, expected);
         let facts = Arc::make_mut(&mut model.facts);
         (facts.grown_bytes, facts.memory_bytes) = (grown_bytes, memory_bytes);
@@ -180,18 +184,30 @@ impl MultiModelManager {
         loop {
             let others = self.in_memory();
             if others.n_models == 0 {
-                self.memory.note_residue();
+                self.look_at_memory(Memory::note_residue).await;
             }
-            let Err(refusal) = self.memory.check(&entry.info.name, expected, others) else { return Ok(()) };
+            let Err(refusal) = self.check(entry, expected, others).await else { return Ok(()) };
             let left_bytes = self.memory.left_bytes(others);
             if refusal.needed_bytes.saturating_add(left_bytes) > refusal.budget_bytes {
                 return Err(DoesNotFit { used_bytes: left_bytes, ..refusal });
             }
             if !self.evict_one(entry).await {
                 // One that was being unloaded may have gone meanwhile.
-                return self.memory.check(&entry.info.name, expected, self.in_memory());
+                return self.check(entry, expected, self.in_memory()).await;
             }
         }
+    }
+
+    /// Whether a model fits beside those in memory.
+    async fn check(&self, entry: &Entry, expected: Expected, others: Others) -> Result<(), DoesNotFit> {
+        let info = Arc::clone(&entry.info);
+        self.look_at_memory(move |memory| memory.check(&info.name, expected, others)).await
+    }
+
+    /// Looks at the memory in use off the async threads: the allocator takes its time to give back what it keeps.
+    async fn look_at_memory<T: Send + 'static>(&self, look: impl FnOnce(&Memory) -> T + Send + 'static) -> T {
+        let memory = Arc::clone(&self.memory);
+        blocking(move || look(&memory)).await
     }
 
     /// The models in memory.
@@ -259,12 +275,12 @@ impl MultiModelManager {
     /// alone drives nobody out.
     async fn shrink(&self, kept: &Arc<Entry>, needed_bytes: u64) -> Result<(), DoesNotFit> {
         let budget_bytes = self.memory.budget_bytes().unwrap_or(u64::MAX);
-        if self.memory.excess_bytes() > 0 && needed_bytes > budget_bytes {
+        if needed_bytes > budget_bytes && self.look_at_memory(Memory::is_exceeded).await {
             // The estimate was too low.
             let used_bytes = self.memory.left_bytes(self.in_memory());
             return Err(DoesNotFit { needed_bytes, is_estimate: false, used_bytes, budget_bytes, others_stay: false });
         }
-        while self.memory.excess_bytes() > 0 && self.evict_one(kept).await {}
+        while self.look_at_memory(Memory::is_exceeded).await && self.evict_one(kept).await {}
         Ok(())
     }
 
@@ -366,12 +382,15 @@ impl MultiModelManager {
         // The last one stays: without it there would be nothing to serve.
         let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some() && !entry.is_stuck()).count();
         if n_loaded > 1
-            && self.memory.excess_bytes() > 0
+            && self.memory.seems_exceeded()
             && let Ok(_turn) = self.load_turn.try_acquire()
         {
             let mut candidates = self.candidates().await;
             candidates.retain(|candidate| !candidate.is_busy);
-            if let Some(entry) = first_to_go(candidates) {
+            // Where none can go, what the allocator keeps need not be given back: that would be tried at each look.
+            if let Some(entry) = first_to_go(candidates)
+                && self.look_at_memory(Memory::is_exceeded).await
+            {
                 self.evict(&entry, eviction::BUDGET).await;
             }
         }

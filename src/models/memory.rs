@@ -254,14 +254,18 @@ impl Memory {
         Err(DoesNotFit { needed_bytes, is_estimate, used_bytes, budget_bytes, others_stay })
     }
 
-    /// By how much models take more than they may, after what the allocator keeps of requests was given back.
-    pub(super) fn excess_bytes(&self) -> u64 {
-        let excess_bytes = || self.budget_bytes().map_or(0, |budget| self.used_bytes().saturating_sub(budget));
-        if excess_bytes() == 0 {
-            return 0;
+    /// Whether models take more than they may at first sight: the allocator may keep some of it of requests.
+    pub(super) fn seems_exceeded(&self) -> bool {
+        self.budget_bytes().is_some_and(|budget_bytes| self.used_bytes() > budget_bytes)
+    }
+
+    /// Whether models take more than they may, after what the allocator keeps of requests was given back.
+    pub(super) fn is_exceeded(&self) -> bool {
+        if !self.seems_exceeded() {
+            return false;
         }
         allocator::give_back();
-        excess_bytes()
+        self.seems_exceeded()
     }
 }
 
