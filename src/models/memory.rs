@@ -8,7 +8,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytesize::ByteSize;
 use metrics::gauge;
@@ -17,6 +17,10 @@ use parking_lot::{Mutex, RwLock};
 use super::hardware::bytes_of;
 use crate::domain::ModelName;
 use crate::{allocator, telemetry};
+
+/// How long a model that took more than the budget again is not measured anew; each time that it does, twice as long. Each
+/// measurement takes as much.
+const MEASURED_AGAIN_AFTER: Duration = Duration::from_mins(1);
 
 /// Whom the memory budget is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +54,18 @@ struct Measured {
     bytes: u64,
     /// The size of its weights then: of other files it says nothing.
     weights_bytes: u64,
+    /// How often in a row that was more than the budget.
+    n_over: u32,
+    at: Instant,
+}
+
+impl Measured {
+    /// Whether a model may be loaded to see whether it takes less now: at once after the first time that it was too much.
+    fn may_be_made_anew(&self) -> bool {
+        // Up to about an hour.
+        let n_pauses = (1_u32 << self.n_over.min(8)) / 4;
+        self.at.elapsed() >= MEASURED_AGAIN_AFTER * n_pauses
+    }
 }
 
 /// What the process held at one moment, to tell later by how much it has grown.
@@ -214,7 +230,11 @@ impl Memory {
     /// Remembers what a model with weights of that size takes.
     pub(super) fn record(&self, name: &ModelName, weights_bytes: u64, bytes: u64) {
         gauge!(telemetry::MODEL_MEMORY, "model" => name.to_string()).set(bytes as f64);
-        self.measured.lock().insert(name.clone(), Measured { bytes, weights_bytes });
+        let is_over = self.budget_bytes().is_some_and(|budget_bytes| bytes > budget_bytes);
+        let mut measured = self.measured.lock();
+        let before = measured.get(name).filter(|before| before.weights_bytes == weights_bytes);
+        let n_over = if is_over { before.map_or(0, |before| before.n_over) + 1 } else { 0 };
+        measured.insert(name.clone(), Measured { bytes, weights_bytes, n_over, at: Instant::now() });
     }
 
     /// Forgets a model: another one may get its name.
@@ -227,18 +247,19 @@ impl Memory {
     /// Whether a model fits beside what is in use: by what was measured of weights of that size, or else by what is
     /// expected. A measurement by which it would never fit again, beside what is in use without any model, is made anew
     /// where the expectation fits: the process may have grown by something else meanwhile. It drives nobody out for that, or
-    /// it would each time that somebody asks.
+    /// it would each time that somebody asks, and is not loaded for that at each retry.
     pub(super) fn check(&self, name: &ModelName, expected: Expected, others: Others) -> Result<(), DoesNotFit> {
         let Some(budget_bytes) = self.budget_bytes() else { return Ok(()) };
         let measured = self.measured.lock().get(name).copied();
         let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
         let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
+        let may_be_made_anew = measured.is_some_and(|measured| measured.may_be_made_anew());
         let look = || {
             let beside_bytes = self.beside_bytes(others);
             // Those that are loaded may not have all in memory yet that they will take.
             let used_bytes = self.used_bytes().max(beside_bytes.saturating_add(others.bytes));
             let never_fits = needed_bytes.saturating_add(beside_bytes) > budget_bytes;
-            let tried_bytes = if never_fits { expected.bytes } else { needed_bytes };
+            let tried_bytes = if never_fits && may_be_made_anew { expected.bytes } else { needed_bytes };
             (used_bytes.saturating_add(tried_bytes) <= budget_bytes, used_bytes)
         };
         if look().0 {

@@ -1,7 +1,6 @@
 //! What fits beside what, and what counts as the models'.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::*;
 
@@ -144,6 +143,35 @@ fn a_measurement_that_would_forbid_a_model_for_good_is_made_anew_where_it_is_exp
         let refusal = check(bytes, of_others).expect_err("it does not fit");
         assert_eq!((refusal.needed_bytes, refusal.is_estimate), (400 << 20, false));
     }
+}
+
+#[test]
+fn a_model_that_takes_too_much_each_time_is_loaded_for_that_ever_more_seldom() {
+    let memory = memory(BudgetOf::Models, u64::MAX);
+    let name = ModelName::parse("m").expect("a name");
+    let expected = Expected { weights_bytes: 90 << 20, bytes: 200 << 20, ..Expected::default() };
+    let measure = |bytes| memory.record(&name, expected.weights_bytes, bytes);
+    let may_try = || memory.check(&name, expected, Others::default()).is_ok();
+    let wait = |minutes| {
+        let mut measured = memory.measured.lock();
+        let at = &mut measured.get_mut(&name).expect("it was measured").at;
+        *at = at.checked_sub(Duration::from_mins(minutes)).expect("the clock has run as long");
+    };
+    measure(400 << 20);
+    assert!(may_try(), "the process may have grown by something else");
+    for minutes in [1, 2, 4] {
+        measure(400 << 20);
+        assert!(!may_try());
+        wait(minutes);
+        assert!(may_try(), "{minutes} minutes later");
+    }
+    measure(250 << 20);
+    measure(400 << 20);
+    assert!(may_try(), "it took less in between");
+    measure(400 << 20);
+    memory.record(&name, 1, 400 << 20);
+    memory.record(&name, expected.weights_bytes, 400 << 20);
+    assert!(may_try(), "it had other files in between");
 }
 
 #[test]
