@@ -13,7 +13,7 @@ use super::descriptions::{Architecture, PromptConfig, PromptTexts, SentenceConfi
 use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
-use crate::domain::EncoderSettings;
+use crate::domain::{EncoderSettings, Prompts};
 use crate::engine::GraphApart;
 
 /// A model's files and what they say of it.
@@ -145,7 +145,8 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, Fol
         max_tokens: max_tokens.and_then(NonZeroU32::new),
         pooling: modules.pooling,
         normalize: modules.normalize,
-        prompts: prompt_config.prompts.as_ref().map(PromptTexts::known),
+        // A list of empty ones is written by default. It decides nothing, so that a built-in model keeps its own.
+        prompts: prompt_config.prompts.as_ref().map(PromptTexts::known).filter(|known| *known != Prompts::default()),
     };
     files(
         onnx,
@@ -264,7 +265,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::domain::{Pooling, Prompts};
+    use crate::domain::Pooling;
 
     /// An ONNX file with an empty graph is enough for the walk.
     const EMPTY_GRAPH: [u8; 4] = [0x08, 10, 0x3a, 0];
@@ -322,7 +323,7 @@ mod tests {
             let content = format!(r#"{{"prompts": {prompts}}}"#);
             let found = read_from(&[("config_sentence_transformers.json", content.as_str())]).expect("well formed");
             let named: Vec<_> = found.named_prompts.into_iter().collect();
-            (found.settings.prompts.expect("a list of prompts"), named)
+            (found.settings.prompts.unwrap_or_default(), named)
         };
         let named = |pairs: &[(&str, &str)]| -> Vec<_> {
             pairs.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect()
@@ -342,6 +343,22 @@ mod tests {
             (both, named(&[("document", "d: "), ("passage", "p: ")]))
         );
         assert!(read_from(&[("config_sentence_transformers.json", r#"{"prompts": {"query": 7}}"#)]).is_err());
+    }
+
+    #[test]
+    fn a_list_without_prompts_leaves_a_built_in_model_its_own() {
+        let own = Prompts { query: Some("search_query: ".to_owned()), document: Some("search_document: ".to_owned()) };
+        let built_in = EncoderSettings { prompts: Some(own.clone()), ..EncoderSettings::default() };
+        let prompts = |prompts: &str| {
+            let content = format!(r#"{{"prompts": {prompts}}}"#);
+            let found = read_from(&[("config_sentence_transformers.json", content.as_str())]).expect("well formed");
+            found.settings.or(&built_in).prompts
+        };
+        for empty in ["{}", "null", r#"{"query": "", "document": ""}"#, r#"{"clustering": "c: "}"#] {
+            assert_eq!(prompts(empty), Some(own.clone()), "{empty}");
+        }
+        let of_the_files = Prompts { query: Some("q: ".to_owned()), document: None };
+        assert_eq!(prompts(r#"{"query": "q: ", "document": ""}"#), Some(of_the_files));
     }
 
     #[test]
