@@ -23,9 +23,19 @@ pub enum Input {
 /// Of a long text a part is read first, of so many bytes for each token that is looked for: a token has four or five.
 const BYTES_PER_TOKEN: usize = 64;
 
-/// The bytes of a part, whatever is looked for. Each may be a token, and a token takes some hundred bytes of memory.
+/// The bytes of a part, whatever is looked for, but for a run at its cut. Each may be a token, and a token takes some
+/// hundred bytes of memory.
 const LEAST_PART_BYTES: usize = 8 << 10;
 const MOST_PART_BYTES: usize = 128 << 10;
+
+/// The longest piece of text that makes a run, where it stands again and again: two characters of four bytes. Tokens of a
+/// run follow from where it begins or ends, so that a cut within it would move them all. A part takes in what goes on of
+/// the run at its cut, unless that is more than `MOST_PART_BYTES`: then its tokens may be others than in the whole text.
+const MOST_PIECE_BYTES: usize = 8;
+
+/// A shorter run has no more tokens than may be others anyhow. A run is cut off with so many bytes beside it, for they
+/// may share a token with its first or last ones.
+const LEAST_RUN_BYTES: usize = 256;
 
 /// So many tokens at either end of a part may be others than in the whole text: those of a word that was cut in two.
 /// The longest that tokenizers split has 100 characters.
@@ -275,17 +285,42 @@ struct Part<'a> {
 }
 
 /// Where the beginning of a text ends that has at most so many bytes, and at least half as many: before the last space
-/// between words that is there, if one is. The text has more bytes.
+/// between words that is there, if one is. It is longer where that would be within a run. The text has more bytes.
 fn end_of_beginning(text: &str, n_bytes: usize) -> usize {
     let (middle, end) = (text.floor_char_boundary(n_bytes / 2), text.floor_char_boundary(n_bytes));
-    text[middle..end].rfind(char::is_whitespace).map_or(end, |at| middle + at)
+    let end = text[middle..end].rfind(char::is_whitespace).map_or(end, |at| middle + at);
+    let (before, behind) = text.as_bytes().split_at(end);
+    let run = &before[before.len() - LEAST_RUN_BYTES..];
+    let Some(piece) = period(run).map(|n_bytes| &run[run.len() - n_bytes..]) else { return end };
+    let end_of_run = text.ceil_char_boundary(end + n_more_of_run(behind.iter().zip(piece.iter().cycle())));
+    let end = text.ceil_char_boundary(text.len().min(end_of_run + LEAST_RUN_BYTES));
+    text[end_of_run..end].find(char::is_whitespace).map_or(end, |at| end_of_run + at)
 }
 
 /// Where the end of such a text starts, in the same way: with the first space.
 fn start_of_end(text: &str, n_bytes: usize) -> usize {
     let start = text.ceil_char_boundary(text.len() - n_bytes);
     let middle = text.ceil_char_boundary(text.len() - n_bytes / 2);
-    text[start..middle].find(char::is_whitespace).map_or(start, |at| start + at)
+    let start = text[start..middle].find(char::is_whitespace).map_or(start, |at| start + at);
+    let (before, behind) = text.as_bytes().split_at(start);
+    let run = &behind[..LEAST_RUN_BYTES];
+    let Some(piece) = period(run).map(|n_bytes| &run[..n_bytes]) else { return start };
+    let n_more = n_more_of_run(before.iter().rev().zip(piece.iter().rev().cycle()));
+    let start_of_run = text.floor_char_boundary(start - n_more);
+    let start = text.floor_char_boundary(start_of_run.saturating_sub(LEAST_RUN_BYTES));
+    text[start..start_of_run].rfind(char::is_whitespace).map_or(start, |at| start + at)
+}
+
+/// The length of the shortest piece that stands again and again in these bytes, if one does.
+fn period(bytes: &[u8]) -> Option<usize> {
+    (1..=MOST_PIECE_BYTES).find(|n_bytes| bytes[*n_bytes..] == bytes[..bytes.len() - n_bytes])
+}
+
+/// How many bytes a run goes on for beyond a cut, by those that are there and those it would have; none of one that goes on
+/// for too long.
+fn n_more_of_run<'a>(beyond: impl Iterator<Item = (&'a u8, &'a u8)>) -> usize {
+    let n_more = beyond.take(MOST_PART_BYTES + 1).take_while(|(found, expected)| found == expected).count();
+    if n_more > MOST_PART_BYTES { 0 } else { n_more }
 }
 
 /// What the library makes of a file that somebody else wrote. On some malformed ones it panics.
@@ -321,4 +356,82 @@ fn details_of(encoding: &Encoding, text: &str) -> Vec<TokenDetail> {
             TokenDetail { id, text: slice, special, start: Some(start), stop: Some(stop) }
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    const MAX_TOKENS: usize = 100;
+
+    /// Of so many bytes is a part that has as many tokens and one more.
+    const PART_BYTES: usize = LEAST_PART_BYTES;
+
+    fn tokenizer(model: &Value) -> TextTokenizer {
+        let file = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null, "model": model,
+        });
+        let folder = TempDir::new().expect("a folder");
+        let path = folder.path().join("tokenizer.json");
+        fs_err::write(&path, file.to_string()).expect("written");
+        TextTokenizer::open(&path, MAX_TOKENS).expect("a tokenizer")
+    }
+
+    fn ids(tokenizer: &TextTokenizer, text: &str) -> Vec<u32> {
+        tokenizer.details(0, text, false).expect("tokens").into_iter().map(|token| token.id).collect()
+    }
+
+    fn cut(tokenizer: &TextTokenizer, text: &str, side: TruncationSide) -> Vec<u32> {
+        let input = Input::Text(text.to_owned());
+        tokenizer.tokens(0, &input, None, OverLong::Cut(side)).expect("tokens").ids
+    }
+
+    #[test]
+    fn the_end_of_a_run_has_the_tokens_that_follow_from_its_beginning() {
+        // It merges from the left.
+        let tokenizer = tokenizer(&json!({
+            "type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+            "end_of_word_suffix": null, "fuse_unk": false, "byte_fallback": false, "ignore_merges": false,
+            "vocab": {"a": 0, "b": 1, " ": 2, "aa": 3, "aaaa": 4, "ab": 5, "abab": 6},
+            "merges": ["a a", "aa aa", "a b", "ab ab"],
+        }));
+        let last = |ids: Vec<u32>| ids[ids.len() - MAX_TOKENS..].to_vec();
+        for run in ["a".repeat(20_003), "ab".repeat(10_001)] {
+            let text = "b ".repeat(10_000) + &run;
+            let of_all = last(ids(&tokenizer, &text));
+            assert_ne!(last(ids(&tokenizer, &text[text.len() - PART_BYTES..])), of_all, "the cut decides");
+            assert_eq!(cut(&tokenizer, &text, TruncationSide::Left), of_all, "{run:.8}");
+        }
+    }
+
+    #[test]
+    fn the_beginning_of_a_run_has_the_tokens_that_follow_from_its_end() {
+        // Of equal scores it takes the longest last token.
+        let tokenizer = tokenizer(&json!({
+            "type": "Unigram", "unk_id": 0, "byte_fallback": false,
+            "vocab": [["<unk>", -9.0], ["a", -2.0], ["b", -2.0], [" ", -2.0], ["aaaa", -4.0]],
+        }));
+        let text = "a".repeat(20_003) + &" b".repeat(10_000);
+        let first = |ids: Vec<u32>| ids[..MAX_TOKENS].to_vec();
+        let of_all = first(ids(&tokenizer, &text));
+        assert_ne!(first(ids(&tokenizer, &text[..PART_BYTES])), of_all, "the cut decides");
+        assert_eq!(cut(&tokenizer, &text, TruncationSide::Right), of_all);
+    }
+
+    #[test]
+    fn a_part_takes_in_a_run_up_to_a_bound() {
+        let smiles = "🙂".repeat(5_000);
+        assert_eq!((end_of_beginning(&smiles, PART_BYTES), start_of_end(&smiles, PART_BYTES)), (smiles.len(), 0));
+        let endless = "a".repeat(1 << 20);
+        let n_bytes = PART_BYTES + LEAST_RUN_BYTES;
+        assert_eq!(end_of_beginning(&endless, PART_BYTES), n_bytes);
+        assert_eq!(start_of_end(&endless, PART_BYTES), endless.len() - n_bytes);
+        let words = "no run of any piece, ".repeat(1_000);
+        assert!(end_of_beginning(&words, PART_BYTES) <= PART_BYTES);
+        assert!(start_of_end(&words, PART_BYTES) >= words.len() - PART_BYTES);
+    }
 }
