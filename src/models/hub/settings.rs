@@ -1,7 +1,7 @@
 //! Which hub, with whose token, and where its files are kept: the variables that every tool of the hub honours.
 
 use std::fmt;
-use std::io::{self, ErrorKind};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use reqwest::Url;
@@ -90,9 +90,12 @@ impl HubSettings {
             problem: "must say where downloaded models go when HOME, XDG_CACHE_HOME and HF_HOME are not set".to_owned(),
         })?;
         let token = match (set("HF_TOKEN"), set("HF_TOKEN_PATH").map(path)) {
-            (Some(token), _) => Some(checked_token("HF_TOKEN", token)?),
-            (None, Some(file)) => token_in(read_named_token(&file)?)?,
-            (None, None) => token_in(hf_home.and_then(|folder| read_usual_token(&folder.join("token"))))?,
+            (Some(token), _) => {
+                let refused = |problem: &str| HubError::Setting { variable: "HF_TOKEN", problem: problem.to_owned() };
+                Some(checked_token(token).map_err(refused)?)
+            }
+            (None, Some(file)) => read_named_token(&file)?,
+            (None, None) => hf_home.and_then(|folder| read_usual_token(&folder.join("token"))),
         };
         Ok(Self {
             endpoint: parse_endpoint(&set("HF_ENDPOINT").unwrap_or_else(|| DEFAULT_ENDPOINT.to_owned()))?,
@@ -129,39 +132,41 @@ fn parse_endpoint(text: &str) -> Result<Url, HubError> {
     Ok(url)
 }
 
-/// What is in the file where others keep a token, if this user may read it: nobody has named it.
-fn read_usual_token(path: &Path) -> Option<String> {
-    let report = |error: &io::Error| {
-        if error.kind() != ErrorKind::NotFound {
-            tracing::warn!("models are fetched without a token, because its usual file cannot be read: {error}");
-        }
+/// The token in the file where others keep one, if this user may read it and it holds one: nobody has named it.
+fn read_usual_token(path: &Path) -> Option<HubToken> {
+    let problem = match fs_err::read_to_string(path) {
+        Ok(text) => match token_in(&text) {
+            Ok(token) => return token,
+            Err(problem) => format!("`{}` {problem}", path.display()),
+        },
+        Err(error) if error.kind() == ErrorKind::NotFound => return None,
+        Err(error) => error.to_string(),
     };
-    fs_err::read_to_string(path).inspect_err(report).ok()
+    tracing::warn!("models are fetched without a token, because its usual file cannot be used: {problem}");
+    None
 }
 
-/// What is in the file that `HF_TOKEN_PATH` names; `None` where there is none.
-fn read_named_token(path: &Path) -> Result<Option<String>, HubError> {
+/// The token in the file that `HF_TOKEN_PATH` names; `None` where there is no file, or nothing in it.
+fn read_named_token(path: &Path) -> Result<Option<HubToken>, HubError> {
+    let refused = |problem| HubError::Setting { variable: "HF_TOKEN_PATH", problem };
     match fs_err::read_to_string(path) {
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(HubError::Setting {
-            variable: "HF_TOKEN_PATH",
-            problem: format!("names no readable token file: {error}"),
-        }),
-        Ok(text) => Ok(Some(text)),
+        Err(error) => Err(refused(format!("names no readable token file: {error}"))),
+        Ok(text) => token_in(&text).map_err(|problem| refused(format!("names a file that {problem}"))),
     }
 }
 
-/// The token in the text of its file; an empty one has none.
-fn token_in(text: Option<String>) -> Result<Option<HubToken>, HubError> {
-    let text = text.map(|text| text.trim().to_owned()).filter(|token| !token.is_empty());
-    text.map(|token| checked_token("HF_TOKEN_PATH", token)).transpose()
+/// The token in the text of its file, which some editors begin with a mark of its encoding; an empty one has none.
+fn token_in(text: &str) -> Result<Option<HubToken>, &'static str> {
+    let token = text.trim_start_matches('\u{feff}').trim();
+    if token.is_empty() { Ok(None) } else { checked_token(token.to_owned()).map(Some) }
 }
 
-fn checked_token(variable: &'static str, token: String) -> Result<HubToken, HubError> {
+fn checked_token(token: String) -> Result<HubToken, &'static str> {
     if token.bytes().all(|b| b.is_ascii_graphic()) {
         return Ok(HubToken(token));
     }
-    Err(HubError::Setting { variable, problem: "holds characters that no token has".to_owned() })
+    Err("holds characters that no token has")
 }
 
 #[cfg(test)]
@@ -224,6 +229,19 @@ mod tests {
         assert_eq!(token(&of(&[other])), None, "nobody has named it");
         let refused = settings(&[other, ("HF_TOKEN_PATH", named.expect("UTF-8"))]).expect_err("it was named");
         assert!(refused.to_string().starts_with("HF_TOKEN_PATH names no readable token file"), "{refused}");
+        let token_file = home.path().join("token");
+        let named = ("HF_TOKEN_PATH", token_file.to_str().expect("UTF-8"));
+        for (text, expected) in [("\u{feff}hf_of_file\r\n", Some("hf_of_file")), ("\u{feff}\n", None), ("", None)] {
+            fs_err::write(&token_file, text).expect("written");
+            assert_eq!(token(&of(&[("HF_HOME", home_text)])).as_deref(), expected, "{text:?}");
+            assert_eq!(token(&of(&[("HOME", "/h"), named])).as_deref(), expected, "{text:?}");
+        }
+        for bytes in [b"hf_secret\nhf_secret\n".as_slice(), b"hf_secr\xc3\xa9t", b"\xff\xfeh\0f\0"] {
+            fs_err::write(&token_file, bytes).expect("written");
+            assert_eq!(token(&of(&[("HF_HOME", home_text)])), None, "nobody has named it");
+            let refused = settings(&[("HOME", "/h"), named]).expect_err("it was named").to_string();
+            assert!(refused.starts_with("HF_TOKEN_PATH names ") && !refused.contains("secr"), "{refused}");
+        }
         let refused = settings(&[("HOME", "/h"), ("HF_TOKEN", "hf secret")]).expect_err("no token").to_string();
         assert!(!refused.contains("secret"), "{refused}");
     }
