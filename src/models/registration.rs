@@ -150,8 +150,9 @@ impl MultiModelManager {
         let sentence = match self.grains_of(model).await? {
             GrainsOf { n_grains: 0, .. } => return Ok(()),
             GrainsOf { n_grains, n_served: 0 } => format!(
-                "{n_grains} grains have vectors of `{name}`, as a re-embedding leaves them for the way back, though all \
-                 are served by others: purge the job that left them (`POST /reembeddings/{{id}}/purge`, `granary reembed \
+                "{n_grains} grains have vectors of `{name}`, as a re-embedding makes them and leaves them for the way \
+                 back, though all are served by others: cancel that job if it goes on (`POST \
+                 /reembeddings/{{id}}/cancel`), then purge it (`POST /reembeddings/{{id}}/purge`, `granary reembed \
                  purge`), {by_force}"
             ),
             GrainsOf { n_served, .. } => format!(

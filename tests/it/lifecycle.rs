@@ -12,7 +12,7 @@ use tempfile::TempDir;
 use crate::helpers::{
     Caller, MINILM, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, vectors_of, with_tiny,
 };
-use crate::reembeddings;
+use crate::{reembedding_rules, reembeddings};
 
 const PATIENCE: Duration = Duration::from_mins(1);
 
@@ -353,6 +353,26 @@ async fn a_model_whose_vectors_serve_nothing_can_be_deleted_once_they_are_purged
     assert_eq!((status, code.as_str()), (409, "conflict"));
     assert!(detail.starts_with("3 grains have vectors of `mine`") && !detail.contains("by words only"), "{detail}");
     assert!(detail.contains("/reembeddings/{id}/purge") && detail.contains("?force=true"), "{detail}");
+    reembeddings::verb(&app, &job, "purge").await;
+    reembeddings::wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    assert_eq!(app.delete("/models/mine").await.status, 204);
+}
+
+#[tokio::test]
+async fn a_model_that_a_job_makes_vectors_of_can_be_deleted_once_that_is_cancelled_and_purged() {
+    let folder = with_mine();
+    let (_process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    app.post("/models", json!({"name": "mine", "path": "mine"})).await.ok();
+    reembeddings::write(&app, 300).await;
+    let job = reembedding_rules::begin_slowly(&app, "mine").await;
+    reembeddings::verb(&app, &job, "pause").await;
+
+    let (status, code, detail) = app.delete("/models/mine").await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    assert!(detail.contains("/reembeddings/{id}/cancel") && detail.contains("/reembeddings/{id}/purge"), "{detail}");
+    reembeddings::refused(&app, &job, "purge").await;
+    reembeddings::verb(&app, &job, "cancel").await;
     reembeddings::verb(&app, &job, "purge").await;
     reembeddings::wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
     assert_eq!(app.delete("/models/mine").await.status, 204);
