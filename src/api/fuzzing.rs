@@ -228,7 +228,7 @@ pub fn model_folder(folder: &Path, bytes: &[u8]) {
         fs_err::write(&path, &part[line + 1..end]).expect("written");
         written.push(path);
     }
-    if let Ok(files) = folder::read_folder(folder, None) {
+    if let Ok(files) = folder::read_folder(folder, None, None) {
         let _ = files.graph_apart();
         let _ = modules::open(&files.modules);
         let max_tokens = files.settings.max_tokens.map_or(512, |tokens| tokens.get() as usize);

@@ -13,7 +13,7 @@ use super::descriptions::{Architecture, PromptConfig, PromptTexts, SentenceConfi
 use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
-use crate::domain::{EncoderSettings, Prompts};
+use crate::domain::{EncoderSettings, Pooling, Prompts};
 use crate::engine::GraphApart;
 
 /// A model's files and what they say of it.
@@ -122,11 +122,11 @@ fn list(paths: &[PathBuf]) -> String {
     paths.iter().map(|path| format!("`{}`", path.display())).collect::<Vec<_>>().join(" and ")
 }
 
-/// Reads a model folder. `onnx` is the model in it, where it has an unusual place.
+/// Reads a model folder. `onnx` is the model in it, where it has an unusual place, and `pooling` what the operator has set.
 ///
 /// # Errors
 /// [`FolderError`], naming the file.
-pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, FolderError> {
+pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>) -> Result<ModelFiles, FolderError> {
     let usual = || vec![folder.join("onnx/model.onnx"), folder.join("model.onnx")];
     let onnx = first_existing("the ONNX file", onnx.map_or_else(usual, |path| vec![path.to_owned()]))?;
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
@@ -134,7 +134,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>) -> Result<ModelFiles, Fol
     let sentence = read_sentence_config(folder, &tokenizer)?;
     let tokens: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
-    let modules = modules::read(folder)?;
+    let modules = modules::read(folder, pooling)?;
     let max_positions = architecture.max_positions();
     // As sentence-transformers does where nothing is said for certain.
     let inferred_tokens = [tokens.limit(), max_positions].into_iter().flatten().min();
@@ -265,7 +265,6 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-    use crate::domain::Pooling;
 
     /// An ONNX file with an empty graph is enough for the walk.
     const EMPTY_GRAPH: [u8; 4] = [0x08, 10, 0x3a, 0];
@@ -286,7 +285,7 @@ mod tests {
     }
 
     fn read_from(files: &[(&str, &str)]) -> Result<ModelFiles, FolderError> {
-        read_folder(folder(files).path(), None)
+        read_folder(folder(files).path(), None, None)
     }
 
     const MODULES: &str = r#"[

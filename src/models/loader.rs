@@ -82,7 +82,7 @@ impl Loader {
     /// [`LoadError`], naming the file or the setting.
     pub fn load(&self, info: &ModelInfo) -> Result<LoadedModel, LoadError> {
         let started = Instant::now();
-        let files = files::read(&info.source, &self.hub)?;
+        let files = files::read(info, &self.hub)?;
         let mut apart = None;
         if let Some(hub) = &files.hub {
             hub.verify()?;
@@ -162,7 +162,7 @@ impl Loader {
     /// # Errors
     /// When a file is missing or malformed, or the library cannot be used.
     pub(super) fn expected(&self, info: &ModelInfo) -> Result<Expected, LoadError> {
-        let files = files::read(&info.source, &self.hub)?;
+        let files = files::read(info, &self.hub)?;
         let runtime = Runtime::load(&self.runtime_library)?;
         let settings = info.configured.or(&files.settings).or(&info.built_in);
         let footprint = Footprint {

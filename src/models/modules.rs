@@ -69,13 +69,14 @@ struct Listed {
 }
 
 /// What `modules.json` and the modules' own files say. Without the first, the usual place of the pooling's is read.
+/// `configured` is the pooling that the operator has set.
 ///
 /// # Errors
 /// [`FolderError`], naming the module.
-pub fn read(folder: &Path) -> Result<ModulesSaid, FolderError> {
+pub fn read(folder: &Path, configured: Option<Pooling>) -> Result<ModulesSaid, FolderError> {
     let list_path = folder.join("modules.json");
     let Some(modules) = read_json::<Vec<Listed>>(&list_path)? else {
-        let pooling = read_pooling(&folder.join("1_Pooling/config.json"))?;
+        let pooling = read_pooling(&folder.join("1_Pooling/config.json"), configured)?;
         return Ok(ModulesSaid { pooling, ..ModulesSaid::default() });
     };
     let mut said = ModulesSaid { normalize: Some(false), ..ModulesSaid::default() };
@@ -92,7 +93,7 @@ pub fn read(folder: &Path) -> Result<ModulesSaid, FolderError> {
             "Transformer" => {}
             "Pooling" if !pools && said.between.is_empty() => {
                 pools = true;
-                said.pooling = read_pooling(&place.join("config.json"))?;
+                said.pooling = read_pooling(&place.join("config.json"), configured)?;
             }
             "Normalize" => {
                 // Scaling twice in a row is scaling once.
@@ -278,7 +279,7 @@ mod tests {
     }
 
     fn refusal(folder: &TempDir) -> String {
-        let opened = read(folder.path()).and_then(|said| open(&said.between));
+        let opened = read(folder.path(), None).and_then(|said| open(&said.between));
         opened.expect_err("refused").to_string()
     }
 
@@ -299,7 +300,7 @@ mod tests {
         let rest =
             [("2_Dense", "Dense"), ("3_Normalize", "Normalize"), ("4_Dense", "Dense"), ("5_Normalize", "Normalize")];
         let folder = folder(&[&POOLED[..], &rest].concat(), &files);
-        let said = read(folder.path()).expect("well formed");
+        let said = read(folder.path(), None).expect("well formed");
         let dense = |name: &str, in_features, out_features, activation| ModuleFile::Dense {
             weights: folder.path().join(name).join(WEIGHTS),
             shape: DenseShape { in_features, out_features, bias: true, activation },
@@ -327,7 +328,7 @@ mod tests {
             let file = tensors(dtype, &bytes(dtype, &weights), &bytes(dtype, &bias));
             let files: [(&str, &[u8]); 2] = [("2_Dense/config.json", &config), ("2_Dense/model.safetensors", &file)];
             let folder = folder(&[&POOLED[..], &[("2_Dense", "Dense")]].concat(), &files);
-            let (opened, hashed) = open(&read(folder.path()).expect("well formed").between).expect("opened");
+            let (opened, hashed) = open(&read(folder.path(), None).expect("well formed").between).expect("opened");
             let [Module::Dense(dense)] = &opened[..] else { panic!("{opened:?}") };
             assert_eq!(dense.apply(&[10.0, 3.0]), [17.0, -6.0], "{dtype:?}");
             seen.push(hashed);
@@ -358,6 +359,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pooling_that_is_set_stands_for_one_that_granary_does_not_have() {
+        for config in [
+            r#"{"pooling_mode": "weightedmean"}"#,
+            r#"{"pooling_mode": ["cls", "mean"]}"#,
+            r#"{"pooling_mode": "mean", "include_prompt": false}"#,
+            r#"{"include_prompt": false}"#,
+        ] {
+            for modules in [POOLED.as_slice(), &[]] {
+                let folder = folder(modules, &[]);
+                if modules.is_empty() {
+                    fs_err::remove_file(folder.path().join("modules.json")).expect("removed");
+                }
+                fs_err::write(folder.path().join("1_Pooling/config.json"), config).expect("written");
+                assert!(read(folder.path(), None).is_err(), "{config}");
+                let said = read(folder.path(), Some(Pooling::Max)).expect(config);
+                assert_eq!(said.pooling, Some(Pooling::Max), "{config}");
+            }
+        }
+    }
+
+    #[test]
     fn a_pooling_has_its_name_in_each_spelling() {
         for (config, pooling) in [
             (r#"{"pooling_mode": "mean", "include_prompt": true}"#, Some(Pooling::Mean)),
@@ -368,7 +390,7 @@ mod tests {
         ] {
             let folder = folder(&POOLED, &[]);
             fs_err::write(folder.path().join("1_Pooling/config.json"), config).expect("written");
-            assert_eq!(read(folder.path()).expect("well formed").pooling, pooling, "{config}");
+            assert_eq!(read(folder.path(), None).expect("well formed").pooling, pooling, "{config}");
         }
     }
 

@@ -38,8 +38,9 @@ const POOLING_FLAGS: [(&str, &str); 6] = [
     ("pooling_mode_weightedmean_tokens", "weightedmean"),
 ];
 
-/// The pooling that the file names; `None` when there is no such file, or it names none.
-pub(super) fn read_pooling(path: &Path) -> Result<Option<Pooling>, FolderError> {
+/// The pooling that the file names; `None` when there is no such file, or it names none. What the operator has set stands for
+/// one that Granary does not have.
+pub(super) fn read_pooling(path: &Path, configured: Option<Pooling>) -> Result<Option<Pooling>, FolderError> {
     let Some(config) = read_json::<PoolingConfig>(path)? else { return Ok(None) };
     let is_set = |flag: &str| config.flags.get(flag) == Some(&serde_json::Value::Bool(true));
     let flagged: Vec<&str> = POOLING_FLAGS.iter().filter(|(flag, _)| is_set(flag)).map(|(_, word)| *word).collect();
@@ -48,7 +49,10 @@ pub(super) fn read_pooling(path: &Path) -> Result<Option<Pooling>, FolderError> 
         Some(Mode::Several(words)) => words.join(" + "),
         None => flagged.join(" + "),
     };
-    let unsupported = |what| Err(FolderError::Unsupported { path: path.to_owned(), what });
+    let unsupported = |what| match configured {
+        Some(pooling) => Ok(Some(pooling)),
+        None => Err(FolderError::Unsupported { path: path.to_owned(), what }),
+    };
     let pooling = match mode.as_str() {
         "mean" => Some(Pooling::Mean),
         "cls" => Some(Pooling::Cls),

@@ -65,8 +65,8 @@ impl MultiModelManager {
             }
         }
         add_hub_alias(&mut info, |word| self.resolve(Some(word)).is_ok());
-        let (source, hub) = (info.source.clone(), self.loader.hub.clone());
-        match blocking(move || files::read(&source, &hub)).await {
+        let (read, hub) = (info.clone(), self.loader.hub.clone());
+        match blocking(move || files::read(&read, &hub)).await {
             Ok(_) | Err(LoadError::NotDownloaded(_)) => {}
             Err(error) => return Err(ModelError::Invalid(with_causes(&error))),
         }

@@ -101,6 +101,20 @@ async fn an_unknown_pooling_names_the_setting() {
 }
 
 #[tokio::test]
+async fn a_pooling_that_granary_does_not_have_is_refused_unless_another_is_set() {
+    let folder = copied();
+    let config = r#"{"pooling_mode": "mean", "include_prompt": false}"#;
+    fs_err::write(folder.path().join("1_Pooling/config.json"), config).expect("written");
+    let sentence = refused(&entry(folder.path(), "")).await;
+    assert!(sentence.contains("`include_prompt`"), "{sentence}");
+    let toml = format!("{}{}", with_tiny(&[]), entry(folder.path(), "pooling = \"mean\"\n"));
+    let app = TestApp::start_with(&toml).await;
+    let pooled = app.post("/models/broken/embed", json!({"inputs": "hello"})).await.ok();
+    assert_eq!(pooled, app.post("/models/tiny/embed", json!({"inputs": "hello"})).await.ok());
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn settings_that_the_files_contradict_are_refused_with_both_numbers() {
     let sentence = refused(&entry(&test_model(TINY), "dimensions = 31\n")).await;
     assert!(sentence.contains("31") && sentence.contains("32"), "{sentence}");

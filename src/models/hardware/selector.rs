@@ -97,7 +97,7 @@ impl Selector {
     }
 
     fn candidate(&self, info: &ModelInfo, disabled: &[ModelName]) -> Candidate {
-        let read = files::read(&info.source, &self.hub);
+        let read = files::read(info, &self.hub);
         let approximate_bytes = info.approximate_size_bytes;
         // Only of a hub are there files to come.
         let mapped_bytes = read.as_ref().map_or(approximate_bytes.unwrap_or(0), mapped_bytes);
