@@ -61,8 +61,10 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Er
 
 /// `sentence_bert_config.json`.
 #[derive(Deserialize, Default)]
+#[serde(default)]
 pub(super) struct SentenceConfig {
     /// The most tokens that a text keeps.
+    #[serde(deserialize_with = "size")]
     pub(super) max_seq_length: Option<u32>,
     /// Whether texts lose their capitals before they are tokenized.
     pub(super) do_lower_case: Option<bool>,

@@ -446,6 +446,17 @@ mod tests {
     }
 
     #[test]
+    fn a_maximum_length_may_be_a_float_or_none() {
+        for (length, expected) in [("256", 256), ("256.0", 256), ("-1", 512), ("0", 512), ("null", 512)] {
+            let sentence = format!(r#"{{"max_seq_length": {length}, "do_lower_case": false}}"#);
+            let config = ("config.json", r#"{"max_position_embeddings": 512}"#);
+            let found = read_from(&[("sentence_bert_config.json", sentence.as_str()), config]).expect(length);
+            assert_eq!(found.settings.max_tokens, NonZeroU32::new(expected), "{length}");
+        }
+        assert!(read_from(&[("sentence_bert_config.json", r#"{"max_seq_length": "long"}"#)]).is_err());
+    }
+
+    #[test]
     fn a_malformed_file_is_named() {
         let refusal = read_from(&[("config.json", "{")]).expect_err("refused").to_string();
         assert!(refusal.contains("config.json"), "{refusal}");
