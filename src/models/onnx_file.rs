@@ -50,7 +50,7 @@ mod field {
 /// What the walk found.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OnnxFacts {
-    /// Files with weights, as the graph names them: relative to the `.onnx` file's folder.
+    /// Files with weights, as the graph names them, but without `./`: relative to the `.onnx` file's folder.
     pub external_data: BTreeSet<String>,
     /// Whether a text's vector depends on what else is in its batch.
     pub quantizes_per_batch: bool,
@@ -179,7 +179,8 @@ impl<R: Read + Seek> Walk<R> {
                 _ => walk.skip_to(end),
             })?;
             if key == "location" {
-                walk.facts.external_data.insert(value);
+                // Some exporters begin it with the folder that it is relative to.
+                walk.facts.external_data.insert(value.trim_start_matches("./").to_owned());
             }
             Ok(())
         })
@@ -257,6 +258,16 @@ mod tests {
         let facts = scanned(&model()).expect("well formed");
         assert_eq!(facts.external_data, BTreeSet::from(["constants.bin".into(), "model.onnx_data".into()]));
         assert!(facts.quantizes_per_batch);
+    }
+
+    #[test]
+    fn a_location_is_the_same_with_its_own_folder_before_it() {
+        let located = |location: &str| field(field::GRAPH_INITIALIZER, &tensor_at(location));
+        for (location, found) in [("./weights.bin", "weights.bin"), ("././a/b.bin", "a/b.bin"), ("./../b", "../b")] {
+            let graph = [located(location), located(found)].concat();
+            let facts = scanned(&field(field::MODEL_GRAPH, &graph)).expect("well formed");
+            assert_eq!(facts.external_data, BTreeSet::from([found.to_owned()]), "{location}");
+        }
     }
 
     #[test]
