@@ -137,25 +137,28 @@ pub(super) struct PromptTexts {
     query: Option<String>,
     document: Option<String>,
     passage: Option<String>,
+    corpus: Option<String>,
     #[serde(flatten)]
     others: BTreeMap<String, serde_json::Value>,
 }
 
 impl PromptTexts {
-    /// The prompts that are part of the model's space. Empty ones are written by default and mean none there.
+    /// The prompts that are part of the model's space. Empty ones are written by default and mean none there. Of those for
+    /// documents the first one counts that is there, as in sentence-transformers.
     pub(super) fn known(&self) -> Prompts {
         let present = |text: Option<&String>| text.filter(|text| !text.is_empty()).cloned();
         Prompts {
             query: present(self.query.as_ref()),
-            document: present(self.document.as_ref().or(self.passage.as_ref())),
+            document: present(self.document.as_ref().or(self.passage.as_ref()).or(self.corpus.as_ref())),
         }
     }
 
     /// Every prompt, by its name.
     pub(super) fn named(self) -> BTreeMap<String, String> {
-        let known = [("query", self.query), ("document", self.document), ("passage", self.passage)];
+        let Self { query, document, passage, corpus, others } = self;
+        let known = [("query", query), ("document", document), ("passage", passage), ("corpus", corpus)];
         let known = known.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?)));
-        let others = self.others.into_iter().filter_map(|(name, text)| match text {
+        let others = others.into_iter().filter_map(|(name, text)| match text {
             serde_json::Value::String(text) => Some((name, text)),
             _ => None,
         });

@@ -336,6 +336,12 @@ mod tests {
             prompts(r#"{"query": "q: ", "passage": "p: ", "clustering": "c: ", "of no use": 7}"#),
             (passages, named(&[("clustering", "c: "), ("passage", "p: "), ("query", "q: ")]))
         );
+        let corpus = Prompts { query: None, document: Some("c: ".to_owned()) };
+        assert_eq!(prompts(r#"{"corpus": "c: "}"#), (corpus, named(&[("corpus", "c: ")])));
+        assert_eq!(
+            prompts(r#"{"passage": "", "corpus": "c: "}"#),
+            (Prompts::default(), named(&[("corpus", "c: "), ("passage", "")]))
+        );
         let both = Prompts { query: None, document: Some("d: ".to_owned()) };
         assert_eq!(
             prompts(r#"{"document": "d: ", "passage": "p: ", "query": null}"#),
