@@ -1,6 +1,7 @@
 //! What a connection and a request may cost, and that nobody else pays for it.
 
 use std::cell::Cell;
+use std::future::poll_fn;
 use std::io::{Read, Write};
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use bytes::Bytes;
 use futures::future::join_all;
 use granary::telemetry::with_causes;
 use h2::client::SendRequest;
-use h2::{Ping, PingPong, RecvStream};
+use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
 use http::Request;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
@@ -109,6 +110,18 @@ impl Multiplexed {
         Ok(answer.into_body())
     }
 
+    /// Sends the head of a request, and has all of its answer before any of its body is sent.
+    async fn refused(&mut self, method: Method, url: String) -> (StatusCode, SendStream<Bytes>) {
+        let request = Request::builder().method(method).uri(url).header("content-type", "text/plain");
+        let (answer, body) =
+            self.requests.send_request(request.body(()).expect("a request"), false).expect("a stream is free");
+        let answer = answer.await.expect("an answer");
+        let status = answer.status();
+        let mut answer = answer.into_body();
+        while take(&mut answer).await.is_some() {}
+        (status, body)
+    }
+
     /// Waits until the server has said that it takes no more requests here.
     async fn until_refused(&self) {
         while self.requests.clone().ready().await.is_ok() {
@@ -122,6 +135,16 @@ async fn take(answer: &mut RecvStream) -> Option<Bytes> {
     let piece = answer.data().await?.unwrap_or_else(|error| panic!("cut off: {error}"));
     answer.flow_control().release_capacity(piece.len()).expect("it was taken");
     Some(piece)
+}
+
+/// Sends a body as there is room for it.
+async fn send_whole(body: &mut SendStream<Bytes>, mut left: Bytes) {
+    while !left.is_empty() {
+        body.reserve_capacity(left.len());
+        let room = poll_fn(|context| body.poll_capacity(context)).await.expect("it was reset").expect("room");
+        body.send_data(left.split_to(room.min(left.len())), false).expect("sent");
+    }
+    body.send_data(left, true).expect("its end");
 }
 
 #[tokio::test]
@@ -184,6 +207,46 @@ async fn what_is_left_of_a_refused_request_is_not_waited_for_long() {
         let answer = tokio::time::timeout(Duration::from_secs(30), raw.read_to_end()).await.expect("it is closed");
         assert!(answer.starts_with("HTTP/1.1 404"), "{length}: {answer}");
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_is_not_reset_while_its_caller_sends_what_is_refused_unread() {
+    let app = serve("").await;
+    let mut connection = Multiplexed::open(&app, 64 << 10).await;
+    for (method, url, expected) in [
+        (Method::POST, format!("{}/embed", app.url()), StatusCode::UNSUPPORTED_MEDIA_TYPE),
+        (Method::POST, format!("{}/nothing", app.url()), StatusCode::NOT_FOUND),
+        (Method::PUT, format!("{}/embed", app.url()), StatusCode::METHOD_NOT_ALLOWED),
+        (Method::POST, "http://evil.example/embed".to_owned(), StatusCode::MISDIRECTED_REQUEST),
+    ] {
+        let (status, mut body) = connection.refused(method, url).await;
+        assert_eq!(status, expected);
+        // More than a stream has room for before something of it is read.
+        let sent = send_whole(&mut body, vec![b'x'; 2 << 20].into());
+        tokio::time::timeout(Duration::from_secs(30), sent).await.expect("it is read");
+        // What had been sent before would have come before this.
+        connection.pings.ping(Ping::opaque()).await.expect("an answer to a ping");
+        let reset = futures::poll!(poll_fn(|context| body.poll_reset(context)));
+        assert!(reset.is_pending(), "{expected}: {reset:?}");
+    }
+    drop(connection);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_stream_that_is_refused_and_does_not_end_is_reset_and_holds_up_no_other() {
+    let app = serve("").await;
+    let mut connection = Multiplexed::open(&app, 64 << 10).await;
+    let (status, mut body) = connection.refused(Method::POST, format!("{}/nothing", app.url())).await;
+    assert_eq!(status, StatusCode::NOT_FOUND);
+    let mut other = connection.get(&app, "/health/live").await;
+    while take(&mut other).await.is_some() {}
+    let reset = poll_fn(|context| body.poll_reset(context));
+    let reason = tokio::time::timeout(Duration::from_secs(30), reset).await.expect("it is reset");
+    assert_eq!(reason.expect("a reason"), Reason::NO_ERROR);
+    drop(connection.get(&app, "/health/live").await);
+    drop(connection);
     app.stop().await;
 }
 

@@ -1,5 +1,6 @@
 //! What is left of a request's body when its answer is there: who was refused may still be sending, and would lose the
-//! answer with the connection if nothing were read.
+//! answer with the connection if nothing were read. Over HTTP/2 the stream would be reset, which some clients take for
+//! a failure though the answer is whole.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,7 +9,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::extract::Request;
-use axum::http::{Version, header};
+use axum::http::header;
 use futures::StreamExt;
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
@@ -29,10 +30,9 @@ pub(super) struct Given(Shared);
 /// What handlers leave of it; `None` where that does not matter.
 pub(super) struct Rest(Option<Shared>);
 
-/// Keeps what handlers will leave of a request's body. On HTTP/2 the others of the connection go on without it, and who
-/// expects `100 Continue` has not begun to send.
+/// Keeps what handlers will leave of a request's body. Who expects `100 Continue` has not begun to send.
 pub(super) fn keep(request: Request<Incoming>) -> (Request<Given>, Rest) {
-    let is_sent = request.version() != Version::HTTP_2 && !request.headers().contains_key(header::EXPECT);
+    let is_sent = !request.headers().contains_key(header::EXPECT);
     let (head, body) = request.into_parts();
     let shared = Arc::new(Mutex::new((!body.is_end_stream()).then_some(body)));
     let rest = Rest(is_sent.then(|| Arc::clone(&shared)));
