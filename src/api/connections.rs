@@ -216,11 +216,7 @@ where
 /// Reads what is left of a request that is answered, while the answer is sent.
 fn read_to_end(rest: Rest, begun: &Begun, shutdown: &Shutdown) {
     let Some(left) = rest.left() else { return };
-    let activity = begun.activity();
-    shutdown.spawn("read the rest of a request", async move {
-        rest::discard(left).await;
-        activity.end_rest();
-    });
+    shutdown.spawn("read the rest of a request", rest::discard(Arriving::new(left, begun)));
 }
 
 /// Ends when the shutdown begins; on a connection that owes a head, somewhat later: told to end, it would lose a request

@@ -211,6 +211,21 @@ async fn what_is_left_of_a_refused_request_is_not_waited_for_long() {
 }
 
 #[tokio::test]
+async fn what_is_left_of_a_refused_request_is_no_head() {
+    let app = serve("header_timeout = \"1s\"").await;
+    let mut raw = Raw::open(&app).await;
+    raw.send("POST /nothing HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n").await;
+    raw.read_until("HTTP/1.1 404").await;
+    raw.send("x").await;
+    // Longer than a head may take, and shorter than what is left is waited for.
+    tokio::time::sleep(Duration::from_millis(1_400)).await;
+    raw.send(&format!("x{ASK}")).await;
+    raw.read_until("HTTP/1.1 200").await;
+    drop(raw);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_stream_is_not_reset_while_its_caller_sends_what_is_refused_unread() {
     let app = serve("").await;
     let mut connection = Multiplexed::open(&app, 64 << 10).await;

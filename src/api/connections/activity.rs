@@ -81,12 +81,13 @@ impl Activity {
         Self { state: Mutex::new(state), changed: Notify::new() }
     }
 
-    /// Why it is waited for; `None` while requests are being answered, and the answers taken.
+    /// Why it is waited for; `None` while requests are being answered, and the answers taken, or bodies are still read:
+    /// what comes then is no head.
     pub(super) fn silence(&self) -> Option<Silence> {
         let state = self.state.lock();
         match state.owed().map(|offered| offered.moved).min() {
             Some(moved) => Some(Silence::Unread(moved)),
-            None if state.n_requests == 0 => Some(state.silence),
+            None if state.n_requests == 0 && state.arriving.is_empty() => Some(state.silence),
             None => None,
         }
     }
@@ -94,17 +95,6 @@ impl Activity {
     /// Ends when a silence has begun, or a shorter one, or when the connection is to be driven once more.
     pub(super) async fn changed(&self) {
         self.changed.notified().await;
-    }
-
-    /// Nobody reads any more of a request that was answered before its end. Its bytes were no head, and hyper does not see
-    /// by itself that none are wanted.
-    pub(super) fn end_rest(&self) {
-        let mut state = self.state.lock();
-        if state.n_requests == 0 {
-            state.silence = Silence::Between(Instant::now());
-        }
-        drop(state);
-        self.changed.notify_one();
     }
 
     /// A head is whole.
@@ -144,6 +134,21 @@ impl Activity {
         }
     }
 
+    /// Nothing more of a request's body is read.
+    fn end_of_body(&self, number: u64) {
+        let mut state = self.state.lock();
+        state.arriving.remove(&number);
+        if let Some(offered) = state.offered.get_mut(&number) {
+            offered.moved = Instant::now();
+        }
+        if state.n_requests == 0 {
+            state.silence = Silence::Between(Instant::now());
+            drop(state);
+            // Hyper does not see by itself that nobody wants what is left.
+            self.changed.notify_one();
+        }
+    }
+
     fn bytes_came(&self) {
         let mut state = self.state.lock();
         if state.n_requests == 0 && !state.is_http2 && matches!(state.silence, Silence::Between(_)) {
@@ -155,11 +160,6 @@ impl Activity {
 }
 
 impl Begun {
-    /// The connection's.
-    pub(super) fn activity(&self) -> Arc<Activity> {
-        Arc::clone(&self.activity)
-    }
-
     /// A part of the answer is there.
     fn offer(&self, answer: &Weak<Mutex<Option<Untaken>>>) {
         let mut state = self.activity.state.lock();
@@ -355,13 +355,23 @@ mod tests {
         assert!(answer.frame().await.is_none());
     }
 
-    #[test]
-    fn the_rest_of_a_request_that_is_answered_is_no_head() {
+    #[tokio::test]
+    async fn what_is_left_of_a_request_that_is_answered_is_no_head() {
         let activity = Arc::new(Activity::new(Instant::now()));
-        drop(activity.begin(Version::HTTP_11));
-        activity.bytes_came();
-        activity.end_rest();
+        let begun = activity.begin(Version::HTTP_11);
+        let body = Body::from_stream(stream::iter(["a", "b"].map(Ok::<_, Infallible>)));
+        let mut arriving = Arriving::new(body, &begun);
+        drop(begun);
+        for _ in 0..2 {
+            activity.bytes_came();
+            arriving.frame().await.expect("not its end").expect("no error");
+            assert_eq!(activity.silence(), None);
+        }
+        // Nobody reads to its end.
+        drop(arriving);
         assert!(matches!(activity.silence(), Some(Silence::Between(_))));
+        activity.bytes_came();
+        assert!(matches!(activity.silence(), Some(Silence::InHead(_))));
     }
 
     #[test]

@@ -15,6 +15,8 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use parking_lot::Mutex;
 
+use super::activity::Arriving;
+
 /// The most of a body that is read and thrown away. Of a longer one nothing is.
 const MAX_REST_BYTES: u64 = 4 << 20;
 
@@ -48,7 +50,7 @@ impl Rest {
 }
 
 /// Reads what is left, and throws it away.
-pub(super) async fn discard(left: Incoming) {
+pub(super) async fn discard(left: Arriving<Incoming>) {
     let mut pieces = Body::new(left).into_data_stream();
     let all = async {
         let mut n_bytes = 0;

@@ -9,7 +9,6 @@ use axum::body::{Body, Bytes};
 use http_body::{Frame, SizeHint};
 use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Instant;
 
 use super::{Activity, Begun};
 
@@ -20,35 +19,41 @@ pub(in super::super) const MAX_PIECE_BYTES: usize = 16 << 10;
 
 /// The body of a request, which tells as long as it is read.
 pub(in super::super) struct Arriving<B> {
+    // Dropped before it is told that nothing more is read.
     body: B,
+    reading: Reading,
+}
+
+/// A request whose body is read, until this is dropped.
+struct Reading {
     activity: Arc<Activity>,
     number: u64,
-    is_whole: bool,
+    is_over: bool,
 }
 
 impl<B: http_body::Body> Arriving<B> {
     pub(in super::super) fn new(body: B, begun: &Begun) -> Self {
         let Begun { activity, number } = begun;
-        let is_whole = body.is_end_stream();
-        if !is_whole {
+        let is_over = body.is_end_stream();
+        if !is_over {
             activity.state.lock().arriving.insert(*number);
         }
-        Self { body, activity: Arc::clone(activity), number: *number, is_whole }
+        Self { body, reading: Reading { activity: Arc::clone(activity), number: *number, is_over } }
     }
 }
 
-impl<B> Arriving<B> {
-    /// Nothing more of it is read.
+impl Reading {
     fn end(&mut self) {
-        if self.is_whole {
-            return;
+        if !self.is_over {
+            self.is_over = true;
+            self.activity.end_of_body(self.number);
         }
-        self.is_whole = true;
-        let mut state = self.activity.state.lock();
-        state.arriving.remove(&self.number);
-        if let Some(offered) = state.offered.get_mut(&self.number) {
-            offered.moved = Instant::now();
-        }
+    }
+}
+
+impl Drop for Reading {
+    fn drop(&mut self) {
+        self.end();
     }
 }
 
@@ -62,7 +67,7 @@ impl<B: http_body::Body + Unpin> http_body::Body for Arriving<B> {
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         if matches!(frame, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream() {
-            self.end();
+            self.reading.end();
         }
         frame
     }
@@ -73,12 +78,6 @@ impl<B: http_body::Body + Unpin> http_body::Body for Arriving<B> {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-impl<B> Drop for Arriving<B> {
-    fn drop(&mut self) {
-        self.end();
     }
 }
 
