@@ -41,7 +41,14 @@ impl ConfigError {
         let before = text.get(..start).unwrap_or(text);
         let line = before.matches('\n').count() + 1;
         let column = before.rsplit('\n').next().map_or(0, |rest| rest.chars().count()) + 1;
-        Self::Syntax { path, line, column, problem: error.message().to_owned() }
+        let problem = match error.message() {
+            // These name what was found, such as a number that is too large.
+            said if said.starts_with("invalid type: ") || said.starts_with("invalid value: ") => {
+                "no setting takes such a value"
+            }
+            said => said,
+        };
+        Self::Syntax { path, line, column, problem: problem.to_owned() }
     }
 }
 

@@ -378,6 +378,12 @@ fn what_stands_where_a_file_is_no_toml_is_not_repeated() {
         let error = given.load().expect_err("a refusal");
         assert!(!format!("{} {error:?}", given.refusal()).contains("secret"), "{error:?}");
     }
+    for number in ["99999999999999999999999", "-99999999999999999999999", "0xffffffffffffffffffff"] {
+        let given = Given::file(&format!("[[auth.keys]]\nhash = {number}"));
+        refused(&given, &["granary.toml is not TOML: line 2, column 8: ", "no setting takes such a value"]);
+        let said = format!("{} {:?}", given.refusal(), given.load().expect_err("a refusal"));
+        assert!(!said.contains("99999") && !said.contains("ffff") && !said.contains("12089258"), "{said}");
+    }
 }
 
 #[test]
