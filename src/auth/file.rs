@@ -17,6 +17,9 @@ const MODE: u32 = 0o600;
 /// The bits by which others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
+/// The most links that lead from one to the next, as for the system: where there are more, the file cannot be read.
+const MAX_LINKS: usize = 40;
+
 /// A file of keys, which need not be there.
 #[derive(Clone, Debug)]
 pub struct KeyFile(PathBuf);
@@ -171,11 +174,7 @@ impl KeyFile {
     /// Changes the keys, one process at a time. A reader sees the old file or the new one.
     fn change(&self, edit: impl FnOnce(&mut Vec<ApiKey>) -> Result<(), KeyFileError>) -> Result<(), KeyFileError> {
         let unwritable = |source: io::Error| KeyFileError::Unwritable { path: self.0.clone(), source };
-        // The new file takes the place of the old one, and not that of a link to it, or to where it will be.
-        let beside_it = self.0.parent().unwrap_or(Path::new(""));
-        let path = fs_err::canonicalize(&self.0)
-            .or_else(|_| fs_err::read_link(&self.0).map(|target| beside_it.join(target)))
-            .unwrap_or_else(|_| self.0.clone());
+        let path = behind_links(&self.0);
         let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         fs_err::create_dir_all(folder).map_err(unwritable)?;
         let lock = create(&beside(&path, ".lock")).map_err(unwritable)?;
@@ -198,6 +197,16 @@ impl KeyFile {
             .and_then(|()| fs_err::File::open(folder)?.sync_all())
             .map_err(unwritable)
     }
+}
+
+/// Where a file is or will be: a new one takes the place of the old one, and not that of a link to it.
+fn behind_links(file: &Path) -> PathBuf {
+    let mut path = file.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs_err::read_link(&path) else { break };
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    path
 }
 
 /// Opens a file for its owner alone, made if need be.
@@ -267,14 +276,30 @@ mod tests {
     fn a_link_to_the_file_stays_one() {
         let (folder, file) = in_a_folder();
         let link = KeyFile::at(folder.path().join("linked.toml"));
-        std::os::unix::fs::symlink("deep/er/keys.toml", link.path()).expect("linked");
-        // It leads nowhere yet.
+        let next = folder.path().join("links/next.toml");
+        fs_err::create_dir(folder.path().join("links")).expect("a folder");
+        std::os::unix::fs::symlink("links/next.toml", link.path()).expect("linked");
+        std::os::unix::fs::symlink("../deep/er/keys.toml", &next).expect("linked");
+        // They lead nowhere yet.
         link.add(key("a")).expect("added");
-        assert!(link.path().is_symlink());
+        assert!(link.path().is_symlink() && next.is_symlink());
         link.add(key("b")).expect("added");
-        assert!(link.path().is_symlink());
+        assert!(link.path().is_symlink() && next.is_symlink());
         assert_eq!(file.read().expect("keys"), [key("a"), key("b")]);
-        assert_eq!(fs_err::read_dir(folder.path()).expect("a folder").count(), 2, "nothing is left beside the link");
+        for (at, n) in [("", 3), ("links", 1)] {
+            let there = fs_err::read_dir(folder.path().join(at)).expect("a folder").count();
+            assert_eq!(there, n, "nothing is left beside the links");
+        }
+    }
+
+    #[test]
+    fn links_in_a_circle_are_refused() {
+        let (folder, _) = in_a_folder();
+        let [link, other] = ["a.toml", "b.toml"].map(|name| folder.path().join(name));
+        std::os::unix::fs::symlink(&other, &link).expect("linked");
+        std::os::unix::fs::symlink(&link, &other).expect("linked");
+        assert!(matches!(KeyFile::at(link.clone()).add(key("a")), Err(KeyFileError::Unreadable { .. })));
+        assert!(link.is_symlink() && other.is_symlink());
     }
 
     #[test]
