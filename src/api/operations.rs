@@ -15,6 +15,7 @@ use super::responses::NativeErrors;
 use super::state::AppState;
 use crate::models::lifecycle::Phase;
 use crate::models::{Ailment, ModelError, ModelStatus};
+use crate::telemetry;
 
 /// When to ask a server again that is stopping: whoever takes its place may be there by then.
 const STOPPING: Duration = Duration::from_secs(5);
@@ -133,11 +134,11 @@ pub(super) fn refusal(error: ModelError, asker: Asker) -> ApiError {
     }
 }
 
-/// The metrics of the process in Prometheus's text format: TEI's `te_*` and our own `granary_*`.
+/// The metrics of the process in Prometheus's text format: TEI's `te_*`, our own `granary_*` and the usual `process_*`.
 #[utoipa::path(
     get, path = "/metrics", tag = "operations", operation_id = "metrics",
     responses((status = 200, description = "All metrics", body = String, content_type = "text/plain"), NativeErrors)
 )]
 pub async fn metrics(State(state): State<AppState>) -> impl IntoResponse {
-    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], state.metrics.render())
+    ([(header::CONTENT_TYPE, PROMETHEUS_TEXT)], state.metrics.render() + &telemetry::process_metrics())
 }

@@ -1,5 +1,5 @@
 //! Logs, metrics and traces: how events reach standard error, in `stderr.rs`; the name, labels and buckets of every
-//! metric; in [`traces`], how spans reach a collector.
+//! metric, but those of the process, in `process.rs`; in [`traces`], how spans reach a collector.
 //!
 //! Names, labels and buckets of `te_*` are those of text-embeddings-inference 1.9 (`router/src/prometheus.rs`,
 //! `router/src/lib.rs`, `core/src/infer.rs`, `core/src/queue.rs`), so that dashboards made for it work. Ours are
@@ -8,6 +8,7 @@
 
 mod causes;
 mod collector;
+mod process;
 mod stderr;
 pub mod traces;
 
@@ -24,6 +25,7 @@ use tracing_subscriber::fmt::MakeWriter;
 use tracing_subscriber::util::{SubscriberInitExt, TryInitError};
 
 pub use self::causes::with_causes;
+pub use self::process::process_metrics;
 pub use self::stderr::{flush_log, print_last};
 
 /// Declares a metric's name with its help, which is its rustdoc too.

@@ -1,6 +1,7 @@
 //! What `/metrics` shows after real requests. Each test has a process of its own, for a process has one recorder.
 
 use std::collections::BTreeMap;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use reqwest::Method;
 use reqwest::header::HOST;
@@ -227,4 +228,26 @@ async fn granarys_own_metrics_tell_models_and_routes_apart() {
         let name = line.split(' ').nth(2).expect("a name");
         assert!(metrics.text.contains(&format!("# HELP {name} ")), "{name} has no help");
     }
+}
+
+#[tokio::test]
+async fn the_process_is_measured_by_the_names_of_prometheus() {
+    let server = Server::start(&with_tiny(&[]));
+    let metrics = server.metrics().await;
+    for (name, kind) in [
+        ("process_cpu_seconds_total", "counter"),
+        ("process_resident_memory_bytes", "gauge"),
+        ("process_open_fds", "gauge"),
+        ("process_max_fds", "gauge"),
+        ("process_threads", "gauge"),
+        ("process_start_time_seconds", "gauge"),
+    ] {
+        assert!(metrics.text.contains(&format!("# TYPE {name} {kind}\n{name} ")), "{name}: {}", metrics.text);
+        assert!(metrics.value(name) > 0.0, "{name}: {}", metrics.text);
+    }
+    assert!(metrics.value("process_resident_memory_bytes") > f64::from(1 << 20), "{}", metrics.text);
+    assert!(metrics.value("process_open_fds") <= metrics.value("process_max_fds"), "{}", metrics.text);
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_secs_f64();
+    // The system rounds when it was started, and so do we.
+    assert!((now - metrics.value("process_start_time_seconds")).abs() < 3_600.0, "{now}: {}", metrics.text);
 }
