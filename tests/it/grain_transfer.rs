@@ -403,6 +403,39 @@ async fn a_line_with_fields_that_would_be_lost_is_refused() {
 }
 
 #[tokio::test]
+async fn a_line_is_a_grain_or_a_manifest_or_the_end_of_an_export_and_no_two_of_them() {
+    let app = start().await;
+    let manifest = json!({"declared": "theirs", "dimensions": 2});
+    let fingerprint = crate::helpers::sha256(manifest.to_string().as_bytes());
+    let space = json!({"fingerprint": fingerprint, "manifest": manifest, "name": null});
+    let sent = [
+        json!({"id": "a", "text": "a text", "vector": [3.0, 4.0], "space": space}),
+        json!({"text": "a text", "end": {"grains": 0}}),
+        json!({"space": space, "end": {"grains": 0}}),
+        json!({"version": 3, "space": space}),
+        json!({"space": {"fingerprint": fingerprint, "manifest": manifest, "text": "a text"}}),
+        json!({"end": {"grains": 0, "texts": 0}}),
+    ];
+    let imported = import(&app, "", lines(sent)).await;
+    assert_eq!(imported.counts(), [6, 0, 0, 0, 0, 6]);
+    let said = [
+        "`id` stands beside the manifest in `space`: a line is a grain, a manifest or the end of an export",
+        "`text` stands beside the end of an export",
+        "`space` stands beside the end of an export",
+        "`version` stands beside the manifest in `space`",
+        "unknown field `text`",
+        "unknown field `texts`",
+    ];
+    for ((line, (_, _, code, detail)), said) in imported.failed.iter().enumerate().zip(said) {
+        assert!(code == "invalid_request" && detail.contains(said), "{line}: {detail}");
+    }
+    // What has another meaning only where it is set may stand there as null.
+    let absent = [json!({"space": space, "text": null, "end": null}), json!({"end": {"grains": 0}, "space": null})];
+    import(&app, "", lines(absent)).await.assert_whole([0, 0, 0, 0, 0, 0]);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_line_and_one_of_many_grains_say_what_is_wrong_with_their_model() {
     let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
     let space = app.post("/models/tiny-cls/load", json!({})).await.ok()["space"].clone();

@@ -23,6 +23,7 @@ use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{
     Object, OptionalJson, QueryRejected, awaits_continue, is_list, optional_object, optional_words, parse, query_error,
+    shortened,
 };
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::domain::{CreatedAt, Origin, Provenance, Scope};
@@ -314,9 +315,7 @@ struct LineBody {
     #[serde(default, deserialize_with = "optional_object")]
     end: Option<EndLine>,
     /// What a grain is shown with besides begins anew here.
-    #[allow(dead_code, reason = "no other field may stand in a line")]
     version: Option<IgnoredAny>,
-    #[allow(dead_code, reason = "no other field may stand in a line")]
     updated_at: Option<IgnoredAny>,
 }
 
@@ -341,29 +340,44 @@ struct MetaBody {
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct EndLine {
     grains: u64,
 }
 
 #[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
 struct ManifestBody {
     fingerprint: String,
     manifest: Value,
+    /// What follows from the manifest is not read.
+    #[allow(dead_code, reason = "no other field may stand beside a manifest")]
+    id: Option<IgnoredAny>,
+    #[allow(dead_code, reason = "no other field may stand beside a manifest")]
+    dimensions: Option<IgnoredAny>,
+    #[allow(dead_code, reason = "no other field may stand beside a manifest")]
+    name: Option<IgnoredAny>,
 }
 
 impl LineBody {
     fn into_entry(self, unknown_vectors: UnknownVectors) -> Result<ImportEntry, ApiError> {
+        let of_grain = self.field_of_grain();
         if let Some(end) = self.end {
-            return Ok(ImportEntry::End(end.grains));
+            let beside = of_grain.or_else(|| self.space.is_some().then_some("space"));
+            return beside.map_or(Ok(ImportEntry::End(end.grains)), |field| Err(mixed(field, "the end of an export")));
         }
         let space = match self.space {
             None => None,
             Some(Value::String(id)) => Some(id),
             Some(manifest) => {
                 let body = serde_json::from_value::<Object<ManifestBody>>(manifest).map_err(|error| {
+                    let error = shortened(&error.to_string());
                     refused("space", format!("`space` is neither the id of a space nor the manifest of one: {error}"))
                 })?;
-                let Object(ManifestBody { fingerprint, manifest }) = body;
+                if let Some(field) = of_grain {
+                    return Err(mixed(field, "the manifest in `space`"));
+                }
+                let Object(ManifestBody { fingerprint, manifest, .. }) = body;
                 return Ok(ImportEntry::Space(ImportSpace { fingerprint, manifest }));
             }
         };
@@ -420,6 +434,32 @@ impl LineBody {
         let grain = ImportGrain { draft, raw_meta: meta.raw, created_at, made_by: meta.embedding_model };
         Ok(ImportEntry::Grain(Box::new(grain)))
     }
+
+    /// The first field that is set of those that only a grain has.
+    fn field_of_grain(&self) -> Option<&'static str> {
+        let Self { id, text, source, tags, attributes, model, vector, verify, meta, created_at, .. } = self;
+        let fields = [
+            ("id", id.is_some()),
+            ("text", text.is_some()),
+            ("source", source.is_some()),
+            ("tags", tags.is_some()),
+            ("attributes", attributes.is_some()),
+            ("model", model.is_some()),
+            ("vector", vector.is_some()),
+            ("verify", verify.is_some()),
+            ("meta", meta.is_some()),
+            ("created_at", created_at.is_some()),
+            ("version", self.version.is_some()),
+            ("updated_at", self.updated_at.is_some()),
+        ];
+        fields.into_iter().find_map(|(name, is_set)| is_set.then_some(name))
+    }
+}
+
+/// A line would be taken for another thing than a grain, and the grain in it lost.
+fn mixed(field: &str, other: &str) -> ApiError {
+    let sentence = format!("`{field}` stands beside {other}: a line is a grain, a manifest or the end of an export");
+    refused(field, sentence)
 }
 
 /// The counts of an import.
