@@ -44,15 +44,8 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Json<T> {
 pub struct Keyed<T> {
     /// The body.
     pub body: T,
-    bytes: Bytes,
-    token: Option<Token>,
-}
-
-impl<T> Keyed<T> {
-    /// What `read` makes of the body and its bytes, and what tells a repeated request from a new one.
-    pub fn map<U>(self, read: impl FnOnce(T, &[u8]) -> Result<U, ApiError>) -> Result<(U, Option<Token>), ApiError> {
-        Ok((read(self.body, &self.bytes)?, self.token))
-    }
+    /// What tells a repeated request from a new one.
+    pub token: Option<Token>,
 }
 
 impl<T: DeserializeOwned> FromRequest<AppState> for Keyed<T> {
@@ -68,7 +61,7 @@ impl<T: DeserializeOwned> FromRequest<AppState> for Keyed<T> {
             // Without API keys all callers share one name.
             Token { key: ReceiptKey { caller: caller.clone(), key }, request: hex_digits(&hash) }
         });
-        Ok(Self { body: parse_object(&bytes)?, bytes, token })
+        Ok(Self { body: parse_object(&bytes)?, token })
     }
 }
 

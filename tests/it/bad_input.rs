@@ -208,6 +208,25 @@ async fn unknown_fields_are_refused_on_granarys_own_routes() {
 }
 
 #[tokio::test]
+async fn a_field_that_is_null_is_absent_in_one_grain_and_beside_many() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let mut body = json!({"grains": null, "text": "one"});
+    for field in ["id", "source", "tags", "attributes", "model", "vector", "space", "verify"] {
+        body[field] = Value::Null;
+    }
+    assert_eq!(app.post("/grains", body.clone()).await.ok()["text"], "one");
+    body["grains"] = json!([{"id": "many", "text": "many"}]);
+    body["text"] = Value::Null;
+    assert_eq!(app.post("/grains", body.clone()).await.ok()["grains"][0]["id"], "many");
+    body["verify"] = json!(false);
+    let (status, _, sentence) = app.post("/grains", body).await.problem();
+    assert_eq!((status, sentence.as_str()), (422, "`verify`: unknown field `verify`, expected `grains`"));
+    let (status, _, sentence) = app.post("/grains", json!({"grains": null, "text": null})).await.problem();
+    assert_eq!((status, sentence.as_str()), (422, "missing field `text`"));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn and_ignored_where_clients_of_other_servers_send_them() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let pair = json!({"source_sentence": "a", "sentences": ["b"]});

@@ -3,8 +3,8 @@
 use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use serde::de::IgnoredAny;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 use utoipa::openapi::schema::OneOfBuilder;
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -12,25 +12,26 @@ use utoipa::{PartialSchema, ToSchema};
 use super::wire::{DraftBody, GrainObject, with_usual_model};
 use super::{Kept, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, Code, ProblemBody};
-use crate::api::extract::{Keyed, Object, QueryRejected, UsualModel, query_error};
+use crate::api::extract::{Keyed, Object, QueryRejected, UsualModel, query_error, value_error};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::api::state::AppState;
-use crate::grains::Outcome;
 use crate::grains::store::Atomicity;
+use crate::grains::{Draft, Outcome};
 
 /// One grain, or many in `grains`. Read as one struct: a choice between two shapes would lose which field is wrong.
 #[derive(Clone, Debug, Default, Deserialize)]
-pub struct CreateBody {
-    grains: Option<Vec<Object<DraftBody>>>,
-    text: Option<IgnoredAny>,
-}
-
-/// The same with `grains`, beside which nothing stands.
-#[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-#[allow(dead_code, reason = "only its form is read")]
-struct ManyAlone {
-    grains: IgnoredAny,
+pub struct CreateBody {
+    id: Option<String>,
+    text: Option<String>,
+    source: Option<String>,
+    tags: Option<Vec<String>>,
+    attributes: Option<Map<String, Value>>,
+    model: Option<String>,
+    vector: Option<Vec<f32>>,
+    space: Option<String>,
+    verify: Option<bool>,
+    grains: Option<Vec<Object<DraftBody>>>,
 }
 
 /// The shape of many.
@@ -96,7 +97,7 @@ pub struct GrainResult {
     /// Why it was not.
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<ProblemBody>)]
-    problem: Option<serde_json::Value>,
+    problem: Option<Value>,
 }
 
 /// The query of `POST /grains`.
@@ -134,9 +135,9 @@ pub async fn create(
     request: Keyed<CreateBody>,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|error| query_error(&error, "partial", "`partial` is `true` or `false`"))?;
-    let is_one = request.body.grains.is_none();
-    let (drafts, token) = request.map(drafts)?;
-    let drafts: Vec<_> = drafts.into_iter().map(|draft| with_usual_model(draft, &usual)).collect();
+    let Keyed { body, token } = request;
+    let is_one = body.grains.is_none();
+    let drafts: Vec<_> = drafts(body)?.into_iter().map(|draft| with_usual_model(draft, &usual)).collect();
     if drafts.is_empty() {
         return Err(ApiError::new(Code::EmptyInput, "`grains` is empty: send at least one").with_param("grains"));
     }
@@ -164,25 +165,34 @@ pub async fn create(
     Ok((StatusCode::CREATED, etag(grain.version()), location, axum::Json(grain)).into_response())
 }
 
-/// The grains of a body. One that is alone is read from the same bytes again, and so is what stands beside many.
-pub(in crate::api) fn drafts(body: CreateBody, bytes: &[u8]) -> Result<Vec<crate::grains::Draft>, ApiError> {
-    match body {
-        CreateBody { grains: Some(_), text: Some(_) } => {
-            let sentence = "`text` is one grain and `grains` are many: send one of them";
-            Err(refused("grains", sentence))
-        }
-        CreateBody { grains: Some(grains), .. } => {
-            crate::api::extract::parse::<ManyAlone>(bytes)?;
-            let numbered = grains.into_iter().enumerate();
-            numbered
-                .map(|(at, Object(draft))| draft.into_draft().map_err(|error| error.within(&format!("grains[{at}]"))))
-                .collect()
-        }
-        CreateBody { grains: None, .. } => {
-            let draft: DraftBody = crate::api::extract::parse(bytes)?;
-            Ok(vec![draft.into_draft()?])
-        }
+/// The grains of a body. Beside many, what is of one is absent.
+pub(in crate::api) fn drafts(body: CreateBody) -> Result<Vec<Draft>, ApiError> {
+    let CreateBody { id, text, source, tags, attributes, model, vector, space, verify, grains } = body;
+    let Some(grains) = grains else {
+        let text = text.ok_or_else(|| refused("text", "missing field `text`"))?;
+        let draft = DraftBody { id, text, source, tags, attributes, model, vector, space, verify };
+        return Ok(vec![draft.into_draft()?]);
+    };
+    if text.is_some() {
+        return Err(refused("grains", "`text` is one grain and `grains` are many: send one of them"));
     }
+    let of_one = [
+        ("id", id.is_some()),
+        ("source", source.is_some()),
+        ("tags", tags.is_some()),
+        ("attributes", attributes.is_some()),
+        ("model", model.is_some()),
+        ("vector", vector.is_some()),
+        ("space", space.is_some()),
+        ("verify", verify.is_some()),
+    ];
+    if let Some((name, _)) = of_one.into_iter().find(|(_, is_set)| *is_set) {
+        return Err(value_error(&format!("unknown field `{name}`, expected `grains`"), name));
+    }
+    let numbered = grains.into_iter().enumerate();
+    numbered
+        .map(|(at, Object(draft))| draft.into_draft().map_err(|error| error.within(&format!("grains[{at}]"))))
+        .collect()
 }
 
 impl GrainResult {
