@@ -16,7 +16,7 @@ use super::store::{
     SortKey, Vectors,
 };
 use super::vector::checked;
-use crate::domain::{Filter, Grain, GrainId, SpaceId};
+use crate::domain::{Filter, Grain, GrainId, Provenance};
 use crate::engine::Priority;
 use crate::models::ModelError;
 
@@ -242,19 +242,19 @@ impl Grains {
         let is_same_text = found.content.text == draft.content.text;
         let vector = match (draft.vector, draft.model) {
             (Some(mut supplied), _) => {
-                let mut has_it = is_same_text && self.has_vector(number, &supplied).await?;
-                if has_it && supplied.verify {
+                let mut stored = if is_same_text { self.stored_as(number, &supplied).await? } else { None };
+                if stored.is_some() && supplied.verify {
                     let verified = self.take_supplied(&found.id, &draft.content.text, supplied.clone()).await?;
-                    has_it = found.provenance.as_ref() == Some(&verified.provenance);
                     // Nothing is embedded a second time for the write.
                     let NewVector { vector, provenance } = verified;
+                    stored = stored.filter(|stored| *stored == provenance);
                     supplied = SuppliedVector { vector, verify: false, known: Some(provenance), ..supplied };
                 }
-                if has_it { Plan::Keep } else { Plan::Supplied(supplied) }
+                if stored.is_some() { Plan::Keep } else { Plan::Supplied(supplied) }
             }
             (None, Some(word)) => {
                 let space = self.models.lease(&self.models.resolve(Some(&word))?).await?.facts().fingerprint.space();
-                let has_one = is_same_text && self.vector_in(number, &space).await?.is_some();
+                let has_one = is_same_text && self.store.vector_in(number, &space).await?.is_some();
                 if has_one { Plan::Keep } else { Plan::Embed(Some(word)) }
             }
             // Whatever vector it has, none too: only another text is embedded unasked.
@@ -268,19 +268,14 @@ impl Grains {
         Ok(Ok(Planned { id: found.id, expected, content: draft.content, created_at: None, vector }))
     }
 
-    /// Whether a grain has this vector of its current text already.
-    async fn has_vector(&self, number: i64, supplied: &SuppliedVector) -> Result<bool, GrainError> {
-        let Some(stored) = self.vector_in(number, &supplied.space).await? else { return Ok(false) };
-        let dimensions = u32::try_from(stored.len()).unwrap_or(u32::MAX);
-        let scaled = checked(&supplied.vector, dimensions)?;
+    /// What is known of a vector that is brought along, if the grain's current text has it already.
+    async fn stored_as(&self, number: i64, supplied: &SuppliedVector) -> Result<Option<Provenance>, GrainError> {
+        let stored = self.store.vector_in(number, &supplied.space).await?;
+        let Some(NewVector { provenance, vector }) = stored else { return Ok(None) };
+        let scaled = checked(&supplied.vector, provenance.dimensions)?;
         // As it is stored: see `take_supplied`.
-        Ok(if supplied.known.is_some() { supplied.vector == stored } else { scaled == stored })
-    }
-
-    /// The vector of a grain's current text in a space.
-    async fn vector_in(&self, number: i64, space: &SpaceId) -> Result<Option<Vec<f32>>, GrainError> {
-        let batch = self.store.vectors_of_space(space, number - 1, 1).await?;
-        Ok(batch.vectors.into_iter().next().filter(|_| batch.numbers == [number]))
+        let is_same = if supplied.known.is_some() { supplied.vector == vector } else { scaled == vector };
+        Ok(is_same.then_some(provenance))
     }
 
     /// Writes one grain, of which the content is checked; `None` when others were quicker.

@@ -1000,6 +1000,21 @@ async fn a_vector_that_is_verified_again_changes_nothing() {
 }
 
 #[tokio::test]
+async fn a_vector_that_is_verified_again_changes_nothing_where_another_space_serves() {
+    let other = "tiny-cls";
+    let app = TestApp::start_with(&with_tiny(&[other])).await;
+    let text = "Wheat is a grass.";
+    app.put("/grains/a", json!({"text": text})).await.ok();
+    let space = space_of(&app, other).await;
+    let own = vectors_of(&app.post("/embed", json!({"inputs": text, "model": other})).await.ok()).remove(0);
+    let body = json!({"text": text, "space": space, "vector": own, "verify": true});
+    let taken = app.put("/grains/a", body.clone()).await.ok();
+    assert_eq!((&taken["version"], &taken["meta"]["embedding_model"]), (&json!(2), &json!(TINY)));
+    assert_eq!(app.put("/grains/a", body).await.ok(), taken);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn without_a_database_there_are_no_grains() {
     let app = TestApp::start_with(&format!("{}[grains]\nenabled = false\n", with_tiny(&[]))).await;
     let answer = app.post("/grains", json!({"text": "t"})).await;

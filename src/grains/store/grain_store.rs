@@ -74,6 +74,9 @@ pub trait GrainStore: AnchorStore {
     /// The spaces that hold vectors of grains, and how many each serves.
     fn served_by_space(&self) -> Reply<'_, Vec<(SpaceId, u64)>>;
 
+    /// The vector of a grain's current text in a space, whether the grain is served by it or not.
+    fn vector_in<'a>(&'a self, number: i64, space: &'a SpaceId) -> Reply<'a, Option<NewVector>>;
+
     /// Vectors of a space in the order of their grains' numbers, those after a number.
     fn vectors_of_space<'a>(&'a self, space: &'a SpaceId, after: i64, limit: u32) -> Reply<'a, VectorBatch>;
 

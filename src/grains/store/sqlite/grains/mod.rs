@@ -103,6 +103,10 @@ impl GrainStore for SqliteStore {
         Box::pin(self.count_served())
     }
 
+    fn vector_in<'a>(&'a self, number: i64, space: &'a SpaceId) -> Reply<'a, Option<NewVector>> {
+        shown("vector_in", self.read_vector_in(number, space))
+    }
+
     fn vectors_of_space<'a>(&'a self, space: &'a SpaceId, after: i64, limit: u32) -> Reply<'a, VectorBatch> {
         Box::pin(self.read_vectors_of_space(space, after, limit))
     }

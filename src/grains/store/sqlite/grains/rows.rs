@@ -70,7 +70,7 @@ impl SqliteStore {
         Ok(Numbered { number: row.try_get("number").map_err(&sql)?, grain })
     }
 
-    fn provenance_of(&self, row: &SqliteRow) -> Result<Option<Provenance>, StoreError> {
+    pub(super) fn provenance_of(&self, row: &SqliteRow) -> Result<Option<Provenance>, StoreError> {
         let sql = self.failed("read what made a vector");
         let Some(space) = row.try_get::<Option<String>, _>("space").map_err(&sql)? else { return Ok(None) };
         let origin: String = row.try_get("origin").map_err(&sql)?;

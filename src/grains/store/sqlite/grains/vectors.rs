@@ -4,7 +4,7 @@ use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::{Identity, Numbered, VectorBatch};
+use super::super::super::grain_store::{Identity, NewVector, Numbered, VectorBatch};
 use super::super::SqliteStore;
 use super::count;
 use super::filter::SERVED;
@@ -53,6 +53,24 @@ impl SqliteStore {
         let rows: Vec<(String, i64)> =
             query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("count served grains"))?;
         rows.into_iter().map(|(space, n)| Ok((self.space_id(&space)?, count(n)))).collect()
+    }
+
+    pub(super) async fn read_vector_in(&self, number: i64, space: &SpaceId) -> Result<Option<NewVector>, StoreError> {
+        let failed = self.failed("read a grain's vector in a space");
+        let row = sqlx::query(
+            "SELECT e.vector, e.space, e.model, e.origin, e.tokens, e.truncated, length(e.vector) / 4 AS dimensions \
+             FROM embeddings AS e JOIN grains AS g ON g.number = e.grain \
+             WHERE e.grain = ? AND e.space = ? AND e.text_version = g.text_version",
+        )
+        .bind(number)
+        .bind(space.to_string())
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(&failed)?;
+        let Some(row) = row else { return Ok(None) };
+        let Some(provenance) = self.provenance_of(&row)? else { return Ok(None) };
+        let vector = vector_of(row.try_get::<&[u8], _>("vector").map_err(&failed)?);
+        Ok(Some(NewVector { provenance, vector }))
     }
 
     pub(super) async fn read_vectors_of_space(
