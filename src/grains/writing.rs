@@ -242,15 +242,15 @@ impl Grains {
         let is_same_text = found.content.text == draft.content.text;
         let vector = match (draft.vector, draft.model) {
             (Some(mut supplied), _) => {
-                let mut stored = if is_same_text { self.stored_as(number, &supplied).await? } else { None };
+                let stored = if is_same_text { self.stored_as(number, &supplied).await? } else { None };
                 if stored.is_some() && supplied.verify {
                     let verified = self.take_supplied(&found.id, &draft.content.text, supplied.clone()).await?;
                     // Nothing is embedded a second time for the write.
                     let NewVector { vector, provenance } = verified;
-                    stored = stored.filter(|stored| *stored == provenance);
                     supplied = SuppliedVector { vector, verify: false, known: Some(provenance), ..supplied };
                 }
-                if stored.is_some() { Plan::Keep } else { Plan::Supplied(supplied) }
+                let says_nothing_new = supplied.known.is_none() || supplied.known == stored;
+                if stored.is_some() && says_nothing_new { Plan::Keep } else { Plan::Supplied(supplied) }
             }
             (None, Some(word)) => {
                 let space = self.models.lease(&self.models.resolve(Some(&word))?).await?.facts().fingerprint.space();

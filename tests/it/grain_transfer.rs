@@ -206,6 +206,29 @@ async fn a_vector_of_another_length_than_1_is_known_again_where_another_space_se
 }
 
 #[tokio::test]
+async fn what_is_known_of_a_vector_that_is_there_already_is_replaced_too() {
+    let app = start().await;
+    import(&app, "", lines(numbered(0..1))).await.assert_whole([1, 1, 0, 0, 0, 0]);
+    let meta = async || app.get("/grains/g0").await.ok()["meta"].clone();
+    let computed = meta().await;
+    let exported = export(&app, json!({"include": ["vector"]})).await;
+    let line = exported.lines().find(|line| line.starts_with("{\"id\"")).expect("a grain");
+    let mut line: Value = serde_json::from_str(line).expect("JSON");
+    line["meta"]["origin"] = json!("supplied");
+    for field in ["embedding_model", "tokens", "truncated"] {
+        line["meta"][field] = Value::Null;
+    }
+    let changed = lines([line]);
+    import(&app, "?on_conflict=replace", changed.clone()).await.assert_whole([1, 0, 1, 0, 0, 0]);
+    let supplied = meta().await;
+    assert_eq!((&supplied["origin"], &supplied["embedding_model"]), (&json!("supplied"), &Value::Null));
+    import(&app, "?on_conflict=replace", changed).await.assert_whole([1, 0, 0, 1, 0, 0]);
+    import(&app, "?on_conflict=replace", exported).await.assert_whole([1, 0, 1, 0, 0, 0]);
+    assert_eq!(meta().await, computed);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_export_without_vectors_is_embedded_again_and_a_filter_chooses() {
     let from = start().await;
     import(&from, "", lines(numbered(0..5))).await.assert_whole([5, 5, 0, 0, 0, 0]);
