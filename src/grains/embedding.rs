@@ -28,9 +28,6 @@ pub struct TextKind {
 }
 
 impl TextKind {
-    /// The text of a grain that somebody writes.
-    pub const DOCUMENT: Self = Self { input_type: InputType::Document, priority: Priority::Interactive };
-
     /// The text of a grain, in work that nobody waits for.
     pub const BACKGROUND: Self = Self { input_type: InputType::Document, priority: Priority::Internal };
 
@@ -112,8 +109,17 @@ impl Grains {
         }
         for (at, slot) in planned.iter_mut().enumerate() {
             if let Ok(Planned { id, content, vector: Plan::Supplied(supplied), .. }) = slot {
-                match self.take_supplied(id, &content.text, supplied.clone()).await {
-                    Ok(vector) => drop(vectors.insert(at, vector)),
+                match self.take_supplied(id, &content.text, supplied.clone(), priority).await {
+                    Ok(taken) => {
+                        if supplied.verify {
+                            // When all are sent again, this one is not embedded a second time.
+                            let NewVector { vector, provenance } = taken.clone();
+                            (supplied.vector, supplied.verify, supplied.known) = (vector, false, Some(provenance));
+                        }
+                        vectors.insert(at, taken);
+                    }
+                    // As above: all may be sent again in a moment.
+                    Err(error) if error.pause_before_retry().is_some() => return Err(error),
                     Err(error) => *slot = Err(error),
                 }
             }
@@ -243,6 +249,7 @@ impl Grains {
         id: &GrainId,
         text: &str,
         supplied: SuppliedVector,
+        priority: Priority,
     ) -> Result<NewVector, GrainError> {
         let SuppliedVector { space, vector, verify, known } = supplied;
         let record = self.ledger.space(&space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
@@ -264,7 +271,8 @@ impl Grains {
             let lease = self.models.lease(&name).await?;
             // One that has moved would bear out its own vectors, and refuse those of the space.
             lease.check_grain_writes()?;
-            let made = self.embed_texts(&lease, vec![text.to_owned()], TextKind::DOCUMENT).await?;
+            let kind = TextKind { input_type: InputType::Document, priority };
+            let made = self.embed_texts(&lease, vec![text.to_owned()], kind).await?;
             let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let cosine = cosine(&vector, &made.vector);
             if made.provenance.space != space || cosine < LEAST_COSINE {

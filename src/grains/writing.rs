@@ -132,7 +132,7 @@ impl Grains {
                     let vector = draft.vector.map_or(Plan::Embed(model), Plan::Supplied);
                     Planned { id, expected: Expected::Absent, content: draft.content, created_at: None, vector }
                 }
-                Some(found) => match self.change_of(found, draft).await? {
+                Some(found) => match self.change_of(found, draft, Priority::Interactive).await? {
                     Ok(planned) => planned,
                     Err(unchanged) => return Ok(Outcome::Unchanged(unchanged)),
                 },
@@ -162,7 +162,7 @@ impl Grains {
             check_version(id, Some(&found.grain), if_match)?;
             let (model, usual_model) = (patch.model.clone(), patch.usual_model.clone());
             let draft = Draft { id: None, content, model, usual_model, vector: None };
-            let planned = match self.change_of(found, draft).await? {
+            let planned = match self.change_of(found, draft, Priority::Interactive).await? {
                 Ok(planned) => planned,
                 Err(unchanged) => return Ok(Outcome::Unchanged(unchanged)),
             };
@@ -237,14 +237,20 @@ impl Grains {
     }
 
     /// What must be written so that a stored grain becomes the draft; the grain itself when nothing must.
-    pub(super) async fn change_of(&self, found: Numbered, draft: Draft) -> Result<Result<Planned, Grain>, GrainError> {
+    pub(super) async fn change_of(
+        &self,
+        found: Numbered,
+        draft: Draft,
+        priority: Priority,
+    ) -> Result<Result<Planned, Grain>, GrainError> {
         let Numbered { number, grain: found } = found;
         let is_same_text = found.content.text == draft.content.text;
         let vector = match (draft.vector, draft.model) {
             (Some(mut supplied), _) => {
                 let stored = if is_same_text { self.stored_as(number, &supplied).await? } else { None };
                 if stored.is_some() && supplied.verify {
-                    let verified = self.take_supplied(&found.id, &draft.content.text, supplied.clone()).await?;
+                    let text = &draft.content.text;
+                    let verified = self.take_supplied(&found.id, text, supplied.clone(), priority).await?;
                     // Nothing is embedded a second time for the write.
                     let NewVector { vector, provenance } = verified;
                     supplied = SuppliedVector { vector, verify: false, known: Some(provenance), ..supplied };

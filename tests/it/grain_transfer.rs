@@ -477,6 +477,29 @@ async fn a_line_and_one_of_many_grains_say_what_is_wrong_with_their_model() {
 }
 
 #[tokio::test]
+async fn lines_whose_vectors_are_verified_wait_for_a_model_that_is_loading() {
+    let other = "tiny-cls";
+    let app = TestApp::start_with(&format!("[models]\nload_timeout = \"1ms\"\n{}", with_tiny(&[other]))).await;
+    let reach = async |state: &str| {
+        while app.get("/models/tiny-cls").await.ok()["state"] != state {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    // It goes on loading when the caller's time is over.
+    app.post("/models/tiny-cls/load", json!({})).await;
+    reach("ready").await;
+    let space = app.get("/models/tiny-cls").await.ok()["space"].clone();
+    let own = app.post("/embed", json!({"inputs": "a text", "model": other})).await.ok()[0].clone();
+    app.post("/models/tiny-cls/unload", json!({})).await;
+    reach("unloaded").await;
+    let line = |n: usize| json!({"id": n.to_string(), "text": "a text", "vector": own, "space": space, "verify": true});
+    let before = texts_embedded(&app).await;
+    import(&app, "", lines((0..3).map(line))).await.assert_whole([3, 3, 0, 0, 0, 0]);
+    assert!((texts_embedded(&app).await - before - 3.0).abs() < 0.5, "texts were embedded again");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_database_that_fails_at_a_line_with_a_model_of_its_own_stops_the_import() {
     let folder = TempDir::new().expect("a folder");
     let database = folder.path().join("granary.db");

@@ -507,9 +507,23 @@ async fn the_tokens_of_a_request_have_a_limit_of_their_own() {
     // An import is read line by line, and the server embeds as many at a time as it likes.
     let line = |n: usize| json!({"id": n.to_string(), "text": format!("a text of some words, {n}")}).to_string();
     let lines = (0..10).map(line).collect::<Vec<_>>().join("\n");
-    let import = app.request(Method::POST, "/grains/import").header("content-type", "application/x-ndjson").body(lines);
-    let imported = send(import).await.text;
+    let import = async |lines: String| {
+        let import = app.request(Method::POST, "/grains/import?on_conflict=replace");
+        send(import.header("content-type", "application/x-ndjson").body(lines)).await.text
+    };
+    let imported = import(lines).await;
     assert!(imported.contains("\"created\":10"), "{imported}");
+    // Nor is that of anybody who waits which is compared with a vector.
+    let text = "a text of some words ".repeat(10);
+    let imported = import(json!({"id": "long", "text": text}).to_string()).await;
+    assert!(imported.contains("\"created\":1,"), "{imported}");
+    let long = app.get("/grains/long?include=vector").await.ok();
+    for (id, fate) in [("new", "created"), ("long", "replaced")] {
+        let line =
+            json!({"id": id, "text": text, "vector": long["vector"], "space": long["meta"]["space"], "verify": true});
+        let imported = import(line.to_string()).await;
+        assert!(imported.contains(&format!("\"{fate}\":1,")), "{imported}");
+    }
     app.stop().await;
 }
 

@@ -231,7 +231,7 @@ impl Writer {
             return Ok(Err(Fate::Unchanged));
         }
         loop {
-            let error = match self.grains.change_of(stored.clone(), draft.clone()).await {
+            let error = match self.grains.change_of(stored.clone(), draft.clone(), Priority::Internal).await {
                 Ok(changed) => return Ok(changed.map_err(|_| Fate::Unchanged)),
                 Err(error) => error,
             };
