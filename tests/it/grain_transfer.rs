@@ -627,6 +627,41 @@ async fn a_server_that_stops_ends_its_imports_in_order() {
     assert_eq!(imported.end["complete"], false);
 }
 
+/// As most programs do, which read no answer before all is sent.
+#[tokio::test]
+async fn who_sends_all_first_is_told_that_the_server_stops() {
+    let app = start().await;
+    let address = app.url().trim_start_matches("http://").to_owned();
+    let mut connection = TcpStream::connect(address).await.expect("a connection");
+    let head = "POST /grains/import HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/x-ndjson\r\n\
+                transfer-encoding: chunked\r\n\r\n";
+    connection.write_all(head.as_bytes()).await.expect("sent");
+    let chunk = |numbers: std::ops::Range<usize>| {
+        let lines = lines(numbered(numbers));
+        format!("{:x}\r\n{lines}\r\n", lines.len())
+    };
+    connection.write_all(chunk(0..300).as_bytes()).await.expect("sent");
+    while count(&app).await < 256 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let rest = async {
+        // The import has ended by then.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        for n in 3..20 {
+            connection.write_all(chunk(n * 100..n * 100 + 100).as_bytes()).await.expect("sent");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        connection.write_all(b"0\r\n\r\n").await.expect("sent");
+        let mut answer = String::new();
+        connection.read_to_string(&mut answer).await.expect("an answer");
+        answer
+    };
+    let (answer, ()) = futures::join!(rest, app.stop());
+    for said in ["`on_conflict=skip`", "\"created\":300,", "\"complete\":false"] {
+        assert!(answer.contains(said), "{answer}");
+    }
+}
+
 /// A server as a process of its own, and the command line against it.
 struct Server {
     url: String,

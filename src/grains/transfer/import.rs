@@ -31,7 +31,7 @@ const PREPARED_AT_ONCE: usize = 2;
 /// How often the import says how far it is, and writes lines that no others have followed.
 const SAY_EVERY: Duration = Duration::from_secs(1);
 
-/// How long the lines of an import that was given up are still read, and thrown away.
+/// How long the lines of an import that ended before them are still read, and thrown away.
 const LINGER: Duration = Duration::from_secs(2);
 
 /// Failed lines that are reported one by one; more are only counted.
@@ -203,7 +203,7 @@ struct Import {
 
 impl Import {
     async fn run(mut self, lines: impl Stream<Item = Result<ImportLine, ReadingEnded>>) {
-        // Looked at once more when the import is given up.
+        // Looked at once more when the import has ended before them.
         let mut lines = pin!(lines.fuse());
         let soft = self.writer.grains.shutdown.soft().clone();
         let mut every = tokio::time::interval(SAY_EVERY);
@@ -255,10 +255,10 @@ impl Import {
             }
             is_open &= self.stop.is_none();
         }
-        let is_given_up = matches!(self.stop, Some(ImportStop::Grains(_)));
+        let is_still_sent = matches!(self.stop, Some(ImportStop::Grains(_) | ImportStop::ShuttingDown));
         let _events = self.events.clone();
         self.say_end().await;
-        if is_given_up {
+        if is_still_sent {
             // One that sends all before it reads would lose the answer with the connection.
             let _ = tokio::time::timeout(LINGER, lines.for_each(|_| std::future::ready(()))).await;
         }
