@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use tokio_util::sync::CancellationToken;
 
 use super::embedding::{Planned, TEXTS_AT_ONCE, TextKind, texts_at};
 use super::error::GrainError;
@@ -20,7 +21,12 @@ use crate::domain::{
     Filter, InputType, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
 };
 use crate::engine::Priority;
+use crate::models::ModelError;
 use crate::telemetry::with_causes;
+
+/// How long a write that somebody waits for waits for the model of a re-embedding. What that has not made by then, the
+/// job makes again: a slow model should come to the end of most writes.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The re-embedding that writes help, if one runs.
 #[derive(Clone, Default)]
@@ -28,6 +34,8 @@ pub(super) struct Staging(Arc<Mutex<Option<Running>>>);
 
 struct Running {
     target: Target,
+    /// Cancelled when writes help it no more.
+    ended: CancellationToken,
     /// Grains that were written without a vector in its space.
     missed: BTreeSet<i64>,
     /// Whether grains have moved between spaces, so that others may be selected now.
@@ -55,8 +63,21 @@ pub enum CutOver {
 }
 
 impl Staging {
-    fn target(&self) -> Option<Target> {
-        self.0.lock().as_ref().map(|running| running.target.clone())
+    fn begin(&self, target: Target) {
+        let ended = CancellationToken::new();
+        *self.0.lock() = Some(Running { target, ended, missed: BTreeSet::new(), has_moved: false });
+    }
+
+    fn end(&self) {
+        let running = self.0.lock().take();
+        if let Some(running) = running {
+            running.ended.cancel();
+        }
+    }
+
+    /// Where vectors go, and what is cancelled when they are not wanted any more.
+    fn target(&self) -> Option<(Target, CancellationToken)> {
+        self.0.lock().as_ref().map(|running| (running.target.clone(), running.ended.clone()))
     }
 
     fn take_missed(&self, at_most: usize) -> Vec<i64> {
@@ -101,7 +122,7 @@ impl Grains {
             // No write is between its commit and its note.
             let _gate = grains.gate.lock().await;
             grains.stand_last(&target.space).await?;
-            *grains.staging.0.lock() = Some(Running { target, missed: BTreeSet::new(), has_moved: false });
+            grains.staging.begin(target);
             Ok(())
         };
         self.shutdown.finish("begin to stage", work).await
@@ -109,7 +130,7 @@ impl Grains {
 
     /// Writes make no vectors for a re-embedding any more.
     pub fn end_staging(&self) {
-        *self.staging.0.lock() = None;
+        self.staging.end();
     }
 
     /// Some of the grains that were written without a vector for the re-embedding. They are not named again.
@@ -124,15 +145,15 @@ impl Grains {
         self.staging.0.lock().as_mut().is_some_and(|running| std::mem::take(&mut running.has_moved))
     }
 
-    /// Vectors of planned grains for the re-embedding that runs, by their places. What cannot be made now is left to the
-    /// job, which says why.
+    /// Vectors of planned grains for the re-embedding that runs, by their places. What cannot be made now, or not soon
+    /// enough for whoever waits, is left to the job, which says why.
     pub(super) async fn stage(
         &self,
         planned: &[Result<Planned, GrainError>],
         vectors: &HashMap<usize, NewVector>,
         priority: Priority,
     ) -> HashMap<usize, Staged> {
-        let Some(Target { model, space, selection }) = self.staging.target() else { return HashMap::new() };
+        let Some((Target { model, space, selection }, ended)) = self.staging.target() else { return HashMap::new() };
         let is_new = |at: &usize| vectors.get(at).is_some_and(|vector| vector.provenance.space != space);
         let places: Vec<usize> = (0..planned.len()).filter(is_new).collect();
         // A write does not wait for a model of the job's that is known not to answer: it may never do.
@@ -140,23 +161,32 @@ impl Grains {
         if places.is_empty() || !answers {
             return HashMap::new();
         }
-        let Ok(lease) = self.models.lease(&model).await else { return HashMap::new() };
-        if let Err(error) = lease.check_grain_writes() {
-            tracing::debug!(%model, "a write leaves vectors to a re-embedding: {}", with_causes(&error));
-            return HashMap::new();
-        }
         let mut staged = HashMap::new();
-        for places in places.chunks(TEXTS_AT_ONCE) {
-            let kind = TextKind { input_type: InputType::Document, priority };
-            match self.embed_texts(&lease, texts_at(planned, places), kind).await {
-                Ok(made) if lease.facts().fingerprint.space() == space => {
-                    let made = made.into_iter().map(|vector| Staged { vector, selection: Arc::clone(&selection) });
-                    staged.extend(places.iter().copied().zip(made));
+        let work = async {
+            let Ok(lease) = self.models.lease(&model).await else { return };
+            if let Err(error) = lease.check_grain_writes() {
+                tracing::debug!(%model, "a write leaves vectors to a re-embedding: {}", with_causes(&error));
+                return;
+            }
+            for places in places.chunks(TEXTS_AT_ONCE) {
+                let kind = TextKind { input_type: InputType::Document, priority };
+                match self.embed_texts(&lease, texts_at(planned, places), kind).await {
+                    Ok(made) if lease.facts().fingerprint.space() == space => {
+                        let made = made.into_iter().map(|vector| Staged { vector, selection: Arc::clone(&selection) });
+                        staged.extend(places.iter().copied().zip(made));
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        tracing::debug!(%model, "a write leaves vectors to a re-embedding: {}", with_causes(&error));
+                    }
                 }
-                Ok(_) => {}
-                Err(error) => {
-                    tracing::debug!(%model, "a write leaves vectors to a re-embedding: {}", with_causes(&error));
-                }
+            }
+        };
+        let patience = (priority == Priority::Interactive).then_some(PATIENCE);
+        tokio::select! {
+            () = work => {}
+            why = out_of_patience(&ended, self.models.found_stuck(&model), patience) => {
+                tracing::debug!(%model, "a write leaves vectors to a re-embedding: {why}");
             }
         }
         staged
@@ -391,21 +421,62 @@ impl Grains {
     }
 }
 
+/// Waits until a write should wait for the model of a re-embedding no longer, and answers why.
+async fn out_of_patience(
+    ended: &CancellationToken,
+    stuck: impl Future<Output = ModelError>,
+    patience: Option<Duration>,
+) -> String {
+    let is_over = async {
+        match patience {
+            Some(patience) => tokio::time::sleep(patience).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = ended.cancelled() => "nobody works on it any more".to_owned(),
+        error = stuck => with_causes(&error),
+        () = is_over => "its model takes too long".to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::pin::pin;
+
     use super::*;
+
+    fn target() -> Target {
+        Target {
+            model: ModelName::parse("tiny").expect("a name"),
+            space: SpaceId::parse("0123456789abcdef").expect("an id"),
+            selection: Arc::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_write_waits_for_no_model_that_is_stuck_or_slow_or_that_no_job_needs_any_more() {
+        let staging = Staging::default();
+        staging.begin(target());
+        let (_, ended) = staging.target().expect("a job runs");
+        let never = || std::future::pending::<ModelError>();
+        let mut of_an_import = pin!(out_of_patience(&ended, never(), None));
+        assert!(futures::poll!(of_an_import.as_mut()).is_pending(), "nobody waits for it");
+        let why = out_of_patience(&ended, never(), Some(Duration::ZERO)).await;
+        assert_eq!(why, "its model takes too long");
+        let stuck = std::future::ready(ModelError::Conflict("it is stuck".to_owned()));
+        assert_eq!(out_of_patience(&ended, stuck, None).await, "it is stuck");
+        staging.end();
+        assert_eq!(of_an_import.await, "nobody works on it any more");
+        assert!(staging.target().is_none());
+    }
 
     #[test]
     fn what_is_not_taken_is_still_missed() {
         let staging = Staging::default();
         staging.note(7, &[]);
         assert!(staging.take_missed(10).is_empty(), "no job runs");
-        let target = Target {
-            model: ModelName::parse("tiny").expect("a name"),
-            space: SpaceId::parse("0123456789abcdef").expect("an id"),
-            selection: Arc::default(),
-        };
-        *staging.0.lock() = Some(Running { target, missed: BTreeSet::new(), has_moved: false });
+        staging.begin(target());
         for number in [3, 1, 2, 1] {
             staging.note(number, &[]);
         }
