@@ -13,14 +13,15 @@ const MARKS: RangeInclusive<char> = '\u{300}'..='\u{36f}';
 const MAX_FORMS: usize = 4;
 
 /// Where the capitals are that FTS5 leaves as they are: its lower case is that of Unicode 6.1.
-const UNFOLDED: [RangeInclusive<char>; 8] = [
+const UNFOLDED: [RangeInclusive<char>; 9] = [
     '\u{37f}'..='\u{37f}',
     '\u{528}'..='\u{52f}',
     '\u{13a0}'..='\u{13f5}',
     '\u{1c89}'..='\u{1cbf}',
     '\u{2c2f}'..='\u{2c2f}',
     '\u{a698}'..='\u{a69b}',
-    '\u{a796}'..='\u{a7f5}',
+    '\u{a796}'..='\u{a79f}',
+    '\u{a7ab}'..='\u{a7f5}',
     '\u{104b0}'..='\u{10ffff}',
 ];
 
@@ -94,6 +95,8 @@ mod tests {
             ("ÜBUNG Übung МОСКВА Москва", Some(r#""ÜBUNG" OR "МОСКВА""#)),
             ("ᲗᲑᲘᲚᲘᲡᲘ თბილისი", Some(r#""ᲗᲑᲘᲚᲘᲡᲘ" OR "თბილისი""#)),
             ("თბილისი ᲗᲑᲘᲚᲘᲡᲘ ᲗᲑᲘᲚᲘᲡᲘ", Some(r#""თბილისი" OR "ᲗᲑᲘᲚᲘᲡᲘ""#)),
+            ("\u{a79e} \u{a7ab}", Some("\"\u{a79e}\" OR \"\u{a79f}\" OR \"\u{a7ab}\" OR \"\u{25c}\"")),
+            ("\u{a7a0} \u{a7aa}", Some("\"\u{a7a0}\" OR \"\u{a7aa}\"")),
             (" -:() \"\" \u{301}", None),
             ("", None),
         ];
