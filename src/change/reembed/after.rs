@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::move_to;
-use super::work::{PAUSE, Stopped, UPKEEP, Work, by_hand, may_pass};
+use super::work::{PAUSE, Stopped, UPKEEP, Work, by_hand, may_pass, or_panicked};
 use super::{Job, Reembeddings};
 use crate::clock::now_us;
 use crate::domain::{
@@ -143,7 +143,8 @@ impl Reembeddings {
         let asked: Vec<Reembedding> =
             self.jobs.read().values().filter(is_asked).map(|job| job.record.clone()).collect();
         for job in asked {
-            if let Err(Stopped::Error(error)) = self.delete_superfluous(&job).await {
+            // A panic that went on would be taken for one of the job that is worked on, and come again at its next rest.
+            if let Err(Stopped::Error(error)) = or_panicked(self.delete_superfluous(&job)).await {
                 self.put_off(&job, &error).await;
             }
         }

@@ -84,9 +84,8 @@ impl Reembeddings {
             return;
         };
         let id = record.id.clone();
-        let done = AssertUnwindSafe(self.work_at(&record, n_errors)).catch_unwind().await;
         // A panic that went on would end the work on every job.
-        let done = done.unwrap_or(Err(Stopped::Error(ReembedError::Panicked)));
+        let done = or_panicked(Box::pin(self.work_at(&record, n_errors))).await;
         self.grains.end_staging();
         match done {
             Ok(()) | Err(Stopped::ByHand) => *n_errors = 0,
@@ -409,6 +408,12 @@ impl Reembeddings {
     }
 }
 
+/// Awaits work on a job. A panic ends it as an error does, and goes no further.
+pub(super) async fn or_panicked(work: impl Future<Output = Result<(), Stopped>>) -> Result<(), Stopped> {
+    let done = AssertUnwindSafe(work).catch_unwind().await;
+    done.unwrap_or(Err(Stopped::Error(ReembedError::Panicked)))
+}
+
 /// Awaits a change that is recorded before all of it is done. After a panic it may be recorded or not, and what is so
 /// is taken over.
 pub(super) async fn or_taken_over<T>(
@@ -463,6 +468,17 @@ pub(super) fn may_pass(error: &ReembedError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_panic_ends_the_work_that_it_came_from_and_no_other() {
+        fn cut_off() -> Result<(), Stopped> {
+            panic!("on purpose")
+        }
+        let done = or_panicked(async { cut_off() }).await;
+        assert!(matches!(done, Err(Stopped::Error(ReembedError::Panicked))));
+        assert!(may_pass(&ReembedError::Panicked), "it is tried again");
+        assert!(matches!(or_panicked(async { Err(Stopped::ByHand) }).await, Err(Stopped::ByHand)));
+    }
 
     #[tokio::test]
     async fn what_a_panic_has_left_recorded_is_taken_over() {
