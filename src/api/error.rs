@@ -211,7 +211,9 @@ impl From<ModelError> for ApiError {
             ModelError::Disabled { .. } => {
                 Self::new(Code::ModelDisabled, message).with_retry_after(Duration::from_mins(1)).never_retry()
             }
-            ModelError::GrainWrites { .. } | ModelError::Conflict(_) => Self::new(Code::Conflict, message),
+            ModelError::GrainWrites { .. } | ModelError::Stuck { .. } | ModelError::Conflict(_) => {
+                Self::new(Code::Conflict, message)
+            }
             ModelError::Invalid(_) => Self::new(Code::InvalidRequest, message),
             ModelError::SpaceMismatch { field, .. } => Self::new(Code::SpaceMismatch, message).with_param(field),
             ModelError::Dimensions(_) => Self::new(Code::Dimensions, message).with_param("dimensions"),

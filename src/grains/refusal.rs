@@ -123,7 +123,7 @@ impl RefusalKind {
                 FailureKind::Memory => Self::MemoryBudget,
                 FailureKind::Disk => Self::DiskFull,
             },
-            ModelError::GrainWrites { .. } | ModelError::Conflict(_) => Self::Conflict,
+            ModelError::GrainWrites { .. } | ModelError::Stuck { .. } | ModelError::Conflict(_) => Self::Conflict,
             ModelError::Engine(EngineError::Overloaded { .. }) => Self::Overloaded,
             ModelError::Engine(EngineError::InputTooLong { .. } | EngineError::TooManyTokens { .. }) => Self::TooLong,
             ModelError::Invalid(_)

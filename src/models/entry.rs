@@ -199,7 +199,7 @@ impl Entry {
     /// Refuses what would unload it while that is impossible.
     ///
     /// # Errors
-    /// [`ModelError::Conflict`] with the way out.
+    /// [`ModelError::Stuck`] with the way out.
     pub(super) fn check_unload(&self) -> Result<(), ModelError> {
         self.health().map_or(Ok(()), |health| health.check_unload(&self.info.name))
     }

@@ -77,6 +77,17 @@ pub enum ModelError {
         /// Whether it is known that the model does not make its space; else that is looked at again.
         permanent: bool,
     },
+    /// An inference of the model does not end.
+    #[error(
+        "`{name}` {what}: the runtime has been running one batch for more than five minutes, and nothing but the end of \
+         the process ends that. Start the server anew"
+    )]
+    Stuck {
+        /// The model.
+        name: ModelName,
+        /// What it cannot do, as the end of a sentence that begins with it.
+        what: &'static str,
+    },
     /// A change of models that does not fit what there is.
     #[error("{0}")]
     Conflict(String),

@@ -125,7 +125,7 @@ impl Health {
     /// Why an operator cannot unload the model, if that is so.
     ///
     /// # Errors
-    /// [`ModelError::Conflict`] with the way out.
+    /// [`ModelError::Stuck`] with the way out.
     pub(super) fn check_unload(&self, name: &ModelName) -> Result<(), ModelError> {
         if !self.is_stuck() {
             return Ok(());
@@ -155,11 +155,8 @@ impl Health {
 }
 
 /// Refuses what a model cannot do, since an inference does not end.
-pub(super) fn stuck(name: &ModelName, what: &str) -> ModelError {
-    ModelError::Conflict(format!(
-        "`{name}` {what}: the runtime has been running one batch for more than five minutes, and nothing but the end of \
-         the process ends that. Start the server anew"
-    ))
+pub(super) fn stuck(name: &ModelName, what: &'static str) -> ModelError {
+    ModelError::Stuck { name: name.clone(), what }
 }
 
 /// How often in a row a model was found running the same batch.

@@ -262,7 +262,7 @@ impl MultiModelManager {
     /// the caller leaves.
     ///
     /// # Errors
-    /// [`ModelError::NotFound`], or [`ModelError::Conflict`] when an inference does not end.
+    /// [`ModelError::NotFound`], or [`ModelError::Stuck`] when an inference does not end.
     pub async fn unload_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
         entry.check_unload()?;

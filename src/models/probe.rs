@@ -52,6 +52,14 @@ impl MultiModelManager {
         }
     }
 
+    /// Refuses a model of which a look has found that an inference does not end.
+    ///
+    /// # Errors
+    /// [`ModelError::Stuck`], or [`ModelError::NotFound`].
+    pub fn check_answers(&self, name: &ModelName) -> Result<(), ModelError> {
+        if self.entry(name)?.is_stuck() { Err(stuck(name, "does not embed")) } else { Ok(()) }
+    }
+
     /// Looks at a model. Its vectors are waited for in a task of their own: a model that has much to do delays neither the
     /// looks at the others nor the next look at its batch.
     fn look(&self, entry: &Arc<Entry>) {

@@ -103,8 +103,8 @@ impl MultiModelManager {
     /// Takes a registered model out of the catalog and of memory. Its files stay.
     ///
     /// # Errors
-    /// [`ModelError::NotFound`], or [`ModelError::Conflict`] when it was not registered over HTTP, is active, cannot be
-    /// unloaded, or grains need it.
+    /// [`ModelError::NotFound`], [`ModelError::Conflict`] when it was not registered over HTTP, is active, or grains need
+    /// it, or [`ModelError::Stuck`].
     pub async fn delete(&self, name: &ModelName, grains: NeededGrains) -> Result<(), ModelError> {
         let entry = self.entry(name)?;
         let manager = self.clone();

@@ -97,7 +97,8 @@ impl MultiModelManager {
     /// # Errors
     /// As [`Self::load_model`]; [`ModelError::Disabled`], for this does not enable the model; [`ModelError::SpaceMismatch`]
     /// when another space was meant; [`ModelError::GrainWrites`] when its vectors have moved within the space and that was
-    /// not accepted; [`ModelError::Conflict`] when they have moved since it was loaded, or an inference does not end.
+    /// not accepted; [`ModelError::Conflict`] when they have moved since it was loaded, [`ModelError::Stuck`] when an
+    /// inference does not end.
     pub async fn accept(&self, name: &ModelName, acceptance: Acceptance) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
         let manager = self.clone();

@@ -167,7 +167,7 @@ impl Reembeddings {
         }
         self.change(&job.id, |job| {
             job.waits = Some(error.for_callers());
-            job.purge_at = Some(Instant::now() + UPKEEP);
+            job.due_at = Some(Instant::now() + UPKEEP);
         });
     }
 

@@ -75,18 +75,18 @@ struct Job {
     needed_by: Option<ReembeddingId>,
     /// Why it waits, as callers are told.
     waits: Option<String>,
-    /// Until when its purge was put off.
-    purge_at: Option<Instant>,
+    /// Until when it was put off, or its purge was.
+    due_at: Option<Instant>,
 }
 
 impl Job {
     fn new(record: Reembedding, n_failed: u64) -> Self {
-        Self { record, n_failed, rate: Rate::default(), needed_by: None, waits: None, purge_at: None }
+        Self { record, n_failed, rate: Rate::default(), needed_by: None, waits: None, due_at: None }
     }
 
     /// Whether something of it is to be done now.
     fn is_due(&self) -> bool {
-        goes_on(&self.record) && self.purge_at.is_none_or(|at| at <= Instant::now())
+        goes_on(&self.record) && self.due_at.is_none_or(|at| at <= Instant::now())
     }
 }
 
@@ -254,7 +254,7 @@ impl Reembeddings {
         let id = record.id.clone();
         // What stood against a purge may have gone.
         for job in self.jobs.write().values_mut() {
-            job.purge_at = None;
+            job.due_at = None;
         }
         self.change(&id, |job| {
             if (record.state, record.old_vectors) != (job.record.state, job.record.old_vectors) {

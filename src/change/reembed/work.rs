@@ -1,17 +1,18 @@
 //! The one task that works on jobs, one after the other, oldest first, and of ways back the last first. While one rests,
 //! what purges of others ask for is deleted: it may go on for days.
 
+use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::FutureExt;
 
-use super::Reembeddings;
 use super::after::GIVEN_UP;
 use super::error::ReembedError;
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
+use super::{Job, Reembeddings};
 use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 use crate::grains::store::{Lacking, Made, NewVector, Unembedded};
 use crate::grains::{CutOver, GrainError, Target};
@@ -79,7 +80,7 @@ impl Reembeddings {
     /// Works on the next job, or waits for one.
     async fn work(&self, n_errors: &mut u32) {
         let Some(record) = self.next_job() else {
-            // What woke it may have come before it waited: the notification is kept. A purge that was put off wakes nobody.
+            // What woke it may have come before it waited: the notification is kept. What was put off wakes nobody.
             let _ = tokio::time::timeout(UPKEEP, self.wake.notified()).await;
             return;
         };
@@ -91,6 +92,10 @@ impl Reembeddings {
             Ok(()) | Err(Stopped::ByHand) => *n_errors = 0,
             Err(Stopped::Error(error)) if record.old_vectors == OldVectors::Purging => {
                 self.put_off(&record, &error).await;
+            }
+            Err(Stopped::Error(error)) if is_stuck(&error) => {
+                *n_errors = 0;
+                self.leave(&id, &error);
             }
             Err(Stopped::Error(error)) if may_pass(&error) && *n_errors < TRIES => {
                 if *n_errors == 0 {
@@ -115,15 +120,23 @@ impl Reembeddings {
         }
     }
 
-    /// The oldest job that there is work on. Of those on their way back it is the one that took over last: what it brings
-    /// back may be in a space that an earlier one goes back from.
     fn next_job(&self) -> Option<Reembedding> {
-        let jobs = self.jobs.read();
-        let oldest = jobs.values().find(|job| job.is_due()).map(|job| &job.record)?;
-        let goes_back = |record: &&Reembedding| record.state == ReembeddingState::RollingBack;
-        let on_their_way = jobs.values().map(|job| &job.record).filter(goes_back);
-        let last = on_their_way.max_by_key(|record| record.cut_over_us).filter(|_| goes_back(&oldest));
-        Some(last.unwrap_or(oldest).clone())
+        next_of(&self.jobs.read()).map(|job| job.record.clone())
+    }
+
+    /// Leaves a job whose model has an inference that does not end, for a minute or until a job has changed: others go on
+    /// meanwhile. It is not given up, for the next process finds the model well.
+    fn leave(&self, id: &ReembeddingId, error: &ReembedError) {
+        let waits = format!("{}: the job goes on by itself then", error.for_callers());
+        let mut is_news = false;
+        self.change(id, |job| {
+            is_news = job.waits.as_ref() != Some(&waits);
+            job.waits = Some(waits);
+            job.due_at = Some(Instant::now() + UPKEEP);
+        });
+        if is_news {
+            tracing::warn!(%id, "a re-embedding waits, and others go on: {}", with_causes(error));
+        }
     }
 
     /// Gives the selected grains their vectors, and lets the space take over.
@@ -316,6 +329,8 @@ impl Reembeddings {
 
     /// Holds the model of a job for a batch.
     async fn lease(&self, model: &ModelName, space: &SpaceId) -> Result<Lease, ReembedError> {
+        // Before anything is recorded of the job: that would have jobs that were put off tried again at once.
+        self.models.check_answers(model)?;
         let lease = self.models.lease(model).await?;
         let found = lease.facts().fingerprint.space();
         if found != *space {
@@ -444,6 +459,22 @@ pub(super) fn by_hand(error: ReembedError) -> Stopped {
     }
 }
 
+/// The oldest job that there is work on. Of those on their way back it is the one that took over last: what it brings
+/// back may be in a space that an earlier one goes back from, which waits while that one is put off.
+fn next_of(jobs: &BTreeMap<ReembeddingId, Job>) -> Option<&Job> {
+    let goes_back = |job: &&Job| job.record.state == ReembeddingState::RollingBack;
+    let last_back = jobs.values().filter(goes_back).max_by_key(|job| job.record.cut_over_us);
+    let has_turn = |job: &&Job| job.is_due() && (!goes_back(job) || last_back.is_some_and(Job::is_due));
+    let oldest = jobs.values().find(has_turn)?;
+    last_back.filter(|_| goes_back(&oldest)).or(Some(oldest))
+}
+
+/// Whether an inference of a model does not end, which nothing but another process changes.
+fn is_stuck(error: &ReembedError) -> bool {
+    let (ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error))) = error else { return false };
+    matches!(error, ModelError::Stuck { .. })
+}
+
 /// Whether an error may pass by itself.
 pub(super) fn may_pass(error: &ReembedError) -> bool {
     match error {
@@ -468,6 +499,58 @@ pub(super) fn may_pass(error: &ReembedError) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::Filter;
+
+    fn job(id: &str, state: ReembeddingState, cut_over_us: Option<i64>) -> (ReembeddingId, Job) {
+        let record = Reembedding {
+            id: ReembeddingId::of(id),
+            model: ModelName::parse("tiny").expect("a name"),
+            space: SpaceId::parse("0123456789abcdef").expect("an id"),
+            selection: Filter::default(),
+            throttle: 1.0,
+            state,
+            reason: None,
+            done: 0,
+            total: 0,
+            previous_model: None,
+            previous_order: None,
+            old_vectors: OldVectors::Kept,
+            created_us: 0,
+            changed_us: 0,
+            cut_over_us,
+        };
+        (record.id.clone(), Job::new(record, 0))
+    }
+
+    #[test]
+    fn a_job_that_was_put_off_holds_up_none_but_ways_back_that_must_follow_it() {
+        let (running, back) = (ReembeddingState::Running, ReembeddingState::RollingBack);
+        let mut jobs = BTreeMap::from([
+            job("1", running, None),
+            job("2", back, Some(1)),
+            job("3", back, Some(2)),
+            job("4", running, None),
+        ]);
+        let next = |jobs: &BTreeMap<ReembeddingId, Job>| next_of(jobs).map(|job| job.record.id.to_string());
+        let put_off = |jobs: &mut BTreeMap<ReembeddingId, Job>, id: &str| {
+            let job = jobs.get_mut(&ReembeddingId::of(id)).expect("it is there");
+            job.due_at = Some(Instant::now() + UPKEEP);
+        };
+        for (id, after) in [("1", Some("3")), ("3", Some("4")), ("4", None)] {
+            assert!(next(&jobs).is_some_and(|next| next == id));
+            put_off(&mut jobs, id);
+            assert_eq!(next(&jobs).as_deref(), after, "after {id}");
+        }
+        jobs.remove(&ReembeddingId::of("3"));
+        assert_eq!(next(&jobs).as_deref(), Some("2"), "it is the last one on its way back now");
+    }
+
+    #[test]
+    fn only_an_inference_that_does_not_end_puts_a_job_off() {
+        let stuck = || ModelError::Stuck { name: ModelName::parse("tiny").expect("a name"), what: "does not embed" };
+        assert!(is_stuck(&stuck().into()) && is_stuck(&GrainError::Model(stuck()).into()));
+        assert!(!is_stuck(&ModelError::Conflict("it is active".to_owned()).into()));
+    }
 
     #[tokio::test]
     async fn a_panic_ends_the_work_that_it_came_from_and_no_other() {

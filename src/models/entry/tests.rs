@@ -198,7 +198,7 @@ fn a_drain_that_does_not_end_is_shown_and_nobody_waits_for_it() {
         assert_eq!(entry.status().ailment, Some(Ailment::stuck()));
         let Next::GiveUp(failure) = ask() else { panic!("a request waits for what does not end") };
         assert!(failure.reason.contains("start the server anew"), "{}", failure.reason);
-        assert!(matches!(entry.check_unload(), Err(ModelError::Conflict(_))));
+        assert!(matches!(entry.check_unload(), Err(ModelError::Stuck { .. })));
         is_shown("1");
 
         // It has ended after all, and what is seen of it late is of nothing any more.

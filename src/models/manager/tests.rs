@@ -81,7 +81,9 @@ async fn who_waits_for_vectors_learns_that_they_do_not_come() {
     let name = manager.active();
     let mut waiting = std::pin::pin!(manager.found_stuck(&name));
     assert!(futures::poll!(waiting.as_mut()).is_pending());
+    assert!(manager.check_answers(&name).is_ok());
     manager.entry(&name).expect("it is known").get_stuck();
+    assert!(matches!(manager.check_answers(&name), Err(ModelError::Stuck { .. })));
     let found = tokio::time::timeout(Duration::from_mins(1), waiting).await.expect("it is woken").to_string();
     assert!(found.contains("does not embed") && found.contains("Start the server anew"), "{found}");
     let unknown = ModelName::parse("unknown").expect("a name");
