@@ -26,7 +26,7 @@ use self::exact::ExactScan;
 use self::quantised::QuantisedScan;
 use self::saved::{Files, Header, Reader, Tables};
 use self::slots::Slots;
-use self::vectors::VectorFile;
+use self::vectors::{MAX_WAITING, VectorFile};
 
 pub(super) use self::dot::dot;
 pub use self::error::{IndexError, NotLoaded};
@@ -104,6 +104,8 @@ pub struct SpaceIndex {
     files: Files,
     slots: Slots,
     vectors: Vectors,
+    /// Vectors up to which all are compared: more than the options say while the disk has no room for the others.
+    exact_up_to: usize,
     /// Whether the files say what this index says, so that the next change must take them away.
     is_saved: bool,
     /// Whether a change failed, so that this index must not be saved.
@@ -122,7 +124,8 @@ impl SpaceIndex {
         let files = Files::of(&options.folder, &options.identity.space);
         files.discard()?;
         let vectors = Vectors::Exact(ExactScan::new(options.dimensions));
-        Ok(Self { options, files, slots: Slots::default(), vectors, is_saved: false, lacks_a_change: false })
+        let (slots, exact_up_to) = (Slots::default(), options.quantise_above);
+        Ok(Self { options, files, slots, vectors, exact_up_to, is_saved: false, lacks_a_change: false })
     }
 
     /// The index that [`save`](Self::save) wrote under exactly this identity. The files are read and checked whole.
@@ -148,7 +151,8 @@ impl SpaceIndex {
         };
         let servings = served.iter().map(|&served| if served == 1 { Serving::Served } else { Serving::Withheld });
         let slots = Slots::with_rows(numbers.into_iter().zip(servings));
-        Ok(Self { options, files, slots, vectors, is_saved: true, lacks_a_change: false })
+        let exact_up_to = options.quantise_above;
+        Ok(Self { options, files, slots, vectors, exact_up_to, is_saved: true, lacks_a_change: false })
     }
 
     /// Adds the vector of a grain, or replaces the one it has. Vectors have length 1.
@@ -167,8 +171,9 @@ impl SpaceIndex {
     fn try_put_all(&mut self, grains: &[(i64, &[f32], Serving)]) -> Result<(), IndexError> {
         grains.iter().try_for_each(|(number, ..)| self.try_remove(*number))?;
         self.distrust_files()?;
-        if self.slots.len() + grains.len() > self.options.quantise_above {
-            self.quantise()?;
+        let n_vectors = self.slots.len() + grains.len();
+        if n_vectors > self.exact_up_to {
+            self.quantise(n_vectors)?;
         }
         let vectors = grains.iter().map(|(_, vector, _)| *vector);
         match &mut self.vectors {
@@ -376,12 +381,26 @@ impl SpaceIndex {
         Ok(())
     }
 
-    /// Goes over to codes, when that has not happened.
-    fn quantise(&mut self) -> Result<(), IndexError> {
-        if let Vectors::Exact(scan) = &self.vectors {
-            let file = self.vector_file(scan)?;
-            let quantised = QuantisedScan::new(scan.rows(), file, self.options.dimensions)?;
-            self.vectors = Vectors::Quantised(Box::new(quantised));
+    /// Goes over to codes before there are so many vectors, when that has not happened. While the disk has no room for
+    /// them, all go on being compared: as many more as would wait for room in their file. That is tried again from time to
+    /// time, for each try writes all of them.
+    fn quantise(&mut self, n_vectors: usize) -> Result<(), IndexError> {
+        let Vectors::Exact(scan) = &self.vectors else { return Ok(()) };
+        let IndexOptions { dimensions, quantise_above, .. } = self.options;
+        match self.vector_file(scan) {
+            Err(error @ IndexError::DiskFull { .. }) => {
+                // What room it took is there for others again.
+                VectorFile::create(&self.files.vectors, dimensions)?;
+                let most = quantise_above + MAX_WAITING / dimensions;
+                if n_vectors > most {
+                    return Err(error);
+                }
+                self.exact_up_to = most.min(n_vectors + n_vectors / 64);
+            }
+            file => {
+                let quantised = QuantisedScan::new(scan.rows(), file?, dimensions)?;
+                self.vectors = Vectors::Quantised(Box::new(quantised));
+            }
         }
         Ok(())
     }

@@ -18,9 +18,9 @@ use super::error::IndexError;
 /// Rows that are read at once where all are read in order.
 const ROWS_AT_ONCE: usize = 256;
 
-/// Values of rows of one space that wait for room at most: 64 MiB. Once its disk is full, the database commits less,
-/// unless it has free pages in its file.
-const MAX_WAITING: usize = 16 << 20;
+/// Values of rows of one space that wait for room at most: 64 MiB, and few where tests fill it. Once its disk is full, the
+/// database commits less, unless it has free pages in its file.
+pub(super) const MAX_WAITING: usize = if cfg!(test) { 2 << 10 } else { 16 << 20 };
 
 /// A file of vectors, `[n_slots][dimensions]`, and the checksum of each row in memory.
 ///

@@ -56,6 +56,41 @@ fn on_a_full_disk_every_vector_is_found_and_nothing_is_saved() {
 }
 
 #[test]
+fn what_a_full_disk_has_no_room_for_is_compared_until_there_is() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = options(folder.path(), DIMENSIONS, 100);
+    let vectors = Random(7).clusters(250, 5, DIMENSIONS);
+    let put = |index: &mut SpaceIndex, number: usize| {
+        let vector = &vectors[number];
+        index.put(i64::try_from(number).expect("small"), vector, Serving::Served)
+    };
+    let mut index = SpaceIndex::create(options.clone()).expect("created");
+    let path = folder.path().join(format!("{}.vectors", options.identity.space));
+    std::os::unix::fs::symlink("/dev/full", &path).expect("linked");
+    for number in 0..150 {
+        put(&mut index, number).expect("it is committed, and must be found");
+    }
+    assert_eq!(index.size().disk, 0);
+    assert!(matches!(index.save(), Err(IndexError::DiskFull { .. })));
+
+    fs_err::remove_file(&path).expect("removed");
+    for number in 150..160 {
+        put(&mut index, number).expect("there is room");
+    }
+    assert!(index.size().disk > 0, "it goes over to codes");
+    for (vector, number) in vectors[..160].iter().zip(0..) {
+        assert_eq!(index.nearest(vector, 1).expect("searched")[0].number, number);
+    }
+    index.save().expect("saved");
+
+    // What waits for room does not grow for ever.
+    let mut index = SpaceIndex::create(options).expect("created");
+    std::os::unix::fs::symlink("/dev/full", &path).expect("linked");
+    let n_put = (0..250).take_while(|number| put(&mut index, *number).is_ok()).count();
+    assert!((151..250).contains(&n_put), "{n_put}");
+}
+
+#[test]
 fn files_of_another_database_state_or_space_are_stale() {
     let folder = tempfile::tempdir().expect("a folder");
     let options = saved(folder.path(), 10);
