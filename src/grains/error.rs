@@ -270,6 +270,7 @@ impl GrainError {
             Self::Ledger(error) | Self::Model(ModelError::Ledger(error)) => {
                 Refusal::for_callers_of_ledger(error).message
             }
+            Self::Index(error) => error.for_callers(),
             _ => with_causes(self),
         }
     }
@@ -295,6 +296,10 @@ impl GrainError {
             Self::TooLong { .. } => RefusalKind::TooLong,
             Self::Store(error) => return Refusal::of_store(error),
             Self::Ledger(error) | Self::Model(ModelError::Ledger(error)) => return Refusal::of_ledger(error),
+            Self::Index(error) => {
+                tracing::error!("{}", with_causes(error));
+                return Refusal { kind: RefusalKind::Unavailable, message: error.for_callers() };
+            }
             Self::Model(error) => RefusalKind::of_model(error),
             Self::KeyReused(_)
             | Self::Id(_)
@@ -305,9 +310,7 @@ impl GrainError {
             | Self::Undeclared(_)
             | Self::Cut { .. }
             | Self::Unverified { .. } => RefusalKind::Invalid,
-            Self::TooManyImports | Self::Index(_) | Self::BrokenIndex { .. } | Self::Receipt(_) => {
-                RefusalKind::Unavailable
-            }
+            Self::TooManyImports | Self::BrokenIndex { .. } | Self::Receipt(_) => RefusalKind::Unavailable,
         };
         Refusal { kind, message: with_causes(self) }
     }
@@ -343,18 +346,24 @@ mod tests {
     }
 
     #[test]
-    fn a_database_is_no_other_reason_for_one_grain_and_its_place_is_not_told() {
+    fn a_database_is_no_other_reason_for_one_grain_and_neither_its_place_nor_that_of_its_indexes_is_told() {
         let (path, doing) = (|| PathBuf::from("data/granary.db"), "read a space");
         let busy = || StoreError::Overloaded { path: path(), doing };
         let full = || StoreError::DiskFull { path: path(), doing, source: "no room".into() };
         let slow = || StoreError::TooSlow { path: path(), doing, source: std::io::Error::other("interrupted").into() };
         let away = || StoreError::Files { path: path(), doing, source: std::io::Error::other("`data` is gone") };
+        let files = || IndexError::Files { path: path(), doing, source: std::io::Error::other("`data` is gone") };
+        let no_room = || IndexError::DiskFull { path: path(), doing, source: std::io::Error::other("no room") };
         let ledger = |source: StoreError| LedgerError { action: "read", source: source.into() };
         for (error, kind) in [
             (GrainError::Store(busy()), RefusalKind::Overloaded),
             (GrainError::Store(full()), RefusalKind::DiskFull),
             (GrainError::Store(slow()), RefusalKind::Timeout),
             (GrainError::Store(away()), RefusalKind::Unavailable),
+            (GrainError::Index(files()), RefusalKind::Unavailable),
+            (GrainError::Index(no_room()), RefusalKind::Unavailable),
+            (GrainError::Index(IndexError::Damaged { path: path(), slot: 0 }), RefusalKind::Unavailable),
+            (GrainError::Index(IndexError::Incomplete { path: path() }), RefusalKind::Unavailable),
             (GrainError::Ledger(ledger(busy())), RefusalKind::Overloaded),
             (GrainError::Ledger(ledger(full())), RefusalKind::DiskFull),
             (GrainError::Ledger(ledger(slow())), RefusalKind::Timeout),
@@ -363,8 +372,10 @@ mod tests {
             (GrainError::Model(ModelError::Ledger(ledger(full()))), RefusalKind::DiskFull),
             (GrainError::Model(ModelError::Ledger(ledger(away()))), RefusalKind::Unavailable),
         ] {
+            let of_a_job = error.for_callers();
             let refusal = GrainError::Among { at: 3, source: Box::new(error) }.refusal();
             assert_eq!(refusal.kind, kind, "{}", refusal.message);
+            assert_eq!(refusal.message, of_a_job);
             assert!(!refusal.message.contains("data/") && !refusal.message.contains("`data`"), "{}", refusal.message);
         }
     }

@@ -60,7 +60,7 @@ struct OneIndex {
 
 enum State {
     Whole(Box<SpaceIndex>),
-    /// Why it is not in step with the database, and the dimensions to make it with.
+    /// Why it is not in step with the database, as callers are told, and the dimensions to make it with.
     Broken(String, usize),
 }
 
@@ -405,7 +405,10 @@ impl All {
         let (space, dimensions) = (options.identity.space.clone(), options.dimensions);
         let state = match SpaceIndex::create(options) {
             Ok(index) => State::Whole(Box::new(index)),
-            Err(error) => State::Broken(with_causes(&error), dimensions),
+            Err(error) => {
+                tracing::error!(%space, "the index of a new space is not there yet: {}", with_causes(&error));
+                State::Broken(error.for_callers(), dimensions)
+            }
         };
         let at = self.in_order.partition_point(|index| place(&self.order, &index.space) <= place(&self.order, &space));
         self.in_order.insert(at, OneIndex { space, state });
@@ -472,13 +475,14 @@ impl OneIndex {
     }
 
     fn break_for(&mut self, error: &IndexError) {
-        self.break_as(with_causes(error));
+        self.break_as(error.for_callers(), &with_causes(error));
     }
 
-    fn break_as(&mut self, reason: String) {
+    /// Breaks it for a reason, of which the log is told more than callers are.
+    fn break_as(&mut self, reason: String, for_log: &str) {
         let State::Whole(index) = &self.state else { return };
         let dimensions = index.dimensions();
-        tracing::error!(space = %self.space, "the index is out of step, and is made again: {reason}");
+        tracing::error!(space = %self.space, "the index is out of step, and is made again: {for_log}");
         self.state = State::Broken(reason, dimensions);
     }
 }

@@ -18,7 +18,6 @@ use crate::domain::{Filter, ModelName, SpaceCondition, SpaceId};
 use crate::engine::EngineError;
 use crate::models::ModelError;
 use crate::telemetry::traces::part;
-use crate::telemetry::with_causes;
 
 /// The most grains that a filter may leave for each of them to be compared.
 const EXACT_UNDER_FILTER: u32 = 2_000;
@@ -123,7 +122,7 @@ impl Grains {
                 | GrainError::TooLong { .. }
                 | GrainError::Model(ModelError::Engine(EngineError::Overloaded { .. }))),
             ) => return Err(error),
-            Err(error) => (None, Err(with_causes(&error))),
+            Err(error) => (None, Err(error.refusal().message)),
         };
         Ok(SpaceSearch { space, model, query, nearest: Ok(Vec::new()) })
     }
@@ -202,7 +201,7 @@ impl Grains {
                 Err(error @ GrainError::BrokenIndex { .. }) => Err(error.to_string()),
                 Err(GrainError::Index(error)) if error.is_of_files() => {
                     self.indexes.note_unreadable(&space, &error);
-                    Err(GrainError::BrokenIndex { space: space.clone(), reason: with_causes(&error) }.to_string())
+                    Err(GrainError::BrokenIndex { space: space.clone(), reason: error.for_callers() }.to_string())
                 }
                 Err(error) => return Err(error),
             };

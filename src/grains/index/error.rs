@@ -82,6 +82,22 @@ impl IndexError {
         matches!(self, Self::DiskFull { .. } | Self::Files { .. } | Self::Damaged { .. })
     }
 
+    /// The sentence of it that callers may read. The log has its own words: where the files lie is the operator's to know.
+    #[must_use]
+    pub fn for_callers(&self) -> String {
+        match self {
+            Self::DiskFull { doing, .. } => {
+                format!("the disk of the index is full, so it was not possible to {doing}: make room, and it goes on")
+            }
+            Self::Files { doing, .. } => format!("it was not possible to {doing} where the index is kept, see the log"),
+            Self::Damaged { .. } => {
+                "a file of the index was changed by something else, or its disk loses data, see the log".to_owned()
+            }
+            Self::Incomplete { .. } => "a change of the index failed before, see the log".to_owned(),
+            Self::Dimensions { .. } | Self::Value { .. } | Self::Codes { .. } => self.to_string(),
+        }
+    }
+
     /// Sorts an error of the file system.
     pub(super) fn files(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();

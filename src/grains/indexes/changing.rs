@@ -26,8 +26,9 @@ impl DerefMut for Changing<'_> {
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let reason = "a change of it was cut off by a panic";
             for index in &mut self.0.in_order {
-                index.break_as("a change of it was cut off by a panic".to_owned());
+                index.break_as(reason.to_owned(), reason);
             }
         }
         self.0.note_taken();

@@ -154,6 +154,34 @@ async fn what_an_index_takes_that_is_made_again_counts_before_it_is_there() {
 }
 
 #[tokio::test]
+async fn who_searches_is_not_told_where_a_broken_index_lies() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("index");
+    let space = SpaceId::parse("0123456789abcdef").expect("a space");
+    let told = async |indexes: &Indexes| {
+        let of = space.clone();
+        let looked = indexes.look(move |moment| moment.nearest(&of, &VECTOR, 1)).await;
+        looked.expect_err("it is broken").to_string()
+    };
+    let change = || GrainChange { number: 1, text: TextFate::New, vectors: vec![vector_in(&space)] };
+    let indexes = no_indexes(&path);
+    indexes.apply(vec![change()]).await;
+    indexes.note_unreadable(&space, &IndexError::Damaged { path: path.clone(), slot: 0 });
+    let damaged = told(&indexes).await;
+    assert!(damaged.contains("its disk loses data"), "{damaged}");
+
+    fs_err::remove_dir_all(&path).expect("removed");
+    fs_err::write(&path, "no folder").expect("written");
+    let indexes = no_indexes(&path);
+    indexes.apply(vec![change()]).await;
+    let absent = told(&indexes).await;
+    assert!(absent.contains("it was not possible to make the folder"), "{absent}");
+    for told in [damaged, absent] {
+        assert!(!told.contains(&*folder.path().to_string_lossy()), "{told}");
+    }
+}
+
+#[tokio::test]
 async fn a_panic_in_a_change_breaks_every_index() {
     let folder = tempfile::tempdir().expect("a folder");
     let indexes = no_indexes(folder.path());
