@@ -1,5 +1,6 @@
 //! Why a model cannot answer.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::folder::FolderError;
@@ -139,6 +140,13 @@ pub enum LoadError {
     /// The model's files.
     #[error(transparent)]
     Files(#[from] FolderError),
+    /// A file that was replaced or written to meanwhile.
+    #[error(
+        "`{}` was replaced or written to while the model was being loaded, so that nobody can tell what was loaded. Load \
+         it again once its files stay as they are",
+        .0.display()
+    )]
+    Changed(PathBuf),
     /// A model of a hub whose files are not here yet.
     #[error("`{0}` is not downloaded")]
     NotDownloaded(HubSource),
@@ -178,6 +186,7 @@ impl LoadError {
     pub fn is_permanent(&self) -> bool {
         match self {
             Self::Files(FolderError::Read(_))
+            | Self::Changed(_)
             | Self::Engine(EngineError::Start { .. })
             | Self::NotDownloaded(_)
             | Self::Panicked(_) => false,
@@ -194,6 +203,7 @@ impl LoadError {
             Self::Memory(_) => FailureKind::Memory,
             Self::Hub(HubError::DiskFull { .. } | HubError::NoRoom(_)) => FailureKind::Disk,
             Self::Files(_)
+            | Self::Changed(_)
             | Self::NotDownloaded(_)
             | Self::Hub(_)
             | Self::Engine(_)

@@ -182,6 +182,12 @@ impl ModelFiles {
         self.external_data.iter().map(|(_, path)| path.as_path())
     }
 
+    /// The files of its weights.
+    pub fn weights(&self) -> impl Iterator<Item = &Path> {
+        let modules = self.modules.iter().filter_map(ModuleFile::weights);
+        std::iter::once(self.onnx.as_path()).chain(modules).chain(self.external_data())
+    }
+
     /// The graph without the weights that are in the `.onnx` file, if it has large ones. To be used as long as nobody changes
     /// that file.
     ///

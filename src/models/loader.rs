@@ -12,7 +12,7 @@ use tokio_util::task::TaskTracker;
 use super::cache::EmbeddingCache;
 use super::counts::Counts;
 use super::error::LoadError;
-use super::files;
+use super::files::{self, Stamps};
 use super::fingerprint::{ModelIdentity, SpaceChoice};
 use super::folder::ModelFiles;
 use super::hardware::{self, Footprint, Running};
@@ -21,7 +21,7 @@ use super::hub::Hub;
 use super::interactive::Interactive;
 use super::loaded::{LoadedFacts, LoadedModel};
 use super::memory::{self, Expected};
-use super::modules::{self, ModuleFile};
+use super::modules;
 use crate::config::{EngineConfig, QueryLaneSetting};
 use crate::domain::{Dimensions, EncoderSettings, ModelInfo, Provider, ProviderSetting, TruncationSide};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
@@ -82,6 +82,8 @@ impl Loader {
     /// [`LoadError`], naming the file or the setting.
     pub fn load(&self, info: &ModelInfo) -> Result<LoadedModel, LoadError> {
         let started = Instant::now();
+        // Which files these are is known once they have been read, and what is said of them must be read after this.
+        let stamps = Stamps::of(&files::read(info, &self.hub)?)?;
         let files = files::read(info, &self.hub)?;
         let mut apart = None;
         if let Some(hub) = &files.hub {
@@ -119,6 +121,8 @@ impl Loader {
         let native =
             SpaceChoice { dimensions: dimensions.native.get(), normalize, truncation_side: TruncationSide::Right };
         let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone(), hashed_modules)?;
+        // Else the space of files that came meanwhile would be said of vectors that those before make.
+        stamps.check(&files)?;
         let version = runtime.version().unwrap_or_else(|| "of an unknown version".to_owned());
         let numeric_class = format!("{}, {}, ONNX Runtime {version}", choice.provider, self.precision(choice.provider));
         let facts = LoadedFacts {
@@ -391,8 +395,7 @@ fn normalize(settings: &EncoderSettings, encoder: &Encoder) -> Result<bool, Load
 
 /// The size of a model's weight files.
 pub(super) fn weights_bytes(files: &ModelFiles) -> u64 {
-    let modules = files.modules.iter().filter_map(ModuleFile::weights);
-    size_of_files(std::iter::once(files.onnx.as_path()).chain(modules).chain(files.external_data()))
+    size_of_files(files.weights())
 }
 
 /// What of that the runtime is expected to map, unless it is for a GPU: what lies outside the `.onnx` file, and that file too

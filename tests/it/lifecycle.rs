@@ -49,6 +49,30 @@ impl HeldFile {
     }
 }
 
+/// Acts each time that somebody reads a file, before it gives the content. Never ends, and leaves a FIFO in its place.
+async fn at_each_reading(path: &Path, act: impl Fn()) {
+    let content = fs_err::read(path).expect("what is there");
+    let next = path.with_extension("next");
+    let renew = || {
+        mkfifoat(CWD, &next, Mode::RUSR | Mode::WUSR).expect("a FIFO");
+        fs_err::rename(&next, path).expect("in its place");
+    };
+    renew();
+    loop {
+        let other_end = match open(path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()) {
+            Err(Errno::NXIO) => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                continue;
+            }
+            opened => opened.expect("a FIFO"),
+        };
+        act();
+        // Who reads it next has one of its own, and does not get this content too.
+        renew();
+        assert_eq!(write(other_end, &content), Ok(content.len()), "it fits into the FIFO");
+    }
+}
+
 async fn wait_until_logged(process: &Process, text: &str) {
     let began = Instant::now();
     while !process.log().contains(text) {
@@ -194,6 +218,35 @@ async fn a_model_that_is_deleted_while_it_waits_for_its_turn_is_not_loaded() {
     let (refused, ()) = tokio::join!(post("/models/waits/load", json!({})), delete);
     assert_eq!(refused.problem().1, "model_not_found");
     wait_until_logged(&process, "the model was deleted before it was loaded").await;
+}
+
+#[tokio::test]
+async fn a_file_that_is_replaced_during_a_load_fails_it_and_is_loaded_the_next_time() {
+    let folder = with_mine();
+    let (_process, url) = serve(folder.path());
+    let post = |path: &str, body: Value| send(client().post(format!("{url}{path}")).json(&body));
+    assert_eq!(post("/models", json!({"name": "mine", "path": "mine"})).await.status, 201);
+    let mine = folder.path().join("models/mine");
+    let (config, onnx) = (mine.join("config.json"), mine.join("onnx/model.onnx"));
+    let content = fs_err::read(&config).expect("the file");
+    // The last time is after the files were looked at, and before they are opened.
+    let replace = || {
+        let new = onnx.with_extension("new");
+        fs_err::copy(&onnx, &new).expect("copied");
+        fs_err::rename(new, &onnx).expect("in its place");
+    };
+    let refused = tokio::select! {
+        refused = post("/models/mine/load", json!({})) => refused.problem(),
+        () = at_each_reading(&config, replace) => panic!("it never ends"),
+    };
+    assert_eq!((refused.0, refused.1.as_str()), (503, "model_failed"), "{}", refused.2);
+    assert!(refused.2.contains("model.onnx` was replaced or written to"), "{}", refused.2);
+    let model = send(client().get(format!("{url}/models/mine"))).await.ok();
+    assert_eq!((&model["state"], &model["failure"]["permanent"]), (&json!("failed"), &json!(false)));
+
+    fs_err::remove_file(&config).expect("removed");
+    fs_err::write(&config, content).expect("written");
+    assert_eq!(post("/models/mine/load", json!({})).await.ok()["state"], "ready");
 }
 
 #[tokio::test]
