@@ -3,7 +3,8 @@
 //! Off unless `models.embedding_cache` gives it bytes. A vector is kept under a hash of everything that decides it: the
 //! space, the prompt and the text. So models that share a space share its vectors, and a model whose files change does
 //! not answer with old ones. One whose files were written over while it was loaded makes vectors that are not of its
-//! space: where that is seen, all are forgotten. Texts themselves are not kept.
+//! space: where that is seen, all are forgotten, and so they are where other numbers are accepted as a space's. Texts
+//! themselves are not kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};

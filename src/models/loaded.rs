@@ -245,8 +245,10 @@ impl Lease {
     }
 
     async fn encode(&self, space: &SpaceId, request: EncodeRequest) -> Result<Encoded, ModelError> {
-        // What a model makes that has moved is not of its space, which others that make it share.
-        match self.model.cache.as_ref().filter(|_| !self.model.health.has_moved()) {
+        // Others that make the space share what is kept of it, so one whose vectors have moved, since it was loaded or since
+        // the space was recorded, adds nothing.
+        let makes_its_space = || !self.model.health.has_moved() && self.standing().read().makes_its_space();
+        match self.model.cache.as_ref().filter(|_| makes_its_space()) {
             Some(cache) => cache.encode(self.encoder(), self.name(), space, request).await,
             None => Ok(self.encoder().encode(request).await?),
         }

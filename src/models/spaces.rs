@@ -119,7 +119,7 @@ impl MultiModelManager {
             return Err(ModelError::SpaceMismatch { field, name, expected, actual: space });
         }
         let standing = lease.standing().read().clone();
-        if standing.drift.is_some() || standing.unknown.is_some() {
+        if !standing.makes_its_space() {
             if !acceptance.numerics {
                 lease.check_grain_writes()?;
             }
@@ -141,13 +141,33 @@ impl MultiModelManager {
                      for: unload it first, `POST /models/{name}/unload`"
                 )));
             };
-            self.ledger.record_space(&SpaceRecord::of(lease.model(), canaries)).await?;
+            let record = SpaceRecord::of(lease.model(), canaries);
+            self.ledger.record_space(&record).await?;
+            self.compare_loaded(&record);
         }
         self.ledger.accept_space(name, &space).await?;
         *lease.standing().write() = Standing::default();
         tracing::info!(model = %name, %space, "the model's space was accepted");
         drop(lease);
         Ok(entry.status())
+    }
+
+    /// Compares the loaded models of a space with what is recorded of it from now on, and forgets what was kept of it before.
+    fn compare_loaded(&self, record: &SpaceRecord) {
+        for model in self.every_entry().iter().filter_map(|entry| entry.loaded()) {
+            if model.facts.fingerprint != record.fingerprint {
+                continue;
+            }
+            let drift = canary::compare(record, &model.canaries, &model.facts.numeric_class);
+            let mut standing = model.standing.write();
+            standing.drift = drift;
+            if let Some(refusal) = standing.refusal(&model.name).filter(|_| standing.drift.is_some()) {
+                tracing::warn!(model = %model.name, "no grains can be written with the model: {refusal}");
+            }
+        }
+        if let Some(cache) = &self.loader.cache {
+            cache.empty();
+        }
     }
 
     /// The grains that have vectors of a model: made by it, or in a space of it that is no other known model's.

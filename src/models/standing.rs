@@ -29,6 +29,11 @@ pub struct Drift {
 }
 
 impl Standing {
+    /// Whether its vectors are known to be those of its space.
+    pub(super) fn makes_its_space(&self) -> bool {
+        self.drift.is_none() && self.unknown.is_none()
+    }
+
     /// Why grains may not be written with this model, or nothing.
     #[must_use]
     pub fn refusal(&self, model: &ModelName) -> Option<String> {

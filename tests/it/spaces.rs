@@ -7,7 +7,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{TINY, TestApp, entry_of, test_model, with_tiny};
+use crate::helpers::{Caller, Process, TINY, TestApp, entry_of, folder_with, test_model, with_tiny};
 
 /// A copy of `tiny` whose files a test may change, and a configuration in which it is the active model.
 struct OwnModel(TempDir);
@@ -188,4 +188,46 @@ async fn numbers_that_moved_under_an_unchanged_fingerprint_are_caught() {
     let app = app.restart_with(&own.toml("")).await;
     assert_eq!(load(&app).await["grain_writes"]["allowed"], true);
     app.stop().await;
+}
+
+/// How many texts a model has found in the embedding cache, and how many not.
+async fn looked_up(app: &Caller, model: &str) -> (u64, u64) {
+    let text = app.get("/metrics").await.text;
+    let count = |what: &str| {
+        let series = format!("granary_embedding_cache_{what}_total{{model=\"{model}\"}} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&series));
+        value.map_or(0, |number| number.parse::<u64>().expect("a number"))
+    };
+    (count("hits"), count("misses"))
+}
+
+#[tokio::test]
+async fn a_model_whose_numbers_moved_shares_no_vectors_with_others_of_its_space_until_they_are_accepted() {
+    let own = OwnModel::new();
+    let path = own.0.path().display();
+    let twin = format!("[[ai.additional_models]]\nname = \"twin\"\npath = \"{path}\"\n");
+    let folder = folder_with(&format!("{}{twin}[models]\nembedding_cache = \"1MiB\"\n", own.toml("")));
+    let (_process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    let embed = |model: &str| app.post("/embed", json!({"inputs": "hello", "model": model}));
+    app.post("/models/own/load", json!({})).await.ok();
+    embed("own").await.ok();
+    assert_eq!(looked_up(&app, "own").await, (0, 1));
+
+    move_canaries(&folder.path().join("granary.db")).await;
+    let moved = app.post("/models/twin/load", json!({})).await.ok();
+    assert_eq!(moved["grain_writes"]["allowed"], false);
+    embed("twin").await.ok();
+    assert_eq!(looked_up(&app, "twin").await, (0, 0), "it neither takes from the cache nor adds to it");
+
+    app.post("/models/own/unload", json!({})).await.ok();
+    let moved = app.post("/models/own/load", json!({})).await.ok();
+    assert_eq!(moved["grain_writes"]["allowed"], false);
+    app.post("/models/own/accept", json!({"numerics": true})).await.ok();
+    let twin = app.get("/models/twin").await.ok();
+    assert_eq!(twin["grain_writes"]["allowed"], true, "it makes what is recorded now");
+    embed("own").await.ok();
+    assert_eq!(looked_up(&app, "own").await, (0, 2), "what was kept is forgotten");
+    embed("twin").await.ok();
+    assert_eq!(looked_up(&app, "twin").await, (1, 0));
 }
