@@ -40,6 +40,30 @@ pub(super) struct GrainsOf {
     pub(super) n_served: u64,
 }
 
+/// How well a maker of a space can be had, the best first.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+enum Readiness {
+    Loaded,
+    /// Loaded, and its vectors are not known to be those of the space.
+    Moved,
+    Unloaded,
+    /// Disabled, or it failed when it was last loaded or looked at.
+    Doubtful,
+}
+
+impl Readiness {
+    fn of(status: &ModelStatus) -> Self {
+        if status.disabled || status.failure.is_some() || status.ailment.is_some() {
+            return Self::Doubtful;
+        }
+        match &status.standing {
+            None => Self::Unloaded,
+            Some(standing) if standing.makes_its_space() => Self::Loaded,
+            Some(_) => Self::Moved,
+        }
+    }
+}
+
 impl SpaceRecord {
     /// What is to be recorded of a model's space.
     pub(super) fn of(model: &LoadedModel, canaries: Vec<f32>) -> Self {
@@ -71,8 +95,8 @@ impl MultiModelManager {
         Ok(records.into_iter().map(|record| Space { models: makers(&record), record }).collect())
     }
 
-    /// The model whose own space this is: a loaded one, or else one that grains of the space were written with. `None` for
-    /// a declared space, and when the model is no longer known.
+    /// The model whose own space this is: a loaded one, or else one that grains of the space were written with. Of several
+    /// it is one that can be had, if there is one. `None` for a declared space, and when the model is no longer known.
     ///
     /// # Errors
     /// When the ledger cannot be read.
@@ -80,15 +104,16 @@ impl MultiModelManager {
         let known = self.list();
         let makes_it =
             |status: &&ModelStatus| status.loaded.as_ref().is_some_and(|facts| facts.fingerprint.space() == *space);
-        if let Some(status) = known.iter().find(makes_it) {
-            return Ok(Some(status.info.name.clone()));
-        }
-        for status in known.iter().filter(|status| status.loaded.is_none()) {
-            if self.ledger.accepted_space(&status.info.name).await?.as_ref() == Some(space) {
-                return Ok(Some(status.info.name.clone()));
+        let mut makers: Vec<&ModelStatus> = known.iter().filter(makes_it).collect();
+        // The ledger is asked only where that may find a better one: every search passes here.
+        if makers.iter().all(|status| Readiness::of(status) > Readiness::Unloaded) {
+            for status in known.iter().filter(|status| status.loaded.is_none()) {
+                if self.ledger.accepted_space(&status.info.name).await?.as_ref() == Some(space) {
+                    makers.push(status);
+                }
             }
         }
-        Ok(None)
+        Ok(makers.into_iter().min_by_key(|status| Readiness::of(status)).map(|status| status.info.name.clone()))
     }
 
     /// Makes the space a model has now the one its grains are written to. Loads the model if it is not loaded. Goes on

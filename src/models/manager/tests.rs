@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::config::Config;
+use crate::domain::SpaceId;
 use crate::engine::CpuFeatures;
 use crate::models::hub::{Hub, HubSettings};
 use crate::models::ledger::VolatileLedger;
+use crate::models::lifecycle::{Failure, FailureKind};
 
 /// The built-in models, none of which can be loaded.
 async fn manager() -> MultiModelManager {
@@ -126,4 +128,31 @@ async fn what_is_to_replace_a_model_leaves_another_that_has_become_active_meanwh
     drop(turn);
     assert_eq!(change.await.expect("no model is loaded"), None);
     assert_eq!(manager.active(), *chosen);
+}
+
+#[tokio::test]
+async fn of_several_makers_of_a_space_one_is_asked_that_can_be_had() {
+    let manager = manager().await;
+    let space = SpaceId::parse("0123456789abcdef").expect("16 digits");
+    let names: Vec<ModelName> = manager.list().iter().take(3).map(|status| status.info.name.clone()).collect();
+    for name in &names {
+        manager.ledger.accept_space(name, &space).await.expect("it is in memory");
+    }
+    let maker = || manager.maker_of(&space);
+    assert_eq!(maker().await.expect("it is in memory").as_ref(), Some(&names[0]));
+
+    manager.entry(&names[0]).expect("it is known").set_disabled(true);
+    assert_eq!(maker().await.expect("it is in memory").as_ref(), Some(&names[1]));
+
+    let entry = manager.entry(&names[1]).expect("it is known");
+    let now = Instant::now();
+    assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now, now), Next::Load));
+    assert_eq!(maker().await.expect("it is in memory").as_ref(), Some(&names[1]), "nothing stands against it");
+    let (reason, kind) = ("no".to_owned(), FailureKind::Model);
+    let failure = Failure { reason, kind, failed_at: now, retry_at: now, permanent: true };
+    entry.finish_load(Err(failure)).expect("it was loading");
+    assert_eq!(maker().await.expect("it is in memory").as_ref(), Some(&names[2]));
+
+    manager.entry(&names[2]).expect("it is known").get_stuck();
+    assert_eq!(maker().await.expect("it is in memory").as_ref(), Some(&names[0]), "the first where none can be had");
 }
