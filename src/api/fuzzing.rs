@@ -34,8 +34,8 @@ use super::tokens::{DecodeBody, TokenizeBody};
 use crate::domain::{Content, Filter, GrainId, TruncationSide};
 use crate::engine::{Input, OverLong, TextTokenizer};
 use crate::grains::store::{
-    Atomicity, Batch, Change, Expected, Facet, GrainStore, OpenOptions, PageRequest, Sort, SortKey, SqliteStore,
-    Vectors,
+    Atomicity, Batch, Change, Expected, Facet, GrainStore, Makers, OpenOptions, PageRequest, Sort, SortKey,
+    SqliteStore, Vectors,
 };
 use crate::grains::transfer::ImportEntry;
 use crate::models::{folder, modules};
@@ -141,7 +141,8 @@ impl Filters {
                 staged: None,
             });
             let changes = changes.collect();
-            let batch = Batch { changes, atomicity: Atomicity::AllOrNothing, while_active: None, receipt: None };
+            let makers = Makers::default();
+            let batch = Batch { changes, atomicity: Atomicity::AllOrNothing, makers, receipt: None };
             store.write(batch, 1_700_000_000_000_000).await.expect("written");
             let numbers = store.numbers(Filter::default(), u32::MAX).await.expect("numbers");
             (store, numbers)

@@ -5,7 +5,7 @@ use std::collections::{HashMap, HashSet};
 use super::draft::SuppliedVector;
 use super::error::GrainError;
 use super::service::Grains;
-use super::store::{Atomicity, Change, Expected, NewVector};
+use super::store::{Atomicity, Change, Expected, Makers, NewVector};
 use super::vector::{check, checked};
 use crate::domain::vector::cosine;
 use crate::domain::{
@@ -55,15 +55,15 @@ pub(super) enum Plan {
 }
 
 impl Grains {
-    /// Gives every planned grain its vector. Answers the changes of those that can be written, and the active model if
-    /// one of them was embedded with it for being that.
+    /// Gives every planned grain its vector. Answers the changes of those that can be written, and the models that they
+    /// were embedded with.
     pub(super) async fn embed(
         &self,
         planned: &mut [Result<Planned, GrainError>],
         atomicity: Atomicity,
         priority: Priority,
-    ) -> Result<(Vec<Change>, Option<ModelName>), GrainError> {
-        let mut active = None;
+    ) -> Result<(Vec<Change>, Makers), GrainError> {
+        let mut makers = Makers::default();
         let mut by_model: HashMap<ModelName, Vec<usize>> = HashMap::new();
         for (at, slot) in planned.iter_mut().enumerate() {
             let Ok(plan) = slot else { continue };
@@ -71,7 +71,7 @@ impl Grains {
             match self.models.resolve(word.as_deref()) {
                 Ok(name) => {
                     if word.is_none() {
-                        active = Some(name.clone());
+                        makers.active = Some(name.clone());
                     }
                     by_model.entry(name).or_default().push(at);
                 }
@@ -79,16 +79,19 @@ impl Grains {
                     *slot = Err(error.into());
                     // No other one is loaded and embeds in vain.
                     if atomicity == Atomicity::AllOrNothing {
-                        return Ok((Vec::new(), active));
+                        return Ok((Vec::new(), makers));
                     }
                 }
             }
         }
         let mut vectors: HashMap<usize, NewVector> = HashMap::new();
         for (name, places) in by_model {
-            let is_active = active.as_ref() == Some(&name);
+            let is_active = makers.active.as_ref() == Some(&name);
             match self.embed_places(planned, &places, &name, (atomicity, priority)).await {
-                Ok(made) => vectors.extend(made),
+                Ok(made) => {
+                    makers.spaces.extend(made.first().map(|(_, vector)| (name, vector.provenance.space.clone())));
+                    vectors.extend(made);
+                }
                 // A model that only some of them name is their matter, unless all may be sent again in a moment.
                 Err(error) if atomicity == Atomicity::Each && !is_active && error.pause_before_retry().is_none() => {
                     let refusal = error.refusal();
@@ -104,7 +107,7 @@ impl Grains {
                 Err(error) => return Err(error),
             }
             if atomicity == Atomicity::AllOrNothing && planned.iter().any(Result::is_err) {
-                return Ok((Vec::new(), active));
+                return Ok((Vec::new(), makers));
             }
         }
         for (at, slot) in planned.iter_mut().enumerate() {
@@ -134,7 +137,7 @@ impl Grains {
             staged: staged.remove(&at),
         };
         let good = planned.iter().enumerate().filter_map(|(at, plan)| Some((at, plan.as_ref().ok()?)));
-        Ok((good.map(change).collect(), active))
+        Ok((good.map(change).collect(), makers))
     }
 
     /// Embeds the texts in these places with a model, and answers the vector of each. A text that the model does not take

@@ -20,7 +20,7 @@ use crate::domain::{Filter, Grain, GrainId, Provenance};
 use crate::engine::Priority;
 use crate::models::ModelError;
 
-/// How often a write is tried again when others change the same grain, or the active model, meanwhile.
+/// How often a write is tried again when others change the same grain, or the model, meanwhile.
 pub(super) const TRIES: usize = 5;
 
 impl Grains {
@@ -64,7 +64,7 @@ impl Grains {
             {
                 return Err(among(at, error));
             }
-            let (changes, active) = self.embed(&mut planned, atomicity, Priority::Interactive).await?;
+            let (changes, makers) = self.embed(&mut planned, atomicity, Priority::Interactive).await?;
             if atomicity == Atomicity::AllOrNothing && planned.iter().any(Result::is_err) {
                 continue;
             }
@@ -88,7 +88,7 @@ impl Grains {
                     json(&created(refused, &ids, applied))
                 }),
             });
-            let batch = Batch { changes, atomicity, while_active: active, receipt };
+            let batch = Batch { changes, atomicity, makers, receipt };
             match self.commit(batch).await? {
                 Committed::ModelMoved => {}
                 Committed::Answered(receipt) => return answered(token.as_ref(), &receipt),
@@ -288,11 +288,11 @@ impl Grains {
     async fn write_one(&self, planned: Planned) -> Result<Option<Outcome>, GrainError> {
         let is_new = planned.expected == Expected::Absent;
         let mut planned = vec![Ok(planned)];
-        let (changes, active) = self.embed(&mut planned, Atomicity::AllOrNothing, Priority::Interactive).await?;
+        let (changes, makers) = self.embed(&mut planned, Atomicity::AllOrNothing, Priority::Interactive).await?;
         if let Some(Err(error)) = planned.pop() {
             return Err(error);
         }
-        let batch = Batch { changes, atomicity: Atomicity::AllOrNothing, while_active: active, receipt: None };
+        let batch = Batch { changes, atomicity: Atomicity::AllOrNothing, makers, receipt: None };
         let Committed::Applied(mut applied) = self.commit(batch).await? else { return Ok(None) };
         Ok(match applied.pop() {
             Some(Applied::Written(written)) if is_new => Some(Outcome::Created(written.numbered.grain)),
@@ -304,7 +304,8 @@ impl Grains {
     pub(super) fn model_keeps_moving(&self) -> GrainError {
         let name = self.models.active();
         GrainError::Model(ModelError::Conflict(format!(
-            "the active model was changed at each of {TRIES} tries, and is `{name}` now: try again, or name a `model`"
+            "the model of the vectors was changed at each of {TRIES} tries, and the active one is `{name}` now: try \
+             again"
         )))
     }
 }

@@ -2,12 +2,13 @@
 
 use std::path::Path;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, Process, TINY, TestApp, entry_of, folder_with, test_model, with_tiny};
+use crate::helpers::{Caller, Process, TINY, TestApp, entry_of, folder_with, send, test_model, with_tiny};
 
 /// A copy of `tiny` whose files a test may change, and a configuration in which it is the active model.
 struct OwnModel(TempDir);
@@ -230,4 +231,41 @@ async fn a_model_whose_numbers_moved_shares_no_vectors_with_others_of_its_space_
     assert_eq!(looked_up(&app, "own").await, (0, 2), "what was kept is forgotten");
     embed("twin").await.ok();
     assert_eq!(looked_up(&app, "twin").await, (1, 0));
+}
+
+/// Makes a space the one that grains of `tiny-cls` are written to, behind the back of the server.
+async fn accept_unseen(database: &Path, space: &str) {
+    let mut connection = SqliteConnectOptions::new().filename(database).connect().await.expect("open");
+    let changed = sqlx::query("UPDATE accepted_spaces SET space = ? WHERE model = 'tiny-cls'").bind(space);
+    assert_eq!(changed.execute(&mut connection).await.expect("written").rows_affected(), 1);
+    connection.close().await.expect("closed");
+}
+
+/// As when a model is loaded anew from other files and accepted while a grain that it has embedded waits to be written.
+#[tokio::test]
+async fn a_grain_is_not_written_to_a_space_that_its_model_has_left_meanwhile() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&["tiny-cls"])).await;
+    let [other, own] = [
+        space(&app.post("/models/tiny/load", json!({})).await.ok()),
+        space(&app.post("/models/tiny-cls/load", json!({})).await.ok()),
+    ];
+    let grain = |id: &str| json!({"id": id, "text": "wheat", "model": "tiny-cls"});
+    app.post("/grains", grain("before")).await.ok();
+
+    accept_unseen(&database, &other).await;
+    let (status, code, detail) = app.post("/grains", grain("meanwhile")).await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"), "{detail}");
+    assert!(detail.contains("the model of the vectors was changed at each of 5 tries"), "{detail}");
+    let imported = app.request(Method::POST, "/grains/import").header("content-type", "application/x-ndjson");
+    let imported = send(imported.body(format!("{}\n", grain("imported")))).await;
+    assert!(imported.text.contains("at each of 5 tries") && imported.text.contains("\"created\":0"), "{imported:?}");
+    let brought = json!({"id": "brought", "text": "rye", "vector": vec![1.0; 32], "space": own});
+    app.post("/grains", brought).await.ok();
+
+    accept_unseen(&database, &own).await;
+    app.post("/grains", grain("after")).await.ok();
+    assert_eq!(app.post("/grains/count", json!({})).await.ok()["count"], 3);
+    app.stop().await;
 }

@@ -9,7 +9,8 @@ use futures::FutureExt;
 
 use super::super::index::{IndexError, IndexOptions, SpaceIndex};
 use super::super::store::{
-    Atomicity, Batch, Change, Expected, GrainStore, Identity, NewVector, OpenOptions, SqliteStore, Staged, TextFate,
+    Atomicity, Batch, Change, Expected, GrainStore, Identity, Makers, NewVector, OpenOptions, SqliteStore, Staged,
+    TextFate,
 };
 use super::making::{build, mark};
 use super::{All, CHANGED_AT_ONCE, GrainChange, Indexes, OneIndex};
@@ -88,7 +89,8 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
         vector: Some(vector),
         staged: Some(Staged { vector: other, selection: Arc::default() }),
     };
-    let batch = Batch { changes: vec![change], atomicity: Atomicity::AllOrNothing, while_active: None, receipt: None };
+    let makers = Makers::default();
+    let batch = Batch { changes: vec![change], atomicity: Atomicity::AllOrNothing, makers, receipt: None };
     store.write(batch, 0).await.expect("written");
     let [number] = store.numbers(Filter::default(), 2).await.expect("read")[..] else { panic!("there is one grain") };
 
@@ -137,7 +139,8 @@ async fn what_an_index_takes_that_is_made_again_counts_before_it_is_there() {
         vector: Some(vector_in(&space)),
         staged: None,
     };
-    let batch = Batch { changes: vec![change], atomicity: Atomicity::AllOrNothing, while_active: None, receipt: None };
+    let makers = Makers::default();
+    let batch = Batch { changes: vec![change], atomicity: Atomicity::AllOrNothing, makers, receipt: None };
     store.write(batch, 0).await.expect("written");
 
     let indexes = Indexes::open(&store, folder.path().join("indexes")).await.expect("opened");

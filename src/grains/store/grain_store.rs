@@ -204,10 +204,20 @@ pub struct Batch {
     pub changes: Vec<Change>,
     /// What one that cannot be written means for the others.
     pub atomicity: Atomicity,
-    /// The model that must still be the active one, when the vectors were made with it for being that.
-    pub while_active: Option<ModelName>,
+    /// What made the vectors.
+    pub makers: Makers,
     /// What to record of the answer.
     pub receipt: Option<NewReceipt>,
+}
+
+/// The models that vectors of a batch were made with. Nothing is written once one of them is not what it was then.
+/// Vectors that were brought along have none.
+#[derive(Clone, Debug, Default)]
+pub struct Makers {
+    /// The one that was meant as the active model, if one was.
+    pub active: Option<ModelName>,
+    /// Each, and the space that it made.
+    pub spaces: Vec<(ModelName, SpaceId)>,
 }
 
 /// The record of a write's answer.
@@ -301,7 +311,8 @@ pub enum Atomicity {
 pub enum Committed {
     /// What became of each change, in their order. When all depend on each other and one is stale, none was made.
     Applied(Vec<Applied>),
-    /// Nothing was written: another model is active by now.
+    /// Nothing was written: another model is active by now, or grains of one are written to another space, or it was
+    /// deleted.
     ModelMoved,
     /// Nothing was written: the key has been used.
     Answered(Receipt),

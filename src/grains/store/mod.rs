@@ -13,7 +13,7 @@ pub use anchor_store::{Anchor, AnchorStore, NewAnchor, lot};
 pub use error::StoreError;
 pub use grain_store::{
     Applied, Atomicity, Batch, Change, Committed, Counted, Expected, Facet, FacetValue, GrainStore, Identity, Lacking,
-    Made, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Purge, Purged, Receipt,
-    ReceiptKey, Reply, Scored, Sort, SortKey, Staged, TextFate, Unembedded, VectorBatch, Vectors, Written,
+    Made, Makers, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Purge, Purged,
+    Receipt, ReceiptKey, Reply, Scored, Sort, SortKey, Staged, TextFate, Unembedded, VectorBatch, Vectors, Written,
 };
 pub use sqlite::{Contents, FileState, OpenOptions, SqliteStore, real_path, restore};

@@ -9,11 +9,11 @@ use super::super::embedding::{Plan, Planned, TEXTS_AT_ONCE};
 use super::super::error::GrainError;
 use super::super::refusal::Refusal;
 use super::super::service::Grains;
-use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Numbered, Page, Vectors};
+use super::super::store::{Applied, Atomicity, Batch, Change, Committed, Expected, Makers, Numbered, Page, Vectors};
 use super::super::writing::TRIES;
 use super::import::{ImportOptions, OnConflict, UnknownVectors};
 use super::lines::ImportGrain;
-use crate::domain::{Grain, GrainId, ModelName, SpaceId};
+use crate::domain::{Grain, GrainId, SpaceId};
 use crate::engine::Priority;
 
 /// Lines that are written together at most.
@@ -91,8 +91,7 @@ struct Group {
     lines: Vec<Line>,
     planned: Vec<Result<Planned, GrainError>>,
     changes: Vec<Change>,
-    /// The model that must still be active at the commit.
-    while_active: Option<ModelName>,
+    makers: Makers,
 }
 
 /// Where vectors come from.
@@ -273,12 +272,12 @@ impl Writer {
     async fn embed(&self, group: &mut Group) -> Result<(), GrainError> {
         loop {
             match self.grains.embed(&mut group.planned, Atomicity::Each, Priority::Internal).await {
-                Ok((changes, active)) => {
+                Ok((changes, makers)) => {
                     let failed = |planned: &Result<Planned, GrainError>| planned.as_ref().is_err_and(is_of_database);
                     if let Some(at) = group.planned.iter().position(failed) {
                         return group.planned.swap_remove(at).map(drop);
                     }
-                    (group.changes, group.while_active) = (changes, active);
+                    (group.changes, group.makers) = (changes, makers);
                     return Ok(());
                 }
                 Err(error) => match error.pause_before_retry() {
@@ -321,13 +320,13 @@ impl Writer {
             let batch = Batch {
                 changes: std::mem::take(&mut group.changes),
                 atomicity: Atomicity::Each,
-                while_active: group.while_active.take(),
+                makers: std::mem::take(&mut group.makers),
                 receipt: None,
             };
             if let Committed::Applied(applied) = self.grains.commit(batch).await? {
                 return Ok(applied);
             }
-            // Another model is active by now.
+            // Another model is active by now, or one has changed.
             self.embed(group).await?;
         }
         Err(self.grains.model_keeps_moving())

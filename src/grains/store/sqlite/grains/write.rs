@@ -10,7 +10,7 @@ use time::macros::format_description;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, NewReceipt, Receipt, Staged, TextFate, Written,
+    Applied, Atomicity, Batch, Change, Committed, Expected, Makers, NewReceipt, Receipt, Staged, TextFate, Written,
 };
 use super::super::SqliteStore;
 use super::filter;
@@ -32,17 +32,11 @@ struct Found {
 impl SqliteStore {
     pub(super) async fn write_grains(&self, batch: Batch, now_us: i64) -> Result<Committed, StoreError> {
         let failed = self.failed("write grains");
-        let Batch { changes, atomicity, while_active, receipt } = batch;
+        let Batch { changes, atomicity, makers, receipt } = batch;
         // A lone reader of the write-ahead log would not be upgraded to a writer while others commit; there are none.
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
-        if let Some(model) = while_active {
-            let active: Option<String> = sqlx::query_scalar("SELECT name FROM active_model")
-                .fetch_optional(&mut *transaction)
-                .await
-                .map_err(&failed)?;
-            if active.is_some_and(|active| !active.eq_ignore_ascii_case(model.as_str())) {
-                return Ok(Committed::ModelMoved);
-            }
+        if !have_stayed(&mut transaction, &makers).await.map_err(&failed)? {
+            return Ok(Committed::ModelMoved);
         }
         if let Some(NewReceipt { key, since_us, .. }) = &receipt {
             let earlier: Option<(String, String)> = sqlx::query_as(
@@ -193,6 +187,28 @@ impl SqliteStore {
             .map_err(self.failed("check a grain by a filter"))?;
         Ok(found.is_some())
     }
+}
+
+/// Whether models are what they were when vectors were made with them.
+async fn have_stayed(transaction: &mut Transaction<'_, Sqlite>, makers: &Makers) -> Result<bool, sqlx::Error> {
+    if let Some(model) = &makers.active {
+        let active: Option<String> =
+            sqlx::query_scalar("SELECT name FROM active_model").fetch_optional(&mut **transaction).await?;
+        if active.is_some_and(|active| !active.eq_ignore_ascii_case(model.as_str())) {
+            return Ok(false);
+        }
+    }
+    for (model, space) in &makers.spaces {
+        // That of a deleted model goes with it.
+        let accepted: Option<String> = sqlx::query_scalar("SELECT space FROM accepted_spaces WHERE model = ?")
+            .bind(model.as_str())
+            .fetch_optional(&mut **transaction)
+            .await?;
+        if accepted.as_deref() != Some(space.as_str()) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Writes what a grain becomes, and answers the version of its text.

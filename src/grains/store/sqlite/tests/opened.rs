@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::super::{MIGRATOR, latest_version};
 use super::*;
 use crate::domain::{DeclaredSpace, Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState};
-use crate::grains::store::{Applied, Atomicity, Batch, Committed, GrainStore, NewReceipt, ReceiptKey};
+use crate::grains::store::{Applied, Atomicity, Batch, Committed, GrainStore, Makers, NewReceipt, ReceiptKey};
 use crate::models::ledger::Ledger;
 
 #[tokio::test]
@@ -280,8 +280,8 @@ async fn an_answer_of_long_ago_does_not_count_and_is_replaced() {
     let write = async |now_us: i64, since_us: i64| {
         let answer = Box::new(move |_: &[Applied]| format!("at {now_us}"));
         let receipt = NewReceipt { key: key.clone(), request: "request".to_owned(), since_us, answer };
-        let batch =
-            Batch { changes: Vec::new(), atomicity: Atomicity::Each, while_active: None, receipt: Some(receipt) };
+        let (atomicity, makers) = (Atomicity::Each, Makers::default());
+        let batch = Batch { changes: Vec::new(), atomicity, makers, receipt: Some(receipt) };
         match store.write(batch, now_us).await.expect("written") {
             Committed::Answered(earlier) => Some(earlier.answer),
             _ => None,

@@ -1,23 +1,32 @@
 //! Grains written over what another has written meanwhile.
 
 use super::*;
-use crate::domain::{Content, Filter, GrainId};
-use crate::grains::store::{Applied, Atomicity, Batch, Change, Committed, Expected, GrainStore, Numbered, OnlyIf};
+use crate::domain::{Content, DeclaredSpace, Filter, GrainId, ModelName, Origin, Provenance, SpaceId};
+use crate::grains::store::{
+    Applied, Atomicity, Batch, Change, Committed, Expected, GrainStore, Makers, NewVector, Numbered, OnlyIf,
+};
+use crate::models::ledger::Ledger;
 
-/// Writes the text of the one grain, `g`. When something else is there than expected: in which version.
-async fn write(store: &SqliteStore, expected: Expected, text: &str) -> Result<Numbered, Option<u64>> {
-    let change = Change {
-        id: GrainId::stored("g".to_owned()),
+fn change(id: &str, expected: Expected, text: &str) -> Change {
+    Change {
+        id: GrainId::stored(id.to_owned()),
         expected,
         content: Content { text: text.to_owned(), ..Content::default() },
         created_at: None,
         vector: None,
         staged: None,
-    };
-    let batch = Batch { changes: vec![change], atomicity: Atomicity::Each, while_active: None, receipt: None };
-    let Committed::Applied(mut applied) = store.write(batch, 1_700_000_000_000_000).await.expect("written") else {
-        panic!("not applied")
-    };
+    }
+}
+
+async fn commit(store: &SqliteStore, change: Change, makers: Makers) -> Committed {
+    let batch = Batch { changes: vec![change], atomicity: Atomicity::Each, makers, receipt: None };
+    store.write(batch, 1_700_000_000_000_000).await.expect("written")
+}
+
+/// Writes the text of the one grain, `g`. When something else is there than expected: in which version.
+async fn write(store: &SqliteStore, expected: Expected, text: &str) -> Result<Numbered, Option<u64>> {
+    let committed = commit(store, change("g", expected, text), Makers::default()).await;
+    let Committed::Applied(mut applied) = committed else { panic!("not applied") };
     match applied.pop().expect("one change") {
         Applied::Written(written) => Ok(written.numbered),
         Applied::Stale(found) => Err(found),
@@ -42,5 +51,53 @@ async fn a_change_of_a_grain_that_was_deleted_and_made_anew_is_stale() {
     let changed = write(&store, of_new, "new, changed").await.expect("as expected");
     assert_eq!((changed.number, changed.grain.version), (new.number, 2));
     assert_eq!(write(&store, of_new, "new, late").await, Err(Some(2)));
+    store.close().await;
+}
+
+/// Two spaces that are known.
+async fn spaces(store: &SqliteStore) -> [SpaceId; 2] {
+    let spaces = ["one", "two"].map(|name| DeclaredSpace::new(name, 2).expect("a space"));
+    for space in &spaces {
+        store.declare_space(space).await.expect("declared");
+    }
+    spaces.map(|space| space.fingerprint().space())
+}
+
+fn vector_in(space: &SpaceId) -> NewVector {
+    let provenance = Provenance {
+        space: space.clone(),
+        model: Some("tiny".to_owned()),
+        dimensions: 2,
+        origin: Origin::Computed,
+        n_tokens: None,
+        truncated: None,
+    };
+    NewVector { provenance, vector: vec![1.0, 0.0] }
+}
+
+#[tokio::test]
+async fn nothing_is_written_with_a_model_whose_grains_are_in_another_space_by_now_or_that_was_deleted() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let [old, new] = spaces(&store).await;
+    let model = ModelName::parse("tiny").expect("a name");
+    let write = async |id: &str, space: &SpaceId, spaces: Vec<(ModelName, SpaceId)>| {
+        let change = Change { vector: Some(vector_in(space)), ..change(id, Expected::Absent, "wheat") };
+        let committed = commit(&store, change, Makers { active: None, spaces }).await;
+        assert!(matches!(committed, Committed::Applied(_) | Committed::ModelMoved), "{committed:?}");
+        matches!(committed, Committed::Applied(_))
+    };
+    let made_in = |space: &SpaceId| vec![(model.clone(), space.clone())];
+    store.accept_space(&model, &old).await.expect("recorded");
+    assert!(write("a", &old, made_in(&old)).await);
+
+    store.accept_space(&model, &new).await.expect("recorded");
+    assert!(!write("b", &old, made_in(&old)).await, "another space was accepted");
+    assert!(write("b", &new, made_in(&new)).await);
+    assert!(write("c", &old, Vec::new()).await, "no model made it");
+
+    store.forget_registration(&model).await.expect("forgotten");
+    assert!(!write("d", &new, made_in(&new)).await, "the model was deleted");
+    assert_eq!(store.numbers(Filter::default(), 10).await.expect("read").len(), 3);
     store.close().await;
 }
