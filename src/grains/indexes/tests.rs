@@ -3,14 +3,12 @@
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::pin::pin;
-use std::sync::Arc;
 
 use futures::FutureExt;
 
 use super::super::index::{IndexError, IndexOptions, SpaceIndex};
 use super::super::store::{
-    Atomicity, Batch, Change, Expected, GrainStore, Identity, Makers, NewVector, OpenOptions, SqliteStore, Staged,
-    TextFate,
+    Atomicity, Batch, Change, Expected, GrainStore, Identity, Makers, NewVector, OpenOptions, SqliteStore, TextFate,
 };
 use super::making::{build, mark};
 use super::{All, CHANGED_AT_ONCE, GrainChange, Indexes, OneIndex};
@@ -81,18 +79,22 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
         store.declare_space(space).await.expect("declared");
     }
     let [vector, other] = spaces.map(|space| vector_in(&space.fingerprint().space()));
-    let change = Change {
-        id: GrainId::parse("grain").expect("an id"),
-        expected: Expected::Absent,
-        content: Content { text: "wheat".to_owned(), ..Content::default() },
-        created_at: None,
-        vector: Some(vector),
-        staged: Some(Staged { vector: other, selection: Arc::default() }),
+    let write = async |expected: Expected, vector: NewVector| {
+        let change = Change {
+            id: GrainId::parse("grain").expect("an id"),
+            expected,
+            content: Content { text: "wheat".to_owned(), ..Content::default() },
+            created_at: None,
+            vector: Some(vector),
+            staged: None,
+        };
+        let makers = Makers::default();
+        let batch = Batch { changes: vec![change], atomicity: Atomicity::AllOrNothing, makers, receipt: None };
+        store.write(batch, 0).await.expect("written");
     };
-    let makers = Makers::default();
-    let batch = Batch { changes: vec![change], atomicity: Atomicity::AllOrNothing, makers, receipt: None };
-    store.write(batch, 0).await.expect("written");
+    write(Expected::Absent, vector).await;
     let [number] = store.numbers(Filter::default(), 2).await.expect("read")[..] else { panic!("there is one grain") };
+    write(Expected::Version { number, version: 1 }, other).await;
 
     let open = || Indexes::open(&store, folder.path().join("indexes"));
     let indexes = open().await.expect("opened");

@@ -257,7 +257,7 @@ pub struct Change {
 pub struct Staged {
     /// The vector.
     pub vector: NewVector,
-    /// It is written if the grain meets this.
+    /// It is written if the grain meets this, and the job has not ended without taking over.
     pub selection: Arc<Filter>,
 }
 

@@ -32,7 +32,7 @@ struct Found {
 impl SqliteStore {
     pub(super) async fn write_grains(&self, batch: Batch, now_us: i64) -> Result<Committed, StoreError> {
         let failed = self.failed("write grains");
-        let Batch { changes, atomicity, makers, receipt } = batch;
+        let Batch { mut changes, atomicity, makers, receipt } = batch;
         // A lone reader of the write-ahead log would not be upgraded to a writer while others commit; there are none.
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         if !have_stayed(&mut transaction, &makers).await.map_err(&failed)? {
@@ -52,6 +52,7 @@ impl SqliteStore {
                 return Ok(Committed::Answered(Receipt { request, answer }));
             }
         }
+        drop_unwanted(&mut transaction, &mut changes).await.map_err(&failed)?;
         let staged =
             |change: &'_ Change| change.staged.as_ref().map(|staged| staged.vector.provenance.space.to_string());
         let vectors = changes.iter().filter_map(|change| change.vector.as_ref());
@@ -264,15 +265,39 @@ pub(super) async fn order_spaces(
     if new.is_empty() {
         return Ok(());
     }
-    let jobs: Vec<(String, String)> =
-        sqlx::query_as("SELECT space, state FROM reembeddings").fetch_all(&mut **transaction).await?;
-    let is_open = |state: &str| ReembeddingState::parse(state).is_some_and(ReembeddingState::is_open);
-    let waits = |space: &str| jobs.iter().any(|(target, state)| target == space && is_open(state));
+    let targets = open_targets(transaction).await?;
+    let waits = |space: &str| targets.contains(space);
     let (waiting, new): (Vec<String>, Vec<String>) = new.into_iter().partition(|space| waits(space));
     // The first one serves in any case.
     let n_waiting = order.iter().skip(1).rev().take_while(|space| waits(space)).count();
     let last = order.split_off(order.len() - n_waiting);
     write_order(transaction, &[order, new, last, waiting].concat()).await
+}
+
+/// Leaves out vectors for a re-embedding that has ended since they were made: a purge of it may be over, and they would
+/// stay for good. In the space that comes first they serve.
+async fn drop_unwanted(transaction: &mut Transaction<'_, Sqlite>, changes: &mut [Change]) -> Result<(), sqlx::Error> {
+    if changes.iter().all(|change| change.staged.is_none()) {
+        return Ok(());
+    }
+    let mut wanted = open_targets(transaction).await?;
+    wanted.extend(read_order(transaction).await?.into_iter().next());
+    for change in changes {
+        if let Some(staged) = &change.staged
+            && !wanted.contains(staged.vector.provenance.space.as_str())
+        {
+            change.staged = None;
+        }
+    }
+    Ok(())
+}
+
+/// The spaces of open re-embeddings.
+async fn open_targets(transaction: &mut Transaction<'_, Sqlite>) -> Result<HashSet<String>, sqlx::Error> {
+    let jobs: Vec<(String, String)> =
+        sqlx::query_as("SELECT space, state FROM reembeddings").fetch_all(&mut **transaction).await?;
+    let is_open = |state: &str| ReembeddingState::parse(state).is_some_and(ReembeddingState::is_open);
+    Ok(jobs.into_iter().filter_map(|(space, state)| is_open(&state).then_some(space)).collect())
 }
 
 async fn read_order(transaction: &mut Transaction<'_, Sqlite>) -> Result<Vec<String>, sqlx::Error> {

@@ -1,9 +1,14 @@
 //! Grains written over what another has written meanwhile.
 
+use std::sync::Arc;
+
 use super::*;
-use crate::domain::{Content, DeclaredSpace, Filter, GrainId, ModelName, Origin, Provenance, SpaceId};
+use crate::domain::{
+    Content, DeclaredSpace, Filter, GrainId, ModelName, OldVectors, Origin, Provenance, Reembedding, ReembeddingId,
+    ReembeddingState, SpaceId,
+};
 use crate::grains::store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, GrainStore, Makers, NewVector, Numbered, OnlyIf,
+    Applied, Atomicity, Batch, Change, Committed, Expected, GrainStore, Makers, NewVector, Numbered, OnlyIf, Staged,
 };
 use crate::models::ledger::Ledger;
 
@@ -99,5 +104,63 @@ async fn nothing_is_written_with_a_model_whose_grains_are_in_another_space_by_no
     store.forget_registration(&model).await.expect("forgotten");
     assert!(!write("d", &new, made_in(&new)).await, "the model was deleted");
     assert_eq!(store.numbers(Filter::default(), 10).await.expect("read").len(), 3);
+    store.close().await;
+}
+
+fn job_into(space: &SpaceId) -> Reembedding {
+    Reembedding {
+        id: ReembeddingId::of("1"),
+        model: ModelName::parse("tiny").expect("a name"),
+        space: space.clone(),
+        selection: Filter::default(),
+        throttle: 1.0,
+        state: ReembeddingState::Running,
+        reason: None,
+        done: 0,
+        total: 0,
+        previous_model: None,
+        previous_order: None,
+        old_vectors: OldVectors::Kept,
+        created_us: 0,
+        changed_us: 0,
+        cut_over_us: None,
+    }
+}
+
+#[tokio::test]
+async fn a_vector_for_a_job_that_was_given_up_is_not_written_and_one_for_a_job_that_took_over_is() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let [served, target] = spaces(&store).await;
+    let mut job = job_into(&target);
+    let added = store.add_reembedding(job.clone(), None).await.expect("recorded");
+    assert_eq!(added, Ok(()));
+    // Whether the grain has a vector in the space of the job.
+    let write = async |id: &str| {
+        let staged = Staged { vector: vector_in(&target), selection: Arc::default() };
+        let change =
+            Change { vector: Some(vector_in(&served)), staged: Some(staged), ..change(id, Expected::Absent, "wheat") };
+        let Committed::Applied(applied) = commit(&store, change, Makers::default()).await else {
+            panic!("not applied")
+        };
+        let [Applied::Written(written)] = &applied[..] else { panic!("{applied:?}") };
+        let stored = store.vector_in(written.numbered.number, &target).await.expect("read");
+        assert_eq!(stored.is_some(), written.staged.is_some());
+        stored.is_some()
+    };
+    for state in [ReembeddingState::Running, ReembeddingState::Paused] {
+        job.state = state;
+        store.record_reembedding(job.clone(), None).await.expect("recorded");
+        assert!(write(state.as_str()).await, "it may go on");
+    }
+    for state in [ReembeddingState::Cancelled, ReembeddingState::Failed] {
+        job.state = state;
+        store.record_reembedding(job.clone(), None).await.expect("recorded");
+        assert!(!write(state.as_str()).await, "nobody would purge it");
+    }
+    job.state = ReembeddingState::Completed;
+    let order = vec![target.clone(), served.clone()];
+    store.record_reembedding(job, Some(order)).await.expect("recorded");
+    assert!(write("completed").await, "its space serves");
     store.close().await;
 }
