@@ -7,7 +7,7 @@ use futures::future::BoxFuture;
 use parking_lot::Mutex;
 
 use crate::config::AdditionalModel;
-use crate::domain::{DeclaredSpace, Fingerprint, ModelName, SpaceId};
+use crate::domain::{DeclaredSpace, Fingerprint, ModelName, ReembeddingId, SpaceId};
 
 /// The record of decisions that outlive the process. What is recorded is durable when the future resolves.
 pub trait Ledger: Send + Sync {
@@ -66,6 +66,9 @@ pub trait Ledger: Send + Sync {
 
     /// How many grains are served by a vector of each maker in each space. Looks each grain up.
     fn served_by_maker(&self) -> Recall<'_, Vec<MadeGrains>>;
+
+    /// A re-embedding that is open and moves grains to this model, or waits to, if there is one.
+    fn open_job_of<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<ReembeddingId>>;
 
     /// Answers when the ledger can be read, for readiness.
     fn check(&self) -> Recall<'_, ()>;
@@ -254,6 +257,10 @@ impl Ledger for VolatileLedger {
 
     fn served_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
         self.now(|_| Vec::new())
+    }
+
+    fn open_job_of<'a>(&'a self, _model: &'a ModelName) -> Recall<'a, Option<ReembeddingId>> {
+        self.now(|_| None)
     }
 
     fn check(&self) -> Recall<'_, ()> {

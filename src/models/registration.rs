@@ -104,7 +104,7 @@ impl MultiModelManager {
     ///
     /// # Errors
     /// [`ModelError::NotFound`], [`ModelError::Conflict`] when it was not registered over HTTP, is active, or grains need
-    /// it, or [`ModelError::Stuck`].
+    /// it or are to be moved to it; [`ModelError::Stuck`].
     pub async fn delete(&self, name: &ModelName, grains: NeededGrains) -> Result<(), ModelError> {
         let entry = self.entry(name)?;
         let manager = self.clone();
@@ -143,12 +143,18 @@ impl MultiModelManager {
         Ok(())
     }
 
-    /// Refuses a model that grains have vectors of.
+    /// Refuses a model that grains have vectors of, or are to have.
     async fn check_unneeded(&self, model: &ModelStatus) -> Result<(), ModelError> {
         let name = &model.info.name;
         let by_force = "or delete it all the same, with `?force=true`, which is `--force` on the command line";
         let sentence = match self.grains_of(model).await? {
-            GrainsOf { n_grains: 0, .. } => return Ok(()),
+            GrainsOf { n_grains: 0, .. } => match self.ledger.open_job_of(name).await? {
+                None => return Ok(()),
+                Some(id) => format!(
+                    "the re-embedding {id} is to move grains to `{name}`: cancel it first (`POST \
+                     /reembeddings/{id}/cancel`, `granary reembed cancel`), {by_force}"
+                ),
+            },
             GrainsOf { n_grains, n_served: 0 } => format!(
                 "{n_grains} grains have vectors of `{name}`, as a re-embedding makes them and leaves them for the way \
                  back, though all are served by others: cancel that job if it goes on (`POST \

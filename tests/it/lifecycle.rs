@@ -432,6 +432,27 @@ async fn a_model_that_a_job_makes_vectors_of_can_be_deleted_once_that_is_cancell
 }
 
 #[tokio::test]
+async fn a_model_that_a_job_waits_to_move_grains_to_can_be_deleted_once_that_is_cancelled() {
+    let folder = with_mine();
+    copy_folder(&test_model(reembedding_rules::THIRD), &folder.path().join("models/next"));
+    let (_process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    for name in ["mine", "next"] {
+        app.post("/models", json!({"name": name, "path": name})).await.ok();
+    }
+    reembeddings::write(&app, 300).await;
+    reembedding_rules::begin_slowly(&app, "mine").await;
+    let job = reembeddings::begin(&app, json!({"to": "next"})).await;
+
+    let (status, code, detail) = app.delete("/models/next").await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    let way_out = format!("/reembeddings/{}/cancel", job["id"].as_str().expect("an id"));
+    assert!(detail.contains(&way_out) && detail.contains("?force=true"), "{detail}");
+    reembeddings::verb(&app, &job, "cancel").await;
+    assert_eq!(app.delete("/models/next").await.status, 204);
+}
+
+#[tokio::test]
 async fn a_model_is_needed_by_grains_in_its_space_that_do_not_name_it_while_no_other_makes_that() {
     let folder = with_mine();
     let (process, url) = serve(folder.path());

@@ -8,7 +8,7 @@ use super::super::StoreError;
 use super::SqliteStore;
 use super::grains::SERVED;
 use crate::config::AdditionalModel;
-use crate::domain::{DeclaredSpace, Fingerprint, ModelName, SpaceId};
+use crate::domain::{DeclaredSpace, Fingerprint, ModelName, ReembeddingId, ReembeddingState, SpaceId};
 use crate::models::ledger::{Declared, Ledger, LedgerError, MadeGrains, Recall, SpaceRecord};
 
 /// Makes a model the active one. Recording the same model again writes nothing.
@@ -126,6 +126,10 @@ impl Ledger for SqliteStore {
             QueryBuilder::new("SELECT e.model, e.space, count(*) FROM grains AS g JOIN embeddings AS e ON e.rowid = ");
         query.push(SERVED).push(" GROUP BY e.model, e.space");
         Box::pin(async { self.count_by_maker(query).await.map_err(unreadable) })
+    }
+
+    fn open_job_of<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<ReembeddingId>> {
+        Box::pin(async move { self.read_open_job_of(model).await.map_err(unreadable) })
     }
 
     fn check(&self) -> Recall<'_, ()> {
@@ -292,6 +296,17 @@ impl SqliteStore {
             .map_err(self.failed("read the space of a model"))?;
         let what = "a space of a model (table `accepted_spaces`)";
         id.map(|id| SpaceId::parse(&id)).transpose().map_err(|source| self.malformed(what, source.into()))
+    }
+
+    async fn read_open_job_of(&self, model: &ModelName) -> Result<Option<ReembeddingId>, StoreError> {
+        let jobs: Vec<(String, String)> =
+            sqlx::query_as("SELECT id, state FROM reembeddings WHERE model = ? COLLATE NOCASE")
+                .bind(model.as_str())
+                .fetch_all(&self.readers)
+                .await
+                .map_err(self.failed("read the re-embeddings to a model"))?;
+        let is_open = |state: &str| ReembeddingState::parse(state).is_some_and(ReembeddingState::is_open);
+        Ok(jobs.into_iter().find(|(_, state)| is_open(state)).map(|(id, _)| ReembeddingId::of(id)))
     }
 
     fn record_of(&self, row: SpaceRow) -> Result<SpaceRecord, StoreError> {
