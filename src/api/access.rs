@@ -196,6 +196,32 @@ impl FromRequestParts<AppState> for Asker {
     }
 }
 
+/// By what a request was let in, for those that go on for long: keys are taken away meanwhile.
+pub struct Leave {
+    access: Access,
+    key: Option<Arc<ApiKey>>,
+}
+
+impl FromRequestParts<AppState> for Leave {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, state: &AppState) -> Result<Self, Infallible> {
+        let key = parts.extensions.get::<Holder>().map(|Holder(key)| Arc::clone(key));
+        Ok(Self { access: state.access.clone(), key })
+    }
+}
+
+impl Leave {
+    /// Whether the request would be let in now to what needs this scope.
+    #[must_use]
+    pub fn allows(&self, scope: Scope) -> bool {
+        match &self.key {
+            Some(key) => self.access.keys.still_allow(key, scope),
+            None => !self.access.needs_keys(),
+        }
+    }
+}
+
 impl Access {
     /// Lets in whom these keys let in, and everybody to these routes.
     #[must_use]

@@ -19,7 +19,7 @@ pub use self::file::{KeyFile, KeyFileError};
 use self::rate::Rates;
 pub use self::rate::{RateExceeded, Unit};
 pub use self::secret::{MIN_KEY_CHARS, NewKey, NewKeyError};
-use crate::domain::{ApiKey, KeyHash};
+use crate::domain::{ApiKey, KeyHash, Scope};
 
 /// What decides which keys there are.
 #[derive(Clone, Debug)]
@@ -126,6 +126,12 @@ impl Keys {
         found.cloned().ok_or(Unknown::Wrong)
     }
 
+    /// Whether a key that was presented earlier is still there and allows something.
+    #[must_use]
+    pub fn still_allow(&self, key: &ApiKey, scope: Scope) -> bool {
+        self.known.read().keys.iter().any(|known| known.hash == key.hash && known.scopes.allow(scope))
+    }
+
     /// Counts a request of a key's holder.
     ///
     /// # Errors
@@ -201,7 +207,7 @@ fn together(configured: &[ApiKey], kept: Vec<ApiKey>) -> Vec<Arc<ApiKey>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Scope, Scopes};
+    use crate::domain::Scopes;
 
     fn key(name: &str, secret: &str) -> ApiKey {
         let scopes = Scopes::of([Scope::Embed]).expect("a scope");
@@ -271,6 +277,24 @@ mod tests {
         fs_err::write(file.path(), good.replace("\"a\"", "\"c\"")).expect("written");
         keys.refresh();
         assert_eq!(name_of(&keys, FIRST), Ok("c".into()));
+    }
+
+    #[test]
+    fn a_key_that_was_let_in_is_followed_by_its_hash() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = KeyFile::at(folder.path().join("keys.toml"));
+        file.add(key("a", FIRST)).expect("added");
+        file.add(key("b", SECOND)).expect("added");
+        let keys = keys(&folder, &[]);
+        let held = keys.find(Some(FIRST)).expect("a key");
+        assert!(keys.still_allow(&held, Scope::Embed) && !keys.still_allow(&held, Scope::Write));
+        let text = fs_err::read_to_string(file.path()).expect("the file");
+        fs_err::write(file.path(), text.replace("\"a\"", "\"c\"")).expect("written");
+        keys.refresh();
+        assert!(keys.still_allow(&held, Scope::Embed), "another name");
+        file.remove(&"c".parse().expect("a name")).expect("removed");
+        keys.refresh();
+        assert!(!keys.still_allow(&held, Scope::Embed));
     }
 
     #[test]

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 
 use granary::api::access::{Need, listed};
 use granary::domain::Scope;
-use reqwest::Method;
 use reqwest::header::{AUTHORIZATION, HOST, ORIGIN};
+use reqwest::{Body, Method};
 use serde_json::{Value, json};
 
 use crate::helpers::{
@@ -513,6 +513,32 @@ async fn keys_come_and_go_while_the_server_runs() {
     fs_err::remove_file(&file).expect("deleted");
     let (process, url) = Process::serve(folder.path(), &[]);
     Caller::of(url).get("/models").await.ok();
+    process.stop();
+}
+
+#[tokio::test]
+async fn an_import_ends_when_its_key_is_taken_away() {
+    let folder = folder_with(&format!("[auth]\nkeys_file = \"keys.toml\"\n{}", with_tiny(&[])));
+    let ops = said(folder.path(), &["add", "ops", "--scope", "admin"]);
+    let writer = said(folder.path(), &["add", "writer", "--scope", "read,write"]);
+    let (process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    let (ops, writer) = (app.with_key(ops.trim_end()), app.with_key(writer.trim_end()));
+    let (sender, receiver) = futures::channel::mpsc::unbounded::<Result<String, std::io::Error>>();
+    let request = writer.request(Method::POST, "/grains/import").header("content-type", "application/x-ndjson");
+    let answer = send(request.body(Body::wrap_stream(receiver)));
+    let line = |id: &str| Ok(format!("{}\n", json!({"id": id, "text": "wheat"})));
+    let taken_away = async {
+        sender.unbounded_send(line("before")).expect("sent");
+        until(&ops, "/grains/before", 200).await;
+        said(folder.path(), &["remove", "writer"]);
+        until(&writer, "/grains", 401).await;
+        sender.unbounded_send(line("after")).expect("sent");
+        drop(sender);
+    };
+    let (answer, ()) = futures::join!(answer, taken_away);
+    assert!(answer.text.contains("\"unauthorized\"") && answer.text.contains("\"complete\":false"), "{}", answer.text);
+    assert_eq!(ops.get("/grains/after").await.status, 404);
     process.stop();
 }
 

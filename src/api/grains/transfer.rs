@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use axum::body::{Body, Bytes};
-use axum::extract::{Extension, Query};
+use axum::extract::Query;
 use axum::http::{HeaderMap, Version};
 use axum::response::Response;
 use futures::{Stream, StreamExt};
@@ -18,7 +18,7 @@ use super::filter::FilterBody;
 use super::ndjson::{LineReader, RawLine, answer, check_content_type, line};
 use super::wire::{DraftBody, GrainObject};
 use super::{Kept, refused};
-use crate::api::access::Holder;
+use crate::api::access::Leave;
 use crate::api::bodies::SlowBody;
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{
@@ -94,7 +94,11 @@ struct SpaceLine {
         NativeErrors, NativeBodyErrors
     )
 )]
-pub async fn export(Kept(grains): Kept, OptionalJson(body): OptionalJson<ExportBody>) -> Result<Response, ApiError> {
+pub async fn export(
+    Kept(grains): Kept,
+    leave: Leave,
+    OptionalJson(body): OptionalJson<ExportBody>,
+) -> Result<Response, ApiError> {
     let filter = body.filter.unwrap_or_default().into_filter()?;
     let include = body.include.unwrap_or_default();
     if include.len() > 1 {
@@ -103,7 +107,24 @@ pub async fn export(Kept(grains): Kept, OptionalJson(body): OptionalJson<ExportB
     let includes_vectors = include.contains(&IncludeWord::Vector);
     let vectors = if includes_vectors { Vectors::Included } else { Vectors::Omitted };
     let items = grains.export(ExportRequest { filter, vectors }).await?;
-    Ok(answer(items.map(|item| item.map_or_else(|error| stopped(error.into()), exported))))
+    let lines = items.map(|item| item.map_or_else(|error| stopped(error.into()), exported));
+    Ok(answer(while_allowed(lines, move || leave.allows(Scope::Read))))
+}
+
+/// The lines as long as they may be told, and then why there are no others.
+fn while_allowed(
+    lines: impl Stream<Item = Vec<u8>> + Send + 'static,
+    is_allowed: impl Fn() -> bool + Send + 'static,
+) -> impl Stream<Item = Vec<u8>> + Send + 'static {
+    lines.scan(false, move |has_ended, line| {
+        let had_ended = std::mem::replace(has_ended, !is_allowed());
+        let line = if *has_ended { stopped(taken_away()) } else { line };
+        std::future::ready((!had_ended).then_some(line))
+    })
+}
+
+fn taken_away() -> ApiError {
+    ApiError::new(Code::Unauthorized, "the key of the request is not valid any more, or does not allow this any more")
 }
 
 fn exported(item: ExportItem) -> Vec<u8> {
@@ -167,7 +188,7 @@ pub struct ImportQuery {
 pub async fn import(
     Kept(grains): Kept,
     query: Result<Query<ImportQuery>, QueryRejected>,
-    holder: Option<Extension<Holder>>,
+    leave: Leave,
     version: Version,
     headers: HeaderMap,
     body: Body,
@@ -175,7 +196,7 @@ pub async fn import(
     let Query(query) = query.map_err(|error| query_error(&error, "on_conflict", ON_CONFLICT))?;
     let mut options = query.options()?;
     // As for `POST /spaces`.
-    if holder.is_some_and(|Extension(Holder(key))| !key.scopes.allow(Scope::Admin)) {
+    if !leave.allows(Scope::Admin) {
         options.declarations = Declarations::Refused;
     }
     check_content_type(&headers)?;
@@ -183,7 +204,8 @@ pub async fn import(
     let (body, has_begun) = begun(body);
     let reader = LineReader::new(body, usize::try_from(max_line).unwrap_or(usize::MAX));
     let lines = lines(reader, LineRules { max_line, unknown_vectors: options.unknown_vectors });
-    let import = grains.import(lines, options)?;
+    let allowed = move |line| if leave.allows(Scope::Write) { line } else { Err(ReadingEnded::Refused) };
+    let import = grains.import(lines.map(allowed), options)?;
     // Over HTTP/2 nobody is told so, and none waits.
     if version < Version::HTTP_2 && awaits_continue(&headers) {
         // Nobody tells when the body is given up unread.
@@ -523,11 +545,30 @@ impl From<ImportStop> for ApiError {
             ImportStop::Grains(error) => error.into(),
             ImportStop::Cut => Self::new(Code::MalformedJson, "the body could not be read to its end"),
             ImportStop::Slow(limit) => SlowBody(limit).into(),
+            ImportStop::Refused => taken_away(),
             ImportStop::ShuttingDown => Self::new(
                 Code::StoreUnavailable,
                 "the server is stopping: send the lines again with `on_conflict=skip` to go on where it stopped; those \
                  without an `id` are written once more then",
             ),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_export_whose_key_is_taken_away_says_so_and_ends() {
+        let n_asked = AtomicUsize::new(0);
+        let lines = futures::stream::iter((0..5).map(|n| line(&json!(n))));
+        let told: Vec<Vec<u8>> =
+            while_allowed(lines, move || n_asked.fetch_add(1, Ordering::Relaxed) != 2).collect().await;
+        let told: Vec<Value> = told.iter().map(|line| serde_json::from_slice(line).expect("JSON")).collect();
+        assert_eq!((told.len(), &told[..2]), (3, &[json!(0), json!(1)][..]), "{told:?}");
+        assert_eq!(told[2]["error"]["problem"]["code"], "unauthorized");
     }
 }

@@ -139,6 +139,8 @@ pub enum ImportStop {
     Cut,
     /// No line came for so long.
     Slow(Duration),
+    /// Who sends the lines may not write any more.
+    Refused,
     /// The server is stopping.
     ShuttingDown,
 }
@@ -227,6 +229,7 @@ impl Import {
                     Some(Ok(line)) => self.take(line).await,
                     Some(Err(ReadingEnded::Cut)) => self.stop_with(ImportStop::Cut),
                     Some(Err(ReadingEnded::Slow(limit))) => self.stop_with(ImportStop::Slow(limit)),
+                    Some(Err(ReadingEnded::Refused)) => self.stop_with(ImportStop::Refused),
                     None => is_open = false,
                 },
                 Some(prepared) = self.preparing.next() => match prepared {
@@ -255,7 +258,8 @@ impl Import {
             }
             is_open &= self.stop.is_none();
         }
-        let is_still_sent = matches!(self.stop, Some(ImportStop::Grains(_) | ImportStop::ShuttingDown));
+        let is_still_sent =
+            matches!(self.stop, Some(ImportStop::Grains(_) | ImportStop::Refused | ImportStop::ShuttingDown));
         let _events = self.events.clone();
         self.say_end().await;
         if is_still_sent {

@@ -62,6 +62,8 @@ pub enum ReadingEnded {
     Cut,
     /// The sender sent nothing for so long.
     Slow(Duration),
+    /// The sender may not write any more.
+    Refused,
 }
 
 impl ImportGrain {
