@@ -59,7 +59,8 @@ pub enum StoreError {
     /// The file has schema migrations this build does not know.
     #[error(
         "`{path}` was left untouched because a newer Granary wrote it: its schema version is {version}, and this build \
-         knows versions up to {known}. Start that newer Granary, or restore the copy it made before its upgrade"
+         knows versions up to {known}. Start that newer Granary, or restore the copy it made before its upgrade with \
+         `granary snapshot restore FILE`"
     )]
     Newer {
         /// The file.

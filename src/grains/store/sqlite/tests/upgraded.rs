@@ -4,12 +4,12 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::recognise::{Recognised, recognise};
-use super::super::{MIGRATOR, latest_version};
+use super::super::{MIGRATOR, beside, latest_version, restore};
 use super::*;
 use crate::grains::store::GrainStore;
 
 fn copy_of(path: &Path) -> PathBuf {
-    super::super::beside(path, &format!(".before-v{}", latest_version()))
+    beside(path, &format!(".before-v{}", latest_version()))
 }
 
 async fn assert_upgraded(path: &Path, grains: &[OldGrain]) {
@@ -132,6 +132,32 @@ async fn a_finished_copy_is_never_overwritten() {
     open(&path).await.expect("upgraded").close().await;
     assert!(fs_err::read(copy_of(&path)).expect("a copy") == first);
     assert!(read_grains(&folder.path().join("granary.db.before-v8.2")).await == used);
+}
+
+#[tokio::test]
+async fn the_copy_is_restored_as_it_was_although_a_crash_left_the_log_of_the_upgraded_file() {
+    let (_elsewhere, original) = folder();
+    let (folder, path) = folder();
+    let grains = old_grains();
+    write_v1(&original, &grains).await;
+    let store = open(&original).await.expect("upgraded");
+    sqlx::query("UPDATE grains SET old_vector = NULL").execute(&store.writer).await.expect("written");
+    copy_as_if_crashed(&original, &path);
+    fs_err::rename(copy_of(&original), copy_of(&path)).expect("moved");
+    store.close().await;
+    let log = fs_err::read(beside(&path, "-wal")).expect("a log");
+    assert!(!log.is_empty());
+
+    let replaced = restore(&path, &copy_of(&path)).await.expect("restored").expect("there was one");
+    assert!(!names_in(folder.path()).contains(&"granary.db-wal".to_owned()), "SQLite would read it");
+    assert_eq!(recognise(&path).await.expect("ours"), Recognised::Unrecorded(1));
+    assert!(read_grains(&path).await == grains);
+    assert!(fs_err::read(beside(&replaced, "-wal")).expect("kept") == log);
+    assert_eq!(scalar(&replaced, "SELECT count(*) FROM grains WHERE old_vector IS NOT NULL").await, 0);
+
+    open(&path).await.expect("upgraded again").close().await;
+    assert_upgraded(&path, &grains).await;
+    assert!(!names_in(folder.path()).contains(&"granary.db.before-v8.2".to_owned()), "the same copy serves");
 }
 
 #[tokio::test]
