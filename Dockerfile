@@ -63,7 +63,8 @@ WORKDIR /data
 VOLUME /data
 EXPOSE 8080
 STOPSIGNAL SIGTERM
-# Upgrading or checking a large database comes before the first answer: up to ten minutes, as in docker/k8s.
-HEALTHCHECK --interval=10s --timeout=6s --start-period=600s --retries=3 CMD ["granary", "health"]
+# Upgrading a large database, or making its indexes again, comes before the first answer, which ends the start period. As in
+# docker/k8s, nobody is to stop that: it would begin anew.
+HEALTHCHECK --interval=10s --timeout=6s --start-period=24h --retries=3 CMD ["granary", "health"]
 ENTRYPOINT ["granary"]
 CMD ["serve"]
