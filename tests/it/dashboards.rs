@@ -312,6 +312,20 @@ fn the_alert_for_readiness_hears_every_answer_that_is_not_ready() {
     assert_eq!((status.operator.as_str(), status.value.as_str()), ("=~", "5.."));
 }
 
+#[test]
+fn the_alert_for_failed_models_does_not_begin_anew_with_each_try() {
+    let has_state = |metrics: &[(String, Vec<Matcher>)], state: &str| {
+        let is_of_state = |it: &Matcher| it.label == "state" && it.operator == "=" && it.value == state;
+        metrics.iter().any(|(_, matchers)| matchers.iter().any(is_of_state))
+    };
+    let expressions: Vec<String> = queries_of_rules().into_iter().map(|query| query.expression).collect();
+    let failed = expressions.iter().find(|expression| has_state(&named(expression).metrics, "failed"));
+    let failed = failed.expect("the alert");
+    // At some scrapes a model that is tried again is `loading`, and one that was loaded since is well.
+    assert!(failed.contains("max_over_time(granary_model_state{state=\"failed\"}["), "{failed}");
+    assert!(has_state(&named(failed).metrics, "ready"), "{failed}");
+}
+
 #[tokio::test]
 async fn every_panel_and_every_alert_finds_its_metrics_and_labels() {
     let keys = with_keys(&[
