@@ -303,6 +303,21 @@ fn the_alert_for_slow_answers_knows_a_models_own_address_with_its_slash_too() {
 }
 
 #[test]
+fn the_share_of_server_errors_leaves_probes_out_on_the_dashboard_as_in_the_alert() {
+    let is_share_of_errors = |query: &Query| {
+        query.expression.contains("/ sum") && query.expression.contains("granary_http_requests_total{status=~\"5..\"")
+    };
+    for (place, queries) in [("the dashboard", queries_of_dashboard()), ("the rules", queries_of_rules())] {
+        let share = queries.iter().find(|query| is_share_of_errors(query)).expect("the share of errors");
+        let metrics = named(&share.expression).metrics;
+        let n_without_probes = metrics.iter().filter(|(_, matchers)| {
+            matchers.iter().any(|it| it.label == "route" && it.operator == "!~" && it.value.contains("/health.*"))
+        });
+        assert_eq!(n_without_probes.count(), 2, "{place}: `{}`", share.expression);
+    }
+}
+
+#[test]
 fn the_alert_for_readiness_hears_every_answer_that_is_not_ready() {
     let metrics: Vec<_> = queries_of_rules().iter().flat_map(|query| named(&query.expression).metrics).collect();
     let is_of_probe = |it: &Matcher| it.label == "route" && it.operator == "=" && it.value == "/health/ready";
