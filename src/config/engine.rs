@@ -26,7 +26,7 @@ pub struct EngineConfig {
     pub runtime_library: Option<PathBuf>,
     /// Cores that the defaults are chosen for, of those that the process may use; 0 is all of them.
     pub cores: usize,
-    /// Batches of one model that run at once; 0 is one for each core, at most 32, and at most 4 for models without a query
+    /// Batches of one model that run at once; 0 is one for each core, at most 32, or at most 4 for models without a query
     /// lane and for those that take longer texts than `max_batch_tokens`; one on a GPU.
     pub workers: usize,
     /// Whether a model has a session of its own for lone queries.
@@ -48,7 +48,7 @@ pub struct EngineConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QueryLaneSetting {
-    /// Where the weights are small.
+    /// Where the weights are small, there are two cores or more, and no GPU runs the model.
     Auto,
     /// Always.
     On,
