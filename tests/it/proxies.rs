@@ -189,6 +189,26 @@ async fn what_is_below_a_path_names_itself_as_callers_know_it() {
 
 #[tokio::test]
 #[ignore = "needs real proxies: make test-proxy"]
+async fn a_proxys_own_log_has_no_query_and_no_key() {
+    for kind in Kind::ALL {
+        let behind = Behind::start(kind, "");
+        let path = "/grains?limit=7&filter=%7B%22source%22:%22confidential%22%7D";
+        let request = Caller::of(behind.proxy.url()).request(Method::GET, path);
+        send(request.header("x-api-key", secret("ops"))).await.ok();
+        let until_logged = async {
+            while !behind.proxy.log().contains("/grains") {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(PATIENCE, until_logged).await.expect("a line");
+        let log = behind.proxy.log();
+        assert!(!log.contains("confidential") && !log.contains(&secret("ops")), "{kind:?}:\n{log}");
+        behind.process.stop();
+    }
+}
+
+#[tokio::test]
+#[ignore = "needs real proxies: make test-proxy"]
 async fn the_log_has_the_callers_address_whatever_the_caller_says() {
     let said = [
         ("x-forwarded-for", "6.6.6.6"),

@@ -54,7 +54,7 @@ impl Kind {
                     change("worker_processes auto;", format!("user root; daemon off; pid {};", at("pid"))),
                     change("http {", format!("http {{\n{paths}")),
                     change("listen 80;", format!("listen {address};")),
-                    change("access_log /dev/stdout;", format!("access_log {};", at("access.log"))),
+                    change("access_log /dev/stdout", format!("access_log {}", at("access.log"))),
                     change("server granary:8080 max_fails=0;", servers.concat()),
                 ]
             }
