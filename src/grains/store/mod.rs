@@ -16,4 +16,4 @@ pub use grain_store::{
     Made, Makers, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Purge, Purged,
     Receipt, ReceiptKey, Reply, Scored, Sort, SortKey, Staged, TextFate, Unembedded, VectorBatch, Vectors, Written,
 };
-pub use sqlite::{Contents, FileState, OpenOptions, SqliteStore, real_path, restore};
+pub use sqlite::{Contents, FileState, LogBounds, OpenOptions, SqliteStore, real_path, restore};

@@ -9,13 +9,14 @@
 //!    each in a transaction of its own.
 //!
 //! The migrations are in `migrations/sqlite`, forward only, frozen once landed. `ledger` is what the models remember,
-//! `grains` what the product is for.
+//! `grains` what the product is for. `log` keeps the write-ahead log in bounds.
 
 mod copy;
 mod grains;
 mod inspect;
 mod ledger;
 mod lock;
+mod log;
 mod open;
 mod recognise;
 mod restore;
@@ -27,6 +28,7 @@ mod tests;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use sqlx::SqlitePool;
@@ -34,9 +36,11 @@ use sqlx::migrate::Migrator;
 
 use self::grains::Vocabulary;
 use self::lock::StoreLock;
+use self::log::Log;
 use super::StoreError;
 
 pub use self::inspect::{Contents, FileState};
+pub use self::log::LogBounds;
 pub use self::open::{OpenOptions, real_path};
 pub use self::restore::restore;
 
@@ -57,6 +61,7 @@ pub struct SqliteStore {
     /// A connection of its own for readiness: a server that is busy reading is not away.
     probe: SqlitePool,
     writer: SqlitePool,
+    log: Arc<Log>,
     lock: Mutex<Option<StoreLock>>,
     vocabulary: Vocabulary,
 }

@@ -2,6 +2,7 @@
 
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -12,6 +13,7 @@ use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
 use super::super::StoreError;
 use super::grains::Vocabulary;
 use super::lock::StoreLock;
+use super::log::{Log, LogBounds};
 use super::recognise::recognise;
 use super::restore::RESTORING;
 use super::upgrade::upgrade;
@@ -19,7 +21,7 @@ use super::view::{has_hot_journal, has_log};
 use super::{SqliteStore, beside};
 
 /// How long a statement waits for a program outside Granary, a backup tool say, to let go of the file.
-const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
+pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a caller waits for a free connection before it is told that there are too many.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -31,7 +33,7 @@ const READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Instructions of SQLite's machine between two looks at the time: about a millisecond.
 const INSTRUCTIONS_BETWEEN_LOOKS: i32 = 100_000;
 
-/// The write-ahead log is cut back to this size once its content is in the file.
+/// The file of the write-ahead log is cut back to this size when the log begins anew.
 const LOG_SIZE_LIMIT_BYTES: u32 = 64 << 20;
 
 /// Reads that run at the same time, at least: one that waits for the disk needs no core.
@@ -49,13 +51,15 @@ pub struct OpenOptions {
     pub readers: NonZeroU32,
     /// How long one of them may take.
     pub read_timeout: Duration,
+    /// How long the write-ahead log may be.
+    pub log: LogBounds,
 }
 
 impl OpenOptions {
     /// The file at that path, with the fewest readers.
     #[must_use]
     pub fn at(path: impl Into<PathBuf>) -> Self {
-        Self { path: path.into(), readers: MIN_READERS, read_timeout: READ_TIMEOUT }
+        Self { path: path.into(), readers: MIN_READERS, read_timeout: READ_TIMEOUT, log: LogBounds::default() }
     }
 
     /// With a reader for each of these cores.
@@ -94,18 +98,26 @@ impl SqliteStore {
         closed.map_err(|source| StoreError::sql("finish the upgrade", &path, source))?;
 
         // Should a statement of a reader ever try to write, it fails instead of fighting the writer for the lock.
-        let time = options.read_timeout;
+        let (time, log) = (options.read_timeout, Arc::new(Log::of(&path, options.log)));
+        let (for_new, for_idle, for_writer) = (Arc::clone(&log), Arc::clone(&log), Arc::clone(&log));
         let readers = pool(options.readers.get())
-            .after_connect(move |connection, _| Box::pin(give_time(connection, time)))
+            .after_connect(move |connection, _| Box::pin(begin_read(connection, time, Arc::clone(&for_new))))
             .before_acquire(move |connection, _| {
-                Box::pin(async move { give_time(connection, time).await.map(|()| true) })
+                let log = Arc::clone(&for_idle);
+                Box::pin(async move { begin_read(connection, time, log).await.map(|()| true) })
             });
         let reading = connect_options(&path).pragma("query_only", "ON");
         let readers = open_pool(readers, &path, reading.clone()).await?;
         let probe = open_pool(pool(1), &path, reading).await?;
-        let writer = pool(1).before_acquire(|connection, _| Box::pin(can_write(connection)));
+        let writer = pool(1).before_acquire(move |connection, _| {
+            let log = Arc::clone(&for_writer);
+            Box::pin(async move {
+                log.keep_short(connection).await;
+                can_write(connection).await
+            })
+        });
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
-        Ok(Self { path, readers, probe, writer, lock: Mutex::new(Some(lock)), vocabulary: Vocabulary::new() })
+        Ok(Self { path, readers, probe, writer, log, lock: Mutex::new(Some(lock)), vocabulary: Vocabulary::new() })
     }
 }
 
@@ -215,11 +227,15 @@ async fn is_between_transactions(connection: &mut SqliteConnection) -> Result<bo
     Ok(!connection.is_in_transaction())
 }
 
-/// Interrupts what a connection does when its time is over.
-async fn give_time(connection: &mut SqliteConnection, time: Duration) -> Result<(), sqlx::Error> {
-    let until = Instant::now() + time;
+/// Lets a connection read, once the log is not being emptied, and interrupts what it does when its time is over.
+async fn begin_read(connection: &mut SqliteConnection, time: Duration, log: Arc<Log>) -> Result<(), sqlx::Error> {
+    drop(log.pass().await);
+    let begun = Instant::now();
     let mut handle = connection.lock_handle().await?;
-    handle.set_progress_handler(INSTRUCTIONS_BETWEEN_LOOKS, move || Instant::now() < until);
+    handle.set_progress_handler(INSTRUCTIONS_BETWEEN_LOOKS, move || {
+        let ran = begun.elapsed();
+        ran < time && !log.ends(ran)
+    });
     Ok(())
 }
 

@@ -2,6 +2,7 @@
 
 mod inspected;
 mod interrupted;
+mod log;
 mod opened;
 mod refused;
 mod restored;
