@@ -233,7 +233,13 @@ async fn an_export_without_vectors_is_embedded_again_and_a_filter_chooses() {
     let from = start().await;
     import(&from, "", lines(numbered(0..5))).await.assert_whole([5, 5, 0, 0, 0, 0]);
     import(&from, "", lines([json!({"id": "other", "text": "other"})])).await.assert_whole([1, 1, 0, 0, 0, 0]);
+    let space = from.post("/spaces", json!({"name": "ours", "dimensions": 3})).await.ok()["id"].clone();
+    import(&from, "", lines([json!({"id": "ours", "text": "other", "vector": [1, 2, 3], "space": space})]))
+        .await
+        .assert_whole([1, 1, 0, 0, 0, 0]);
     let exported = export(&from, json!({"filter": {"tags": {"any": ["numbered"]}}})).await;
+    let spaces: Vec<bool> = exported.lines().map(|line| line.starts_with("{\"space\"")).collect();
+    assert_eq!(spaces, [true, false, false, false, false, false, false], "the space of these grains, and no other");
     assert!(!exported.contains("\"vector\"") && !exported.contains("\"other\""), "{exported}");
     from.stop().await;
     let to = start().await;

@@ -85,8 +85,8 @@ struct SpaceLine {
 /// Exports the grains that meet a filter, oldest first.
 ///
 /// Each line is a JSON document: `{"space": {"id", "fingerprint", "manifest", "dimensions", "name"}}` for each space that
-/// grains are served from, then the grains as `GET /grains/{id}` shows them, then `{"end": {"grains": N}}`. An export
-/// without that last line was cut; if the server is at fault, the line before says `{"error": {"problem": {…}}}`.
+/// grains are served from, before these; the grains as `GET /grains/{id}` shows them; then `{"end": {"grains": N}}`. An
+/// export without that last line was cut; if the server is at fault, the line before says `{"error": {"problem": {…}}}`.
 #[utoipa::path(
     post, path = "/grains/export", tag = "grains", operation_id = "export_grains", request_body = Option<ExportBody>,
     responses(

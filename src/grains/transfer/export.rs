@@ -6,7 +6,7 @@ use futures::Stream;
 
 use super::super::error::GrainError;
 use super::super::service::Grains;
-use super::super::store::{Facet, Numbered, Page, PageRequest, Position, Sort, SortKey, Vectors};
+use super::super::store::{Numbered, Page, PageRequest, Position, Sort, SortKey, Vectors};
 use crate::domain::{Filter, Grain, SpaceId};
 use crate::models::ledger::SpaceRecord;
 
@@ -44,7 +44,7 @@ struct Export {
 }
 
 enum Next {
-    /// Spaces come first.
+    /// Spaces come first, of an export of all grains.
     Spaces(Page),
     Page(Position),
     End,
@@ -52,9 +52,9 @@ enum Next {
 }
 
 impl Grains {
-    /// Reads out the grains that meet a filter, oldest first: the spaces they are served from, the grains, the end. A
-    /// grain that is written meanwhile may come too, or not. The stream ends without its last item after an error, and
-    /// when the server stops.
+    /// Reads out the grains that meet a filter, oldest first: the spaces they are served from, before these, the grains,
+    /// the end. A grain that is written meanwhile may come too, or not. The stream ends without its last item after an
+    /// error, and when the server stops.
     ///
     /// # Errors
     /// When not even the first page can be read.
@@ -103,10 +103,11 @@ impl Export {
     }
 
     async fn begin(&mut self, first: Page) -> Result<(), GrainError> {
-        let counted = self.grains.count(self.request.filter.clone(), vec![Facet::Space]).await?;
-        let values = counted.facets.into_iter().flat_map(|(_, values)| values).filter_map(|value| value.value);
-        for space in values.filter_map(|id| SpaceId::parse(&id).ok()) {
-            self.introduce(&space).await?;
+        // Which spaces serve some of the grains would take as long to find as these: they come before their first one.
+        if self.request.filter.is_empty() {
+            for (space, _) in self.grains.served_by_space().await?.into_iter().filter(|(_, n_grains)| *n_grains > 0) {
+                self.introduce(&space).await?;
+            }
         }
         self.add(first).await
     }
@@ -115,7 +116,6 @@ impl Export {
         let Page { grains, mut vectors, next } = page;
         self.next = next.map_or(Next::End, Next::Page);
         for Numbered { number, grain } in grains {
-            // One that serves its first grain since the export began.
             if let Some(provenance) = &grain.provenance {
                 self.introduce(&provenance.space).await?;
             }

@@ -6,7 +6,7 @@ use sqlx::{FromRow, QueryBuilder, Sqlite};
 
 use super::super::StoreError;
 use super::SqliteStore;
-use super::grains::SERVED;
+use super::grains::SERVED_SPACE;
 use crate::config::AdditionalModel;
 use crate::domain::{DeclaredSpace, Fingerprint, ModelName, ReembeddingId, ReembeddingState, SpaceId};
 use crate::models::ledger::{Declared, Ledger, LedgerError, MadeGrains, Recall, SpaceRecord};
@@ -117,15 +117,11 @@ impl Ledger for SqliteStore {
     }
 
     fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
-        let query = QueryBuilder::new("SELECT model, space, count(*) FROM embeddings GROUP BY model, space");
-        Box::pin(async { self.count_by_maker(query).await.map_err(unreadable) })
+        Box::pin(async { self.count_by_maker(select_made()).await.map_err(unreadable) })
     }
 
     fn served_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
-        let mut query =
-            QueryBuilder::new("SELECT e.model, e.space, count(*) FROM grains AS g JOIN embeddings AS e ON e.rowid = ");
-        query.push(SERVED).push(" GROUP BY e.model, e.space");
-        Box::pin(async { self.count_by_maker(query).await.map_err(unreadable) })
+        Box::pin(async { self.count_by_maker(select_served_by_maker()).await.map_err(unreadable) })
     }
 
     fn open_job_of<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<ReembeddingId>> {
@@ -327,6 +323,23 @@ impl SqliteStore {
     fn parse_name(&self, name: &str, what: &'static str) -> Result<ModelName, StoreError> {
         ModelName::parse(name).map_err(|source| self.malformed(what, source.into()))
     }
+}
+
+/// How many vectors each model made in each space.
+pub(super) fn select_made() -> QueryBuilder<Sqlite> {
+    QueryBuilder::new("SELECT model, space, count(*) FROM embeddings GROUP BY model, space")
+}
+
+/// How many grains are served by what each model made in each space. The index is named, and grains come first, because
+/// SQLite would rather read the rows, which have the vectors.
+pub(super) fn select_served_by_maker() -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(
+        "SELECT e.model, e.space, count(*) FROM grains AS g \
+         CROSS JOIN embeddings AS e INDEXED BY embeddings_by_text_version \
+         ON e.grain = g.number AND e.text_version = g.text_version AND e.space = ",
+    );
+    query.push(SERVED_SPACE).push(" GROUP BY e.model, e.space");
+    query
 }
 
 fn unreadable(source: StoreError) -> LedgerError {

@@ -6,10 +6,24 @@ use sqlx::{QueryBuilder, Sqlite};
 use super::json_text;
 use crate::domain::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
 
-/// The row of `embeddings` that a grain `g` is served by. The order of spaces is one short JSON array.
-pub(in super::super) const SERVED: &str = "(SELECT served.rowid FROM json_each((SELECT spaces FROM space_order)) AS place \
-     JOIN embeddings AS served ON served.grain = g.number AND served.space = place.value \
-     WHERE served.text_version = g.text_version ORDER BY place.key LIMIT 1)";
+/// A column of the row of `embeddings` that a grain `g` is served by. The order of spaces is one short JSON array.
+macro_rules! served {
+    ($column:literal) => {
+        concat!(
+            "(SELECT served.",
+            $column,
+            " FROM json_each((SELECT spaces FROM space_order)) AS place \
+             JOIN embeddings AS served ON served.grain = g.number AND served.space = place.value \
+             WHERE served.text_version = g.text_version ORDER BY place.key LIMIT 1)"
+        )
+    };
+}
+
+/// The row of `embeddings` that a grain `g` is served by.
+pub(super) const SERVED: &str = served!("rowid");
+
+/// The space that a grain `g` is served from. For this an index is enough: no vector is read.
+pub(in super::super) const SERVED_SPACE: &str = served!("space");
 
 /// Of values that must all be there, so many are looked up each for itself, by its index. The others are checked together:
 /// SQLite takes a thousand terms in a row at most.
@@ -47,8 +61,7 @@ pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan
             query.push(" AND ").push(SERVED).push(" IS NULL");
         }
         Some(SpaceCondition::Is(space)) => {
-            query.push(" AND (SELECT space FROM embeddings WHERE rowid = ").push(SERVED).push(") = ");
-            query.push_bind(space.to_string());
+            query.push(" AND ").push(SERVED_SPACE).push(" = ").push_bind(space.to_string());
         }
     }
 }

@@ -8,6 +8,8 @@ mod anchors;
 mod delete;
 mod filter;
 mod insert;
+#[cfg(test)]
+mod plans;
 mod read;
 mod reembed;
 mod reembeddings;
@@ -23,7 +25,7 @@ use std::path::Path;
 use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
-pub(super) use self::filter::SERVED;
+pub(super) use self::filter::SERVED_SPACE;
 pub(super) use self::vocabulary::Vocabulary;
 use super::super::StoreError;
 use super::super::grain_store::{

@@ -11,7 +11,7 @@ use super::super::super::grain_store::{
     Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, Receipt, ReceiptKey, Sort, SortKey, Vectors,
 };
 use super::super::SqliteStore;
-use super::filter::{self, Plan, SERVED};
+use super::filter::{self, Plan, SERVED_SPACE};
 use super::rows::{select_grains, select_grains_and, vector_of};
 use super::{count, json_text};
 use crate::domain::{Content, Filter, Grain, GrainId};
@@ -107,21 +107,8 @@ impl SqliteStore {
         let total: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(&failed)?;
         let mut counted = Vec::with_capacity(facets.len());
         for facet in facets {
-            let mut query: QueryBuilder<Sqlite> = QueryBuilder::new("SELECT ");
-            match facet {
-                Facet::Source => query.push("g.source AS value, count(*) AS n FROM grains AS g WHERE TRUE"),
-                Facet::Tags => query.push(
-                    "t.tag AS value, count(*) AS n FROM grains AS g JOIN grain_tags AS t ON t.grain = g.number WHERE TRUE",
-                ),
-                Facet::Space => query
-                    .push("e.space AS value, count(*) AS n FROM grains AS g LEFT JOIN embeddings AS e ON e.rowid = ")
-                    .push(SERVED)
-                    .push(" WHERE TRUE"),
-            };
-            filter::push(&mut query, &filter, Plan::Enumerate);
-            query.push(" GROUP BY value ORDER BY n DESC, value LIMIT ").push_bind(MAX_FACET_VALUES);
             let values: Vec<(Option<Vec<u8>>, i64)> =
-                query.build_query_as().fetch_all(&self.readers).await.map_err(&failed)?;
+                select_facet(facet, &filter).build_query_as().fetch_all(&self.readers).await.map_err(&failed)?;
             let shown = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
             let values = values.into_iter().map(|(value, n)| FacetValue { value: value.map(shown), count: count(n) });
             let values = values.collect();
@@ -142,6 +129,21 @@ impl SqliteStore {
         .map_err(self.failed("look for an earlier answer"))?;
         Ok(row.map(|(request, answer)| Receipt { request, answer }))
     }
+}
+
+/// The most frequent values of a facet, and how many grains have each.
+pub(super) fn select_facet(facet: Facet, filter: &Filter) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new("SELECT ");
+    match facet {
+        Facet::Source => query.push("g.source AS value, count(*) AS n FROM grains AS g WHERE TRUE"),
+        Facet::Tags => query.push(
+            "t.tag AS value, count(*) AS n FROM grains AS g JOIN grain_tags AS t ON t.grain = g.number WHERE TRUE",
+        ),
+        Facet::Space => query.push(SERVED_SPACE).push(" AS value, count(*) AS n FROM grains AS g WHERE TRUE"),
+    };
+    filter::push(&mut query, filter, Plan::Enumerate);
+    query.push(" GROUP BY value ORDER BY n DESC, value LIMIT ").push_bind(MAX_FACET_VALUES);
+    query
 }
 
 /// Bytes of all that is shown of a grain as a string. What an older version stored may be of any length.

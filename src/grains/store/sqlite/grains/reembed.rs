@@ -21,11 +21,7 @@ impl SqliteStore {
         after: i64,
         limit: u32,
     ) -> Result<Vec<Unembedded>, StoreError> {
-        let mut query = QueryBuilder::new("SELECT g.number, g.text, g.text_version");
-        push_lacking(&mut query, &lacking);
-        query.push(" AND g.number > ").push_bind(after);
-        query.push(" ORDER BY g.number LIMIT ").push_bind(i64::from(limit));
-        let rows: Vec<(i64, String, i64)> = query
+        let rows: Vec<(i64, String, i64)> = select_lacking(&lacking, after, limit)
             .build_query_as()
             .fetch_all(&self.readers)
             .await
@@ -34,9 +30,7 @@ impl SqliteStore {
     }
 
     pub(super) async fn count_lacking_grains(&self, lacking: Lacking) -> Result<u64, StoreError> {
-        let mut query = QueryBuilder::new("SELECT count(*)");
-        push_lacking(&mut query, &lacking);
-        let n: i64 = query
+        let n: i64 = select_count_of_lacking(&lacking)
             .build_query_scalar()
             .fetch_one(&self.readers)
             .await
@@ -158,11 +152,30 @@ fn unembedded((number, text, text_version): (i64, String, i64)) -> Unembedded {
     Unembedded { number, text, text_version }
 }
 
-/// Appends ` FROM … AS g WHERE …`: the grains without a current vector.
+/// The next grains without a current vector, each with its text. That is read of these alone.
+pub(super) fn select_lacking(lacking: &Lacking, after: i64, limit: u32) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(
+        "SELECT lacking.number, lacking.text, lacking.text_version FROM grains AS lacking WHERE lacking.number IN \
+         (SELECT g.number",
+    );
+    push_lacking(&mut query, lacking);
+    query.push(" AND g.number > ").push_bind(after);
+    query.push(" ORDER BY g.number LIMIT ").push_bind(i64::from(limit)).push(") ORDER BY lacking.number");
+    query
+}
+
+pub(super) fn select_count_of_lacking(lacking: &Lacking) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new("SELECT count(*)");
+    push_lacking(&mut query, lacking);
+    query
+}
+
+/// Appends ` FROM … AS g WHERE …`: the grains without a current vector. The index is named because SQLite would rather read
+/// the rows, which have the vectors.
 fn push_lacking(query: &mut QueryBuilder<Sqlite>, lacking: &Lacking) {
     let Lacking { space, filter, unless_failed_in, among } = lacking;
     query.push(
-        " FROM grains AS g WHERE NOT EXISTS (SELECT 1 FROM embeddings AS e \
+        " FROM grains AS g WHERE NOT EXISTS (SELECT 1 FROM embeddings AS e INDEXED BY embeddings_by_text_version \
          WHERE e.grain = g.number AND e.text_version = g.text_version AND e.space = ",
     );
     query.push_bind(space.to_string()).push(")");

@@ -1,13 +1,13 @@
 //! Vectors: what indexes are built from, and which of them count.
 
-use sqlx::Row;
 use sqlx::sqlite::SqliteRow;
+use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{Identity, NewVector, Numbered, VectorBatch};
 use super::super::SqliteStore;
 use super::count;
-use super::filter::SERVED;
+use super::filter::{SERVED, SERVED_SPACE};
 use super::rows::{select_grains_and, vector_of};
 use super::write::write_order;
 use crate::domain::SpaceId;
@@ -45,13 +45,9 @@ impl SqliteStore {
     }
 
     pub(super) async fn count_served(&self) -> Result<Vec<(SpaceId, u64)>, StoreError> {
-        let mut query = sqlx::QueryBuilder::new(
-            "SELECT held.space, (SELECT count(*) FROM embeddings AS e JOIN grains AS g ON g.number = e.grain \
-             WHERE e.space = held.space AND e.rowid = ",
-        );
-        query.push(SERVED).push(") FROM (SELECT DISTINCT space FROM embeddings) AS held ORDER BY held.space");
+        let failed = self.failed("count served grains");
         let rows: Vec<(String, i64)> =
-            query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("count served grains"))?;
+            select_served().build_query_as().fetch_all(&self.readers).await.map_err(failed)?;
         rows.into_iter().map(|(space, n)| Ok((self.space_id(&space)?, count(n)))).collect()
     }
 
@@ -80,7 +76,7 @@ impl SqliteStore {
         limit: u32,
     ) -> Result<VectorBatch, StoreError> {
         let failed = self.failed("read the vectors of a space");
-        let mut query = sqlx::QueryBuilder::new("SELECT e.grain, e.vector, e.rowid = ");
+        let mut query = QueryBuilder::new("SELECT e.grain, e.vector, e.rowid = ");
         query.push(SERVED).push(
             " AS served FROM embeddings AS e JOIN grains AS g ON g.number = e.grain \
              WHERE e.text_version = g.text_version AND e.space = ",
@@ -114,4 +110,15 @@ impl SqliteStore {
         .map_err(self.failed("begin a new epoch"))?;
         Ok(Identity { database, epoch })
     }
+}
+
+/// The spaces that hold vectors of grains, and how many each serves.
+pub(super) fn select_served() -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(
+        "SELECT held.space, coalesce(counts.n, 0) FROM (SELECT DISTINCT space FROM embeddings) AS held LEFT JOIN (SELECT ",
+    );
+    query.push(SERVED_SPACE).push(
+        " AS space, count(*) AS n FROM grains AS g GROUP BY 1) AS counts ON counts.space = held.space ORDER BY held.space",
+    );
+    query
 }

@@ -106,7 +106,8 @@ async fn killed_at_every_statement() {
             Recognised::Recorded(5),
             Recognised::Recorded(6),
             Recognised::Recorded(7),
-            Recognised::Recorded(8)
+            Recognised::Recorded(8),
+            Recognised::Recorded(9)
         ],
         "every version was left, and nothing else"
     );

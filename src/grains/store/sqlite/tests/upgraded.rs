@@ -30,7 +30,7 @@ async fn a_v1_file_is_copied_and_upgraded_once() {
     open(&path).await.expect("upgraded").close().await;
     assert_upgraded(&path, &grains).await;
     let copy = copy_of(&path);
-    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v8", "granary.db.lock"]);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v9", "granary.db.lock"]);
     assert_eq!(fs_err::metadata(&copy).expect("a copy").permissions().mode() & 0o777, 0o600);
     assert_eq!(recognise(&copy).await.expect("ours"), Recognised::Unrecorded(1));
     assert!(read_grains(&copy).await == grains);
@@ -123,7 +123,7 @@ async fn a_finished_copy_is_never_overwritten() {
     // Restored, upgraded again: the same copy serves.
     fs_err::copy(copy_of(&path), &path).expect("restored");
     open(&path).await.expect("upgraded").close().await;
-    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v8", "granary.db.lock"]);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v9", "granary.db.lock"]);
 
     // Restored, used by version 0.3, upgraded again: both states are kept.
     fs_err::copy(copy_of(&path), &path).expect("restored");
@@ -131,7 +131,7 @@ async fn a_finished_copy_is_never_overwritten() {
     let used = read_grains(&path).await;
     open(&path).await.expect("upgraded").close().await;
     assert!(fs_err::read(copy_of(&path)).expect("a copy") == first);
-    assert!(read_grains(&folder.path().join("granary.db.before-v8.2")).await == used);
+    assert!(read_grains(&folder.path().join("granary.db.before-v9.2")).await == used);
 }
 
 #[tokio::test]
@@ -157,14 +157,14 @@ async fn the_copy_is_restored_as_it_was_although_a_crash_left_the_log_of_the_upg
 
     open(&path).await.expect("upgraded again").close().await;
     assert_upgraded(&path, &grains).await;
-    assert!(!names_in(folder.path()).contains(&"granary.db.before-v8.2".to_owned()), "the same copy serves");
+    assert!(!names_in(folder.path()).contains(&"granary.db.before-v9.2".to_owned()), "the same copy serves");
 }
 
 #[tokio::test]
 async fn an_interrupted_copy_is_made_again() {
     let (folder, path) = folder();
     write_v1(&path, &old_grains()).await;
-    for leftover in ["granary.db.before-v8.partial", "granary.db.before-v8.partial-journal"] {
+    for leftover in ["granary.db.before-v9.partial", "granary.db.before-v9.partial-journal"] {
         fs_err::write(folder.path().join(leftover), "half a copy").expect("written");
     }
     fs_err::create_dir(folder.path().join("granary.db.view")).expect("created");
