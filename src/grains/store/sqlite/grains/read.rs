@@ -104,11 +104,13 @@ impl SqliteStore {
         let failed = self.failed("count grains");
         let mut query = QueryBuilder::new("SELECT count(*)");
         filter::push_from(&mut query, &filter);
-        let total: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(&failed)?;
+        // All is counted at one moment: else the values of a facet may make more or less than the total.
+        let mut transaction = self.readers.begin().await.map_err(&failed)?;
+        let total: i64 = query.build_query_scalar().fetch_one(&mut *transaction).await.map_err(&failed)?;
         let mut counted = Vec::with_capacity(facets.len());
         for facet in facets {
             let values: Vec<(Option<Vec<u8>>, i64)> =
-                select_facet(facet, &filter).build_query_as().fetch_all(&self.readers).await.map_err(&failed)?;
+                select_facet(facet, &filter).build_query_as().fetch_all(&mut *transaction).await.map_err(&failed)?;
             let shown = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
             let values = values.into_iter().map(|(value, n)| FacetValue { value: value.map(shown), count: count(n) });
             let values = values.collect();

@@ -1,6 +1,7 @@
-//! Grains written over what another has written meanwhile.
+//! Grains written over what another has written meanwhile, and counted meanwhile.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
 use crate::domain::{
@@ -8,7 +9,8 @@ use crate::domain::{
     ReembeddingState, SpaceId,
 };
 use crate::grains::store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, GrainStore, Makers, NewVector, Numbered, OnlyIf, Staged,
+    Applied, Atomicity, Batch, Change, Committed, Expected, Facet, GrainStore, Makers, NewVector, Numbered, OnlyIf,
+    Staged,
 };
 use crate::models::ledger::Ledger;
 
@@ -162,5 +164,36 @@ async fn a_vector_for_a_job_that_was_given_up_is_not_written_and_one_for_a_job_t
     let order = vec![target.clone(), served.clone()];
     store.record_reembedding(job, Some(order)).await.expect("recorded");
     assert!(write("completed").await, "its space serves");
+    store.close().await;
+}
+
+#[tokio::test]
+async fn the_values_of_a_facet_make_the_total_while_grains_are_written() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let is_written = AtomicBool::new(false);
+    let write = async {
+        for _ in 0..500 {
+            sqlx::query(
+                "INSERT INTO grains (id, text, created_at, updated_at, created_us, updated_us) \
+                 VALUES (hex(randomblob(16)), '', '', '', 0, 0)",
+            )
+            .execute(&store.writer)
+            .await
+            .expect("written");
+        }
+        is_written.store(true, Ordering::Release);
+    };
+    let count = async {
+        while !is_written.load(Ordering::Acquire) {
+            let facets = vec![Facet::Space, Facet::Source];
+            let counted = store.count(Filter::default(), facets).await.expect("counted");
+            for (facet, values) in counted.facets {
+                let sum: u64 = values.iter().map(|value| value.count).sum();
+                assert_eq!(sum, counted.total, "{facet:?}");
+            }
+        }
+    };
+    tokio::join!(write, count);
     store.close().await;
 }
