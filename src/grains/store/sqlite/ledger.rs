@@ -247,8 +247,9 @@ impl SqliteStore {
 
     async fn count_by_maker(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<MadeGrains>, StoreError> {
         let failed = self.failed("count the grains of each model");
+        let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
         let rows: Vec<(Option<String>, String, i64)> =
-            query.build_query_as().fetch_all(&self.readers).await.map_err(failed)?;
+            query.build_query_as().fetch_all(&mut *reader).await.map_err(&failed)?;
         let made = |(model, space, n): (Option<String>, String, i64)| {
             let space = SpaceId::parse(&space)
                 .map_err(|source| self.malformed("a space (table `embeddings`)", source.into()))?;

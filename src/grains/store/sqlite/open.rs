@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use parking_lot::Mutex;
+use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
-use sqlx::{ConnectOptions, Connection, SqliteConnection, SqlitePool};
+use sqlx::{ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool};
 
 use super::super::StoreError;
 use super::grains::Vocabulary;
@@ -118,6 +119,20 @@ impl SqliteStore {
         });
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
         Ok(Self { path, readers, probe, writer, log, lock: Mutex::new(Some(lock)), vocabulary: Vocabulary::new() })
+    }
+
+    /// A reader for what no caller waits for: its time is not limited. What it does is interrupted once that which comes
+    /// with it is dropped, so that nothing goes on for nobody.
+    pub(super) async fn patient_reader(&self) -> Result<(PoolConnection<Sqlite>, Arc<()>), sqlx::Error> {
+        let mut reader = self.readers.acquire().await?;
+        let (begun, log, interest) = (Instant::now(), Arc::clone(&self.log), Arc::new(()));
+        let wanted = Arc::downgrade(&interest);
+        let mut handle = reader.lock_handle().await?;
+        handle.set_progress_handler(INSTRUCTIONS_BETWEEN_LOOKS, move || {
+            wanted.strong_count() > 0 && !log.ends(begun.elapsed())
+        });
+        drop(handle);
+        Ok((reader, interest))
     }
 }
 

@@ -40,7 +40,9 @@ impl SqliteStore {
         let lot = lot_in_sql("number");
         let mut query = sqlx::QueryBuilder::new(format!("SELECT number FROM grains ORDER BY {lot}, number LIMIT "));
         query.push_bind(i64::from(at_most));
-        query.build_query_scalar().fetch_all(&self.readers).await.map_err(self.failed("draw a sample of grains"))
+        let failed = self.failed("draw a sample of grains");
+        let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
+        query.build_query_scalar().fetch_all(&mut *reader).await.map_err(failed)
     }
 
     async fn read_anchors(&self) -> Result<Vec<Anchor>, StoreError> {

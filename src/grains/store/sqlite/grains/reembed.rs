@@ -21,20 +21,18 @@ impl SqliteStore {
         after: i64,
         limit: u32,
     ) -> Result<Vec<Unembedded>, StoreError> {
-        let rows: Vec<(i64, String, i64)> = select_lacking(&lacking, after, limit)
-            .build_query_as()
-            .fetch_all(&self.readers)
-            .await
-            .map_err(self.failed("find grains that have no vector in a space"))?;
+        let failed = self.failed("find grains that have no vector in a space");
+        let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
+        let rows: Vec<(i64, String, i64)> =
+            select_lacking(&lacking, after, limit).build_query_as().fetch_all(&mut *reader).await.map_err(&failed)?;
         Ok(rows.into_iter().map(unembedded).collect())
     }
 
     pub(super) async fn count_lacking_grains(&self, lacking: Lacking) -> Result<u64, StoreError> {
-        let n: i64 = select_count_of_lacking(&lacking)
-            .build_query_scalar()
-            .fetch_one(&self.readers)
-            .await
-            .map_err(self.failed("count grains that have no vector in a space"))?;
+        let failed = self.failed("count grains that have no vector in a space");
+        let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
+        let n: i64 =
+            select_count_of_lacking(&lacking).build_query_scalar().fetch_one(&mut *reader).await.map_err(&failed)?;
         Ok(count(n))
     }
 

@@ -8,7 +8,9 @@ use tokio_util::sync::CancellationToken;
 use super::super::{MIGRATOR, latest_version};
 use super::*;
 use crate::domain::{DeclaredSpace, Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState};
-use crate::grains::store::{Applied, Atomicity, Batch, Committed, GrainStore, Makers, NewReceipt, ReceiptKey};
+use crate::grains::store::{
+    AnchorStore, Applied, Atomicity, Batch, Committed, Facet, GrainStore, Lacking, Makers, NewReceipt, ReceiptKey,
+};
 use crate::models::ledger::Ledger;
 
 #[tokio::test]
@@ -318,4 +320,37 @@ async fn a_read_that_takes_too_long_is_interrupted_and_the_database_is_not_away_
         assert_eq!(one, 1);
     }
     store.close().await;
+}
+
+#[tokio::test]
+async fn what_no_caller_waits_for_may_take_its_time_and_ends_when_nobody_wants_it() {
+    const GRAINS: i64 = 20_000;
+    let (_folder, path) = folder();
+    open(&path).await.expect("created").close().await;
+    write_file(
+        &path,
+        "INSERT INTO grains (id, text, created_at, updated_at, created_us, updated_us) \
+         WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 20000) SELECT i, '', '', '', 0, 0 FROM n",
+    )
+    .await;
+    let options = OpenOptions { read_timeout: Duration::ZERO, ..OpenOptions::at(&path) };
+    let store = SqliteStore::open(options).await.expect("opened");
+    let error = store.count(Filter::default(), vec![Facet::Space]).await.expect_err("it has no time");
+    assert!(matches!(error, StoreError::TooSlow { .. }), "{error:?}");
+
+    let space = DeclaredSpace::new("a-space", 2).expect("a space").fingerprint().space();
+    let lacking = Lacking { space, filter: Filter::default(), unless_failed_in: None, among: None };
+    assert_eq!(store.count_lacking(lacking.clone()).await.expect("counted"), GRAINS.unsigned_abs());
+    let last = store.lacking(lacking, GRAINS - 1, 64).await.expect("found");
+    assert_eq!(last.iter().map(|grain| grain.number).collect::<Vec<_>>(), [GRAINS]);
+    assert!(store.served_by_maker().await.expect("counted").is_empty());
+    assert_eq!(store.sample(2).await.expect("drawn").len(), 2);
+
+    let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+    let read = async {
+        let (mut reader, _interest) = store.patient_reader().await.expect("a reader");
+        sqlx::query_scalar::<_, i64>(endless).fetch_one(&mut *reader).await.expect("it has no end")
+    };
+    tokio::time::timeout(Duration::from_millis(200), read).await.expect_err("it goes on");
+    tokio::time::timeout(Duration::from_secs(10), store.close()).await.expect("it was interrupted");
 }
