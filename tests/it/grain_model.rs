@@ -129,7 +129,7 @@ impl Checked {
     }
 
     fn condition(&mut self) -> Condition {
-        match self.chance.below(7) {
+        match self.chance.below(10) {
             0 => Condition { filter: json!({}), holds: Box::new(|_, _| true) },
             1 => {
                 let source = *self.chance.pick(&SOURCES);
@@ -162,6 +162,28 @@ impl Checked {
                 let holds =
                     move |_: &str, kept: &Kept| kept.attributes.get("list").is_some_and(|list| list[0] == element);
                 Condition { filter: json!({"attributes": {"list": element}}), holds: Box::new(holds) }
+            }
+            6 => {
+                let (one, other) = (*self.chance.pick(&TAGS), *self.chance.pick(&TAGS));
+                Condition {
+                    filter: json!({"tags": {"any": [one, other]}}),
+                    holds: Box::new(move |_, kept| kept.tags.contains(&one) || kept.tags.contains(&other)),
+                }
+            }
+            7 => {
+                let (tag, source) = (*self.chance.pick(&TAGS), *self.chance.pick(&SOURCES));
+                Condition {
+                    filter: json!({"tags": {"all": [tag]}, "source": source}),
+                    holds: Box::new(move |_, kept| kept.tags.contains(&tag) && kept.source == Some(source)),
+                }
+            }
+            8 => {
+                let (tag, least) = (*self.chance.pick(&TAGS), self.chance.below(10));
+                let holds = move |_: &str, kept: &Kept| {
+                    kept.tags.contains(&tag) && kept.attributes.get("n").and_then(Value::as_u64) >= Some(least)
+                };
+                let filter = json!({"tags": {"all": [tag]}, "attributes": {"n": {"gte": least}}});
+                Condition { filter, holds: Box::new(holds) }
             }
             _ => {
                 let ids: Vec<String> = (0..self.chance.below(30)).map(|_| self.id()).collect();

@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::json_text;
-use crate::domain::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
+use crate::domain::{AttributeCondition, AttributeValue, Filter, GrainId, Membership, Range, SpaceCondition};
 
 /// A column of the row of `embeddings` that a grain `g` is served by. The order of spaces is one short JSON array.
 macro_rules! served {
@@ -36,16 +36,48 @@ pub(super) enum Plan {
     Enumerate,
     /// Few grains are candidates: look each up.
     Check,
+    /// Grains are read in the order of this column, by its index, until there are enough: look each up.
+    InOrderOf(&'static str),
+}
+
+impl Plan {
+    /// A column as a condition names it. SQLite uses no index for one that has a sign: else it would begin with what is
+    /// to be checked, or look each of a hundred values up where a grain has two.
+    fn column(self, column: &'static str) -> String {
+        let may_begin = match self {
+            Self::Enumerate => true,
+            Self::Check => false,
+            Self::InOrderOf(order) => order == column,
+        };
+        format!("{}{column}", if may_begin { "" } else { "+" })
+    }
+}
+
+/// A condition whose index lists the grains that meet it, and what else these must meet.
+pub(super) struct Start {
+    list: List,
+    rest: Filter,
+}
+
+/// Grains that an index lists.
+enum List {
+    Ids(Vec<GrainId>),
+    Sources(Vec<String>),
+    Tags(Vec<String>),
+    Values(String, Vec<AttributeValue>),
+    Within(String, Range<AttributeValue>),
+    Created(Range<i64>),
+    Updated(Range<i64>),
 }
 
 /// Appends ` AND …` for each condition on the grain `g`.
 pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan) {
     if let Some(ids) = &filter.ids {
-        query.push(" AND g.id");
+        query.push(" AND ").push(plan.column("g.id"));
         push_list(query, ids.iter().map(|id| id.as_str().to_owned()));
     }
     if let Some(sources) = &filter.sources {
-        query.push(" AND g.source");
+        query.push(" AND ").push(plan.column("g.source"));
         push_list(query, sources.iter().cloned());
     }
     let conditions = Conditions { query, plan };
@@ -53,8 +85,8 @@ pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan
     for (name, condition) in &filter.attributes {
         Conditions { query, plan }.attribute(name, condition);
     }
-    push_range(query, "g.created_us", &filter.created_us, |us| *us);
-    push_range(query, "g.updated_us", &filter.updated_us, |us| *us);
+    push_range(query, &plan.column("g.created_us"), &filter.created_us);
+    push_range(query, &plan.column("g.updated_us"), &filter.updated_us);
     match &filter.space {
         None => {}
         Some(SpaceCondition::Unknown) => {
@@ -67,29 +99,63 @@ pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan
 }
 
 /// Appends ` FROM … AS g WHERE TRUE AND …`: the grains that meet the filter. Where one tag or one value must be there, its
-/// index is where the database begins, so that the first grains are found without the rest; and where no condition asks for
-/// more than a number, the grains themselves are not read.
+/// index is where the database begins; and where no condition asks for more than a number, the grains themselves are not
+/// read.
 pub(super) fn push_from(query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
-    let mut rest = filter.clone();
-    if !needs_rows(filter) {
-        let tag = rest.tags.all.pop().or_else(|| only(&mut rest.tags.any));
-        if let Some(tag) = tag {
-            query.push(" FROM (SELECT grain AS number FROM grain_tags WHERE tag = ").push_bind(tag);
-            query.push(") AS g WHERE TRUE");
-            return push(query, &rest, Plan::Check);
-        }
-        for (name, condition) in &mut rest.attributes {
-            let members = &mut condition.members;
-            let Some(value) = members.all.pop().or_else(|| only(&mut members.any)) else { continue };
-            query.push(" FROM (SELECT grain AS number FROM grain_attributes WHERE name = ").push_bind(name.clone());
-            query.push(" AND kind = ").push_bind(kind(&value)).push(" AND value = ");
-            push_value(query, &value);
-            query.push(") AS g WHERE TRUE");
-            return push(query, &rest, Plan::Check);
-        }
+    let of_one_value = |start: &Start| match &start.list {
+        List::Tags(tags) => tags.len() == 1,
+        List::Values(_, values) => values.len() == 1,
+        _ => false,
+    };
+    let start = if needs_rows(filter) { None } else { starts(filter).into_iter().find(of_one_value) };
+    push_from_start(query, filter, start.as_ref());
+}
+
+/// Appends ` FROM … AS g WHERE TRUE AND …`: the grains that meet the filter. With a start the first of them are found
+/// without the rest.
+pub(super) fn push_from_start(query: &mut QueryBuilder<Sqlite>, filter: &Filter, start: Option<&Start>) {
+    let Some(Start { list, rest }) = start else {
+        query.push(" FROM grains AS g WHERE TRUE");
+        return push(query, filter, Plan::Enumerate);
+    };
+    query.push(" FROM (");
+    list.push(query);
+    query.push(if needs_rows(rest) {
+        ") AS found CROSS JOIN grains AS g ON g.number = found.number WHERE TRUE"
+    } else {
+        ") AS g WHERE TRUE"
+    });
+    push(query, rest, Plan::Check);
+}
+
+/// Appends an expression: how many grains a start lists, up to that many.
+pub(super) fn push_length(query: &mut QueryBuilder<Sqlite>, start: &Start, at_most: i64) {
+    query.push("(SELECT count(*) FROM (");
+    start.list.push(query);
+    query.push(" LIMIT ").push_bind(at_most).push("))");
+}
+
+/// The conditions that the database can begin with, some of them. There are few ids in a filter: beside them no other
+/// condition is worth a look.
+pub(super) fn starts(filter: &Filter) -> Vec<Start> {
+    if let Some(start) = Start::of(filter, |rest| rest.ids.take().map(List::Ids)) {
+        return vec![start];
     }
-    query.push(" FROM grains AS g WHERE TRUE");
-    push(query, filter, Plan::Enumerate);
+    let mut starts = Vec::new();
+    starts.extend(Start::of(filter, |rest| rest.tags.all.pop().map(|tag| List::Tags(vec![tag]))));
+    starts.extend(Start::of(filter, |rest| taken(&mut rest.tags.any).map(List::Tags)));
+    starts.extend(Start::of(filter, |rest| rest.sources.take().map(List::Sources)));
+    starts.extend(Start::of(filter, |rest| taken_range(&mut rest.created_us).map(List::Created)));
+    starts.extend(Start::of(filter, |rest| taken_range(&mut rest.updated_us).map(List::Updated)));
+    for (at, (name, _)) in filter.attributes.iter().enumerate().take(LOOKUPS) {
+        let values = |values| List::Values(name.clone(), values);
+        let within = |range| List::Within(name.clone(), range);
+        let value = |value| values(vec![value]);
+        starts.extend(Start::of(filter, |rest| rest.attributes[at].1.members.all.pop().map(value)));
+        starts.extend(Start::of(filter, |rest| taken(&mut rest.attributes[at].1.members.any).map(values)));
+        starts.extend(Start::of(filter, |rest| taken_range(&mut rest.attributes[at].1.range).map(within)));
+    }
+    starts
 }
 
 /// Appends ` FROM … AS g WHERE TRUE AND …`: those of the numbers whose grains meet the filter, with their place as `g.key`.
@@ -115,9 +181,65 @@ fn needs_rows(filter: &Filter) -> bool {
     of_grain || of_time || attributes.iter().any(|(_, condition)| condition.exists.is_some())
 }
 
-/// The only one of some values, taken out.
-fn only<T>(values: &mut Vec<T>) -> Option<T> {
-    if values.len() == 1 { values.pop() } else { None }
+/// All of some values, taken out, when there are any.
+fn taken<T>(values: &mut Vec<T>) -> Option<Vec<T>> {
+    Some(std::mem::take(values)).filter(|values| !values.is_empty())
+}
+
+/// Bounds, taken out, when there are any.
+fn taken_range<T>(range: &mut Range<T>) -> Option<Range<T>> {
+    Some(std::mem::take(range)).filter(|range| !range.is_empty())
+}
+
+impl Start {
+    /// The condition that is taken out of the filter, if there is one, and the rest.
+    fn of(filter: &Filter, take: impl FnOnce(&mut Filter) -> Option<List>) -> Option<Self> {
+        let mut rest = filter.clone();
+        take(&mut rest).map(|list| Self { list, rest })
+    }
+}
+
+impl List {
+    /// Appends `SELECT … AS number FROM …`: each grain once.
+    fn push(&self, query: &mut QueryBuilder<Sqlite>) {
+        match self {
+            Self::Ids(ids) => {
+                query.push("SELECT number FROM grains WHERE id");
+                push_list(query, ids.iter().map(|id| id.as_str().to_owned()));
+            }
+            Self::Sources(sources) => {
+                query.push("SELECT number FROM grains WHERE source");
+                push_list(query, sources.iter().cloned());
+            }
+            Self::Tags(tags) => match tags.as_slice() {
+                [tag] => {
+                    query.push("SELECT grain AS number FROM grain_tags WHERE tag = ").push_bind(tag.clone());
+                }
+                tags => {
+                    query.push("SELECT DISTINCT grain AS number FROM grain_tags WHERE tag");
+                    push_list(query, tags.iter().cloned());
+                }
+            },
+            Self::Values(name, values) => {
+                query.push(if values.len() == 1 { "SELECT" } else { "SELECT DISTINCT" });
+                query.push(" grain AS number FROM grain_attributes WHERE name = ").push_bind(name.clone());
+                push_values(query, values, Plan::Enumerate);
+            }
+            Self::Within(name, range) => {
+                query.push("SELECT DISTINCT grain AS number FROM grain_attributes WHERE name = ");
+                query.push_bind(name.clone());
+                push_attribute_range(query, range);
+            }
+            Self::Created(range) => {
+                query.push("SELECT number FROM grains WHERE TRUE");
+                push_range(query, "created_us", range);
+            }
+            Self::Updated(range) => {
+                query.push("SELECT number FROM grains WHERE TRUE");
+                push_range(query, "updated_us", range);
+            }
+        }
+    }
 }
 
 struct Conditions<'a> {
@@ -129,7 +251,7 @@ impl Conditions<'_> {
     fn tags(self, tags: &Membership<String>) {
         let Self { query, plan } = self;
         if !tags.any.is_empty() {
-            query.push(" AND g.number IN (SELECT grain FROM grain_tags WHERE tag");
+            query.push(" AND g.number IN (SELECT grain FROM grain_tags WHERE ").push(plan.column("tag"));
             push_list(query, tags.any.iter().cloned());
             end_of_lookup(query, plan);
         }
@@ -143,7 +265,7 @@ impl Conditions<'_> {
             query.push("SELECT 1 FROM grain_tags WHERE grain = g.number AND tag = wanted.value))");
         }
         if !tags.none.is_empty() {
-            query.push(" AND NOT EXISTS (SELECT 1 FROM grain_tags WHERE grain = g.number AND tag");
+            query.push(" AND NOT EXISTS (SELECT 1 FROM grain_tags WHERE grain = g.number AND +tag");
             push_list(query, tags.none.iter().cloned());
             query.push(")");
         }
@@ -154,13 +276,13 @@ impl Conditions<'_> {
         let AttributeCondition { members, range, exists } = condition;
         if !members.any.is_empty() {
             begin_attribute(query, name);
-            push_values(query, &members.any);
+            push_values(query, &members.any, plan);
             end_of_lookup(query, plan);
         }
         let (first, rest) = members.all.split_at(members.all.len().min(LOOKUPS));
         for value in first {
             begin_attribute(query, name);
-            push_values(query, std::slice::from_ref(value));
+            push_values(query, std::slice::from_ref(value), plan);
             end_of_lookup(query, plan);
         }
         if !rest.is_empty() {
@@ -170,7 +292,7 @@ impl Conditions<'_> {
         }
         if !members.none.is_empty() {
             begin_absent_attribute(query, name);
-            push_values(query, &members.none);
+            push_values(query, &members.none, Plan::Check);
             query.push(")");
         }
         if !range.is_empty() {
@@ -200,7 +322,7 @@ fn begin_absent_attribute(query: &mut QueryBuilder<Sqlite>, name: &str) {
 fn end_of_lookup(query: &mut QueryBuilder<Sqlite>, plan: Plan) {
     query.push(match plan {
         Plan::Enumerate => ")",
-        Plan::Check => " AND grain = g.number)",
+        Plan::Check | Plan::InOrderOf(_) => " AND grain = g.number)",
     });
 }
 
@@ -216,17 +338,18 @@ fn begin_all(query: &mut QueryBuilder<Sqlite>, values: impl Iterator<Item = Valu
     query.push(") AS wanted WHERE NOT EXISTS (");
 }
 
-fn push_values(query: &mut QueryBuilder<Sqlite>, values: &[AttributeValue]) {
+fn push_values(query: &mut QueryBuilder<Sqlite>, values: &[AttributeValue], plan: Plan) {
     if let [value] = values {
         query.push(" AND kind = ").push_bind(kind(value)).push(" AND value = ");
         return push_value(query, value);
     }
-    query.push(" AND (FALSE");
+    let mut before = " AND (";
     for wanted in KINDS {
         let of_kind: Value = values.iter().filter(|value| kind(value) == wanted).map(json_of).collect();
         if of_kind != Value::Array(Vec::new()) {
-            query.push(" OR (kind = ").push_bind(wanted).push(" AND value IN (SELECT value FROM json_each(");
-            query.push_bind(of_kind.to_string()).push(")))");
+            query.push(before).push("kind = ").push_bind(wanted).push(" AND ").push(plan.column("value"));
+            query.push(" IN (SELECT value FROM json_each(").push_bind(of_kind.to_string()).push("))");
+            before = " OR ";
         }
     }
     query.push(")");
@@ -239,9 +362,9 @@ fn push_attribute_range(query: &mut QueryBuilder<Sqlite>, range: &Range<Attribut
     }
 }
 
-fn push_range<T>(query: &mut QueryBuilder<Sqlite>, column: &str, range: &Range<T>, us: impl Fn(&T) -> i64) {
+fn push_range(query: &mut QueryBuilder<Sqlite>, column: &str, range: &Range<i64>) {
     for (operator, bound) in bounds(range) {
-        query.push(" AND ").push(column).push(" ").push(operator).push(" ").push_bind(us(bound));
+        query.push(" AND ").push(column).push(" ").push(operator).push(" ").push_bind(*bound);
     }
 }
 

@@ -15,6 +15,8 @@ mod reembed;
 mod reembeddings;
 mod rows;
 mod search;
+#[cfg(test)]
+mod tests;
 mod vectors;
 mod vocabulary;
 mod words;

@@ -1,18 +1,41 @@
 //! Numbers of grains by filter and by words.
 
-use sqlx::QueryBuilder;
+use sqlx::{QueryBuilder, Row};
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::Scored;
 use super::super::SqliteStore;
-use super::filter::{self, Plan};
+use super::filter::{self, Plan, Start};
 use crate::domain::Filter;
 
+/// Grains that are counted of each condition at most, to see which has the fewest: counting a thousand takes a fifth of a
+/// millisecond.
+const MOST_COUNTED: i64 = 10_000;
+
 impl SqliteStore {
+    /// The condition that fewest grains meet of those that the database can begin with.
+    pub(super) async fn narrowest(&self, filter: &Filter) -> Result<Option<Start>, StoreError> {
+        let starts = filter::starts(filter);
+        if starts.len() < 2 {
+            return Ok(starts.into_iter().next());
+        }
+        let mut query = QueryBuilder::new("SELECT ");
+        for (at, start) in starts.iter().enumerate() {
+            query.push(if at == 0 { "" } else { ", " });
+            filter::push_length(&mut query, start, MOST_COUNTED);
+        }
+        let failed = self.failed("look for the narrowest condition");
+        let row = query.build().fetch_one(&self.readers).await.map_err(&failed)?;
+        let lengths = (0..starts.len()).map(|at| row.try_get::<i64, _>(at)).collect::<Result<Vec<_>, _>>();
+        let narrowest = starts.into_iter().zip(lengths.map_err(failed)?).min_by_key(|(_, n)| *n);
+        Ok(narrowest.map(|(start, _)| start))
+    }
+
     pub(super) async fn find_numbers(&self, filter: Filter, at_most: u32) -> Result<Vec<i64>, StoreError> {
+        let start = self.narrowest(&filter).await?;
         // One row: a hundred thousand of them would take longer than the search.
         let mut query = QueryBuilder::new("SELECT group_concat(number) FROM (SELECT g.number");
-        filter::push_from(&mut query, &filter);
+        filter::push_from_start(&mut query, &filter, start.as_ref());
         query.push(" LIMIT ").push_bind(i64::from(at_most)).push(")");
         let failed = self.failed("find grains by a filter");
         let list: Option<String> = query.build_query_scalar().fetch_one(&self.readers).await.map_err(failed)?;

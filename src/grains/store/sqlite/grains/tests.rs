@@ -1,0 +1,106 @@
+//! How the database goes about filters.
+
+use sqlx::{QueryBuilder, Row};
+
+use super::super::OpenOptions;
+use super::filter::Start;
+use super::*;
+use crate::domain::{AttributeCondition, AttributeValue, Membership, Range};
+
+const GRAINS: &str = "
+    WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < ?)
+    INSERT INTO grains (id, text, source, tags, attributes, created_at, updated_at, created_us, updated_us)
+    SELECT 'g' || i, 'text', 's' || (i % 30), json_array(CASE i % 2 WHEN 1 THEN 'odd' ELSE 'even' END, 'all'),
+           json_object('n', i, 'list', json_array(i % 5, i % 4, 'x')), '', '', i, i % 7
+    FROM numbers";
+
+/// A store with so many grains.
+async fn store(n_grains: i64) -> (tempfile::TempDir, SqliteStore) {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = SqliteStore::open(OpenOptions::at(folder.path().join("granary.db"))).await.expect("created");
+    sqlx::query(GRAINS).bind(n_grains).execute(&store.writer).await.expect("inserted");
+    (folder, store)
+}
+
+fn tagged(tag: &str) -> Filter {
+    Filter { tags: Membership { all: vec![tag.to_owned()], ..Membership::default() }, ..Filter::default() }
+}
+
+fn attribute(name: &str, condition: AttributeCondition) -> Vec<(String, AttributeCondition)> {
+    vec![(name.to_owned(), condition)]
+}
+
+fn at_least(n: i64) -> AttributeCondition {
+    let range = Range { gte: Some(AttributeValue::Integer(n)), ..Range::default() };
+    AttributeCondition { range, ..AttributeCondition::default() }
+}
+
+fn any_of(values: &[AttributeValue]) -> AttributeCondition {
+    let members = Membership { any: values.to_vec(), ..Membership::default() };
+    AttributeCondition { members, ..AttributeCondition::default() }
+}
+
+async fn numbers(store: &SqliteStore, filter: &Filter, start: Option<&Start>) -> Vec<i64> {
+    let mut query = QueryBuilder::new("SELECT g.number");
+    filter::push_from_start(&mut query, filter, start);
+    let found = query.build_query_scalar().fetch_all(&store.readers).await;
+    let mut found: Vec<i64> = found.expect("found");
+    found.sort_unstable();
+    found
+}
+
+#[tokio::test]
+async fn wherever_a_search_begins_it_finds_the_same_grains() {
+    let (_folder, store) = store(300).await;
+    let early = Range { lt: Some(100), ..Range::default() };
+    let mixed = [AttributeValue::Integer(1), AttributeValue::Integer(2), AttributeValue::Text("x".to_owned())];
+    let sources = Some(vec!["s1".to_owned(), "s2".to_owned()]);
+    let either = Membership { any: vec!["odd".to_owned(), "all".to_owned()], ..Membership::default() };
+    for (filter, n_starts, n_grains) in [
+        (Filter { attributes: attribute("list", any_of(&mixed)), ..Filter::default() }, 1, 300),
+        (Filter { attributes: attribute("list", any_of(&mixed[..2])), ..tagged("odd") }, 2, 105),
+        (Filter { attributes: attribute("list", at_least(3)), created_us: early, ..tagged("odd") }, 3, 35),
+        (Filter { sources: sources.clone(), tags: either, ..Filter::default() }, 2, 20),
+        (Filter { sources, updated_us: Range { gt: Some(3), ..Range::default() }, ..tagged("all") }, 3, 9),
+        (Filter { ids: Some(vec![GrainId::stored("g7".to_owned())]), ..tagged("odd") }, 1, 1),
+    ] {
+        let expected = numbers(&store, &filter, None).await;
+        assert_eq!(expected.len(), n_grains, "{filter:?}");
+        let starts = filter::starts(&filter);
+        assert_eq!(starts.len(), n_starts, "{filter:?}");
+        for start in &starts {
+            assert_eq!(numbers(&store, &filter, Some(start)).await, expected, "{filter:?}");
+        }
+        let mut found = store.find_numbers(filter.clone(), u32::MAX).await.expect("found");
+        found.sort_unstable();
+        assert_eq!(found, expected, "{filter:?}");
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_search_begins_with_the_condition_that_fewest_grains_meet() {
+    let (_folder, store) = store(300).await;
+    let late = Range { gt: Some(295), ..Range::default() };
+    let two = [AttributeValue::Integer(1), AttributeValue::Integer(2)];
+    for (filter, begins) in [
+        (Filter { attributes: attribute("n", at_least(290)), ..Filter::default() }, "grain_attributes"),
+        (Filter { attributes: attribute("n", at_least(290)), ..tagged("all") }, "grain_attributes"),
+        (Filter { attributes: attribute("n", at_least(2)), ..tagged("odd") }, "grain_tags"),
+        (Filter { attributes: attribute("n", any_of(&two)), ..tagged("odd") }, "grain_attributes"),
+        (Filter { created_us: late, ..tagged("odd") }, "grains USING COVERING INDEX grains_by_created"),
+        (
+            Filter { sources: Some(vec!["s1".to_owned()]), ..tagged("odd") },
+            "grains USING COVERING INDEX grains_by_source",
+        ),
+    ] {
+        let start = store.narrowest(&filter).await.expect("found");
+        let mut query = QueryBuilder::new("EXPLAIN QUERY PLAN SELECT g.number");
+        filter::push_from_start(&mut query, &filter, start.as_ref());
+        let rows = query.build().fetch_all(&store.readers).await.expect("explained");
+        let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        let first = plan.iter().find(|step| step.starts_with("SEARCH") || step.starts_with("SCAN"));
+        assert!(first.is_some_and(|step| step.starts_with(&format!("SEARCH {begins}"))), "{filter:?}: {plan:#?}");
+    }
+    store.close().await;
+}
