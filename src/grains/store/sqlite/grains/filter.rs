@@ -43,7 +43,7 @@ pub(super) enum Plan {
 impl Plan {
     /// A column as a condition names it. SQLite uses no index for one that has a sign: else it would begin with what is
     /// to be checked, or look each of a hundred values up where a grain has two.
-    fn column(self, column: &'static str) -> String {
+    pub(super) fn column(self, column: &'static str) -> String {
         let may_begin = match self {
             Self::Enumerate => true,
             Self::Check => false,

@@ -11,7 +11,7 @@ use super::super::super::grain_store::{
     Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, Receipt, ReceiptKey, Sort, SortKey, Vectors,
 };
 use super::super::SqliteStore;
-use super::filter::{self, Plan, SERVED_SPACE};
+use super::filter::{self, Plan, SERVED_SPACE, Start};
 use super::rows::{select_grains, select_grains_and, vector_of};
 use super::{count, json_text};
 use crate::domain::{Content, Filter, Grain, GrainId};
@@ -69,16 +69,9 @@ impl SqliteStore {
     }
 
     pub(super) async fn read_page(&self, request: PageRequest) -> Result<Page, StoreError> {
-        let PageRequest { filter, sort, after, limit, vectors } = request;
-        let mut query = match vectors {
-            Vectors::Omitted => select_grains(),
-            Vectors::Included => select_grains_and(VECTOR),
-        };
-        query.push(" WHERE TRUE");
-        filter::push(&mut query, &filter, Plan::Enumerate);
-        push_place(&mut query, sort, after);
-        // One more than asked for tells whether there is another page.
-        query.push(" LIMIT ").push_bind(i64::from(limit) + 1);
+        let few = self.start_of_few(&request.filter).await?;
+        let mut query = page_query(&request, few.as_ref());
+        let PageRequest { sort, limit, vectors, .. } = request;
         let failed = self.failed("list grains");
         let mut rows = query.build().fetch(&self.readers);
         let mut page = Page { grains: Vec::new(), vectors: HashMap::new(), next: None };
@@ -160,24 +153,46 @@ fn vector_in(row: &SqliteRow) -> Result<Option<Vec<f32>>, sqlx::Error> {
     Ok(row.try_get::<Option<&[u8]>, _>("vector")?.map(vector_of))
 }
 
-fn push_place(query: &mut QueryBuilder<Sqlite>, sort: Sort, after: Option<Position>) {
-    let (after_operator, direction) = if sort.descending { ("<", " DESC") } else { (">", "") };
+/// The grains of a page, and one more: it tells whether there is another page.
+pub(super) fn page_query(request: &PageRequest, few: Option<&Start>) -> QueryBuilder<Sqlite> {
+    let PageRequest { filter, sort, after, limit, vectors } = request;
+    let mut query = match vectors {
+        Vectors::Omitted => select_grains(),
+        Vectors::Included => select_grains_and(VECTOR),
+    };
+    query.push(" WHERE TRUE");
     let column = match sort.key {
         SortKey::Created => "g.created_us",
         SortKey::Updated => "g.updated_us",
         SortKey::Id => "g.id",
     };
+    let plan = if few.is_some() { Plan::Check } else { Plan::InOrderOf(column) };
+    // Before the filter: of two bounds of a column SQLite uses the first, and this is the nearer one.
+    push_place(&mut query, *sort, after.as_ref(), &plan.column(column));
+    if few.is_some() {
+        query.push(" AND g.number IN (SELECT g.number");
+        filter::push_from_start(&mut query, filter, few);
+        query.push(")");
+    } else {
+        filter::push(&mut query, filter, plan);
+    }
+    let direction = if sort.descending { " DESC" } else { "" };
+    query.push(format!(" ORDER BY {column}{direction}, g.number{direction} LIMIT ")).push_bind(i64::from(*limit) + 1);
+    query
+}
+
+fn push_place(query: &mut QueryBuilder<Sqlite>, sort: Sort, after: Option<&Position>, column: &str) {
+    let operator = if sort.descending { "<" } else { ">" };
     match after {
         None => {}
         Some(Position::Time { us, number }) => {
-            query.push(format!(" AND ({column}, g.number) {after_operator} ("));
-            query.push_bind(us).push(", ").push_bind(number).push(")");
+            query.push(format!(" AND ({column}, g.number) {operator} ("));
+            query.push_bind(*us).push(", ").push_bind(*number).push(")");
         }
         Some(Position::Id(id)) => {
-            query.push(format!(" AND g.id {after_operator} ")).push_bind(id);
+            query.push(format!(" AND {column} {operator} ")).push_bind(id.clone());
         }
     }
-    query.push(format!(" ORDER BY {column}{direction}, g.number{direction}"));
 }
 
 fn position_of(row: &SqliteRow, key: SortKey) -> Result<Position, sqlx::Error> {

@@ -12,6 +12,10 @@ use crate::domain::Filter;
 /// millisecond.
 const MOST_COUNTED: i64 = 10_000;
 
+/// The most grains under a filter that are listed and sorted for each page of them. Of more the order is read, and each
+/// grain in it checked: there a page is not far from the one before.
+pub(super) const FEW: i64 = 5_000;
+
 impl SqliteStore {
     /// The condition that fewest grains meet of those that the database can begin with.
     pub(super) async fn narrowest(&self, filter: &Filter) -> Result<Option<Start>, StoreError> {
@@ -29,6 +33,17 @@ impl SqliteStore {
         let lengths = (0..starts.len()).map(|at| row.try_get::<i64, _>(at)).collect::<Result<Vec<_>, _>>();
         let narrowest = starts.into_iter().zip(lengths.map_err(failed)?).min_by_key(|(_, n)| *n);
         Ok(narrowest.map(|(start, _)| start))
+    }
+
+    /// Where to begin with a filter that few grains meet; `None` where many do, or where it has no such condition.
+    pub(super) async fn start_of_few(&self, filter: &Filter) -> Result<Option<Start>, StoreError> {
+        let Some(start) = self.narrowest(filter).await? else { return Ok(None) };
+        let mut query = QueryBuilder::new("SELECT count(*) FROM (SELECT g.number");
+        filter::push_from_start(&mut query, filter, Some(&start));
+        query.push(" LIMIT ").push_bind(FEW + 1).push(")");
+        let failed = self.failed("see whether few grains meet a filter");
+        let n: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(failed)?;
+        Ok(Some(start).filter(|_| n <= FEW))
     }
 
     pub(super) async fn find_numbers(&self, filter: Filter, at_most: u32) -> Result<Vec<i64>, StoreError> {

@@ -1,7 +1,8 @@
 //! How the database goes about filters.
 
-use sqlx::{QueryBuilder, Row};
+use sqlx::{QueryBuilder, Row, Sqlite};
 
+use super::super::super::grain_store::{Position, Sort, SortKey, Vectors};
 use super::super::OpenOptions;
 use super::filter::Start;
 use super::*;
@@ -102,5 +103,89 @@ async fn a_search_begins_with_the_condition_that_fewest_grains_meet() {
         let first = plan.iter().find(|step| step.starts_with("SEARCH") || step.starts_with("SCAN"));
         assert!(first.is_some_and(|step| step.starts_with(&format!("SEARCH {begins}"))), "{filter:?}: {plan:#?}");
     }
+    store.close().await;
+}
+
+/// A page that begins anywhere.
+fn page_of(filter: &Filter, sort: Sort, after: Option<Position>) -> PageRequest {
+    PageRequest { filter: filter.clone(), sort, after, limit: 7, vectors: Vectors::Omitted }
+}
+
+/// The numbers of all grains, page by page.
+async fn all_pages(store: &SqliteStore, filter: &Filter, sort: Sort, few: Option<&Start>) -> Vec<i64> {
+    let mut found: Vec<i64> = Vec::new();
+    let mut after = None;
+    loop {
+        let mut query = read::page_query(&page_of(filter, sort, after), few);
+        let rows = query.build().fetch_all(&store.readers).await.expect("found");
+        found.extend(rows.iter().take(7).map(|row| row.get::<i64, _>("number")));
+        if rows.len() < 8 {
+            return found;
+        }
+        let last = &rows[6];
+        let at = |column: &str| Position::Time { us: last.get(column), number: last.get("number") };
+        after = Some(match sort.key {
+            SortKey::Created => at("created_us"),
+            SortKey::Updated => at("updated_us"),
+            SortKey::Id => Position::Id(last.get("id")),
+        });
+    }
+}
+
+#[tokio::test]
+async fn pages_of_few_grains_and_of_many_are_the_same() {
+    let (_folder, store) = store(300).await;
+    let of_list = attribute("list", any_of(&[AttributeValue::Integer(1), AttributeValue::Integer(2)]));
+    let range = Range { gte: Some(2), lt: Some(6), ..Range::default() };
+    for filter in [
+        tagged("odd"),
+        Filter { attributes: of_list, ..tagged("odd") },
+        Filter { sources: Some(vec!["s1".to_owned(), "s2".to_owned()]), ..tagged("all") },
+        Filter { updated_us: range.clone(), ..Filter::default() },
+        Filter { updated_us: range, created_us: Range { gt: Some(100), ..Range::default() }, ..tagged("even") },
+    ] {
+        let start = store.start_of_few(&filter).await.expect("counted").expect("few");
+        let mut expected = numbers(&store, &filter, None).await;
+        for (key, descending) in [
+            (SortKey::Created, false),
+            (SortKey::Created, true),
+            (SortKey::Updated, false),
+            (SortKey::Updated, true),
+            (SortKey::Id, false),
+            (SortKey::Id, true),
+        ] {
+            let sort = Sort { key, descending };
+            match key {
+                SortKey::Created => expected.sort_unstable(),
+                SortKey::Updated => expected.sort_unstable_by_key(|number| (number % 7, *number)),
+                SortKey::Id => expected.sort_unstable_by_key(|number| format!("g{number}")),
+            }
+            if descending {
+                expected.reverse();
+            }
+            assert_eq!(all_pages(&store, &filter, sort, Some(&start)).await, expected, "{sort:?} {filter:?}");
+            assert_eq!(all_pages(&store, &filter, sort, None).await, expected, "{sort:?} {filter:?}");
+        }
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_page_of_many_grains_is_read_in_its_order() {
+    let (_folder, store) = store(search::FEW + 1).await;
+    let many = Filter { updated_us: Range { gte: Some(0), ..Range::default() }, ..tagged("all") };
+    let sort = Sort { key: SortKey::Created, descending: false };
+    for after in [None, Some(Position::Time { us: 3, number: 3 })] {
+        let start = store.start_of_few(&many).await.expect("counted");
+        let explained = read::page_query(&page_of(&many, sort, after), start.as_ref());
+        let mut query = QueryBuilder::<Sqlite>::new(format!("EXPLAIN QUERY PLAN {}", explained.sql().as_str()));
+        let rows = query.build().fetch_all(&store.readers).await.expect("explained");
+        let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        let mut steps = plan.iter().filter(|step| step.contains(" g USING")).peekable();
+        assert!(steps.peek().is_some() && steps.all(|step| step.contains("INDEX grains_by_created")), "{plan:#?}");
+    }
+    let few = Filter { sources: Some(vec!["s1".to_owned()]), ..many };
+    assert!(store.start_of_few(&few).await.expect("counted").is_some());
+    assert!(store.start_of_few(&Filter::default()).await.expect("counted").is_none());
     store.close().await;
 }
