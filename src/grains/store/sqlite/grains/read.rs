@@ -8,11 +8,11 @@ use sqlx::{QueryBuilder, Row, Sqlite};
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
-    Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, Receipt, ReceiptKey, Sort, SortKey, Vectors,
+    Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, Receipt, ReceiptKey, SortKey, Vectors,
 };
 use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED_SPACE, Start};
-use super::rows::{select_grains, select_grains_and, vector_of};
+use super::rows::{push_select, select_grains, select_grains_and, vector_of};
 use super::{count, json_text};
 use crate::domain::{Content, Filter, Grain, GrainId};
 use crate::json::parsed_bytes;
@@ -153,43 +153,61 @@ fn vector_in(row: &SqliteRow) -> Result<Option<Vec<f32>>, sqlx::Error> {
     Ok(row.try_get::<Option<&[u8]>, _>("vector")?.map(vector_of))
 }
 
+/// Grains behind a place in an order.
+#[derive(Clone, Copy)]
+enum Behind {
+    /// Those of the same time.
+    AtOnce,
+    /// Those of another time, or of any id.
+    Further,
+}
+
 /// The grains of a page, and one more: it tells whether there is another page.
 pub(super) fn page_query(request: &PageRequest, few: Option<&Start>) -> QueryBuilder<Sqlite> {
     let PageRequest { filter, sort, after, limit, vectors } = request;
-    let mut query = match vectors {
-        Vectors::Omitted => select_grains(),
-        Vectors::Included => select_grains_and(VECTOR),
-    };
-    query.push(" WHERE TRUE");
     let column = match sort.key {
         SortKey::Created => "g.created_us",
         SortKey::Updated => "g.updated_us",
         SortKey::Id => "g.id",
     };
     let plan = if few.is_some() { Plan::Check } else { Plan::InOrderOf(column) };
-    // Before the filter: of two bounds of a column SQLite uses the first, and this is the nearer one.
-    push_place(&mut query, *sort, after.as_ref(), &plan.column(column));
-    if few.is_some() {
-        query.push(" AND g.number IN (SELECT g.number");
-        filter::push_from_start(&mut query, filter, few);
-        query.push(")");
-    } else {
-        filter::push(&mut query, filter, plan);
+    // Compared as pairs, SQLite would read all grains of the time to come to the number.
+    let parts: &[Behind] = match after {
+        Some(Position::Time { .. }) => &[Behind::AtOnce, Behind::Further],
+        Some(Position::Id(_)) | None => &[Behind::Further],
+    };
+    let mut query = QueryBuilder::default();
+    for (at, part) in parts.iter().enumerate() {
+        query.push(if at == 0 { "" } else { " UNION ALL " });
+        push_select(&mut query, if *vectors == Vectors::Included { VECTOR } else { "" });
+        query.push(" WHERE TRUE");
+        // Before the filter: of two bounds of a column SQLite uses the first, and this is the nearer one.
+        if let Some(after) = after {
+            push_place(&mut query, after, *part, &plan.column(column), if sort.descending { "<" } else { ">" });
+        }
+        if few.is_some() {
+            query.push(" AND g.number IN (SELECT g.number");
+            filter::push_from_start(&mut query, filter, few);
+            query.push(")");
+        } else {
+            filter::push(&mut query, filter, plan);
+        }
     }
     let direction = if sort.descending { " DESC" } else { "" };
     query.push(format!(" ORDER BY {column}{direction}, g.number{direction} LIMIT ")).push_bind(i64::from(*limit) + 1);
     query
 }
 
-fn push_place(query: &mut QueryBuilder<Sqlite>, sort: Sort, after: Option<&Position>, column: &str) {
-    let operator = if sort.descending { "<" } else { ">" };
-    match after {
-        None => {}
-        Some(Position::Time { us, number }) => {
-            query.push(format!(" AND ({column}, g.number) {operator} ("));
-            query.push_bind(*us).push(", ").push_bind(*number).push(")");
+fn push_place(query: &mut QueryBuilder<Sqlite>, after: &Position, part: Behind, column: &str, operator: &str) {
+    match (after, part) {
+        (Position::Time { us, number }, Behind::AtOnce) => {
+            query.push(format!(" AND {column} = ")).push_bind(*us);
+            query.push(format!(" AND g.number {operator} ")).push_bind(*number);
         }
-        Some(Position::Id(id)) => {
+        (Position::Time { us, .. }, Behind::Further) => {
+            query.push(format!(" AND {column} {operator} ")).push_bind(*us);
+        }
+        (Position::Id(id), _) => {
             query.push(format!(" AND {column} {operator} ")).push_bind(id.clone());
         }
     }

@@ -16,7 +16,14 @@ pub(super) fn select_grains() -> QueryBuilder<Sqlite> {
 
 /// As [`select_grains`], with these columns behind the others, each after a comma.
 pub(super) fn select_grains_and(columns: &'static str) -> QueryBuilder<Sqlite> {
-    let mut query = QueryBuilder::new(
+    let mut query = QueryBuilder::default();
+    push_select(&mut query, columns);
+    query
+}
+
+/// Appends what [`select_grains_and`] begins with.
+pub(super) fn push_select(query: &mut QueryBuilder<Sqlite>, columns: &'static str) {
+    query.push(
         "SELECT g.number, g.id, g.text, g.source, g.tags, g.attributes, g.version, g.created_at, g.updated_at, \
          g.created_us, g.updated_us, \
          CASE WHEN json_valid(g.old_meta) AND json_type(g.old_meta) = 'object' THEN NULL ELSE g.old_meta END AS raw_meta, \
@@ -24,7 +31,6 @@ pub(super) fn select_grains_and(columns: &'static str) -> QueryBuilder<Sqlite> {
          e.space, e.model, e.origin, e.tokens, e.truncated, length(e.vector) / 4 AS dimensions",
     );
     query.push(columns).push(" FROM grains AS g LEFT JOIN embeddings AS e ON e.rowid = ").push(SERVED);
-    query
 }
 
 impl SqliteStore {

@@ -177,10 +177,12 @@ async fn a_page_of_many_grains_is_read_in_its_order() {
     let sort = Sort { key: SortKey::Created, descending: false };
     for after in [None, Some(Position::Time { us: 3, number: 3 })] {
         let start = store.start_of_few(&many).await.expect("counted");
-        let explained = read::page_query(&page_of(&many, sort, after), start.as_ref());
+        let explained = read::page_query(&page_of(&many, sort, after.clone()), start.as_ref());
         let mut query = QueryBuilder::<Sqlite>::new(format!("EXPLAIN QUERY PLAN {}", explained.sql().as_str()));
         let rows = query.build().fetch_all(&store.readers).await.expect("explained");
         let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+        // Both the time and the number are gone to.
+        assert!(after.is_none() || plan.iter().any(|step| step.contains("(created_us=? AND rowid>?)")), "{plan:#?}");
         let mut steps = plan.iter().filter(|step| step.contains(" g USING")).peekable();
         assert!(steps.peek().is_some() && steps.all(|step| step.contains("INDEX grains_by_created")), "{plan:#?}");
     }
