@@ -25,6 +25,9 @@ const COUNTED_FOR: Duration = Duration::from_mins(1);
 /// The most words whose counts are kept.
 const MOST_KEPT: usize = 10_000;
 
+/// Bytes of the longest word whose count is kept: what is longer is no word that many would ask for.
+const LONGEST_KEPT: usize = 100;
+
 /// In how many grains words are, as counted lately.
 #[derive(Debug)]
 pub(in super::super) struct Vocabulary(Mutex<Counted>);
@@ -42,32 +45,49 @@ impl Vocabulary {
         Self(Mutex::new(Counted { since: Instant::now(), n_grains: 0, words: HashMap::new() }))
     }
 
-    /// Which of these must be counted first.
-    fn uncounted<'a>(&self, words: &'a [Word]) -> Vec<&'a str> {
+    /// What is known of these words, and which of them must be counted first.
+    fn known<'a>(&self, words: &'a [Word]) -> (Known, Vec<&'a str>) {
         let mut counted = self.0.lock();
         if counted.since.elapsed() > COUNTED_FOR || counted.words.len() > MOST_KEPT {
             *counted = Counted { since: Instant::now(), n_grains: 0, words: HashMap::new() };
         }
-        words.iter().flat_map(Word::terms).filter(|word| !counted.words.contains_key(*word)).collect()
+        let mut known = Known { n_grains: counted.n_grains, words: HashMap::new() };
+        let mut uncounted = Vec::new();
+        for term in words.iter().flat_map(Word::terms) {
+            match counted.words.get(term) {
+                Some(n) => {
+                    known.words.insert(term.to_owned(), *n);
+                }
+                None => uncounted.push(term),
+            }
+        }
+        (known, uncounted)
     }
 
-    /// Notes of these words in how many grains they are: none where the count has none.
-    fn note(&self, words: &[&str], n_grains: u64, counts: Vec<(String, i64)>) {
+    /// Notes of these words in how many grains they are.
+    fn note(&self, n_grains: u64, counts: &HashMap<String, u64>) {
         let mut counted = self.0.lock();
         counted.n_grains = n_grains;
-        counted.words.extend(words.iter().map(|word| ((*word).to_owned(), 0)));
-        counted.words.extend(counts.into_iter().map(|(word, n_grains)| (word, count(n_grains))));
+        let kept = counts.iter().filter(|(word, _)| word.len() <= LONGEST_KEPT);
+        counted.words.extend(kept.map(|(word, n)| (word.clone(), *n)));
     }
+}
 
+/// In how many grains the words of one query are. Its own: those that are kept may be forgotten meanwhile.
+struct Known {
+    n_grains: u64,
+    words: HashMap<String, u64>,
+}
+
+impl Known {
     /// The words that tell most of what is looked for.
     fn choose(&self, words: Vec<Word>) -> Vec<Word> {
-        let counted = self.0.lock();
         let known = words.into_iter().map(|word| {
             // Of several forms the one that most grains have: their sum may be more than there are grains.
-            let most = word.terms().filter_map(|term| counted.words.get(term).copied()).max();
+            let most = word.terms().filter_map(|term| self.words.get(term).copied()).max();
             (most.unwrap_or_default(), word)
         });
-        choose(known.collect(), counted.n_grains)
+        choose(known.collect(), self.n_grains)
     }
 }
 
@@ -87,21 +107,26 @@ impl SqliteStore {
     /// What FTS5 is asked for a query in a person's words; `None` without a word.
     pub(super) async fn words_to_find(&self, query: &str) -> Result<Option<String>, StoreError> {
         let words = distinct(query);
-        let uncounted = self.vocabulary.uncounted(&words);
+        let (mut known, uncounted) = self.vocabulary.known(&words);
         if !uncounted.is_empty() {
             let failed = self.failed("count the grains that have a word");
             // None is ever given the number of another, so that there are at most so many.
             let greatest = sqlx::query_scalar("SELECT max(number) FROM grains").fetch_one(&self.readers).await;
             let greatest: Option<i64> = greatest.map_err(&failed)?;
-            let counts =
+            let found: Vec<(String, i64)> =
                 sqlx::query_as("SELECT term, doc FROM grain_vocabulary WHERE term IN (SELECT value FROM json_each(?))")
                     .bind(json_text(&uncounted))
                     .fetch_all(&self.readers)
                     .await
                     .map_err(failed)?;
-            self.vocabulary.note(&uncounted, count(greatest.unwrap_or_default()), counts);
+            // None where the database has none.
+            let mut counts: HashMap<String, u64> = uncounted.iter().map(|word| ((*word).to_owned(), 0)).collect();
+            counts.extend(found.into_iter().map(|(word, n)| (word, count(n))));
+            known.n_grains = count(greatest.unwrap_or_default());
+            self.vocabulary.note(known.n_grains, &counts);
+            known.words.extend(counts);
         }
-        Ok(quoted(&self.vocabulary.choose(words)))
+        Ok(quoted(&known.choose(words)))
     }
 }
 
@@ -129,17 +154,37 @@ mod tests {
         assert_eq!((chosen.len(), chosen[0].as_str(), chosen[31].as_str()), (MAX_WORDS, "word1", "word32"));
     }
 
+    fn counts(counts: &[(&str, u64)]) -> HashMap<String, u64> {
+        counts.iter().map(|(word, n)| ((*word).to_owned(), *n)).collect()
+    }
+
+    fn uncounted<'a>(vocabulary: &Vocabulary, words: &'a [Word]) -> Vec<&'a str> {
+        vocabulary.known(words).1
+    }
+
     #[test]
     fn words_are_counted_once_a_while() {
         let (vocabulary, words) = (Vocabulary::new(), distinct("a b"));
-        assert_eq!(vocabulary.uncounted(&words), ["a", "b"]);
-        vocabulary.note(&["a", "b"], 2_000, vec![("a".to_owned(), 2_000)]);
-        assert!(vocabulary.uncounted(&words).is_empty(), "a word that is nowhere is known too");
-        vocabulary.note(&["c"], 2_000, vec![("c".to_owned(), 1)]);
-        assert_eq!(quoted(&vocabulary.choose(distinct("a C"))).as_deref(), Some("\"C\""));
-        assert_eq!(vocabulary.uncounted(&distinct("ᲗᲑᲘᲚᲘᲡᲘ a")), ["თბილისი", "ᲗᲑᲘᲚᲘᲡᲘ"], "both forms");
+        assert_eq!(uncounted(&vocabulary, &words), ["a", "b"]);
+        vocabulary.note(2_000, &counts(&[("a", 2_000), ("b", 0)]));
+        assert!(uncounted(&vocabulary, &words).is_empty(), "a word that is nowhere is known too");
+        vocabulary.note(2_000, &counts(&[("c", 1)]));
+        let words_in_two = distinct("a C");
+        let (known, _) = vocabulary.known(&words_in_two);
+        assert_eq!(uncounted(&vocabulary, &distinct("ᲗᲑᲘᲚᲘᲡᲘ a")), ["თბილისი", "ᲗᲑᲘᲚᲘᲡᲘ"], "both forms");
         let longer = COUNTED_FOR + Duration::from_secs(1);
         vocabulary.0.lock().since = Instant::now().checked_sub(longer).expect("the clock has run as long");
-        assert_eq!(vocabulary.uncounted(&words), ["a", "b"]);
+        assert_eq!(uncounted(&vocabulary, &words), ["a", "b"]);
+        assert_eq!(quoted(&known.choose(words_in_two)).as_deref(), Some("\"C\""), "what another forgot stays known");
+    }
+
+    #[test]
+    fn what_is_longer_than_words_are_is_counted_each_time() {
+        let (vocabulary, longest) = (Vocabulary::new(), "a".repeat(LONGEST_KEPT));
+        let beyond = longest.clone() + "a";
+        vocabulary.note(2_000, &counts(&[(longest.as_str(), 1), (beyond.as_str(), 1)]));
+        assert!(uncounted(&vocabulary, &distinct(&longest)).is_empty());
+        assert_eq!(uncounted(&vocabulary, &distinct(&beyond)), [beyond.as_str()]);
+        assert_eq!(vocabulary.0.lock().words.len(), 1);
     }
 }
