@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Instant;
 
-use parking_lot::RwLock;
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use self::changing::Changing;
 use self::making::{build, dimensions_of, mark};
@@ -127,24 +127,24 @@ impl Indexes {
 
     /// The spaces that serve grains, in their order.
     pub(super) fn serving(&self) -> Vec<SpaceId> {
-        Moment(&self.all.read()).serving()
+        Moment(&self.glance()).serving()
     }
 
     /// The spaces that hold vectors, in their order, whether they serve grains or not.
     pub(super) fn holding(&self) -> Vec<SpaceId> {
         let holds = |index: &&OneIndex| index.whole().is_none_or(|whole| !whole.is_empty());
-        self.all.read().in_order.iter().filter(holds).map(|index| index.space.clone()).collect()
+        self.glance().in_order.iter().filter(holds).map(|index| index.space.clone()).collect()
     }
 
     /// How many grains a space serves.
     pub(super) fn n_served(&self, space: &SpaceId) -> usize {
-        self.all.read().find(space).map_or(0, OneIndex::n_served)
+        self.glance().find(space).map_or(0, OneIndex::n_served)
     }
 
     /// Whether two spaces have vectors of a grain that has none in these; as far as anybody knows, when an index is
     /// broken.
     pub(super) fn share_one(&self, space: &SpaceId, other: &SpaceId, unless_in: &[SpaceId]) -> bool {
-        let all = self.all.read();
+        let all = self.glance();
         // What holds no vectors may have no index.
         let (Some(index), Some(other)) = (all.find(space), all.find(other)) else { return false };
         let unless_in: Vec<&SpaceIndex> = unless_in.iter().filter_map(|space| all.find(space)?.whole()).collect();
@@ -153,14 +153,21 @@ impl Indexes {
 
     /// How often grains have moved from one space to another.
     pub(super) fn n_moves(&self) -> u64 {
-        self.all.read().n_moves
+        self.glance().n_moves
     }
 
     /// The spaces that hold vectors, and how many grains each serves; `None` while one of them is broken.
     pub(super) fn served(&self) -> Option<Vec<(SpaceId, u64)>> {
-        let all = self.all.read();
+        let all = self.glance();
         let served = |index: &OneIndex| index.whole().map(|whole| (index.space.clone(), whole.n_served() as u64));
         all.in_order.iter().map(served).collect()
+    }
+
+    /// All indexes, for what takes a moment, on an async thread too. Who only glances passes a change that waits for a long
+    /// look to end: as many who waited with it as there are threads would stop the process. One glance is not so long that
+    /// the change would not get its turn between two.
+    fn glance(&self) -> RwLockReadGuard<'_, All> {
+        self.all.read_recursive()
     }
 
     /// Looks at all indexes at one moment, off the async threads.
@@ -176,14 +183,14 @@ impl Indexes {
     /// afterwards.
     pub(super) async fn learn(&self, store: &dyn GrainStore, spaces: impl IntoIterator<Item = &SpaceId>) {
         let is_new = {
-            let all = self.all.read();
+            let all = self.glance();
             spaces.into_iter().any(|space| !all.order.contains(space))
         };
         if !is_new {
             return;
         }
         match store.space_order().await {
-            Ok(order) => Changing(self.all.write()).reorder(order),
+            Ok(order) => self.reorder(&order).await,
             Err(error) => {
                 tracing::warn!("a new space is taken for the last one until it is written to: {}", with_causes(&error));
             }
@@ -247,26 +254,32 @@ impl Indexes {
         }
     }
 
-    /// Notes a new order of spaces: each grain is served from the first that holds it. The caller holds the gate.
-    pub(super) fn reorder(&self, order: &[SpaceId]) {
-        Changing(self.all.write()).reorder(order.to_vec());
+    /// Notes a new order of spaces, off the async threads: each grain is served from the first that holds it. The caller
+    /// holds the gate.
+    pub(super) async fn reorder(&self, order: &[SpaceId]) {
+        let (all, order) = (Arc::clone(&self.all), order.to_vec());
+        blocking(move || Changing(all.write()).reorder(order)).await;
     }
 
     /// Makes broken indexes again. The caller holds the gate.
     pub(super) async fn repair(&self, store: &dyn GrainStore) {
-        let broken: Vec<(SpaceId, usize)> = self.all.read().in_order.iter().filter_map(OneIndex::broken).collect();
+        let broken: Vec<(SpaceId, usize)> = self.glance().in_order.iter().filter_map(OneIndex::broken).collect();
         for (space, dimensions) in broken {
             let options = IndexOptions::new(self.folder.clone(), dimensions, mark(&self.identity, &space));
             match build(store, &space, options, &self.taken).await {
                 Ok(whole) => {
                     tracing::info!(%space, n_vectors = whole.len(), "a broken index was made again");
-                    let mut all = Changing(self.all.write());
-                    if let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) {
-                        index.state = State::Whole(Box::new(whole));
-                    }
-                    // While it was broken, other spaces served what it holds.
-                    all.settle_all();
-                    all.n_moves += 1;
+                    let all = Arc::clone(&self.all);
+                    blocking(move || {
+                        let mut all = Changing(all.write());
+                        if let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) {
+                            index.state = State::Whole(Box::new(whole));
+                        }
+                        // While it was broken, other spaces served what it holds.
+                        all.settle_all();
+                        all.n_moves += 1;
+                    })
+                    .await;
                 }
                 Err(error) => tracing::error!(%space, "an index stays broken: {}", with_causes(&error)),
             }
@@ -274,17 +287,23 @@ impl Indexes {
         }
     }
 
-    /// Notes that an index was looked into and could not be read: it is broken until it is made again.
-    pub(super) fn note_unreadable(&self, space: &SpaceId, error: &IndexError) {
-        let mut all = Changing(self.all.write());
-        if let Some(index) = all.in_order.iter_mut().find(|index| index.space == *space) {
-            index.break_for(error);
-        }
+    /// Notes, off the async threads, that an index was looked into and could not be read: it is broken until it is made
+    /// again.
+    pub(super) async fn note_unreadable(&self, space: &SpaceId, error: &IndexError) {
+        let (all, space) = (Arc::clone(&self.all), space.clone());
+        let (reason, for_log) = (error.for_callers(), with_causes(error));
+        blocking(move || {
+            let mut all = Changing(all.write());
+            if let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) {
+                index.break_as(reason, &for_log);
+            }
+        })
+        .await;
     }
 
     /// Whether an index is not in step with the database.
     pub(super) fn has_broken(&self) -> bool {
-        self.all.read().in_order.iter().any(|index| index.broken().is_some())
+        self.glance().in_order.iter().any(|index| index.broken().is_some())
     }
 
     /// Writes every index to its files. What cannot be written is made again at the next start.

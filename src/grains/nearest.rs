@@ -200,7 +200,7 @@ impl Grains {
                 Ok(nearest) => Ok(nearest),
                 Err(error @ GrainError::BrokenIndex { .. }) => Err(error.to_string()),
                 Err(GrainError::Index(error)) if error.is_of_files() => {
-                    self.indexes.note_unreadable(&space, &error);
+                    self.indexes.note_unreadable(&space, &error).await;
                     Err(GrainError::BrokenIndex { space: space.clone(), reason: error.for_callers() }.to_string())
                 }
                 Err(error) => return Err(error),

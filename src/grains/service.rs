@@ -268,7 +268,7 @@ impl Grains {
             }
             let written = grains.store.adopt(proven, order.clone()).await?;
             if let Some(order) = &order {
-                grains.indexes.reorder(order);
+                grains.indexes.reorder(order).await;
             }
             let spaces = written.iter().map(|(_, vector)| &vector.provenance.space);
             grains.indexes.learn(grains.store.as_ref(), spaces).await;

@@ -104,7 +104,7 @@ impl Grains {
         if n_passed > 0 {
             order[at..=at + n_passed].rotate_left(1);
             self.store.write_space_order(order.clone()).await?;
-            self.indexes.reorder(&order);
+            self.indexes.reorder(&order).await;
         }
         Ok(())
     }

@@ -256,7 +256,7 @@ impl Grains {
             job.changed_us = now_us();
             job.cut_over_us = Some(job.changed_us);
             grains.store.record_reembedding(job.clone(), Some(order.clone())).await?;
-            grains.indexes.reorder(&order);
+            grains.indexes.reorder(&order).await;
             grains.end_staging();
             grains.indexes.measure();
             Ok(CutOver::Done(Box::new(job), began.elapsed()))
@@ -290,7 +290,7 @@ impl Grains {
             job.reason = None;
             job.changed_us = now_us();
             grains.store.record_reembedding(job.clone(), Some(order.clone())).await?;
-            grains.indexes.reorder(&order);
+            grains.indexes.reorder(&order).await;
             grains.staging.note_moved();
             grains.indexes.measure();
             Ok(Some(job))

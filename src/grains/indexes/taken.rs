@@ -36,7 +36,7 @@ impl Indexes {
 
     /// Sets the gauges.
     pub(in super::super) fn measure(&self) {
-        for index in &self.all.read().in_order {
+        for index in &self.glance().in_order {
             let Some(whole) = index.whole() else { continue };
             let (space, size) = (index.space.to_string(), whole.size());
             metrics::gauge!(telemetry::GRAINS, "space" => space.clone()).set(whole.n_served() as f64);

@@ -3,6 +3,8 @@
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::pin::pin;
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use futures::FutureExt;
 
@@ -100,7 +102,7 @@ async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
     let indexes = open().await.expect("opened");
     let served = indexes.served().expect("none is broken");
     let [(first, 1), (_, 0)] = &served[..] else { panic!("{served:?}") };
-    indexes.note_unreadable(first, &IndexError::Dimensions { expected: 2, found: 3 });
+    indexes.note_unreadable(first, &IndexError::Dimensions { expected: 2, found: 3 }).await;
     indexes.apply(vec![GrainChange { number, text: TextFate::Kept, vectors: Vec::new() }]).await;
     assert_eq!(indexes.serving().len(), 2, "the broken one, and the other in its stead");
     indexes.save(&store).await;
@@ -122,7 +124,7 @@ async fn what_indexes_take_is_known_after_each_change_and_during_the_next() {
         let _held = indexes.all.write();
         assert_eq!(indexes.memory_bytes(), taken);
     }
-    indexes.note_unreadable(&space, &IndexError::Dimensions { expected: 2, found: 3 });
+    indexes.note_unreadable(&space, &IndexError::Dimensions { expected: 2, found: 3 }).await;
     assert_eq!(indexes.memory_bytes(), 0, "a broken one is not kept");
 }
 
@@ -152,7 +154,7 @@ async fn what_an_index_takes_that_is_made_again_counts_before_it_is_there() {
     assert!(again.size().memory > 0);
     assert_eq!(indexes.memory_bytes(), taken + again.size().memory);
 
-    indexes.note_unreadable(&space, &IndexError::Dimensions { expected: 2, found: 3 });
+    indexes.note_unreadable(&space, &IndexError::Dimensions { expected: 2, found: 3 }).await;
     indexes.repair(&store).await;
     assert_eq!(indexes.memory_bytes(), again.size().memory, "it counts once");
     store.close().await;
@@ -171,7 +173,7 @@ async fn who_searches_is_not_told_where_a_broken_index_lies() {
     let change = || GrainChange { number: 1, text: TextFate::New, vectors: vec![vector_in(&space)] };
     let indexes = no_indexes(&path);
     indexes.apply(vec![change()]).await;
-    indexes.note_unreadable(&space, &IndexError::Damaged { path: path.clone(), slot: 0 });
+    indexes.note_unreadable(&space, &IndexError::Damaged { path: path.clone(), slot: 0 }).await;
     let damaged = told(&indexes).await;
     assert!(damaged.contains("its disk loses data"), "{damaged}");
 
@@ -260,4 +262,40 @@ async fn a_search_waits_for_a_piece_of_a_removal_and_finds_all_of_the_grains_or_
     }
     assert!(has_looked_in_between, "the search waited for all of it");
     assert_eq!(look(&indexes, n_grains).await, (vec![*kept], 2));
+}
+
+#[tokio::test]
+async fn who_glances_does_not_wait_behind_a_change_that_waits_for_a_long_look() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let indexes = Arc::new(no_indexes(folder.path()));
+    let space = SpaceId::parse("0123456789abcdef").expect("a space");
+    indexes.apply(vec![GrainChange { number: 1, text: TextFate::New, vectors: vec![vector_in(&space)] }]).await;
+    let (ended, end) = mpsc::channel::<()>();
+    let (start, has_begun) = mpsc::channel();
+    let looking = indexes.look(move |_| {
+        start.send(()).expect("awaited");
+        Ok(end.recv())
+    });
+    let mut looking = pin!(looking);
+    assert!(futures::poll!(looking.as_mut()).is_pending());
+    has_begun.recv().expect("the look begins");
+    let order = [space.clone()];
+    let mut change = pin!(indexes.reorder(&order));
+    assert!(futures::poll!(change.as_mut()).is_pending(), "it does not wait on this thread");
+    while indexes.all.try_read().is_some() {
+        std::thread::yield_now();
+    }
+
+    let (answered, answer) = mpsc::channel();
+    let glancing = Arc::clone(&indexes);
+    let glances = std::thread::spawn(move || {
+        glancing.measure();
+        answered.send((glancing.serving(), glancing.n_moves(), glancing.has_broken())).expect("awaited");
+    });
+    let answer = answer.recv_timeout(Duration::from_secs(10));
+    drop(ended);
+    assert_eq!(answer, Ok((vec![space], 0, false)));
+    glances.join().expect("no panic");
+    change.await;
+    assert!(looking.await.is_ok_and(|ended| ended.is_err()));
 }
