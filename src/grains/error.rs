@@ -63,6 +63,16 @@ pub enum GrainError {
         /// How many there are.
         found: u64,
     },
+    /// The database refused in the middle of a deletion.
+    #[error("{deleted} of the {found} grains that met the filter are deleted")]
+    Halfway {
+        /// How many are gone.
+        deleted: u64,
+        /// How many met the filter at the beginning.
+        found: u64,
+        /// Why the others are not.
+        source: StoreError,
+    },
     /// The key was used for another write.
     #[error("the `Idempotency-Key` `{0}` was used for another request within the last 24 hours: send a new key")]
     KeyReused(String),
@@ -266,7 +276,7 @@ impl GrainError {
     #[must_use]
     pub fn for_callers(&self) -> String {
         match self {
-            Self::Store(error) => Refusal::for_callers(error).message,
+            Self::Store(error) | Self::Halfway { source: error, .. } => Refusal::for_callers(error).message,
             Self::Ledger(error) | Self::Model(ModelError::Ledger(error)) => {
                 Refusal::for_callers_of_ledger(error).message
             }
@@ -295,6 +305,14 @@ impl GrainError {
             Self::Empty => RefusalKind::Empty,
             Self::TooLong { .. } => RefusalKind::TooLong,
             Self::Store(error) => return Refusal::of_store(error),
+            Self::Halfway { source, .. } => {
+                let Refusal { kind, message } = Refusal::of_store(source);
+                let message = format!(
+                    "{message}. {self}, and stay so: the same request deletes the others, with an `expected_count` of \
+                     those that are left"
+                );
+                return Refusal { kind, message };
+            }
             Self::Ledger(error) | Self::Model(ModelError::Ledger(error)) => return Refusal::of_ledger(error),
             Self::Index(error) => {
                 tracing::error!("{}", with_causes(error));
@@ -343,6 +361,17 @@ mod tests {
         ] {
             assert_eq!(GrainError::Model(error).refusal().kind, kind);
         }
+    }
+
+    #[test]
+    fn who_deletes_is_told_how_many_are_gone_when_the_disk_is_full() {
+        let source =
+            StoreError::DiskFull { path: PathBuf::from("data/granary.db"), doing: "delete", source: "no room".into() };
+        let error = GrainError::Halfway { deleted: 5_000, found: 7_000, source };
+        let Refusal { kind, message } = error.refusal();
+        assert_eq!(kind, RefusalKind::DiskFull);
+        assert!(message.contains("5000 of the 7000 grains that met the filter are deleted"), "{message}");
+        assert!(!message.contains("data/") && !error.for_callers().contains("data/"), "{message}");
     }
 
     #[test]

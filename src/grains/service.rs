@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use super::anchors::Anchors;
@@ -18,7 +18,8 @@ use super::indexes::{GrainChange, Indexes};
 use super::snapshots::{OneAtATime, Snapshots};
 use super::staging::Staging;
 use super::store::{
-    Applied, Batch, Committed, Counted, Facet, GrainStore, NewVector, Numbered, OnlyIf, Page, PageRequest, ProvenVector,
+    Applied, Batch, Committed, Counted, Deletion, Facet, GrainStore, NewVector, Numbered, OnlyIf, Page, PageRequest,
+    ProvenVector,
 };
 use crate::clock::{Clock, now_us};
 use crate::domain::{Filter, Grain, GrainId, SpaceId};
@@ -178,10 +179,12 @@ impl Grains {
         }
     }
 
-    /// Deletes the grains that meet the filter, and answers how many; if there are as many as the caller expects.
+    /// Deletes the grains that meet the filter, and answers how many; if there are as many as the caller expects. Many are
+    /// not deleted in one step: others write in between, and of what has come to meet the filter since, or meets it no
+    /// more, nothing is deleted.
     ///
     /// # Errors
-    /// [`GrainError::Count`], or the database's.
+    /// [`GrainError::Count`], [`GrainError::Halfway`], or the database's: then nothing was deleted.
     pub async fn delete_all(&self, filter: Filter, expected: Option<u64>) -> Result<u64, GrainError> {
         let removed = self.remove(filter, expected.map_or(OnlyIf::Always, OnlyIf::Count)).await?;
         removed.map_err(|found| GrainError::Count { expected: expected.unwrap_or_default(), found })
@@ -189,18 +192,35 @@ impl Grains {
 
     async fn remove(&self, filter: Filter, only_if: OnlyIf) -> Result<Result<u64, u64>, GrainError> {
         let (grains, began) = (self.clone(), Instant::now());
-        let work = async move {
-            let numbers = match grains.store.delete(filter, only_if).await? {
-                Ok(numbers) => numbers,
+        let work = move |gate: OwnedMutexGuard<()>| async move {
+            let Deletion { gone, mut left } = match grains.store.delete(filter.clone(), only_if).await? {
+                Ok(deletion) => deletion,
                 Err(found) => return Ok(Err(found)),
             };
-            grains.indexes.remove(&numbers).await;
-            grains.anchors.forget(&numbers);
+            grains.forget(&gone).await;
+            drop(gate);
+            let found = (gone.len() + left.len()) as u64;
+            let mut deleted = gone.len() as u64;
+            while !left.is_empty() {
+                // Those who wait have their turn first.
+                let _gate = grains.gate.lock().await;
+                let step = grains.store.delete_left(filter.clone(), left).await;
+                let step = step.map_err(|source| GrainError::Halfway { deleted, found, source })?;
+                grains.forget(&step.gone).await;
+                deleted += step.gone.len() as u64;
+                left = step.left;
+            }
             grains.indexes.measure();
             metrics::histogram!(telemetry::GRAIN_WRITE_DURATION, "kind" => "delete").record(began.elapsed());
-            Ok(Ok(numbers.len() as u64))
+            Ok(Ok(deleted))
         };
-        self.behind_gate("delete grains", work).await
+        self.with_gate("delete grains", work).await
+    }
+
+    /// Tells everybody here who must know of deleted grains. The caller holds the gate.
+    async fn forget(&self, numbers: &[i64]) {
+        self.indexes.remove(numbers).await;
+        self.anchors.forget(numbers);
     }
 
     /// Owns the tasks that work on grains.
@@ -326,20 +346,33 @@ impl Grains {
         self.behind_gate("write grains", work).await
     }
 
-    /// Does what changes grains. It is given up when its caller leaves before its turn comes, and goes on when the caller
-    /// leaves later. A task waits at the gate, and not the caller, who may read nothing for long: the gate would be kept for
-    /// it.
+    /// Does what changes grains, with the gate held to the end; else as [`Self::with_gate`].
     async fn behind_gate<T: Send + 'static>(
         &self,
         name: &'static str,
         work: impl Future<Output = Result<T, GrainError>> + Send + 'static,
     ) -> Result<T, GrainError> {
+        let held = move |gate: OwnedMutexGuard<()>| async move {
+            let _gate = gate;
+            work.await
+        };
+        self.with_gate(name, held).await
+    }
+
+    /// Does what changes grains. It is given up when its caller leaves before its turn comes, and goes on when the caller
+    /// leaves later. A task waits at the gate, and not the caller, who may read nothing for long: the gate would be kept for
+    /// it.
+    async fn with_gate<T: Send + 'static, F: Future<Output = Result<T, GrainError>> + Send + 'static>(
+        &self,
+        name: &'static str,
+        work: impl FnOnce(OwnedMutexGuard<()>) -> F + Send + 'static,
+    ) -> Result<T, GrainError> {
         let gate = Arc::clone(&self.gate);
         let left = CancellationToken::new();
         let _caller = left.clone().drop_guard();
         let in_turn = async move {
-            let _gate = left.run_until_cancelled(gate.lock_owned()).await?;
-            Some(work.await)
+            let gate = left.run_until_cancelled(gate.lock_owned()).await?;
+            Some(work(gate).await)
         };
         match self.shutdown.finish(name, in_turn).await {
             Some(done) => done,

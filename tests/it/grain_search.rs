@@ -602,5 +602,18 @@ async fn more_than_ten_thousand_grains_are_found_through_codes_under_every_filte
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
     check(&app, &vectors).await;
+    // More than go in one step.
+    let n_south = vectors.iter().filter(|(_, vector)| south(vector)).count();
+    let all_but_some = json!({"filter": {"tags": {"all": ["all"]}}, "expected_count": vectors.len() - 1});
+    let (status, code, _) = app.post("/grains/delete", all_but_some).await.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"));
+    let southern = json!({"filter": {"tags": {"any": ["south"]}}, "expected_count": n_south});
+    assert_eq!(app.post("/grains/delete", southern).await.ok(), json!({"deleted": n_south}));
+    assert_eq!(app.post("/grains/count", json!({})).await.ok()["count"], vectors.len() - n_south);
+    for query in vectors.iter().step_by(1000).map(|(_, vector)| vector) {
+        let found = search(&app, json!({"vector": query, "space": space, "limit": 100})).await;
+        let is_there = |id: &&str| vectors.iter().any(|(other, vector)| other == *id && !south(vector));
+        assert!(ids(&found).len() == 100 && ids(&found).iter().all(is_there), "one that is deleted is found");
+    }
     app.stop().await;
 }

@@ -25,8 +25,11 @@ pub trait GrainStore: AnchorStore {
     /// Writes grains and their vectors in one transaction, as of this time, in microseconds since 1970.
     fn write(&self, batch: Batch, now_us: i64) -> Reply<'_, Committed>;
 
-    /// Deletes the grains that meet the filter, with their vectors, and answers their numbers.
-    fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Vec<i64>, u64>>;
+    /// Deletes the grains that meet the filter, with their vectors; of many some, and answers which are left.
+    fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Deletion, u64>>;
+
+    /// Deletes some of the grains that were left, as far as they still meet the filter.
+    fn delete_left(&self, filter: Filter, left: Vec<i64>) -> Reply<'_, Deletion>;
 
     /// The answer of an earlier write that carried this key, unless it was recorded before that time, in microseconds
     /// since 1970.
@@ -358,6 +361,15 @@ pub enum OnlyIf {
     Count(u64),
     /// When the one grain that meets it is in this version. Else the store answers which it is in.
     Version(u64),
+}
+
+/// Grains that were to be deleted, by their numbers.
+#[derive(Clone, Debug)]
+pub struct Deletion {
+    /// They are gone.
+    pub gone: Vec<i64>,
+    /// Nothing has been done to them yet.
+    pub left: Vec<i64>,
 }
 
 /// Whose write it is, by the caller's own word.

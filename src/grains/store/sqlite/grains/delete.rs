@@ -1,9 +1,9 @@
 //! Grains go, with their vectors and words.
 
-use sqlx::QueryBuilder;
+use sqlx::{QueryBuilder, Sqlite, Transaction};
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::OnlyIf;
+use super::super::super::grain_store::{Deletion, OnlyIf};
 use super::super::SqliteStore;
 use super::filter::{self, Plan};
 use super::{count, json_text};
@@ -12,12 +12,15 @@ use crate::domain::Filter;
 /// Grains that one statement deletes.
 const DELETED_AT_ONCE: usize = 500;
 
+/// Grains that one transaction deletes. Whoever writes waits as long, for less than a second, and the log grows as long.
+pub(super) const DELETED_IN_ONE_STEP: usize = 5_000;
+
 impl SqliteStore {
     pub(super) async fn delete_grains(
         &self,
         filter: Filter,
         only_if: OnlyIf,
-    ) -> Result<Result<Vec<i64>, u64>, StoreError> {
+    ) -> Result<Result<Deletion, u64>, StoreError> {
         let failed = self.failed("delete grains");
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         let mut query = QueryBuilder::new("SELECT g.number, g.version FROM grains AS g WHERE TRUE");
@@ -34,18 +37,25 @@ impl SqliteStore {
             transaction.rollback().await.map_err(&failed)?;
             return Ok(Err(found));
         }
-        let numbers: Vec<i64> = found.into_iter().map(|(number, _)| number).collect();
-        // Many in a statement take a quarter of the time of one in each. SQLite keeps what a statement changes in a file of
-        // its own, as long as it runs: hence not all in one.
-        for numbers in numbers.chunks(DELETED_AT_ONCE) {
-            sqlx::query("DELETE FROM grains WHERE number IN (SELECT value FROM json_each(?))")
-                .bind(json_text(numbers))
-                .execute(&mut *transaction)
-                .await
-                .map_err(&failed)?;
-        }
+        let mut left: Vec<i64> = found.into_iter().map(|(number, _)| number).collect();
+        let gone = step_of(&mut left);
+        delete_each(&mut transaction, &gone).await.map_err(&failed)?;
         transaction.commit().await.map_err(&failed)?;
-        Ok(Ok(numbers))
+        Ok(Ok(Deletion { gone, left }))
+    }
+
+    pub(super) async fn delete_left_grains(&self, filter: Filter, mut left: Vec<i64>) -> Result<Deletion, StoreError> {
+        let failed = self.failed("delete grains");
+        let step = step_of(&mut left);
+        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        let mut query =
+            QueryBuilder::new("SELECT g.number FROM grains AS g WHERE g.number IN (SELECT value FROM json_each(");
+        query.push_bind(json_text(&step)).push("))");
+        filter::push(&mut query, &filter, Plan::Check);
+        let gone: Vec<i64> = query.build_query_scalar().fetch_all(&mut *transaction).await.map_err(&failed)?;
+        delete_each(&mut transaction, &gone).await.map_err(&failed)?;
+        transaction.commit().await.map_err(&failed)?;
+        Ok(Deletion { gone, left })
     }
 
     pub(super) async fn delete_receipts(&self, before_us: i64) -> Result<(), StoreError> {
@@ -56,4 +66,21 @@ impl SqliteStore {
             .map(drop)
             .map_err(self.failed("forget earlier answers"))
     }
+}
+
+/// Takes as many out as one transaction deletes.
+fn step_of(left: &mut Vec<i64>) -> Vec<i64> {
+    left.split_off(left.len().saturating_sub(DELETED_IN_ONE_STEP))
+}
+
+/// Many in a statement take a quarter of the time of one in each. SQLite keeps what a statement changes in a file of its
+/// own, as long as it runs: hence not all in one.
+async fn delete_each(transaction: &mut Transaction<'_, Sqlite>, numbers: &[i64]) -> Result<(), sqlx::Error> {
+    for numbers in numbers.chunks(DELETED_AT_ONCE) {
+        sqlx::query("DELETE FROM grains WHERE number IN (SELECT value FROM json_each(?))")
+            .bind(json_text(numbers))
+            .execute(&mut **transaction)
+            .await?;
+    }
+    Ok(())
 }

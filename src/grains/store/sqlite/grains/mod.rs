@@ -31,7 +31,7 @@ pub(super) use self::filter::SERVED_SPACE;
 pub(super) use self::vocabulary::Vocabulary;
 use super::super::StoreError;
 use super::super::grain_store::{
-    Batch, Committed, Counted, Facet, GrainStore, Identity, Lacking, Made, NewVector, Numbered, OnlyIf, Page,
+    Batch, Committed, Counted, Deletion, Facet, GrainStore, Identity, Lacking, Made, NewVector, Numbered, OnlyIf, Page,
     PageRequest, ProvenVector, Purge, Purged, Receipt, ReceiptKey, Reply, Scored, Unembedded, VectorBatch, Written,
 };
 use super::SqliteStore;
@@ -43,8 +43,12 @@ impl GrainStore for SqliteStore {
         shown("write", self.write_grains(batch, now_us))
     }
 
-    fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Vec<i64>, u64>> {
+    fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Deletion, u64>> {
         shown("delete", self.delete_grains(filter, only_if))
+    }
+
+    fn delete_left(&self, filter: Filter, left: Vec<i64>) -> Reply<'_, Deletion> {
+        shown("delete", self.delete_left_grains(filter, left))
     }
 
     fn receipt<'a>(&'a self, key: &'a ReceiptKey, since_us: i64) -> Reply<'a, Option<Receipt>> {

@@ -191,3 +191,39 @@ async fn a_page_of_many_grains_is_read_in_its_order() {
     assert!(store.start_of_few(&Filter::default()).await.expect("counted").is_none());
     store.close().await;
 }
+
+#[tokio::test]
+async fn many_grains_are_deleted_in_steps_as_far_as_they_still_meet_the_filter() {
+    const STEP: usize = delete::DELETED_IN_ONE_STEP;
+    let all = 2 * STEP as u64 + 1;
+    let (_folder, store) = store(i64::try_from(all).expect("not so many")).await;
+    let refused = store.delete(tagged("all"), OnlyIf::Count(all - 1)).await.expect("asked");
+    assert_eq!(refused.expect_err("there is one more"), all);
+    let deletion = store.delete(tagged("all"), OnlyIf::Count(all)).await.expect("asked").expect("as many");
+    assert_eq!((deletion.gone.len(), deletion.left.len()), (STEP, STEP + 1));
+
+    // Others change one of them meanwhile, delete one, and write one.
+    let [changed, deleted, ..] = deletion.left[..] else { panic!("there are more") };
+    for (sql, number) in [
+        ("UPDATE grains SET tags = '[]' WHERE number = ?", changed),
+        ("DELETE FROM grains WHERE number = ?", deleted),
+        (
+            "INSERT INTO grains (id, text, tags, created_at, updated_at, created_us, updated_us) \
+             VALUES (?, 'text', '[\"all\"]', '', '', 0, 0)",
+            -1,
+        ),
+    ] {
+        sqlx::query(sql).bind(number).execute(&store.writer).await.expect("written");
+    }
+    let (mut left, mut n_gone) = (deletion.left, 0);
+    while !left.is_empty() {
+        let step = store.delete_left(tagged("all"), left).await.expect("deleted");
+        assert!(step.gone.len() <= STEP);
+        n_gone += step.gone.len();
+        left = step.left;
+    }
+    assert_eq!(n_gone, STEP + 1 - 2);
+    let stay = numbers(&store, &Filter::default(), None).await;
+    assert!(stay.len() == 2 && stay.contains(&changed), "{stay:?}");
+    store.close().await;
+}
