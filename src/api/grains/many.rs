@@ -236,7 +236,7 @@ pub struct Deleted {
 /// Deletes the grains that meet a filter, up to 5,000 of them in one step.
 ///
 /// More are deleted in several steps of 5,000, and others write in between: those go that met the filter at the beginning
-/// and still do when their turn comes, and what is written meanwhile stays. `expected_count` is compared at the beginning.
+/// and still do when their turn comes, and what has been written since stays. `expected_count` is compared at the beginning.
 /// Should the disk be full or the server end in the middle, the steps that were taken stay so. The error says how many
 /// grains are deleted, and the same request deletes the others.
 #[utoipa::path(

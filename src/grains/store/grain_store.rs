@@ -28,8 +28,8 @@ pub trait GrainStore: AnchorStore {
     /// Deletes the grains that meet the filter, with their vectors; of many some, and answers which are left.
     fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Deletion, u64>>;
 
-    /// Deletes some of the grains that were left, as far as they still meet the filter.
-    fn delete_left(&self, filter: Filter, left: Vec<i64>) -> Reply<'_, Deletion>;
+    /// Deletes some of the grains that were left, as far as they have not been written since and still meet the filter.
+    fn delete_left(&self, filter: Filter, left: Vec<(i64, i64)>) -> Reply<'_, Deletion>;
 
     /// The answer of an earlier write that carried this key, unless it was recorded before that time, in microseconds
     /// since 1970.
@@ -363,13 +363,13 @@ pub enum OnlyIf {
     Version(u64),
 }
 
-/// Grains that were to be deleted, by their numbers.
+/// Grains that were to be deleted.
 #[derive(Clone, Debug)]
 pub struct Deletion {
-    /// They are gone.
+    /// The numbers of those that are gone.
     pub gone: Vec<i64>,
-    /// Nothing has been done to them yet.
-    pub left: Vec<i64>,
+    /// The numbers and versions of those to which nothing has been done yet.
+    pub left: Vec<(i64, i64)>,
 }
 
 /// Whose write it is, by the caller's own word.

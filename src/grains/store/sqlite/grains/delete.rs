@@ -37,20 +37,27 @@ impl SqliteStore {
             transaction.rollback().await.map_err(&failed)?;
             return Ok(Err(found));
         }
-        let mut left: Vec<i64> = found.into_iter().map(|(number, _)| number).collect();
-        let gone = step_of(&mut left);
+        let mut left = found;
+        let gone: Vec<i64> = step_of(&mut left).into_iter().map(|(number, _)| number).collect();
         delete_each(&mut transaction, &gone).await.map_err(&failed)?;
         transaction.commit().await.map_err(&failed)?;
         Ok(Ok(Deletion { gone, left }))
     }
 
-    pub(super) async fn delete_left_grains(&self, filter: Filter, mut left: Vec<i64>) -> Result<Deletion, StoreError> {
+    pub(super) async fn delete_left_grains(
+        &self,
+        filter: Filter,
+        mut left: Vec<(i64, i64)>,
+    ) -> Result<Deletion, StoreError> {
         let failed = self.failed("delete grains");
         let step = step_of(&mut left);
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
-        let mut query =
-            QueryBuilder::new("SELECT g.number FROM grains AS g WHERE g.number IN (SELECT value FROM json_each(");
-        query.push_bind(json_text(&step)).push("))");
+        // What was written since has another version.
+        let mut query = QueryBuilder::new("SELECT g.number FROM json_each(");
+        query.push_bind(json_text(&step));
+        query.push(
+            ") AS found CROSS JOIN grains AS g ON g.number = found.value ->> 0 AND g.version = found.value ->> 1 WHERE TRUE",
+        );
         filter::push(&mut query, &filter, Plan::Check);
         let gone: Vec<i64> = query.build_query_scalar().fetch_all(&mut *transaction).await.map_err(&failed)?;
         delete_each(&mut transaction, &gone).await.map_err(&failed)?;
@@ -69,7 +76,7 @@ impl SqliteStore {
 }
 
 /// Takes as many out as one transaction deletes.
-fn step_of(left: &mut Vec<i64>) -> Vec<i64> {
+fn step_of(left: &mut Vec<(i64, i64)>) -> Vec<(i64, i64)> {
     left.split_off(left.len().saturating_sub(DELETED_IN_ONE_STEP))
 }
 

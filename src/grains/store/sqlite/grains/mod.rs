@@ -47,7 +47,7 @@ impl GrainStore for SqliteStore {
         shown("delete", self.delete_grains(filter, only_if))
     }
 
-    fn delete_left(&self, filter: Filter, left: Vec<i64>) -> Reply<'_, Deletion> {
+    fn delete_left(&self, filter: Filter, left: Vec<(i64, i64)>) -> Reply<'_, Deletion> {
         shown("delete", self.delete_left_grains(filter, left))
     }
 
