@@ -1,10 +1,12 @@
 //! Grains by id and number, page by page, and counted.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use futures::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite};
+use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use tokio::time::timeout;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
@@ -22,6 +24,9 @@ const PAGE_BYTES: usize = 16 << 20;
 
 /// The column of a grain's vector. It is read in one statement with the grain: between two, either may change.
 const VECTOR: &str = ", e.vector";
+
+/// How long many grains under a filter are looked for in their order, before all of them are listed and sorted.
+const IN_ORDER_FOR: Duration = Duration::from_secs(1);
 
 /// The most values that are counted of a facet.
 const MAX_FACET_VALUES: i64 = 100;
@@ -69,11 +74,33 @@ impl SqliteStore {
     }
 
     pub(super) async fn read_page(&self, request: PageRequest) -> Result<Page, StoreError> {
-        let few = self.start_of_few(&request.filter).await?;
-        let mut query = page_query(&request, few.as_ref());
-        let PageRequest { sort, limit, vectors, .. } = request;
         let failed = self.failed("list grains");
-        let mut rows = query.build().fetch(&self.readers);
+        let mut few = self.start_of_few(&request.filter).await?;
+        if few.is_none()
+            && let Some(start) = self.narrowest(&request.filter).await?
+        {
+            // Many that lie together, as those of one source do, may be at the other end of the order. What is given up is
+            // interrupted.
+            let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
+            if let Ok(page) = timeout(IN_ORDER_FOR, self.page_by(&mut reader, &request, None)).await {
+                return page;
+            }
+            few = Some(start);
+        }
+        let mut reader = self.readers.acquire().await.map_err(&failed)?;
+        self.page_by(&mut reader, &request, few.as_ref()).await
+    }
+
+    async fn page_by(
+        &self,
+        reader: &mut SqliteConnection,
+        request: &PageRequest,
+        few: Option<&Start>,
+    ) -> Result<Page, StoreError> {
+        let PageRequest { sort, limit, vectors, .. } = *request;
+        let failed = self.failed("list grains");
+        let mut query = page_query(request, few);
+        let mut rows = query.build().fetch(reader);
         let mut page = Page { grains: Vec::new(), vectors: HashMap::new(), next: None };
         let (mut n_bytes, mut last) = (0, None);
         while let Some(row) = rows.try_next().await.map_err(&failed)? {
