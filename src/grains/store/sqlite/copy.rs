@@ -73,6 +73,8 @@ impl SqliteStore {
         let mut connection = connect(&self.path).await?;
         interrupt_at(&mut connection, stop.clone()).await.map_err(self.failed(SNAPSHOT))?;
         let mut written = write_copy(&mut connection, target, &partial, SNAPSHOT).await;
+        // The log could not be emptied meanwhile. Here no writer waits for it to be copied to the file.
+        let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut connection).await;
         // Nothing was written through it that a failed close could lose.
         let _ = connection.close().await;
         if written.is_ok() {

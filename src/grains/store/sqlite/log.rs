@@ -79,6 +79,8 @@ impl Log {
         if n_bytes < self.bounds.bytes || in_vain_at.is_some_and(|at| at.elapsed() < self.bounds.pause) {
             return;
         }
+        // Should whoever wants to write give up meanwhile, it was in vain too.
+        *self.in_vain_at.lock() = Some(Instant::now());
         let emptied = self.empty(writer, n_bytes).await;
         if matches!(emptied, Ok(true)) {
             *self.in_vain_at.lock() = None;
