@@ -124,7 +124,10 @@ fn while_allowed(
 }
 
 fn taken_away() -> ApiError {
-    ApiError::new(Code::Unauthorized, "the key of the request is not valid any more, or does not allow this any more")
+    ApiError::new(
+        Code::Unauthorized,
+        "the request would not be let in any more: its key was taken away or does not allow this, or a key is needed by now",
+    )
 }
 
 fn exported(item: ExportItem) -> Vec<u8> {
