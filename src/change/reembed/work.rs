@@ -1,6 +1,9 @@
 //! The one task that works on jobs, one after the other, oldest first, and of ways back the last first. While one rests,
 //! what purges of others ask for is deleted: it may go on for days.
 
+#[cfg(test)]
+mod tests;
+
 use std::collections::BTreeMap;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -493,87 +496,5 @@ pub(super) fn may_pass(error: &ReembedError) -> bool {
             matches!(error, GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
         }
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::Filter;
-
-    fn job(id: &str, state: ReembeddingState, cut_over_us: Option<i64>) -> (ReembeddingId, Job) {
-        let record = Reembedding {
-            id: ReembeddingId::of(id),
-            model: ModelName::parse("tiny").expect("a name"),
-            space: SpaceId::parse("0123456789abcdef").expect("an id"),
-            selection: Filter::default(),
-            throttle: 1.0,
-            state,
-            reason: None,
-            done: 0,
-            total: 0,
-            previous_model: None,
-            previous_order: None,
-            old_vectors: OldVectors::Kept,
-            created_us: 0,
-            changed_us: 0,
-            cut_over_us,
-        };
-        (record.id.clone(), Job::new(record, 0))
-    }
-
-    #[test]
-    fn a_job_that_was_put_off_holds_up_none_but_ways_back_that_must_follow_it() {
-        let (running, back) = (ReembeddingState::Running, ReembeddingState::RollingBack);
-        let mut jobs = BTreeMap::from([
-            job("1", running, None),
-            job("2", back, Some(1)),
-            job("3", back, Some(2)),
-            job("4", running, None),
-        ]);
-        let next = |jobs: &BTreeMap<ReembeddingId, Job>| next_of(jobs).map(|job| job.record.id.to_string());
-        let put_off = |jobs: &mut BTreeMap<ReembeddingId, Job>, id: &str| {
-            let job = jobs.get_mut(&ReembeddingId::of(id)).expect("it is there");
-            job.due_at = Some(Instant::now() + UPKEEP);
-        };
-        for (id, after) in [("1", Some("3")), ("3", Some("4")), ("4", None)] {
-            assert!(next(&jobs).is_some_and(|next| next == id));
-            put_off(&mut jobs, id);
-            assert_eq!(next(&jobs).as_deref(), after, "after {id}");
-        }
-        jobs.remove(&ReembeddingId::of("3"));
-        assert_eq!(next(&jobs).as_deref(), Some("2"), "it is the last one on its way back now");
-    }
-
-    #[test]
-    fn only_an_inference_that_does_not_end_puts_a_job_off() {
-        let stuck = || ModelError::Stuck { name: ModelName::parse("tiny").expect("a name"), what: "does not embed" };
-        assert!(is_stuck(&stuck().into()) && is_stuck(&GrainError::Model(stuck()).into()));
-        assert!(!is_stuck(&ModelError::Conflict("it is active".to_owned()).into()));
-    }
-
-    #[tokio::test]
-    async fn a_panic_ends_the_work_that_it_came_from_and_no_other() {
-        fn cut_off() -> Result<(), Stopped> {
-            panic!("on purpose")
-        }
-        let done = or_panicked(async { cut_off() }).await;
-        assert!(matches!(done, Err(Stopped::Error(ReembedError::Panicked))));
-        assert!(may_pass(&ReembedError::Panicked), "it is tried again");
-        assert!(matches!(or_panicked(async { Err(Stopped::ByHand) }).await, Err(Stopped::ByHand)));
-    }
-
-    #[tokio::test]
-    async fn what_a_panic_has_left_recorded_is_taken_over() {
-        fn cut_off() -> Result<(), GrainError> {
-            panic!("on purpose")
-        }
-        let mut is_read = false;
-        let changed = or_taken_over(async { cut_off() }, async { is_read = true }).await;
-        assert!(matches!(changed, Err(ReembedError::Panicked)) && is_read);
-
-        let mut is_read = false;
-        let changed = or_taken_over(async { Ok(7) }, async { is_read = true }).await;
-        assert!(matches!(changed, Ok(7)) && !is_read, "nothing was cut off");
     }
 }
