@@ -12,6 +12,7 @@ mod head;
 pub mod job;
 mod mapped;
 pub mod meter;
+pub mod padded;
 pub mod pooling;
 pub mod provider;
 pub mod queue;
