@@ -20,10 +20,11 @@ use super::job::{Finish, Priority};
 use super::meter;
 use super::padded::PaddedBatch;
 use super::queue::{BatchItem, BatchLimits, MicroBatch};
+use super::run_memory;
 use super::session::{EncoderSession, GraphOutput, OutputKind, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use super::turns::in_place_or_turns;
-use crate::domain::Pooling;
+use crate::domain::{Pooling, Provider};
 use crate::telemetry;
 use crate::telemetry::traces::Trace;
 
@@ -211,6 +212,7 @@ impl Encoder {
                 batcher: Arc::clone(&encoder.batcher),
                 head: encoder.head.clone(),
                 n_bulk,
+                on_cpu: options.bulk.provider == Provider::Cpu,
                 padded: PaddedBatch::default(),
             };
             let thread = std::thread::Builder::new()
@@ -334,12 +336,16 @@ struct Worker {
     batcher: Arc<Batcher>,
     head: Head,
     n_bulk: usize,
+    on_cpu: bool,
     padded: PaddedBatch,
 }
 
 impl Worker {
     fn run(mut self) {
         let batcher = Arc::clone(&self.batcher);
+        if self.on_cpu {
+            run_memory::keep_own();
+        }
         while let Some(batch) = batcher.next_batch(self.lane) {
             let n_tokens = batch.items.iter().map(|item| item.ids().len()).sum::<usize>() as f64;
             histogram!(telemetry::TE_BATCH_NEXT_SIZE).record(batch.items.len() as f64);

@@ -16,6 +16,7 @@ pub mod padded;
 pub mod pooling;
 pub mod provider;
 pub mod queue;
+pub mod run_memory;
 pub mod session;
 pub mod tokenize;
 mod turns;

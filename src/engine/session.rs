@@ -3,7 +3,7 @@
 //! Owns the process's one runtime library, the options of each provider, and what a graph takes and gives. Everything
 //! it returns is in this crate's own words.
 
-use std::ffi::{CStr, CString, c_char};
+use std::ffi::{CStr, CString, c_char, c_void};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
@@ -17,11 +17,12 @@ use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
+use parking_lot::Mutex;
 
 use super::error::{Cause, EngineError};
 use super::graph::{GraphApart, GraphFiles};
-use super::mapped;
 use super::padded::PaddedBatch;
+use super::{mapped, run_memory};
 use crate::domain::Provider;
 
 /// Names under which encoders give one vector per token, most usual first.
@@ -48,11 +49,12 @@ impl Runtime {
     /// # Errors
     /// [`EngineError::RuntimeMissing`] or [`EngineError::LoadRuntime`], also when another library is loaded already.
     pub fn load(path: &Path) -> Result<Self, EngineError> {
-        static LOADED: OnceLock<Runtime> = OnceLock::new();
+        static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
         // The library's own dependencies lie beside the real file, found through its $ORIGIN: a link must be followed.
         let library = fs_err::canonicalize(path).map_err(|_| EngineError::RuntimeMissing { path: path.to_owned() })?;
         let refused = |source: Cause| EngineError::LoadRuntime { path: library.clone(), source };
-        if let Some(loaded) = LOADED.get() {
+        let mut loaded = LOADED.lock();
+        if let Some(loaded) = &*loaded {
             return if loaded.library == library {
                 Ok(loaded.clone())
             } else {
@@ -67,8 +69,8 @@ impl Runtime {
             .map_err(|error| refused(cause(error)))?;
         // Below warnings it tells of every graph rewrite of every session.
         environment.set_log_level(LogLevel::Warning);
-        let new = || Self { environment, library, openvino_was_brought_in: Arc::default() };
-        Ok(LOADED.get_or_init(new).clone())
+        register_run_memory(&environment).map_err(|error| refused(cause(error)))?;
+        Ok(loaded.insert(Self { environment, library, openvino_was_brought_in: Arc::default() }).clone())
     }
 
     /// The library's real path.
@@ -129,6 +131,44 @@ fn version_of(library: &Path) -> Option<String> {
     // SAFETY: it returns a static string, which is copied while the library is open.
     let version = unsafe { CStr::from_ptr((base.GetVersionString)()) };
     version.to_str().ok().map(str::to_owned)
+}
+
+/// Has the runtime take the memory of its own provider from [`run_memory`].
+#[allow(unsafe_code, reason = "the C API is the only way to bring an allocator")]
+fn register_run_memory(environment: &Environment) -> Result<(), ort::Error> {
+    /// The runtime knows an allocator by where it lies, for as long as the environment lives.
+    #[repr(C)]
+    struct Allocator {
+        calls: ort::sys::OrtAllocator,
+        about: *const ort::sys::OrtMemoryInfo,
+    }
+
+    unsafe extern "system" fn allocate(_: *mut ort::sys::OrtAllocator, n_bytes: usize) -> *mut c_void {
+        run_memory::allocate(n_bytes).cast()
+    }
+
+    unsafe extern "system" fn free(_: *mut ort::sys::OrtAllocator, block: *mut c_void) {
+        // SAFETY: the runtime gives back what it took, once.
+        unsafe { run_memory::free(block.cast()) }
+    }
+
+    unsafe extern "system" fn about(this: *const ort::sys::OrtAllocator) -> *const ort::sys::OrtMemoryInfo {
+        // SAFETY: the runtime passes on the pointer that it was given, and `calls` is the first field of what lies there.
+        unsafe { (*this.cast::<Allocator>()).about }
+    }
+
+    let mut memory_info = ptr::null_mut();
+    let (kind, place) = (ort::sys::OrtAllocatorType::OrtDeviceAllocator, ort::sys::OrtMemType::OrtMemTypeDefault);
+    // SAFETY: on success the call fills `memory_info`, which is never released.
+    unsafe { ort::Error::result_from_status((ort::api().CreateCpuMemoryInfo)(kind, place, &raw mut memory_info)) }?;
+    // SAFETY: it is a table of optional functions and a version.
+    let nothing = unsafe { ort::sys::OrtAllocator::default() };
+    let calls = ort::sys::OrtAllocator { Alloc: Some(allocate), Free: Some(free), Info: Some(about), ..nothing };
+    let allocator = Box::leak(Box::new(Allocator { calls, about: memory_info }));
+    // SAFETY: the environment is open, and the allocator is never freed.
+    let status = unsafe { (ort::api().RegisterAllocator)(environment.ptr().cast_mut(), (&raw mut *allocator).cast()) };
+    // SAFETY: the status comes from the call above and is given to nobody else.
+    unsafe { ort::Error::result_from_status(status) }
 }
 
 /// How a session is to run.
@@ -331,8 +371,10 @@ fn session_builder(runtime: &Runtime, options: SessionOptions) -> Result<Session
         .map_err(cause)?
         .with_config_entry("session.force_spinning_stop", "1")
         .map_err(cause)?
-        // The pattern cache keeps one block per shape seen, and shapes change with every batch.
+        // It keeps a plan for each shape seen, of some 70 KB for a model like BERT-base, and shapes change with every batch.
         .with_memory_pattern(false)
+        .map_err(cause)?
+        .with_config_entry("session.use_env_allocators", if options.provider == Provider::Cpu { "1" } else { "0" })
         .map_err(cause)?
         .with_execution_providers(providers(options))
         .map_err(cause)
@@ -346,7 +388,7 @@ fn own_threads(options: SessionOptions) -> usize {
 
 fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
     match options.provider {
-        Provider::Cpu => vec![ep::CPU::default().with_arena_allocator(true).build()],
+        Provider::Cpu => vec![ep::CPU::default().build()],
         Provider::OpenVino => {
             let precision = if options.bf16 { "bf16" } else { "f32" };
             // Pinning puts the one thread of every session on the same core, and halves the speed of two.

@@ -1,8 +1,9 @@
 //! What executes a model: asked for in the configuration, for all models or for one, and replaced where it is missing.
 
 use granary::domain::Provider;
+use granary::engine::padded::PaddedBatch;
 use granary::engine::session::{EncoderSession, WantedOutput};
-use granary::engine::{GraphApart, GraphFiles, Runtime, SessionOptions};
+use granary::engine::{GraphApart, GraphFiles, Runtime, SessionOptions, run_memory};
 use serde_json::{Value, json};
 
 use crate::helpers::{TestApp, data_dir, entry_of, test_model, vectors_of, with_tiny};
@@ -61,4 +62,36 @@ fn weights_that_cannot_be_mapped_are_read() {
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
     let session = EncoderSession::open(&runtime, &files, options, wanted).expect("the file is whole");
     assert_eq!(session.output().name, "last_hidden_state");
+}
+
+/// Where memory is mapped now.
+#[cfg(target_os = "linux")]
+fn mapped() -> Vec<std::ops::Range<usize>> {
+    let maps = fs_err::read_to_string("/proc/self/maps").expect("one's own maps");
+    let address = |digits: &str| usize::from_str_radix(digits, 16).expect("an address");
+    let range = |line: &str| {
+        let (start, end) = line.split(' ').next()?.split_once('-')?;
+        Some(address(start)..address(end))
+    };
+    maps.lines().map(|line| range(line).expect("a range")).collect()
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn on_cpu_a_thread_that_has_memory_of_its_own_computes_there() {
+    let runtime = Runtime::load(&data_dir().join("runtime/libonnxruntime.so")).expect("set-up installed it");
+    let files = GraphFiles { onnx: test_model("tiny").join("onnx/model.onnx"), external_data: Vec::new(), apart: None };
+    let options = SessionOptions { provider: Provider::Cpu, threads: 1, streams: 1, stays_awake: false, bf16: false };
+    let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
+    let session = EncoderSession::open(&runtime, &files, options, wanted).expect("the file is whole");
+    let mut batch = PaddedBatch::default();
+    batch.fill([[1_u32; 100].as_slice(); 8].into_iter(), 100);
+    let place_of_output =
+        || session.run(&batch, |output| output.values.as_ptr().addr()).expect("the ids are the tokenizer's");
+    let is_in = |place, ranges: Vec<std::ops::Range<usize>>| ranges.iter().any(|range| range.contains(&place));
+    place_of_output(); // what the process keeps for the next run is mapped from now on
+    let before = mapped();
+    run_memory::keep_own();
+    let place = place_of_output();
+    assert!(is_in(place, mapped()) && !is_in(place, before), "{place:#x} is not in what was mapped for the thread");
 }
