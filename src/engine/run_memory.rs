@@ -4,7 +4,7 @@
 //! the core that gave it back, and where two cores share none, as on many virtual machines, each of them is fetched from
 //! there: with two workers, passages were embedded 12 % slower.
 
-use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
+use std::alloc::{Layout, alloc, dealloc};
 use std::cell::OnceCell;
 use std::ptr::{self, NonNull};
 use std::sync::Arc;
@@ -62,21 +62,19 @@ pub fn keep_own() {
     }
 }
 
-/// A block of that many bytes, aligned to a cache line; null for none.
-///
-/// Where no memory is left the process is aborted, as by Rust's own collections: the runtime does not check everywhere.
+/// A block of that many bytes, aligned to a cache line; null for none, and where no memory is left.
 #[allow(unsafe_code, reason = "memory for foreign code")]
 pub(super) fn allocate(n_bytes: usize) -> *mut u8 {
     if n_bytes == 0 {
         return ptr::null_mut();
     }
     let whole = n_bytes.saturating_add(ALIGNMENT + OVERRUN);
-    let Ok(layout) = Layout::from_size_align(whole, ALIGNMENT) else { handle_alloc_error(Layout::new::<Header>()) };
-    let (start, owner) = allocate_own(layout).unwrap_or_else(|| {
+    let Ok(layout) = Layout::from_size_align(whole, ALIGNMENT) else { return ptr::null_mut() };
+    let of_process = || {
         // SAFETY: the layout is not empty.
-        let Some(start) = NonNull::new(unsafe { alloc(layout) }) else { handle_alloc_error(layout) };
-        (start, ptr::null())
-    });
+        NonNull::new(unsafe { alloc(layout) }).map(|start| (start, ptr::null()))
+    };
+    let Some((start, owner)) = allocate_own(layout).or_else(of_process) else { return ptr::null_mut() };
     // SAFETY: the block has room for the header before what is handed out, and is aligned for it.
     unsafe {
         start.cast::<Header>().write(Header { layout, owner });
@@ -203,6 +201,7 @@ mod tests {
         .join()
         .expect("no panic");
         assert!(allocate(0).is_null());
+        assert!(allocate(usize::MAX).is_null() && allocate(1 << 60).is_null(), "nobody has as much");
         // SAFETY: nothing is given back.
         unsafe { free(ptr::null_mut()) };
     }

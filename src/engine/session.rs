@@ -1,9 +1,11 @@
-//! ONNX Runtime: the only file that names `ort`.
+//! ONNX Runtime: with what lies below it, the only file that names `ort`.
 //!
 //! Owns the process's one runtime library, the options of each provider, and what a graph takes and gives. Everything
 //! it returns is in this crate's own words.
 
-use std::ffi::{CStr, CString, c_char, c_void};
+mod allocator;
+
+use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, OnceLock};
@@ -21,8 +23,8 @@ use parking_lot::Mutex;
 
 use super::error::{Cause, EngineError};
 use super::graph::{GraphApart, GraphFiles};
+use super::mapped;
 use super::padded::PaddedBatch;
-use super::{mapped, run_memory};
 use crate::domain::Provider;
 
 /// Names under which encoders give one vector per token, most usual first.
@@ -69,7 +71,7 @@ impl Runtime {
             .map_err(|error| refused(cause(error)))?;
         // Below warnings it tells of every graph rewrite of every session.
         environment.set_log_level(LogLevel::Warning);
-        register_run_memory(&environment).map_err(|error| refused(cause(error)))?;
+        allocator::register(&environment).map_err(|error| refused(cause(error)))?;
         Ok(loaded.insert(Self { environment, library, openvino_was_brought_in: Arc::default() }).clone())
     }
 
@@ -131,44 +133,6 @@ fn version_of(library: &Path) -> Option<String> {
     // SAFETY: it returns a static string, which is copied while the library is open.
     let version = unsafe { CStr::from_ptr((base.GetVersionString)()) };
     version.to_str().ok().map(str::to_owned)
-}
-
-/// Has the runtime take the memory of its own provider from [`run_memory`].
-#[allow(unsafe_code, reason = "the C API is the only way to bring an allocator")]
-fn register_run_memory(environment: &Environment) -> Result<(), ort::Error> {
-    /// The runtime knows an allocator by where it lies, for as long as the environment lives.
-    #[repr(C)]
-    struct Allocator {
-        calls: ort::sys::OrtAllocator,
-        about: *const ort::sys::OrtMemoryInfo,
-    }
-
-    unsafe extern "system" fn allocate(_: *mut ort::sys::OrtAllocator, n_bytes: usize) -> *mut c_void {
-        run_memory::allocate(n_bytes).cast()
-    }
-
-    unsafe extern "system" fn free(_: *mut ort::sys::OrtAllocator, block: *mut c_void) {
-        // SAFETY: the runtime gives back what it took, once.
-        unsafe { run_memory::free(block.cast()) }
-    }
-
-    unsafe extern "system" fn about(this: *const ort::sys::OrtAllocator) -> *const ort::sys::OrtMemoryInfo {
-        // SAFETY: the runtime passes on the pointer that it was given, and `calls` is the first field of what lies there.
-        unsafe { (*this.cast::<Allocator>()).about }
-    }
-
-    let mut memory_info = ptr::null_mut();
-    let (kind, place) = (ort::sys::OrtAllocatorType::OrtDeviceAllocator, ort::sys::OrtMemType::OrtMemTypeDefault);
-    // SAFETY: on success the call fills `memory_info`, which is never released.
-    unsafe { ort::Error::result_from_status((ort::api().CreateCpuMemoryInfo)(kind, place, &raw mut memory_info)) }?;
-    // SAFETY: it is a table of optional functions and a version.
-    let nothing = unsafe { ort::sys::OrtAllocator::default() };
-    let calls = ort::sys::OrtAllocator { Alloc: Some(allocate), Free: Some(free), Info: Some(about), ..nothing };
-    let allocator = Box::leak(Box::new(Allocator { calls, about: memory_info }));
-    // SAFETY: the environment is open, and the allocator is never freed.
-    let status = unsafe { (ort::api().RegisterAllocator)(environment.ptr().cast_mut(), (&raw mut *allocator).cast()) };
-    // SAFETY: the status comes from the call above and is given to nobody else.
-    unsafe { ort::Error::result_from_status(status) }
 }
 
 /// How a session is to run.

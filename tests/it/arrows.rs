@@ -12,7 +12,7 @@ const LEAVES: [&str; 7] = ["config", "telemetry", "shutdown", "clock", "auth", "
 
 /// Crates and functions, and the only files or folders that may name them.
 const OWNED: [(&[&str], &[&str]); 4] = [
-    (&["ort"], &["engine/session.rs"]),
+    (&["ort"], &["engine/session.rs", "engine/session/"]),
     (&["sqlx"], &["grains/store/"]),
     (&["axum", "http", "tower_http", "utoipa", "utoipa_axum", "utoipa_swagger_ui"], &["api/", "app.rs"]),
     (&["env::var", "env::vars", "env::var_os", "env::vars_os", "env::*"], &ENVIRONMENT_READERS),

@@ -95,3 +95,52 @@ fn on_cpu_a_thread_that_has_memory_of_its_own_computes_there() {
     let place = place_of_output();
     assert!(is_in(place, mapped()) && !is_in(place, before), "{place:#x} is not in what was mapped for the thread");
 }
+
+/// A field of a protocol buffer's message that holds bytes.
+fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+    let n = bytes.len();
+    let length = [u8::try_from(n & 127).expect("7 bits") | 128, u8::try_from(n >> 7).expect("a short message")];
+    [&[number << 3 | 2], &length[..], bytes].concat()
+}
+
+/// A graph whose output has the ids that it is given as its shape.
+fn graph_of_any_size() -> Vec<u8> {
+    let node = |op: &str, inputs: &[&str], output: &str| {
+        let inputs = inputs.iter().flat_map(|input| field(1, input.as_bytes())).collect();
+        field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes())].concat())
+    };
+    let tensor = |name: &str, element: u8, rank: usize| {
+        let shape = field(2, &field(1, &field(2, b"n")).repeat(rank));
+        let kind = field(1, &[vec![1 << 3, element], shape].concat());
+        [field(1, name.as_bytes()), field(2, &kind)].concat()
+    };
+    let minus_one = [vec![1 << 3, 1, 2 << 3, 7], field(8, b"flat"), field(9, &[0xff; 8])].concat();
+    let graph = [
+        node("Reshape", &["input_ids", "flat"], "shape"),
+        node("ConstantOfShape", &["shape"], "last_hidden_state"),
+        field(2, b"any"),
+        field(5, &minus_one),
+        field(11, &tensor("input_ids", 7, 2)),
+        field(11, &tensor("attention_mask", 7, 2)),
+        field(12, &tensor("last_hidden_state", 1, 3)),
+    ];
+    [vec![1 << 3, 8], field(7, &graph.concat()), field(8, &[2 << 3, 13])].concat()
+}
+
+#[test]
+fn memory_that_cannot_be_had_fails_one_run() {
+    let runtime = Runtime::load(&data_dir().join("runtime/libonnxruntime.so")).expect("set-up installed it");
+    let folder = tempfile::tempdir().expect("a folder");
+    let onnx = folder.path().join("any.onnx");
+    fs_err::write(&onnx, graph_of_any_size()).expect("written");
+    let files = GraphFiles { onnx, external_data: Vec::new(), apart: None };
+    let options = SessionOptions { provider: Provider::Cpu, threads: 1, streams: 1, stays_awake: false, bf16: false };
+    let wanted = WantedOutput { pooling_is_known: true, hidden_size: None };
+    let session = EncoderSession::open(&runtime, &files, options, wanted).expect("a graph");
+    let mut batch = PaddedBatch::default();
+    batch.fill(std::iter::once([u32::MAX, 1 << 20, 8].as_slice()), 3);
+    let error = session.run(&batch, |_| ()).expect_err("no address space is that large");
+    assert!(error.to_string().contains("bad_alloc"), "{error}");
+    batch.fill(std::iter::once([1, 3, 2].as_slice()), 3);
+    session.run(&batch, |output| assert_eq!(output.values, [0.0; 6])).expect("it goes on");
+}
