@@ -113,6 +113,7 @@ impl App {
             upkeep::keep_tls(&shutdown, Arc::clone(tls));
         }
         upkeep::keep_metrics(&shutdown, metrics.clone());
+        upkeep::keep_run_memory(&shutdown);
         upkeep::watch_for_standstills(&shutdown);
         upkeep::watch_clock(&shutdown, clock);
         let state = AppState::from(Shared {

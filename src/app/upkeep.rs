@@ -8,6 +8,7 @@ use metrics_exporter_prometheus::PrometheusHandle;
 use crate::api::connections::Tls;
 use crate::auth::Keys;
 use crate::clock::Clock;
+use crate::engine::run_memory;
 use crate::models::MultiModelManager;
 use crate::models::lifecycle::Phase;
 use crate::shutdown::Shutdown;
@@ -24,6 +25,9 @@ const REFRESH_TLS: Duration = Duration::from_secs(2);
 
 /// How often the clock is looked at.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+
+/// How often memory is given back that no text took meanwhile.
+const GIVE_BACK: Duration = Duration::from_secs(30);
 
 /// How often a failed load of the active model is looked at.
 const RETRY_ACTIVE: Duration = Duration::from_secs(1);
@@ -56,7 +60,12 @@ pub(super) fn keep_tls(shutdown: &Shutdown, tls: Arc<Tls>) {
     look_again(shutdown, "certificate", REFRESH_TLS, move || tls.refresh());
 }
 
-/// Looks at files again and again, off the async threads.
+/// Gives back what long texts took. Who sends one may be about to send more.
+pub(super) fn keep_run_memory(shutdown: &Shutdown) {
+    look_again(shutdown, "memory of long texts", GIVE_BACK, run_memory::give_back_unused);
+}
+
+/// Looks at something again and again, off the async threads.
 fn look_again(shutdown: &Shutdown, what: &'static str, pause: Duration, look: impl Fn() + Clone + Send + 'static) {
     let (soft, blocking) = (shutdown.soft().clone(), shutdown.clone());
     shutdown.spawn(what, async move {
@@ -64,7 +73,7 @@ fn look_again(shutdown: &Shutdown, what: &'static str, pause: Duration, look: im
         every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         while soft.run_until_cancelled(every.tick()).await.is_some() {
             if let Err(panic) = blocking.spawn_blocking(what, look.clone()).await {
-                tracing::error!("a bug: what is in the files of the {what} could not be looked at: {panic}");
+                tracing::error!("a bug: the {what} could not be looked at: {panic}");
             }
         }
     });

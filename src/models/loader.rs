@@ -27,7 +27,7 @@ use crate::domain::{Dimensions, EncoderSettings, ModelInfo, Provider, ProviderSe
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
     BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind,
-    ProviderChoice, Runtime, SessionOptions,
+    ProviderChoice, Runtime, SessionOptions, run_memory,
 };
 use crate::telemetry::with_causes;
 
@@ -177,9 +177,11 @@ impl Loader {
         };
         let facts = self.provider_facts(&runtime, footprint);
         let provider = provider::choose(wish(info, self.engine.provider), &facts).provider;
-        let before = memory::resident_bytes();
+        // A long text may begin or end meanwhile.
+        let held_bytes = || memory::resident_bytes().saturating_sub(run_memory::kept_bytes());
+        let before = held_bytes();
         let libraries_came = provider == Provider::OpenVino && runtime.bring_in_openvino();
-        let libraries_bytes = if libraries_came { memory::resident_bytes().saturating_sub(before) } else { 0 };
+        let libraries_bytes = if libraries_came { held_bytes().saturating_sub(before) } else { 0 };
         let bytes = if provider.is_gpu() {
             footprint.bytes_beside_gpu()
         } else {

@@ -20,9 +20,8 @@ use super::ledger::{LedgerError, SpaceRecord};
 use super::lifecycle::{Failure, IllegalMove, Phase};
 use super::loaded::{LoadedFacts, LoadedModel};
 use super::manager::MultiModelManager;
-use super::memory::{Candidate, DoesNotFit, Expected, Held, Memory, Others, first_to_go};
+use super::memory::{Candidate, DoesNotFit, Expected, Held, Memory, Others, first_to_go, give_back};
 use super::standing::Standing;
-use crate::allocator;
 use crate::domain::{ModelName, ModelSource};
 use crate::shutdown::blocking;
 use crate::telemetry::{self, eviction, with_causes};
@@ -144,7 +143,7 @@ impl MultiModelManager {
         self.make_room(entry, expected).await?;
         let before = self.memory.held();
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
-        let mut model = in_background(move || loader.load(&info).inspect_err(|_| allocator::give_back())).await?;
+        let mut model = in_background(move || loader.load(&info).inspect_err(|_| give_back())).await?;
         if let Err(error) = self.take_in(entry, &mut model, expected, before).await {
             if let Err(panic) = free(model).await {
                 log_not_freed(&entry.info.name, &panic);
@@ -165,7 +164,7 @@ impl MultiModelManager {
         self.examine(entry, model).await?;
         let grown_bytes = self.look_at_memory(move |memory| {
             // What the load needed and the model does not: its file's pages and the graph before it was optimised.
-            allocator::give_back();
+            give_back();
             memory.grown_bytes(before)
         });
         let grown_bytes = grown_bytes.await;
@@ -465,7 +464,7 @@ async fn drain(entry: Arc<Entry>, model: Arc<LoadedModel>, soft: CancellationTok
 fn free(model: impl Send + 'static) -> JoinHandle<()> {
     tokio::task::spawn_blocking(move || {
         drop(model);
-        allocator::give_back();
+        give_back();
     })
 }
 

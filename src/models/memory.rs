@@ -16,6 +16,7 @@ use parking_lot::{Mutex, RwLock};
 
 use super::hardware::bytes_of;
 use crate::domain::ModelName;
+use crate::engine::run_memory;
 use crate::{allocator, telemetry};
 
 /// How long a model that took more than the budget again is not measured anew; each time that it does, twice as long. Each
@@ -72,7 +73,7 @@ impl Measured {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     resident_bytes: u64,
-    /// What others than models held of that.
+    /// What others than models held of that, and what long texts did that came and went.
     others_bytes: u64,
 }
 
@@ -142,7 +143,7 @@ fn size(bytes: u64) -> String {
 impl Memory {
     /// Measures the empty process.
     pub(super) fn new(budget_bytes: Option<u64>, budget_of: BudgetOf) -> Self {
-        allocator::give_back();
+        give_back();
         let memory = Self {
             budget_bytes,
             budget_of,
@@ -182,7 +183,8 @@ impl Memory {
 
     /// What the process holds now.
     pub(super) fn held(&self) -> Held {
-        Held { resident_bytes: resident_bytes(), others_bytes: self.others_bytes() }
+        let others_bytes = self.others_bytes().saturating_add(run_memory::kept_bytes());
+        Held { resident_bytes: resident_bytes(), others_bytes }
     }
 
     /// What models have grown by since then: what indexes and caches took meanwhile is none of theirs. Not the difference of
@@ -196,7 +198,7 @@ impl Memory {
     /// Notes what is in use while the runtime library is loaded and no model is.
     pub(super) fn note_residue(&self) {
         // What the allocator keeps of requests that have ended is no residue.
-        allocator::give_back();
+        give_back();
         self.residue_bytes.fetch_min(self.used_bytes(), Ordering::Relaxed);
     }
 
@@ -266,7 +268,7 @@ impl Memory {
             return Ok(());
         }
         // What the allocator keeps of requests that have ended is no model's.
-        allocator::give_back();
+        give_back();
         let (fits, used_bytes) = look();
         if fits {
             return Ok(());
@@ -285,9 +287,15 @@ impl Memory {
         if !self.seems_exceeded() {
             return false;
         }
-        allocator::give_back();
+        give_back();
         self.seems_exceeded()
     }
+}
+
+/// Gives back what is kept of requests and models that have ended. Takes its time.
+pub(super) fn give_back() {
+    run_memory::give_back();
+    allocator::give_back();
 }
 
 /// A loaded model that could be unloaded to make room.
