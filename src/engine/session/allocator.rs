@@ -22,8 +22,8 @@ pub(super) fn register(environment: &Environment) -> Result<(), ort::Error> {
     type Throwing = unsafe extern "system-unwind" fn(*mut ort::sys::OrtAllocator, usize) -> *mut c_void;
     type Called = unsafe extern "system" fn(*mut ort::sys::OrtAllocator, usize) -> *mut c_void;
 
-    /// Where no memory is left, asks the runtime's plain allocator, which throws: the runtime makes an error of that, and
-    /// would not see that it was given nothing.
+    /// Where no memory is left, asks the runtime's plain allocator for more than there can be, which throws: the runtime
+    /// makes an error of that, and would not see that it was given nothing.
     unsafe extern "system-unwind" fn allocate(this: *mut ort::sys::OrtAllocator, n_bytes: usize) -> *mut c_void {
         let block = run_memory::allocate(n_bytes);
         if block.is_null() && n_bytes > 0 {
@@ -32,10 +32,10 @@ pub(super) fn register(environment: &Environment) -> Result<(), ort::Error> {
             unsafe {
                 let plain = (*this.cast::<Allocator>()).plain;
                 if let Some(allocate) = (*plain).Alloc {
-                    mem::transmute::<Called, Throwing>(allocate)(plain, n_bytes);
+                    mem::transmute::<Called, Throwing>(allocate)(plain, usize::MAX / 2);
                 }
             }
-            std::process::abort(); // it found what there was not a moment ago
+            std::process::abort(); // it found more than there are addresses
         }
         block.cast()
     }
