@@ -183,6 +183,22 @@ async fn words_that_most_grains_have_are_left_out_beside_others() {
 }
 
 #[tokio::test]
+async fn words_that_most_grains_have_change_nothing_of_what_is_found_by_meaning() {
+    let app = TestApp::start().await;
+    write_texts(&app).await;
+    // Four of the seven have "the", but not the best of them; none has the others.
+    let query = "the Swiss coffee house";
+    let by_meaning = search(&app, json!({"query": query, "mode": "dense"})).await;
+    assert_eq!(ids(&by_meaning)[0], "cafe");
+    let by_both = search(&app, json!({"query": query, "highlights": true})).await;
+    assert_eq!((ids(&by_both), &by_both["merged"]), (ids(&by_meaning), &json!("rank")));
+    let marked = by_both["hits"].as_array().expect("hits").iter().filter(|hit| hit.get("highlight").is_some());
+    assert_eq!(marked.count(), 4, "what is there is shown all the same");
+    assert_eq!(ids(&search(&app, json!({"query": query, "mode": "lexical"})).await).len(), 4);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_answer_of_too_much_text_is_refused_and_its_words_are_shown_at_once() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let space = space_of_tiny(&app).await;
