@@ -7,6 +7,7 @@ mod anchors;
 mod draft;
 mod embedding;
 pub mod error;
+mod folding;
 mod highlight;
 pub mod index;
 mod indexes;

@@ -173,6 +173,7 @@ async fn words_that_most_grains_have_are_left_out_beside_others() {
     let lexical = async |query: &str| search(&app, json!({"query": query, "mode": "lexical", "limit": 1_000})).await;
     assert_eq!(ids(&lexical("the item7").await), ["7"]);
     assert_eq!(ids(&lexical("THE item7 and item5").await).len(), 2);
+    assert_eq!(ids(&lexical("Grüße, item7").await), ["7"], "marks are not in the index");
     assert_eq!(ids(&lexical("the").await).len(), 960, "it is all there is");
     assert_eq!(ids(&lexical("the unheard-of").await).len(), 960);
     assert_eq!(ids(&lexical("an item7").await).len(), 241, "a fifth has it");

@@ -2,12 +2,10 @@
 
 use std::ops::RangeInclusive;
 
+use crate::grains::folding::{folded, is_mark};
+
 /// The most words that are looked at.
 const MAX_WORDS: usize = 128;
-
-/// Marks on the letter before them, where a text has the two apart. FTS5 leaves them out of its words, as it does where
-/// they are one character; those that it does not know end a word for it, and what is quoted is then two in a row.
-const MARKS: RangeInclusive<char> = '\u{300}'..='\u{36f}';
 
 /// The most forms of a word that are asked for.
 const MAX_FORMS: usize = 4;
@@ -25,41 +23,51 @@ const UNFOLDED: [RangeInclusive<char>; 9] = [
     '\u{104b0}'..='\u{10ffff}',
 ];
 
-/// A word of a query.
-pub(super) struct Word {
-    /// In lower case, as the index has most words, and by which words are told apart.
-    lower: String,
-    /// What is asked for: the word as it was sent, and forms of it that FTS5 takes for other words. What that takes for
-    /// one word would count double if it were asked for twice.
-    forms: Vec<String>,
+/// A word of a query, in all forms that are asked for: as it was sent, and others that FTS5 takes for other words. What that
+/// takes for one word would count double if it were asked for twice.
+pub(super) struct Word(Vec<Form>);
+
+struct Form {
+    asked: String,
+    /// What it is in the index, by which it is counted and told apart.
+    term: String,
 }
 
 impl Word {
-    /// What it may be in the index, by which it is counted.
+    fn of(sent: &str) -> Self {
+        let mut word = Self(Vec::new());
+        for asked in [sent.to_owned(), sent.to_lowercase()] {
+            word.add(Form { term: term(&asked), asked });
+        }
+        word
+    }
+
+    /// What it may be in the index.
     pub(super) fn terms(&self) -> impl Iterator<Item = &str> {
-        let unfolded = self.forms.iter().filter(|form| is_unfolded(form));
-        std::iter::once(&self.lower).chain(unfolded).map(String::as_str)
+        self.0.iter().map(|form| form.term.as_str())
+    }
+
+    fn has(&self, term: &str) -> bool {
+        self.terms().any(|known| known == term)
+    }
+
+    fn add(&mut self, form: Form) {
+        if self.0.len() < MAX_FORMS && !self.has(&form.term) {
+            self.0.push(form);
+        }
     }
 }
 
-/// The words of a text, each once, whatever its case.
+/// The words of a text, each once, whatever its case and its marks.
 pub(super) fn distinct(text: &str) -> Vec<Word> {
     let mut words: Vec<Word> = Vec::new();
-    let ends_word = |c: char| !c.is_alphanumeric() && !MARKS.contains(&c);
+    let ends_word = |c: char| !c.is_alphanumeric() && !is_mark(c);
     for sent in text.split(ends_word).filter(|word| word.contains(char::is_alphanumeric)) {
-        let lower = sent.to_lowercase();
-        let is_other = is_unfolded(sent);
-        if let Some(word) = words.iter_mut().find(|word| word.lower == lower) {
-            if is_other && word.forms.len() < MAX_FORMS && word.forms.iter().all(|form| form != sent) {
-                word.forms.push(sent.to_owned());
-            }
-            continue;
+        let word = Word::of(sent);
+        match words.iter_mut().find(|known| word.terms().any(|term| known.has(term))) {
+            Some(known) => word.0.into_iter().for_each(|form| known.add(form)),
+            None => words.push(word),
         }
-        let mut forms = vec![sent.to_owned()];
-        if is_other {
-            forms.push(lower.clone());
-        }
-        words.push(Word { lower, forms });
         if words.len() == MAX_WORDS {
             break;
         }
@@ -67,16 +75,28 @@ pub(super) fn distinct(text: &str) -> Vec<Word> {
     words
 }
 
-/// Whether FTS5 takes a word for another one than the same in lower case.
-fn is_unfolded(word: &str) -> bool {
-    let is_capital = |c: char| c.to_lowercase().ne([c]);
-    word.contains(|c: char| UNFOLDED.iter().any(|range| range.contains(&c)) && is_capital(c))
+/// A word as it is in the index.
+fn term(word: &str) -> String {
+    let mut term = String::with_capacity(word.len());
+    for c in word.chars() {
+        if is_unfolded(c) {
+            term.push(c);
+        } else {
+            term.extend(folded(c));
+        }
+    }
+    term
+}
+
+/// Whether a character is a capital that FTS5 leaves as it is.
+fn is_unfolded(c: char) -> bool {
+    UNFOLDED.iter().any(|range| range.contains(&c)) && c.to_lowercase().ne([c])
 }
 
 /// A query that any of these words meets, each quoted, so that none is taken for an operator. `None` without a word.
 pub(super) fn quoted(words: &[Word]) -> Option<String> {
-    let forms = words.iter().flat_map(|word| &word.forms);
-    let quoted: Vec<String> = forms.map(|form| format!("\"{form}\"")).collect();
+    let forms = words.iter().flat_map(|word| &word.0);
+    let quoted: Vec<String> = forms.map(|form| format!("\"{}\"", form.asked)).collect();
     (!quoted.is_empty()).then(|| quoted.join(" OR "))
 }
 
@@ -93,6 +113,8 @@ mod tests {
             ("Zu\u{308}rich, \u{301} e\u{305}", Some("\"Zu\u{308}rich\" OR \"e\u{305}\"")),
             ("the the The", Some(r#""the""#)),
             ("ÜBUNG Übung МОСКВА Москва", Some(r#""ÜBUNG" OR "МОСКВА""#)),
+            ("Zürich Zurich Zu\u{308}rich", Some(r#""Zürich""#)),
+            ("ΟΔΟΣ οδος", Some(r#""ΟΔΟΣ""#)),
             ("ᲗᲑᲘᲚᲘᲡᲘ თბილისი", Some(r#""ᲗᲑᲘᲚᲘᲡᲘ" OR "თბილისი""#)),
             ("თბილისი ᲗᲑᲘᲚᲘᲡᲘ ᲗᲑᲘᲚᲘᲡᲘ", Some(r#""თბილისი" OR "ᲗᲑᲘᲚᲘᲡᲘ""#)),
             ("\u{a79e} \u{a7ab}", Some("\"\u{a79e}\" OR \"\u{a79f}\" OR \"\u{a7ab}\" OR \"\u{25c}\"")),
@@ -103,6 +125,8 @@ mod tests {
         for (text, query) in cases {
             assert_eq!(quoted(&distinct(text)).as_deref(), query, "{text}");
         }
+        let terms: Vec<String> = distinct("Brücke ᲗᲑᲘᲚᲘᲡᲘ").iter().flat_map(Word::terms).map(str::to_owned).collect();
+        assert_eq!(terms, ["brucke", "ᲗᲑᲘᲚᲘᲡᲘ", "თბილისი"]);
         let page = (0..1000).map(|n| format!("word{n}")).collect::<Vec<_>>().join(" ");
         assert_eq!(distinct(&page).len(), MAX_WORDS);
     }
