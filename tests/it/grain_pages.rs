@@ -169,7 +169,25 @@ async fn orders_are_of_times_and_ids_and_cursors_belong_to_one() {
         assert_eq!(ids(&page(&app, &[("cursor", next)]).await), [expected[2]], "{sort}");
     }
     let next = page(&app, &[("limit", "1")]).await["next"].as_str().expect("more").to_owned();
+    // The filter it does not know, but it knows another one.
+    let filter = r#"{"ids": ["a", "b"]}"#;
+    let first = page(&app, &[("filter", filter), ("limit", "1"), ("sort", "id")]).await;
+    let filtered = first["next"].as_str().expect("more");
+    let same = r#"{"tags": {"none": []}, "ids": ["a", "b"]}"#;
+    for filter in [filter, same] {
+        assert_eq!(ids(&page(&app, &[("filter", filter), ("cursor", filtered)]).await), ["b"]);
+    }
+    assert_eq!(
+        ids(&page(&app, &[("filter", "{}"), ("cursor", next.as_str())]).await),
+        ["a", "c"],
+        "it has no condition"
+    );
+    let of_another = "`cursor` is of pages with another `filter`";
     for (query, sentence) in [
+        (format!("cursor={filtered}"), of_another),
+        (format!("cursor={filtered}&filter=%7B%7D"), of_another),
+        (format!("cursor={filtered}&filter={}", percent_encoded(r#"{"ids": ["a"]}"#)), of_another),
+        (format!("cursor={next}&filter={}", percent_encoded(filter)), of_another),
         (format!("cursor={next}&sort=id"), "`cursor` is of pages sorted by created_at"),
         ("cursor=nonsense".to_owned(), "`cursor` is not the `next` of an earlier page"),
         ("sort=size".to_owned(), "`sort` takes created_at, updated_at or id"),

@@ -4,6 +4,7 @@ use axum::extract::Query;
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use utoipa::ToSchema;
 
 use super::filter::FilterBody;
@@ -13,6 +14,8 @@ use super::{Kept, refused};
 use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, OptionalJson, QueryRejected, object, optional_object, optional_words, query_error};
 use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom};
+use crate::domain::Filter;
+use crate::domain::space::hex_digits;
 use crate::grains::store::{Facet, Numbered, PageRequest, Position, Sort, SortKey};
 
 const DEFAULT_LIMIT: u32 = 100;
@@ -38,11 +41,14 @@ pub struct Grains {
     next: Option<String>,
 }
 
-/// Where a page begins, and in which order.
+/// Where a page begins, in which order, and of which grains.
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Cursor {
     sort: String,
+    /// Tells one filter from another; `None` without one.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    filter: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
     us: Option<i64>,
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -57,7 +63,7 @@ struct Cursor {
     get, path = "/grains", tag = "grains", operation_id = "list_grains",
     params(
         ("limit" = Option<u32>, Query, description = "Grains of a page: 1 to 1000, 100 when absent; a page of long texts ends after 16 MiB", minimum = 1, maximum = 1000),
-        ("cursor" = Option<String>, Query, description = "`next` of the page before"),
+        ("cursor" = Option<String>, Query, description = "`next` of the page before. It knows its `sort`; a `filter` is sent again with it"),
         ("sort" = Option<String>, Query, description = "`created_at`, `updated_at` or `id`, with `-` before it to reverse; \
          `created_at` when absent"),
         ("filter" = Option<String>, Query, description = "A filter as JSON, as in the body of a search"),
@@ -84,10 +90,15 @@ pub async fn list(
     let word = query.sort.or_else(|| cursor.as_ref().map(|cursor| cursor.sort.clone()));
     let word = word.unwrap_or_else(|| "created_at".to_owned());
     let sort = read_sort(&word)?;
-    let after = cursor.map(|cursor| position(cursor, &word, sort.key)).transpose()?;
     let filter = FilterBody::of_parameter(query.filter.as_deref())?;
+    let hash = hash_of(&filter);
+    if cursor.as_ref().is_some_and(|cursor| cursor.filter != hash) {
+        let sentence = "`cursor` is of pages with another `filter`: send that again with it, or begin without a cursor";
+        return Err(refused("cursor", sentence));
+    }
+    let after = cursor.map(|cursor| position(cursor, &word, sort.key)).transpose()?;
     let mut page = grains.page(PageRequest { filter, sort, after, limit, vectors }).await?;
-    let next = page.next.map(|next| write_cursor(next, word));
+    let next = page.next.map(|next| write_cursor(next, word, hash));
     let object = |found: Numbered| GrainObject::of(found.grain).with_vector(page.vectors.remove(&found.number));
     Ok(axum::Json(Grains { grains: page.grains.into_iter().map(object).collect(), next }))
 }
@@ -103,10 +114,16 @@ fn read_sort(word: &str) -> Result<Sort, ApiError> {
     Ok(Sort { key, descending })
 }
 
-fn write_cursor(next: Position, sort: String) -> String {
+/// What tells a filter from others; `None` for one without conditions.
+fn hash_of(filter: &Filter) -> Option<String> {
+    let json = serde_json::to_vec(filter).unwrap_or_default();
+    (!filter.is_empty()).then(|| hex_digits(&Sha256::digest(json)[..8]))
+}
+
+fn write_cursor(next: Position, sort: String, filter: Option<String>) -> String {
     let cursor = match next {
-        Position::Time { us, number } => Cursor { sort, us: Some(us), number: Some(number), id: None },
-        Position::Id(id) => Cursor { sort, us: None, number: None, id: Some(id) },
+        Position::Time { us, number } => Cursor { sort, filter, us: Some(us), number: Some(number), id: None },
+        Position::Id(id) => Cursor { sort, filter, us: None, number: None, id: Some(id) },
     };
     BASE64_URL_SAFE_NO_PAD.encode(serde_json::to_vec(&cursor).unwrap_or_default())
 }
