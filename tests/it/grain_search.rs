@@ -216,6 +216,12 @@ async fn an_answer_of_too_much_text_is_refused_and_its_words_are_shown_at_once()
         found["hits"].as_array().expect("hits").iter().map(|hit| hit["highlight"].as_str().expect("shown")).collect();
     assert_eq!(highlights.len(), 10);
     assert_eq!(highlights[0].matches("<mark>zq</mark>").count(), 32, "{}", highlights[0]);
+
+    // Texts are as long as they were when shorter ones are allowed.
+    let app = app.restart_with(&format!("{}[grains]\nmax_text = \"1KiB\"\n", with_tiny(&[]))).await;
+    let (status, _, sentence) = app.post("/grains/search", body(100)).await.problem();
+    assert!(status == 422 && sentence.contains("34 hits have 33.6 MiB"), "{status}: {sentence}");
+    assert_eq!(ids(&search(&app, body(1)).await).len(), 1);
     app.stop().await;
 }
 
