@@ -3,8 +3,9 @@
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 
-use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
+
+use super::folding;
 
 /// Words of the part that is shown.
 const SHOWN_WORDS: usize = 32;
@@ -106,12 +107,12 @@ fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// A word as the index of words has it: in lower case, without marks.
+/// A word as the index of words has it.
 fn folded(word: &str) -> String {
     if word.is_ascii() {
         return word.to_ascii_lowercase();
     }
-    word.nfd().filter(|c| !is_combining_mark(*c)).flat_map(char::to_lowercase).collect()
+    word.chars().flat_map(folding::folded).collect()
 }
 
 #[cfg(test)]
@@ -133,6 +134,11 @@ mod tests {
             ),
             ("cafe\u{301}", "Cafe\u{301}s and a café", Some("Cafe\u{301}s and a <mark>café</mark>")),
             ("(c++) rust?", "C++, Rust", Some("<mark>C</mark>++, <mark>Rust</mark>")),
+            // What the index tells apart.
+            ("कि", "के कि", Some("के <mark>कि</mark>")),
+            ("чаи", "чай и чаи", Some("чай и <mark>чаи</mark>")),
+            ("か", "が か", Some("が <mark>か</mark>")),
+            ("οδος", "ΟΔΟΣ", Some("<mark>ΟΔΟΣ</mark>")),
             ("cat", "concatenate", None),
             ("", "a text", None),
             ("a", "", None),
