@@ -4,20 +4,28 @@ use std::ops::RangeInclusive;
 
 use unicode_normalization::UnicodeNormalization;
 
-/// Marks on the letter before them, where a text has the two apart. FTS5 leaves most of them out of its words; those that it
-/// does not know, and marks of any other script, end a word for it.
-const MARKS: RangeInclusive<char> = '\u{300}'..='\u{36f}';
+/// Marks on the letter before them that FTS5 leaves out of its words. All others end a word for it.
+const LEFT_OUT: [RangeInclusive<char>; 8] = [
+    '\u{300}'..='\u{304}',
+    '\u{306}'..='\u{30c}',
+    '\u{30f}'..='\u{30f}',
+    '\u{311}'..='\u{311}',
+    '\u{31b}'..='\u{31b}',
+    '\u{323}'..='\u{328}',
+    '\u{32d}'..='\u{32e}',
+    '\u{330}'..='\u{331}',
+];
 
-/// Whether a character is a mark that is no part of a word in the index.
-pub(super) fn is_mark(c: char) -> bool {
-    MARKS.contains(&c)
+/// Whether a character is a mark that is left out of the words of the index.
+pub(super) fn is_left_out(c: char) -> bool {
+    LEFT_OUT.iter().any(|range| range.contains(&c))
 }
 
 /// A letter in lower case, and without its marks if it is one of a to z. Other letters keep theirs where the two are one
 /// character, as й is. Nothing, for a mark alone.
 pub(super) fn folded(c: char) -> impl Iterator<Item = char> {
     let without_marks = |c: char| c.nfd().next().filter(char::is_ascii_alphabetic).unwrap_or(c);
-    c.to_lowercase().filter(|c| !is_mark(*c)).map(move |c| if c == 'ς' { 'σ' } else { without_marks(c) })
+    c.to_lowercase().filter(|c| !is_left_out(*c)).map(move |c| if c == 'ς' { 'σ' } else { without_marks(c) })
 }
 
 #[cfg(test)]
@@ -37,6 +45,7 @@ mod tests {
             ("чаи\u{306}", "чаи"),
             ("ΟΔΌΣ οδός", "οδόσ οδόσ"),
             ("がき", "がき"),
+            ("か\u{3099}", "か\u{3099}"),
             ("한국어", "한국어"),
             ("हिन्दी", "हिन्दी"),
         ] {

@@ -3,6 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 use std::ops::Range;
 
+use unicode_normalization::UnicodeNormalization;
 use unicode_normalization::char::is_combining_mark;
 
 use super::folding;
@@ -19,9 +20,10 @@ const LEFT_OUT: char = '…';
 pub(super) struct Wanted(HashSet<String>);
 
 impl Wanted {
-    /// The words of a query.
+    /// The words of a query, with marks on their letters and with marks apart, as both are searched for.
     pub(super) fn of(query: &str) -> Self {
-        Self(words(query).map(|place| folded(&query[place])).collect())
+        let forms = |word: &str| [folded(word), folded(&word.nfc().to_string()), folded(&word.nfd().to_string())];
+        Self(words(query).flat_map(|place| forms(&query[place])).collect())
     }
 
     /// The part of a text in which most different ones of the words are, the first such; `None` when none of them is in
@@ -138,6 +140,8 @@ mod tests {
             ("कि", "के कि", Some("के <mark>कि</mark>")),
             ("чаи", "чай и чаи", Some("чай и <mark>чаи</mark>")),
             ("か", "が か", Some("が <mark>か</mark>")),
+            ("Андрей", "Андреи\u{306} и Андрей", Some("<mark>Андреи\u{306}</mark> и <mark>Андрей</mark>")),
+            ("か\u{3099}き", "がき", Some("<mark>がき</mark>")),
             ("οδος", "ΟΔΟΣ", Some("<mark>ΟΔΟΣ</mark>")),
             ("cat", "concatenate", None),
             ("", "a text", None),

@@ -160,6 +160,31 @@ async fn words_are_found_by_themselves_in_scripts_whose_case_the_full_text_does_
 }
 
 #[tokio::test]
+async fn words_are_found_whether_their_marks_stand_apart_or_not() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    for (together, apart) in [
+        ("Андрей", "Андреи\u{306}"),
+        ("καλημέρα", "καλημε\u{301}ρα"),
+        ("한국어", "\u{1112}\u{1161}\u{11ab}\u{1100}\u{116e}\u{11a8}\u{110b}\u{1165}"),
+        ("がき", "か\u{3099}き"),
+        ("Zürich", "Zu\u{308}rich"),
+    ] {
+        app.put("/grains/together", json!({"text": format!("the word {together}")})).await.ok();
+        app.put("/grains/apart", json!({"text": format!("the word {apart}")})).await.ok();
+        for query in [together, apart] {
+            let found = search(&app, json!({"query": query, "mode": "lexical", "highlights": true})).await;
+            assert_eq!(ids(&found).len(), 2, "{query}: {found}");
+            for (id, word) in [("together", together), ("apart", apart)] {
+                let hits = found["hits"].as_array().expect("hits");
+                let hit = hits.iter().find(|hit| hit["grain"]["id"] == id).expect("found");
+                assert_eq!(hit["highlight"], format!("the word <mark>{word}</mark>"), "{query}");
+            }
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn words_that_most_grains_have_are_left_out_beside_others() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     // No grain is given the number of another, so the greatest is 1,200.

@@ -2,10 +2,17 @@
 
 use std::ops::RangeInclusive;
 
-use crate::grains::folding::{folded, is_mark};
+use unicode_normalization::UnicodeNormalization;
+use unicode_normalization::char::is_combining_mark;
+
+use crate::grains::folding::{folded, is_left_out};
 
 /// The most words that are looked at.
 const MAX_WORDS: usize = 128;
+
+/// Marks on the letter before them, where a text has the two apart, and which are no letters for Unicode. Those that end a
+/// word for FTS5 make two in a row of what is quoted.
+const MARKS: [RangeInclusive<char>; 2] = ['\u{300}'..='\u{36f}', '\u{3099}'..='\u{309a}'];
 
 /// The most forms of a word that are asked for.
 const MAX_FORMS: usize = 4;
@@ -23,20 +30,21 @@ const UNFOLDED: [RangeInclusive<char>; 9] = [
     '\u{104b0}'..='\u{10ffff}',
 ];
 
-/// A word of a query, in all forms that are asked for: as it was sent, and others that FTS5 takes for other words. What that
-/// takes for one word would count double if it were asked for twice.
+/// A word of a query, in all forms that are asked for: as it was sent, and others that FTS5 takes for other words, as it does
+/// with letters of most scripts when their marks stand apart. What it takes for one word would count double if it were
+/// asked for twice.
 pub(super) struct Word(Vec<Form>);
 
 struct Form {
     asked: String,
-    /// What it is in the index, by which it is counted and told apart.
+    /// What it is in the index, by which it is counted and told apart: words there, where marks end one.
     term: String,
 }
 
 impl Word {
     fn of(sent: &str) -> Self {
         let mut word = Self(Vec::new());
-        for asked in [sent.to_owned(), sent.to_lowercase()] {
+        for asked in [sent.to_owned(), sent.nfc().collect(), sent.nfd().collect(), sent.to_lowercase()] {
             word.add(Form { term: term(&asked), asked });
         }
         word
@@ -61,7 +69,7 @@ impl Word {
 /// The words of a text, each once, whatever its case and its marks.
 pub(super) fn distinct(text: &str) -> Vec<Word> {
     let mut words: Vec<Word> = Vec::new();
-    let ends_word = |c: char| !c.is_alphanumeric() && !is_mark(c);
+    let ends_word = |c: char| !c.is_alphanumeric() && !MARKS.iter().any(|marks| marks.contains(&c));
     for sent in text.split(ends_word).filter(|word| word.contains(char::is_alphanumeric)) {
         let word = Word::of(sent);
         match words.iter_mut().find(|known| word.terms().any(|term| known.has(term))) {
@@ -81,11 +89,13 @@ fn term(word: &str) -> String {
     for c in word.chars() {
         if is_unfolded(c) {
             term.push(c);
+        } else if is_combining_mark(c) && !is_left_out(c) {
+            term.push(' ');
         } else {
             term.extend(folded(c));
         }
     }
-    term
+    term.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 /// Whether a character is a capital that FTS5 leaves as it is.
@@ -114,6 +124,11 @@ mod tests {
             ("the the The", Some(r#""the""#)),
             ("ÜBUNG Übung МОСКВА Москва", Some(r#""ÜBUNG" OR "МОСКВА""#)),
             ("Zürich Zurich Zu\u{308}rich", Some(r#""Zürich""#)),
+            ("край краи", Some("\"край\" OR \"краи\u{306}\"")),
+            ("краи край", Some("\"краи\" OR \"край\"")),
+            ("がき", Some("\"がき\" OR \"か\u{3099}き\"")),
+            ("か\u{3099}き かき", Some("\"か\u{3099}き\" OR \"がき\" OR \"かき\"")),
+            ("\u{9b6}\u{9cb}\u{9a8}", Some("\"\u{9b6}\u{9cb}\u{9a8}\"")),
             ("ΟΔΟΣ οδος", Some(r#""ΟΔΟΣ""#)),
             ("ᲗᲑᲘᲚᲘᲡᲘ თბილისი", Some(r#""ᲗᲑᲘᲚᲘᲡᲘ" OR "თბილისი""#)),
             ("თბილისი ᲗᲑᲘᲚᲘᲡᲘ ᲗᲑᲘᲚᲘᲡᲘ", Some(r#""თბილისი" OR "ᲗᲑᲘᲚᲘᲡᲘ""#)),
