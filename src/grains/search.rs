@@ -121,7 +121,7 @@ pub struct Hit {
     pub highlight: Option<String>,
 }
 
-/// A space that serves grains, and whether it took part.
+/// A space that was to be searched, and whether it was.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SearchedSpace {
     /// The space.
@@ -148,7 +148,7 @@ pub enum Merged {
 pub struct SearchResult {
     /// Best first.
     pub hits: Vec<Hit>,
-    /// Every space that serves grains.
+    /// Every space that was to be searched.
     pub spaces: Vec<SearchedSpace>,
     /// How the order came about.
     pub merged: Merged,

@@ -66,7 +66,7 @@ pub struct SearchBody {
 pub struct SearchAnswer {
     /// Best first.
     hits: Vec<HitObject>,
-    /// Every space that serves grains, and whether it took part.
+    /// Every space that was to be searched, and whether it was; none where `mode` is `lexical`.
     spaces: Vec<SpaceObject>,
     /// `score`: by one score that all hits have. `anchors`: by scores of several spaces, put on the scale of the one that
     /// serves most grains. `rank`: by their ranks in several lists; scores say only the order.
@@ -98,6 +98,7 @@ pub struct SpaceObject {
     space: String,
     /// The model that embedded the query.
     model: Option<String>,
+    /// False where it could not be. True also where the filter leaves out all that it serves.
     searched: bool,
     /// Why it was not searched.
     #[serde(skip_serializing_if = "Option::is_none")]
