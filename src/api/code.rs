@@ -144,10 +144,17 @@ impl Code {
         }
     }
 
-    /// TEI's `error_type`.
+    /// The HTTP status and the `error_type` on TEI's routes, in answer to this method.
     #[must_use]
-    pub fn tei_type(self) -> &'static str {
-        self.row().tei
+    pub fn of_tei(self, method: &Method) -> (StatusCode, &'static str) {
+        let Row { status, tei, .. } = self.row();
+        if *method != Method::POST || status != StatusCode::SERVICE_UNAVAILABLE || self == Self::ModelLoading {
+            return (status, tei);
+        }
+        // Hugging Face's client for JavaScript sends again what was answered 503, at once and without end. TEI says 503
+        // to those alone who ask how it is; here a load is one too, since each request waits for it.
+        let status = if self == Self::Timeout { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::FAILED_DEPENDENCY };
+        (status, "Backend")
     }
 
     /// The label `err` of TEI's counter of failures.
@@ -235,6 +242,23 @@ mod tests {
             ["/v1/nope", "/embeddings", "/models/m/embeddings", "/models/m/v1/embeddings", "/models/m/v1/models"]
         {
             assert_eq!(family(Method::GET, path), Family::OpenAi, "{path}");
+        }
+    }
+
+    #[test]
+    fn of_what_is_posted_in_teis_language_only_a_load_is_503() {
+        for (code, status, kind) in [
+            (Code::ModelLoading, 503, "Unhealthy"),
+            (Code::ModelDisabled, 424, "Backend"),
+            (Code::ModelFailed, 424, "Backend"),
+            (Code::StoreUnavailable, 424, "Backend"),
+            (Code::Timeout, 504, "Backend"),
+            (Code::Overloaded, 429, "Overloaded"),
+        ] {
+            let (found, named) = code.of_tei(&Method::POST);
+            assert_eq!((found.as_u16(), named), (status, kind), "{code:?}");
+            let asked = code.of_tei(&Method::GET);
+            assert_eq!(asked, (code.status(Family::Tei), code.row().tei), "{code:?}: how the server is");
         }
     }
 

@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use axum::extract::Request;
-use axum::http::{HeaderName, HeaderValue, StatusCode, header};
+use axum::http::{HeaderName, HeaderValue, Method, StatusCode, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use serde::Serialize;
@@ -127,12 +127,13 @@ impl ApiError {
         if refusal.kind == RefusalKind::DiskFull { error } else { error.with_retry_after(Duration::from_secs(5)) }
     }
 
-    fn into_rendered(self, family: Family) -> Response {
+    fn into_rendered(self, family: Family, method: &Method) -> Response {
         let status = self.code.status(family);
         let mut response = match family {
             Family::Native => json(status, "application/problem+json", serde_json::to_vec(&self.as_problem())),
             Family::Tei => {
-                let body = TeiError { error: self.message.clone(), error_type: self.code.tei_type().to_owned() };
+                let (status, kind) = self.code.of_tei(method);
+                let body = TeiError { error: self.message.clone(), error_type: kind.to_owned() };
                 json(status, "application/json", serde_json::to_vec(&body))
             }
             Family::OpenAi => {
@@ -182,13 +183,14 @@ impl IntoResponse for ApiError {
 
 /// Writes the error of a response in the words of the route's family. Stands outside everything that can fail.
 pub async fn render(request: Request, next: Next) -> Response {
-    let family = Family::of(request.method(), request.uri().path());
+    let method = request.method().clone();
+    let family = Family::of(&method, request.uri().path());
     let (mut response, is_counted) = measured::noting(next.run(request)).await;
     let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
     if is_counted {
         measured::count_failure(error.code);
     }
-    let mut rendered = error.into_rendered(family);
+    let mut rendered = error.into_rendered(family, &method);
     // A refused method says which would do.
     if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
         rendered.headers_mut().insert(header::ALLOW, allow);

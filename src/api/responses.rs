@@ -137,7 +137,8 @@ macro_rules! family_errors {
 family_errors!(TeiErrors, TeiError);
 family_errors!(OpenAiErrors, OpenAiError);
 
-/// What a body can get wrong on TEI's routes.
+/// What a body can get wrong on TEI's routes, and what they answer in place of a 503 for more than a load: clients ask
+/// again after one at once.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "utoipa reads the variants")]
 pub enum TeiBodyErrors {
@@ -162,6 +163,18 @@ pub enum TeiBodyErrors {
     /// The model's queue is full, the server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
     Overloaded(TeiError),
+    /// The model is disabled or cannot be loaded.
+    #[response(status = 424, headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
+    ))]
+    NoModel(TeiError),
+    /// The model is still loading: each request waits for it.
+    #[response(status = 503, headers(("retry-after" = u64, description = "Seconds until trying again makes sense")))]
+    Loading(TeiError),
+    /// The request took too long.
+    #[response(status = 504, headers(("retry-after" = u64, description = "Seconds until trying again makes sense")))]
+    Timeout(TeiError),
 }
 
 /// What a body can get wrong on OpenAI's routes.

@@ -23,10 +23,12 @@ async fn refused(broken: &str) -> String {
     let app = TestApp::start_with(&format!("{}{broken}", with_tiny(&[]))).await;
     let answer = app.post("/embed", json!({"inputs": "hello", "model": "broken"})).await;
     let (status, kind, sentence) = answer.tei_error();
-    assert_eq!((status, kind.as_str()), (503, "Unhealthy"), "{sentence}");
+    assert_eq!((status, kind.as_str()), (424, "Backend"), "clients ask again at once after 503: {sentence}");
     assert_eq!(answer.header("x-should-retry"), "false", "only a changed file or setting helps: {sentence}");
     let (_, code, again) = app.post("/models/broken/load", json!(null)).await.problem();
     assert_eq!((code.as_str(), &again), ("model_failed", &sentence));
+    let (status, kind, _) = app.get("/models/broken/health").await.tei_error();
+    assert_eq!((status, kind.as_str()), (503, "Unhealthy"), "who asks how it is does not work it");
     let model = app.get("/models/broken").await.ok();
     assert_eq!((&model["state"], &model["failure"]["permanent"]), (&json!("failed"), &json!(true)));
     assert!(sentence.contains(model["failure"]["reason"].as_str().expect("a reason")), "{sentence}");
@@ -127,7 +129,7 @@ async fn without_a_runtime_library_the_server_runs_and_says_what_to_do() {
     let app =
         TestApp::start_with(&format!("[engine]\nruntime_library = \"/nowhere/lib.so\"\n{}", with_tiny(&[]))).await;
     let (status, kind, sentence) = app.post("/embed", json!({"inputs": "hello"})).await.tei_error();
-    assert_eq!((status, kind.as_str()), (503, "Unhealthy"));
+    assert_eq!((status, kind.as_str()), (424, "Backend"));
     assert!(sentence.contains("/nowhere/lib.so") && sentence.contains("make setup"), "{sentence}");
     assert_eq!(app.get("/health/live").await.status, 200);
     assert_eq!(app.get("/health/ready").await.status, 503);

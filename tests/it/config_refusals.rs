@@ -174,7 +174,7 @@ async fn the_designs_file_serves_and_a_missing_second_model_fails_where_it_is_us
 
     let refused = embed(Some("bert-base-uncased")).await;
     let (status, kind, message) = refused.tei_error();
-    assert_eq!((status, kind.as_str(), refused.header("x-should-retry")), (503, "Unhealthy", "false"));
+    assert_eq!((status, kind.as_str(), refused.header("x-should-retry")), (424, "Backend", "false"));
     let missing = "the ONNX file is missing: looked for `.granary/models/bert-base-uncased.onnx`";
     assert!(message.contains("`bert-base-uncased` cannot be loaded") && message.contains(missing), "{message}");
 
@@ -198,7 +198,7 @@ async fn a_model_of_other_dimensions_than_expected_is_refused() {
     let app = TestApp::start_with(&expecting(31)).await;
     for path in ["/embed", "/models/tiny/embed"] {
         let (status, kind, message) = app.post(path, json!({"inputs": "hello"})).await.tei_error();
-        assert_eq!((status, kind.as_str()), (503, "Unhealthy"));
+        assert_eq!((status, kind.as_str()), (424, "Backend"));
         let said =
             "expects vectors of 31 numbers (`ai.embedding_dim` or the model's `dimensions`), but the model makes 32";
         assert!(message.contains(said), "{message}");

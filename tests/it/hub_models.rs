@@ -284,7 +284,7 @@ async fn a_file_that_changed_on_disk_is_not_loaded() {
     let refused = send(client().post(format!("{url}/models/pulled/embed")).json(&json!({"inputs": "a"}))).await;
     assert_eq!(refused.header("x-should-retry"), "false");
     let refused = refused.tei_error();
-    assert_eq!((refused.0, refused.1.as_str()), (503, "Unhealthy"));
+    assert_eq!((refused.0, refused.1.as_str()), (424, "Backend"));
     assert!(refused.2.contains("`tokenizer.json` has changed since it was downloaded"), "{}", refused.2);
 }
 

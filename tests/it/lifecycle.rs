@@ -107,7 +107,7 @@ async fn a_disabled_model_is_the_operators_alone_in_later_runs_too() {
     let refused = app.post("/models/tiny-cls/embed", json!({"inputs": "a"})).await;
     assert_eq!(refused.header("retry-after"), "60");
     let refused = refused.tei_error();
-    assert_eq!((refused.0, refused.1.as_str()), (503, "Unhealthy"));
+    assert_eq!((refused.0, refused.1.as_str()), (424, "Backend"));
     assert!(refused.2.contains("`POST /models/tiny-cls/load` enables it"), "{}", refused.2);
     let refused = app.post("/v1/embeddings", json!({"input": "a", "model": "tiny-cls"})).await;
     assert_eq!((refused.header("retry-after"), refused.header("x-should-retry")), ("60", "false"));

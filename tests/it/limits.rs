@@ -475,6 +475,25 @@ async fn a_route_may_have_a_time_of_its_own() {
 }
 
 #[tokio::test]
+async fn who_took_too_long_is_told_so_in_the_words_of_each_family() {
+    let app = serve("request_timeout = \"300ms\"").await;
+    let head = "host: localhost\r\ncontent-type: application/json\r\ncontent-length: 100\r\n\r\n{";
+    for (path, status, word) in [
+        ("/embed", "504", "\"Backend\""),
+        ("/models/tiny", "504", "\"Backend\""),
+        ("/v1/embeddings", "503", "\"timeout\""),
+        ("/grains/search", "503", "\"timeout\""),
+    ] {
+        let mut connection = Raw::open(&app).await;
+        connection.send(&format!("POST {path} HTTP/1.1\r\n{head}")).await;
+        let answer = connection.read_until(word).await;
+        let is_answered = answer.starts_with(&format!("HTTP/1.1 {status} ")) && answer.contains("retry-after: 5\r\n");
+        assert!(is_answered && answer.contains("longer than 0.3 s"), "{path}: {answer}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_time_for_what_is_no_route_refuses_the_start() {
     let toml = "[server]\nroute_timeouts = { \"POST /grains/serch\" = \"5s\" }";
     let error = with_causes(&TestApp::try_start_with(toml).await.err().expect("refused"));

@@ -117,6 +117,7 @@ impl Operation {
             statuses.push(415);
             statuses.extend([400, 408, 413].into_iter().filter(|_| self.id != OF_LINES));
             statuses.extend((self.family() != Family::OpenAi).then_some(422));
+            statuses.extend([424, 504].into_iter().filter(|_| self.family() == Family::Tei));
         }
         let names_something = self.path.contains('{') || (self.has_body && !WITHOUT_NAMES.contains(&self.id.as_str()));
         if names_something {
@@ -227,7 +228,7 @@ fn every_operation_documents_every_status_in_its_familys_words() {
             assert_eq!(response["content"], body, "{name}: {status}");
             // A disk is full until somebody makes room on it.
             let is_of_models = operation.id != "create_snapshot";
-            if [429, 503].contains(status) || (*status == 507 && is_of_models) {
+            if [424, 429, 503, 504].contains(status) || (*status == 507 && is_of_models) {
                 assert!(response["headers"]["retry-after"].is_object(), "{name}: {status} says no `retry-after`");
             }
             if *status == 507 && is_of_models {
