@@ -10,7 +10,8 @@ use serde_json::json;
 use crate::helpers::{Answer, Caller, TestApp, key_entry, secret, send, with_keys, with_tiny};
 
 const APP: &str = "https://app.example";
-const ORIGINS: &str = "[server]\ncors_origins = [\"https://app.example\", \"http://localhost:3000\"]\n";
+const ORIGINS: &str =
+    "[server]\ncors_origins = [\"https://app.example\", \"http://localhost:3000\", \"app://obsidian.md\"]\n";
 
 /// Headers of requests, some of which OpenAI's client for browsers adds.
 const ASKED: &str = "authorization,content-type,idempotency-key,traceparent,x-request-id,x-stainless-lang";
@@ -34,7 +35,7 @@ fn allowed(answer: &Answer) -> &str {
 #[tokio::test]
 async fn named_pages_may_use_the_server_and_others_may_not() {
     let app = TestApp::start_with(&format!("{ORIGINS}{}", with_tiny(&[]))).await;
-    for origin in [APP, "http://localhost:3000"] {
+    for origin in [APP, "http://localhost:3000", "app://obsidian.md"] {
         let answer = embed(&app, origin).await;
         answer.ok();
         assert_eq!(allowed(&answer), origin);
@@ -43,7 +44,14 @@ async fn named_pages_may_use_the_server_and_others_may_not() {
         }
         assert!(answer.header(VARY.as_str()).contains("origin"), "{answer:?}");
     }
-    for origin in ["https://evil.example", "http://app.example", "https://app.example:8443", "null"] {
+    for origin in [
+        "https://evil.example",
+        "http://app.example",
+        "https://app.example:8443",
+        "https://obsidian.md",
+        "chrome-extension://obsidian.md",
+        "null",
+    ] {
         let answer = embed(&app, origin).await;
         assert_eq!((answer.status, allowed(&answer)), (StatusCode::FORBIDDEN, ""), "{origin}");
         assert_eq!(allowed(&preflight(&app, origin).await), "", "{origin}");
