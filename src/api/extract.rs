@@ -345,7 +345,14 @@ pub(super) fn parse<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, ApiError> {
 fn json_error(error: &serde_json::Error, path: &str) -> ApiError {
     // The place in the text helps with syntax; for fields their path does.
     if !error.is_data() {
-        return ApiError::new(Code::MalformedJson, format!("the body is not JSON: {error}"));
+        let sentence = format!("the body is not JSON: {error}");
+        // What the parser says of half of a surrogate pair, and of nothing else.
+        if !sentence.contains("hex escape") {
+            return ApiError::new(Code::MalformedJson, sentence);
+        }
+        let place = if path.ends_with(['.', '?']) { "a string".to_owned() } else { format!("`{}`", shortened(path)) };
+        let half = "holds half of a surrogate pair: a character was cut in two. Cut texts between characters";
+        return ApiError::new(Code::MalformedJson, format!("{sentence}: {place} {half}"));
     }
     let sentence = error.to_string();
     let sentence = sentence.rsplit_once(" at line ").map_or(sentence.as_str(), |(sentence, _)| sentence);
@@ -440,7 +447,8 @@ mod tests {
             (r#""limit": 1e999"#, Code::MalformedJson, "not JSON"),
             (r#""mode": "dense""#, Code::MalformedJson, "not JSON"),
             (r#""mode": }"#, Code::MalformedJson, "not JSON"),
-            (r#""mode": "\ud800"}"#, Code::MalformedJson, "not JSON"),
+            (r#""mode": "\ud800"}"#, Code::MalformedJson, "`mode` holds half of a surrogate pair"),
+            (r#""\udc00": 1}"#, Code::MalformedJson, "a string holds half of a surrogate pair"),
             (r#""limit": 1} {"#, Code::MalformedJson, "not JSON"),
             (r#""filters": {}}"#, Code::InvalidRequest, "`filters`: unknown field `filters`, expected one of `query`"),
         ] {

@@ -349,6 +349,7 @@ mod tests {
             ("{}", Code::InvalidRequest, "a text"),
             (r#"["a""#, Code::MalformedJson, "EOF"),
             (r#""\ud800""#, Code::MalformedJson, "hex escape"),
+            (r#"["a", "b \ud83d"]"#, Code::MalformedJson, "`[1]` holds half of a surrogate pair"),
             (r#""a" x"#, Code::MalformedJson, "trailing"),
         ] {
             let (found, sentence) = refusal(json);

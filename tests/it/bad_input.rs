@@ -271,6 +271,8 @@ async fn bodies_that_are_not_json_are_refused_by_every_family() {
             let expected = if code == "Validation" { "Validation" } else { "malformed_json" };
             assert_eq!((status, code.as_str()), (400, expected), "{path} {body:?}: {sentence}");
             assert_eq!(sentence.contains("byte order mark"), body.starts_with('\u{feff}'), "{path}: {sentence}");
+            let names_half = sentence.contains(&format!("`{field}` holds half of a surrogate pair"));
+            assert_eq!(names_half, body.contains("ud800"), "{path}: {sentence}");
         }
         let deep = format!("{{\"{field}\": {}}}", "[".repeat(100_000));
         let (status, _, sentence) = refusal(path, &send(typed(&deep)).await);
