@@ -82,6 +82,12 @@ impl ApiError {
         self
     }
 
+    /// Whether it is about the inputs: its sentence begins with them, and nothing of the caller's stands before.
+    #[must_use]
+    pub fn is_of_inputs(&self) -> bool {
+        self.param.as_deref().is_some_and(|param| param.starts_with("inputs"))
+    }
+
     /// The same error in other words: those of a route that calls its fields otherwise.
     #[must_use]
     pub fn reworded(mut self, words: impl FnOnce(&str) -> String) -> Self {
@@ -138,10 +144,14 @@ impl ApiError {
             }
             Family::OpenAi => {
                 // The services say `inputs`, as TEI does; OpenAI's field is `input`.
-                let in_its_words = |text: &str| text.replace("`inputs", "`input");
+                let message = if self.is_of_inputs() {
+                    self.message.replacen("`inputs", "`input", 1)
+                } else {
+                    self.message.clone()
+                };
                 let body = OpenAiError {
                     error: OpenAiErrorBody {
-                        message: in_its_words(&self.message),
+                        message,
                         kind: self.code.openai_type().to_owned(),
                         param: self
                             .param

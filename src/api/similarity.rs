@@ -74,7 +74,7 @@ pub(super) async fn answer(state: &AppState, pair: SentencePair, options: &Embed
         return Err(ApiError::new(Code::TooManyInputs, sentence).with_param("inputs"));
     }
     let texts = Inputs::list(std::iter::once(pair.source_sentence).chain(pair.sentences).collect());
-    let of_pair = |error: ApiError| error.reworded(in_words_of_pair);
+    let of_pair = |error: ApiError| if error.is_of_inputs() { error.reworded(in_words_of_pair) } else { error };
     let request = options.request(texts, &state.limits).map_err(of_pair)?;
     let answer = measured::embed(state, options.model.as_deref(), request, Shape::List).await.map_err(of_pair)?;
     let encoded = &answer.embedded.encoded;

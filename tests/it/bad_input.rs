@@ -74,6 +74,22 @@ async fn inputs_that_cannot_be_embedded_are_refused_by_every_family() {
 }
 
 #[tokio::test]
+async fn the_callers_own_words_come_back_as_they_were() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let pair = json!({"source_sentence": "a", "sentences": ["b"]});
+    for (field, said) in [("model", "no model is called `inputs[3]`"), ("prompt_name", "has no prompt `inputs[3]`")] {
+        for (path, body) in [
+            ("/similarity", json!({"inputs": pair, "parameters": {field: "inputs[3]"}})),
+            ("/v1/embeddings", json!({"input": "a", field: "inputs[3]"})),
+        ] {
+            let (_, _, sentence) = refusal(path, &app.post(path, body).await);
+            assert!(sentence.contains(said), "{path}: {sentence}");
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_list_is_not_taken_for_the_fields_of_an_object() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     for (path, body) in [
