@@ -3,10 +3,11 @@
 use axum::extract::State;
 use axum::response::Response;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{Json, ModelWord, UsualModel, expected_space, optional_object, optional_word};
+use super::extract::{Json, ModelWord, Object, UsualModel, expected_space, optional_word, value_error};
 use super::inputs::{Inputs, RootInputs};
 use super::measured;
 use super::prompt::{self, InputTypeWord};
@@ -118,20 +119,36 @@ body! {
     #[schema(as = EmbedBody_RootInputs)]
     RootBody of RootInputs {
         /// How sentences to compare are to be embedded, as for `/similarity`; the fields beside it say what it leaves
-        /// out. For texts it must be well formed, and says nothing.
-        #[serde(default, deserialize_with = "optional_object")]
-        parameters: Option<EmbedOptions>,
+        /// out. For texts it may be anything, and says nothing: TEI does not know it.
+        #[schema(value_type = Option<EmbedOptions>)]
+        parameters: Option<Value>,
     }
 }
 
 impl RootBody {
     /// The inputs, and how they are to be embedded.
-    fn settled(mut self) -> (RootInputs, EmbedOptions) {
-        let parameters = self.parameters.take().unwrap_or_default();
+    ///
+    /// # Errors
+    /// When sentences have parameters that are none.
+    fn settled(mut self) -> Result<(RootInputs, EmbedOptions), ApiError> {
+        let parameters = self.parameters.take();
         let (inputs, options) = self.into_parts();
         let is_pair = matches!(inputs, RootInputs::Compare(_));
-        (inputs, if is_pair { parameters.or(options) } else { options })
+        match parameters.filter(|_| is_pair) {
+            Some(parameters) => Ok((inputs, read_parameters(parameters)?.or(options))),
+            None => Ok((inputs, options)),
+        }
     }
+}
+
+fn read_parameters(parameters: Value) -> Result<EmbedOptions, ApiError> {
+    serde_path_to_error::deserialize(parameters).map(|Object(options)| options).map_err(|error| {
+        let path = match error.path().to_string().as_str() {
+            "." => "parameters".to_owned(),
+            path => format!("parameters.{path}"),
+        };
+        value_error(&error.into_inner().to_string(), &path)
+    })
 }
 
 /// The answer of `POST /`. It is written straight from the vectors; this is its shape for the document.
@@ -271,7 +288,7 @@ pub async fn infer(
     usual: UsualModel,
     Json(body): Json<RootBody>,
 ) -> Result<Response, ApiError> {
-    let (inputs, options) = body.settled();
+    let (inputs, options) = body.settled()?;
     answer_root(&state, inputs, &EmbedOptions { model: usual.unless(options.model), ..options }).await
 }
 
@@ -305,7 +322,7 @@ pub async fn infer_with_model(
     ModelWord(model): ModelWord,
     Json(body): Json<RootBody>,
 ) -> Result<Response, ApiError> {
-    let (inputs, options) = body.settled();
+    let (inputs, options) = body.settled()?;
     answer_root(&state, inputs, &EmbedOptions { model: Some(model), ..options }).await
 }
 

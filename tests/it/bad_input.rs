@@ -147,7 +147,7 @@ async fn nor_is_one_inside_a_body() {
             json!({"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": options}),
             "parameters",
         ),
-        ("/", json!({"inputs": "a", "parameters": options}), "parameters"),
+        ("/", json!({"inputs": {"source_sentence": "a", "sentences": ["b"]}, "parameters": options}), "parameters"),
         ("/models", json!({"name": "other", "path": "tiny", "prompts": ["a: ", "b: "]}), "prompts"),
     ] {
         let (status, _, sentence) = refusal(path, &app.post(path, body).await);

@@ -160,6 +160,14 @@ async fn the_root_reads_the_parameters_of_sentences_and_only_of_those() {
     let embedded = app.post("/embed", json!({"inputs": "hello"})).await.ok();
     for path in ["/", "/invocations", "/models/tiny"] {
         assert_eq!(app.post(path, texts.clone()).await.ok(), embedded, "{path}");
+        for parameters in [json!({"truncate": "x"}), json!([]), json!("x")] {
+            let beside_texts = json!({"inputs": "hello", "parameters": parameters});
+            assert_eq!(app.post(path, beside_texts).await.ok(), embedded, "{path}: {parameters}");
+        }
+        let beside_sentences = json!({"inputs": pair, "parameters": {"truncate": "x"}});
+        let (status, _, sentence) = app.post(path, beside_sentences).await.tei_error();
+        let said = "`parameters.truncate`: invalid type: string \"x\", expected a boolean";
+        assert_eq!((status, sentence.as_str()), (422, said), "{path}");
     }
     app.stop().await;
 }
