@@ -17,7 +17,7 @@
 //! | [`app`] | builds everything from a configuration and runs it; only `cli` imports it |
 //! | [`cli`] | the command line; it may use everything |
 //! | [`auth`] | API keys: which there are, who presents one |
-//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`] | leaves: settings, logs and metrics, stopping, the time, freed memory, what JSON costs |
+//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`], [`ownership`] | leaves: settings, logs and metrics, stopping, the time, freed memory, what JSON costs, whose a file is |
 
 pub mod allocator;
 pub mod api;
@@ -32,5 +32,6 @@ pub mod engine;
 pub mod grains;
 pub mod json;
 pub mod models;
+pub mod ownership;
 pub mod shutdown;
 pub mod telemetry;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{ApiKey, KeyName};
+use crate::ownership::hand_over;
 
 const HEAD: &str = "# The API keys of Granary, as hashes: `granary keys add`, `list` and `remove` write and read this file.\n\
                     # A running server takes a change over within seconds. While this file is here, requests need a key.\n\n";
@@ -171,13 +172,13 @@ impl KeyFile {
         KeyFileError::Unreadable { path: self.0.clone(), source }
     }
 
-    /// Changes the keys, one process at a time. A reader sees the old file or the new one.
+    /// Changes the keys, one process at a time. A reader sees the old file or the new one, which has the same owner.
     fn change(&self, edit: impl FnOnce(&mut Vec<ApiKey>) -> Result<(), KeyFileError>) -> Result<(), KeyFileError> {
         let unwritable = |source: io::Error| KeyFileError::Unwritable { path: self.0.clone(), source };
         let path = behind_links(&self.0);
         let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         fs_err::create_dir_all(folder).map_err(unwritable)?;
-        let lock = create(&beside(&path, ".lock")).map_err(unwritable)?;
+        let lock = open_lock(&path).map_err(unwritable)?;
         lock.lock().map_err(unwritable)?;
 
         let mut keys = self.read()?;
@@ -190,12 +191,17 @@ impl KeyFile {
             _ => {}
         }
         let mut file = create(&new).map_err(unwritable)?;
-        file.write_all(HEAD.as_bytes())
+        hand_over(&file, &path)
+            .and_then(|()| file.write_all(HEAD.as_bytes()))
             .and_then(|()| file.write_all(text.as_bytes()))
             .and_then(|()| file.sync_all())
             .and_then(|()| fs_err::rename(&new, &path))
             .and_then(|()| fs_err::File::open(folder)?.sync_all())
-            .map_err(unwritable)
+            .map_err(|error| {
+                // The error that matters is the first one.
+                let _ = fs_err::remove_file(&new);
+                unwritable(error)
+            })
     }
 }
 
@@ -209,12 +215,31 @@ fn behind_links(file: &Path) -> PathBuf {
     path
 }
 
-/// Opens a file for its owner alone, made if need be.
+/// Makes a file for its owner alone. What has its name already is not used: in somebody else's folder, that may be a link
+/// to any file of the system.
 fn create(path: &Path) -> io::Result<fs_err::File> {
     let mut options = fs_err::OpenOptions::new();
-    options.create(true).truncate(true).write(true);
+    options.create_new(true).write(true);
     options.options_mut().mode(MODE);
     options.open(path)
+}
+
+/// Opens the file by whose lock those wait for each other who change the keys, made if need be.
+fn open_lock(keys: &Path) -> io::Result<fs_err::File> {
+    let path = beside(keys, ".lock");
+    match create(&path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            fs_err::OpenOptions::new().write(true).open(&path)
+        }
+        Err(error) => Err(error),
+        Ok(lock) => {
+            hand_over(&lock, keys).inspect_err(|_| {
+                // It would keep the owner of the keys out.
+                let _ = fs_err::remove_file(&path);
+            })?;
+            Ok(lock)
+        }
+    }
 }
 
 fn beside(path: &Path, suffix: &str) -> PathBuf {
@@ -273,6 +298,41 @@ mod tests {
     }
 
     #[test]
+    fn whoever_changes_the_keys_their_owner_stays() {
+        use std::os::unix::fs::{MetadataExt, chown};
+        let (_folder, file) = in_a_folder();
+        let folder = file.path().parent().expect("a folder");
+        fs_err::create_dir_all(folder).expect("made");
+        if chown(folder, Some(7), Some(8)).is_err() {
+            println!("skipped: only root can give files to other users");
+            return;
+        }
+        let owner_of = |path: &Path| {
+            let metadata = fs_err::metadata(path).expect("it is there");
+            (metadata.uid(), metadata.gid())
+        };
+        let lock = beside(file.path(), ".lock");
+        file.add(key("a")).expect("added");
+        assert_eq!((owner_of(file.path()), owner_of(&lock)), ((7, 8), (7, 8)), "the folder's owner");
+        chown(file.path(), Some(9), Some(10)).expect("given away");
+        fs_err::remove_file(&lock).expect("removed");
+        file.remove(&key("a").name).expect("removed");
+        assert_eq!((owner_of(file.path()), owner_of(&lock)), ((9, 10), (9, 10)), "the old file's owner");
+        assert_eq!(fs_err::metadata(file.path()).expect("a file").permissions().mode() & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_the_lock_costs_no_other_file_anything() {
+        let (folder, file) = in_a_folder();
+        let other = folder.path().join("other");
+        fs_err::write(&other, "kept").expect("written");
+        fs_err::create_dir_all(file.path().parent().expect("a folder")).expect("made");
+        std::os::unix::fs::symlink(&other, beside(file.path(), ".lock")).expect("linked");
+        file.add(key("a")).expect("added");
+        assert_eq!(fs_err::read_to_string(&other).expect("it is there"), "kept");
+    }
+
+    #[test]
     fn a_link_to_the_file_stays_one() {
         let (folder, file) = in_a_folder();
         let link = KeyFile::at(folder.path().join("linked.toml"));
@@ -298,7 +358,7 @@ mod tests {
         let [link, other] = ["a.toml", "b.toml"].map(|name| folder.path().join(name));
         std::os::unix::fs::symlink(&other, &link).expect("linked");
         std::os::unix::fs::symlink(&link, &other).expect("linked");
-        assert!(matches!(KeyFile::at(link.clone()).add(key("a")), Err(KeyFileError::Unreadable { .. })));
+        assert!(matches!(KeyFile::at(link.clone()).add(key("a")), Err(KeyFileError::Unwritable { .. })));
         assert!(link.is_symlink() && other.is_symlink());
     }
 

@@ -7,8 +7,9 @@ use crate::helpers::repository;
 /// Each may use everything to its right, and the leaves.
 const ARROWS: [&str; 6] = ["api", "change", "grains", "models", "engine", "domain"];
 
-/// Used by all but `domain`, which knows nobody; they use nothing, but that `config` and `auth` speak the words of `domain`.
-const LEAVES: [&str; 7] = ["config", "telemetry", "shutdown", "clock", "auth", "allocator", "json"];
+/// Used by all but `domain`, which knows nobody; they use nothing, but that `config` and `auth` speak the words of `domain`,
+/// and `auth` uses `ownership`.
+const LEAVES: [&str; 8] = ["config", "telemetry", "shutdown", "clock", "auth", "allocator", "json", "ownership"];
 
 /// Crates and functions, and the only files or folders that may name them.
 const OWNED: [(&[&str], &[&str]); 4] = [
@@ -73,6 +74,7 @@ fn planted_violations_are_found() {
         ("telemetry.rs", "use crate::config::Config;", "`crate::config::Config`"),
         ("config/ai.rs", "use crate::models::Catalog;", "`crate::models::Catalog`"),
         ("auth/mod.rs", "use crate::config::Config;", "`crate::config::Config`"),
+        ("ownership.rs", "use crate::auth::KeyFile;", "`crate::auth::KeyFile`"),
         ("api/mod.rs", "use crate::app::App;", "`crate::app::App`"),
         ("app.rs", "use crate::cli::Cli;", "`crate::cli::Cli`"),
         ("engine/encoder.rs", "use ort::session::Session;", "`ort::session::Session`"),
@@ -106,7 +108,7 @@ fn what_follows_the_arrows_passes() {
         ("models/mod.rs", "fn f(ort: u8, env: u8) -> impl Sized + use<> { http(ort, env, self::axum) }"),
         ("engine/session.rs", "use ort::session::Session; use tokio::sync::oneshot; use crate::telemetry;"),
         ("config/mod.rs", "use crate::domain::Pooling; use super::config; fn f() { std::env::vars_os() }"),
-        ("auth/file.rs", "use crate::domain::ApiKey;"),
+        ("auth/file.rs", "use crate::domain::ApiKey; use crate::ownership::hand_over;"),
         ("domain/space.rs", "use super::model::ModelName; use crate::domain::model;"),
         ("app.rs", "use crate::{api, grains, config}; use axum::Router; use super::telemetry;"),
         ("cli/mod.rs", "use crate::{config, app::App};"),
@@ -156,7 +158,8 @@ fn may_use(home: &str, target: &str) -> bool {
         _ if home == target => true,
         "cli" => is_placed(target),
         "app" => is_placed(target) && target != "cli",
-        "config" | "auth" => target == "domain",
+        "auth" => ["domain", "ownership"].contains(&target),
+        "config" => target == "domain",
         "domain" => false,
         _ => {
             place(home).is_some_and(|home| LEAVES.contains(&target) || place(target).is_some_and(|place| place > home))

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -459,6 +459,29 @@ fn a_key_that_nobody_sees_is_not_kept() {
     assert!(stderr.contains("granary: the key cannot be printed, so `ops` is removed again: "), "{stderr}");
     let list = said(folder.path(), &["list"]);
     assert!(!list.contains("ops"), "{list}");
+}
+
+#[test]
+fn who_cannot_leave_the_file_to_its_owner_does_not_change_it() {
+    let folder = folder_with("[auth]\nkeys_file = \"keys.toml\"");
+    said(folder.path(), &["add", "ops", "--scope", "admin"]);
+    let file = folder.path().join("keys.toml");
+    let names = || fs_err::read_dir(folder.path()).expect("a folder").count();
+    let before = (fs_err::read_to_string(&file).expect("a file"), names());
+    if std::os::unix::fs::chown(&file, Some(7), Some(7)).is_err() {
+        println!("skipped: only root can give files to other users");
+        return;
+    }
+    // Root gives up that it may do so.
+    let mut command = Command::new("/usr/bin/setpriv");
+    command.args(["--bounding-set=-chown", env!("CARGO_BIN_EXE_granary"), "keys", "remove", "ops"]);
+    let refused = command.current_dir(folder.path()).env_clear().output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("belongs to the user 7") && stderr.contains("`sudo -u '#7' …`"), "{stderr}");
+    assert_eq!((fs_err::read_to_string(&file).expect("a file"), names()), before, "nothing is changed or left behind");
+    said(folder.path(), &["remove", "ops"]);
+    assert_eq!(fs_err::metadata(&file).expect("a file").uid(), 7);
 }
 
 #[tokio::test]

@@ -1,0 +1,41 @@
+//! Whose a file is: what takes the place of another file belongs to whoever has that one, and not to root because the
+//! command was run with `sudo`. The server could not read it, and would go on with what it has read before.
+
+use std::io::{self, ErrorKind};
+use std::os::unix::fs::{MetadataExt, fchown};
+use std::path::Path;
+
+/// Gives a file that this process has made to the owner of the one at `old`, whose place it takes or which it guards.
+/// Where there is none, it becomes the folder's owner's, if the system lets this process do that.
+///
+/// The file comes as a handle: in a folder of somebody else's, its name may lead elsewhere by now.
+///
+/// # Errors
+/// When there is an old file, and the system does not let this process give others to its owner.
+pub fn hand_over(file: &fs_err::File, old: &Path) -> io::Result<()> {
+    let owner = match fs_err::metadata(old) {
+        Err(error) if error.kind() == ErrorKind::NotFound => {
+            let folder = old.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
+            // Whoever is not root keeps what they make in a folder of somebody else's.
+            let _ = give(file, &fs_err::metadata(folder)?);
+            return Ok(());
+        }
+        found => found?,
+    };
+    give(file, &owner).map_err(|error| {
+        let (old, user) = (old.display(), owner.uid());
+        let refused = format!(
+            "`{old}` belongs to the user {user}, and what takes its place cannot be given to them ({error}): run the \
+             command as that user (`sudo -u '#{user}' …`) or as root"
+        );
+        io::Error::new(error.kind(), refused)
+    })
+}
+
+/// The group goes with the user: alone it decides nothing where a file is its owner's alone.
+fn give(file: &fs_err::File, owner: &std::fs::Metadata) -> io::Result<()> {
+    if file.metadata()?.uid() == owner.uid() {
+        return Ok(());
+    }
+    fchown(file, Some(owner.uid()), Some(owner.gid()))
+}
