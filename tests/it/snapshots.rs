@@ -1,6 +1,7 @@
 //! Whole copies of the database, made while it is used.
 
-use std::os::unix::fs::PermissionsExt;
+use std::collections::BTreeSet;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -162,6 +163,27 @@ async fn a_stop_gives_a_snapshot_up_and_nothing_of_it_stays() {
     assert_eq!(names_in(&snapshots), Vec::<String>::new());
 }
 
+/// Restores without the right of root to give files away.
+fn who_cannot_leave_it_to_its_owner_does_not_replace_a_database(folder: &Path, file: &str, env: &[(&str, &str)]) {
+    let database = folder.join("granary.db");
+    let owner = fs_err::metadata(&database).expect("a database").uid();
+    if chown(&database, Some(owner + 7), None).is_err() {
+        println!("skipped: only root can give files to other users");
+        return;
+    }
+    let names = || names_in(folder).into_iter().collect::<BTreeSet<_>>();
+    let before = names();
+    let mut restore = Command::new("/usr/bin/setpriv");
+    restore.args(["--bounding-set=-chown", env!("CARGO_BIN_EXE_granary"), "snapshot", "restore", file]);
+    let refused = restore.current_dir(folder).env_clear().envs(env.iter().copied()).output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert_eq!(refused.status.code(), Some(1), "{stderr}");
+    let user = format!("belongs to the user {}", owner + 7);
+    assert!(stderr.contains("nothing was restored") && stderr.contains(&user), "{stderr}");
+    assert_eq!(names(), before, "nothing has another name or is left behind");
+    chown(&database, Some(owner), None).expect("given back");
+}
+
 /// A running server would go on with the old file, and lose what it writes.
 #[tokio::test]
 async fn a_restore_waits_for_no_server_and_loses_nothing() {
@@ -189,6 +211,8 @@ async fn a_restore_waits_for_no_server_and_loses_nothing() {
     assert!(said.contains("is in use by process"), "{said}");
     server.signal(rustix::process::Signal::TERM);
     assert!(server.wait().success());
+
+    who_cannot_leave_it_to_its_owner_does_not_replace_a_database(folder.path(), &file, &env);
 
     // A snapshot that others may read makes no database that they may.
     fs_err::set_permissions(&file, PermissionsExt::from_mode(0o444)).expect("shown to others");

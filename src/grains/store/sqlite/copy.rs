@@ -72,7 +72,7 @@ impl SqliteStore {
         // A reader would do, but readers may not write, and to them this is writing.
         let mut connection = connect(&self.path).await?;
         interrupt_at(&mut connection, stop.clone()).await.map_err(self.failed(SNAPSHOT))?;
-        let mut written = write_copy(&mut connection, target, &partial, SNAPSHOT).await;
+        let mut written = write_copy(&mut connection, target, &partial, SNAPSHOT).await.map(drop);
         // The log could not be emptied meanwhile. Here no writer waits for it to be copied to the file.
         let _ = sqlx::raw_sql("PRAGMA wal_checkpoint(PASSIVE)").execute(&mut connection).await;
         // Nothing was written through it that a failed close could lose.
@@ -105,24 +105,23 @@ async fn begin_epoch(copy: &Path) -> Result<(), StoreError> {
     begun.map(drop).map_err(failed)
 }
 
-/// Writes a whole copy to a file that is not there yet, and syncs it.
+/// Writes a whole copy to a file that is not there yet, syncs it, and answers with the file.
 pub(super) async fn write_copy(
     connection: &mut SqliteConnection,
     path: &Path,
     partial: &Path,
     doing: &'static str,
-) -> Result<(), StoreError> {
+) -> Result<fs_err::File, StoreError> {
     let refused = |source| StoreError::files(doing, path, source);
     // SQLite takes an empty file as its target, and this one nobody else may read.
-    fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial).map_err(refused)?;
+    let copy = fs_err::OpenOptions::new().write(true).create_new(true).mode(0o600).open(partial).map_err(refused)?;
     // The path was given to SQLite as UTF-8 when the database was opened.
     sqlx::query("VACUUM INTO ?")
         .bind(partial.to_string_lossy())
         .execute(connection)
         .await
         .map_err(|source| StoreError::sql(doing, path, source))?;
-    let copy = fs_err::tokio::File::open(partial).await.map_err(refused)?;
-    copy.sync_all().await.map_err(refused)
+    blocking(move || copy.sync_all().map(|()| copy)).await.map_err(refused)
 }
 
 /// Removes what an interrupted copy left.

@@ -13,6 +13,7 @@ use time::format_description::well_known::Rfc3339;
 
 use super::super::StoreError;
 use super::beside;
+use crate::ownership::hand_over;
 
 /// The lock, held until it is dropped.
 #[derive(Debug)]
@@ -40,6 +41,10 @@ impl StoreLock {
             // A process that withdrew may have unlinked this very file between the two calls above: a lock on a file
             // without a name would keep nobody out.
             if is_still_at(&file, &path) {
+                if matches!(origin, Origin::Created) {
+                    // Where root restores, the server must be able to open it. Who cannot give it away may be that server.
+                    let _ = hand_over(&file, database);
+                }
                 sign(&mut file);
                 return Ok(Self { file, path, origin });
             }

@@ -10,6 +10,7 @@ use super::lock::StoreLock;
 use super::open::{is_database_path, real_path, sync_folder_of};
 use super::recognise::{Recognised, recognise};
 use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
+use crate::ownership::hand_over;
 
 /// What the name of the database has appended for the copy of a snapshot until that takes its place. While there is no
 /// database and this is there, a restore was cut off, or goes on.
@@ -19,15 +20,16 @@ const DOING: &str = "put a snapshot in place of the database";
 
 /// Puts a snapshot in place of a database that no process uses, and answers where the database is now, if there was one.
 ///
-/// The snapshot stays as it is, and whoever may read it, the database is its owner's alone. A snapshot is any database of
-/// Granary's that is not in use: what a crash left in its log or journal counts. What was there before is kept beside the
-/// new database, with its write-ahead log. A link to the database leads to the new one.
+/// The snapshot stays as it is, and whoever may read it, the database is its owner's alone: who had the one before, or has
+/// the folder. A snapshot is any database of Granary's that is not in use: what a crash left in its log or journal counts.
+/// What was there before is kept beside the new database, with its write-ahead log. A link to the database leads to the
+/// new one.
 ///
 /// # Errors
 /// When the snapshot is not Granary's or from a newer one, either is in use, for a snapshot with a log by another restore
-/// too, or there is no room for the copy: then the database is where it was. When the file system refuses later than that,
-/// it may have its other name already, and so it may after a crash: then no database is opened until the restore has been
-/// repeated.
+/// too, there is no room for the copy, or it cannot be given to its owner: then the database is where it was. When the file
+/// system refuses later than that, it may have its other name already, and so it may after a crash: then no database is
+/// opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
     let (real_database, real_snapshot) = (real_path(database)?, real_path(snapshot)?);
     let (database, snapshot) = (real_database.as_path(), real_snapshot.as_path());
@@ -73,7 +75,12 @@ async fn replace(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, St
     }
     // What an earlier restore left stays until then: it may be all that tells that the database is away.
     discard(&partial).map_err(refused)?;
-    if let Err(error) = copy(snapshot, &partial).await {
+    // While the database is away, what an earlier restore left is its owner's.
+    let owned = if fs_err::exists(database).map_err(refused)? { database } else { whole.as_path() };
+    let copied = copy(snapshot, &partial)
+        .await
+        .and_then(|copy| hand_over(&copy, owned).and_then(|()| copy.sync_all()).map_err(refused));
+    if let Err(error) = copied {
         // The error that matters is the first one.
         let _ = discard(&partial);
         return Err(error);
@@ -84,8 +91,8 @@ async fn replace(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, St
     Ok(replaced)
 }
 
-/// Copies what the next reader of a snapshot would see.
-async fn copy(snapshot: &Path, partial: &Path) -> Result<(), StoreError> {
+/// Copies what the next reader of a snapshot would see, and answers with the file.
+async fn copy(snapshot: &Path, partial: &Path) -> Result<fs_err::File, StoreError> {
     let mut view = View::open(snapshot).await?;
     let written = write_copy(&mut view.connection, snapshot, partial, DOING).await;
     view.close().await;

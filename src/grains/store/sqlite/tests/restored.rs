@@ -39,6 +39,36 @@ async fn what_was_there_before_is_kept_with_its_log() {
 }
 
 #[tokio::test]
+async fn a_restored_database_belongs_to_whoever_had_the_one_before_it() {
+    use std::os::unix::fs::{MetadataExt, chown};
+    let (folder, path) = folder();
+    let snapshot = folder.path().join("snapshot.db");
+    open(&snapshot).await.expect("created").close().await;
+    if chown(folder.path(), Some(7), Some(8)).is_err() {
+        println!("skipped: only root can give files to other users");
+        return;
+    }
+    let lock = beside(&path, ".lock");
+    let owner_of = |path: &Path| {
+        let metadata = fs_err::metadata(path).expect("it is there");
+        (metadata.uid(), metadata.gid())
+    };
+    assert_eq!(restore(&path, &snapshot).await.expect("restored"), None);
+    assert_eq!((owner_of(&path), owner_of(&lock)), ((7, 8), (7, 8)), "the folder's owner");
+
+    chown(&path, Some(9), Some(10)).expect("given away");
+    fs_err::remove_file(&lock).expect("removed");
+    let replaced = restore(&path, &snapshot).await.expect("restored").expect("there was one");
+    assert_eq!([&path, &replaced, &lock].map(|path| owner_of(path)), [(9, 10); 3], "the old database's owner");
+    open(&path).await.expect("a database").close().await;
+
+    // Cut off after the old one had its other name.
+    fs_err::rename(&path, beside(&path, RESTORING)).expect("moved");
+    restore(&path, &snapshot).await.expect("restored");
+    assert_eq!(owner_of(&path), (9, 10), "the owner of what the restore before it has copied");
+}
+
+#[tokio::test]
 async fn a_restore_that_was_cut_off_leaves_the_old_database_or_none_and_never_a_new_one() {
     let (folder, path) = folder();
     let snapshot = folder.path().join("snapshot.db");
