@@ -49,6 +49,18 @@ pub enum EngineError {
         /// What the loader said.
         source: Cause,
     },
+    /// The process has one already, and takes no second one.
+    #[error(
+        "the ONNX Runtime library `{}` cannot be used beside `{}`, which is in use: restart to change it",
+        path.display(),
+        in_use.display()
+    )]
+    AnotherRuntime {
+        /// The library.
+        path: PathBuf,
+        /// The one that is loaded.
+        in_use: PathBuf,
+    },
     /// The library was built without the provider.
     #[error("the ONNX Runtime library `{}` has no `{provider}` provider", library.display())]
     ProviderMissing {

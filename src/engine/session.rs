@@ -8,7 +8,7 @@ mod allocator;
 use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
 use std::ptr::{self, NonNull};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Once, OnceLock};
 
 use ort::AsPointer;
 use ort::environment::Environment;
@@ -46,22 +46,31 @@ pub struct Runtime {
 }
 
 impl Runtime {
-    /// Loads the library at `path`, once in the process: later calls for the same file share it.
+    /// Loads the library at `path`, once in the process: later calls for the same file or path share it. Where a link
+    /// leads to another file by then, as after an update, that is for the next process.
     ///
     /// # Errors
-    /// [`EngineError::RuntimeMissing`] or [`EngineError::LoadRuntime`], also when another library is loaded already.
+    /// [`EngineError::RuntimeMissing`] or [`EngineError::LoadRuntime`]; [`EngineError::AnotherRuntime`] when one of another
+    /// path is loaded already.
     pub fn load(path: &Path) -> Result<Self, EngineError> {
-        static LOADED: Mutex<Option<Runtime>> = Mutex::new(None);
+        static LOADED: Mutex<Option<(PathBuf, Runtime)>> = Mutex::new(None);
+        static TOLD: Once = Once::new();
         // The library's own dependencies lie beside the real file, found through its $ORIGIN: a link must be followed.
         let library = fs_err::canonicalize(path).map_err(|_| EngineError::RuntimeMissing { path: path.to_owned() })?;
         let refused = |source: Cause| EngineError::LoadRuntime { path: library.clone(), source };
         let mut loaded = LOADED.lock();
-        if let Some(loaded) = &*loaded {
-            return if loaded.library == library {
-                Ok(loaded.clone())
-            } else {
-                Err(refused(format!("`{}` is loaded already", loaded.library.display()).into()))
-            };
+        if let Some((asked, runtime)) = &*loaded {
+            if runtime.library != library {
+                let in_use = runtime.library.clone();
+                if asked != path {
+                    return Err(EngineError::AnotherRuntime { path: library, in_use });
+                }
+                TOLD.call_once(|| {
+                    let (in_use, found) = (in_use.display(), library.display());
+                    tracing::warn!(%in_use, %found, "there is another ONNX Runtime library now: a restart takes it");
+                });
+            }
+            return Ok(runtime.clone());
         }
         let environment = ort::init_from(&library)
             .map_err(|error| refused(cause_of_load(error)))?
@@ -72,7 +81,8 @@ impl Runtime {
         // Below warnings it tells of every graph rewrite of every session.
         environment.set_log_level(LogLevel::Warning);
         allocator::register(&environment).map_err(|error| refused(cause(error)))?;
-        Ok(loaded.insert(Self { environment, library, openvino_was_brought_in: Arc::default() }).clone())
+        let runtime = Self { environment, library, openvino_was_brought_in: Arc::default() };
+        Ok(loaded.insert((path.to_owned(), runtime)).1.clone())
     }
 
     /// The library's real path.

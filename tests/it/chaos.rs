@@ -125,6 +125,29 @@ async fn without_its_runtime_library_a_server_serves_on_and_loads_again_when_it_
     assert!(log.contains("no ONNX Runtime library at"), "{log}");
 }
 
+#[tokio::test]
+async fn a_runtime_library_that_set_up_replaces_is_for_the_next_start() {
+    let folder = TempDir::new().expect("a folder");
+    let runtime = folder.path().join("runtime");
+    copy_folder(&data_dir().canonicalize().expect("set up").join("runtime"), &runtime);
+    fs_err::write(folder.path().join("granary.toml"), with_tiny(&["tiny-cls", "tiny-max"])).expect("written");
+    let (process, url) = Process::serve_with(folder.path(), &["--data-dir", "."], &[]);
+    let app = Caller::of(url);
+    embed(&app, TINY).await;
+
+    // It could not be loaded: nobody tries.
+    let link = runtime.join("libonnxruntime.so");
+    fs_err::write(runtime.join("newer.so"), "").expect("written");
+    fs_err::remove_file(&link).expect("removed");
+    std::os::unix::fs::symlink("newer.so", &link).expect("linked");
+    for model in ["tiny-cls", "tiny-max"] {
+        assert_eq!(app.post(&format!("/models/{model}/load"), json!({})).await.ok()["state"], "ready");
+        embed(&app, model).await;
+    }
+    let log = process.stop();
+    assert_eq!(log.matches("there is another ONNX Runtime library now: a restart takes it").count(), 1, "{log}");
+}
+
 /// Files that nobody can write, not even who has opened them before, as on a file system that was made read-only.
 struct ReadOnly(Vec<PathBuf>);
 

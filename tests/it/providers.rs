@@ -52,6 +52,16 @@ async fn a_provider_that_the_library_lacks_is_replaced_and_what_is_lost_is_said(
 }
 
 #[test]
+fn a_second_runtime_library_is_refused_with_the_way_out() {
+    Runtime::load(&data_dir().join("runtime/libonnxruntime.so")).expect("set-up installed it");
+    let folder = tempfile::tempdir().expect("a folder");
+    let other = folder.path().join("libonnxruntime.so");
+    fs_err::write(&other, "").expect("written");
+    let refused = Runtime::load(&other).err().expect("refused").to_string();
+    assert!(refused.contains("which is in use: restart to change it"), "{refused}");
+}
+
+#[test]
 fn weights_that_cannot_be_mapped_are_read() {
     let runtime = Runtime::load(&data_dir().join("runtime/libonnxruntime.so")).expect("set-up installed it");
     let onnx = test_model("tiny").join("onnx/model.onnx");
