@@ -35,7 +35,7 @@ use self::accept::{Accepted, Door};
 use self::activity::{Activity, Answer, Arriving, Begun, MAX_PIECE_BYTES, Silence, Watched};
 use self::crowd::Crowd;
 use self::rest::Rest;
-pub use self::tls::{Tls, TlsError, TlsFiles};
+pub use self::tls::{Ending, Tls, TlsError, TlsFiles};
 use super::forwarded::Peer;
 use crate::shutdown::Shutdown;
 

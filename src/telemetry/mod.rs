@@ -80,6 +80,7 @@ metric_names! {
     describe_gauge ANCHORS = "granary_anchors": "Grains by which the scores of spaces are compared, by `state`: `sampled`, or `complete`, with a vector in every live space.";
     describe_counter HTTP_REQUESTS = "granary_http_requests_total": "Answers by `route` (the pattern), `method` and `status`.";
     describe_histogram HTTP_REQUEST_DURATION = "granary_http_request_duration_seconds": "Seconds to an answer's head, by `route` and `method`.";
+    describe_gauge TLS_CERTIFICATE_EXPIRES = "granary_tls_certificate_expires_timestamp_seconds": "When the certificate that is served expires, in seconds since 1970.";
     describe_counter LOG_LINES_LOST = "granary_log_lines_lost_total": "Lines of the log that standard error did not take.";
     describe_gauge BUILD_INFO = "granary_build_info": "1, with the `version` of this server.";
 }

@@ -8,6 +8,7 @@ use rustix::process::getuid;
 use serde_json::{Value, json};
 
 use crate::helpers::{MINILM, Process, client, data_dir, entry_of, folder_with, key_entry, secret, send, with_tiny};
+use crate::tls;
 
 /// The models and the runtime library of set-up, and a database in the working directory.
 fn installed() -> [(&'static str, String); 2] {
@@ -118,6 +119,23 @@ fn a_certificate_and_times_that_a_start_would_refuse_are_problems() {
             assert_eq!(check["verdict"], "problem", "{check}");
             assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
         }
+    }
+}
+
+#[test]
+fn a_certificate_that_ends_is_worth_a_note() {
+    let folder = folder_with("[server]\ntls_certificate = 'tls.crt'\ntls_key = 'tls.key'");
+    for (days, verdict, said) in [
+        (-1, "note", "the certificate in `tls.crt` has expired, on 20"),
+        (13, "note", "the certificate in `tls.crt` expires soon, on 20"),
+        (15, "ok", "it and its key can be used"),
+    ] {
+        let end = time::OffsetDateTime::now_utc() + time::Duration::days(days);
+        tls::write(folder.path(), &tls::certificate_until(end));
+        let found = report(folder.path(), &installed());
+        let check = check(&found, "certificate");
+        assert_eq!((&found["works"], &check["verdict"]), (&json!(true), &json!(verdict)), "{check}");
+        assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
     }
 }
 

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use granary::telemetry::with_causes;
-use rcgen::{CertifiedKey, KeyPair};
+use rcgen::{CertificateParams, CertifiedKey, KeyPair};
 use reqwest::{Certificate, Client, Version};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
 use tempfile::TempDir;
+use time::OffsetDateTime;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -25,7 +26,16 @@ fn certificate() -> CertifiedKey<KeyPair> {
     rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate")
 }
 
-fn write(folder: &Path, made: &CertifiedKey<KeyPair>) {
+/// The same, which ends then.
+pub fn certificate_until(end: OffsetDateTime) -> CertifiedKey<KeyPair> {
+    let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
+    params.not_after = end;
+    let signing_key = KeyPair::generate().expect("a key");
+    CertifiedKey { cert: params.self_signed(&signing_key).expect("a certificate"), signing_key }
+}
+
+/// Writes it and its key to a folder, as `tls.crt` and `tls.key`.
+pub fn write(folder: &Path, made: &CertifiedKey<KeyPair>) {
     fs_err::write(folder.join("tls.key"), made.signing_key.serialize_pem()).expect("a key");
     fs_err::write(folder.join("tls.crt"), made.cert.pem()).expect("a certificate");
 }
@@ -137,6 +147,43 @@ async fn a_renewed_certificate_is_served_and_a_bad_one_is_not() {
     // Who is connected stays so.
     assert!(kept.get(&url).send().await.is_ok());
     process.stop();
+}
+
+#[tokio::test]
+async fn the_log_and_a_metric_tell_of_a_certificate_that_ends() {
+    let in_days = |n_days| OffsetDateTime::now_utc() + time::Duration::days(n_days);
+    let (files, near) = (TempDir::new().expect("a folder"), certificate_until(in_days(13)));
+    write(files.path(), &near);
+    let folder = folder_with(&toml(files.path(), ""));
+    let (mut process, port) = serve_process(folder.path());
+    let log = process.wait_for("tls.crt` expires soon, on 20");
+    assert!(log.contains(": renew it, and the server takes the new one within seconds"), "{log}");
+
+    write(files.path(), &certificate_until(in_days(-1)));
+    process.wait_for("tls.crt` has expired, on 20");
+
+    let (end, before) = (in_days(15), process.log());
+    let far = certificate_until(end);
+    write(files.path(), &far);
+    let (url, metric) = (
+        format!("https://localhost:{port}/metrics"),
+        format!("granary_tls_certificate_expires_timestamp_seconds {}\n", end.unix_timestamp()),
+    );
+    let began = Instant::now();
+    loop {
+        // Until the new one is served, there is no connection.
+        if let Ok(answer) = trusting(&far).get(&url).send().await
+            && answer.text().await.expect("metrics").contains(&metric)
+        {
+            break;
+        }
+        assert!(began.elapsed() < PATIENCE, "no {metric}:\n{}", process.log());
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    let log = process.stop();
+    for told in ["expires soon", "has expired"] {
+        assert_eq!((before.matches(told).count(), log.matches(told).count()), (1, 1), "{told}:\n{log}");
+    }
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! TLS: the certificate, which is taken anew when its files change, and the handshake.
+//! TLS: the certificate, which is taken anew when its files change, when it ends, and the handshake.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,18 +6,25 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::RwLock;
-use rustls::ServerConfig;
+use rustls::client::verify_server_cert_signed_by_trust_anchor;
 use rustls::crypto::ring;
 use rustls::pki_types::pem::{self, PemObject};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, RootCertStore, ServerConfig};
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
-use crate::telemetry::with_causes;
+use crate::telemetry::{self, with_causes};
 
 /// What is spoken inside, best first.
 const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+
+/// How long before its end a certificate is told of. What renews them by itself does so earlier.
+const NOTICE: time::Duration = time::Duration::days(14);
 
 /// Where the certificate and its key are, both in PEM.
 #[derive(Clone, Debug)]
@@ -74,6 +81,27 @@ pub enum TlsError {
     },
 }
 
+/// Why callers refuse the certificate that is served, or soon will.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ending {
+    /// It is over.
+    #[error("the certificate in `{}` has expired, on {}, and callers refuse it", certificate.display(), in_words(*at))]
+    Past {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// When it ended.
+        at: OffsetDateTime,
+    },
+    /// It is near.
+    #[error("the certificate in `{}` expires soon, on {}", certificate.display(), in_words(*at))]
+    Near {
+        /// The file of the certificate.
+        certificate: PathBuf,
+        /// When it ends.
+        at: OffsetDateTime,
+    },
+}
+
 /// The certificate that the server shows, until its files change.
 pub struct Tls {
     files: TlsFiles,
@@ -82,6 +110,10 @@ pub struct Tls {
 
 struct Current {
     acceptor: TlsAcceptor,
+    /// When the certificate ends; `None` when it cannot be learned.
+    expires: Option<OffsetDateTime>,
+    /// What the log says of its end.
+    told: Option<Ending>,
     /// What the files held when they were last looked at, so that a bad change is told of once; `None` when they could
     /// not be read.
     seen: Option<Contents>,
@@ -101,13 +133,48 @@ impl Tls {
     /// When they cannot be read or do not belong together.
     pub fn open(files: TlsFiles) -> Result<Self, TlsError> {
         let contents = files.read()?;
-        let acceptor = files.acceptor(&contents)?;
-        Ok(Self { files, current: RwLock::new(Current { acceptor, seen: Some(contents) }) })
+        let (acceptor, expires) = files.acceptor(&contents)?;
+        let current = RwLock::new(Current { acceptor, expires, told: None, seen: Some(contents) });
+        Ok(Self { files, current })
     }
 
     /// Looks whether the files have changed, and shows the new certificate from then on. A bad one changes nothing, and
-    /// connections keep what they began with.
+    /// connections keep what they began with. Tells of a certificate that ends.
     pub fn refresh(&self) {
+        self.take_anew();
+        let ending = self.ending(OffsetDateTime::now_utc());
+        let mut current = self.current.write();
+        if let Some(expires) = current.expires {
+            metrics::gauge!(telemetry::TLS_CERTIFICATE_EXPIRES).set(expires.unix_timestamp() as f64);
+        }
+        if current.told != ending {
+            if let Some(ending) = &ending {
+                tracing::warn!("{ending}: renew it, and the server takes the new one within seconds");
+            }
+            current.told = ending;
+        }
+    }
+
+    /// Why callers refuse the certificate at this time, or soon will; `None` when they do not.
+    #[must_use]
+    pub fn ending(&self, now: OffsetDateTime) -> Option<Ending> {
+        let (at, certificate) = (self.expires()?, self.files.certificate.clone());
+        if at <= now {
+            Some(Ending::Past { certificate, at })
+        } else if at - now <= NOTICE {
+            Some(Ending::Near { certificate, at })
+        } else {
+            None
+        }
+    }
+
+    /// When the certificate ends; `None` when it cannot be learned.
+    #[must_use]
+    pub fn expires(&self) -> Option<OffsetDateTime> {
+        self.current.read().expires
+    }
+
+    fn take_anew(&self) {
         let read = self.files.read();
         let mut current = self.current.write();
         let (contents, made) = match read {
@@ -122,8 +189,8 @@ impl Tls {
         };
         current.seen = contents;
         match made {
-            Ok(acceptor) => {
-                current.acceptor = acceptor;
+            Ok((acceptor, expires)) => {
+                (current.acceptor, current.expires) = (acceptor, expires);
                 tracing::info!(certificate = %self.files.certificate.display(), "a new certificate is served");
             }
             Err(error) => tracing::error!(
@@ -162,13 +229,15 @@ impl TlsFiles {
         Ok(Contents { certificate: read("tls_certificate", &self.certificate)?, key: read("tls_key", &self.key)? })
     }
 
-    fn acceptor(&self, contents: &Contents) -> Result<TlsAcceptor, TlsError> {
+    /// What shows the certificate, and when that ends.
+    fn acceptor(&self, contents: &Contents) -> Result<(TlsAcceptor, Option<OffsetDateTime>), TlsError> {
         let foreign = |setting, path: &Path, expected| TlsError::Foreign { setting, path: path.to_owned(), expected };
         let chain: Vec<_> = CertificateDer::pem_slice_iter(&contents.certificate)
             .collect::<Result<_, pem::Error>>()
             .ok()
             .filter(|chain: &Vec<_>| !chain.is_empty())
             .ok_or_else(|| foreign("tls_certificate", &self.certificate, "certificate"))?;
+        let expires = chain.first().and_then(end_of);
         let key = PrivateKeyDer::from_pem_slice(&contents.key).map_err(|_| {
             if is_encrypted(&contents.key) {
                 TlsError::Encrypted { path: self.key.clone() }
@@ -185,8 +254,26 @@ impl TlsFiles {
             .with_single_cert(chain, key)
             .map_err(refused)?;
         config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-        Ok(TlsAcceptor::from(Arc::new(config)))
+        Ok((TlsAcceptor::from(Arc::new(config)), expires))
     }
+}
+
+/// When a certificate ends. What checks certificates says so of those that have, and at the end of time every one has.
+fn end_of(certificate: &CertificateDer<'_>) -> Option<OffsetDateTime> {
+    let certificate = ParsedCertificate::try_from(certificate).ok()?;
+    let end_of_time = UnixTime::since_unix_epoch(Duration::MAX);
+    let checked =
+        verify_server_cert_signed_by_trust_anchor(&certificate, &RootCertStore::empty(), &[], end_of_time, &[]);
+    match checked {
+        Err(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. })) => {
+            OffsetDateTime::from_unix_timestamp(i64::try_from(not_after.as_secs()).ok()?).ok()
+        }
+        _ => None,
+    }
+}
+
+fn in_words(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
 }
 
 /// Whether a key in PEM takes a password: PKCS #8 says so in its first line, and older forms in their second.

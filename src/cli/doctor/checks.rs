@@ -5,6 +5,7 @@ use std::path::Path;
 use bytesize::ByteSize;
 use rustix::fs::{Access, access};
 use serde::Serialize;
+use time::OffsetDateTime;
 
 use crate::app::{self, AppError};
 use crate::config::{Config, MemoryBudget};
@@ -155,7 +156,11 @@ pub(super) fn keys(config: &Config) -> Check {
 pub(super) fn certificate(config: &Config) -> Option<Check> {
     const SUBJECT: &str = "certificate";
     match app::tls(config) {
-        Ok(served) => served.map(|_| Check::new(SUBJECT, Verdict::Ok, "it and its key can be used")),
+        Ok(served) => served.map(|served| match served.ending(OffsetDateTime::now_utc()) {
+            None => Check::new(SUBJECT, Verdict::Ok, "it and its key can be used"),
+            Some(ending) => Check::new(SUBJECT, Verdict::Note, ending.to_string())
+                .with_way_out("renew it; a running server takes the new one within seconds"),
+        }),
         Err(error) => Some(Check::new(SUBJECT, Verdict::Problem, with_causes(&error))),
     }
 }
