@@ -259,7 +259,14 @@ async fn models(
     .await?;
     for entry in config.ai.additional_models.iter().filter(|entry| entry.auto_load) {
         // With `multi_model_enabled = false` the catalog has left the others out.
-        if models.status(&entry.name).is_ok() {
+        let Ok(status) = models.status(&entry.name) else { continue };
+        if status.disabled {
+            tracing::warn!(
+                model = %entry.name,
+                "a model with `auto_load` is not loaded: it is disabled, until `POST /models/{}/load` enables it",
+                entry.name
+            );
+        } else {
             auto_load(&models, &entry.name).await?;
         }
     }

@@ -100,7 +100,7 @@ fn serve(folder: &Path) -> (Process, String) {
 
 #[tokio::test]
 async fn a_disabled_model_is_the_operators_alone_in_later_runs_too() {
-    let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
+    let mut app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
     app.post("/models/tiny-cls/embed", json!({"inputs": "a"})).await.ok();
     let model = app.post("/models/tiny-cls/unload", json!({"disable": true})).await.ok();
     assert_eq!((&model["state"], &model["disabled"]), (&json!("unloaded"), &json!(true)));
@@ -117,8 +117,12 @@ async fn a_disabled_model_is_the_operators_alone_in_later_runs_too() {
     assert_eq!((refused.0, refused.1.as_str()), (503, "model_disabled"));
     assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "unloaded", "what is refused is not done either");
 
-    let app = app.restart_with(&with_tiny(&["tiny-cls"])).await;
-    assert_eq!(app.get("/models/tiny-cls").await.ok()["disabled"], true);
+    let with_auto_load = format!("{}auto_load = true\n", with_tiny(&["tiny-cls"]));
+    for toml in [with_auto_load, with_tiny(&["tiny-cls"])] {
+        app = app.restart_with(&toml).await;
+        let model = app.get("/models/tiny-cls").await.ok();
+        assert_eq!((&model["state"], &model["disabled"]), (&json!("unloaded"), &json!(true)));
+    }
     let model = order(&app, "/models/tiny-cls/load").await;
     assert_eq!((&model["state"], &model["disabled"]), (&json!("ready"), &json!(false)));
     app.post("/models/tiny-cls/embed", json!({"inputs": "a"})).await.ok();
