@@ -30,7 +30,7 @@ pub struct Shutdown {
     soft: CancellationToken,
     hard: CancellationToken,
     tasks: TaskTracker,
-    /// Owns what must outlive the tasks it ends, such as the listener for signals: nobody waits for it.
+    /// Owns what must outlive the tasks it ends, such as the listener for signals, or may: nobody waits for it.
     watchers: TaskTracker,
     running: RunningNames,
 }
@@ -179,6 +179,15 @@ impl Shutdown {
             future.await
         };
         self.tasks.spawn(task.instrument(tracing::info_span!("task", task = name)))
+    }
+
+    /// Runs a future as a task in the span of its caller, which no drain waits for and no token ends: the end of the process
+    /// may cut it short at any point.
+    pub fn spawn_unawaited<F>(&self, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        self.watchers.spawn(future.in_current_span())
     }
 
     /// Runs a future as a task and waits for it. It goes on when the caller leaves, and a panic in it is the caller's. It is

@@ -43,8 +43,9 @@ pub(super) fn keep_active_loadable(shutdown: &Shutdown, models: MultiModelManage
             let active = models.active();
             let has_failed = models.status(&active).is_ok_and(|status| status.phase == Phase::Failed);
             if std::mem::take(&mut first) || has_failed {
-                // Requests get the reason of a failure, and the log has it already.
-                let _ = models.lease(&active).await;
+                // Requests get the reason of a failure, and the log has it already. The stop must not wait for a load because
+                // of this task alone.
+                let _ = soft.run_until_cancelled(models.lease(&active)).await;
             }
         }
     });

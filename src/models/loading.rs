@@ -41,8 +41,15 @@ impl MultiModelManager {
         if !self.download(entry).await {
             return;
         }
-        let _turn = self.load_turn.acquire().await.expect("the semaphore is never closed");
         let name = &entry.info.name;
+        let _turn = tokio::select! {
+            biased;
+            () = self.wanted_no_more(entry) => {
+                tracing::info!(model = %name, "the server is stopping and nobody waits for the model: it is not loaded");
+                return report(entry.give_up_load(), name);
+            }
+            turn = self.load_turn.acquire() => turn.expect("the semaphore is never closed"),
+        };
         if entry.is_deleted() {
             // Others would have to make room for it.
             tracing::info!(model = %name, "the model was deleted before it was loaded");

@@ -30,6 +30,9 @@ use crate::config::ModelChoice;
 use crate::domain::{ModelInfo, ModelName};
 use crate::shutdown::Shutdown;
 
+/// How often it is looked in the stop whether somebody still waits for a load.
+const LOOK_FOR_WAITERS_EVERY: Duration = Duration::from_millis(20);
+
 /// What the manager is told of time.
 #[derive(Clone, Copy, Debug)]
 pub struct Timing {
@@ -379,12 +382,8 @@ impl MultiModelManager {
                 Next::Disabled => return Err(ModelError::Disabled { name: name.clone() }),
                 Next::Deleted => return Err(self.not_found(name.as_str())),
                 Next::Load if self.gives_up_at_once(entry) => return Err(ModelError::Stopping { name: name.clone() }),
-                Next::Load => {
-                    // Owned by the tracker and not by this request: others wait for it when this one has gone.
-                    let manager = self.clone();
-                    let entry = Arc::clone(entry);
-                    self.shutdown.spawn("load", async move { manager.load(&entry).await });
-                }
+                // Owned by the tracker and not by this request: others wait for it when this one has gone.
+                Next::Load => self.begin_load(entry),
                 Next::Wait => {}
             }
             // By hand means one try now, not a try at each failure.
@@ -401,6 +400,29 @@ impl MultiModelManager {
                     ModelError::Loading { name, waited }
                 });
             }
+        }
+    }
+
+    /// Begins a claimed load, as a task that the stop waits for as long as somebody waits for the model. The load itself goes
+    /// on beside the rest of the stop: nothing ends the runtime's part of it, and [`Self::unload_all`] finds what it leaves.
+    fn begin_load(&self, entry: &Arc<Entry>) {
+        let (manager, entry) = (self.clone(), Arc::clone(entry));
+        self.shutdown.spawn("load", async move {
+            let (loading, loaded) = (manager.clone(), Arc::clone(&entry));
+            let load = manager.shutdown.spawn_unawaited(async move { loading.load(&loaded).await });
+            tokio::select! {
+                // Whatever came of it is in the entry.
+                _ = load => {}
+                () = manager.wanted_no_more(&entry) => {}
+            }
+        });
+    }
+
+    /// Waits until the server is stopping and nobody waits for the model.
+    pub(super) async fn wanted_no_more(&self, entry: &Entry) {
+        self.shutdown.soft().cancelled().await;
+        while entry.is_waited_for() {
+            tokio::time::sleep(LOOK_FOR_WAITERS_EVERY).await;
         }
     }
 }

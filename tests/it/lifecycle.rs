@@ -201,6 +201,65 @@ async fn a_model_that_is_deleted_while_it_loads_leaves_nothing_to_the_next_of_it
     assert_eq!(model["grain_writes"], json!({"allowed": true, "reason": null}));
 }
 
+/// Begins to load a model, and leaves when it is at it or waits for its turn.
+async fn load_and_leave(process: &Process, app: &Caller, name: &str) {
+    let is_loading = async {
+        while app.get(&format!("/models/{name}")).await.ok()["state"] != "loading" {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    let path = format!("/models/{name}/load");
+    tokio::select! {
+        answer = app.post(&path, json!({})) => panic!("it does not take long: {}", answer.text),
+        () = is_loading => {}
+    }
+    let left = format!("path=\"{path}\"}}: granary::api::requests: the caller left");
+    wait_until_logged(process, &left).await;
+}
+
+#[tokio::test]
+async fn a_load_that_nobody_waits_for_does_not_keep_a_stop_from_saving_the_rest() {
+    let folder = with_mine();
+    copy_folder(&test_model("tiny-cls"), &folder.path().join("models/next"));
+    let variables = [("GRANARY_SERVER__SHUTDOWN_TIMEOUT", "1s")];
+    let (mut process, url) = Process::serve_with(folder.path(), &["--data-dir", "."], &variables);
+    let app = Caller::of(url);
+    reembeddings::write(&app, 1).await;
+    for name in ["mine", "next"] {
+        app.post("/models", json!({"name": name, "path": name})).await.ok();
+    }
+    let _held = HeldFile::hold(folder.path().join("models/mine/config.json"));
+    load_and_leave(&process, &app, "mine").await;
+    wait_until_logged(&process, "loading a model model=mine").await;
+    // It waits for its turn behind the other one.
+    load_and_leave(&process, &app, "next").await;
+    process.signal(Signal::TERM);
+    assert_eq!(process.wait().code(), Some(1), "{}", process.log());
+    let log = process.log();
+    assert!(log.contains("nobody waits for the model: it is not loaded model=next"), "{log}");
+    assert!(log.contains("granary: stopped, but not in order: unloading the models still running"), "{log}");
+    let saved = fs_err::read_dir(folder.path().join("granary.db.index")).expect("a folder");
+    let mut saved = saved.map(|entry| entry.expect("an entry").path());
+    assert!(saved.any(|path| path.extension().is_some_and(|ending| ending == "index")), "nothing is saved:\n{log}");
+}
+
+#[tokio::test]
+async fn a_load_that_nobody_waits_for_and_that_ends_in_time_is_no_disorder() {
+    let folder = with_mine();
+    let (mut process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    app.post("/models", json!({"name": "mine", "path": "mine"})).await.ok();
+    let held = HeldFile::hold(folder.path().join("models/mine/config.json"));
+    load_and_leave(&process, &app, "mine").await;
+    wait_until_logged(&process, "loading a model model=mine").await;
+    process.signal(Signal::TERM);
+    process.wait_for("a second signal gives it up");
+    held.let_go().await;
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+    let log = process.log();
+    assert!(log.contains("the model was unloaded model=mine") && log.trim_end().ends_with("stopped"), "{log}");
+}
+
 #[tokio::test]
 async fn a_model_that_is_deleted_while_it_waits_for_its_turn_is_not_loaded() {
     let folder = with_mine();
