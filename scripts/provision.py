@@ -189,6 +189,7 @@ def pip(verb, *arguments):
 NO_NETWORK_SIGNS = (
     "NewConnectionError", "ConnectTimeout", "ReadTimeout", "ProxyError", "NameResolutionError", "Failed to establish",
 )  # fmt: skip
+NO_TRUST_SIGNS = ("CERTIFICATE_VERIFY_FAILED", "SSLCertVerificationError")
 
 
 def explain(stderr):
@@ -198,13 +199,28 @@ def explain(stderr):
     if "DO NOT MATCH THE HASHES" in stderr:
         names = [line.split(" from ")[0].strip() for line in stderr.splitlines() if " from " in line]
         return f"the package index served a file whose SHA-256 is not the pinned one ({', '.join(names)}): it is not used."
+    if any(sign in stderr for sign in NO_TRUST_SIGNS):
+        return (
+            "the certificate of the package index is not trusted: where a proxy on the way puts its own in place of it, "
+            "PIP_CERT names the file of the proxy's certificate authority."
+        )
     if any(sign in stderr for sign in NO_NETWORK_SIGNS):
         return (
             "no Python package index could be reached: set-up needs the network once "
             "(pip's own settings, PIP_INDEX_URL and PIP_FIND_LINKS among them, are honoured)."
         )
-    errors = [line.removeprefix("ERROR: ") for line in stderr.splitlines() if line.startswith("ERROR: ")]
-    return f"pip failed: {(errors or stderr.strip().splitlines() or ['no message'])[-1]}"
+    lines = stderr.strip().splitlines() or ["no message"]
+    if "(from versions: none)" in stderr:
+        # pip says the same when the index refuses or fails, and keeps what it answered to itself.
+        names = [line.split(" requirement ")[-1].split(" ")[0] for line in lines if "(from versions: none)" in line]
+        warnings = [line.removeprefix("WARNING: ") for line in lines if line.startswith("WARNING: ")]
+        return (
+            f"the package index lists no wheel of {names[-1]} for this machine, or answers with an error: "
+            f"{warnings[-1] if warnings else f'`python3 -m pip download --no-deps --verbose {names[-1]}` shows which'}."
+        )
+    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
+    # Of what pip does not expect it prints a traceback.
+    return f"pip failed: {lines[-1] if not errors or errors[-1] == 'Exception:' else errors[-1]}"
 
 
 # --- the terminal --------------------------------------------------------------------------------------------------------

@@ -83,6 +83,45 @@ fn set_up_says_that_models_are_on_another_file_system() {
     assert!(said.starts_with(&expected) && said.contains("put both on one"), "{said}{output:?}");
 }
 
+/// What `scripts/setup` says of what pip has said.
+const EXPLAIN: &str = "
+import sys
+sys.dont_write_bytecode = True
+sys.path.insert(0, 'scripts')
+from provision import explain
+print(explain(sys.argv[1]))
+";
+
+#[test]
+fn set_up_says_what_kept_pip_from_a_package() {
+    let none = "ERROR: Could not find a version that satisfies the requirement wheat==1.2 (from versions: none)\n\
+                ERROR: No matching distribution found for wheat==1.2\n";
+    let retrying = |cause: &str| {
+        let before = "Retrying (Retry(total=0, connect=None)) after connection broken by";
+        format!("WARNING: {before} '{cause}': /simple/wheat/\n{none}")
+    };
+    let untrusted = retrying("SSLError(SSLCertVerificationError(1, '[SSL: CERTIFICATE_VERIFY_FAILED] failed'))");
+    let full = "ERROR: Exception:\nTraceback (most recent call last):\n  File \"pip\", line 1, in run\n\
+                OSError: [Errno 28] No space left on device\n";
+    let other = "ERROR: Could not find a version that satisfies the requirement wheat==1.2 (from versions: 1.0)\n\
+                 ERROR: No matching distribution found for wheat==1.2\n";
+    for (stderr, expected) in [
+        (full, "pip failed: OSError: [Errno 28] No space left on device"),
+        (untrusted.as_str(), "PIP_CERT names"),
+        (none, "lists no wheel of wheat==1.2 for this machine, or answers with an error: `python3 -m pip download"),
+        (retrying("ProtocolError('cut')").as_str(), "answers with an error: Retrying (Retry(total=0, connect=None))"),
+        (retrying("NewConnectionError('refused')").as_str(), "no Python package index could be reached"),
+        (other, "pip failed: No matching distribution found for wheat==1.2"),
+        ("ERROR: wheat is sold out\n", "pip failed: wheat is sold out"),
+        ("", "pip failed: no message"),
+    ] {
+        let mut command = Command::new("python3");
+        let output = command.args(["-c", EXPLAIN, stderr]).current_dir(repository()).output().expect("it runs");
+        let said = String::from_utf8(output.stdout.clone()).expect("UTF-8");
+        assert!(said.contains(expected), "{stderr}: {said}{output:?}");
+    }
+}
+
 #[test]
 fn make_takes_folders_with_spaces_in_their_names() {
     let mut command = Command::new("make");
