@@ -55,8 +55,7 @@ impl Runtime {
     pub fn load(path: &Path) -> Result<Self, EngineError> {
         static LOADED: Mutex<Option<(PathBuf, Runtime)>> = Mutex::new(None);
         static TOLD: Once = Once::new();
-        // The library's own dependencies lie beside the real file, found through its $ORIGIN: a link must be followed.
-        let library = fs_err::canonicalize(path).map_err(|_| EngineError::RuntimeMissing { path: path.to_owned() })?;
+        let library = Self::locate(path)?;
         let refused = |source: Cause| EngineError::LoadRuntime { path: library.clone(), source };
         let mut loaded = LOADED.lock();
         if let Some((asked, runtime)) = &*loaded {
@@ -83,6 +82,15 @@ impl Runtime {
         allocator::register(&environment).map_err(|error| refused(cause(error)))?;
         let runtime = Self { environment, library, openvino_was_brought_in: Arc::default() };
         Ok(loaded.insert((path.to_owned(), runtime)).1.clone())
+    }
+
+    /// The real path of the library at `path`, which is not loaded.
+    ///
+    /// # Errors
+    /// [`EngineError::RuntimeMissing`].
+    pub fn locate(path: &Path) -> Result<PathBuf, EngineError> {
+        // The library's own dependencies lie beside the real file, found through its $ORIGIN: a link must be followed.
+        fs_err::canonicalize(path).map_err(|_| EngineError::RuntimeMissing { path: path.to_owned() })
     }
 
     /// The library's real path.

@@ -117,9 +117,15 @@ impl MultiModelManager {
                 entry.show_download(progress);
             }
         };
+        let library = self.loader.runtime_library.clone();
+        let fetch = async {
+            // Where set-up was never run, nothing that comes could be loaded, and what to do is not the hub's to say.
+            blocking(move || crate::engine::Runtime::locate(&library)).await?;
+            self.loader.hub.obtain(source, &show, &cancel).await.map_err(LoadError::from)
+        };
         let obtained = tokio::select! {
-            () = self.shutdown.soft().cancelled() => Err(HubError::Cancelled),
-            obtained = self.loader.hub.obtain(source, &show, &cancel) => obtained,
+            () = self.shutdown.soft().cancelled() => Err(LoadError::from(HubError::Cancelled)),
+            obtained = fetch => obtained,
         };
         match obtained {
             Ok(_) => {
@@ -130,13 +136,13 @@ impl MultiModelManager {
                 report(goes_on.map(|_| ()), name);
                 return goes_on != Ok(false);
             }
-            Err(HubError::Cancelled) => {
+            Err(LoadError::Hub(HubError::Cancelled)) => {
                 tracing::info!(model = %name, "the download was given up; what has come is kept");
                 report(entry.give_up_load(), name);
             }
             Err(error) => {
                 counter!(telemetry::MODEL_LOADS, "model" => name.to_string(), "outcome" => "failed").increment(1);
-                report(entry.finish_load(Err(self.failure(name, &error.into()))), name);
+                report(entry.finish_load(Err(self.failure(name, &error))), name);
             }
         }
         false

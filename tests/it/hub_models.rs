@@ -183,6 +183,17 @@ async fn a_download_is_followed_called_off_and_goes_on() {
 }
 
 #[tokio::test]
+async fn nothing_is_downloaded_that_no_runtime_library_could_load() {
+    let (hub, folder) = (hub().await, folder());
+    let (_process, url) = serve(folder.path(), &hub.url, &[("ORT_DYLIB_PATH", "/nowhere/lib.so")]);
+    register(&url, register_body()).await;
+    let (status, _, sentence) = send(client().post(format!("{url}/models/pulled/load"))).await.problem();
+    assert_eq!(status, 503);
+    assert!(sentence.contains("no ONNX Runtime library at `/nowhere/lib.so`: run `make setup`"), "{sentence}");
+    assert_eq!(hub.seen().len(), 0, "the hub is not asked");
+}
+
+#[tokio::test]
 async fn a_kill_in_the_middle_of_a_download_costs_nothing_but_the_time() {
     let mut files = files_of(TINY);
     // Some megabytes of documentation inside the model: `doc_string`, field 6 of a model.
