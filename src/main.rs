@@ -1,6 +1,7 @@
 //! The binary: parses, loads the configuration, starts the logs, and runs.
 
 use std::io;
+use std::path::{self, Path};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -36,6 +37,7 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
     let filter = config.telemetry.log_filter.to_env_filter();
     let log = if config.telemetry.log_format == LogFormat::Json { telemetry::log_json } else { telemetry::log_text };
     log(filter)?;
+    say_where_settings_come_from(&config);
     index::scan_on(cores)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
     let ended = runtime.block_on(async {
@@ -48,4 +50,13 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
     // A load that nobody waits for any more must not hold the exit.
     runtime.shutdown_background();
     ended
+}
+
+/// A file that is not where it is looked for, and variables of an image that win over it, would else go unnoticed.
+fn say_where_settings_come_from(config: &Config) {
+    let absolute = |given: &Path| path::absolute(given).unwrap_or_else(|_| given.to_owned()).display().to_string();
+    let file = config.file().map_or_else(|| "none".to_owned(), absolute);
+    let variables: Vec<&str> = config.variables().collect();
+    let (data_dir, variables) = (absolute(&config.models.data_dir), variables.join(" "));
+    tracing::info!(%file, %data_dir, %variables, "the configuration was read");
 }

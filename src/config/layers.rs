@@ -18,7 +18,7 @@ use super::{ConfigError, ConfigSources, Overrides, Refusal, SECTIONS};
 pub(super) const DEFAULT_TOML: &str = include_str!("default.toml");
 pub(super) const DEFAULT_ORIGIN: &str = "the built-in default";
 const FILE_NAME: &str = "granary.toml";
-const ENV_PREFIX: &str = "GRANARY_";
+pub(super) const ENV_PREFIX: &str = "GRANARY_";
 
 /// Variables that every program with traces understands. The file and our own variables win over them.
 const OF_OPENTELEMETRY: [(&str, &str); 2] =
@@ -66,6 +66,8 @@ pub(super) struct Layers {
     pub(super) merged: Vec<Layer>,
     /// The variables whose entries are added to the file's by name, rather than put in their place, by their setting.
     pub(super) added: BTreeMap<&'static str, Layer>,
+    /// The file among them, if there is one.
+    pub(super) file: Option<PathBuf>,
     pub(super) refusals: Vec<Refusal>,
 }
 
@@ -78,6 +80,7 @@ pub(super) fn gather(sources: &ConfigSources) -> Result<Layers, ConfigError> {
     }
     if let Some((path, table)) = read_file(sources)? {
         layers.push_file(&path.display().to_string(), table);
+        layers.file = Some(path);
     }
     for (name, value) in &sources.env {
         layers.push_variable(name, value, &default);

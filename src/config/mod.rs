@@ -23,7 +23,7 @@ mod tests;
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use figment::Figment;
 use serde::Serialize;
@@ -66,6 +66,8 @@ pub struct Config {
     pub telemetry: TelemetryConfig,
     #[serde(skip)]
     origins: Origins,
+    #[serde(skip)]
+    file: Option<PathBuf>,
 }
 
 /// Where a configuration comes from. The default reads nothing but the embedded default.
@@ -113,7 +115,7 @@ impl Config {
     /// # Panics
     /// Never: the embedded default is TOML, as a test holds.
     pub fn load(sources: &ConfigSources) -> Result<Self, ConfigError> {
-        let Layers { merged, added, mut refusals } = layers::gather(sources)?;
+        let Layers { merged, added, file, mut refusals } = layers::gather(sources)?;
         let mut origins = Origins::of(&merged);
         let figment = merged.iter().fold(Figment::new(), Figment::merge);
         let mut reader = SectionReader { figment: &figment, origins: &origins, refusals: &mut refusals };
@@ -134,7 +136,7 @@ impl Config {
         else {
             return Err(ConfigError::Refused(refusals));
         };
-        let config = Self { server, ai, models, engine, grains, auth, telemetry, origins };
+        let config = Self { server, ai, models, engine, grains, auth, telemetry, origins, file };
         refusals.extend(config.problems().into_iter().map(|problem| Refusal {
             origin: config.origins.of_key(&problem.key),
             key: problem.key,
@@ -169,6 +171,19 @@ impl Config {
     pub fn changed(&self) -> impl Iterator<Item = (&str, &str)> {
         let set = self.origins.0.iter().filter(|(_, origin)| *origin != layers::DEFAULT_ORIGIN);
         set.map(|(key, origin)| (key.as_str(), origin.as_str()))
+    }
+
+    /// The file that was read, if there was one.
+    #[must_use]
+    pub fn file(&self) -> Option<&Path> {
+        self.file.as_deref()
+    }
+
+    /// Our own variables that have set something, each of which wins over the file.
+    pub fn variables(&self) -> impl Iterator<Item = &str> {
+        let origins = self.origins.0.values().filter_map(|origin| origin.rsplit(" and ").next());
+        let is_file = |origin: &str| self.file.as_deref().is_some_and(|file| file == Path::new(origin));
+        origins.filter(move |origin| origin.starts_with(layers::ENV_PREFIX) && !is_file(origin))
     }
 
     /// The database file: `grains.database_url`, or `granary.db` in the data directory.

@@ -186,7 +186,7 @@ async fn a_foreign_file_stops_the_start_and_is_left_as_it_is() {
     let mut process = Process::start_server(folder.path(), &[]);
     assert_eq!(process.wait().code(), Some(1));
     let log = process.log();
-    assert!(log.starts_with("granary: the database cannot be used: ") && log.contains("was left untouched"), "{log}");
+    assert!(log.contains("granary: the database cannot be used: ") && log.contains("was left untouched"), "{log}");
     assert_eq!(fs_err::read_to_string(&database).expect("a file"), "a shopping list\n");
     assert!(!folder.path().join("granary.db.lock").exists());
 }
@@ -203,7 +203,18 @@ async fn after_set_up_an_empty_environment_will_do() {
     let (process, url) = Process::serve_with(folder.path(), &[], &[]);
     assert_eq!(active(&url).await, MINILM);
     assert_eq!(embed(&url).await[0].len(), 384);
-    process.stop();
+    let log = process.stop();
+    let place = folder.path().canonicalize().expect("a folder");
+    let read = format!("the configuration was read file=none data_dir={}/.granary variables=", place.display());
+    assert!(log.lines().any(|line| line.trim_end().ends_with(&read)), "no `{read}` in:\n{log}");
+
+    fs_err::write(folder.path().join("granary.toml"), "[server]\nmax_inputs = 8\n").expect("written");
+    let variables = [("GRANARY_SERVER__MAX_INPUTS", "9"), ("GRANARY_PORT", "tcp://10.0.0.1:80")];
+    let (process, _) = Process::serve_with(folder.path(), &["--data-dir", "."], &variables);
+    let log = process.stop();
+    let place = place.display();
+    let read = format!("read file={place}/granary.toml data_dir={place} variables=GRANARY_SERVER__MAX_INPUTS");
+    assert!(log.lines().any(|line| line.ends_with(&read)), "no `{read}` in:\n{log}");
     let mode = std::os::unix::fs::MetadataExt::mode(
         &fs_err::metadata(elsewhere.path().join("granary.db")).expect("a database"),
     );
