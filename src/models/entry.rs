@@ -346,9 +346,19 @@ impl Entry {
 
     /// Takes the model out of use, or says what must come first.
     pub(super) fn claim_drain(&self) -> NextUnload {
+        self.claim_drain_unless(|_| false)
+    }
+
+    /// The same, but of no model that a request has leased since it was looked at.
+    pub(super) fn claim_drain_of_idle(&self) -> NextUnload {
+        self.claim_drain_unless(|model| !model.leases.is_empty())
+    }
+
+    fn claim_drain_unless(&self, stays: impl Fn(&LoadedModel) -> bool) -> NextUnload {
         let mut next = NextUnload::Wait;
         self.state.send_if_modified(|state| {
             next = match state {
+                State::Ready(model) if stays(model) => NextUnload::Wait,
                 State::Ready(model) => NextUnload::Drain(Arc::clone(model)),
                 State::Downloading { cancel, .. } => {
                     cancel.cancel();

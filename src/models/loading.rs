@@ -301,7 +301,7 @@ impl MultiModelManager {
         let mut candidates = self.candidates().await;
         candidates.retain(|candidate| !Arc::ptr_eq(&candidate.model, kept));
         if let Some(entry) = first_to_go(candidates) {
-            self.evict(&entry, eviction::BUDGET).await;
+            self.evict(&entry, entry.claim_drain(), eviction::BUDGET).await;
             return true;
         }
         self.wait_for_a_drain().await
@@ -342,9 +342,9 @@ impl MultiModelManager {
         false
     }
 
-    /// Unloads a model that nobody asked to unload, if it is still there.
-    async fn evict(&self, entry: &Arc<Entry>, reason: &'static str) {
-        let NextUnload::Drain(model) = entry.claim_drain() else { return };
+    /// Unloads a model that nobody asked to unload, if it was still there to be claimed.
+    async fn evict(&self, entry: &Arc<Entry>, claimed: NextUnload, reason: &'static str) {
+        let NextUnload::Drain(model) = claimed else { return };
         tracing::info!(model = %entry.info.name, reason, "evicting a model");
         counter!(telemetry::MODEL_EVICTIONS, "model" => entry.info.name.to_string(), "reason" => reason).increment(1);
         self.drain(entry, model).await;
@@ -389,7 +389,7 @@ impl MultiModelManager {
             !entry.is_pinned() && !entry.is_waited_for() && entry.loaded().is_some_and(is_at_rest)
         };
         for entry in entries.iter().filter(|entry| !limit.is_zero() && is_idle(entry)) {
-            self.evict(entry, eviction::IDLE).await;
+            self.evict(entry, entry.claim_drain_of_idle(), eviction::IDLE).await;
         }
         // The last one stays: without it there would be nothing to serve.
         let n_loaded = entries.iter().filter(|entry| entry.loaded().is_some() && !entry.is_stuck()).count();
@@ -403,7 +403,7 @@ impl MultiModelManager {
             if let Some(entry) = first_to_go(candidates)
                 && self.look_at_memory(Memory::is_exceeded).await
             {
-                self.evict(&entry, eviction::BUDGET).await;
+                self.evict(&entry, entry.claim_drain_of_idle(), eviction::BUDGET).await;
             }
         }
     }
