@@ -6,10 +6,13 @@ use std::time::Duration;
 use super::folder::FolderError;
 use super::hub::HubError;
 use super::ledger::LedgerError;
-use super::lifecycle::FailureKind;
+use super::lifecycle::{Failure, FailureKind};
 use super::memory::DoesNotFit;
 use crate::domain::{HubSource, ModelName, OutputDimensionsError, SpaceId};
 use crate::engine::EngineError;
+
+/// How long a file that came whole and wrong from a hub is left alone after the first time, and at most.
+const WRONG_FILE_COOLDOWN: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
 
 /// Why a request to a model, or a change of models, was not carried out.
 #[derive(Debug, thiserror::Error)]
@@ -196,6 +199,17 @@ impl LoadError {
         }
     }
 
+    /// How long requests are answered with the reason: `usual`, but for a file that came whole and wrong from a hub. That is
+    /// fetched from its beginning, so each time in a row it is left alone for twice as long. `before` is how the load before
+    /// this one failed.
+    #[must_use]
+    pub fn cooldown(&self, usual: Duration, before: Option<&Failure>) -> Duration {
+        let Self::Hub(HubError::WrongHash { .. }) = self else { return usual };
+        let (least, most) = WRONG_FILE_COOLDOWN;
+        let twice = before.map_or(Duration::ZERO, |failure| failure.retry_after(failure.failed_at) * 2);
+        twice.clamp(least, most).max(usual)
+    }
+
     /// What it failed on.
     #[must_use]
     pub fn kind(&self) -> FailureKind {
@@ -215,4 +229,29 @@ impl LoadError {
 
 fn seconds(duration: &Duration) -> String {
     format!("{:.1} s", duration.as_secs_f64())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn a_file_that_comes_wrong_again_and_again_is_left_alone_for_longer_and_longer() {
+        let minutes = Duration::from_mins;
+        let (file, hash) = ("model.onnx".to_owned(), String::new());
+        let wrong = LoadError::from(HubError::WrongHash { file, expected: hash.clone(), found: hash });
+        let after = |pause: Duration, usual: Duration| {
+            let (reason, kind, failed_at) = (String::new(), FailureKind::Model, Instant::now());
+            let before = Failure { reason, kind, failed_at, retry_at: failed_at + pause, permanent: false };
+            wrong.cooldown(usual, Some(&before))
+        };
+        let usual = Duration::from_secs(30);
+        assert_eq!(wrong.cooldown(usual, None), minutes(1));
+        assert_eq!([1, 2, 20, 40, 60].map(|n| after(minutes(n), usual)), [2, 4, 40, 60, 60].map(minutes));
+        assert_eq!(after(Duration::ZERO, Duration::ZERO), minutes(1));
+        assert_eq!(after(minutes(1), minutes(180)), minutes(180), "who wants a longer pause has it");
+        assert_eq!(LoadError::from(HubError::Cancelled).cooldown(usual, None), usual);
+    }
 }

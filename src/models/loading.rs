@@ -65,15 +65,16 @@ impl MultiModelManager {
         }
         let outcome = if result.is_ok() { "loaded" } else { "failed" };
         counter!(telemetry::MODEL_LOADS, "model" => label, "outcome" => outcome).increment(1);
-        report(entry.finish_load(result.map(announce).map_err(|error| self.failure(name, &error))), name);
+        report(entry.finish_load(result.map(announce).map_err(|error| self.failure(entry, &error))), name);
         hand_over(entry).await;
     }
 
-    fn failure(&self, name: &ModelName, error: &LoadError) -> Failure {
+    fn failure(&self, entry: &Entry, error: &LoadError) -> Failure {
         let reason = with_causes(error);
-        tracing::error!(model = %name, "the model cannot be loaded: {reason}");
+        tracing::error!(model = %entry.info.name, "the model cannot be loaded: {reason}");
         let failed_at = Instant::now();
-        let retry_at = failed_at + self.timing.failed_load_cooldown;
+        let before = entry.status().failure;
+        let retry_at = failed_at + error.cooldown(self.timing.failed_load_cooldown, before.as_ref());
         Failure { reason, kind: error.kind(), failed_at, retry_at, permanent: error.is_permanent() }
     }
 
@@ -142,7 +143,7 @@ impl MultiModelManager {
             }
             Err(error) => {
                 counter!(telemetry::MODEL_LOADS, "model" => name.to_string(), "outcome" => "failed").increment(1);
-                report(entry.finish_load(Err(self.failure(name, &error))), name);
+                report(entry.finish_load(Err(self.failure(entry, &error))), name);
             }
         }
         false

@@ -183,6 +183,24 @@ async fn a_download_is_followed_called_off_and_goes_on() {
 }
 
 #[tokio::test]
+async fn a_file_that_comes_wrong_is_not_fetched_again_at_once_but_by_hand() {
+    let (hub, folder) = (hub().await, folder());
+    let file = "onnx/model.onnx";
+    hub.fail(Failing { wrong_bytes: Some(file.to_owned()), ..Failing::default() });
+    let (_process, url) = serve(folder.path(), &hub.url, &[]);
+    register(&url, register_body()).await;
+    for _ in 0..3 {
+        let refused = send(client().post(format!("{url}/models/pulled/embed")).json(&json!({"inputs": "a"}))).await;
+        assert!(refused.text.contains("came with wrong contents"), "{}", refused.text);
+        let seconds: u64 = refused.header("retry-after").parse().expect("a number");
+        assert!((31..=60).contains(&seconds), "{seconds}");
+    }
+    assert_eq!(hub.sent_bytes(), files_of(TINY)[file].len(), "it was sent once");
+    hub.fail(Failing::default());
+    assert_eq!(send(client().post(format!("{url}/models/pulled/load"))).await.ok()["state"], "ready");
+}
+
+#[tokio::test]
 async fn nothing_is_downloaded_that_no_runtime_library_could_load() {
     let (hub, folder) = (hub().await, folder());
     let (_process, url) = serve(folder.path(), &hub.url, &[("ORT_DYLIB_PATH", "/nowhere/lib.so")]);
