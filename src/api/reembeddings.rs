@@ -178,6 +178,9 @@ pub async fn list(Jobs(jobs): Jobs) -> axum::Json<ReembeddingList> {
 /// Where its space is the first one already, each grain is served from it as soon as it has its vector, and there is
 /// nothing to roll back. A first space that serves nothing goes behind the others before, where there are others and no
 /// earlier job can be rolled back from it or to it.
+///
+/// With `from` or a `filter` it is refused (409) where its space has vectors of other grains that another space serves:
+/// they would move too.
 #[utoipa::path(
     post, path = "/reembeddings", tag = "reembeddings", operation_id = "begin_reembedding",
     request_body = ReembeddingBody,
@@ -377,6 +380,7 @@ impl From<ReembedError> for ApiError {
             | ReembedError::State { .. }
             | ReembedError::Purging(_)
             | ReembedError::Needed { .. }
+            | ReembedError::Beyond { .. }
             | ReembedError::FirstBefore { .. }
             | ReembedError::TooLate(_)
             | ReembedError::Overtaken { .. }

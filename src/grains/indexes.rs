@@ -141,6 +141,12 @@ impl Indexes {
         self.glance().find(space).map_or(0, OneIndex::n_served)
     }
 
+    /// Whether a space has vectors of grains that others serve; as far as anybody knows, when its index is broken.
+    pub(super) fn withholds(&self, space: &SpaceId) -> bool {
+        let withholds = |index: &OneIndex| index.whole().is_none_or(|whole| whole.len() > whole.n_served());
+        self.glance().find(space).is_some_and(withholds)
+    }
+
     /// Whether two spaces have vectors of a grain that has none in these; as far as anybody knows, when an index is
     /// broken.
     pub(super) fn share_one(&self, space: &SpaceId, other: &SpaceId, unless_in: &[SpaceId]) -> bool {

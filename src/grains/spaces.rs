@@ -3,7 +3,7 @@
 
 use super::error::GrainError;
 use super::service::Grains;
-use crate::domain::{DeclaredSpace, Reembedding, SpaceId};
+use crate::domain::{DeclaredSpace, Filter, Reembedding, SpaceId};
 use crate::models::Declared;
 use crate::models::ledger::SpaceRecord;
 
@@ -107,6 +107,19 @@ impl Grains {
             self.indexes.reorder(&order).await;
         }
         Ok(())
+    }
+
+    /// How many grains besides the selected ones a space would serve if it came first: it has vectors of them, and
+    /// another space serves them.
+    ///
+    /// # Errors
+    /// The database's.
+    pub async fn count_withheld_beyond(&self, space: &SpaceId, selection: &Filter) -> Result<u64, GrainError> {
+        // Mostly there are none, which takes no look at every grain.
+        if !self.indexes.withholds(space) {
+            return Ok(0);
+        }
+        Ok(self.store.count_withheld_beyond(space.clone(), selection.clone()).await?)
     }
 
     /// The spaces that hold vectors of grains, and how many grains each serves.

@@ -54,6 +54,7 @@ mod proxies;
 mod reembedding_crash;
 mod reembedding_load;
 mod reembedding_rules;
+mod reembedding_selections;
 mod reembedding_ways_back;
 mod reembeddings;
 mod restart;

@@ -58,8 +58,10 @@ async fn a_space_goes_back_before_what_a_cancelled_job_has_left_of_its_own_grain
     let own: Vec<String> = (0..5).map(|n| format!("third-{n}")).chain(["bad".to_owned()]).collect();
     give_up(&app, json!({"ids": own})).await;
     let job = take_over(&app, json!({"to": THIRD})).await;
-    // The second space goes behind what was left: that has nothing of its grains.
-    let other = take_over(&app, json!({"to": OTHER, "filter": {"ids": ["bad"]}})).await;
+    // The second space goes behind what was left: that has nothing of its grains. It has vectors of these, which are
+    // selected for that.
+    let second: Vec<String> = (0..5).map(|n| format!("second-{n}")).chain(["bad".to_owned()]).collect();
+    let other = take_over(&app, json!({"to": OTHER, "filter": {"ids": second}})).await;
     roll_back(&app, &other).await;
     roll_back(&app, &job).await;
     for (prefix, model) in [("second", OTHER), ("third", THIRD)] {

@@ -4,10 +4,10 @@
 use std::cmp::Reverse;
 use std::time::Instant;
 
-use super::error::ReembedError;
+use super::error::{ReembedError, may_pass};
 use super::pace::Pace;
 use super::verbs::move_to;
-use super::work::{PAUSE, Stopped, UPKEEP, Work, by_hand, may_pass, or_panicked};
+use super::work::{PAUSE, Stopped, UPKEEP, Work, by_hand, or_panicked};
 use super::{Job, Reembeddings};
 use crate::clock::now_us;
 use crate::domain::{

@@ -49,6 +49,20 @@ pub enum ReembedError {
         /// Who needs them.
         other: ReembeddingId,
     },
+    /// More grains would move than are selected.
+    #[error(
+        "the space {space} would serve more grains than are selected, for it has vectors of others already \
+         ({n_grains}): select them too, or leave `filter` and `from` out{}",
+        or_purge(.left_by.as_ref())
+    )]
+    Beyond {
+        /// The space of the job.
+        space: SpaceId,
+        /// How many.
+        n_grains: u64,
+        /// A job whose purge deletes such vectors, where there is one.
+        left_by: Option<ReembeddingId>,
+    },
     /// There is nothing to take back.
     #[error(
         "the re-embedding `{id}` cannot be rolled back: the space {space} was the first one before it, and the job only \
@@ -118,5 +132,39 @@ impl ReembedError {
             Self::Model(ModelError::Ledger(error)) => Refusal::for_callers_of_ledger(error).message,
             _ => with_causes(self),
         }
+    }
+}
+
+/// How else a job comes to move no more than it selects, as the end of a sentence.
+fn or_purge(left_by: Option<&ReembeddingId>) -> String {
+    left_by.map_or_else(String::new, |id| {
+        format!(", or delete what the re-embedding `{id}` has left: `POST /reembeddings/{id}/purge`")
+    })
+}
+
+/// Whether an inference of a model does not end, which nothing but another process changes.
+pub(super) fn is_stuck(error: &ReembedError) -> bool {
+    let (ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error))) = error else { return false };
+    matches!(error, ModelError::Stuck { .. })
+}
+
+/// Whether an error may pass by itself.
+pub(super) fn may_pass(error: &ReembedError) -> bool {
+    match error {
+        // What was in memory may have been at fault, such as an index, which is made again within a minute.
+        ReembedError::Panicked => true,
+        ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error)) => match error {
+            ModelError::Failed { permanent, .. } | ModelError::GrainWrites { permanent, .. } => !permanent,
+            ModelError::Loading { .. }
+            | ModelError::Draining { .. }
+            | ModelError::Stopping { .. }
+            | ModelError::Engine(_)
+            | ModelError::Ledger(_) => true,
+            _ => false,
+        },
+        ReembedError::Grains(error) => {
+            matches!(error, GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
+        }
+        _ => false,
     }
 }

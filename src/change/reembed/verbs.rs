@@ -38,12 +38,13 @@ impl Reembeddings {
     /// Begins a job: the model is loaded, its space noted, and the rest is done by itself.
     ///
     /// # Errors
-    /// As [`Self::prepare`]; a selection whose space is not known, or the database's.
+    /// As [`Self::prepare`]; [`ReembedError::Beyond`], a selection whose space is not known, or the database's.
     pub async fn begin(&self, request: ReembedRequest) -> Result<ReembeddingStatus, ReembedError> {
         if let Some(SpaceCondition::Is(space)) = &request.selection.space {
             self.grains.check_known(space).await?;
         }
         let prepared = self.prepare(&request.model).await?;
+        self.check_selection(&prepared.lease.facts().fingerprint.space(), &request.selection).await?;
         self.begin_prepared(request, prepared).await
     }
 
@@ -235,6 +236,42 @@ impl Reembeddings {
         self.shutdown.finish("purge a re-embedding", work).await
     }
 
+    /// Whether a job may begin to make vectors: others that came to an end since it was asked for may have left some in
+    /// its space. What it has made itself was selected then, and is not asked about again.
+    pub(super) async fn check_start(&self, job: &Reembedding) -> Result<(), ReembedError> {
+        let is_later = |other: &Job| other.record.space == job.space && other.record.id > job.id;
+        let may_hold_others = job.done == 0 || self.jobs.read().values().any(is_later);
+        if may_hold_others { self.check_selection(&job.space, &job.selection).await } else { Ok(()) }
+    }
+
+    /// Whether a space that takes over for a selection comes to serve no other grains.
+    async fn check_selection(&self, space: &SpaceId, selection: &Filter) -> Result<(), ReembedError> {
+        if *selection == Filter::default() {
+            return Ok(());
+        }
+        let n_grains = self.grains.count_withheld_beyond(space, selection).await?;
+        if n_grains == 0 {
+            return Ok(());
+        }
+        let left_by = self.who_left(space).await?;
+        Err(ReembedError::Beyond { space: space.clone(), n_grains, left_by })
+    }
+
+    /// The newest job whose purge deletes vectors of a space and may be asked for.
+    async fn who_left(&self, space: &SpaceId) -> Result<Option<ReembeddingId>, ReembedError> {
+        for ReembeddingStatus { record: job, .. } in self.list() {
+            let may_be_purged = !job.state.is_open() && job.state != ReembeddingState::RollingBack;
+            if !may_be_purged || job.old_vectors != OldVectors::Kept {
+                continue;
+            }
+            let purge = self.grains.superfluous(&job).await?;
+            if deleted_from(&purge).contains(space) && self.check_unneeded(&job, &purge).is_ok() {
+                return Ok(Some(job.id));
+            }
+        }
+        Ok(None)
+    }
+
     /// Whether there is no other open job for a space.
     fn check_alone(&self, id: Option<&ReembeddingId>, space: &SpaceId) -> Result<(), ReembedError> {
         let jobs = self.jobs.read();
@@ -262,10 +299,7 @@ impl Reembeddings {
 
     /// Whether no other job needs what a purge of this one deletes: to go on from, or to be rolled back to.
     pub(super) fn check_unneeded(&self, job: &Reembedding, purge: &Purge) -> Result<(), ReembedError> {
-        let deleted: &[SpaceId] = match purge {
-            Purge::Replaced { spaces, .. } => spaces,
-            Purge::Unserved(space) => std::slice::from_ref(space),
-        };
+        let deleted = deleted_from(purge);
         // A later cut-over is taken back first, so that a purge of it ends the way back of the earlier ones anyhow. One
         // into a space that was the first one already is never taken back.
         let has_own_way = job.state == ReembeddingState::Completed && job.previous_order.is_some();
@@ -335,6 +369,14 @@ impl Reembeddings {
         self.put(record);
         self.wake.notify_one();
         Ok(())
+    }
+}
+
+/// The spaces that a purge deletes vectors of.
+fn deleted_from(purge: &Purge) -> &[SpaceId] {
+    match purge {
+        Purge::Replaced { spaces, .. } => spaces,
+        Purge::Unserved(space) => std::slice::from_ref(space),
     }
 }
 

@@ -12,14 +12,14 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 
 use super::after::GIVEN_UP;
-use super::error::ReembedError;
+use super::error::{ReembedError, is_stuck, may_pass};
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
 use super::{Job, Reembeddings};
 use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 use crate::grains::store::{Lacking, Made, NewVector, Unembedded};
 use crate::grains::{CutOver, GrainError, Target};
-use crate::models::{Lease, ModelError};
+use crate::models::Lease;
 use crate::telemetry::with_causes;
 
 /// How often it is looked at whether the time to roll a job back is over, and during a rest whether vectors are to be
@@ -151,6 +151,7 @@ impl Reembeddings {
         }
         // Loaded before writes are told to make vectors with it.
         let n_workers = self.lease(model, space).await?.encoder().n_bulk_workers();
+        self.check_start(job).await?;
         self.grains
             .begin_staging(Target {
                 model: model.clone(),
@@ -470,31 +471,4 @@ fn next_of(jobs: &BTreeMap<ReembeddingId, Job>) -> Option<&Job> {
     let has_turn = |job: &&Job| job.is_due() && (!goes_back(job) || last_back.is_some_and(Job::is_due));
     let oldest = jobs.values().find(has_turn)?;
     last_back.filter(|_| goes_back(&oldest)).or(Some(oldest))
-}
-
-/// Whether an inference of a model does not end, which nothing but another process changes.
-fn is_stuck(error: &ReembedError) -> bool {
-    let (ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error))) = error else { return false };
-    matches!(error, ModelError::Stuck { .. })
-}
-
-/// Whether an error may pass by itself.
-pub(super) fn may_pass(error: &ReembedError) -> bool {
-    match error {
-        // What was in memory may have been at fault, such as an index, which is made again within a minute.
-        ReembedError::Panicked => true,
-        ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error)) => match error {
-            ModelError::Failed { permanent, .. } | ModelError::GrainWrites { permanent, .. } => !permanent,
-            ModelError::Loading { .. }
-            | ModelError::Draining { .. }
-            | ModelError::Stopping { .. }
-            | ModelError::Engine(_)
-            | ModelError::Ledger(_) => true,
-            _ => false,
-        },
-        ReembedError::Grains(error) => {
-            matches!(error, GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
-        }
-        _ => false,
-    }
 }

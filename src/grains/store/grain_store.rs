@@ -104,6 +104,9 @@ pub trait GrainStore: AnchorStore {
     /// How many grains have no current vector in a space.
     fn count_lacking(&self, lacking: Lacking) -> Reply<'_, u64>;
 
+    /// How many grains have a current vector in a space, are served from another, and do not meet the filter.
+    fn count_withheld_beyond(&self, space: SpaceId, filter: Filter) -> Reply<'_, u64>;
+
     /// Writes vectors that were made in the background, of those grains that still have the text and got no vector in
     /// the space meanwhile. Answers the numbers of these.
     fn write_made(&self, made: Made) -> Reply<'_, Vec<i64>>;

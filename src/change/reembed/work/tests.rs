@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::domain::Filter;
+use crate::models::ModelError;
 
 fn job(id: &str, state: ReembeddingState, cut_over_us: Option<i64>) -> (ReembeddingId, Job) {
     let record = Reembedding {

@@ -143,6 +143,10 @@ impl GrainStore for SqliteStore {
         Box::pin(self.count_lacking_grains(lacking))
     }
 
+    fn count_withheld_beyond(&self, space: SpaceId, filter: Filter) -> Reply<'_, u64> {
+        Box::pin(self.count_grains_withheld_beyond(space, filter))
+    }
+
     fn write_made(&self, made: Made) -> Reply<'_, Vec<i64>> {
         Box::pin(self.write_made_vectors(made))
     }

@@ -6,7 +6,7 @@ use super::super::super::grain_store::{Facet, Lacking};
 use super::super::ledger::{select_made, select_served_by_maker};
 use super::super::{OpenOptions, SqliteStore};
 use super::read::select_facet;
-use super::reembed::{select_count_of_lacking, select_lacking};
+use super::reembed::{select_count_of_lacking, select_count_of_withheld_beyond, select_lacking};
 use super::vectors::select_served;
 use crate::domain::{Filter, ReembeddingId, SpaceCondition, SpaceId};
 
@@ -30,10 +30,11 @@ async fn what_is_asked_of_all_grains_reads_neither_texts_nor_vectors() {
         unless_failed_in: Some(ReembeddingId::of("job")),
         among: None,
     };
-    let from_space = Filter { space: Some(SpaceCondition::Is(space)), ..Filter::default() };
+    let from_space = Filter { space: Some(SpaceCondition::Is(space.clone())), ..Filter::default() };
     for query in [
         select_count_of_lacking(&lacking),
         select_lacking(&lacking, 0, 64),
+        select_count_of_withheld_beyond(&space, &from_space),
         select_facet(Facet::Space, &Filter::default()),
         select_facet(Facet::Space, &from_space),
         select_served(),

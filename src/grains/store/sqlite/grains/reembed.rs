@@ -5,11 +5,11 @@ use sqlx::{QueryBuilder, Sqlite, Transaction};
 use super::super::super::StoreError;
 use super::super::super::grain_store::{Lacking, Made, NewVector, Purge, Purged, Unembedded};
 use super::super::SqliteStore;
-use super::filter::{self, Plan, SERVED};
+use super::filter::{self, Plan, SERVED, SERVED_SPACE};
 use super::insert::put_vector;
 use super::write::order_spaces;
 use super::{count, json_text};
-use crate::domain::{Filter, ReembeddingId};
+use crate::domain::{Filter, ReembeddingId, SpaceId};
 
 /// Grains that are tried again together: each may have a text of a megabyte.
 const RETRIED_AT_ONCE: i64 = 64;
@@ -33,6 +33,17 @@ impl SqliteStore {
         let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
         let n: i64 =
             select_count_of_lacking(&lacking).build_query_scalar().fetch_one(&mut *reader).await.map_err(&failed)?;
+        Ok(count(n))
+    }
+
+    pub(super) async fn count_grains_withheld_beyond(&self, space: SpaceId, filter: Filter) -> Result<u64, StoreError> {
+        let failed = self.failed("count grains that a space would serve too");
+        let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
+        let n: i64 = select_count_of_withheld_beyond(&space, &filter)
+            .build_query_scalar()
+            .fetch_one(&mut *reader)
+            .await
+            .map_err(&failed)?;
         Ok(count(n))
     }
 
@@ -165,6 +176,19 @@ pub(super) fn select_lacking(lacking: &Lacking, after: i64, limit: u32) -> Query
 pub(super) fn select_count_of_lacking(lacking: &Lacking) -> QueryBuilder<Sqlite> {
     let mut query = QueryBuilder::new("SELECT count(*)");
     push_lacking(&mut query, lacking);
+    query
+}
+
+pub(super) fn select_count_of_withheld_beyond(space: &SpaceId, filter: &Filter) -> QueryBuilder<Sqlite> {
+    let mut query = QueryBuilder::new(
+        "SELECT count(*) FROM grains AS g WHERE EXISTS (SELECT 1 FROM embeddings AS e \
+         INDEXED BY embeddings_by_text_version WHERE e.grain = g.number AND e.text_version = g.text_version \
+         AND e.space = ",
+    );
+    query.push_bind(space.to_string()).push(") AND ").push(SERVED_SPACE).push(" <> ").push_bind(space.to_string());
+    query.push(" AND g.number NOT IN (SELECT g.number");
+    filter::push_from(&mut query, filter);
+    query.push(")");
     query
 }
 
