@@ -1,13 +1,16 @@
 //! Roll-backs over what other jobs have moved and left: the vectors of a job that was given up serve nothing. Roll-backs
 //! that wait, and what is chosen meanwhile.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
+use tempfile::TempDir;
 
-use crate::helpers::{Caller, TINY, TestApp, with_tiny};
+use crate::helpers::{Caller, TINY, TestApp, copy_folder, entry_of, test_model, with_tiny};
 use crate::reembedding_rules::{BROKEN, THIRD, begin_slowly, n_in, write_with};
-use crate::reembeddings::{OTHER, assert_embedded, begin, space_of, verb, wait_until, write};
+use crate::reembeddings::{OTHER, assert_embedded, begin, space_of, verb, wait_for, wait_until, write};
 
 /// A grain that [`BROKEN`] cannot embed, so that a job with it does not take over.
 async fn write_bad(app: &Caller) {
@@ -187,5 +190,83 @@ async fn of_two_ways_back_that_wait_the_later_job_goes_first() {
     }
     assert_embedded(&app, "late", TINY).await;
     assert_eq!(active(&app).await, TINY);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_way_back_waits_until_the_model_before_can_be_recorded_as_the_active_one() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&[OTHER])).await;
+    write(&app, 5).await;
+    let job = switch(&app, OTHER).await;
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    let trigger = "CREATE TRIGGER cut_off BEFORE INSERT ON active_model BEGIN SELECT RAISE(ABORT, 'cut off'); END";
+    sqlx::query(trigger).execute(&mut outsider).await.expect("created");
+    verb(&app, &job, "rollback").await;
+    // Nothing was written since, so that there is nothing else to wait for.
+    let waiting = wait_for(&app, &job, |job| job["reason"].is_string()).await;
+    assert_eq!((&waiting["state"], &active(&app).await), (&json!("rolling_back"), &json!(OTHER)), "{waiting}");
+    sqlx::query("DROP TRIGGER cut_off").execute(&mut outsider).await.expect("dropped");
+    outsider.close().await.expect("closed");
+    let job = wait_until(&app, &job, "rolled_back").await;
+    assert_eq!((&job["reason"], &active(&app).await), (&Value::Null, &json!(TINY)), "{job}");
+    app.stop().await;
+}
+
+/// A server whose model `own`, of files to be broken, was replaced by the other one. A grain was written since, and the
+/// model is not loaded. The job that can be rolled back.
+async fn replaced(files: &TempDir) -> (TestApp, Value) {
+    copy_folder(&test_model(TINY), files.path());
+    let own = format!("[[ai.additional_models]]\nname = \"own\"\npath = \"{}\"\n", files.path().display());
+    let others = [OTHER, THIRD].map(entry_of).concat();
+    let app = TestApp::start_with(&format!("[ai]\nmodel_name = \"own\"\n{own}{others}")).await;
+    write(&app, 5).await;
+    let job = switch(&app, OTHER).await;
+    app.post("/grains", json!({"id": "late", "text": "written in the new space"})).await.ok();
+    app.post("/models/own/unload", json!({})).await.ok();
+    (app, job)
+}
+
+#[tokio::test]
+async fn a_way_back_waits_for_a_model_that_may_be_had_later_and_does_not_load_it_each_second() {
+    let files = TempDir::new().expect("a folder");
+    let (app, job) = replaced(&files).await;
+    // Nobody can tell what will be there when it can be read again.
+    let (config, away) = (files.path().join("config.json"), files.path().join("away.json"));
+    fs_err::rename(&config, &away).expect("taken away");
+    fs_err::create_dir(&config).expect("not to be read");
+    verb(&app, &job, "rollback").await;
+    let waiting = wait_for(&app, &job, |job| job["reason"].is_string()).await;
+    assert!(waiting["reason"].as_str().is_some_and(|reason| reason.contains("cannot be read")), "{waiting}");
+    tokio::time::sleep(Duration::from_millis(2_500)).await;
+    let waiting = app.get(&format!("/reembeddings/{}", job["id"].as_str().expect("an id"))).await.ok();
+    assert_eq!((&waiting["state"], &active(&app).await), (&json!("rolling_back"), &json!(OTHER)), "{waiting}");
+    let metrics = app.get("/metrics").await.text;
+    let series = "granary_model_loads_total{model=\"own\",outcome=\"failed\"} ";
+    let n_failed = metrics.lines().find_map(|line| line.strip_prefix(series)).expect("it has failed");
+    assert!(["1", "2"].contains(&n_failed), "once by hand, and once by itself at most: {n_failed}");
+
+    fs_err::remove_dir(&config).expect("removed");
+    fs_err::rename(&away, &config).expect("brought back");
+    app.post("/models/own/load", json!({})).await.ok();
+    // Without another job that changes it would be looked at again within a minute.
+    take_over(&app, json!({"to": THIRD, "filter": {"ids": ["nobody"]}})).await;
+    let job = wait_until(&app, &job, "rolled_back").await;
+    assert_eq!((&job["reason"], &active(&app).await), (&Value::Null, &json!("own")), "{job}");
+    assert_embedded(&app, "late", "own").await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_way_back_that_comes_to_an_end_says_of_the_model_before_too_what_became_of_it() {
+    let files = TempDir::new().expect("a folder");
+    let (app, job) = replaced(&files).await;
+    fs_err::remove_file(files.path().join("tokenizer.json")).expect("removed");
+    verb(&app, &job, "rollback").await;
+    let job = wait_until(&app, &job, "rolled_back").await;
+    let reason = job["reason"].as_str().expect("a reason");
+    assert!(reason.contains("could not be made active again: `own` cannot be loaded"), "{reason}");
+    assert!(reason.contains("brings along what that space serves"), "{reason}");
     app.stop().await;
 }

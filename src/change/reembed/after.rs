@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use super::error::{ReembedError, may_pass};
 use super::pace::Pace;
-use super::verbs::move_to;
+use super::verbs::{move_to, refused};
 use super::work::{PAUSE, Stopped, UPKEEP, Work, by_hand, or_panicked};
 use super::{Job, Reembeddings};
 use crate::clock::now_us;
@@ -27,12 +27,20 @@ impl Reembeddings {
     /// Gives grains that were written since the job was asked for vectors in a space before, where its model is known.
     /// Those that were in the job's space already stay there, unless they were edited since.
     pub(super) async fn bring_back(&self, job: &Reembedding, n_errors: &mut u32) -> Result<(), Stopped> {
-        let mut reasons = Vec::new();
-        if let Err(error) = self.activate_previous(job).await {
-            let sentence = "the model before could not be made active again";
-            tracing::warn!(id = %job.id, "{sentence}: {}", with_causes(&error));
-            reasons.push(format!("{sentence}: {}", error.for_callers()));
+        let not_active = self.activate_in_time(job).await?;
+        if job.reason != not_active {
+            // What ends the way back instead has a reason of its own, which does not say it.
+            let reason = not_active.clone();
+            let step = move |job: &mut Reembedding| {
+                if job.state != ReembeddingState::RollingBack {
+                    return Err(refused(job, "rolled back"));
+                }
+                job.reason = reason;
+                Ok(())
+            };
+            self.try_step(&job.id, step).await.map_err(by_hand)?;
         }
+        let mut reasons: Vec<String> = not_active.into_iter().collect();
         // A space behind the job's own would not serve what is brought there.
         let before: Vec<&SpaceId> = job.spaces_before().collect();
         match self.way_back(job, &before).await? {
@@ -54,6 +62,26 @@ impl Reembeddings {
             Ok(())
         };
         self.try_step(&job.id, step).await.map_err(by_hand)
+    }
+
+    /// Makes the model before the active one again, or answers why it stays as it is.
+    ///
+    /// # Errors
+    /// What may pass.
+    async fn activate_in_time(&self, job: &Reembedding) -> Result<Option<String>, ReembedError> {
+        let activated = async {
+            let _lease = self.lease_previous(job).await?;
+            self.activate_previous(job).await
+        };
+        match activated.await {
+            Ok(()) => Ok(None),
+            Err(error) if may_pass(&error) => Err(error),
+            Err(error) => {
+                let sentence = "the model before could not be made active again";
+                tracing::warn!(id = %job.id, "{sentence}: {}", with_causes(&error));
+                Ok(Some(format!("{sentence}: {}", error.for_callers())))
+            }
+        }
     }
 
     /// How the grains still go back that a way back has left where they are, as the end of a sentence.

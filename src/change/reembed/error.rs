@@ -1,5 +1,7 @@
 //! Why something with a re-embedding was not done.
 
+use std::time::Duration;
+
 use crate::domain::{ModelName, ReembeddingId, ReembeddingState, SpaceId};
 use crate::grains::{GrainError, Refusal};
 use crate::models::ModelError;
@@ -144,8 +146,28 @@ fn or_purge(left_by: Option<&ReembeddingId>) -> String {
 
 /// Whether an inference of a model does not end, which nothing but another process changes.
 pub(super) fn is_stuck(error: &ReembedError) -> bool {
-    let (ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error))) = error else { return false };
-    matches!(error, ModelError::Stuck { .. })
+    matches!(of_model(error), Some(ModelError::Stuck { .. }))
+}
+
+/// Whether a model cannot be had, which takes longer to find out than anything else.
+pub(super) fn is_of_load(error: &ReembedError) -> bool {
+    let error = of_model(error);
+    matches!(error, Some(ModelError::Failed { .. } | ModelError::Loading { .. } | ModelError::Draining { .. }))
+}
+
+/// How long requests leave the model alone that could not be loaded.
+pub(super) fn cooldown(error: &ReembedError) -> Duration {
+    match of_model(error) {
+        Some(ModelError::Failed { retry_after, .. }) => *retry_after,
+        _ => Duration::ZERO,
+    }
+}
+
+fn of_model(error: &ReembedError) -> Option<&ModelError> {
+    match error {
+        ReembedError::Model(error) | ReembedError::Grains(GrainError::Model(error)) => Some(error),
+        _ => None,
+    }
 }
 
 /// Whether an error may pass by itself.

@@ -3,7 +3,7 @@
 use uuid::Uuid;
 
 use super::after::without_purge;
-use super::error::ReembedError;
+use super::error::{ReembedError, may_pass};
 use super::work::or_taken_over;
 use super::{Job, ReembeddingStatus, Reembeddings};
 use crate::clock::now_us;
@@ -328,6 +328,24 @@ impl Reembeddings {
             chosen.insert(job.id.clone());
         }
         Ok(())
+    }
+
+    /// Holds the model that is to be made active again, as a request would: an order loads it at each try, however
+    /// lately that has failed.
+    ///
+    /// # Errors
+    /// What may pass; the rest is the order's to say, which may enable the model, too.
+    pub(super) async fn lease_previous(&self, job: &Reembedding) -> Result<Option<Lease>, ReembedError> {
+        let Some(previous) = &job.previous_model else { return Ok(None) };
+        let is_chosen = self.chosen.lock().await.contains(&job.id);
+        if is_chosen || self.models.active() != job.model {
+            return Ok(None);
+        }
+        match self.models.lease(previous).await.map_err(ReembedError::from) {
+            Ok(lease) => Ok(Some(lease)),
+            Err(error) if may_pass(&error) => Err(error),
+            Err(_) => Ok(None),
+        }
     }
 
     /// Changes a job if `change` allows it, records it and wakes whoever works.

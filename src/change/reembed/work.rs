@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 
 use super::after::GIVEN_UP;
-use super::error::{ReembedError, is_stuck, may_pass};
+use super::error::{ReembedError, cooldown, is_of_load, is_stuck, may_pass};
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
 use super::{Job, Reembeddings};
@@ -96,7 +96,7 @@ impl Reembeddings {
             Err(Stopped::Error(error)) if record.old_vectors == OldVectors::Purging => {
                 self.put_off(&record, &error).await;
             }
-            Err(Stopped::Error(error)) if is_stuck(&error) => {
+            Err(Stopped::Error(error)) if is_stuck(&error) || leaves_way_back(&record, &error, *n_errors) => {
                 *n_errors = 0;
                 self.leave(&id, &error);
             }
@@ -127,15 +127,16 @@ impl Reembeddings {
         next_of(&self.jobs.read()).map(|job| job.record.clone())
     }
 
-    /// Leaves a job whose model has an inference that does not end, for a minute or until a job has changed: others go on
-    /// meanwhile. It is not given up, for the next process finds the model well.
+    /// Leaves a job whose model has an inference that does not end, or a way back, for a minute or until a job has
+    /// changed: others go on meanwhile. It is not given up: the next process finds the model well, or a later try.
     fn leave(&self, id: &ReembeddingId, error: &ReembedError) {
-        let waits = format!("{}: the job goes on by itself then", error.for_callers());
+        let how = if is_stuck(error) { "the job goes on by itself then" } else { "it is tried again by itself" };
+        let waits = format!("{}: {how}", error.for_callers());
         let mut is_news = false;
         self.change(id, |job| {
             is_news = job.waits.as_ref() != Some(&waits);
             job.waits = Some(waits);
-            job.due_at = Some(Instant::now() + UPKEEP);
+            job.due_at = Some(Instant::now() + UPKEEP.max(cooldown(error)));
         });
         if is_news {
             tracing::warn!(%id, "a re-embedding waits, and others go on: {}", with_causes(error));
@@ -471,4 +472,12 @@ fn next_of(jobs: &BTreeMap<ReembeddingId, Job>) -> Option<&Job> {
     let has_turn = |job: &&Job| job.is_due() && (!goes_back(job) || last_back.is_some_and(Job::is_due));
     let oldest = jobs.values().find(has_turn)?;
     last_back.filter(|_| goes_back(&oldest)).or(Some(oldest))
+}
+
+/// Whether a way back is left for a while after an error. What may pass does not end it: nothing else brings the model
+/// before and what was written since.
+fn leaves_way_back(job: &Reembedding, error: &ReembedError, n_errors: u32) -> bool {
+    let is_kept = job.state == ReembeddingState::RollingBack && may_pass(error);
+    // What meets a bug each time comes to an end.
+    is_kept && !matches!(error, ReembedError::Panicked) && (is_of_load(error) || n_errors >= TRIES)
 }

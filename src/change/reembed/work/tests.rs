@@ -3,6 +3,7 @@
 use super::*;
 use crate::domain::Filter;
 use crate::models::ModelError;
+use crate::models::lifecycle::FailureKind;
 
 fn job(id: &str, state: ReembeddingState, cut_over_us: Option<i64>) -> (ReembeddingId, Job) {
     let record = Reembedding {
@@ -53,6 +54,29 @@ fn only_an_inference_that_does_not_end_puts_a_job_off() {
     let stuck = || ModelError::Stuck { name: ModelName::parse("tiny").expect("a name"), what: "does not embed" };
     assert!(is_stuck(&stuck().into()) && is_stuck(&GrainError::Model(stuck()).into()));
     assert!(!is_stuck(&ModelError::Conflict("it is active".to_owned()).into()));
+}
+
+#[test]
+fn what_may_pass_does_not_end_a_way_back() {
+    let name = || ModelName::parse("tiny").expect("a name");
+    let failed = |permanent| {
+        let (reason, retry_after, kind) = (String::new(), Duration::from_hours(1), FailureKind::Model);
+        ReembedError::from(ModelError::Failed { name: name(), reason, retry_after, permanent, kind })
+    };
+    let busy = || ReembedError::from(ModelError::GrainWrites { name: name(), reason: String::new(), permanent: false });
+    let [(_, back), (_, forth)] =
+        [ReembeddingState::RollingBack, ReembeddingState::Running].map(|state| job("1", state, None));
+    for (job, error, n_errors, leaves) in [
+        (&back, failed(false), 0, true),
+        (&back, failed(true), 0, false),
+        (&forth, failed(false), TRIES, false),
+        (&back, busy(), 0, false),
+        (&back, busy(), TRIES, true),
+        (&back, ReembedError::Panicked, TRIES, false),
+    ] {
+        assert_eq!(leaves_way_back(&job.record, &error, n_errors), leaves, "{error} after {n_errors}");
+    }
+    assert_eq!(cooldown(&failed(false)), Duration::from_hours(1), "no load sooner than a request's");
 }
 
 #[tokio::test]
