@@ -84,6 +84,19 @@ impl Job {
         Self { record, n_failed, rate: Rate::default(), needed_by: None, waits: None, due_at: None }
     }
 
+    /// Takes over what was recorded of it. Its worker alone counts what is done, and knows that a wait is over while
+    /// the state stays.
+    fn take_over(&mut self, record: Reembedding) {
+        if (record.state, record.old_vectors) != (self.record.state, self.record.old_vectors) {
+            self.waits = None;
+        }
+        if record.state != self.record.state {
+            // A pause took no work.
+            self.rate = Rate::default();
+        }
+        self.record = Reembedding { done: self.record.done, ..record };
+    }
+
     /// Whether something of it is to be done now.
     fn is_due(&self) -> bool {
         goes_on(&self.record) && self.due_at.is_none_or(|at| at <= Instant::now())
@@ -248,20 +261,14 @@ impl Reembeddings {
         self.changes.send_modify(|n_changes| *n_changes += 1);
     }
 
-    /// Takes over what was recorded of a job. Its worker alone counts what is done, and knows that a wait is over while
-    /// the state stays.
+    /// Takes over what was recorded of a job.
     fn put(&self, record: Reembedding) {
         let id = record.id.clone();
         // What stood against a purge may have gone.
         for job in self.jobs.write().values_mut() {
             job.due_at = None;
         }
-        self.change(&id, |job| {
-            if (record.state, record.old_vectors) != (job.record.state, job.record.old_vectors) {
-                job.waits = None;
-            }
-            job.record = Reembedding { done: job.record.done, ..record };
-        });
+        self.change(&id, |job| job.take_over(record));
     }
 }
 

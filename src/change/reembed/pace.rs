@@ -76,6 +76,10 @@ pub(super) struct Rate(VecDeque<(Instant, u64)>);
 impl Rate {
     /// Notes that so many are done.
     pub(super) fn note(&mut self, n_done: u64) {
+        // An outage lies between, which says nothing of the pace.
+        if self.0.len() > 1 && !self.is_lately() {
+            self.0.clear();
+        }
         let now = Instant::now();
         self.0.push_back((now, n_done));
         while self.0.len() > 2 && self.0.front().is_some_and(|(at, _)| now.duration_since(*at) > MEASURED_OVER) {
@@ -87,8 +91,13 @@ impl Rate {
     pub(super) fn per_second(&self) -> Option<f64> {
         let ((began, first), (ended, last)) = (self.0.front()?, self.0.back()?);
         let took = ended.duration_since(*began);
-        let is_lately = ended.elapsed() <= MEASURED_OVER.max(took * 2);
-        (is_lately && !took.is_zero()).then(|| last.saturating_sub(*first) as f64 / took.as_secs_f64())
+        (self.is_lately() && !took.is_zero()).then(|| last.saturating_sub(*first) as f64 / took.as_secs_f64())
+    }
+
+    /// Whether the last batch is no longer ago than a rest explains.
+    fn is_lately(&self) -> bool {
+        let (Some((began, _)), Some((ended, _))) = (self.0.front(), self.0.back()) else { return false };
+        ended.elapsed() <= MEASURED_OVER.max(ended.duration_since(*began) * 2)
     }
 }
 
@@ -141,5 +150,10 @@ mod tests {
             *at = at.checked_sub(2 * MEASURED_OVER).expect("a clock that has run");
         }
         assert_eq!(rate.per_second(), None, "that was long ago");
+        rate.note(30);
+        assert_eq!(rate.per_second(), None, "what was made since an outage took none of it");
+        std::thread::sleep(Duration::from_millis(20));
+        rate.note(40);
+        assert!(rate.per_second().is_some_and(|per_second| per_second > 10.0), "the pace since");
     }
 }

@@ -50,6 +50,22 @@ fn a_job_that_was_put_off_holds_up_none_but_ways_back_that_must_follow_it() {
 }
 
 #[test]
+fn the_pace_of_a_job_is_measured_anew_after_a_pause() {
+    let (_, mut job) = job("1", ReembeddingState::Running, None);
+    for n_done in [10, 20] {
+        std::thread::sleep(Duration::from_millis(5));
+        job.rate.note(n_done);
+    }
+    job.take_over(Reembedding { total: 100, ..job.record.clone() });
+    assert!(job.rate.per_second().is_some(), "it was counted, and goes on");
+    for state in [ReembeddingState::Paused, ReembeddingState::Queued, ReembeddingState::Running] {
+        job.take_over(Reembedding { state, ..job.record.clone() });
+    }
+    job.rate.note(30);
+    assert_eq!((job.rate.per_second(), job.record.total), (None, 100));
+}
+
+#[test]
 fn only_an_inference_that_does_not_end_puts_a_job_off() {
     let stuck = || ModelError::Stuck { name: ModelName::parse("tiny").expect("a name"), what: "does not embed" };
     assert!(is_stuck(&stuck().into()) && is_stuck(&GrainError::Model(stuck()).into()));
