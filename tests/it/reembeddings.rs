@@ -497,8 +497,9 @@ async fn old_vectors_go_when_they_are_purged_and_with_them_the_way_back() {
     };
     assert_eq!(in_old(&app).await, 0, "the old space serves nothing");
     verb(&app, &job, "purge").await;
+    let changed_at = job["changed_at"].clone();
     let job = wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
-    assert_eq!(job["rollback_until"], Value::Null);
+    assert_eq!((&job["rollback_until"], &job["changed_at"]), (&Value::Null, &changed_at), "its state is what it was");
     assert!(refused(&app, &job, "rollback").await.contains("old vectors are gone"));
     assert_eq!(found(&app, "number 3").await.len(), 30);
     let app = app.restart_with(&with_tiny(&[OTHER])).await;

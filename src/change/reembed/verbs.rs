@@ -381,8 +381,11 @@ impl Reembeddings {
         change: impl FnOnce(&mut Reembedding) -> Result<(), ReembedError> + Send,
     ) -> Result<(), ReembedError> {
         let mut record = self.record(id)?;
+        let before = record.state;
         change(&mut record)?;
-        record.changed_us = now_us();
+        if record.state != before {
+            record.changed_us = now_us();
+        }
         self.grains.record_reembedding(record.clone()).await?;
         self.put(record);
         self.wake.notify_one();
