@@ -22,7 +22,7 @@ const MAX_SHOWN_PATH_CHARS: usize = 256;
 pub enum NeededGrains {
     /// Refuse to delete it.
     Protect,
-    /// Delete it: they can be found by words only, until it is registered again.
+    /// Delete it: they can be found by words only, until it is registered again and loaded.
     Strand,
 }
 

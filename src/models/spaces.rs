@@ -238,7 +238,7 @@ impl MultiModelManager {
                     model,
                     n_grains,
                     "grains have vectors of a model that this server does not know: they cannot be searched by meaning \
-                     until it is configured or registered again"
+                     until it is configured again, or registered again and loaded"
                 );
             }
         }

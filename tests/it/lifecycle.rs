@@ -445,12 +445,18 @@ async fn a_model_that_grains_need_is_deleted_only_by_force_and_missed_at_the_nex
     assert!(!process.log().contains("does not know"), "{}", process.log());
     drop(process);
 
-    let (process, _url) = serve(folder.path());
+    let (process, url) = serve(folder.path());
     let log = process.log();
     assert!(
         log.contains("grains have vectors of a model that this server does not know") && log.contains("n_grains=1"),
         "{log}"
     );
+    assert!(log.contains("until it is configured again, or registered again and loaded"), "{log}");
+    let app = Caller::of(url);
+    app.post("/models", body).await.ok();
+    app.post("/models/mine/load", json!({})).await.ok();
+    let found = app.post("/grains/search", json!({"query": "some words", "mode": "dense"})).await.ok();
+    assert_eq!(found["hits"].as_array().map(Vec::len), Some(1), "{found}");
 }
 
 #[tokio::test]
