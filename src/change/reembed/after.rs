@@ -221,14 +221,17 @@ impl Reembeddings {
         let now_us = now_us();
         let is_over = |job: &Reembedding| self.window_end_us(job).is_some_and(|end_us| now_us > end_us);
         for status in self.list().into_iter().filter(|status| is_over(&status.record)) {
-            let Err(error) = self.purge(&status.record.id).await else { continue };
+            let id = &status.record.id;
+            // A panic that went on would keep all windows open from here on.
+            let purged = or_panicked(async { self.purge(id).await.map(drop).map_err(Stopped::from) }).await;
+            let Err(Stopped::Error(error)) = purged else { continue };
             if let ReembedError::Needed { id, other } = &error
                 && !self.note_needed(id, other)
             {
                 // That has been said.
                 continue;
             }
-            tracing::warn!(id = %status.record.id, "old vectors are kept for now: {}", with_causes(&error));
+            tracing::warn!(%id, "old vectors are kept for now: {}", with_causes(&error));
         }
     }
 }
