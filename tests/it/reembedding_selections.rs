@@ -73,3 +73,23 @@ async fn what_a_job_ahead_in_the_queue_has_moved_does_not_come_back_with_a_selec
     assert_eq!(n_in(&app, &space_of(&app, THIRD).await).await, 305);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_another_job_has_moved_during_a_pause_does_not_come_back_with_a_selection() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write(&app, 300).await;
+    write_with(&app, "native", OTHER, 5).await;
+    let ids: Vec<String> = (0..300).map(|n| n.to_string()).collect();
+    let held = begin(&app, json!({"to": OTHER, "throttle": 0.02, "filter": {"ids": ids}})).await;
+    wait_for(&app, &held, |job| job["done"].as_u64() > Some(0)).await;
+    let held = verb(&app, &held, "pause").await;
+    assert_eq!(held["state"], "paused", "{held}");
+    let whole = begin(&app, json!({"to": THIRD})).await;
+    wait_until(&app, &whole, "completed").await;
+    verb(&app, &held, "resume").await;
+    let held = wait_until(&app, &held, "failed").await;
+    assert!(held["reason"].as_str().is_some_and(|reason| reason.contains("(5)")), "{held}");
+    assert_embedded(&app, "native-0", THIRD).await;
+    assert_eq!(n_in(&app, &space_of(&app, THIRD).await).await, 305);
+    app.stop().await;
+}

@@ -236,11 +236,18 @@ impl Reembeddings {
         self.shutdown.finish("purge a re-embedding", work).await
     }
 
-    /// Whether a job may begin to make vectors: others that came to an end since it was asked for may have left some in
-    /// its space. What it has made itself was selected then, and is not asked about again.
+    /// Whether a job may begin to make vectors: since it was asked for others may have left some in its space, or have
+    /// taken over what that served. Without these it is not asked again about what it has made itself, which was
+    /// selected then.
     pub(super) async fn check_start(&self, job: &Reembedding) -> Result<(), ReembedError> {
-        let is_later = |other: &Job| other.record.space == job.space && other.record.id > job.id;
-        let may_hold_others = job.done == 0 || self.jobs.read().values().any(is_later);
+        let is_later = |other: &Reembedding| other.space == job.space && other.id > job.id;
+        // Into the first space grains move without a cut-over; a way back changes what serves, too.
+        let has_moved_some = |other: &Reembedding| {
+            let may_have = other.done > 0 || other.cut_over_us.is_some();
+            other.id != job.id && may_have && other.changed_us > job.created_us
+        };
+        let may_hold_others = job.done == 0
+            || self.jobs.read().values().any(|Job { record, .. }| is_later(record) || has_moved_some(record));
         if may_hold_others { self.check_selection(&job.space, &job.selection).await } else { Ok(()) }
     }
 
