@@ -68,9 +68,20 @@ async fn what_a_job_ahead_in_the_queue_has_moved_does_not_come_back_with_a_selec
     let one = begin(&app, json!({"to": OTHER, "filter": {"ids": ["0"]}})).await;
     wait_until(&app, &whole, "completed").await;
     let one = wait_until(&app, &one, "failed").await;
-    assert!(one["reason"].as_str().is_some_and(|reason| reason.contains("(5)")), "{one}");
+    let reason = one["reason"].as_str().expect("a reason");
+    assert!(reason.contains("(5)"), "{reason}");
     assert_embedded(&app, "native-0", THIRD).await;
     assert_eq!(n_in(&app, &space_of(&app, THIRD).await).await, 305);
+
+    for (job, word) in [(&one, "cancel"), (&whole, "purge")] {
+        let path = format!("/reembeddings/{}/{word}", job["id"].as_str().expect("an id"));
+        assert!(reason.contains(&path), "no {path}: {reason}");
+        verb(&app, job, word).await;
+    }
+    wait_for(&app, &whole, |job| job["old_vectors"] == "purged").await;
+    let again = begin(&app, json!({"to": OTHER, "filter": {"ids": ["0"]}})).await;
+    let again = wait_until(&app, &again, "completed").await;
+    assert_eq!(n_in(&app, &again["space"]).await, 1, "{again}");
     app.stop().await;
 }
 

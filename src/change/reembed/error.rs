@@ -55,14 +55,16 @@ pub enum ReembedError {
     #[error(
         "the space {space} would serve more grains than are selected, for it has vectors of others already \
          ({n_grains}): select them too, or leave `filter` and `from` out{}",
-        or_purge(.left_by.as_ref())
+        or_purge(.asker.as_ref(), .left_by.as_ref())
     )]
     Beyond {
         /// The space of the job.
         space: SpaceId,
         /// How many.
         n_grains: u64,
-        /// A job whose purge deletes such vectors, where there is one.
+        /// The job, once it is recorded: no purge takes what it may go on from until it is cancelled.
+        asker: Option<ReembeddingId>,
+        /// A job whose purge deletes such vectors, where there is one. It may be the same.
         left_by: Option<ReembeddingId>,
     },
     /// There is nothing to take back.
@@ -138,10 +140,13 @@ impl ReembedError {
 }
 
 /// How else a job comes to move no more than it selects, as the end of a sentence.
-fn or_purge(left_by: Option<&ReembeddingId>) -> String {
-    left_by.map_or_else(String::new, |id| {
-        format!(", or delete what the re-embedding `{id}` has left: `POST /reembeddings/{id}/purge`")
-    })
+fn or_purge(asker: Option<&ReembeddingId>, left_by: Option<&ReembeddingId>) -> String {
+    let Some(left_by) = left_by else { return String::new() };
+    let purge = format!("delete what the re-embedding `{left_by}` has left: `POST /reembeddings/{left_by}/purge`");
+    match asker {
+        Some(id) => format!(", or cancel this one (`POST /reembeddings/{id}/cancel`), {purge}, and ask for a new one"),
+        None => format!(", or {purge}"),
+    }
 }
 
 /// Whether an inference of a model does not end, which nothing but another process changes.

@@ -44,7 +44,7 @@ impl Reembeddings {
             self.grains.check_known(space).await?;
         }
         let prepared = self.prepare(&request.model).await?;
-        self.check_selection(&prepared.lease.facts().fingerprint.space(), &request.selection).await?;
+        self.check_selection(None, &prepared.lease.facts().fingerprint.space(), &request.selection).await?;
         self.begin_prepared(request, prepared).await
     }
 
@@ -248,11 +248,17 @@ impl Reembeddings {
         };
         let may_hold_others = job.done == 0
             || self.jobs.read().values().any(|Job { record, .. }| is_later(record) || has_moved_some(record));
-        if may_hold_others { self.check_selection(&job.space, &job.selection).await } else { Ok(()) }
+        if may_hold_others { self.check_selection(Some(&job.id), &job.space, &job.selection).await } else { Ok(()) }
     }
 
-    /// Whether a space that takes over for a selection comes to serve no other grains.
-    async fn check_selection(&self, space: &SpaceId, selection: &Filter) -> Result<(), ReembedError> {
+    /// Whether a space that takes over for a selection comes to serve no other grains. The job that asks is named
+    /// once it is recorded.
+    async fn check_selection(
+        &self,
+        asker: Option<&ReembeddingId>,
+        space: &SpaceId,
+        selection: &Filter,
+    ) -> Result<(), ReembedError> {
         if *selection == Filter::default() {
             return Ok(());
         }
@@ -260,19 +266,25 @@ impl Reembeddings {
         if n_grains == 0 {
             return Ok(());
         }
-        let left_by = self.who_left(space).await?;
-        Err(ReembedError::Beyond { space: space.clone(), n_grains, left_by })
+        let left_by = self.who_left(asker, space).await?;
+        Err(ReembedError::Beyond { space: space.clone(), n_grains, asker: asker.cloned(), left_by })
     }
 
-    /// The newest job whose purge deletes vectors of a space and may be asked for.
-    async fn who_left(&self, space: &SpaceId) -> Result<Option<ReembeddingId>, ReembedError> {
+    /// The newest job whose purge deletes vectors of a space and may be asked for, once the job that asks is cancelled.
+    /// It may be that one.
+    async fn who_left(
+        &self,
+        asker: Option<&ReembeddingId>,
+        space: &SpaceId,
+    ) -> Result<Option<ReembeddingId>, ReembedError> {
         for ReembeddingStatus { record: job, .. } in self.list() {
-            let may_be_purged = !job.state.is_open() && job.state != ReembeddingState::RollingBack;
+            let has_ended = !job.state.is_open() && job.state != ReembeddingState::RollingBack;
+            let may_be_purged = has_ended || asker == Some(&job.id);
             if !may_be_purged || job.old_vectors != OldVectors::Kept {
                 continue;
             }
             let purge = self.grains.superfluous(&job).await?;
-            if deleted_from(&purge).contains(space) && self.check_unneeded(&job, &purge).is_ok() {
+            if deleted_from(&purge).contains(space) && self.check_unneeded_but_by(asker, &job, &purge).is_ok() {
                 return Ok(Some(job.id));
             }
         }
@@ -306,6 +318,16 @@ impl Reembeddings {
 
     /// Whether no other job needs what a purge of this one deletes: to go on from, or to be rolled back to.
     pub(super) fn check_unneeded(&self, job: &Reembedding, purge: &Purge) -> Result<(), ReembedError> {
+        self.check_unneeded_but_by(None, job, purge)
+    }
+
+    /// As [`Self::check_unneeded`], whatever one job needs.
+    fn check_unneeded_but_by(
+        &self,
+        but_by: Option<&ReembeddingId>,
+        job: &Reembedding,
+        purge: &Purge,
+    ) -> Result<(), ReembedError> {
         let deleted = deleted_from(purge);
         // A later cut-over is taken back first, so that a purge of it ends the way back of the earlier ones anyhow. One
         // into a space that was the first one already is never taken back.
@@ -317,7 +339,8 @@ impl Reembeddings {
                 && (!has_own_way || other.cut_over_us > job.cut_over_us);
             // A space behind its own serves nothing after the way back that it does not serve before.
             let goes_back_there = can_go_back && other.spaces_before().any(|space| deleted.contains(space));
-            other.id != job.id && ((may_go_on && deleted.contains(&other.space)) || goes_back_there)
+            let counts = other.id != job.id && but_by != Some(&other.id);
+            counts && ((may_go_on && deleted.contains(&other.space)) || goes_back_there)
         };
         match self.jobs.read().values().map(|job| &job.record).find(needs) {
             Some(other) => Err(ReembedError::Needed { id: job.id.clone(), other: other.id.clone() }),
