@@ -104,3 +104,27 @@ async fn what_another_job_has_moved_during_a_pause_does_not_come_back_with_a_sel
     assert_eq!(n_in(&app, &space_of(&app, THIRD).await).await, 305);
     app.stop().await;
 }
+
+#[tokio::test]
+async fn what_a_write_has_left_is_deleted_with_a_job_that_is_given_up() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 5).await;
+    write_with(&app, "native", OTHER, 1).await;
+    let text = app.get("/grains/0").await.ok()["text"].clone();
+    app.patch("/grains/0", json!({"text": text, "model": OTHER})).await.ok();
+    assert_embedded(&app, "0", TINY).await;
+    let one = json!({"to": OTHER, "filter": {"ids": ["1"]}});
+    let detail = not_begun(&app, one.clone()).await;
+    assert!(detail.contains("(1)") && detail.contains("cancel it or roll it back, and purge it"), "{detail}");
+
+    let all = begin(&app, json!({"to": OTHER})).await;
+    wait_until(&app, &all, "completed").await;
+    verb(&app, &all, "rollback").await;
+    wait_until(&app, &all, "rolled_back").await;
+    verb(&app, &all, "purge").await;
+    wait_for(&app, &all, |job| job["old_vectors"] == "purged").await;
+    let one = begin(&app, one).await;
+    let one = wait_until(&app, &one, "completed").await;
+    assert_eq!(n_in(&app, &one["space"]).await, 2, "{one}");
+    app.stop().await;
+}

@@ -141,7 +141,11 @@ impl ReembedError {
 
 /// How else a job comes to move no more than it selects, as the end of a sentence.
 fn or_purge(asker: Option<&ReembeddingId>, left_by: Option<&ReembeddingId>) -> String {
-    let Some(left_by) = left_by else { return String::new() };
+    let Some(left_by) = left_by else {
+        // Writes leave such vectors too, and only a purge of a job deletes them.
+        let way_out = ", or delete those vectors: ask for a job without these, cancel it or roll it back, and purge it";
+        return way_out.to_owned();
+    };
     let purge = format!("delete what the re-embedding `{left_by}` has left: `POST /reembeddings/{left_by}/purge`");
     match asker {
         Some(id) => format!(", or cancel this one (`POST /reembeddings/{id}/cancel`), {purge}, and ask for a new one"),
