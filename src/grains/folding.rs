@@ -22,10 +22,25 @@ pub(super) fn is_left_out(c: char) -> bool {
 }
 
 /// A letter in lower case, and without its marks if it is one of a to z. Other letters keep theirs where the two are one
-/// character, as й is. Nothing, for a mark alone.
+/// character, as й is. Another form of a letter is that letter. Nothing, for a mark alone.
 pub(super) fn folded(c: char) -> impl Iterator<Item = char> {
     let without_marks = |c: char| c.nfd().next().filter(char::is_ascii_alphabetic).unwrap_or(c);
-    c.to_lowercase().filter(|c| !is_left_out(*c)).map(move |c| if c == 'ς' { 'σ' } else { without_marks(c) })
+    c.to_lowercase().filter(|c| !is_left_out(*c)).map(move |c| match c {
+        // Of these letters with two marks the only one that keeps them.
+        'ǡ' => c,
+        'ſ' | 'ẛ' => 's',
+        '\u{b5}' => 'μ',
+        'ς' => 'σ',
+        'ϐ' => 'β',
+        'ϑ' => 'θ',
+        'ϕ' => 'φ',
+        'ϖ' => 'π',
+        'ϰ' => 'κ',
+        'ϱ' => 'ρ',
+        'ϵ' => 'ε',
+        '\u{1fbe}' => 'ι',
+        c => without_marks(c),
+    })
 }
 
 #[cfg(test)]
@@ -40,10 +55,12 @@ mod tests {
             ("Zu\u{308}rich", "zurich"),
             ("İstanbul", "istanbul"),
             ("Søren Łódź", "søren łodz"),
-            ("ậ", "a"),
+            ("ậ ǟ Ǡǡ", "a a ǡǡ"),
             ("Чай", "чай"),
             ("чаи\u{306}", "чаи"),
             ("ΟΔΌΣ οδός", "οδόσ οδόσ"),
+            ("5\u{b5}F 5\u{3bc}F", "5\u{3bc}f 5\u{3bc}f"),
+            ("ſẛ ϐϑϕϖϰϱϵ \u{1fbe}", "ss βθφπκρε \u{3b9}"),
             ("がき", "がき"),
             ("か\u{3099}", "か\u{3099}"),
             ("한국어", "한국어"),
