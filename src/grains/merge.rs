@@ -27,6 +27,9 @@ const LEAST_TELLING: f64 = 3e-4;
 /// others, and that what is in no other comes last.
 const COMMON_WEIGHT: f64 = 1e-9;
 
+/// Words that one in so many grains has say something, even if most of those have them that a filter leaves out.
+const FEW: usize = 8;
+
 /// Anchors that two spaces must have in common: with fewer the map between their scores is too coarse.
 pub(super) const MIN_ANCHORS: usize = 200;
 
@@ -51,8 +54,8 @@ pub(super) struct SpaceHits {
 
 /// One ranking of what spaces found and what words did. A lone one keeps its scores; hits of several spaces get scores on
 /// the scale of the searched space that serves most grains; what words found is fused with that by rank, as far as they say
-/// something: what is found by words that most grains have is kept, behind everything else.
-/// `guess` says what the best hits of one space would score in another, if it can.
+/// something: what is found by words that most grains have is kept, behind everything else, unless few of those that may be
+/// found have them. `guess` says what the best hits of one space would score in another, if it can.
 pub(super) fn merge(
     spaces: &[SpaceHits],
     words: Option<&[Scored]>,
@@ -70,7 +73,12 @@ pub(super) fn merge(
         None => (by_meaning, merged),
         Some(words) if spaces.is_empty() => (words.to_vec(), Merged::Score),
         Some(words) => {
-            let (telling, common) = words.split_at(words.partition_point(|hit| hit.score >= LEAST_TELLING));
+            let n_telling = if are_few(words, spaces) {
+                words.len()
+            } else {
+                words.partition_point(|hit| hit.score >= LEAST_TELLING)
+            };
+            let (telling, common) = words.split_at(n_telling);
             let rankings = [
                 Ranking::of(&by_meaning),
                 Ranking { hits: telling, weight: WORDS_WEIGHT },
@@ -79,6 +87,12 @@ pub(super) fn merge(
             (fuse(&rankings), Merged::Rank)
         }
     }
+}
+
+/// Whether words are in few of the grains that may be found, whatever share of the whole store has them, which is what FTS5
+/// goes by. So small a part of one space's hits is fewer than a search reads: those words are all there are.
+fn are_few(words: &[Scored], spaces: &[SpaceHits]) -> bool {
+    spaces.iter().any(|space| FEW * words.len() <= space.hits.len())
 }
 
 /// The hits of all spaces, with scores on the scale of the one that serves most grains; `None` when a space has too few
@@ -310,18 +324,40 @@ mod tests {
             of.iter().map(|(number, score)| Scored { number: *number, score: *score }).collect()
         };
         let (by_meaning, _) = merge(&spaces, None, no_guess);
-        let common = words(&[(20_000, 1.6e-6), (9_999, 1.6e-6), (7, 1.6e-6), (20_001, 1e-6)]);
+        let weak = |numbers: std::ops::Range<i64>| numbers.map(|n| (n, 1.6e-6));
+        let common: Vec<(i64, f64)> =
+            [(20_000, 1.6e-6)].into_iter().chain(weak(5_000..10_000)).chain([(20_001, 1e-6)]).collect();
+        let common = words(&common);
         let (merged, how) = merge(&spaces, Some(&common), no_guess);
         assert_eq!((numbers(&merged[..10_000]), how), (numbers(&by_meaning), Merged::Rank));
         assert_eq!(numbers(&merged[10_000..]), [20_000, 20_001]);
         assert!(merged[10_000].score > 0.0);
 
-        let (merged, _) = merge(&spaces, Some(&words(&[(5, 0.4), (20_000, 1.6e-6), (6, 1.6e-6)])), no_guess);
+        let telling = [&words(&[(5, 0.4)])[..], &common].concat();
+        let (merged, _) = merge(&spaces, Some(&telling), no_guess);
         assert_eq!(numbers(&merged[..4]), [5, 0, 1, 2]);
 
         // Where no space was searched they are all there is.
         let (merged, how) = merge(&[], Some(&common), no_guess);
         assert_eq!((merged, how), (common, Merged::Score));
+    }
+
+    #[test]
+    fn words_count_where_few_of_those_that_may_be_found_have_them() {
+        let found = |numbers: std::ops::Range<i64>| -> Vec<(i64, f64)> { numbers.map(|n| (n, 0.5)).collect() };
+        let weak = |numbers: std::ops::Range<i64>| -> Vec<Scored> {
+            numbers.map(|number| Scored { number, score: 9e-7 }).collect()
+        };
+        let sixteen = [space(1, 16, &found(0..16), Vec::new())];
+        for (words, best) in [(15..16, [15, 0, 1]), (14..16, [14, 15, 0]), (13..16, [0, 1, 2])] {
+            let (merged, _) = merge(&sixteen, Some(&weak(words.clone())), no_guess);
+            assert_eq!(numbers(&merged[..3]), best, "{words:?}");
+        }
+
+        // Both spaces and the words are cut at the same depth, and nobody knows how many have the words.
+        let cut = [space(1, 9_000, &found(0..200), Vec::new()), space(2, 9_000, &found(200..400), Vec::new())];
+        let (merged, _) = merge(&cut, Some(&weak(1_000..1_200)), no_guess);
+        assert!(merged[..400].iter().all(|hit| hit.number < 400), "{merged:?}");
     }
 
     #[test]
