@@ -152,7 +152,7 @@ impl Code {
             return (status, tei);
         }
         // Hugging Face's client for JavaScript sends again what was answered 503, at once and without end. TEI says 503
-        // to those alone who ask how it is; here a load is one too, since each request waits for it.
+        // to those alone who ask how it is; here a load, an unload and a stop are one too: they pass by themselves.
         let status = if self == Self::Timeout { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::FAILED_DEPENDENCY };
         (status, "Backend")
     }

@@ -137,8 +137,8 @@ macro_rules! family_errors {
 family_errors!(TeiErrors, TeiError);
 family_errors!(OpenAiErrors, OpenAiError);
 
-/// What a body can get wrong on TEI's routes, and what they answer in place of a 503 for more than a load: clients ask
-/// again after one at once.
+/// What a body can get wrong on TEI's routes, and what they answer in place of a 503 for what does not pass by itself:
+/// clients ask again after one at once.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "utoipa reads the variants")]
 pub enum TeiBodyErrors {
@@ -163,13 +163,13 @@ pub enum TeiBodyErrors {
     /// The model's queue is full, the server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
     Overloaded(TeiError),
-    /// The model is disabled or cannot be loaded.
+    /// The model is disabled or cannot be loaded, or the database does not answer.
     #[response(status = 424, headers(
         ("retry-after" = u64, description = "Seconds until trying again makes sense"),
         ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
     ))]
     NoModel(TeiError),
-    /// The model is still loading: each request waits for it.
+    /// The model is still loading or being unloaded, or the server is stopping.
     #[response(status = 503, headers(("retry-after" = u64, description = "Seconds until trying again makes sense")))]
     Loading(TeiError),
     /// The request took too long.
