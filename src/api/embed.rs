@@ -1,9 +1,12 @@
 //! `POST /embed`, `POST /`, which is `/invocations` too, and the same below `/models/{name}`: TEI's embedding routes.
 
+use std::fmt;
+
 use axum::extract::State;
 use axum::response::Response;
+use serde::de::{self, DeserializeSeed, Deserializer, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::error::ApiError;
@@ -121,7 +124,7 @@ body! {
         /// How sentences to compare are to be embedded, as for `/similarity`; the fields beside it say what it leaves
         /// out. For texts it may be anything, and says nothing: TEI does not know it.
         #[schema(value_type = Option<EmbedOptions>)]
-        parameters: Option<Value>,
+        parameters: Option<Parameters>,
     }
 }
 
@@ -135,9 +138,88 @@ impl RootBody {
         let (inputs, options) = self.into_parts();
         let is_pair = matches!(inputs, RootInputs::Compare(_));
         match parameters.filter(|_| is_pair) {
-            Some(parameters) => Ok((inputs, read_parameters(parameters)?.or(options))),
+            Some(Parameters(parameters)) => Ok((inputs, read_parameters(parameters)?.or(options))),
             None => Ok((inputs, options)),
         }
+    }
+}
+
+/// What may be options: only the inputs, which may come later, say whether it is. Lists, and objects within, which no
+/// option is, are kept as empty ones, so that nothing large is built of what is not read.
+#[derive(Clone, Debug)]
+struct Parameters(Value);
+
+impl<'de> Deserialize<'de> for Parameters {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Shallow::Fields.deserialize(deserializer).map(Self)
+    }
+}
+
+/// How much of a value is kept.
+#[derive(Clone, Copy, Debug)]
+enum Shallow {
+    /// A plain value, or an object with its fields as [`Shallow::Plain`].
+    Fields,
+    /// A plain value.
+    Plain,
+}
+
+impl<'de> DeserializeSeed<'de> for Shallow {
+    type Value = Value;
+
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Value, D::Error> {
+        deserializer.deserialize_any(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Shallow {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("any JSON")
+    }
+
+    fn visit_unit<E: de::Error>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E: de::Error>(self, value: bool) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E: de::Error>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_i64<E: de::Error>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E: de::Error>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E: de::Error>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, list: A) -> Result<Value, A::Error> {
+        IgnoredAny.visit_seq(list).map(|_| Value::Array(Vec::new()))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut object: A) -> Result<Value, A::Error> {
+        let mut fields = Map::new();
+        match self {
+            Self::Fields => {
+                while let Some(name) = object.next_key()? {
+                    fields.insert(name, object.next_value_seed(Self::Plain)?);
+                }
+            }
+            Self::Plain => {
+                IgnoredAny.visit_map(object)?;
+            }
+        }
+        Ok(Value::Object(fields))
     }
 }
 
@@ -339,4 +421,30 @@ async fn answer(state: &AppState, inputs: Inputs, options: &EmbedOptions) -> Res
     let request = options.request(inputs, &state.limits)?;
     let answer = measured::embed(state, options.model.as_deref(), request, shape).await?;
     Ok(vectors::response(vectors::nested(&answer.embedded.encoded), answer.headers))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::extract::parse;
+    use super::*;
+
+    #[test]
+    fn of_parameters_no_more_is_kept_than_options_can_be() {
+        let kept = |parameters: &str| {
+            let body = format!(r#"{{"inputs": "a", "parameters": {parameters}}}"#);
+            parse::<RootBody>(body.as_bytes()).expect(parameters).parameters.map(|Parameters(kept)| kept.to_string())
+        };
+        for (parameters, expected) in [
+            ("null", None),
+            ("[0, 0, [0], {}]", Some("[]")),
+            (r#""x""#, Some(r#""x""#)),
+            ("-1", Some("-1")),
+            (
+                r#"{"truncate": true, "dimensions": 384, "a": [0, 0], "b": {"c": [0]}, "d": null, "e": "x", "f": 0.5}"#,
+                Some(r#"{"truncate":true,"dimensions":384,"a":[],"b":{},"d":null,"e":"x","f":0.5}"#),
+            ),
+        ] {
+            assert_eq!(kept(parameters).as_deref(), expected, "{parameters}");
+        }
+    }
 }
