@@ -30,7 +30,8 @@ pub struct Shutdown {
     soft: CancellationToken,
     hard: CancellationToken,
     tasks: TaskTracker,
-    /// Owns what must outlive the tasks it ends, such as the listener for signals, or may: nobody waits for it.
+    /// Owns what nobody waits for: what must outlive the tasks it ends, such as the listener for signals, and loads that
+    /// a stop need not wait for.
     watchers: TaskTracker,
     running: RunningNames,
 }

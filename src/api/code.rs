@@ -95,7 +95,7 @@ pub enum Code {
     Unsupported,
     /// The queue is full, there are too many requests at once, or the rate of the key is used up.
     Overloaded,
-    /// The model is still loading.
+    /// The model is still loading or being unloaded, or the server is stopping.
     ModelLoading,
     /// The operator has disabled the model.
     ModelDisabled,
@@ -134,7 +134,7 @@ impl Code {
         self.row().word
     }
 
-    /// The HTTP status, as the family's clients expect it.
+    /// The HTTP status, as the family's clients expect it; of TEI's, see [`Self::of_tei`].
     #[must_use]
     pub fn status(self, family: Family) -> StatusCode {
         match (self.row().status, family) {
@@ -152,7 +152,7 @@ impl Code {
             return (status, tei);
         }
         // Hugging Face's client for JavaScript sends again what was answered 503, at once and without end. TEI says 503
-        // to those alone who ask how it is; here a load, an unload and a stop are one too: they pass by themselves.
+        // to those alone who ask how it is; here a load, an unload and a stop are 503 as well: they pass by themselves.
         let status = if self == Self::Timeout { StatusCode::GATEWAY_TIMEOUT } else { StatusCode::FAILED_DEPENDENCY };
         (status, "Backend")
     }
@@ -246,7 +246,7 @@ mod tests {
     }
 
     #[test]
-    fn of_what_is_posted_in_teis_language_only_a_load_is_503() {
+    fn of_what_is_posted_in_teis_language_only_model_loading_is_503() {
         for (code, status, kind) in [
             (Code::ModelLoading, 503, "Unhealthy"),
             (Code::ModelDisabled, 424, "Backend"),

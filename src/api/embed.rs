@@ -145,7 +145,7 @@ impl RootBody {
 }
 
 /// What may be options: only the inputs, which may come later, say whether it is. Lists, and objects within, which no
-/// option is, are kept as empty ones, so that nothing large is built of what is not read.
+/// option is, are kept as empty ones, so that no more is built than the body is counted for of what is not read.
 #[derive(Clone, Debug)]
 struct Parameters(Value);
 

@@ -12,9 +12,7 @@ use std::collections::BTreeMap;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, LazyLock};
 
-#[cfg(unix)]
-use memmap2::UncheckedAdvice;
-use memmap2::{MmapOptions, MmapRaw};
+use memmap2::{MmapOptions, MmapRaw, UncheckedAdvice};
 use parking_lot::Mutex;
 #[cfg(target_os = "linux")]
 use procfs::Current;
@@ -38,11 +36,11 @@ const MOST_SHARED_BYTES: usize = 64 << 30;
 /// A multiple of every system's pages.
 const PAGE_BYTES: usize = 64 << 10;
 
-/// Between two powers of two.
+/// Classes of sizes that the list has between two powers of two.
 const N_CLASSES: usize = 32;
 
-/// What the list puts before a block, if that ends up at a multiple of [`ALIGNMENT`], as all do: a map begins at one, and
-/// blocks are as long.
+/// What the list puts before a block. It never pads: maps begin at multiples of [`ALIGNMENT`], and blocks are multiples of
+/// it long.
 const HEADER_BYTES: usize = ALIGNMENT;
 
 thread_local! {
@@ -96,7 +94,7 @@ struct Shared {
     lying: BTreeMap<usize, usize>,
     /// As far as any lay since that was last looked at.
     reached: usize,
-    /// As far as any lay since the rest was given back: what it takes.
+    /// As far as any lay since the rest was given back: so much of the map is in memory.
     taken: usize,
 }
 
@@ -150,7 +148,6 @@ impl Shared {
         if page >= self.taken {
             return;
         }
-        #[cfg(unix)]
         // SAFETY: no block lies there. Behind the last one all is one free block, of which the list keeps and reads nothing
         // but its header, which lies at its start.
         unsafe {
@@ -175,8 +172,8 @@ fn shared_bytes() -> usize {
     MOST_SHARED_BYTES
 }
 
-/// As many bytes, or up to a 32nd or a line more, so that the block fills a class of the list whole: one that is a little
-/// larger than its class is not found when as many are asked for again, as the next run does.
+/// The size to ask for: at most a 32nd or a line more, so that the block fills its class of the list. A block that is a
+/// little larger than its class is not found when as many bytes are asked for again.
 fn without_rest(n_bytes: usize) -> Option<usize> {
     let with_header = n_bytes.checked_add(HEADER_BYTES)?;
     let class = (1_usize << with_header.ilog2()) / N_CLASSES;
@@ -186,9 +183,9 @@ fn without_rest(n_bytes: usize) -> Option<usize> {
 /// Whose memory a block is from.
 enum Owner {
     Process,
-    Threads,
+    Shared,
     /// It counts as one [`Arc`].
-    Thread(*const Mutex<Memory>),
+    Own(*const Mutex<Memory>),
 }
 
 /// What lies before each block.
@@ -256,9 +253,9 @@ fn allocate_mapped(n_bytes: usize) -> Option<(NonNull<u8>, Owner)> {
     let own = OWN.try_with(|own| own.get().cloned()).ok()??;
     let start = if n_bytes <= MOST_OWN_BYTES { own.lock().allocate(n_bytes) } else { None };
     if let Some(start) = start {
-        return Some((start, Owner::Thread(Arc::into_raw(own))));
+        return Some((start, Owner::Own(Arc::into_raw(own))));
     }
-    Some((SHARED.as_ref()?.lock().allocate(n_bytes)?, Owner::Threads))
+    Some((SHARED.as_ref()?.lock().allocate(n_bytes)?, Owner::Shared))
 }
 
 /// Takes a block back, on whichever thread.
@@ -276,13 +273,13 @@ pub(super) unsafe fn free(block: *mut u8) {
     match owner {
         // SAFETY: it was allocated so.
         Owner::Process => unsafe { dealloc(start.as_ptr(), layout) },
-        Owner::Threads => {
+        Owner::Shared => {
             if let Some(shared) = shared() {
                 // SAFETY: the block is from there.
                 unsafe { shared.lock().deallocate(start) };
             }
         }
-        Owner::Thread(own) => {
+        Owner::Own(own) => {
             // SAFETY: the header held one count of it.
             let own = unsafe { Arc::from_raw(own) };
             // SAFETY: the block is from this memory.
@@ -334,7 +331,7 @@ mod tests {
 
     fn is_own(block: &Block) -> bool {
         let own = OWN.with(|own| own.get().map_or(ptr::null(), Arc::as_ptr));
-        matches!(owner(block), Owner::Thread(owner) if owner == own)
+        matches!(owner(block), Owner::Own(owner) if owner == own)
     }
 
     #[test]
@@ -379,11 +376,11 @@ mod tests {
             assert!(OWN.with(|own| own.set(Arc::new(Mutex::new(memory))).is_ok()), "it has some already");
             assert!(is_own(&Block::new(1000, 3)));
             let large = Block::new(MOST_OWN_BYTES, 4);
-            assert!(matches!(owner(&large), Owner::Threads));
+            assert!(matches!(owner(&large), Owner::Shared));
             assert!(kept_bytes() >= MOST_OWN_BYTES as u64);
             give_back(); // `large` is read when it is dropped
             let full: Vec<Block> = (0..10).map(|i| Block::new(200_000, i)).collect();
-            assert!(is_own(&full[0]) && matches!(owner(&full[9]), Owner::Threads), "its own is full");
+            assert!(is_own(&full[0]) && matches!(owner(&full[9]), Owner::Shared), "its own is full");
             assert!(allocate(usize::MAX).is_null() && allocate(1 << 60).is_null(), "nobody has as much");
         })
         .join()

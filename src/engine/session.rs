@@ -84,7 +84,7 @@ impl Runtime {
         Ok(loaded.insert((path.to_owned(), runtime)).1.clone())
     }
 
-    /// The real path of the library at `path`, which is not loaded.
+    /// The real path of the library at `path`, without loading it.
     ///
     /// # Errors
     /// [`EngineError::RuntimeMissing`].

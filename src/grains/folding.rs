@@ -22,7 +22,8 @@ pub(super) fn is_left_out(c: char) -> bool {
 }
 
 /// A letter in lower case, and without its marks if it is one of a to z. Other letters keep theirs where the two are one
-/// character, as й is. Another form of a letter is that letter. Nothing, for a mark alone.
+/// character, as й is. Another form of a letter is that letter. Nothing, for a mark that the index
+/// leaves out.
 pub(super) fn folded(c: char) -> impl Iterator<Item = char> {
     let without_marks = |c: char| c.nfd().next().filter(char::is_ascii_alphabetic).unwrap_or(c);
     c.to_lowercase().filter(|c| !is_left_out(*c)).map(move |c| match c {
@@ -48,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn letters_are_those_of_the_index() {
+    fn letters_are_folded_as_in_the_index_and_marks_that_end_words_stay() {
         for (word, in_index) in [
             ("Brücke", "brucke"),
             ("GRÜẞE", "gruße"),

@@ -109,7 +109,7 @@ fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
     })
 }
 
-/// A word as the index of words has it.
+/// A word with its letters folded. Other than in the index, all capitals are small, and marks that end a word there stay.
 fn folded(word: &str) -> String {
     if word.is_ascii() {
         return word.to_ascii_lowercase();

@@ -90,7 +90,7 @@ pub(super) fn merge(
 }
 
 /// Whether words are in few of the grains that may be found, whatever share of the whole store has them, which is what FTS5
-/// goes by. So small a part of one space's hits is fewer than a search reads: those words are all there are.
+/// goes by. Both are cut at a depth: words that are so much fewer were not, so that all of them are known.
 fn are_few(words: &[Scored], spaces: &[SpaceHits]) -> bool {
     spaces.iter().any(|space| FEW * words.len() <= space.hits.len())
 }

@@ -30,7 +30,7 @@ use crate::config::ModelChoice;
 use crate::domain::{ModelInfo, ModelName};
 use crate::shutdown::Shutdown;
 
-/// How often it is looked in the stop whether somebody still waits for a load.
+/// How often a stop looks whether somebody still waits for a load.
 const LOOK_FOR_WAITERS_EVERY: Duration = Duration::from_millis(20);
 
 /// What the manager is told of time.

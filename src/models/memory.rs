@@ -73,7 +73,7 @@ impl Measured {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Held {
     resident_bytes: u64,
-    /// What others than models held of that, and what long texts did that came and went.
+    /// What others than models held of that, and what long texts took or had kept for the next ones.
     others_bytes: u64,
 }
 

@@ -169,7 +169,7 @@ async fn orders_are_of_times_and_ids_and_cursors_belong_to_one() {
         assert_eq!(ids(&page(&app, &[("cursor", next)]).await), [expected[2]], "{sort}");
     }
     let next = page(&app, &[("limit", "1")]).await["next"].as_str().expect("more").to_owned();
-    // The filter it does not know, but it knows another one.
+    // A cursor does not hold its filter, but tells it from another.
     let filter = r#"{"ids": ["a", "b"]}"#;
     let first = page(&app, &[("filter", filter), ("limit", "1"), ("sort", "id")]).await;
     let filtered = first["next"].as_str().expect("more");

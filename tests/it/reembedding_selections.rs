@@ -106,7 +106,7 @@ async fn what_another_job_has_moved_during_a_pause_does_not_come_back_with_a_sel
 }
 
 #[tokio::test]
-async fn what_a_write_has_left_is_deleted_with_a_job_that_is_given_up() {
+async fn what_a_write_has_left_is_deleted_with_a_job_that_is_rolled_back() {
     let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
     write(&app, 5).await;
     write_with(&app, "native", OTHER, 1).await;

@@ -1,4 +1,4 @@
-//! TLS: the certificate, which is taken anew when its files change, when it ends, and the handshake.
+//! TLS: the certificate, which is taken anew when its files change; when it expires; and the handshake.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -169,8 +169,7 @@ impl Tls {
     }
 
     /// When the certificate ends; `None` when it cannot be learned.
-    #[must_use]
-    pub fn expires(&self) -> Option<OffsetDateTime> {
+    fn expires(&self) -> Option<OffsetDateTime> {
         self.current.read().expires
     }
 
@@ -258,7 +257,7 @@ impl TlsFiles {
     }
 }
 
-/// When a certificate ends. What checks certificates says so of those that have, and at the end of time every one has.
+/// When a certificate ends. rustls tells that only in its error for an expired one, so it is checked at the end of time.
 fn end_of(certificate: &CertificateDer<'_>) -> Option<OffsetDateTime> {
     let certificate = ParsedCertificate::try_from(certificate).ok()?;
     let end_of_time = UnixTime::since_unix_epoch(Duration::MAX);

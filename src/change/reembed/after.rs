@@ -27,9 +27,9 @@ impl Reembeddings {
     /// Gives grains that were written since the job was asked for vectors in a space before, where its model is known.
     /// Those that were in the job's space already stay there, unless they were edited since.
     pub(super) async fn bring_back(&self, job: &Reembedding, n_errors: &mut u32) -> Result<(), Stopped> {
-        let not_active = self.activate_in_time(job).await?;
+        let not_active = self.activate_or_say_why(job).await?;
         if job.reason != not_active {
-            // What ends the way back instead has a reason of its own, which does not say it.
+            // Recorded at once: an error that ends the way back later adds its own reason, and does not know this one.
             let reason = not_active.clone();
             let step = move |job: &mut Reembedding| {
                 if job.state != ReembeddingState::RollingBack {
@@ -68,7 +68,7 @@ impl Reembeddings {
     ///
     /// # Errors
     /// What may pass.
-    async fn activate_in_time(&self, job: &Reembedding) -> Result<Option<String>, ReembedError> {
+    async fn activate_or_say_why(&self, job: &Reembedding) -> Result<Option<String>, ReembedError> {
         let activated = async {
             let _lease = self.lease_previous(job).await?;
             self.activate_previous(job).await

@@ -143,7 +143,7 @@ impl ReembedError {
 fn or_purge(asker: Option<&ReembeddingId>, left_by: Option<&ReembeddingId>) -> String {
     let Some(left_by) = left_by else {
         // Writes leave such vectors too, and only a purge of a job deletes them.
-        let way_out = ", or delete those vectors: ask for a job without these, cancel it or roll it back, and purge it";
+        let way_out = ", or delete those vectors: ask for a job with neither `filter` nor `from`, cancel it or roll it back, and purge it";
         return way_out.to_owned();
     };
     let purge = format!("delete what the re-embedding `{left_by}` has left: `POST /reembeddings/{left_by}/purge`");

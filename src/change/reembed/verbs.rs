@@ -236,9 +236,8 @@ impl Reembeddings {
         self.shutdown.finish("purge a re-embedding", work).await
     }
 
-    /// Whether a job may begin to make vectors: since it was asked for others may have left some in its space, or have
-    /// taken over what that served. Without these it is not asked again about what it has made itself, which was
-    /// selected then.
+    /// Whether a job may begin to make vectors. Looked at again if, since it was asked for, another job may have left some
+    /// in its space or have moved what that served; else not, since what it has made itself was selected then.
     pub(super) async fn check_start(&self, job: &Reembedding) -> Result<(), ReembedError> {
         let is_later = |other: &Reembedding| other.space == job.space && other.id > job.id;
         // Into the first space grains move without a cut-over; a way back changes what serves, too.

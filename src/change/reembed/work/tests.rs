@@ -66,7 +66,7 @@ fn the_pace_of_a_job_is_measured_anew_after_a_pause() {
 }
 
 #[test]
-fn only_an_inference_that_does_not_end_puts_a_job_off() {
+fn an_inference_that_does_not_end_is_told_from_a_conflict() {
     let stuck = || ModelError::Stuck { name: ModelName::parse("tiny").expect("a name"), what: "does not embed" };
     assert!(is_stuck(&stuck().into()) && is_stuck(&GrainError::Model(stuck()).into()));
     assert!(!is_stuck(&ModelError::Conflict("it is active".to_owned()).into()));

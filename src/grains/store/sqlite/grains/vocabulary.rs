@@ -13,7 +13,7 @@ use super::super::SqliteStore;
 use super::words::{Word, distinct, quoted};
 use super::{count, json_text};
 
-/// The most words that are searched for: a pasted page would ask for every grain.
+/// The most words that are searched for: a pasted page would ask for every grain. `merge::LEAST_TELLING` goes by it.
 const MAX_WORDS: usize = 32;
 
 /// Among fewer grains a word is soon in half of them, and no search is slow.

@@ -14,7 +14,7 @@ const MAX_WORDS: usize = 128;
 /// word for FTS5 make two in a row of what is quoted.
 const MARKS: [RangeInclusive<char>; 2] = ['\u{300}'..='\u{36f}', '\u{3099}'..='\u{309a}'];
 
-/// The most forms of a word that are asked for.
+/// The most forms of a word that are asked for. `merge::LEAST_TELLING` goes by it.
 const MAX_FORMS: usize = 4;
 
 /// Where the capitals are that FTS5 leaves as they are: its lower case is that of Unicode 6.1.
