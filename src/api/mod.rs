@@ -32,6 +32,7 @@ pub mod models;
 pub mod openai;
 pub mod openapi;
 pub mod operations;
+mod parameters;
 pub mod prompt;
 pub mod reembeddings;
 pub mod registration;

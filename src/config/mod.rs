@@ -181,7 +181,7 @@ impl Config {
 
     /// Our own variables that have set something, each of which wins over the file.
     pub fn variables(&self) -> impl Iterator<Item = &str> {
-        let origins = self.origins.0.values().filter_map(|origin| origin.rsplit(" and ").next());
+        let origins = self.changed().filter_map(|(_, origin)| origin.rsplit(" and ").next());
         let is_file = |origin: &str| self.file.as_deref().is_some_and(|file| file == Path::new(origin));
         origins.filter(move |origin| origin.starts_with(layers::ENV_PREFIX) && !is_file(origin))
     }
