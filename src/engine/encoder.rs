@@ -213,6 +213,7 @@ impl Encoder {
                 head: encoder.head.clone(),
                 n_bulk,
                 on_cpu: options.bulk.provider == Provider::Cpu,
+                max_batch_tokens: limits.max_batch_tokens,
                 padded: PaddedBatch::default(),
             };
             let thread = std::thread::Builder::new()
@@ -337,6 +338,7 @@ struct Worker {
     head: Head,
     n_bulk: usize,
     on_cpu: bool,
+    max_batch_tokens: usize,
     padded: PaddedBatch,
 }
 
@@ -354,6 +356,10 @@ impl Worker {
             self.run_batch(&batch);
             let speed = n_tokens * self.n_bulk as f64 / started.elapsed().as_secs_f64().max(1e-6);
             batcher.finish(self.lane, &batch, speed);
+            if self.on_cpu && batch.width > self.max_batch_tokens {
+                // What a long text took of it would be there until the unload.
+                run_memory::keep_own();
+            }
         }
     }
 

@@ -7,7 +7,7 @@
 //! gave back, since pages that the system has to find first cost more than what is computed in them.
 
 use std::alloc::{Layout, alloc, dealloc};
-use std::cell::OnceCell;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::ptr::{self, NonNull};
 use std::sync::{Arc, LazyLock};
@@ -44,7 +44,7 @@ const N_CLASSES: usize = 32;
 const HEADER_BYTES: usize = ALIGNMENT;
 
 thread_local! {
-    static OWN: OnceCell<Arc<Mutex<Memory>>> = const { OnceCell::new() };
+    static OWN: RefCell<Option<Arc<Mutex<Memory>>>> = const { RefCell::new(None) };
 }
 
 /// Where it cannot be mapped, what is too large for a thread's own memory is the process's.
@@ -145,13 +145,15 @@ impl Shared {
     fn give_back_from(&mut self, end: usize) {
         self.reached = self.lies_to();
         let page = (end + HEADER_BYTES).next_multiple_of(PAGE_BYTES);
-        if page >= self.taken {
+        // The list ends the map with a mark.
+        let last = self.taken.min(self.memory.map.len() - PAGE_BYTES);
+        if page >= last {
             return;
         }
         // SAFETY: no block lies there. Behind the last one all is one free block, of which the list keeps and reads nothing
         // but its header, which lies at its start.
         unsafe {
-            let gone = self.memory.map.unchecked_advise_range(UncheckedAdvice::DontNeed, page, self.taken - page);
+            let gone = self.memory.map.unchecked_advise_range(UncheckedAdvice::DontNeed, page, last - page);
             if let Err(error) = gone {
                 tracing::warn!(%error, "memory that long texts took cannot be given back");
                 return;
@@ -161,8 +163,8 @@ impl Shared {
     }
 }
 
-/// As many as the machine has: a block for which it has no room is then the process's, which is refused it at once, where a
-/// map that promises more ends the process when it is used.
+/// As many as the machine has: a block that is larger is the process's, which is refused it at once, where a map that
+/// promises more ends the process when it is used.
 fn shared_bytes() -> usize {
     #[cfg(target_os = "linux")]
     if let Ok(memory) = procfs::Meminfo::current() {
@@ -194,10 +196,11 @@ struct Header {
     owner: Owner,
 }
 
-/// Gives this thread memory of its own for what it will run. Where none can be mapped it goes on with the process's.
+/// Gives this thread memory of its own for what it will run, in place of any that it has: what that took goes with its last
+/// block. Where none can be mapped it goes on with the process's.
 pub fn keep_own() {
     match Memory::new(OWN_BYTES) {
-        Ok(memory) => OWN.with(|own| drop(own.set(Arc::new(Mutex::new(memory))))),
+        Ok(memory) => OWN.set(Some(Arc::new(Mutex::new(memory)))),
         Err(error) => tracing::warn!(%error, "no memory was mapped for an inference thread: it shares the process's"),
     }
 }
@@ -250,7 +253,7 @@ pub(super) fn allocate(n_bytes: usize) -> *mut u8 {
 /// In this thread's own memory or in what threads share; none for threads without own memory.
 fn allocate_mapped(n_bytes: usize) -> Option<(NonNull<u8>, Owner)> {
     // A thread that is ending has none any more.
-    let own = OWN.try_with(|own| own.get().cloned()).ok()??;
+    let own = OWN.try_with(|own| own.borrow().clone()).ok()??;
     let start = if n_bytes <= MOST_OWN_BYTES { own.lock().allocate(n_bytes) } else { None };
     if let Some(start) = start {
         return Some((start, Owner::Own(Arc::into_raw(own))));
@@ -330,7 +333,7 @@ mod tests {
     }
 
     fn is_own(block: &Block) -> bool {
-        let own = OWN.with(|own| own.get().map_or(ptr::null(), Arc::as_ptr));
+        let own = OWN.with_borrow(|own| own.as_ref().map_or(ptr::null(), Arc::as_ptr));
         matches!(owner(block), Owner::Own(owner) if owner == own)
     }
 
@@ -368,12 +371,25 @@ mod tests {
     }
 
     #[test]
+    fn blocks_of_own_memory_that_was_replaced_stay() {
+        thread::spawn(|| {
+            keep_own();
+            let old = Block::new(100_000, 1);
+            keep_own();
+            let new = Block::new(100_000, 2);
+            assert!(!is_own(&old) && matches!(owner(&old), Owner::Own(_)) && is_own(&new));
+        })
+        .join()
+        .expect("no panic");
+    }
+
+    #[test]
     fn a_thread_without_own_memory_has_the_processes_and_large_blocks_are_shared() {
         thread::spawn(|| {
             assert!(matches!(owner(&Block::new(1000, 1)), Owner::Process));
             assert!(matches!(owner(&Block::new(MOST_OWN_BYTES, 2)), Owner::Process));
             let memory = Memory::new(1 << 20).expect("as much can be mapped");
-            assert!(OWN.with(|own| own.set(Arc::new(Mutex::new(memory))).is_ok()), "it has some already");
+            OWN.set(Some(Arc::new(Mutex::new(memory))));
             assert!(is_own(&Block::new(1000, 3)));
             let large = Block::new(MOST_OWN_BYTES, 4);
             assert!(matches!(owner(&large), Owner::Shared));
