@@ -155,7 +155,7 @@ impl MultiModelManager {
         let expected = in_background(move || loader.expected(&info)).await?;
         self.memory.add_residue(expected.libraries_bytes);
         self.make_room(entry, expected).await?;
-        let before = self.memory.held();
+        let before = self.look_at_memory(Memory::held).await;
         let (loader, info) = (Arc::clone(&self.loader), Arc::clone(&entry.info));
         let mut model = in_background(move || loader.load(&info).inspect_err(|_| give_back())).await?;
         if let Err(error) = self.take_in(entry, &mut model, expected, before).await {
@@ -176,11 +176,7 @@ impl MultiModelManager {
         before: Held,
     ) -> Result<(), LoadError> {
         self.examine(entry, model).await?;
-        let grown_bytes = self.look_at_memory(move |memory| {
-            // What the load needed and the model does not: its file's pages and the graph before it was optimised.
-            give_back();
-            memory.grown_bytes(before)
-        });
+        let grown_bytes = self.look_at_memory(move |memory| memory.grown_bytes(before));
         let grown_bytes = grown_bytes.await;
         let memory_bytes = memory_of(grown_bytes, &model.facts, expected);
         let facts = Arc::make_mut(&mut model.facts);

@@ -181,13 +181,15 @@ impl Memory {
         used
     }
 
-    /// What the process holds now.
+    /// What the process holds now, after what is kept of requests and models that have ended was given back.
     pub(super) fn held(&self) -> Held {
+        give_back();
         let others_bytes = self.others_bytes().saturating_add(run_memory::kept_bytes());
         Held { resident_bytes: resident_bytes(), others_bytes }
     }
 
-    /// What models have grown by since then: what indexes and caches took meanwhile is none of theirs. Not the difference of
+    /// What models have grown by since then, without what a load needs and the model does not (its file's pages and the
+    /// graph before it was optimised): what indexes and caches took meanwhile is none of theirs. Not the difference of
     /// [`Self::used_bytes`], which is 0 for all that is below the empty process.
     pub(super) fn grown_bytes(&self, since: Held) -> u64 {
         let now = self.held();
