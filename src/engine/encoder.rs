@@ -382,7 +382,7 @@ impl Worker {
     }
 
     fn try_items(&mut self, items: &[BatchItem], width: usize) -> Result<(), EngineError> {
-        let failed = |source| EngineError::Inference { index: items[0].index, source };
+        let failed = |source| EngineError::of_run(items[0].index, source);
         let (session, padded, head) = (&self.session, &mut self.padded, &self.head);
         padded.fill(items.iter().map(BatchItem::ids), width);
         let started = Instant::now();

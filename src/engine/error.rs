@@ -191,6 +191,17 @@ pub enum EngineError {
         /// What the runtime said.
         source: Cause,
     },
+    /// No memory was left for a run.
+    #[error(
+        "no memory is left to run the model on `inputs[{index}]`: try again when the server has less to do, send a shorter \
+         text or fewer at once, set a smaller `max_tokens` for the model, or give the server more memory"
+    )]
+    NoMemory {
+        /// The input's place in the request.
+        index: usize,
+        /// What the runtime said.
+        source: Cause,
+    },
     /// The model gave something that is not a vector.
     #[error("the model's vector of `inputs[{index}]` holds {found}, which is no number to compare by")]
     NotANumber {
@@ -222,6 +233,17 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 
 impl EngineError {
+    /// Of a run that failed, whose first input has that place in the request.
+    #[must_use]
+    pub fn of_run(index: usize, source: Cause) -> Self {
+        // The runtime has no code for a want of memory.
+        if source.to_string().contains("bad_alloc") {
+            Self::NoMemory { index, source }
+        } else {
+            Self::Inference { index, source }
+        }
+    }
+
     /// How long work in the background waits before it asks again: the queue was full, or the model is being unloaded.
     /// `None` when the error will not pass by itself.
     #[must_use]
@@ -242,6 +264,7 @@ impl EngineError {
             | Self::TokenOutOfVocabulary { index, .. }
             | Self::NotDecodable { index, .. }
             | Self::Inference { index, .. }
+            | Self::NoMemory { index, .. }
             | Self::NotANumber { index, .. } => Some(*index),
             _ => None,
         }
@@ -255,6 +278,7 @@ impl EngineError {
         | Self::TokenOutOfVocabulary { index, .. }
         | Self::NotDecodable { index, .. }
         | Self::Inference { index, .. }
+        | Self::NoMemory { index, .. }
         | Self::NotANumber { index, .. } = &mut self
         {
             *index = place_of(*index);

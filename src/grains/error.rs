@@ -236,7 +236,13 @@ impl GrainError {
     #[must_use]
     pub fn is_of_a_text(&self) -> bool {
         let Self::Model(ModelError::Engine(error)) = self else { return false };
-        !matches!(error, EngineError::Overloaded { .. } | EngineError::Closed | EngineError::Start { .. })
+        !matches!(
+            error,
+            EngineError::Overloaded { .. }
+                | EngineError::Closed
+                | EngineError::NoMemory { .. }
+                | EngineError::Start { .. }
+        )
     }
 
     /// As of the model whose error it is.

@@ -124,6 +124,7 @@ impl RefusalKind {
                 FailureKind::Disk => Self::DiskFull,
             },
             ModelError::GrainWrites { .. } | ModelError::Stuck { .. } | ModelError::Conflict(_) => Self::Conflict,
+            ModelError::Engine(EngineError::NoMemory { .. }) => Self::MemoryBudget,
             ModelError::Engine(EngineError::Overloaded { .. }) => Self::Overloaded,
             ModelError::Engine(EngineError::InputTooLong { .. } | EngineError::TooManyTokens { .. }) => Self::TooLong,
             ModelError::Invalid(_)
