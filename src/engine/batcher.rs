@@ -206,7 +206,11 @@ impl Batcher {
             (Lane::Bulk, _) => {}
         }
         let known = state.tokens_per_second;
-        state.tokens_per_second = if known > 0.0 { 0.9 * known + 0.1 * tokens_per_second } else { tokens_per_second };
+        // A short text makes a batch of few tokens, which says little of how fast a full queue is run.
+        let n_tokens: usize = batch.items.iter().map(|item| item.ids().len()).sum();
+        let weight = 0.1 * (n_tokens as f64 / self.limits.max_batch_tokens as f64).min(1.0);
+        let speed = (1.0 - weight) * known + weight * tokens_per_second;
+        state.tokens_per_second = if known > 0.0 { speed } else { tokens_per_second };
     }
 
     /// The serial of the batch that has been running for longest; `None` when none runs.
@@ -313,6 +317,20 @@ mod tests {
         let batcher = Batcher::new(LIMITS, &[Lane::Bulk], "m");
         let _query = submit(&batcher, &[10]).expect("room");
         assert_eq!(take(&batcher, Lane::Bulk).expect("the query").line, Line::Queries);
+    }
+
+    #[test]
+    fn short_texts_say_little_of_the_speed() {
+        let batcher = Batcher::new(LIMITS, &[Lane::Bulk], "m");
+        let speed_after = |lengths: &[usize], speed| {
+            let _job = submit(&batcher, lengths).expect("room");
+            let batch = take(&batcher, Lane::Bulk).expect("work");
+            batcher.finish(Lane::Bulk, &batch, speed);
+            batcher.state.lock().tokens_per_second
+        };
+        assert!((speed_after(&[200], 1000.0) - 1000.0).abs() < 1e-9);
+        assert!((speed_after(&[2], 0.0) - 1000.0).abs() < 1.0);
+        assert!(speed_after(&[200], 0.0) < 950.0);
     }
 
     #[test]
