@@ -28,6 +28,9 @@ pub const BACKGROUND_TURN: usize = 8;
 /// somebody waits for finds room beside it.
 pub const INTERACTIVE_SHARE: usize = 4;
 
+/// One in so many of the queue's tokens may wait in the background beside a queue that is full.
+const BACKGROUND_SHARE: usize = 8;
+
 /// How batches are made.
 #[derive(Clone, Copy, Debug)]
 pub struct BatchLimits {
@@ -144,6 +147,11 @@ impl Queue {
         let taken = if line == Line::Background {
             if in_background + n_tokens > max_in_background {
                 return false;
+            }
+            // However many wait, a little of it is always let in: small requests take each place that a batch leaves
+            // before it asks again.
+            if in_background + n_tokens <= limits.max_queue_tokens / BACKGROUND_SHARE {
+                return true;
             }
             self.n_tokens
         } else {
@@ -375,6 +383,17 @@ pub(super) mod tests {
         assert!(room(&queue, 1_400, Line::Requests) && !room(&queue, 1_401, Line::Requests));
         let _request = push(&mut queue, &[1_000], Line::Requests);
         assert!(room(&queue, 400, Line::Background) && !room(&queue, 401, Line::Background));
+    }
+
+    #[test]
+    fn an_eighth_in_the_background_has_room_beside_a_full_queue() {
+        let mut queue = Queue::default();
+        let _requests = push(&mut queue, &[1_000, 1_000], Line::Requests);
+        let room = |queue: &Queue, n_tokens: usize, line: Line| queue.has_room(n_tokens, line, &LIMITS);
+        assert!(room(&queue, 250, Line::Background) && !room(&queue, 251, Line::Background));
+        let _background = push(&mut queue, &[200], Line::Background);
+        assert!(room(&queue, 50, Line::Background) && !room(&queue, 51, Line::Background));
+        assert!(!room(&queue, 1, Line::Requests));
     }
 
     #[test]
