@@ -3,10 +3,10 @@
 //! Start at [`Encoder::open`] and [`Encoder::encode`]. Long inputs are tokenized on tokio's blocking threads; a few
 //! threads run the model's sessions: each takes micro-batches from the queue until the encoder is closed.
 
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use metrics::histogram;
@@ -27,6 +27,10 @@ use super::turns::in_place_or_turns;
 use crate::domain::{Pooling, Provider};
 use crate::telemetry;
 use crate::telemetry::traces::Trace;
+
+/// A thread that runs bulk has half the weight of others where cores are short: a lone query's threads wait for each other,
+/// and each that waits for a core costs a turn of the kernel's, some milliseconds.
+const BULK_NICENESS: i32 = 3;
 
 /// Everything needed to open a model.
 #[derive(Clone, Debug)]
@@ -136,7 +140,7 @@ impl Encoder {
         let module_sizes = dense::sizes(&spec.modules);
         let hidden_size = spec.hidden_size.or(module_sizes.map_or(spec.expected_dimensions, |(taken, _)| Some(taken)));
         let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size };
-        let session = EncoderSession::open(runtime, &spec.graph, options.bulk, wanted)?;
+        let session = open_giving_way(runtime, &spec.graph, options.bulk, wanted)?;
         let output = session.output().clone();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.graph.onnx.clone(), reason };
         let pooling = match output.kind {
@@ -216,7 +220,7 @@ impl Encoder {
                 max_batch_tokens: limits.max_batch_tokens,
                 padded: PaddedBatch::default(),
             };
-            let thread = std::thread::Builder::new()
+            let thread = thread::Builder::new()
                 .name(format!("infer-{index}"))
                 .spawn(move || worker.run())
                 .map_err(|source| EngineError::Start { what: "an inference thread", source })?;
@@ -313,6 +317,30 @@ impl EncodeRequest {
     }
 }
 
+/// Opens a session on a thread that gives way, since those do too that the provider starts there for its runs.
+fn open_giving_way(
+    runtime: &Runtime,
+    graph: &GraphFiles,
+    options: SessionOptions,
+    wanted: WantedOutput,
+) -> Result<EncoderSession, EngineError> {
+    thread::scope(|scope| {
+        let open = || {
+            give_way();
+            EncoderSession::open(runtime, graph, options, wanted)
+        };
+        let opening = thread::Builder::new().name("infer-bulk".to_owned()).spawn_scoped(scope, open);
+        let opening = opening.map_err(|source| EngineError::Start { what: "a thread to open a model", source })?;
+        opening.join().unwrap_or_else(|panic| resume_unwind(panic))
+    })
+}
+
+/// Has this thread give way to others, as lone queries and what reads and writes requests.
+fn give_way() {
+    // A process may always take less.
+    let _ = rustix::process::nice(BULK_NICENESS);
+}
+
 fn n_bytes(input: &Input) -> usize {
     match input {
         Input::Text(text) => text.len(),
@@ -345,6 +373,9 @@ struct Worker {
 impl Worker {
     fn run(mut self) {
         let batcher = Arc::clone(&self.batcher);
+        if self.lane == Lane::Bulk {
+            give_way();
+        }
         if self.on_cpu {
             run_memory::keep_own();
         }
