@@ -17,6 +17,24 @@ const MARKS: [RangeInclusive<char>; 2] = ['\u{300}'..='\u{36f}', '\u{3099}'..='\
 /// The most forms of a word that are asked for. `merge::LEAST_TELLING` goes by it.
 const MAX_FORMS: usize = 4;
 
+/// The most words of the index that are asked for as one: each takes memory and time wherever it is found. A text that has
+/// all of them has these, too.
+const MAX_TERMS_OF_WORD: usize = 32;
+
+/// The most words of the index that a query asks for.
+const MAX_TERMS: usize = 512;
+
+/// Letters that are none for FTS5: those in circles and squares, and some that were marks in Unicode 6.1.
+const NO_LETTERS: [RangeInclusive<char>; 7] = [
+    '\u{19b0}'..='\u{19c0}',
+    '\u{19c8}'..='\u{19c9}',
+    '\u{1cf2}'..='\u{1cf3}',
+    '\u{24b6}'..='\u{24e9}',
+    '\u{1f130}'..='\u{1f149}',
+    '\u{1f150}'..='\u{1f169}',
+    '\u{1f170}'..='\u{1f189}',
+];
+
 /// Where the capitals are that FTS5 leaves as they are: its lower case is that of Unicode 6.1.
 const UNFOLDED: [RangeInclusive<char>; 9] = [
     '\u{37f}'..='\u{37f}',
@@ -41,11 +59,31 @@ struct Form {
     term: String,
 }
 
+impl Form {
+    /// As it was sent, as far as its first [`MAX_TERMS_OF_WORD`] words of the index.
+    fn of(mut asked: String) -> Self {
+        let (mut terms, mut end) = (Vec::new(), 0);
+        for part in asked.split_inclusive(ends_term) {
+            end += part.len();
+            terms.extend(Some(term(part)).filter(|term| !term.is_empty()));
+            if terms.len() == MAX_TERMS_OF_WORD {
+                break;
+            }
+        }
+        asked.truncate(end);
+        Self { asked, term: terms.join(" ") }
+    }
+
+    fn n_terms(&self) -> usize {
+        self.term.split(' ').count()
+    }
+}
+
 impl Word {
     fn of(sent: &str) -> Self {
         let mut word = Self(Vec::new());
         for asked in [sent.to_owned(), sent.nfc().collect(), sent.nfd().collect(), sent.to_lowercase()] {
-            word.add(Form { term: term(&asked), asked });
+            word.add(Form::of(asked));
         }
         word
     }
@@ -83,19 +121,22 @@ pub(super) fn distinct(text: &str) -> Vec<Word> {
     words
 }
 
-/// A word as it is in the index.
-fn term(word: &str) -> String {
-    let mut term = String::with_capacity(word.len());
-    for c in word.chars() {
+/// A word of the index, of a part of a text in which at most the last character ends one.
+fn term(part: &str) -> String {
+    let mut term = String::with_capacity(part.len());
+    for c in part.chars().filter(|c| !ends_term(*c)) {
         if is_unfolded(c) {
             term.push(c);
-        } else if is_combining_mark(c) && !is_left_out(c) {
-            term.push(' ');
         } else {
             term.extend(folded(c));
         }
     }
-    term.split_whitespace().collect::<Vec<_>>().join(" ")
+    term
+}
+
+/// Whether a character of a word ends one in the index.
+fn ends_term(c: char) -> bool {
+    (is_combining_mark(c) && !is_left_out(c)) || NO_LETTERS.iter().any(|range| range.contains(&c))
 }
 
 /// Whether a character is a capital that FTS5 leaves as it is.
@@ -103,9 +144,14 @@ fn is_unfolded(c: char) -> bool {
     UNFOLDED.iter().any(|range| range.contains(&c)) && c.to_lowercase().ne([c])
 }
 
-/// A query that any of these words meets, each quoted, so that none is taken for an operator. `None` without a word.
+/// A query that any of these words meets, each quoted, so that none is taken for an operator. `None` without a word. Of
+/// words that are many in the index, the first ones.
 pub(super) fn quoted(words: &[Word]) -> Option<String> {
-    let forms = words.iter().flat_map(|word| &word.0);
+    let mut n_terms = 0;
+    let forms = words.iter().flat_map(|word| &word.0).take_while(|form| {
+        n_terms += form.n_terms();
+        n_terms <= MAX_TERMS
+    });
     let quoted: Vec<String> = forms.map(|form| format!("\"{}\"", form.asked)).collect();
     (!quoted.is_empty()).then(|| quoted.join(" OR "))
 }
@@ -144,5 +190,20 @@ mod tests {
         assert_eq!(terms, ["brucke", "ᲗᲑᲘᲚᲘᲡᲘ", "თბილისი"]);
         let page = (0..1000).map(|n| format!("word{n}")).collect::<Vec<_>>().join(" ");
         assert_eq!(distinct(&page).len(), MAX_WORDS);
+    }
+
+    #[test]
+    fn no_word_is_more_than_some_words_of_the_index_and_no_query_more_than_some_of_these() {
+        for part in ["a\u{305}", "aⒶ", "か\u{3099}"] {
+            let words = distinct(&part.repeat(20_000));
+            let asked = &words[0].0[0].asked;
+            assert_eq!((words.len(), asked.as_str()), (1, part.repeat(MAX_TERMS_OF_WORD).as_str()));
+        }
+        let mostly_left_out = "a\u{301}".repeat(100) + "\u{305}\u{305}b";
+        assert_eq!(quoted(&distinct(&mostly_left_out)), Some(format!("\"{mostly_left_out}\"")), "it is two");
+        let page: Vec<String> = (0..MAX_WORDS).map(|n| n.to_string() + &"a\u{305}".repeat(40)).collect();
+        let quoted = quoted(&distinct(&page.join(" "))).expect("words");
+        assert_eq!(quoted.matches('a').count(), MAX_TERMS);
+        assert_eq!(quoted.split(" OR ").count(), MAX_TERMS / MAX_TERMS_OF_WORD);
     }
 }
