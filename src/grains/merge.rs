@@ -27,9 +27,6 @@ const LEAST_TELLING: f64 = 3e-4;
 /// others, and that what is in no other comes last.
 const COMMON_WEIGHT: f64 = 1e-9;
 
-/// Words that one in so many grains has say something, even if most of those have them that a filter leaves out.
-const FEW: usize = 8;
-
 /// Anchors that two spaces must have in common: with fewer the map between their scores is too coarse.
 pub(super) const MIN_ANCHORS: usize = 200;
 
@@ -52,13 +49,34 @@ pub(super) struct SpaceHits {
     pub(super) anchors: Vec<Scored>,
 }
 
+/// What words found.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WordHits<'a> {
+    /// Best first.
+    pub(super) hits: &'a [Scored],
+    /// So many of them, the first, have words that say something.
+    pub(super) n_telling: usize,
+}
+
+impl WordHits<'_> {
+    /// The first of them.
+    pub(super) fn to_depth(self, depth: usize) -> Self {
+        Self { hits: &self.hits[..self.hits.len().min(depth)], n_telling: self.n_telling.min(depth) }
+    }
+}
+
+/// How many of what words found, best first, have some that less than half of all grains have.
+pub(super) fn n_telling(by_words: &[Scored]) -> usize {
+    by_words.partition_point(|hit| hit.score >= LEAST_TELLING)
+}
+
 /// One ranking of what spaces found and what words did. A lone one keeps its scores; hits of several spaces get scores on
 /// the scale of the searched space that serves most grains; what words found is fused with that by rank, as far as they say
-/// something: what is found by words that most grains have is kept, behind everything else, unless few of those that may be
-/// found have them. `guess` says what the best hits of one space would score in another, if it can.
+/// something: what is found by others is kept, behind everything else. `guess` says what the best hits of one space would
+/// score in another, if it can.
 pub(super) fn merge(
     spaces: &[SpaceHits],
-    words: Option<&[Scored]>,
+    words: Option<WordHits<'_>>,
     guess: impl Fn(&SpaceHits, &SpaceHits) -> Option<Vec<f64>>,
 ) -> (Vec<Scored>, Merged) {
     let (by_meaning, merged) = match spaces {
@@ -71,14 +89,9 @@ pub(super) fn merge(
     };
     match words {
         None => (by_meaning, merged),
-        Some(words) if spaces.is_empty() => (words.to_vec(), Merged::Score),
+        Some(words) if spaces.is_empty() => (words.hits.to_vec(), Merged::Score),
         Some(words) => {
-            let n_telling = if are_few(words, spaces) {
-                words.len()
-            } else {
-                words.partition_point(|hit| hit.score >= LEAST_TELLING)
-            };
-            let (telling, common) = words.split_at(n_telling);
+            let (telling, common) = words.hits.split_at(words.n_telling);
             let rankings = [
                 Ranking::of(&by_meaning),
                 Ranking { hits: telling, weight: WORDS_WEIGHT },
@@ -87,12 +100,6 @@ pub(super) fn merge(
             (fuse(&rankings), Merged::Rank)
         }
     }
-}
-
-/// Whether words are in few of the grains that may be found, whatever share of the whole store has them, which is what FTS5
-/// goes by. Both are cut at a depth: words that are so much fewer were not, so that all of them are known.
-fn are_few(words: &[Scored], spaces: &[SpaceHits]) -> bool {
-    spaces.iter().any(|space| FEW * words.len() <= space.hits.len())
 }
 
 /// The hits of all spaces, with scores on the scale of the one that serves most grains; `None` when a space has too few
@@ -247,6 +254,10 @@ mod tests {
         SpaceHits { space, n_served, query: Vec::new(), hits, best: Vec::new(), anchors }
     }
 
+    fn by_words(hits: &[Scored]) -> WordHits<'_> {
+        WordHits { hits, n_telling: n_telling(hits) }
+    }
+
     fn no_guess(_: &SpaceHits, _: &SpaceHits) -> Option<Vec<f64>> {
         None
     }
@@ -328,36 +339,34 @@ mod tests {
         let common: Vec<(i64, f64)> =
             [(20_000, 1.6e-6)].into_iter().chain(weak(5_000..10_000)).chain([(20_001, 1e-6)]).collect();
         let common = words(&common);
-        let (merged, how) = merge(&spaces, Some(&common), no_guess);
+        let (merged, how) = merge(&spaces, Some(by_words(&common)), no_guess);
         assert_eq!((numbers(&merged[..10_000]), how), (numbers(&by_meaning), Merged::Rank));
         assert_eq!(numbers(&merged[10_000..]), [20_000, 20_001]);
         assert!(merged[10_000].score > 0.0);
 
         let telling = [&words(&[(5, 0.4)])[..], &common].concat();
-        let (merged, _) = merge(&spaces, Some(&telling), no_guess);
+        let (merged, _) = merge(&spaces, Some(by_words(&telling)), no_guess);
         assert_eq!(numbers(&merged[..4]), [5, 0, 1, 2]);
 
         // Where no space was searched they are all there is.
-        let (merged, how) = merge(&[], Some(&common), no_guess);
+        let (merged, how) = merge(&[], Some(by_words(&common)), no_guess);
         assert_eq!((merged, how), (common, Merged::Score));
     }
 
     #[test]
-    fn words_count_where_few_of_those_that_may_be_found_have_them() {
-        let found = |numbers: std::ops::Range<i64>| -> Vec<(i64, f64)> { numbers.map(|n| (n, 0.5)).collect() };
-        let weak = |numbers: std::ops::Range<i64>| -> Vec<Scored> {
-            numbers.map(|number| Scored { number, score: 9e-7 }).collect()
-        };
-        let sixteen = [space(1, 16, &found(0..16), Vec::new())];
-        for (words, best) in [(15..16, [15, 0, 1]), (14..16, [14, 15, 0]), (13..16, [0, 1, 2])] {
-            let (merged, _) = merge(&sixteen, Some(&weak(words.clone())), no_guess);
-            assert_eq!(numbers(&merged[..3]), best, "{words:?}");
+    fn of_what_words_found_the_first_hits_count_as_far_as_they_say_something() {
+        let found: Vec<(i64, f64)> = (0..16).map(|n| (n, 0.5)).collect();
+        let sixteen = [space(1, 16, &found, Vec::new())];
+        let words = hits(&[12, 13, 14, 15]);
+        for (n_telling, best) in [(4, [12, 13, 14]), (2, [12, 13, 0]), (0, [0, 1, 2])] {
+            let words = WordHits { hits: &words, n_telling };
+            let (merged, _) = merge(&sixteen, Some(words), no_guess);
+            assert_eq!(numbers(&merged[..3]), best, "{n_telling}");
+            for depth in [0, 1, 3, 9] {
+                let cut = words.to_depth(depth);
+                assert_eq!((cut.hits.len(), cut.n_telling), (depth.min(4), depth.min(n_telling)));
+            }
         }
-
-        // Both spaces and the words are cut at the same depth, and nobody knows how many have the words.
-        let cut = [space(1, 9_000, &found(0..200), Vec::new()), space(2, 9_000, &found(200..400), Vec::new())];
-        let (merged, _) = merge(&cut, Some(&weak(1_000..1_200)), no_guess);
-        assert!(merged[..400].iter().all(|hit| hit.number < 400), "{merged:?}");
     }
 
     #[test]
@@ -412,7 +421,7 @@ mod tests {
         let (merged, _) = merge(&[small.clone(), space(2, 90, &[], high())], None, no_guess);
         assert!((merged[0].score - 10.25).abs() < 1e-9, "{merged:?}");
 
-        let (merged, how) = merge(&[small.clone(), great.clone()], Some(&hits(&[4])), no_guess);
+        let (merged, how) = merge(&[small.clone(), great.clone()], Some(by_words(&hits(&[4]))), no_guess);
         assert_eq!((numbers(&merged), how), (vec![4, 1, 3, 2], Merged::Rank));
 
         let (merged, how) = merge(&[small, space(2, 90, &[(3, 10.2), (4, 10.1)], Vec::new())], None, no_guess);

@@ -10,7 +10,7 @@ use bytesize::ByteSize;
 
 use super::error::GrainError;
 use super::highlight::Wanted;
-use super::merge::{SpaceHits, merge};
+use super::merge::{SpaceHits, WordHits, merge, n_telling};
 use super::nearest::{LOOK_PER_HIT, Nearest, SpaceSearch, WIDEST_LOOK};
 use super::service::Grains;
 use super::store::{Numbered, Scored};
@@ -215,7 +215,10 @@ impl Grains {
         {
             let began = Instant::now();
             let at_most = depths.last().and_then(|depth| u32::try_from(*depth).ok()).unwrap_or(u32::MAX);
-            words = Some(self.store.with_words(text.clone(), request.filter.clone(), at_most).await?);
+            let hits = self.store.with_words(text.clone(), request.filter.clone(), at_most).await?;
+            let n_telling =
+                if found.is_empty() { hits.len() } else { self.count_telling(&hits, &request.filter).await? };
+            words = Some((hits, n_telling));
             spent.words = began.elapsed();
         }
         let guess =
@@ -227,10 +230,11 @@ impl Grains {
                     (of.hits, of.best) = (hits, best);
                 }
             }
-            let words = words.as_deref().map(|words| &words[..words.len().min(depth)]);
+            let words =
+                words.as_ref().map(|(hits, n_telling)| WordHits { hits, n_telling: *n_telling }.to_depth(depth));
             let (mut hits, how) = merge(&found, words, guess);
             merged = how;
-            let raw = raw_scores(&found, words);
+            let raw = raw_scores(&found, words.map(|words| words.hits));
             // Sums of ranks are no cosines: where a search by meaning has nothing else, the raw scores are what is bounded.
             // No deeper list changes the order that is left then: each grain is in one list, and has the score of its rank.
             let is_by_raw = request.mode == Mode::Dense && merged == Merged::Rank;
@@ -262,6 +266,20 @@ impl Grains {
             );
         }
         Ok(SearchResult { hits, spaces, merged })
+    }
+
+    /// How many of what words found have some that say something: all, if at most half of the grains that may be found have
+    /// any, whatever share of the whole store has them, which is what FTS5 goes by.
+    async fn count_telling(&self, by_words: &[Scored], filter: &Filter) -> Result<usize, GrainError> {
+        let n = n_telling(by_words);
+        // So many may be cut off, and nobody knows how many there are; and they must count on every page, or on none.
+        if n == by_words.len() || by_words.len() >= FUSION_DEPTH {
+            return Ok(n);
+        }
+        let twice = 2 * by_words.len();
+        let at_most = u32::try_from(twice).unwrap_or(u32::MAX);
+        let n_passing = self.store.numbers(filter.clone(), at_most).await?.len();
+        Ok(if n_passing == twice { by_words.len() } else { n })
     }
 
     async fn read_hits(&self, request: &SearchRequest, ranking: Vec<Ranked>) -> Result<Vec<Hit>, GrainError> {

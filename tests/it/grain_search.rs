@@ -225,6 +225,43 @@ async fn words_that_most_grains_have_change_nothing_of_what_is_found_by_meaning(
 }
 
 #[tokio::test]
+async fn words_that_most_grains_have_count_where_at_most_half_of_what_may_be_found_has_them() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let space = space_of_tiny(&app).await;
+    let mut vectors = random_vectors(11, 0, 520).into_iter();
+    let mut write = async |group: &str, n_with: usize, n: usize| {
+        let grain = |(at, (_, vector)): (usize, (String, Vec<f32>))| {
+            let (kind, text) = if at < n_with { ("with", "the ZX81") } else { ("without", "the other") };
+            json!({"id": format!("{group}-{kind}-{at}"), "text": text, "tags": [group], "space": space, "vector": vector})
+        };
+        let grains: Vec<Value> = vectors.by_ref().take(n).enumerate().map(grain).collect();
+        app.post("/grains", json!({"grains": grains})).await.ok();
+    };
+    let is_with = |id: &&str| id.contains("-with-");
+
+    // Half of the whole store.
+    write("half", 2, 4).await;
+    let found = search(&app, json!({"query": "ZX81"})).await;
+    assert!(ids(&found).len() == 4 && ids(&found)[..2].iter().all(is_with), "{found}");
+
+    for (group, n_with, n) in [("others", 300, 300), ("one", 1, 6), ("several", 26, 204), ("most", 3, 4)] {
+        write(group, n_with, n).await;
+    }
+    for (group, n_with, first) in [("half", 2, 2), ("one", 1, 1), ("several", 26, 50)] {
+        for limit in [first, 201] {
+            let body = json!({"query": "ZX81", "filter": {"tags": {"any": [group]}}, "limit": limit});
+            let found = search(&app, body).await;
+            let n_found = ids(&found).into_iter().take(first).filter(is_with).count();
+            assert_eq!(n_found, n_with, "{group}, {limit}: {found}");
+        }
+    }
+    let most = |mode: &str| json!({"query": "ZX81", "mode": mode, "filter": {"tags": {"any": ["most"]}}});
+    let (by_both, by_meaning) = (search(&app, most("hybrid")).await, search(&app, most("dense")).await);
+    assert_eq!(ids(&by_both), ids(&by_meaning));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_answer_of_too_much_text_is_refused_and_its_words_are_shown_at_once() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let space = space_of_tiny(&app).await;
