@@ -1,6 +1,6 @@
 //! Where the words of a query are in a text: the part with most of them, each between two marks.
 
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
 use unicode_normalization::UnicodeNormalization;
@@ -17,13 +17,27 @@ const LEFT_OUT: char = '…';
 
 /// Words to look for.
 #[derive(Clone, Debug)]
-pub(super) struct Wanted(HashSet<String>);
+pub(super) struct Wanted {
+    /// The forms of all words, each with the number of its word.
+    forms: HashMap<String, usize>,
+    n_words: usize,
+}
 
 impl Wanted {
     /// The words of a query, with marks on their letters and with marks apart, as both are searched for.
     pub(super) fn of(query: &str) -> Self {
-        let forms = |word: &str| [folded(word), folded(&word.nfc().to_string()), folded(&word.nfd().to_string())];
-        Self(words(query).flat_map(|place| forms(&query[place])).collect())
+        let mut wanted = Self { forms: HashMap::new(), n_words: 0 };
+        for place in words(query) {
+            let word = &query[place];
+            let forms = [folded(word), folded(&word.nfc().to_string()), folded(&word.nfd().to_string())];
+            let known = forms.iter().find_map(|form| wanted.forms.get(form).copied());
+            let number = known.unwrap_or(wanted.n_words);
+            wanted.n_words = wanted.n_words.max(number + 1);
+            for form in forms {
+                wanted.forms.entry(form).or_insert(number);
+            }
+        }
+        wanted
     }
 
     /// The part of a text in which most different ones of the words are, the first such; `None` when none of them is in
@@ -32,7 +46,7 @@ impl Wanted {
         let mut window: VecDeque<Found> = VecDeque::with_capacity(SHOWN_WORDS);
         let mut best: (usize, Vec<Found>) = (0, Vec::new());
         for place in words(text) {
-            let word = Some(folded(&text[place.clone()])).filter(|word| self.0.contains(word));
+            let word = self.forms.get(&folded(&text[place.clone()])).copied();
             let is_wanted = word.is_some();
             if window.len() == SHOWN_WORDS {
                 window.pop_front();
@@ -41,11 +55,11 @@ impl Wanted {
             if !is_wanted {
                 continue;
             }
-            let n_different = window.iter().filter_map(|found| found.word.as_ref()).collect::<HashSet<_>>().len();
+            let n_different = window.iter().filter_map(|found| found.word).collect::<HashSet<_>>().len();
             if n_different > best.0 {
                 best = (n_different, window.iter().cloned().collect());
             }
-            if n_different == self.0.len() {
+            if n_different == self.n_words {
                 break;
             }
         }
@@ -61,7 +75,7 @@ impl Wanted {
             marked.push(LEFT_OUT);
         }
         let mut from = 0;
-        for place in words(part).filter(|place| self.0.contains(&folded(&part[place.clone()]))) {
+        for place in words(part).filter(|place| self.forms.contains_key(&folded(&part[place.clone()]))) {
             marked.extend([&part[from..place.start], BEFORE, &part[place.clone()], AFTER]);
             from = place.end;
         }
@@ -73,11 +87,11 @@ impl Wanted {
     }
 }
 
-/// A word of a text, and what it is if it is wanted.
+/// A word of a text, and which of those that are wanted it is.
 #[derive(Clone, Debug)]
 struct Found {
     place: Range<usize>,
-    word: Option<String>,
+    word: Option<usize>,
 }
 
 /// The part of a text with these words, from the first that is wanted to the last, and as many before as after them.
@@ -161,6 +175,17 @@ mod tests {
         assert_eq!(words(&shown.replace(BEFORE, "").replace(AFTER, "")).count(), SHOWN_WORDS, "{shown}");
         let first = highlight("fox", &text).expect("it is there");
         assert!(first.starts_with("<mark>fox</mark> word") && first.ends_with("word…"), "{first}");
+    }
+
+    #[test]
+    fn all_forms_of_a_word_are_one() {
+        for (query, n_words) in [("Андрей Сергеев", 2), ("Андрей андреи\u{306}", 1), ("か\u{3099}き がき Cat cat", 2)]
+        {
+            assert_eq!(Wanted::of(query).n_words, n_words, "{query}");
+        }
+        let text = format!("Андрей, Андреи\u{306} {}Андрей, кот", "слово ".repeat(100));
+        let shown = highlight("Андрей кот", &text).expect("both are there");
+        assert!(shown.ends_with("<mark>Андрей</mark>, <mark>кот</mark>"), "{shown}");
     }
 
     #[test]
