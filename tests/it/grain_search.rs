@@ -156,6 +156,12 @@ async fn words_are_found_by_themselves_in_scripts_whose_case_the_full_text_does_
         sorted.sort_unstable();
         assert_eq!(sorted, ["1", "2"], "in capitals and not, for {query}");
     }
+    // A run of letters is one word, as README.md says.
+    app.post("/grains", json!({"id": "city", "text": "我住在东京都，日本。"})).await.ok();
+    for (query, n_found) in [("东京都", 0), ("我住在东京都", 1), ("日本", 1)] {
+        let found = search(&app, json!({"query": query, "mode": "lexical"})).await;
+        assert_eq!(ids(&found).len(), n_found, "{query}");
+    }
     app.stop().await;
 }
 
