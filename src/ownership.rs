@@ -33,9 +33,14 @@ pub fn hand_over(file: &fs_err::File, old: &Path) -> io::Result<()> {
     })
 }
 
-/// The group goes with the user: alone it decides nothing where a file is its owner's alone.
+/// The group goes with the user. Where only that is another one, it may stay: it decides nothing where a file is its
+/// owner's alone, and whoever lets the group read looks at it.
 fn give(file: &fs_err::File, owner: &std::fs::Metadata) -> io::Result<()> {
-    if file.metadata()?.uid() == owner.uid() {
+    let made = file.metadata()?;
+    if made.uid() == owner.uid() {
+        if made.gid() != owner.gid() {
+            let _ = fchown(file, None, Some(owner.gid()));
+        }
         return Ok(());
     }
     fchown(file, Some(owner.uid()), Some(owner.gid()))

@@ -1,7 +1,7 @@
 //! The file of keys, `keys.toml`: hashes, names and what they allow. `granary keys` writes it, the server reads it.
 
 use std::io::{self, Write};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -14,6 +14,9 @@ const HEAD: &str = "# The API keys of Granary, as hashes: `granary keys add`, `l
 
 /// Only the owner reads and writes it.
 const MODE: u32 = 0o600;
+
+/// The bit by which the group reads it too, where somebody has allowed that.
+const READABLE_BY_GROUP: u32 = 0o040;
 
 /// The bits by which others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -192,6 +195,7 @@ impl KeyFile {
         }
         let mut file = create(&new).map_err(unwritable)?;
         hand_over(&file, &path)
+            .and_then(|()| keep_readers(&file, &path))
             .and_then(|()| file.write_all(HEAD.as_bytes()))
             .and_then(|()| file.write_all(text.as_bytes()))
             .and_then(|()| file.sync_all())
@@ -222,6 +226,25 @@ fn create(path: &Path) -> io::Result<fs_err::File> {
     options.create_new(true).write(true);
     options.options_mut().mode(MODE);
     options.open(path)
+}
+
+/// Lets the group read a new file that could read the old one: a server may read its keys by that alone, and would go
+/// on with those that it has.
+fn keep_readers(new: &fs_err::File, old: &Path) -> io::Result<()> {
+    let old = match fs_err::metadata(old) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        found => found?,
+    };
+    if old.mode() & READABLE_BY_GROUP == 0 {
+        return Ok(());
+    }
+    if new.metadata()?.gid() != old.gid() {
+        let group = old.gid();
+        let refused =
+            format!("the group {group} may read them, and this user cannot give it a file: run the command as root");
+        return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
+    }
+    new.set_permissions(PermissionsExt::from_mode(MODE | READABLE_BY_GROUP))
 }
 
 /// Opens the file by whose lock those wait for each other who change the keys, made if need be.
@@ -285,12 +308,17 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_its_owners_alone() {
+    fn the_file_is_its_owners_and_of_the_group_that_may_read_it() {
         let (_folder, file) = in_a_folder();
         file.add(key("a")).expect("added");
         let mode = || fs_err::metadata(file.path()).expect("a file").permissions().mode() & 0o777;
         assert_eq!(mode(), 0o600);
         fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o644)).expect("shown to others");
+        file.add(key("b")).expect("added");
+        assert_eq!(mode(), 0o640, "the group reads on, and others do not");
+        file.remove(&key("b").name).expect("removed");
+        assert_eq!(mode(), 0o640);
+        fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o604)).expect("shown to others");
         file.add(key("b")).expect("added");
         assert_eq!(mode(), 0o600);
         fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o660)).expect("given to others");
@@ -299,7 +327,7 @@ mod tests {
 
     #[test]
     fn whoever_changes_the_keys_their_owner_stays() {
-        use std::os::unix::fs::{MetadataExt, chown};
+        use std::os::unix::fs::chown;
         let (_folder, file) = in_a_folder();
         let folder = file.path().parent().expect("a folder");
         fs_err::create_dir_all(folder).expect("made");
@@ -319,6 +347,14 @@ mod tests {
         file.remove(&key("a").name).expect("removed");
         assert_eq!((owner_of(file.path()), owner_of(&lock)), ((9, 10), (9, 10)), "the old file's owner");
         assert_eq!(fs_err::metadata(file.path()).expect("a file").permissions().mode() & 0o777, 0o600);
+
+        // Of this user, and read by the server through its group.
+        let own = fs_err::metadata(folder.parent().expect("a folder")).expect("it is there").uid();
+        chown(file.path(), Some(own), Some(10)).expect("given away");
+        fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o640)).expect("shown to the group");
+        file.add(key("a")).expect("added");
+        let mode = fs_err::metadata(file.path()).expect("a file").permissions().mode() & 0o777;
+        assert_eq!((owner_of(file.path()), mode), ((own, 10), 0o640));
     }
 
     #[test]
