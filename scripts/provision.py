@@ -64,7 +64,8 @@ class DataFolder:
         """Held while anything is written; another run waits here and then mostly finds its work done."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = open(self.root / ".lock", "w")
+            # Nothing of it is written, nor a link followed: the folder may be another user's, and this one root.
+            lock = os.fdopen(os.open(self.root / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
         except OSError as error:
             raise Failure(f"{self.root} cannot be written ({error.strerror}); GRANARY_MODELS__DATA_DIR names another folder.") from error
         with lock:
@@ -73,8 +74,8 @@ class DataFolder:
             except BlockingIOError:
                 say("another set-up is running in this folder; waiting for it ...")
                 fcntl.flock(lock, fcntl.LOCK_EX)
-            if not (self.root / ".gitignore").exists():
-                (self.root / ".gitignore").write_text("*\n")
+            with contextlib.suppress(FileExistsError), open(self.root / ".gitignore", "x") as ignored:
+                ignored.write("*\n")
             shutil.rmtree(self.root / STAGING, ignore_errors=True)  # what killed runs left
             yield
 

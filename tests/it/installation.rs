@@ -83,6 +83,28 @@ fn set_up_says_that_models_are_on_another_file_system() {
     assert!(said.starts_with(&expected) && said.contains("put both on one"), "{said}{output:?}");
 }
 
+#[test]
+fn set_up_writes_through_no_link() {
+    let folder = folder_with("");
+    let path = |name: &str| folder.path().join(name);
+    let set_up = || {
+        let mut command = Command::new("python3");
+        command.args(["-c", PUBLISH]).current_dir(repository()).env("GRANARY_MODELS__DATA_DIR", folder.path());
+        command.output().expect("it runs")
+    };
+    fs_err::write(path("other"), "of the system").expect("written");
+    symlink("other", path(".lock")).expect("linked");
+    let refused = set_up();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("cannot be written"), "{said}");
+    assert_eq!(fs_err::read_to_string(path("other")).expect("it is there"), "of the system");
+
+    fs_err::remove_file(path(".lock")).expect("removed");
+    symlink("nowhere", path(".gitignore")).expect("linked");
+    let done = set_up();
+    assert!(done.status.success() && path("models/made").is_dir() && !path("nowhere").exists(), "{done:?}");
+}
+
 /// What `scripts/setup` says of what pip has said.
 const EXPLAIN: &str = "
 import sys

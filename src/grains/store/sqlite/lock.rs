@@ -8,6 +8,7 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use fs_err::os::unix::fs::OpenOptionsExt;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
@@ -36,7 +37,7 @@ impl StoreLock {
         let path = beside(database, ".lock");
         let refused = |source| StoreError::files("lock the database", database, source);
         loop {
-            let (mut file, origin) = open_or_create(&path).map_err(refused)?;
+            let (mut file, origin) = open_or_create(&path).map_err(|error| refused(named(error, &path)))?;
             refuse_if_taken(file.try_lock(), &mut file, database)?;
             // A process that withdrew may have unlinked this very file between the two calls above: a lock on a file
             // without a name would keep nobody out.
@@ -55,13 +56,13 @@ impl StoreLock {
     /// opened under this name has none.
     pub(super) fn acquire_if_any(database: &Path) -> Result<Option<Self>, StoreError> {
         let path = beside(database, ".lock");
-        match fs_err::File::open(&path) {
+        match options().open(&path) {
             Ok(mut file) => {
                 refuse_if_taken(file.try_lock_shared(), &mut file, database)?;
                 Ok(Some(Self { file, path, origin: Origin::Found }))
             }
             Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-            Err(source) => Err(StoreError::files("lock the database", database, source)),
+            Err(source) => Err(StoreError::files("lock the database", database, named(source, &path))),
         }
     }
 
@@ -97,9 +98,26 @@ fn refuse_if_taken(
     }
 }
 
-fn open_or_create(path: &Path) -> std::io::Result<(fs_err::File, Origin)> {
+/// How a lock file is opened: never through a link. In a folder of somebody else's, that may lead root to any file of
+/// the system, and whoever takes the lock writes to the file.
+fn options() -> fs_err::OpenOptions {
     let mut options = fs_err::OpenOptions::new();
-    options.read(true).write(true);
+    options.read(true).custom_flags(libc::O_NOFOLLOW);
+    options
+}
+
+/// The error of opening a lock file, with the way out where a link stands in its place.
+fn named(error: std::io::Error, path: &Path) -> std::io::Error {
+    if !path.is_symlink() {
+        return error;
+    }
+    let link = path.display();
+    std::io::Error::new(error.kind(), format!("`{link}` is a link, and the lock is never one: delete it"))
+}
+
+fn open_or_create(path: &Path) -> std::io::Result<(fs_err::File, Origin)> {
+    let mut options = options();
+    options.write(true);
     loop {
         match options.clone().create_new(true).open(path) {
             Ok(file) => return Ok((file, Origin::Created)),
@@ -123,8 +141,11 @@ fn is_still_at(file: &fs_err::File, path: &Path) -> bool {
 }
 
 /// Writes down who holds the lock, for the one who finds it taken. The lock holds without it: a full disk may not keep
-/// a server from starting to read.
+/// a server from starting to read. A file that has another name too is not written to: it may be anybody's.
 fn sign(file: &mut fs_err::File) {
+    if !file.metadata().is_ok_and(|found| found.is_file() && found.nlink() == 1) {
+        return;
+    }
     let host = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("this machine");
     let since = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();

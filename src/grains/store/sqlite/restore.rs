@@ -12,6 +12,9 @@ use super::recognise::{Recognised, recognise};
 use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
 use crate::ownership::hand_over;
 
+/// The most links that lead from one to the next, as for the system.
+const MAX_LINKS: usize = 40;
+
 /// What the name of the database has appended for the copy of a snapshot until that takes its place. While there is no
 /// database and this is there, a restore was cut off, or goes on.
 pub(super) const RESTORING: &str = ".restoring";
@@ -23,7 +26,7 @@ const DOING: &str = "put a snapshot in place of the database";
 /// The snapshot stays as it is, and whoever may read it, the database is its owner's alone: who had the one before, or has
 /// the folder. A snapshot is any database of Granary's that is not in use: what a crash left in its log or journal counts.
 /// What was there before is kept beside the new database, with its write-ahead log. A link to the database leads to the
-/// new one.
+/// new one, if root or this user has made it.
 ///
 /// # Errors
 /// When the snapshot is not Granary's or from a newer one, either is in use, for a snapshot with a log by another restore
@@ -31,6 +34,7 @@ const DOING: &str = "put a snapshot in place of the database";
 /// system refuses later than that, it may have its other name already, and so it may after a crash: then no database is
 /// opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
+    refuse_links_of_others(database).map_err(|source| StoreError::files(DOING, database, source))?;
     let (real_database, real_snapshot) = (real_path(database)?, real_path(snapshot)?);
     let (database, snapshot) = (real_database.as_path(), real_snapshot.as_path());
     if !is_database_path(snapshot)? {
@@ -47,6 +51,26 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
         lock.withdraw();
     }
     replaced
+}
+
+/// Refuses a link to the database that somebody else has made: it may lead root to any file of the system, which would
+/// get another name. What is there cannot tell, because a damaged database is what a snapshot is for.
+fn refuse_links_of_others(database: &Path) -> std::io::Result<()> {
+    let mut path = database.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs_err::read_link(&path) else { break };
+        let owner = fs_err::symlink_metadata(&path)?.uid();
+        if ![rustix::process::geteuid().as_raw(), 0].contains(&owner) {
+            let link = path.display();
+            let refused = format!(
+                "`{link}` is a link of the user {owner}, and is not followed: run the command as that user \
+                 (`sudo -u '#{owner}' …`), or name the database itself"
+            );
+            return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, refused));
+        }
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Ok(())
 }
 
 /// Keeps others from writing to a snapshot. What has a log or a journal is looked at in a folder beside it, which has one

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
-use super::super::{MIGRATOR, latest_version};
+use super::super::{FileState, MIGRATOR, latest_version};
 use super::*;
 use crate::domain::{DeclaredSpace, Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState};
 use crate::grains::store::{
@@ -71,6 +71,30 @@ async fn the_file_is_locked_until_the_store_is_closed() {
     }
     store.close().await;
     open(&path).await.expect("free again").close().await;
+}
+
+#[tokio::test]
+async fn a_link_in_the_place_of_the_lock_costs_no_other_file_anything() {
+    let (folder, path) = folder();
+    open(&path).await.expect("created").close().await;
+    let (lock, other) = (path.with_file_name("granary.db.lock"), folder.path().join("other"));
+    fs_err::write(&other, "of the system").expect("written");
+    let is_kept = || fs_err::read_to_string(&other).expect("it is there") == "of the system";
+    for target in [&other, &folder.path().join("nothing")] {
+        fs_err::remove_file(&lock).expect("removed");
+        std::os::unix::fs::symlink(target, &lock).expect("linked");
+        let opened = open(&path).await.expect_err("a link");
+        let looked_at = FileState::of(&path).await.expect_err("a link");
+        for refused in [opened, looked_at] {
+            let sentence = with_causes(&refused);
+            assert!(sentence.contains("granary.db.lock` is a link, and the lock is never one"), "{sentence}");
+        }
+        assert!(is_kept() && !fs_err::exists(folder.path().join("nothing")).expect("looked at"));
+    }
+    fs_err::remove_file(&lock).expect("removed");
+    fs_err::hard_link(&other, &lock).expect("linked");
+    open(&path).await.expect("it locks by any file").close().await;
+    assert!(is_kept());
 }
 
 #[tokio::test]

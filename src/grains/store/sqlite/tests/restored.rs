@@ -184,3 +184,24 @@ async fn a_database_that_a_link_leads_to_is_replaced_where_it_is() {
     let refused = FileState::of(&link).await.expect_err("the same");
     assert!(matches!(refused, StoreError::CutOff { .. }), "{refused}");
 }
+
+#[tokio::test]
+async fn a_link_to_the_database_that_somebody_else_has_made_is_not_followed() {
+    use std::os::unix::fs::lchown;
+    let (folder, path) = folder();
+    let snapshot = folder.path().join("snapshot.db");
+    open(&snapshot).await.expect("created").close().await;
+    let other = folder.path().join("other");
+    fs_err::write(&other, "of the system").expect("written");
+    std::os::unix::fs::symlink(&other, &path).expect("linked");
+    if lchown(&path, Some(7), None).is_err() {
+        println!("skipped: only root can give files to other users");
+        return;
+    }
+    let before = names_in(folder.path());
+    let refused = restore(&path, &snapshot).await.expect_err("it may lead anywhere");
+    let sentence = with_causes(&refused);
+    assert!(sentence.contains("granary.db` is a link of the user 7"), "{sentence}");
+    assert_eq!(names_in(folder.path()), before, "nothing has another name");
+    assert_eq!(fs_err::read_to_string(&other).expect("it is there"), "of the system");
+}
