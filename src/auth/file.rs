@@ -144,11 +144,13 @@ impl KeyFile {
 
     /// Its text; `None` where there is no file.
     pub(super) fn text(&self) -> Result<Option<String>, KeyFileError> {
-        let text = match fs_err::read_to_string(&self.0) {
+        // Whoever has made a link that leads nowhere wants keys: that is not the same as no file.
+        match fs_err::symlink_metadata(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(self.unreadable(error.kind().into())),
-            Ok(text) => text,
-        };
+            Ok(_) => {}
+        }
+        let text = fs_err::read_to_string(&self.0).map_err(|error| self.unreadable(error.kind().into()))?;
         let mode =
             fs_err::metadata(&self.0).map_err(|error| self.unreadable(error.kind().into()))?.permissions().mode();
         if mode & WRITABLE_BY_OTHERS != 0 {
@@ -184,7 +186,7 @@ impl KeyFile {
         let lock = open_lock(&path).map_err(unwritable)?;
         lock.lock().map_err(unwritable)?;
 
-        let mut keys = self.read()?;
+        let mut keys = Self(path.clone()).read()?;
         edit(&mut keys)?;
         let text = toml::to_string(&Contents { keys }).map_err(|error| unwritable(io::Error::other(error)))?;
         let new = beside(&path, ".new");
@@ -376,7 +378,9 @@ mod tests {
         fs_err::create_dir(folder.path().join("links")).expect("a folder");
         std::os::unix::fs::symlink("links/next.toml", link.path()).expect("linked");
         std::os::unix::fs::symlink("../deep/er/keys.toml", &next).expect("linked");
-        // They lead nowhere yet.
+        // They lead nowhere yet, which keeps nobody from making the first key.
+        let refused = link.read().expect_err("they are not the same as no file");
+        assert!(matches!(refused, KeyFileError::Unreadable { .. }), "{refused}");
         link.add(key("a")).expect("added");
         assert!(link.path().is_symlink() && next.is_symlink());
         link.add(key("b")).expect("added");

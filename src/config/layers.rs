@@ -89,7 +89,8 @@ pub(super) fn gather(sources: &ConfigSources) -> Result<Layers, ConfigError> {
     Ok(layers)
 }
 
-/// The file that was named, which must be there, or the one in the working directory, which need not.
+/// The file that was named, which must be there, or the one in the working directory, which need not. A link of its name
+/// that leads nowhere is refused: somebody has settings.
 fn read_file(sources: &ConfigSources) -> Result<Option<(PathBuf, toml::Table)>, ConfigError> {
     let (path, is_named) = match (&sources.file, &sources.directory) {
         (Some(file), _) => (file.clone(), true),
@@ -97,7 +98,9 @@ fn read_file(sources: &ConfigSources) -> Result<Option<(PathBuf, toml::Table)>, 
         (None, None) => return Ok(None),
     };
     let text = match fs_err::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_named => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound && !is_named && !path.is_symlink() => {
+            return Ok(None);
+        }
         Err(source) => return Err(ConfigError::Unreadable { path, source }),
         Ok(text) => text,
     };

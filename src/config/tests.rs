@@ -137,6 +137,10 @@ fn a_named_file_must_exist_and_the_implicit_one_need_not() {
     let named = ConfigSources { file: Some(empty.path().join("other.toml")), ..ConfigSources::default() };
     let error = Config::load(&named).expect_err("a missing file");
     assert!(matches!(&error, ConfigError::Unreadable { path, .. } if path.ends_with("other.toml")), "{error}");
+
+    std::os::unix::fs::symlink("nowhere.toml", empty.path().join("granary.toml")).expect("linked");
+    let error = Config::load(&implicit).expect_err("a link that leads nowhere");
+    assert!(matches!(&error, ConfigError::Unreadable { path, .. } if path.ends_with("granary.toml")), "{error}");
 }
 
 #[test]

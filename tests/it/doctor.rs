@@ -214,6 +214,25 @@ fn a_database_that_this_user_may_not_write_is_a_problem() {
 }
 
 #[test]
+fn a_link_that_leads_nowhere_is_not_taken_for_something_that_is_not_there() {
+    let folder = folder_with("");
+    for name in ["data", "keys.toml"] {
+        symlink("nowhere", folder.path().join(name)).expect("linked");
+    }
+    let data_dir = [("GRANARY_MODELS__DATA_DIR", "data".to_owned())];
+    let keys_file = [&installed()[..], &[("GRANARY_AUTH__KEYS_FILE", "keys.toml".to_owned())]].concat();
+    for (variables, subject, said) in [
+        (&data_dir[..], "data directory", "`data` is not a folder"),
+        (&keys_file[..], "API keys", "`keys.toml` cannot be read"),
+    ] {
+        let report = report(folder.path(), variables);
+        let check = check(&report, subject);
+        assert_eq!((&report["works"], &check["verdict"]), (&json!(false), &json!("problem")), "{check}");
+        assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
+    }
+}
+
+#[test]
 fn an_active_model_over_the_budget_that_was_set_is_a_problem() {
     let folder = folder_with("[models]\nmemory_budget = '50MiB'");
     let report = report(folder.path(), &installed());

@@ -490,6 +490,7 @@ async fn keys_come_and_go_while_the_server_runs() {
     let (mut process, url) = Process::serve(folder.path(), &[]);
     let app = Caller::of(url);
     app.get("/models").await.ok();
+    process.wait_for("there is no file where `auth.keys_file` says that the keys are");
 
     let ops = said(folder.path(), &["add", "ops", "--scope", "admin"]);
     let ops = app.with_key(ops.trim_end());

@@ -106,10 +106,10 @@ pub(super) fn data_dir(config: &Config) -> Check {
 }
 
 /// What exists of a path: it, or the nearest folder above it, in which what is missing is made. Above a relative path
-/// stands the working directory.
+/// stands the working directory. Nothing is made where a link leads nowhere.
 fn nearest(path: &Path) -> Option<&Path> {
     let mut above = path.ancestors().map(|path| if path == Path::new("") { Path::new(".") } else { path });
-    above.find(|path| path.exists())
+    above.find(|path| path.exists() || path.is_symlink())
 }
 
 /// That this user may not make files in a folder.
