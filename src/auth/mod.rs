@@ -145,7 +145,8 @@ impl Keys {
         self.rates.count_tokens(key, n_tokens, now);
     }
 
-    /// Looks at the file, and takes over what has changed in it. A file that cannot be understood changes nothing.
+    /// Looks at the file, and takes over what has changed in it. A file that cannot be read or understood changes no key.
+    /// It closes the server all the same: somebody wants keys, and a start would be refused.
     ///
     /// The file is small and read whole: two changes within a tick of the clock have the same time and may have the same
     /// size.
@@ -165,10 +166,10 @@ impl Keys {
         };
         let mut known = self.known.write();
         let was_closed = known.is_closed;
+        known.is_closed |= !matches!(seen, Ok(None));
         match taken_over {
             Ok(kept) => {
                 known.keys = together(&self.configured, kept);
-                known.is_closed |= matches!(seen, Ok(Some(_)));
                 tracing::info!(file = %path, n_keys = known.keys.len(), "the keys have changed and are taken over");
             }
             Err(error) => tracing::error!("the keys stay as they were: {error}"),
@@ -277,6 +278,30 @@ mod tests {
         fs_err::write(file.path(), good.replace("\"a\"", "\"c\"")).expect("written");
         keys.refresh();
         assert_eq!(name_of(&keys, FIRST), Ok("c".into()));
+    }
+
+    #[test]
+    fn a_first_file_that_cannot_be_read_or_understood_closes_the_server() {
+        use std::os::unix::fs::{PermissionsExt, symlink};
+        type Make = fn(&std::path::Path);
+        let makers: [(&str, Make); 3] = [
+            ("malformed", |file| fs_err::write(file, "[[keys]").expect("written")),
+            ("exposed", |file| {
+                fs_err::write(file, "keys = []").expect("written");
+                fs_err::set_permissions(file, PermissionsExt::from_mode(0o666)).expect("given to others");
+            }),
+            ("a link that leads nowhere", |file| symlink("nowhere.toml", file).expect("linked")),
+        ];
+        for (what, make) in makers {
+            let folder = tempfile::tempdir().expect("a folder");
+            let (open, file) = (keys(&folder, &[]), folder.path().join("keys.toml"));
+            assert!(!open.are_needed());
+            make(&file);
+            open.refresh();
+            assert!(open.are_needed(), "{what}");
+            let setup = KeysSetup { configured: Vec::new(), file, policy: Policy::WhereThereAreKeys };
+            Keys::open(setup).expect_err("no server starts with it");
+        }
     }
 
     #[test]
