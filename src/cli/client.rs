@@ -247,7 +247,8 @@ fn behind_password(text: &str) -> &str {
     text.rsplit_once('@').map_or(text, |(_, rest)| rest)
 }
 
-fn is_loopback(url: &Url) -> bool {
+/// Whether an address is this machine's own.
+pub(super) fn is_loopback(url: &Url) -> bool {
     url.host_str().is_some_and(|host| host.parse::<BindHost>().is_ok_and(|host| host.is_loopback()))
 }
 

@@ -3,13 +3,14 @@
 
 use std::io::Write;
 use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
+use reqwest::Url;
 use serde_json::Value;
 
-use super::client::{Client, Request, ServerArgs, ServerError};
+use super::client::{Client, Request, ServerArgs, ServerError, is_loopback};
 use super::output::{ProcessError, print_answer, printable};
 use super::pinned::{self, NoCertificate};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides, ServerConfig};
@@ -44,6 +45,20 @@ pub enum HealthError {
     /// The server would not know its own certificate.
     #[error(transparent)]
     Certificate(#[from] NoCertificate),
+    /// The server shows another one.
+    #[error(
+        "{base} shows another certificate than the one in `{}`: a server that cannot take a new one goes on with the one \
+         before, and its log says why",
+        path.display()
+    )]
+    OtherCertificate {
+        /// The address.
+        base: Url,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with the certificate.
+        source: reqwest::Error,
+    },
     /// What the server says, or that it says nothing of the kind.
     #[error(transparent)]
     Server(#[from] ServerError),
@@ -58,25 +73,47 @@ pub enum HealthError {
     Process(#[from] ProcessError),
 }
 
+impl HealthError {
+    /// An error of a client that trusts nothing but the certificate in this file, where there is one.
+    fn of(error: ServerError, pinned: Option<&Path>) -> Self {
+        match (error, pinned) {
+            (ServerError::Untrusted { base, source }, Some(path)) => {
+                Self::OtherCertificate { base, path: path.to_owned(), source }
+            }
+            (error, _) => Self::Server(error),
+        }
+    }
+}
+
 /// Prints to `out` that the server is ready, and with which model.
 ///
 /// # Errors
 /// [`HealthError::Server`] when it is not, in its own words.
 pub fn run(args: HealthArgs, out: &mut impl Write) -> Result<(), HealthError> {
     let mut request = Request::get(&["health", "ready"]);
+    let mut pinned: Option<PathBuf> = None;
     let (url, tls) = if let Some(url) = args.url {
         (url, tls())
     } else {
         let server = Config::load(&ConfigSources::from_process(args.config, Overrides::default()))?.server;
         request = request.with_host(OWN_NAME);
-        // It is made out to a name, and the server is asked by its address.
-        let pinned = server.tls_certificate.as_deref().map(pinned::trusting).transpose()?;
-        (address(&server), pinned.unwrap_or_else(tls))
+        let url = address(&server);
+        let tells_no_secret = args.api_key_file.is_none() && Url::parse(&url).is_ok_and(|url| is_loopback(&url));
+        let tls = match server.tls_certificate {
+            None => tls(),
+            // Half renewed, the one in the file is not the one that a ready server shows.
+            Some(_) if tells_no_secret => pinned::trusting_any(),
+            // It is made out to a name, and the server is asked by its address.
+            Some(path) => pinned::trusting(pinned.insert(path))?,
+        };
+        (url, tls)
     };
     let client = Client::with_tls(&ServerArgs { url, api_key_file: args.api_key_file }, tls)?;
     let said = async {
         let asked = tokio::time::timeout(PATIENCE, client.ask(request)).await;
-        let answer = asked.map_err(|_| HealthError::Silent { url: client.shown().to_string() })??;
+        let answer = asked
+            .map_err(|_| HealthError::Silent { url: client.shown().to_string() })?
+            .map_err(|error| HealthError::of(error, pinned.as_deref()))?;
         let word = |key: &str| answer.get(key).and_then(Value::as_str).unwrap_or("unknown").to_owned();
         let text = format!("{}: the active model, `{}`, is {}\n", word("status"), word("model"), word("model_state"));
         Ok::<_, HealthError>(printable(&text))

@@ -1,5 +1,5 @@
 //! Trust in one certificate, the one in a file here: whoever shows it and has its key is the server, whatever name it is
-//! made out to and whoever signed it.
+//! made out to and whoever signed it. And, where nothing secret is sent, in any.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,19 +27,29 @@ pub(super) fn trusting(path: &Path) -> Result<ClientConfig, NoCertificate> {
     let error = |reason: String| NoCertificate { path: path.to_owned(), reason };
     let bytes = fs_err::read(path).map_err(|source| error(io::Error::from(source.kind()).to_string()))?;
     let certificate = CertificateDer::from_pem_slice(&bytes).map_err(|source: pem::Error| error(source.to_string()))?;
+    Ok(client(Some(certificate)))
+}
+
+/// A client that takes any certificate of whoever has its key, for what may be told to everybody.
+pub(super) fn trusting_any() -> ClientConfig {
+    client(None)
+}
+
+fn client(certificate: Option<CertificateDer<'static>>) -> ClientConfig {
     let provider = Arc::new(ring::default_provider());
     let pinned = Pinned { certificate, algorithms: provider.signature_verification_algorithms };
-    Ok(ClientConfig::builder_with_provider(provider)
+    ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
         .expect("ring has the ciphers of TLS 1.2 and 1.3")
         .dangerous()
         .with_custom_certificate_verifier(Arc::new(pinned))
-        .with_no_client_auth())
+        .with_no_client_auth()
 }
 
 #[derive(Debug)]
 struct Pinned {
-    certificate: CertificateDer<'static>,
+    /// The one that is trusted; `None`: any.
+    certificate: Option<CertificateDer<'static>>,
     algorithms: WebPkiSupportedAlgorithms,
 }
 
@@ -52,7 +62,7 @@ impl ServerCertVerifier for Pinned {
         _ocsp_response: &[u8],
         _now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if *end_entity == self.certificate {
+        if self.certificate.as_ref().is_none_or(|certificate| end_entity == certificate) {
             Ok(ServerCertVerified::assertion())
         } else {
             Err(CertificateError::ApplicationVerificationFailure.into())

@@ -187,27 +187,40 @@ async fn the_log_and_a_metric_tell_of_a_certificate_that_ends() {
 }
 
 #[test]
-fn the_health_check_trusts_the_certificate_of_the_configuration_and_no_other() {
+fn the_health_check_sends_a_key_to_the_certificate_of_the_configuration_and_no_other() {
     let (files, made) = (TempDir::new().expect("a folder"), certificate());
     write(files.path(), &made);
     let folder = folder_with(&toml(files.path(), ""));
-    let (process, port) = serve_process(folder.path());
+    let (mut process, port) = serve_process(folder.path());
     let port = [("GRANARY_SERVER__PORT", port.as_str())];
+    fs_err::write(files.path().join("ops.key"), "0123456789abcdef").expect("written");
+    let key = files.path().join("ops.key").display().to_string();
+    let with_key = ["--api-key-file", key.as_str()];
     // It is made out to `localhost`, and asked for at 127.0.0.1.
-    let own = health(folder.path(), &[], &port);
-    assert_eq!(own.status.code(), Some(0), "{}", said(&own));
+    for arguments in [&[][..], &with_key] {
+        let own = health(folder.path(), arguments, &port);
+        assert_eq!(own.status.code(), Some(0), "{}", said(&own));
+    }
 
     let (others, other) = (TempDir::new().expect("a folder"), certificate());
     write(others.path(), &other);
     let elsewhere = folder_with(&toml(others.path(), ""));
-    let foreign = health(elsewhere.path(), &[], &port);
+    let foreign = health(elsewhere.path(), &with_key, &port);
     assert_eq!(foreign.status.code(), Some(1), "{}", said(&foreign));
-    assert!(said(&foreign).contains("invalid peer certificate"), "{}", said(&foreign));
+    for part in ["shows another certificate than the one in `", "invalid peer certificate"] {
+        assert!(said(&foreign).contains(part), "{}", said(&foreign));
+    }
     let by_name = health(folder.path(), &["--url", &format!("https://localhost:{}", port[0].1)], &[]);
     assert_eq!(by_name.status.code(), Some(1), "the system trusts nobody who signed it: {}", said(&by_name));
     assert!(said(&by_name).contains("shows a certificate that this machine does not trust"), "{}", said(&by_name));
+
+    // Half renewed: the server goes on with the one before, and is ready.
+    fs_err::write(files.path().join("tls.crt"), other.cert.pem()).expect("written");
+    process.wait_for("the certificate was not taken anew, and the one before is served");
+    let half = health(folder.path(), &[], &port);
+    assert_eq!(half.status.code(), Some(0), "{}", said(&half));
     fs_err::remove_file(files.path().join("tls.crt")).expect("removed");
-    let without = health(folder.path(), &[], &port);
+    let without = health(folder.path(), &with_key, &port);
     assert!(said(&without).contains("tls.crt` cannot be read"), "{}", said(&without));
     process.stop();
 }
