@@ -1,7 +1,7 @@
 //! `granary snapshot restore`: a snapshot takes the place of the database. It opens files only, under the database's lock.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{self, PathBuf};
 
 use clap::{Args, Subcommand};
 
@@ -60,10 +60,12 @@ pub fn run(args: SnapshotArgs, out: &mut impl Write) -> Result<(), SnapshotCliEr
     let overrides = Overrides { data_dir, ..Overrides::default() };
     let database = Config::load(&ConfigSources::from_process(config, overrides))?.database_path();
     let replaced = output::runtime()?.block_on(restore(&database, &file))?;
+    // Absolute, because another folder than the server's is the usual mistake.
+    let database = path::absolute(&database).unwrap_or(database);
     let (database, file) = (database.display(), file.display());
     let said = match replaced {
         Some(old) => format!("`{database}` is `{file}` now; what it was before is `{}`\n", old.display()),
-        None => format!("`{database}` is `{file}` now\n"),
+        None => format!("`{database}` is `{file}` now; there was no database there before\n"),
     };
     output::print(&said, out).map_err(SnapshotCliError::Print)
 }

@@ -237,3 +237,23 @@ async fn a_restore_waits_for_no_server_and_loses_nothing() {
     assert_eq!(hits["hits"].as_array().expect("hits").len(), 1);
     assert!(server.log().contains("was saved for another"), "{}", server.log());
 }
+
+#[tokio::test]
+async fn a_restore_says_where_the_database_is_and_whether_there_was_one() {
+    let stopped = TestApp::start_with(&with_tiny(&[])).await.stop_and_keep().await;
+    let (folder, snapshot) = (TempDir::new().expect("a folder"), stopped.path().join("granary.db"));
+    let restore = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+        command.args(["snapshot", "restore"]).arg(&snapshot).args(["--data-dir", "data"]);
+        let output = command.current_dir(folder.path()).env_clear().output().expect("it runs");
+        assert!(output.status.success(), "{output:?}");
+        String::from_utf8(output.stdout).expect("UTF-8")
+    };
+    let database = fs_err::canonicalize(folder.path()).expect("a folder").join("data/granary.db");
+    let database = database.display();
+    let first = restore();
+    assert!(first.starts_with(&format!("`{database}` is `")), "{first}");
+    assert!(first.ends_with(" now; there was no database there before\n"), "{first}");
+    let second = restore();
+    assert!(second.ends_with(&format!("; what it was before is `{database}.replaced.1`\n")), "{second}");
+}
