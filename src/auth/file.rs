@@ -201,7 +201,7 @@ impl KeyFile {
             .and_then(|()| file.write_all(HEAD.as_bytes()))
             .and_then(|()| file.write_all(text.as_bytes()))
             .and_then(|()| file.sync_all())
-            .and_then(|()| fs_err::rename(&new, &path))
+            .and_then(|()| fs_err::rename(&new, &path).map_err(with_way_out))
             .and_then(|()| fs_err::File::open(folder)?.sync_all())
             .map_err(|error| {
                 // The error that matters is the first one.
@@ -209,6 +209,15 @@ impl KeyFile {
                 unwritable(error)
             })
     }
+}
+
+/// Says what to do where a file was mounted by itself, as containers can have it: no other one can take its place.
+fn with_way_out(error: io::Error) -> io::Error {
+    if error.kind() != io::ErrorKind::ResourceBusy {
+        return error;
+    }
+    let way_out = "the file is mounted by itself, and no new one can take its place: mount the folder it is in";
+    io::Error::new(error.kind(), format!("{error}; {way_out}"))
 }
 
 /// Where a file is or will be: a new one takes the place of the old one, and not that of a link to it.
@@ -390,6 +399,14 @@ mod tests {
             let there = fs_err::read_dir(folder.path().join(at)).expect("a folder").count();
             assert_eq!(there, n, "nothing is left beside the links");
         }
+    }
+
+    #[test]
+    fn a_file_that_is_mounted_by_itself_is_refused_with_the_way_out() {
+        let busy = with_way_out(io::ErrorKind::ResourceBusy.into()).to_string();
+        assert!(busy.ends_with("mount the folder it is in"), "{busy}");
+        let full = with_way_out(io::ErrorKind::StorageFull.into()).to_string();
+        assert_eq!(full, io::Error::from(io::ErrorKind::StorageFull).to_string());
     }
 
     #[test]
