@@ -37,7 +37,7 @@ pub struct Shutdown {
 }
 
 /// SIGTERM, SIGINT and SIGHUP. Once this is made they do not end the process by themselves any more: whoever holds it
-/// acts on them.
+/// acts on them. Nor does SIGXFSZ, on which nobody acts.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -59,6 +59,8 @@ impl Signals {
     pub fn listen() -> std::io::Result<Self> {
         let hangup = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?;
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        // Its handler stays: a file as large as `ulimit -f` allows is an error of the write then, as a full disk is.
+        drop(signal(SignalKind::from_raw(libc::SIGXFSZ))?);
         Ok(Self { terminate, interrupt, hangup, last: None })
     }
 

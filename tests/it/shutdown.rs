@@ -96,6 +96,16 @@ async fn a_server_under_nohup_outlives_its_terminal() {
     assert!(log.contains("SIGTERM") && !log.contains("SIGHUP"), "{log}");
 }
 
+#[tokio::test]
+async fn a_limit_of_the_size_of_files_does_not_end_the_server() {
+    let folder = folder_with(&with_tiny(&[]));
+    let (process, url) = Process::serve(folder.path(), &[]);
+    // What the system sends whoever writes past it.
+    process.signal(Signal::XFSZ);
+    assert_eq!(send(client().get(format!("{url}/health/live"))).await.status, 200);
+    process.stop();
+}
+
 #[test]
 fn who_leaves_says_so_and_answers_until_its_time_is_over() {
     let mut server = Server::start("[server]\ndrain_delay = \"1h\"\n");
