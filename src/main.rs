@@ -35,9 +35,19 @@ fn serve(args: ServeArgs) -> Result<(), Failure> {
     let cores = hardware::cores(config.engine.cores);
     allocator::keep_little(cores);
     let filter = config.telemetry.log_filter.to_env_filter();
-    let log = if config.telemetry.log_format == LogFormat::Json { telemetry::log_json } else { telemetry::log_text };
+    let is_json = config.telemetry.log_format == LogFormat::Json;
+    let log = if is_json { telemetry::log_json } else { telemetry::log_text };
     log(filter)?;
     say_where_settings_come_from(&config);
+    let ended = run(config, cores);
+    if let (Err(error), true) = (&ended, is_json) {
+        // Whatever reads JSON may drop the line for people that `main` prints.
+        tracing::error!("the server ends: {}", with_causes(error.as_ref()));
+    }
+    ended
+}
+
+fn run(config: Config, cores: usize) -> Result<(), Failure> {
     index::scan_on(cores)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(cores).enable_all().build()?;
     let ended = runtime.block_on(async {

@@ -4,7 +4,7 @@ use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::process::{Command, Output};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::helpers::{
     MINILM, Process, TestApp, client, data_dir, entry_of, folder_with, send, test_model, vectors_of, with_tiny,
@@ -120,6 +120,16 @@ fn what_only_shows_later_than_the_configuration_stops_the_start_too() {
     let said = start("", &["--port", &port]);
     let expected = format!("granary: cannot listen on 127.0.0.1:{port}, which `server.host` and `server.port` say: ");
     assert!(said.starts_with(&expected), "{said}");
+
+    // A log of JSON says it too.
+    let folder = folder_with("[telemetry]\nlog_format = 'json'");
+    let mut process = Process::start(folder.path(), &["serve", "--port", &port], &[]);
+    assert_eq!(process.wait().code(), Some(1), "{}", process.log());
+    let log = process.log();
+    let mut events = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let event = events.find(|event| event["level"] == "ERROR").expect("an error");
+    let message = event["message"].as_str().expect("a message");
+    assert!(message.starts_with(&expected.replacen("granary", "the server ends", 1)), "{message}");
 }
 
 #[tokio::test]
