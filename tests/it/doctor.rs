@@ -346,6 +346,26 @@ fn a_bug_report_says_which_build_runs_where_with_which_settings() {
 }
 
 #[test]
+fn what_upgrades_and_restores_have_left_is_told_with_its_size() {
+    let folder = folder_with("");
+    let left = [
+        ("granary.db.before-v9", "copy before an upgrade", 5),
+        ("granary.db.replaced.1", "database before a restore", 6),
+        ("granary.db.restoring.partial", "copy of a restore that was cut off or goes on", 7),
+    ];
+    for (name, _, size) in left {
+        fs_err::write(folder.path().join(name), vec![0_u8; size]).expect("written");
+    }
+    let found = report(folder.path(), &installed());
+    let kept = found["kept"].as_array().expect("kept");
+    for (name, what, size) in left {
+        let is_it = |kept: &&Value| kept["path"].as_str().is_some_and(|path| path.ends_with(name));
+        let kept = kept.iter().find(is_it).unwrap_or_else(|| panic!("no {name}: {found}"));
+        assert_eq!((&kept["what"], &kept["size_bytes"]), (&json!(what), &json!(size)));
+    }
+}
+
+#[test]
 fn a_bug_report_has_no_secret_in_it() {
     let folder = folder_with(&format!("[auth]\nkeys = [{}]", key_entry("of-the-file", &["read"], "")));
     let kept = granary::domain::KeyHash::of(&secret("kept"));

@@ -2,6 +2,7 @@
 //!
 //! It is meant to be pasted where others read it, so no key, no hash of a key, no token and no password is in it.
 
+use std::ffi::OsStr;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
@@ -11,6 +12,7 @@ use serde::Serialize;
 
 use crate::app;
 use crate::config::Config;
+use crate::grains::store::real_path;
 use crate::models::hub::HubSettings;
 
 /// What a bug report needs.
@@ -219,12 +221,35 @@ fn kept(config: &Config) -> Vec<Kept> {
         ("indexes", app::index_folder(&database)),
         ("snapshots", app::snapshots_folder(&database)),
     ];
-    let of_database = of_database.into_iter().filter(|_| config.grains.enabled);
+    let of_database = of_database.into_iter().chain(left_beside(&database)).filter(|_| config.grains.enabled);
     of_database
         .chain([("models", config.models.models_dir())])
         .filter(|(_, path)| path.exists())
         .map(|(what, path)| Kept { what, size_bytes: size_of(&path), path })
         .collect()
+}
+
+/// What upgrades and restores have left beside a database: it stays until somebody deletes it, or the next restore does.
+fn left_beside(database: &Path) -> Vec<(&'static str, PathBuf)> {
+    const LEFT: [(&str, &str); 3] = [
+        (".before-v", "copy before an upgrade"),
+        (".replaced.", "database before a restore"),
+        (".restoring", "copy of a restore that was cut off or goes on"),
+    ];
+    let database = real_path(database).unwrap_or_else(|_| database.to_owned());
+    let folder = database.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
+    let Some(stem) = database.file_name().and_then(OsStr::to_str) else { return Vec::new() };
+    let entries = fs_err::read_dir(folder).into_iter().flatten().flatten();
+    let mut left: Vec<_> = entries
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let suffix = name.to_str()?.strip_prefix(stem)?;
+            let (_, what) = LEFT.into_iter().find(|(start, _)| suffix.starts_with(start))?;
+            Some((what, entry.path()))
+        })
+        .collect();
+    left.sort();
+    left
 }
 
 /// Bytes of a file, or of all files of a folder. Links count nothing, and neither does what cannot be read.
