@@ -238,7 +238,7 @@ impl From<ModelError> for ApiError {
 }
 
 /// The code of a failed load.
-pub(super) fn code_of(kind: FailureKind) -> Code {
+fn code_of(kind: FailureKind) -> Code {
     match kind {
         FailureKind::Model => Code::ModelFailed,
         FailureKind::Memory => Code::MemoryBudget,

@@ -9,7 +9,7 @@ use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::access::Asker;
-use super::error::{ApiError, Code, code_of};
+use super::error::{ApiError, Code};
 use super::models::GrainWrites;
 use super::responses::NativeErrors;
 use super::state::AppState;
@@ -109,7 +109,8 @@ pub(super) fn check_loadable(status: &ModelStatus, asker: Asker) -> Result<(), A
         Asker::Stranger => format!("`{name}` {what}; {UNTOLD}"),
     };
     if let Some(failure) = &status.failure {
-        return Err(ApiError::new(code_of(failure.kind), told("cannot be loaded", &failure.reason)));
+        // For want of room too, for which requests are answered 507: probes know what is not ready by 503.
+        return Err(ApiError::new(Code::ModelFailed, told("cannot be loaded", &failure.reason)));
     }
     // The next request loads a model anew that is being unloaded, unless that does not end.
     let lasts = |ailment: &&Ailment| status.phase != Phase::Draining || ailment.is_stuck();

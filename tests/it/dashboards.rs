@@ -322,7 +322,7 @@ fn the_alert_for_readiness_hears_every_answer_that_is_not_ready() {
     let metrics: Vec<_> = queries_of_rules().iter().flat_map(|query| named(&query.expression).metrics).collect();
     let is_of_probe = |it: &Matcher| it.label == "route" && it.operator == "=" && it.value == "/health/ready";
     let of_probe = metrics.iter().find(|(_, matchers)| matchers.iter().any(is_of_probe)).expect("the alert");
-    // A model over the memory budget is answered 507.
+    // A bug is answered 500.
     let status = of_probe.1.iter().find(|matcher| matcher.label == "status").expect("its statuses");
     assert_eq!((status.operator.as_str(), status.value.as_str()), ("=~", "5.."));
 }

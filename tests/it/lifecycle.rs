@@ -412,8 +412,8 @@ async fn a_model_is_not_idle_before_its_last_request_has_ended() {
 
 #[tokio::test]
 async fn a_model_beyond_the_budget_is_refused_with_the_numbers() {
-    let toml = format!("[models]\nmemory_budget = \"100MiB\"\n{}", crate::helpers::entry_of("bert-base-uncased"));
-    let app = TestApp::start_with(&toml).await;
+    let budget = "[models]\nmemory_budget = \"100MiB\"\n[ai]\nmodel_name = \"bert-base-uncased\"\n";
+    let app = TestApp::start_with(&format!("{budget}{}", crate::helpers::entry_of("bert-base-uncased"))).await;
     let answer = app.post("/models/bert-base-uncased/embed", json!({"inputs": "a"})).await;
     assert_eq!(answer.header("x-should-retry"), "false");
     let refused = answer.tei_error();
@@ -421,6 +421,13 @@ async fn a_model_beyond_the_budget_is_refused_with_the_numbers() {
     assert!(refused.2.contains("of the 100.0 MiB that `models.memory_budget` allows"), "{}", refused.2);
     let model = app.get("/models/bert-base-uncased").await.ok();
     assert_eq!((&model["state"], &model["failure"]["permanent"]), (&json!("failed"), &json!(true)));
+    let (status, code, detail) = app.get("/health/ready").await.problem();
+    assert_eq!((status, code.as_str()), (503, "model_failed"));
+    assert!(detail.contains("`models.memory_budget`"), "{detail}");
+    for probe in ["/health", "/", "/ping", "/models/bert-base-uncased/health"] {
+        let (status, kind, message) = app.get(probe).await.tei_error();
+        assert_eq!((status, kind.as_str()), (503, "Unhealthy"), "{probe}: {message}");
+    }
     app.stop().await;
 }
 
