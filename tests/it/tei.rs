@@ -3,7 +3,7 @@
 use reqwest::{Method, StatusCode};
 use serde_json::json;
 
-use crate::helpers::{MINILM, TINY, TestApp, cosine, norm, vector_of, vectors_of, with_tiny};
+use crate::helpers::{MINILM, TINY, TestApp, cosine, norm, send, vector_of, vectors_of, with_tiny};
 
 #[tokio::test]
 async fn one_text_gives_one_nested_vector_of_length_one() {
@@ -163,6 +163,12 @@ async fn the_root_reads_the_parameters_of_sentences_and_only_of_those() {
         for parameters in [json!({"truncate": "x"}), json!([]), json!("x")] {
             let beside_texts = json!({"inputs": "hello", "parameters": parameters});
             assert_eq!(app.post(path, beside_texts).await.ok(), embedded, "{path}: {parameters}");
+        }
+        // No number that is read, and no character.
+        for parameters in [r#"{"a": 1e999}"#, r#""\ud800""#] {
+            let body = format!(r#"{{"inputs": "hello", "parameters": {parameters}}}"#);
+            let request = app.request(Method::POST, path).header("content-type", "application/json").body(body);
+            assert_eq!(send(request).await.ok(), embedded, "{path}: {parameters}");
         }
         let beside_sentences = json!({"inputs": pair, "parameters": {"truncate": "x"}});
         let (status, _, sentence) = app.post(path, beside_sentences).await.tei_error();
