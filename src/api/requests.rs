@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use axum::extract::{MatchedPath, Request, State};
-use axum::http::{HeaderName, HeaderValue};
+use axum::http::{HeaderName, HeaderValue, header};
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use metrics::{SharedString, counter, histogram};
@@ -33,8 +33,8 @@ const MAX_REQUEST_ID_BYTES: usize = 128;
 /// The most of a path that is logged: strangers choose it.
 const MAX_LOGGED_PATH_BYTES: usize = 256;
 
-/// Gives the request its id, the caller's when it is fit to be logged, and logs how it ended. `given_up` is cancelled when the
-/// stop gives up what runs.
+/// Gives the request its id, the caller's when it is fit to be logged, logs how it ended, and has no cache keep the
+/// answer. `given_up` is cancelled when the stop gives up what runs.
 pub async fn observe(State(given_up): State<CancellationToken>, request: Request, next: Next) -> Response {
     let started = Instant::now();
     let id = request.headers().get(&REQUEST_ID).filter(|id| is_fit(id)).cloned().unwrap_or_else(new_id);
@@ -76,7 +76,10 @@ pub async fn observe(State(given_up): State<CancellationToken>, request: Request
         } else {
             tracing::info!(status = status.as_u16(), elapsed_ms, "answered");
         }
-        response.headers_mut().insert(REQUEST_ID, id);
+        let headers = response.headers_mut();
+        headers.insert(REQUEST_ID, id);
+        // Caches keep answers that say nothing of it, and would give them to callers without a key.
+        headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
         response
     }
     .instrument(span)

@@ -225,6 +225,20 @@ async fn the_configuration_says_what_is_open() {
 }
 
 #[tokio::test]
+async fn no_cache_on_the_way_keeps_an_answer_for_who_has_no_key() {
+    let keys = with_keys(&[key_entry("reader", &["read"], "")]);
+    let app = TestApp::start_with(&format!("{keys}{}", with_tiny(&[]))).await;
+    for path in ["/models", "/models/tiny/events", "/grains", "/health/ready", "/openapi.json", "/docs/"] {
+        let answer = send(app.request(Method::GET, path).header("x-api-key", secret("reader"))).await;
+        // A stream of events may be kept, but not given to anybody unasked.
+        let expected = if path.ends_with("/events") { "no-cache" } else { "no-store" };
+        assert_eq!(answer.header("cache-control"), expected, "{path}: {}", answer.status);
+    }
+    assert_eq!(app.get("/models").await.header("cache-control"), "no-store", "a refusal");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn who_asks_for_health_without_a_key_learns_no_reasons_and_no_models() {
     let keys = with_keys(&[key_entry("embedder", &["embed"], "rate = 1")]);
     // The active model's folder is missing.
