@@ -11,7 +11,7 @@ use super::inputs::{Inputs, RootInputs};
 use super::measured;
 use super::parameters::Parameters;
 use super::prompt::{self, InputTypeWord};
-use super::responses::{TeiBodyErrors, TeiErrors};
+use super::responses::{TeiBodyErrors, TeiErrors, Vectors, VectorsOrSimilarities};
 use super::similarity;
 use super::state::{AppState, Limits};
 use super::vectors;
@@ -234,12 +234,7 @@ impl EmbedOptions {
 /// (`x-space`), their length (`x-dimensions`) and the inputs that were cut (`x-truncated`).
 #[utoipa::path(
     post, path = "/embed", tag = "tei", operation_id = "embed", request_body = EmbedBody,
-    responses((status = 200, description = "One vector per input", body = Vec<Vec<f32>>, headers(
-        ("x-model" = String, description = "The model that made the vectors"),
-        ("x-space" = String, description = "The space the vectors are in"),
-        ("x-dimensions" = u64, description = "The length of each vector"),
-        ("x-truncated" = String, description = "How many inputs were cut, then which"),
-    )), TeiErrors, TeiBodyErrors)
+    responses(Vectors, TeiErrors, TeiBodyErrors)
 )]
 pub async fn embed(
     State(state): State<AppState>,
@@ -254,7 +249,7 @@ pub async fn embed(
 #[utoipa::path(
     post, path = "/models/{name}/embed", tag = "tei", operation_id = "embed_with_model", request_body = EmbedBody,
     params(("name" = String, Path, description = "A model's name or alias")),
-    responses((status = 200, description = "One vector per input", body = Vec<Vec<f32>>), TeiErrors, TeiBodyErrors)
+    responses(Vectors, TeiErrors, TeiBodyErrors)
 )]
 pub async fn embed_with_model(
     State(state): State<AppState>,
@@ -268,10 +263,7 @@ pub async fn embed_with_model(
 /// What `InferenceClient` posts to when it is given this server's URL: texts to embed, or sentences to compare.
 #[utoipa::path(
     post, path = "/", tag = "tei", operation_id = "infer", request_body = RootBody,
-    responses(
-        (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
-        TeiErrors, TeiBodyErrors
-    )
+    responses(VectorsOrSimilarities, TeiErrors, TeiBodyErrors)
 )]
 pub async fn infer(
     State(state): State<AppState>,
@@ -285,10 +277,7 @@ pub async fn infer(
 /// The same as `POST /`, where Amazon's `SageMaker` posts to.
 #[utoipa::path(
     post, path = "/invocations", tag = "tei", operation_id = "invocations", request_body = RootBody,
-    responses(
-        (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
-        TeiErrors, TeiBodyErrors
-    )
+    responses(VectorsOrSimilarities, TeiErrors, TeiBodyErrors)
 )]
 pub async fn invocations(
     state: State<AppState>,
@@ -302,10 +291,7 @@ pub async fn invocations(
 #[utoipa::path(
     post, path = "/models/{name}", tag = "tei", operation_id = "infer_with_model", request_body = RootBody,
     params(("name" = String, Path, description = "A model's name or alias")),
-    responses(
-        (status = 200, description = "One vector per input, or one similarity per sentence", body = RootAnswer),
-        TeiErrors, TeiBodyErrors
-    )
+    responses(VectorsOrSimilarities, TeiErrors, TeiBodyErrors)
 )]
 pub async fn infer_with_model(
     State(state): State<AppState>,

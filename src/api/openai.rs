@@ -12,7 +12,7 @@ use super::extract::{Json, ModelWord, UsualModel, expected_space, optional_word}
 use super::inputs::Inputs;
 use super::measured::{self, Answer};
 use super::prompt::{self, InputTypeWord};
-use super::responses::{OpenAiBodyErrors, OpenAiErrors};
+use super::responses::{ListOfVectors, OpenAiBodyErrors, OpenAiErrors};
 use super::state::AppState;
 use super::tokens::Texts;
 use super::truncation::Truncate;
@@ -118,12 +118,7 @@ pub struct Usage {
 /// Embeds texts.
 #[utoipa::path(
     post, path = "/v1/embeddings", tag = "openai", operation_id = "create_embedding", request_body = EmbeddingsBody,
-    responses((status = 200, description = "One vector per input", body = EmbeddingList, headers(
-        ("x-model" = String, description = "The model that made the vectors"),
-        ("x-space" = String, description = "The space the vectors are in"),
-        ("x-dimensions" = u64, description = "The length of each vector"),
-        ("x-truncated" = String, description = "How many inputs were cut, then which"),
-    )), OpenAiErrors, OpenAiBodyErrors)
+    responses(ListOfVectors, OpenAiErrors, OpenAiBodyErrors)
 )]
 pub async fn embeddings(
     State(state): State<AppState>,
@@ -137,7 +132,7 @@ pub async fn embeddings(
 #[utoipa::path(
     post, path = "/embeddings", tag = "openai", operation_id = "create_embedding_without_version",
     request_body = EmbeddingsBody,
-    responses((status = 200, description = "One vector per input", body = EmbeddingList), OpenAiErrors, OpenAiBodyErrors)
+    responses(ListOfVectors, OpenAiErrors, OpenAiBodyErrors)
 )]
 pub async fn embeddings_without_version(
     state: State<AppState>,
@@ -151,7 +146,7 @@ pub async fn embeddings_without_version(
 #[utoipa::path(
     post, path = "/models/{name}/v1/embeddings", tag = "openai", operation_id = "create_embedding_with_model",
     request_body = EmbeddingsBody, params(("name" = String, Path, description = "A model's name or alias")),
-    responses((status = 200, description = "One vector per input", body = EmbeddingList), OpenAiErrors, OpenAiBodyErrors)
+    responses(ListOfVectors, OpenAiErrors, OpenAiBodyErrors)
 )]
 pub async fn embeddings_with_model(
     State(state): State<AppState>,
@@ -166,7 +161,7 @@ pub async fn embeddings_with_model(
     post, path = "/models/{name}/embeddings", tag = "openai",
     operation_id = "create_embedding_without_version_with_model", request_body = EmbeddingsBody,
     params(("name" = String, Path, description = "A model's name or alias")),
-    responses((status = 200, description = "One vector per input", body = EmbeddingList), OpenAiErrors, OpenAiBodyErrors)
+    responses(ListOfVectors, OpenAiErrors, OpenAiBodyErrors)
 )]
 pub async fn embeddings_without_version_with_model(
     state: State<AppState>,

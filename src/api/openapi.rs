@@ -9,8 +9,10 @@ use utoipa::openapi::server::Server;
 use utoipa::{Modify, OpenApi};
 
 use super::access::{self, Need};
+use super::embed::RootAnswer;
 use super::error::{OpenAiError, ProblemBody, TeiError};
 use super::forwarded::Asked;
+use super::openai::EmbeddingList;
 use crate::config::BasePath;
 use crate::domain::Scope;
 
@@ -34,7 +36,7 @@ use crate::domain::Scope;
         (name = "openai", description = "The routes of OpenAI's embeddings API"),
         (name = "operations", description = "Health and metrics"),
     ),
-    components(schemas(ProblemBody, TeiError, OpenAiError)),
+    components(schemas(ProblemBody, TeiError, OpenAiError, RootAnswer, EmbeddingList)),
     modifiers(&KeySchemes),
     servers((url = "/"))
 )]

@@ -1,8 +1,48 @@
-//! The error answers of each family, for the OpenAPI document.
+//! The answers that routes share, for the OpenAPI document: the errors of each family, and vectors.
 
 use utoipa::IntoResponses;
 
+use super::embed::RootAnswer;
 use super::error::{OpenAiError, ProblemBody, TeiError};
+use super::openai::EmbeddingList;
+
+/// The answer of a route that embeds, with the headers that say what made the vectors. Unlike that of a route's own answer,
+/// the schema of a body is not gathered: one with a name stands in the head of the document.
+#[rustfmt::skip]
+macro_rules! embedded {
+    ($(#[$description:meta])* $name:ident($($body:tt)+)) => {
+        $(#[$description])*
+        #[derive(IntoResponses)]
+        #[response(status = 200, headers(
+            ("x-model" = String, description = "The model that made the vectors"),
+            ("x-space" = String, description = "The space the vectors are in"),
+            ("x-dimensions" = u64, description = "The length of each vector"),
+            ("x-truncated" = String, description = "How many inputs were cut, then which"),
+        ))]
+        #[allow(dead_code, reason = "utoipa reads the field")]
+        pub struct $name($($body)+);
+    };
+}
+
+embedded! {
+    /// One vector per input
+    Vectors(Vec<Vec<f32>>)
+}
+
+embedded! {
+    /// One cosine similarity per sentence
+    Similarities(Vec<f32>)
+}
+
+embedded! {
+    /// One vector per input, or one similarity per sentence
+    VectorsOrSimilarities(RootAnswer)
+}
+
+embedded! {
+    /// One vector per input
+    ListOfVectors(EmbeddingList)
+}
 
 /// What any of our own routes can answer besides its success.
 #[derive(IntoResponses)]

@@ -10,7 +10,7 @@ use super::error::{ApiError, Code};
 use super::extract::{Json, ModelWord, UsualModel, object, optional_object};
 use super::inputs::{Inputs, SentencePair, Shape};
 use super::measured;
-use super::responses::{TeiBodyErrors, TeiErrors};
+use super::responses::{Similarities, TeiBodyErrors, TeiErrors};
 use super::state::AppState;
 use super::vectors;
 use crate::domain::vector::cosine;
@@ -30,7 +30,7 @@ pub struct SimilarityBody {
 /// In `x-truncated` the source sentence is 0, and the first of the others 1.
 #[utoipa::path(
     post, path = "/similarity", tag = "tei", operation_id = "similarity", request_body = SimilarityBody,
-    responses((status = 200, description = "One cosine similarity per sentence", body = Vec<f32>), TeiErrors, TeiBodyErrors)
+    responses(Similarities, TeiErrors, TeiBodyErrors)
 )]
 pub async fn similarity(
     State(state): State<AppState>,
@@ -45,7 +45,7 @@ pub async fn similarity(
 #[utoipa::path(
     post, path = "/models/{name}/similarity", tag = "tei", operation_id = "similarity_with_model",
     request_body = SimilarityBody, params(("name" = String, Path, description = "A model's name or alias")),
-    responses((status = 200, description = "One cosine similarity per sentence", body = Vec<f32>), TeiErrors, TeiBodyErrors)
+    responses(Similarities, TeiErrors, TeiBodyErrors)
 )]
 pub async fn similarity_with_model(
     State(state): State<AppState>,

@@ -44,6 +44,9 @@ const WITHOUT_NAMES: [&str; 7] = [
     "import_grains",
 ];
 
+/// What the headers of answers tell, besides the seconds to wait after errors.
+const TELLING: [&str; 6] = ["etag", "location", "x-dimensions", "x-model", "x-space", "x-truncated"];
+
 /// The operation whose body is lines of any number: what is wrong with them stands in its answer.
 const OF_LINES: &str = "import_grains";
 
@@ -223,6 +226,10 @@ fn every_operation_documents_every_status_in_its_familys_words() {
         for status in operation.must_document() {
             assert!(operation.responses.contains_key(&status), "{name} does not document {status}");
         }
+        // A space that is declared has no path.
+        if let Some(created) = operation.responses.get(&201).filter(|_| operation.id != "declare_space") {
+            assert!(created["headers"]["location"].is_object(), "{name}: 201 says no `location`");
+        }
         for (status, response) in operation.responses.range(400..) {
             let body = json!({content_type: {"schema": {"$ref": format!("#/components/schemas/{schema}")}}});
             assert_eq!(response["content"], body, "{name}: {status}");
@@ -251,6 +258,10 @@ async fn a_server_answers_what_the_document_says() {
             match documented["content"].as_object() {
                 Some(content) => assert!(content.contains_key(essence(&answer)), "{name}: {}", answer.content_type()),
                 None => assert_eq!(answer.text, "", "{name}"),
+            }
+            for header in TELLING {
+                let is_documented = documented["headers"][header].is_object();
+                assert_eq!(answer.headers.contains_key(header), is_documented, "{name}: `{header}`");
             }
             if status >= 400 {
                 assert_error(&answer, operation.family());

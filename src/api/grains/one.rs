@@ -75,7 +75,10 @@ pub async fn get(
     ),
     responses(
         (status = 200, description = "The grain", body = GrainObject, headers(("etag" = String, description = "Its version"))),
-        (status = 201, description = "It is new", body = GrainObject, headers(("etag" = String, description = "Its version"))),
+        (status = 201, description = "It is new", body = GrainObject, headers(
+            ("location" = String, description = "Where it is"),
+            ("etag" = String, description = "Its version"),
+        )),
         NativeErrors, NativeBodyErrors, WriteErrors, OtherVersion
     )
 )]
