@@ -15,7 +15,7 @@ use crate::telemetry::with_causes;
 #[derive(Debug, thiserror::Error)]
 pub enum GrainError {
     /// No grain has the id.
-    #[error("there is no grain `{0}`")]
+    #[error("there is no grain `{:.128}`", .0.as_str())]
     NotFound(GrainId),
     /// The id is taken.
     #[error("there is a grain `{0}` already: `PUT /grains/{0}` replaces it, or leave `id` out")]
@@ -47,7 +47,10 @@ pub enum GrainError {
         found: u64,
     },
     /// The caller has seen a grain where none is.
-    #[error("there is no grain `{0}`, which `If-Match` expects: leave the header out to write a new one")]
+    #[error(
+        "there is no grain `{:.128}`, which `If-Match` expects: leave the header out to write a new one",
+        .0.as_str()
+    )]
     Absent(GrainId),
     /// There is a grain where the caller expects none.
     #[error("there is a grain `{0}` already, against `If-None-Match: *`: leave the header out to replace it")]

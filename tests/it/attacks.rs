@@ -151,6 +151,22 @@ async fn a_refused_registration_does_not_repeat_what_was_sent() {
 }
 
 #[tokio::test]
+async fn what_is_not_there_is_not_named_at_any_length() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let long = "y".repeat(10_000);
+    let mut requests: Vec<_> = ["/reembeddings", "/comparisons", "/snapshots", "/grains", "/models", "/v1/models"]
+        .map(|path| app.request(Method::GET, &format!("{path}/{long}")))
+        .into();
+    let put = app.request(Method::PUT, &format!("/grains/{long}")).json(&json!({"text": "a"}));
+    requests.push(put.header("if-match", "\"1\""));
+    for request in requests {
+        let answer = send(request).await;
+        assert!(answer.status.is_client_error() && answer.text.len() < 1_024, "{}: {:.99}", answer.status, answer.text);
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn bodies_that_are_nested_too_deep_are_refused_by_every_route() {
     const DEPTH: usize = 100_000;
     let app = TestApp::start_with(&with_tiny(&[])).await;

@@ -11,7 +11,7 @@ use crate::telemetry::with_causes;
 #[derive(Debug, thiserror::Error)]
 pub enum ReembedError {
     /// No job has the name.
-    #[error("there is no re-embedding `{0}`: `GET /reembeddings` lists them")]
+    #[error("there is no re-embedding `{:.64}`: `GET /reembeddings` lists them", .0.as_str())]
     NotFound(ReembeddingId),
     /// There is a job for the space.
     #[error(
