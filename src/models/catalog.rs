@@ -158,7 +158,8 @@ impl Catalog {
             self.models[at] = known;
             return Ok(());
         }
-        let mut model = new_model(entry, models_dir, ModelOrigin::Configured)?;
+        let model = new_model(entry, models_dir, ModelOrigin::Configured);
+        let mut model = model.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?;
         add_hub_alias(&mut model, |word| self.models.iter().any(|other| other.answers_to(word)));
         self.models.push(model);
         Ok(())
@@ -166,7 +167,8 @@ impl Catalog {
 
     /// Adds a model that was registered in an earlier run; what the configuration says by now wins.
     pub fn add_registered(&mut self, entry: &AdditionalModel, models_dir: &Path) -> Result<(), CatalogError> {
-        let mut model = new_model(entry, models_dir, ModelOrigin::Registered)?;
+        let model = new_model(entry, models_dir, ModelOrigin::Registered);
+        let mut model = model.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?;
         let words = std::iter::once(model.name.as_str()).chain(model.aliases.iter().map(String::as_str));
         for word in words {
             if let Some(other) = self.models.iter().find(|other| other.answers_to(word)) {
@@ -210,14 +212,10 @@ impl Catalog {
     }
 }
 
-/// A model that is neither built in nor known yet.
-pub(super) fn new_model(
-    entry: &AdditionalModel,
-    models_dir: &Path,
-    origin: ModelOrigin,
-) -> Result<ModelInfo, CatalogError> {
-    let source = entry.source(models_dir).ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?;
-    Ok(ModelInfo {
+/// A model that is neither built in nor known yet; `None` when the entry names no files.
+pub(super) fn new_model(entry: &AdditionalModel, models_dir: &Path, origin: ModelOrigin) -> Option<ModelInfo> {
+    let source = entry.source(models_dir)?;
+    Some(ModelInfo {
         name: entry.name.clone(),
         origin,
         size: entry.size.unwrap_or(ModelSize::Medium),

@@ -146,6 +146,8 @@ async fn a_model_is_registered_survives_a_kill_and_is_deleted() {
     let vectors = vectors_of(&post("/models/also/embed", json!({"inputs": "hello"})).await.ok());
     let again = post("/models", json!({"name": "mine", "path": "mine"})).await.problem();
     assert_eq!((again.0, again.1.as_str()), (409, "conflict"));
+    let nowhere = post("/models", json!({"name": "nowhere"})).await.problem();
+    assert!(nowhere.0 == 422 && nowhere.2.starts_with("`path` and `repository` are missing"), "{}", nowhere.2);
     process.signal(Signal::KILL);
     process.wait();
 
@@ -325,7 +327,7 @@ async fn no_registration_leads_out_of_the_models_directory() {
     }
     for (body, says) in [
         (json!({"name": "bad name", "path": "mine"}), "is not a model name"),
-        (json!({"name": "bad"}), "needs"),
+        (json!({"name": "bad"}), "are missing"),
         (json!({"name": "bad", "path": "mine", "max_tokens": 0}), "nonzero"),
         (json!({"name": "bad", "path": "mine", "color": "red"}), "color"),
         (json!({"name": "bad", "path": "mine", "auto_load": true}), "auto_load"),
