@@ -605,6 +605,10 @@ async fn a_version_that_is_not_there_any_more_is_refused() {
     }
     let odd = with_header(&app, Method::PATCH, "/grains/w", ("if-match", "\"x\""), json!({"tags": ["x"]})).await;
     refused(&odd, 422, "invalid_request", "send the `etag` of an earlier answer");
+    let list = with_header(&app, Method::PATCH, "/grains/w", ("if-match", "\"1\",\"2\""), json!({"tags": ["x"]})).await;
+    refused(&list, 422, "invalid_request", "more than one version");
+    let lines = app.request(Method::PATCH, "/grains/w").header("if-match", "\"2\"").header("if-match", "\"1\"");
+    refused(&send(lines.json(&json!({"tags": ["x"]}))).await, 422, "invalid_request", "more than one version");
     assert_eq!(app.get("/grains/w").await.ok()["text"], "two");
     with_header(&app, Method::PATCH, "/grains/w", ("if-match", "*"), json!({"tags": ["x"]})).await.ok();
     let deleted = with_header(&app, Method::DELETE, "/grains/w", ("if-match", "\"3\""), json!(null)).await;

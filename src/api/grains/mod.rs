@@ -51,15 +51,20 @@ impl FromRequestParts<AppState> for IdInPath {
     }
 }
 
-/// An `If-Match` header: an entity tag as answers carry it, or `*` for any version.
+/// An `If-Match` header: one entity tag as answers carry it, or `*` for any version.
 pub struct IfMatch(pub Precondition);
 
 impl FromRequestParts<AppState> for IfMatch {
     type Rejection = ApiError;
 
     async fn from_request_parts(parts: &mut Parts, _state: &AppState) -> Result<Self, ApiError> {
-        let Some(value) = parts.headers.get(header::IF_MATCH) else { return Ok(Self(Precondition::Anything)) };
+        let mut lines = parts.headers.get_all(header::IF_MATCH).iter();
+        let Some(value) = lines.next() else { return Ok(Self(Precondition::Anything)) };
         let text = value.to_str().unwrap_or_default().trim();
+        if lines.next().is_some() || text.contains(',') {
+            let sentence = "`If-Match` names more than one version: send the one that you have seen";
+            return Err(refused("If-Match", sentence));
+        }
         if text == "*" {
             return Ok(Self(Precondition::Present));
         }
