@@ -147,17 +147,6 @@ pub enum TruncationSide {
     Left,
 }
 
-impl TruncationSide {
-    /// The word used in the manifest and on the wire.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Right => "right",
-            Self::Left => "left",
-        }
-    }
-}
-
 /// Texts put before every query and every document, for models that were trained with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
