@@ -300,7 +300,7 @@ async fn a_transaction_that_sqlite_ended_by_itself_takes_no_later_one_along() {
 }
 
 #[tokio::test]
-async fn an_answer_of_long_ago_does_not_count_and_is_replaced() {
+async fn an_answer_of_long_ago_does_not_count_and_is_replaced_or_forgotten() {
     let (_folder, path) = folder();
     let store = open(&path).await.expect("created");
     let key = ReceiptKey { caller: String::new(), key: "key".to_owned() };
@@ -321,6 +321,10 @@ async fn an_answer_of_long_ago_does_not_count_and_is_replaced() {
     assert_eq!(write(300, 101).await, None, "it is too old");
     let receipt = store.receipt(&key, i64::MIN).await.expect("read").expect("the later one");
     assert_eq!(receipt.answer, "at 300");
+    store.forget_receipts(300).await.expect("forgotten");
+    assert!(store.receipt(&key, i64::MIN).await.expect("read").is_some(), "as old as it may be");
+    store.forget_receipts(301).await.expect("forgotten");
+    assert!(store.receipt(&key, i64::MIN).await.expect("read").is_none());
     store.close().await;
 }
 
