@@ -363,6 +363,8 @@ async fn nobody_writes_lines_into_the_log() {
             app.request(Method::POST, "/spaces").json(&json!({"name": FORGED, "dimensions": 3})),
             app.request(Method::POST, "/grains").json(&json!({"text": FORGED, "source": FORGED, "tags": [FORGED]})),
             app.request(Method::POST, "/grains").json(&json!({"text": FORGED, "id": FORGED})),
+            // The load makes the search slow, on any machine.
+            app.request(Method::POST, "/models/tiny/unload"),
             app.request(Method::POST, "/grains/search").json(&json!({"query": FORGED, "filter": {"source": FORGED}})),
             app.request(Method::GET, "/models").header("x-request-id", "x FORGED"),
             app.request(Method::GET, "/models").header("x-request-id", "x\u{9b}31mFORGED"),
@@ -376,6 +378,10 @@ async fn nobody_writes_lines_into_the_log() {
         let log = process.stop();
         assert!(log.contains("answered"), "{log}");
         assert!(!log.contains(['\u{1b}', '\u{9b}', '\r']), "{log}");
+        let slow = log.lines().find(|line| line.contains("a search was slow")).unwrap_or_else(|| panic!("{log}"));
+        for step in ["embedding", "vectors", "words", "reading"] {
+            assert!(slow.contains(step), "{step}: {slow}");
+        }
         for line in log.lines() {
             if format == "json" {
                 assert!(serde_json::from_str::<Value>(line).is_ok_and(|line| line.is_object()), "{line}");
