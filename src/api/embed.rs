@@ -19,74 +19,56 @@ use crate::domain::TruncationSide;
 use crate::engine::{OverLong, Priority};
 use crate::models::EmbedRequest;
 
-/// How the inputs of a TEI request are to be embedded: the fields of [`EmbedBody`] besides its inputs, and the
-/// `parameters` of sentences to compare.
-#[derive(Clone, Debug, Default, Deserialize, ToSchema)]
-pub struct EmbedOptions {
-    /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
-    pub truncate: Option<bool>,
-    /// The end that is cut off.
-    #[serde(default, deserialize_with = "optional_word")]
-    pub truncation_direction: Option<Direction>,
-    /// Whether to scale vectors to length 1; true when absent.
-    pub normalize: Option<bool>,
-    /// The model's prompt to put before each text: `query`, `document` or another of its files.
-    #[schema(example = json!(null))]
-    pub prompt_name: Option<String>,
-    /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
-    #[schema(example = json!(null))]
-    #[serde(default, deserialize_with = "optional_word")]
-    pub input_type: Option<InputTypeWord>,
-    /// The length of the vectors: the model's own, or one it was trained to be cut to.
-    #[schema(example = 384, minimum = 1)]
-    pub dimensions: Option<u64>,
-    /// A model's name or alias; when absent or empty the key's model, or else the active one.
-    #[schema(example = "all-MiniLM-L6-v2")]
-    pub model: Option<String>,
-    /// The space the vectors must be in: 412 if they would be in another.
-    #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
-    pub expect_space: Option<String>,
-    /// Whether somebody waits for the answer: `interactive` when absent.
-    #[serde(default, deserialize_with = "optional_word")]
-    pub priority: Option<PriorityWord>,
-}
-
-/// A body of TEI's: its inputs and, beside them, the fields of [`EmbedOptions`]. Flattened ones would not say any more
-/// which of them is wrong. In the document each has the name by which generated clients know it.
+/// The fields of a TEI request besides its inputs, in a struct behind its own: flattened into a body, they would not
+/// say any more which of them is wrong.
 #[rustfmt::skip]
-macro_rules! body {
-    ($(#[$attribute:meta])* $name:ident of $inputs:ident { $($own:tt)* }) => {
+macro_rules! options {
+    ($(#[$attribute:meta])* $name:ident { $($own:tt)* }) => {
         #[derive(Clone, Debug, Deserialize, ToSchema)]
         $(#[$attribute])*
         pub struct $name {
-            inputs: $inputs,
             $($own)*
             /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
-            truncate: Option<bool>,
+            pub truncate: Option<bool>,
             /// The end that is cut off.
             #[serde(default, deserialize_with = "optional_word")]
-            truncation_direction: Option<Direction>,
+            pub truncation_direction: Option<Direction>,
             /// Whether to scale vectors to length 1; true when absent.
-            normalize: Option<bool>,
+            pub normalize: Option<bool>,
             /// The model's prompt to put before each text: `query`, `document` or another of its files.
             #[schema(example = json!(null))]
-            prompt_name: Option<String>,
+            pub prompt_name: Option<String>,
             /// What the texts are in a search: the model's prompt for such texts is put before each, if it has one.
             #[schema(example = json!(null))]
             #[serde(default, deserialize_with = "optional_word")]
-            input_type: Option<InputTypeWord>,
+            pub input_type: Option<InputTypeWord>,
             /// The length of the vectors: the model's own, or one it was trained to be cut to.
             #[schema(example = 384, minimum = 1)]
-            dimensions: Option<u64>,
+            pub dimensions: Option<u64>,
             /// A model's name or alias; when absent or empty the key's model, or else the active one.
             #[schema(example = "all-MiniLM-L6-v2")]
-            model: Option<String>,
+            pub model: Option<String>,
             /// The space the vectors must be in: 412 if they would be in another.
             #[schema(example = json!(null), pattern = "^[0-9a-fA-F]{16}$")]
-            expect_space: Option<String>,
+            pub expect_space: Option<String>,
             /// Whether somebody waits for the answer: `interactive` when absent.
             #[serde(default, deserialize_with = "optional_word")]
-            priority: Option<PriorityWord>,
+            pub priority: Option<PriorityWord>,
+        }
+    };
+}
+
+/// A body of TEI's: its inputs and, beside them, the fields of [`EmbedOptions`]. In the document each has the name by
+/// which generated clients know it.
+#[rustfmt::skip]
+macro_rules! body {
+    ($(#[$attribute:meta])* $name:ident of $inputs:ident { $($own:tt)* }) => {
+        options! {
+            $(#[$attribute])*
+            $name {
+                inputs: $inputs,
+                $($own)*
+            }
         }
 
         impl $name {
@@ -106,6 +88,13 @@ macro_rules! body {
             }
         }
     };
+}
+
+options! {
+    /// How the inputs of a TEI request are to be embedded: the fields of [`EmbedBody`] besides its inputs, and the
+    /// `parameters` of sentences to compare.
+    #[derive(Default)]
+    EmbedOptions {}
 }
 
 body! {
