@@ -22,7 +22,7 @@ use crate::api::body_memory::BodyMemory;
 use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsFiles};
 use crate::api::forwarded::Proxies;
 use crate::api::guard::HostGuard;
-use crate::api::state::{AppState, EngineFacts, Limits, Shared};
+use crate::api::state::{AppState, EngineFacts, Keeping, Limits, Shared};
 use crate::api::timeouts::Timeouts;
 use crate::auth::{Keys, KeysSetup, Policy};
 use crate::change::compare::Comparisons;
@@ -89,21 +89,18 @@ impl App {
         };
         let models = models(&config, cores, catalog, &ledger, &shutdown).await?;
         let clock = Arc::new(Clock::default());
-        let grains = match &store {
-            Some(store) => Some(grains(&config, store, &models, &clock, &shutdown).await?),
-            None => None,
-        };
-        let reembeddings = match &grains {
-            Some(grains) => Some(
-                Reembeddings::start(ReembeddingsParts {
+        let keeping = match &store {
+            Some(store) => {
+                let grains = grains(&config, store, &models, &clock, &shutdown).await?;
+                let parts = ReembeddingsParts {
                     grains: grains.clone(),
                     models: models.clone(),
                     rollback_window: config.grains.rollback_window,
                     clock: Arc::clone(&clock),
                     shutdown: shutdown.clone(),
-                })
-                .await?,
-            ),
+                };
+                Some(Keeping { grains, reembeddings: Reembeddings::start(parts).await? })
+            }
             None => None,
         };
         models.watch_memory();
@@ -118,8 +115,7 @@ impl App {
         upkeep::watch_clock(&shutdown, clock);
         let state = AppState::from(Shared {
             models,
-            grains,
-            reembeddings,
+            keeping,
             comparisons: Comparisons::default(),
             ledger,
             limits: limits(&config),
@@ -183,8 +179,8 @@ impl App {
         let left = deadline.saturating_duration_since(Instant::now()).max(LEAST_TIME_TO_UNLOAD);
         let unload = tokio::time::timeout(left, self.state.models.unload_all());
         let unloaded = step(shutdown, UNLOADING, unload).await?;
-        if let Some(grains) = &self.state.grains {
-            step(shutdown, "saving the indexes", grains.save_indexes()).await?;
+        if let Some(keeping) = &self.state.keeping {
+            step(shutdown, "saving the indexes", keeping.grains.save_indexes()).await?;
         }
         if let Some(store) = &self.store {
             step(shutdown, "closing the database", store.close()).await?;

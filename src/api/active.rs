@@ -121,7 +121,7 @@ pub async fn put(
 ) -> Result<axum::Json<SwitchAnswer>, ApiError> {
     let name = state.models.choose(&body.name).await?;
     let bring = if body.reembed == Some(true) { Bring::Along } else { Bring::Nothing };
-    let kept = state.grains.as_ref().zip(state.reembeddings.as_ref());
+    let kept = state.keeping.as_ref().map(|keeping| (&keeping.grains, &keeping.reembeddings));
     Ok(axum::Json(SwitchAnswer::of(&name, switch(&state.models, kept, &name, bring).await?, &before)))
 }
 

@@ -144,9 +144,7 @@ impl FromRequestParts<AppState> for Jobs {
     type Rejection = ApiError;
 
     async fn from_request_parts(_parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let sentence = "this server keeps no grains: `grains.enabled` is false in its configuration";
-        let jobs = state.reembeddings.clone().map(Self);
-        jobs.ok_or_else(|| ApiError::new(Code::StoreUnavailable, sentence).never_retry())
+        state.keeping().map(|keeping| Self(keeping.reembeddings.clone()))
     }
 }
 

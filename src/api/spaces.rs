@@ -70,8 +70,8 @@ impl SpaceObject {
 )]
 pub async fn list(State(state): State<AppState>) -> Result<axum::Json<Spaces>, ApiError> {
     let spaces = state.models.spaces().await?;
-    let served = match &state.grains {
-        Some(grains) => grains.served_by_space().await?.into_iter().collect(),
+    let served = match &state.keeping {
+        Some(keeping) => keeping.grains.served_by_space().await?.into_iter().collect(),
         None => HashMap::new(),
     };
     Ok(axum::Json(Spaces { spaces: spaces.into_iter().map(|space| SpaceObject::of(space, &served)).collect() }))

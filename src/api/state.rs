@@ -42,10 +42,8 @@ impl Deref for AppState {
 pub struct Shared {
     /// The models.
     pub models: MultiModelManager,
-    /// The grains; `None` on a server that keeps none.
-    pub grains: Option<Grains>,
-    /// The jobs that give grains vectors in another space; `None` beside no grains.
-    pub reembeddings: Option<Reembeddings>,
+    /// The grains, and the jobs on them; `None` on a server that keeps none.
+    pub keeping: Option<Keeping>,
     /// Comparisons of models on them, since the server started.
     pub comparisons: Comparisons,
     /// Whether the database answers, for readiness.
@@ -74,6 +72,25 @@ pub struct Shared {
     pub metrics: PrometheusHandle,
     /// When the process started, in Unix seconds.
     pub started_at: u64,
+}
+
+/// What a server has that keeps grains.
+pub struct Keeping {
+    /// The grains.
+    pub grains: Grains,
+    /// The jobs that give them vectors in another space.
+    pub reembeddings: Reembeddings,
+}
+
+impl Shared {
+    /// The grains, and the jobs on them.
+    ///
+    /// # Errors
+    /// On a server that keeps none.
+    pub fn keeping(&self) -> Result<&Keeping, ApiError> {
+        let sentence = "this server keeps no grains: `grains.enabled` is false in its configuration";
+        self.keeping.as_ref().ok_or_else(|| ApiError::new(Code::StoreUnavailable, sentence).never_retry())
+    }
 }
 
 /// What a request may cost.

@@ -32,9 +32,7 @@ impl FromRequestParts<AppState> for Kept {
     type Rejection = ApiError;
 
     async fn from_request_parts(_parts: &mut Parts, state: &AppState) -> Result<Self, ApiError> {
-        let sentence = "this server keeps no grains: `grains.enabled` is false in its configuration";
-        let kept = state.grains.clone().map(Self);
-        kept.ok_or_else(|| ApiError::new(Code::StoreUnavailable, sentence).never_retry())
+        state.keeping().map(|keeping| Self(keeping.grains.clone()))
     }
 }
 
