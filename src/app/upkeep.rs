@@ -82,24 +82,12 @@ fn look_again(shutdown: &Shutdown, what: &'static str, pause: Duration, look: im
 
 /// Tells of a clock that was set.
 pub(super) fn watch_clock(shutdown: &Shutdown, clock: Arc<Clock>) {
-    let soft = shutdown.soft().clone();
-    shutdown.spawn("clock", async move {
-        let mut every = tokio::time::interval(LOOK_AT_CLOCK);
-        while soft.run_until_cancelled(every.tick()).await.is_some() {
-            clock.look();
-        }
-    });
+    look_again(shutdown, "clock", LOOK_AT_CLOCK, move || clock.look());
 }
 
 /// Keeps what metrics take small.
 pub(super) fn keep_metrics(shutdown: &Shutdown, metrics: PrometheusHandle) {
-    let soft = shutdown.soft().clone();
-    shutdown.spawn("metrics", async move {
-        let mut every = tokio::time::interval(METRICS_UPKEEP);
-        while soft.run_until_cancelled(every.tick()).await.is_some() {
-            metrics.run_upkeep();
-        }
-    });
+    look_again(shutdown, "metrics", METRICS_UPKEEP, move || metrics.run_upkeep());
 }
 
 /// Tells of a process that stood still.
