@@ -5,6 +5,7 @@ use super::hardware::{Ranked, Selector};
 use super::ledger::{Ledger, LedgerError};
 use crate::config::ModelChoice;
 use crate::domain::ModelName;
+use crate::shutdown::blocking;
 
 /// The model of the last run if it is still known, else the configured one, else the one that suits the machine best.
 /// What takes the place of another is recorded, and so is what the machine decides: another one at the next start would
@@ -52,16 +53,11 @@ pub(super) async fn starting_model(
 
 async fn choose(catalog: &Catalog, selector: Selector, disabled: Vec<ModelName>) -> ModelName {
     let models = catalog.clone();
-    let selection = tokio::task::spawn_blocking(move || selector.survey(models.iter(), &disabled)).await;
+    let selection = blocking(move || selector.survey(models.iter(), &disabled)).await;
     // Where all are disabled, one of them is active: it stays disabled.
-    let best = selection.as_ref().ok().and_then(|selection| selection.best().or(selection.ranked.first()));
-    if let Some(best) = best {
-        announce(best);
-        return best.model.clone();
-    }
-    // Only a bug leads here.
-    tracing::error!("no model could be chosen by the machine; the first one is active");
-    catalog.iter().next().expect("the catalog has built-in models").name.clone()
+    let best = selection.best().or(selection.ranked.first()).expect("the catalog has built-in models");
+    announce(best);
+    best.model.clone()
 }
 
 /// Logs a choice and its reasons.
