@@ -202,12 +202,11 @@ fn within(field: &str, value: usize, most: usize) -> Result<usize, ApiError> {
     if (1..=most).contains(&value) {
         return Ok(value);
     }
-    Err(ApiError::new(Code::InvalidRequest, format!("`{field}` is {value}; it goes from 1 to {most}"))
-        .with_param(field))
+    Err(ApiError::invalid(field, format!("`{field}` is {value}; it goes from 1 to {most}")))
 }
 
 fn checked_queries(queries: Vec<String>) -> Result<Vec<String>, ApiError> {
-    let refused = |sentence: String| Err(ApiError::new(Code::InvalidRequest, sentence).with_param("queries"));
+    let refused = |sentence: String| Err(ApiError::invalid("queries", sentence));
     if queries.is_empty() {
         return refused("`queries` is empty: leave it out to have them drawn from the grains".to_owned());
     }

@@ -41,6 +41,12 @@ impl ApiError {
         Self { code, message: message.into(), param: None, retry_after: None, never_retry: false }
     }
 
+    /// The error of a request that has something else in a field than it takes.
+    #[must_use]
+    pub fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::new(Code::InvalidRequest, message).with_param(param)
+    }
+
     /// Names the request's field that is at fault.
     #[must_use]
     pub fn with_param(mut self, param: impl Into<String>) -> Self {
@@ -229,8 +235,8 @@ impl From<ModelError> for ApiError {
             ModelError::Invalid(_) => Self::new(Code::InvalidRequest, message),
             ModelError::SpaceMismatch { field, .. } => Self::new(Code::SpaceMismatch, message).with_param(field),
             ModelError::Dimensions(_) => Self::new(Code::Dimensions, message).with_param("dimensions"),
-            ModelError::UnknownPrompt { .. } => Self::new(Code::InvalidRequest, message).with_param("prompt_name"),
-            ModelError::PromptBeforeIds { field } => Self::new(Code::InvalidRequest, message).with_param(field),
+            ModelError::UnknownPrompt { .. } => Self::invalid("prompt_name", message),
+            ModelError::PromptBeforeIds { field } => Self::invalid(field, message),
             ModelError::Engine(error) => error.into(),
             ModelError::Ledger(error) => error.into(),
         }
@@ -254,7 +260,7 @@ impl From<EngineError> for ApiError {
             EngineError::TooManyTokens { .. } => Self::new(Code::TooManyTokens, message),
             EngineError::TokenOutOfVocabulary { .. } => Self::new(Code::TokenIds, message).with_param("inputs"),
             EngineError::NotDecodable { .. } => Self::new(Code::TokenIds, message).with_param("ids"),
-            EngineError::Tokenize { .. } => Self::new(Code::InvalidRequest, message).with_param("inputs"),
+            EngineError::Tokenize { .. } => Self::invalid("inputs", message),
             EngineError::Overloaded { retry_after, .. } => {
                 Self::new(Code::Overloaded, message).with_retry_after(retry_after)
             }

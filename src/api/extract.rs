@@ -74,7 +74,7 @@ fn idempotency_key(request: &Request) -> Result<Option<String>, ApiError> {
         Ok(key) if (1..=MAX_CHARS).contains(&key.len()) => return Ok(Some(key.to_owned())),
         _ => format!("`Idempotency-Key` has 1 to {MAX_CHARS} visible characters of ASCII"),
     };
-    Err(ApiError::new(Code::InvalidRequest, sentence).with_param("Idempotency-Key"))
+    Err(ApiError::invalid("Idempotency-Key", sentence))
 }
 
 /// Refuses a compressed body: what is small on its way could become anything here.
@@ -365,8 +365,7 @@ pub(super) fn value_error(sentence: &str, path: &str) -> ApiError {
         return ApiError::new(Code::InvalidRequest, shortened(sentence));
     }
     let field = path.split(['.', '[']).next().unwrap_or_default();
-    ApiError::new(Code::InvalidRequest, format!("`{}`: {}", shortened(path), shortened(sentence)))
-        .with_param(shortened(field))
+    ApiError::invalid(shortened(field), format!("`{}`: {}", shortened(path), shortened(sentence)))
 }
 
 /// A caller's text in an error: its beginning.
@@ -388,15 +387,15 @@ pub fn query_error(rejected: &QueryRejected, param: &str, sentence: &str) -> Api
     if let Some((name, expected)) = unknown {
         let name = shortened(name);
         let sentence = format!("unknown parameter `{name}` in the query, expected {expected}");
-        return ApiError::new(Code::InvalidRequest, sentence).with_param(name);
+        return ApiError::invalid(name, sentence);
     }
     let repeated = text.rsplit_once("duplicate field `").and_then(|(_, rest)| rest.strip_suffix('`'));
     match repeated {
         Some(name) => {
             let sentence = format!("`{name}` stands twice in the query: send it once");
-            ApiError::new(Code::InvalidRequest, sentence).with_param(name)
+            ApiError::invalid(name, sentence)
         }
-        None => ApiError::new(Code::InvalidRequest, sentence).with_param(param),
+        None => ApiError::invalid(param, sentence),
     }
 }
 
@@ -421,8 +420,7 @@ pub fn space_in(field: &str, text: Option<&str>) -> Result<Option<SpaceId>, ApiE
 /// # Errors
 /// When it is not a space id.
 pub fn required_space(field: &str, text: &str) -> Result<SpaceId, ApiError> {
-    let refused = |error| ApiError::new(Code::InvalidRequest, format!("`{field}`: {error}")).with_param(field);
-    SpaceId::parse(text).map_err(refused)
+    SpaceId::parse(text).map_err(|error| ApiError::invalid(field, format!("`{field}`: {error}")))
 }
 
 #[cfg(test)]

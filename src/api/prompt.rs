@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Code};
+use super::error::ApiError;
 use crate::domain::{InputType, PromptChoice};
 
 /// What a text is in a search. Cohere's `search_query` and `search_document` are read too.
@@ -35,5 +35,5 @@ impl From<InputTypeWord> for InputType {
 /// When they mean different prompts.
 pub(super) fn choice(prompt_name: Option<String>, input_type: Option<InputTypeWord>) -> Result<PromptChoice, ApiError> {
     PromptChoice::of(prompt_name, input_type.map(InputType::from))
-        .map_err(|error| ApiError::new(Code::InvalidRequest, error.to_string()).with_param("input_type"))
+        .map_err(|error| ApiError::invalid("input_type", error.to_string()))
 }

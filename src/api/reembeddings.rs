@@ -301,19 +301,16 @@ pub async fn purge(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Reem
 
 impl ReembeddingBody {
     fn into_selection(self) -> Result<(Filter, f64), ApiError> {
-        let refused =
-            |field: &str, sentence: String| Err(ApiError::new(Code::InvalidRequest, sentence).with_param(field));
         let throttle = self.throttle.unwrap_or(1.0);
         if !(0.01..=1.0).contains(&throttle) {
-            return refused(
-                "throttle",
-                format!("`throttle` is {throttle}; it is the share of the time that the job may work: 0.01 to 1"),
-            );
+            let sentence =
+                format!("`throttle` is {throttle}; it is the share of the time that the job may work: 0.01 to 1");
+            return Err(ApiError::invalid("throttle", sentence));
         }
         let mut selection = self.filter.map(FilterBody::into_filter).transpose()?.unwrap_or_default();
         if let Some(from) = &self.from {
             if selection.space.is_some() {
-                return refused("from", "`from` and `filter.space` say the same: send one of them".to_owned());
+                return Err(ApiError::invalid("from", "`from` and `filter.space` say the same: send one of them"));
             }
             selection.space = Some(match from.as_str() {
                 "unknown" => SpaceCondition::Unknown,

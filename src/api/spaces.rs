@@ -7,7 +7,7 @@ use axum::http::StatusCode;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Code};
+use super::error::ApiError;
 use super::extract::{Json, ModelWord, OptionalJson, space_in};
 use super::grains::Kept;
 use super::models::Model;
@@ -109,7 +109,7 @@ pub async fn declare(
             DeclaredSpaceError::Name(_) => "name",
             DeclaredSpaceError::Dimensions(_) => "dimensions",
         };
-        ApiError::new(Code::InvalidRequest, error.to_string()).with_param(field)
+        ApiError::invalid(field, error.to_string())
     })?;
     let (is_new, record) = grains.declare_space(&space).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };

@@ -321,7 +321,7 @@ fn bounded<T>(field: &str, values: Vec<T>) -> Result<Vec<T>, ApiError> {
 }
 
 fn refused(field: &str, message: String) -> ApiError {
-    ApiError::new(Code::InvalidRequest, message).with_param(format!("filter.{field}"))
+    ApiError::invalid(format!("filter.{field}"), message)
 }
 
 #[cfg(test)]

@@ -93,9 +93,9 @@ impl FromRequestParts<AppState> for PutPrecondition {
     }
 }
 
-/// The error of a request that has something else in a field than it takes.
+/// [`ApiError::invalid`], of which these files have many.
 fn refused(param: &str, sentence: impl Into<String>) -> ApiError {
-    ApiError::new(Code::InvalidRequest, sentence).with_param(param)
+    ApiError::invalid(param, sentence)
 }
 
 /// The header by which a caller learns, and later says, which version it has seen.
@@ -112,11 +112,9 @@ impl From<GrainError> for ApiError {
         let message = with_causes(&error);
         match error {
             GrainError::Among { at, source } => Self::from(*source).within(&format!("grains[{at}]")),
-            GrainError::Invalid { field, .. } => Self::new(Code::InvalidRequest, message).with_param(field),
+            GrainError::Invalid { field, .. } => Self::invalid(field, message),
             GrainError::TooLong { field, .. } => Self::new(Code::InputTooLong, message).with_param(field),
-            GrainError::UnknownSpace(_) | GrainError::NoMaker(_) => {
-                Self::new(Code::InvalidRequest, message).with_param("space")
-            }
+            GrainError::UnknownSpace(_) | GrainError::NoMaker(_) => Self::invalid("space", message),
             GrainError::TooManyImports => {
                 Self::new(Code::Overloaded, message).with_retry_after(Duration::from_secs(10))
             }
