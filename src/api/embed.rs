@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{Json, ModelWord, UsualModel, expected_space, optional_word};
+use super::extract::{Json, ModelWord, UsualModel, expected_space};
+use super::fields::optional_word;
 use super::inputs::{Inputs, RootInputs};
 use super::measured;
 use super::parameters::Parameters;

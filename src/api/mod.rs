@@ -19,6 +19,7 @@ pub mod embed;
 pub mod error;
 pub mod events;
 pub mod extract;
+mod fields;
 pub mod forwarded;
 #[doc(hidden)]
 pub mod fuzzing;

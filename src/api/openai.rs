@@ -8,7 +8,8 @@ use utoipa::ToSchema;
 
 use super::embed::PriorityWord;
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, UsualModel, expected_space, optional_word};
+use super::extract::{Json, ModelWord, UsualModel, expected_space};
+use super::fields::optional_word;
 use super::inputs::Inputs;
 use super::measured::{self, Answer};
 use super::prompt::{self, InputTypeWord};

@@ -5,7 +5,8 @@ use serde_json::value::RawValue;
 
 use super::embed::EmbedOptions;
 use super::error::ApiError;
-use super::extract::{object, parse};
+use super::extract::parse;
+use super::fields::object;
 
 /// What may be options: only the inputs, which may come later, say whether it is. Until then it stays as it was sent.
 #[derive(Clone, Debug, Deserialize)]

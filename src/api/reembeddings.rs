@@ -13,7 +13,8 @@ use utoipa::{IntoResponses, ToSchema};
 
 use super::error::{ApiError, Code, ProblemBody};
 use super::events;
-use super::extract::{Json, optional_object, required_space};
+use super::extract::{Json, required_space};
+use super::fields::optional_object;
 use super::grains::filter::FilterBody;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;

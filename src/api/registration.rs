@@ -9,7 +9,8 @@ use serde::Deserialize;
 use utoipa::ToSchema;
 
 use super::error::ApiError;
-use super::extract::{IS_LIST, Json, ModelWord, QueryRejected, query_error, value_error};
+use super::extract::{Json, ModelWord, QueryRejected, query_error, value_error};
+use super::fields::IS_LIST;
 use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;

@@ -7,7 +7,8 @@ use utoipa::ToSchema;
 
 use super::embed::EmbedOptions;
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, UsualModel, object, optional_object};
+use super::extract::{Json, ModelWord, UsualModel};
+use super::fields::{object, optional_object};
 use super::inputs::{Inputs, SentencePair, Shape};
 use super::measured;
 use super::responses::{Similarities, TeiBodyErrors, TeiErrors};

@@ -10,7 +10,8 @@ use utoipa::openapi::schema::Schema;
 use utoipa::{PartialSchema, ToSchema};
 
 use super::error::{ApiError, Code};
-use super::extract::{Json, ModelWord, UsualModel, optional_word};
+use super::extract::{Json, ModelWord, UsualModel};
+use super::fields::optional_word;
 use super::inputs::{TokenId, ids_schema, one_or_many, text_schema};
 use super::prompt::{self, InputTypeWord};
 use super::responses::{TeiBodyErrors, TeiErrors};

@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use super::extract::word;
+use super::fields::word;
 use crate::domain::TruncationSide;
 use crate::engine::OverLong;
 

@@ -11,7 +11,8 @@ use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::error::{ApiError, Code};
-use crate::api::extract::{IS_LIST, Object, optional_object, required_space, shortened};
+use crate::api::extract::{required_space, shortened};
+use crate::api::fields::{IS_LIST, Object, optional_object};
 use crate::domain::{
     AttributeCondition, AttributeValue, CreatedAt, Filter, GrainId, Membership, Range, SpaceCondition,
 };
