@@ -194,7 +194,7 @@ pub async fn report(InPath(status): InPath) -> Result<Response, ApiError> {
 )]
 pub async fn delete(State(state): State<AppState>, InPath(status): InPath) -> StatusCode {
     // Gone is gone, if somebody else was faster too.
-    let _ = state.comparisons.delete(&status.id);
+    state.comparisons.delete(&status.id);
     StatusCode::NO_CONTENT
 }
 

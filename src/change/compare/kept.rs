@@ -146,15 +146,12 @@ impl Comparisons {
         self.kept.lock().iter().find(|entry| entry.id == id).map(|entry| entry.status())
     }
 
-    /// Cancels a comparison if it has not ended, and forgets it. Answers whether there was one.
-    #[must_use]
-    pub fn delete(&self, id: &str) -> bool {
+    /// Cancels a comparison if it has not ended, and forgets it.
+    pub fn delete(&self, id: &str) {
         let mut kept = self.kept.lock();
-        let Some(removed) = kept.iter().position(|entry| entry.id == id).and_then(|at| kept.remove(at)) else {
-            return false;
-        };
-        removed.cancel.cancel();
-        true
+        if let Some(removed) = kept.iter().position(|entry| entry.id == id).and_then(|at| kept.remove(at)) {
+            removed.cancel.cancel();
+        }
     }
 
     fn keep(&self, entry: &Arc<Entry>) -> Result<(), CompareError> {
