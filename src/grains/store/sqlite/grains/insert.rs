@@ -10,7 +10,7 @@ use sqlx::{QueryBuilder, Sqlite, Transaction};
 use super::super::super::grain_store::{Change, NewVector, Numbered};
 use super::json_text;
 use super::rows::bytes_of;
-use super::write::rfc3339;
+use super::write::stored_time;
 use crate::domain::Grain;
 
 /// Rows of one statement.
@@ -29,7 +29,7 @@ pub(super) async fn insert(
     changes: Vec<Change>,
     now_us: i64,
 ) -> Result<Vec<Numbered>, sqlx::Error> {
-    let now = rfc3339(now_us);
+    let now = stored_time(now_us);
     let mut numbers = HashMap::with_capacity(changes.len());
     for changes in changes.chunks(ROWS) {
         let mut query = QueryBuilder::new(

@@ -237,7 +237,7 @@ async fn update(
     .bind(attributes)
     .bind(version)
     .bind(text_version)
-    .bind(rfc3339(now_us))
+    .bind(stored_time(now_us))
     .bind(now_us)
     .bind(found.is_same_text)
     .bind(found.is_same_text)
@@ -317,7 +317,7 @@ const STORED_TIME: &[FormatItem<'_>] =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:6]Z");
 
 /// A time as it is stored.
-pub(super) fn rfc3339(us: i64) -> String {
+pub(super) fn stored_time(us: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000);
     time.ok().and_then(|time| time.format(STORED_TIME).ok()).unwrap_or_default()
 }
