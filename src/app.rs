@@ -1,6 +1,7 @@
 //! The composition root: builds everything from a configuration, and runs it.
 //!
-//! Nothing imports this module but `main` and the tests, which call [`App::build`] and [`App::run`] as `main` does.
+//! Nothing imports this module but `main`, which calls [`start`] and [`App::run`], the command line, which checks a
+//! configuration as a start does, and the tests, which call [`App::build`] and [`App::run`] themselves.
 
 mod error;
 mod start;
