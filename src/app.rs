@@ -35,7 +35,7 @@ use crate::engine::{self, CpuFeatures};
 use crate::grains::store::sqlite::beside;
 use crate::grains::store::{OpenOptions, SqliteStore};
 use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
-use crate::models::hub::{self, Hub, HubSettings};
+use crate::models::hub::{Hub, HubSettings};
 use crate::models::{
     BudgetOf, Catalog, EmbeddingCache, Ledger, Loader, ManagerParts, ModelError, MultiModelManager, Timing,
     VolatileLedger, hardware,
@@ -211,7 +211,6 @@ fn traces(config: &Config) -> Result<Option<Traces>, TracesError> {
     let telemetry = &config.telemetry;
     let setup = |collector: &CollectorUrl| TracesSetup {
         address: collector.for_traces(),
-        tls: hub::tls(),
         service_name: telemetry.service_name.clone(),
         share: telemetry.trace_share.get(),
     };

@@ -15,7 +15,7 @@ use serde_json::Value;
 
 use super::output::printable;
 use crate::config::BindHost;
-use crate::models::hub::tls;
+use crate::tls::tls;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

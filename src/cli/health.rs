@@ -14,7 +14,7 @@ use super::client::{Client, Request, ServerArgs, ServerError, is_loopback};
 use super::output::{ProcessError, print_answer, printable};
 use super::pinned::{self, NoCertificate};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides, ServerConfig};
-use crate::models::hub::tls;
+use crate::tls::tls;
 
 /// A server that takes longer to say how it is counts as not ready.
 const PATIENCE: Duration = Duration::from_secs(5);

@@ -12,6 +12,7 @@ use reqwest::Url;
 use tokio::runtime::Handle;
 
 use super::causes::with_causes;
+use crate::tls::tls;
 
 /// How long the collector may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -29,12 +30,12 @@ pub(super) struct Collector {
 impl Collector {
     /// # Panics
     /// Outside a tokio runtime.
-    pub(super) fn new(address: Url, tls: rustls::ClientConfig) -> Result<Self, reqwest::Error> {
+    pub(super) fn new(address: Url) -> Result<Self, reqwest::Error> {
         let client = reqwest::Client::builder()
             .user_agent(concat!("granary/", env!("CARGO_PKG_VERSION")))
             .redirect(reqwest::redirect::Policy::none())
             .retry(reqwest::retry::never())
-            .tls_backend_preconfigured(tls)
+            .tls_backend_preconfigured(tls())
             .timeout(PATIENCE)
             .no_proxy()
             .build()?;

@@ -43,8 +43,6 @@ static TRACER: OnceLock<SdkTracer> = OnceLock::new();
 pub struct TracesSetup {
     /// The collector's address for traces, with its whole path.
     pub address: reqwest::Url,
-    /// How `https` is spoken.
-    pub tls: rustls::ClientConfig,
     /// What the collector knows this server by.
     pub service_name: String,
     /// The share of requests, 0 to 1, that are sampled; one whose caller has decided follows the caller.
@@ -77,12 +75,12 @@ impl Traces {
     /// # Panics
     /// Outside a tokio runtime, which sends.
     pub fn start(setup: TracesSetup) -> Result<Self, TracesError> {
-        let TracesSetup { address, tls, service_name, share } = setup;
+        let TracesSetup { address, service_name, share } = setup;
         let exporter = SpanExporter::builder()
             .with_http()
             .with_endpoint(address.as_str())
             .with_protocol(Protocol::HttpBinary)
-            .with_http_client(Collector::new(address, tls)?)
+            .with_http_client(Collector::new(address)?)
             .build()?;
         let limits = BatchConfigBuilder::default().with_max_queue_size(MAX_WAITING_SPANS).with_scheduled_delay(GATHER);
         let processor = BatchSpanProcessor::builder(exporter).with_batch_config(limits.build()).build();

@@ -8,8 +8,8 @@ use crate::helpers::repository;
 const ARROWS: [&str; 6] = ["api", "change", "grains", "models", "engine", "domain"];
 
 /// Used by all but `domain`, which knows nobody; they use nothing, but that `config` and `auth` speak the words of `domain`,
-/// and `auth` uses `ownership`.
-const LEAVES: [&str; 8] = ["config", "telemetry", "shutdown", "clock", "auth", "allocator", "json", "ownership"];
+/// `auth` uses `ownership`, and `telemetry` uses `tls`.
+const LEAVES: [&str; 9] = ["config", "telemetry", "shutdown", "clock", "auth", "allocator", "json", "ownership", "tls"];
 
 /// Crates and functions, and the only files or folders that may name them.
 const OWNED: [(&[&str], &[&str]); 4] = [
@@ -75,6 +75,7 @@ fn planted_violations_are_found() {
         ("config/ai.rs", "use crate::models::Catalog;", "`crate::models::Catalog`"),
         ("auth/mod.rs", "use crate::config::Config;", "`crate::config::Config`"),
         ("ownership.rs", "use crate::auth::KeyFile;", "`crate::auth::KeyFile`"),
+        ("tls.rs", "use crate::telemetry;", "`crate::telemetry`"),
         ("api/mod.rs", "use crate::app::App;", "`crate::app::App`"),
         ("app.rs", "use crate::cli::Cli;", "`crate::cli::Cli`"),
         ("engine/encoder.rs", "use ort::session::Session;", "`ort::session::Session`"),
@@ -109,6 +110,7 @@ fn what_follows_the_arrows_passes() {
         ("engine/session.rs", "use ort::session::Session; use tokio::sync::oneshot; use crate::telemetry;"),
         ("config/mod.rs", "use crate::domain::Pooling; use super::config; fn f() { std::env::vars_os() }"),
         ("auth/file.rs", "use crate::domain::ApiKey; use crate::ownership::hand_over;"),
+        ("telemetry/collector.rs", "use crate::tls::tls;"),
         ("domain/space.rs", "use super::model::ModelName; use crate::domain::model;"),
         ("app.rs", "use crate::{api, grains, config}; use axum::Router; use super::telemetry;"),
         ("cli/mod.rs", "use crate::{config, app::App};"),
@@ -160,6 +162,7 @@ fn may_use(home: &str, target: &str) -> bool {
         "app" => is_placed(target) && target != "cli",
         "auth" => ["domain", "ownership"].contains(&target),
         "config" => target == "domain",
+        "telemetry" => target == "tls",
         "domain" => false,
         _ => {
             place(home).is_some_and(|home| LEAVES.contains(&target) || place(target).is_some_and(|place| place > home))

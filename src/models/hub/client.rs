@@ -14,6 +14,7 @@ use super::redirect::{Chain, RedirectError, next_hop};
 use super::settings::HubSettings;
 use crate::domain::hub::is_inside;
 use crate::domain::{HubId, HubRevision};
+use crate::tls::tls;
 
 /// The longest list of a repository's files that is read.
 const MAX_LIST_BYTES: usize = 16 << 20;
@@ -312,22 +313,6 @@ fn push<'a>(url: &mut Url, parts: impl IntoIterator<Item = &'a str>) -> Result<(
     let not_a_base = |()| HubError::Setting { variable: "HF_ENDPOINT", problem: "is not a web address".to_owned() };
     url.path_segments_mut().map_err(not_a_base)?.pop_if_empty().extend(parts);
     Ok(())
-}
-
-/// The system's root certificates and one implementation of the ciphers, whatever else is linked in. Without any root
-/// certificate, `https` fails at the first connection and `http` mirrors work.
-///
-/// # Panics
-/// Never: the provider has the ciphers of both versions.
-#[must_use]
-pub fn tls() -> rustls::ClientConfig {
-    let mut roots = rustls::RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    rustls::ClientConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .expect("ring has the ciphers of TLS 1.2 and 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth()
 }
 
 /// An error from the middle of an answer.

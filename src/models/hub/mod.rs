@@ -30,7 +30,7 @@ use crate::domain::{HubId, HubSource};
 
 pub(crate) use self::cache::free_bytes;
 pub(super) use self::cache::sha256_of;
-pub use self::client::{Patience, tls};
+pub use self::client::Patience;
 pub use self::error::HubError;
 pub use self::redirect::RedirectError;
 pub use self::settings::{HubProxies, HubSettings, HubToken};
