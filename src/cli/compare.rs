@@ -8,6 +8,7 @@ use clap::Args;
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::Failure;
 use super::client::{Client, Request, ServerArgs, ServerError};
 use super::output::{ProcessError, bar, print_answer, printable, table, text};
 use crate::shutdown::Signals;
@@ -45,9 +46,6 @@ pub struct CompareArgs {
 /// `granary compare` did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum CompareCliError {
-    /// The server.
-    #[error(transparent)]
-    Server(#[from] ServerError),
     /// The file of the queries or of the report.
     #[error("the file cannot be read or written")]
     File(#[source] io::Error),
@@ -65,21 +63,18 @@ pub enum CompareCliError {
         "interrupted, and the server does not say that the comparison is cancelled: `DELETE /comparisons/{0}` does it"
     )]
     NotCancelled(String),
-    /// The process.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
 }
 
 /// Compares, and prints to `out` what was found.
 ///
 /// # Errors
 /// What the server refused, in its own words; [`CompareCliError::Failed`] with the reason.
-pub fn run(args: CompareArgs, out: &mut impl Write) -> Result<(), CompareCliError> {
+pub fn run(args: CompareArgs, out: &mut impl Write) -> Result<(), Failure> {
     let client = Client::new(&args.server)?;
     print_answer(carry_out(&client, args), out)
 }
 
-async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, CompareCliError> {
+async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Failure> {
     let queries = args.queries.map(fs_err::read_to_string).transpose().map_err(CompareCliError::File)?;
     let lines =
         |text: &String| text.lines().map(str::trim).filter(|line| !line.is_empty()).map(str::to_owned).collect();
@@ -106,7 +101,7 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Compare
         if let Some(page) = page {
             replace(page, &report(client, id).await?).map_err(CompareCliError::File)?;
         }
-        Ok::<_, CompareCliError>(printable(&summary(&found["result"])))
+        Ok::<_, Failure>(printable(&summary(&found["result"])))
     };
     tokio::select! {
         said = finish => said,
@@ -123,12 +118,12 @@ fn replace(mut page: fs_err::File, report: &[u8]) -> io::Result<()> {
 }
 
 /// Cancels a comparison, and says what came of it.
-async fn cancel(client: &Client, id: &str, signals: &mut Signals) -> CompareCliError {
+async fn cancel(client: &Client, id: &str, signals: &mut Signals) -> Failure {
     let asked = client.ask(Request::new(Method::DELETE, &["comparisons", id]));
     match soon(asked, signals).await {
-        Some(Ok(_)) => CompareCliError::Cancelled,
+        Some(Ok(_)) => CompareCliError::Cancelled.into(),
         Some(Err(error)) => error.into(),
-        None => CompareCliError::NotCancelled(id.to_owned()),
+        None => CompareCliError::NotCancelled(id.to_owned()).into(),
     }
 }
 
@@ -141,7 +136,7 @@ async fn soon<T>(answer: impl Future<Output = T>, signals: &mut Signals) -> Opti
 }
 
 /// The page of a comparison that has ended.
-async fn report(client: &Client, id: &str) -> Result<Vec<u8>, CompareCliError> {
+async fn report(client: &Client, id: &str) -> Result<Vec<u8>, ServerError> {
     let mut page = Vec::new();
     let mut lines = client.open(Request::get(&["comparisons", id, "report"])).await?;
     while let Some(line) = lines.next().await? {
@@ -151,7 +146,7 @@ async fn report(client: &Client, id: &str) -> Result<Vec<u8>, CompareCliError> {
 }
 
 /// Waits for the comparison's end, with a bar for whoever watches.
-async fn follow(client: &Client, id: &str) -> Result<Value, CompareCliError> {
+async fn follow(client: &Client, id: &str) -> Result<Value, Failure> {
     let bar = bar("{msg} {wide_bar} {pos}/{len} texts {eta}");
     loop {
         let comparison = client.ask(Request::get(&["comparisons", id])).await?;
@@ -162,7 +157,7 @@ async fn follow(client: &Client, id: &str) -> Result<Value, CompareCliError> {
             }
             "failed" => {
                 bar.finish_and_clear();
-                return Err(CompareCliError::Failed(printable(text(&comparison["reason"]))));
+                return Err(CompareCliError::Failed(printable(text(&comparison["reason"]))).into());
             }
             state => bar.set_message(printable(state)),
         }

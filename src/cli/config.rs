@@ -2,29 +2,15 @@
 
 use std::io::Write;
 
-use super::{ConfigArgs, ProcessError, output};
-use crate::app::{self, AppError};
-use crate::config::{Config, ConfigError, ConfigSources, Overrides};
-
-/// `granary config` did not work.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigCommandError {
-    /// The server would not start with this configuration either.
-    #[error(transparent)]
-    Refused(#[from] ConfigError),
-    /// Nor with these models or routes.
-    #[error(transparent)]
-    Unservable(#[from] AppError),
-    /// The process.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
-}
+use super::{ConfigArgs, Failure, output};
+use crate::app;
+use crate::config::{Config, ConfigSources, Overrides};
 
 /// Prints to `out` what `args` ask for, from this process's environment and working directory.
 ///
 /// # Errors
 /// When the configuration is refused, or `out` fails. A reader that leaves early (`granary config | head`) is no error.
-pub fn run(args: ConfigArgs, out: &mut impl Write) -> Result<(), ConfigCommandError> {
+pub fn run(args: ConfigArgs, out: &mut impl Write) -> Result<(), Failure> {
     if args.default {
         return Ok(output::print(Config::default_toml(), out)?);
     }

@@ -6,10 +6,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::output::{self, ProcessError};
-use crate::auth::{KeyFile, KeyFileError, NewKey, NewKeyError};
-use crate::config::{Config, ConfigError, ConfigSources, Overrides};
-use crate::domain::{ApiKey, KeyName, ModelName, NoScopeError, Scope, Scopes};
+use super::{Failure, output};
+use crate::auth::{KeyFile, KeyFileError, NewKey};
+use crate::config::{Config, ConfigSources, Overrides};
+use crate::domain::{ApiKey, KeyName, ModelName, Scope, Scopes};
 
 /// The arguments of `granary keys`.
 #[derive(Clone, Debug, Args)]
@@ -63,18 +63,6 @@ pub struct AddArgs {
 /// `granary keys` did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum KeysCliError {
-    /// The configuration says not where the keys are.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
-    /// The file of keys.
-    #[error(transparent)]
-    File(#[from] KeyFileError),
-    /// There is no new key.
-    #[error(transparent)]
-    New(#[from] NewKeyError),
-    /// A key that allows nothing.
-    #[error(transparent)]
-    NoScope(#[from] NoScopeError),
     /// The configuration has the last word on its keys.
     #[error("`{name}` is a key of the configuration ({origin}): change it there, or choose another name")]
     Configured {
@@ -102,16 +90,13 @@ pub enum KeysCliError {
         /// Why it was not removed.
         source: KeyFileError,
     },
-    /// The process.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
 }
 
 /// Does what `args` say and prints to `out` what came of it.
 ///
 /// # Errors
-/// [`KeysCliError`].
-pub fn run(args: KeysArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
+/// [`KeysCliError`], or what the configuration or the file of keys has against it.
+pub fn run(args: KeysArgs, out: &mut impl Write) -> Result<(), Failure> {
     if matches!(args.verb, KeysVerb::Hash) {
         return Ok(output::print(&format!("{}\n", read_key()?.hash()), out)?);
     }
@@ -130,7 +115,7 @@ pub fn run(args: KeysArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
     }
 }
 
-fn add(config: &Config, file: &KeyFile, args: AddArgs, out: &mut impl Write) -> Result<(), KeysCliError> {
+fn add(config: &Config, file: &KeyFile, args: AddArgs, out: &mut impl Write) -> Result<(), Failure> {
     let AddArgs { name, scopes, model, rate, tokens } = args;
     refuse_configured(config, &name)?;
     let key = NewKey::random()?;
@@ -143,10 +128,10 @@ fn add(config: &Config, file: &KeyFile, args: AddArgs, out: &mut impl Write) -> 
     }
     // Whoever leaves early has not seen it.
     let shown = writeln!(out, "{}", key.reveal()).and_then(|()| out.flush());
-    shown.map_err(|source| match file.remove(&name) {
+    Ok(shown.map_err(|source| match file.remove(&name) {
         Ok(()) => KeysCliError::Unseen { name, source },
         Err(source) => KeysCliError::UnseenStays { name, source },
-    })
+    })?)
 }
 
 fn refuse_configured(config: &Config, name: &KeyName) -> Result<(), KeysCliError> {
@@ -157,7 +142,7 @@ fn refuse_configured(config: &Config, name: &KeyName) -> Result<(), KeysCliError
 }
 
 /// The first line of standard input.
-fn read_key() -> Result<NewKey, KeysCliError> {
+fn read_key() -> Result<NewKey, Failure> {
     let mut input = io::stdin().lock();
     if input.is_terminal() {
         let _ = writeln!(io::stderr(), "The key, then Enter:");

@@ -7,7 +7,7 @@ use clap::{Args, CommandFactory};
 use clap_complete::Shell;
 use clap_mangen::Man;
 
-use super::{Cli, ProcessError, output};
+use super::{Cli, Failure, ProcessError, output};
 
 /// The flags of `granary man`.
 #[derive(Clone, Debug, Default, Args)]
@@ -35,16 +35,13 @@ pub enum ManualError {
         /// What the system said.
         source: io::Error,
     },
-    /// The process.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
 }
 
 /// Prints the page of `granary` to `out`, or writes those of all commands into a folder, which is made where it is missing.
 ///
 /// # Errors
-/// [`ManualError`]. A reader that leaves early is no error.
-pub fn man(args: ManArgs, out: &mut impl Write) -> Result<(), ManualError> {
+/// [`ManualError`], or [`ProcessError`]. A reader that leaves early is no error.
+pub fn man(args: ManArgs, out: &mut impl Write) -> Result<(), Failure> {
     // A page for `granary help models pull` would say nothing.
     let command = Cli::command().disable_help_subcommand(true);
     let Some(folder) = args.into else {
@@ -52,21 +49,20 @@ pub fn man(args: ManArgs, out: &mut impl Write) -> Result<(), ManualError> {
         Man::new(command).render(&mut page).map_err(ProcessError::Print)?;
         return print(&page, out);
     };
-    fs_err::create_dir_all(&folder)
-        .and_then(|()| clap_mangen::generate_to(command, &folder))
-        .map_err(|source| ManualError::Write { folder, source })
+    let written = fs_err::create_dir_all(&folder).and_then(|()| clap_mangen::generate_to(command, &folder));
+    Ok(written.map_err(|source| ManualError::Write { folder, source })?)
 }
 
 /// Prints to `out` the script that makes a shell complete commands and flags.
 ///
 /// # Errors
-/// [`ManualError::Process`]. A reader that leaves early is no error.
-pub fn completions(args: &CompletionsArgs, out: &mut impl Write) -> Result<(), ManualError> {
+/// [`ProcessError`]. A reader that leaves early is no error.
+pub fn completions(args: &CompletionsArgs, out: &mut impl Write) -> Result<(), Failure> {
     let mut script = Vec::new();
     clap_complete::generate(args.shell, &mut Cli::command(), "granary", &mut script);
     print(&script, out)
 }
 
-fn print(text: &[u8], out: &mut impl Write) -> Result<(), ManualError> {
+fn print(text: &[u8], out: &mut impl Write) -> Result<(), Failure> {
     Ok(output::print(&String::from_utf8_lossy(text), out)?)
 }

@@ -89,18 +89,18 @@ pub type Failure = Box<dyn std::error::Error>;
 /// Those of the verb.
 pub fn run(verb: Verb, out: &mut impl Write) -> Result<(), Failure> {
     match verb {
-        Verb::Config(args) => config::run(args, out).map_err(Failure::from),
+        Verb::Config(args) => config::run(args, out),
         Verb::Doctor(args) => doctor::run(args, out).map_err(Failure::from),
         Verb::Health(args) => health::run(args, out).map_err(Failure::from),
-        Verb::Models(args) => models::run(args, out).map_err(Failure::from),
-        Verb::Grains(args) => grains::run(args, out).map_err(Failure::from),
-        Verb::Keys(args) => keys::run(args, out).map_err(Failure::from),
-        Verb::Compare(args) => compare::run(args, out).map_err(Failure::from),
-        Verb::Reembed(args) => reembed::run(args, out).map_err(Failure::from),
+        Verb::Models(args) => models::run(args, out),
+        Verb::Grains(args) => grains::run(args, out),
+        Verb::Keys(args) => keys::run(args, out),
+        Verb::Compare(args) => compare::run(args, out),
+        Verb::Reembed(args) => reembed::run(args, out),
         Verb::Snapshot(args) => snapshot::run(args, out).map_err(Failure::from),
         Verb::Openapi => output::print(&api::openapi::json(), out).map_err(Failure::from),
-        Verb::Man(args) => manual::man(args, out).map_err(Failure::from),
-        Verb::Completions(args) => manual::completions(&args, out).map_err(Failure::from),
+        Verb::Man(args) => manual::man(args, out),
+        Verb::Completions(args) => manual::completions(&args, out),
     }
 }
 

@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::Failure;
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{ProcessError, bar, print_answer, printable, table, text};
+use super::output::{bar, print_answer, printable, table, text};
 
 /// The flags of `granary reembed`.
 #[derive(Clone, Debug, Args)]
@@ -91,9 +92,6 @@ pub struct BeginArgs {
 /// `granary reembed` did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum ReembedCliError {
-    /// The server.
-    #[error(transparent)]
-    Server(#[from] ServerError),
     /// The job has ended otherwise than it should.
     #[error("the job is {state}{reason}")]
     Ended {
@@ -110,22 +108,19 @@ pub enum ReembedCliError {
         /// What the server or the network said.
         source: Box<ServerError>,
     },
-    /// The process.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
 }
 
 /// Does what `args` say and prints to `out` what came of it.
 ///
 /// # Errors
 /// What the server refused, in its own words; a watched job that has failed.
-pub fn run(args: ReembedArgs, out: &mut impl Write) -> Result<(), ReembedCliError> {
+pub fn run(args: ReembedArgs, out: &mut impl Write) -> Result<(), Failure> {
     let client = Client::new(&args.server)?;
     print_answer(carry_out(&client, args.verb), out)
 }
 
-async fn carry_out(client: &Client, verb: ReembedVerb) -> Result<String, ReembedCliError> {
-    let step = async |id: &str, verb: &str| -> Result<String, ReembedCliError> {
+async fn carry_out(client: &Client, verb: ReembedVerb) -> Result<String, Failure> {
+    let step = async |id: &str, verb: &str| -> Result<String, Failure> {
         let path = ["reembeddings", id, verb];
         Ok(said(&client.ask(Request::json(Method::POST, &path, &json!({}))).await?))
     };
@@ -148,7 +143,7 @@ async fn carry_out(client: &Client, verb: ReembedVerb) -> Result<String, Reembed
     }
 }
 
-async fn begin(client: &Client, args: BeginArgs) -> Result<String, ReembedCliError> {
+async fn begin(client: &Client, args: BeginArgs) -> Result<String, Failure> {
     let BeginArgs { to, from, filter, throttle, watch: is_watched } = args;
     let body = json!({"to": to, "from": from, "filter": filter, "throttle": throttle});
     let job = client.ask(Request::json(Method::POST, &["reembeddings"], &body)).await?;
@@ -161,7 +156,7 @@ async fn begin(client: &Client, args: BeginArgs) -> Result<String, ReembedCliErr
 }
 
 /// Follows a job to its end.
-async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
+async fn watch(client: &Client, id: &str) -> Result<String, Failure> {
     let bar = bar("{msg} {wide_bar} {pos}/{len}");
     let mut lines = client.open(Request::get(&["reembeddings", id, "events"])).await?;
     let lost = |source: ServerError| ReembedCliError::Lost { id: id.to_owned(), source: source.into() };
@@ -179,7 +174,7 @@ async fn watch(client: &Client, id: &str) -> Result<String, ReembedCliError> {
             let hint = (state == "paused").then(|| format!("`granary reembed resume {id}` lets it go on"));
             let reason = job["reason"].as_str().map(str::to_owned).or(hint);
             let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            Err(ReembedCliError::Ended { state: printable(state), reason: printable(&reason) })
+            Err(ReembedCliError::Ended { state: printable(state), reason: printable(&reason) }.into())
         }
     }
 }

@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::super::client::{Client, Request};
 use super::super::output::{bar, printable, text};
-use super::{AdoptArgs, GrainsError, print};
+use super::{AdoptArgs, Failure, GrainsError, print};
 
-pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) -> Result<(), GrainsError> {
+pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) -> Result<(), Failure> {
     let body = json!({"model": args.model, "from": args.from});
     let mut lines = client.open(Request::json(Method::POST, &["spaces", "adopt"], &body)).await?;
     let bar = bar("{spinner} {msg}");
@@ -23,7 +23,7 @@ pub(super) async fn run(client: &Client, args: AdoptArgs, out: &mut impl Write) 
             end = Some(said["end"].clone());
         } else if said["error"].is_object() {
             bar.finish_and_clear();
-            return Err(GrainsError::Adoption(printable(text(&said["error"]["problem"]["detail"]))));
+            return Err(GrainsError::Adoption(printable(text(&said["error"]["problem"]["detail"]))).into());
         }
     }
     bar.finish_and_clear();

@@ -8,9 +8,9 @@ use serde_json::{Value, json};
 
 use super::super::client::{Client, Lines, Request};
 use super::super::output::printable;
-use super::{ExportArgs, GrainsError, filter};
+use super::{ExportArgs, Failure, GrainsError, filter};
 
-pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write) -> Result<(), GrainsError> {
+pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write) -> Result<(), Failure> {
     let include: &[&str] = if args.vectors { &["vector"] } else { &[] };
     let body = json!({"filter": filter(args.filter)?, "include": include});
     let lines = client.open(Request::json(Method::POST, &["grains", "export"], &body)).await?;
@@ -27,7 +27,7 @@ pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write)
     let mut file = io::BufWriter::new(fs_err::File::create(&part).map_err(GrainsError::File)?);
     copy(lines, &mut file).await?;
     file.into_inner().map_err(|error| GrainsError::File(error.into_error()))?.sync_all().map_err(GrainsError::File)?;
-    fs_err::rename(part, args.file).map_err(GrainsError::File)
+    Ok(fs_err::rename(part, args.file).map_err(GrainsError::File)?)
 }
 
 /// Whether another file may take the place of what is there. A link, a pipe or a device is written to instead: it stays.
@@ -39,13 +39,13 @@ fn is_replaceable(path: &Path) -> bool {
 }
 
 /// Writes the lines of an export, whose last must be its end.
-async fn copy(mut lines: Lines, out: &mut impl Write) -> Result<(), GrainsError> {
+async fn copy(mut lines: Lines, out: &mut impl Write) -> Result<(), Failure> {
     let mut last = Vec::new();
     while let Some(line) = lines.next().await? {
         match out.write_all(&line) {
             Ok(()) => last = line,
             Err(error) if error.kind() == io::ErrorKind::BrokenPipe => return Ok(()),
-            Err(error) => return Err(GrainsError::File(error)),
+            Err(error) => return Err(GrainsError::File(error).into()),
         }
     }
     out.flush().map_err(GrainsError::File)?;
@@ -54,7 +54,7 @@ async fn copy(mut lines: Lines, out: &mut impl Write) -> Result<(), GrainsError>
         return Ok(());
     }
     match last["error"]["problem"]["detail"].as_str() {
-        Some(detail) => Err(GrainsError::Export(printable(detail))),
-        None => Err(GrainsError::CutExport),
+        Some(detail) => Err(GrainsError::Export(printable(detail)).into()),
+        None => Err(GrainsError::CutExport.into()),
     }
 }

@@ -11,13 +11,13 @@ use tokio::sync::mpsc;
 
 use super::super::client::{Client, Request};
 use super::super::output::{self, printable};
-use super::{GrainsError, ImportArgs, print};
+use super::{Failure, GrainsError, ImportArgs, print};
 
 /// Bytes that are read from the file at a time, and pieces that wait to be sent.
 const PIECE_BYTES: usize = 64 << 10;
 const WAITING_PIECES: usize = 4;
 
-pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write) -> Result<(), GrainsError> {
+pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write) -> Result<(), Failure> {
     let (source, size): (Box<dyn Read + Send>, _) = if args.file == Path::new("-") {
         (Box::new(io::stdin()), None)
     } else {
@@ -26,7 +26,7 @@ pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write)
         // It can be opened, and not be read.
         if found.is_dir() {
             let reason = format!("`{}` is a directory", args.file.display());
-            return Err(GrainsError::File(io::Error::new(io::ErrorKind::IsADirectory, reason)));
+            return Err(GrainsError::File(io::Error::new(io::ErrorKind::IsADirectory, reason)).into());
         }
         (Box::new(file), Some(found.len()))
     };
@@ -66,8 +66,8 @@ pub(super) async fn run(client: &Client, args: ImportArgs, out: &mut impl Write)
     let end = end.ok_or(GrainsError::Cut)?;
     print(out, &format!("{}\n", counts(&end)))?;
     match (stopped, end["failed"].as_u64()) {
-        (Some(reason), _) => Err(GrainsError::Stopped(reason)),
-        (None, Some(failed @ 1..)) => Err(GrainsError::Failed(failed)),
+        (Some(reason), _) => Err(GrainsError::Stopped(reason).into()),
+        (None, Some(failed @ 1..)) => Err(GrainsError::Failed(failed).into()),
         _ => Ok(()),
     }
 }

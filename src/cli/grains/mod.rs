@@ -11,8 +11,9 @@ use clap::{Args, Subcommand, ValueEnum};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{self, ProcessError, printable};
+use super::Failure;
+use super::client::{Client, Request, ServerArgs};
+use super::output::{self, printable};
 
 /// Characters of a text that a search shows.
 const SHOWN_TEXT: usize = 80;
@@ -115,9 +116,6 @@ pub struct SearchArgs {
 /// `granary grains` did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum GrainsError {
-    /// The server.
-    #[error(transparent)]
-    Server(#[from] ServerError),
     /// A filter that is none.
     #[error("the filter is not JSON, such as '{{\"source\": \"encyclopedia\"}}'")]
     Filter(#[source] serde_json::Error),
@@ -147,16 +145,13 @@ pub enum GrainsError {
     /// An adoption's answer has no end.
     #[error("the connection was cut. What was adopted stays so, and it goes on when it is asked for again")]
     CutAdoption,
-    /// The process.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
 }
 
 /// Does what `args` say and prints to `out` what came of it.
 ///
 /// # Errors
 /// What the server refused, in its own words; [`GrainsError::Failed`] when an import did not take every line.
-pub fn run(args: GrainsArgs, out: &mut impl Write) -> Result<(), GrainsError> {
+pub fn run(args: GrainsArgs, out: &mut impl Write) -> Result<(), Failure> {
     let client = Client::new(&args.server)?;
     let runtime = output::runtime()?;
     let ended = runtime.block_on(carry_out(&client, args.verb, out));
@@ -165,7 +160,7 @@ pub fn run(args: GrainsArgs, out: &mut impl Write) -> Result<(), GrainsError> {
     ended
 }
 
-async fn carry_out(client: &Client, verb: GrainsVerb, out: &mut impl Write) -> Result<(), GrainsError> {
+async fn carry_out(client: &Client, verb: GrainsVerb, out: &mut impl Write) -> Result<(), Failure> {
     match verb {
         GrainsVerb::Import(args) => import::run(client, args, out).await,
         GrainsVerb::Export(args) => export::run(client, args, out).await,
@@ -189,7 +184,7 @@ fn filter(text: Option<String>) -> Result<Option<Value>, GrainsError> {
 }
 
 /// Prints what the server says in words.
-fn print(out: &mut impl Write, text: &str) -> Result<(), GrainsError> {
+fn print(out: &mut impl Write, text: &str) -> Result<(), Failure> {
     Ok(output::print(&printable(text), out)?)
 }
 

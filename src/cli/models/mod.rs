@@ -7,8 +7,9 @@ use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use super::Failure;
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{ProcessError, bar, print_answer, printable, table, text};
+use super::output::{bar, print_answer, printable, table, text};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -92,9 +93,6 @@ pub struct PullArgs {
 /// `granary models` did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelsError {
-    /// The server.
-    #[error(transparent)]
-    Server(#[from] ServerError),
     /// A repository whose last part cannot name a model.
     #[error("`{0}` cannot be the name of a model here: choose one with --name")]
     Name(String),
@@ -112,21 +110,18 @@ pub enum ModelsError {
         /// What was asked for.
         flag: &'static str,
     },
-    /// The process.
-    #[error(transparent)]
-    Process(#[from] ProcessError),
 }
 
 /// Does what `args` say and prints to `out` what came of it.
 ///
 /// # Errors
 /// What the server refused, in its own words.
-pub fn run(args: ModelsArgs, out: &mut impl Write) -> Result<(), ModelsError> {
+pub fn run(args: ModelsArgs, out: &mut impl Write) -> Result<(), Failure> {
     let client = Client::new(&args.server)?;
     print_answer(carry_out(&client, args.verb), out)
 }
 
-async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, ModelsError> {
+async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, Failure> {
     let post = async |path: &[&str], body: Value| client.ask(Request::json(Method::POST, path, &body)).await;
     Ok(match verb {
         ModelsVerb::List => listed(&client.ask(Request::get(&["models"])).await?),
@@ -155,7 +150,7 @@ async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, ModelsEr
 }
 
 /// Registers the repository if need be, then has it loaded and shows how far its download is.
-async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
+async fn pull(client: &Client, args: PullArgs) -> Result<String, Failure> {
     let name = match known(client, &args).await? {
         Some(name) => name,
         None => register(client, &args).await?,
@@ -182,11 +177,13 @@ async fn pull(client: &Client, args: PullArgs) -> Result<String, ModelsError> {
 }
 
 /// The name of the model that is meant, if the server has it; `None` for a repository that is to be registered.
-async fn known(client: &Client, args: &PullArgs) -> Result<Option<String>, ModelsError> {
+async fn known(client: &Client, args: &PullArgs) -> Result<Option<String>, Failure> {
     let is_repository = args.model.contains('/');
     // There may be several models of a repository, and its id means one of them.
     let word = match &args.name {
-        Some(name) if is_repository && ModelName::parse(name).is_err() => return Err(ModelsError::Name(name.clone())),
+        Some(name) if is_repository && ModelName::parse(name).is_err() => {
+            return Err(ModelsError::Name(name.clone()).into());
+        }
         Some(name) if is_repository => name,
         _ => &args.model,
     };
@@ -199,7 +196,7 @@ async fn known(client: &Client, args: &PullArgs) -> Result<Option<String>, Model
     let aliases = model["aliases"].as_array().into_iter().flatten();
     let mut ids = aliases.chain([&hub["repository"]]);
     if is_repository && !ids.any(|id| text(id).eq_ignore_ascii_case(&args.model)) {
-        return Err(ModelsError::Taken(word.clone()));
+        return Err(ModelsError::Taken(word.clone()).into());
     }
     let differs = |wanted: Option<&str>, held: &Value| wanted.is_some_and(|wanted| *held != wanted);
     let others = [
@@ -208,7 +205,7 @@ async fn known(client: &Client, args: &PullArgs) -> Result<Option<String>, Model
         ("file", differs(args.file.as_deref(), &hub["file"])),
     ];
     match others.into_iter().find(|(_, is_other)| *is_other) {
-        Some((flag, _)) => Err(ModelsError::Known { name, flag }),
+        Some((flag, _)) => Err(ModelsError::Known { name, flag }.into()),
         None => Ok(Some(name)),
     }
 }
@@ -245,11 +242,11 @@ async fn delete(client: &Client, name: &str, force: bool) -> Result<(), ServerEr
     client.ask(request).await.map(drop)
 }
 
-async fn register(client: &Client, args: &PullArgs) -> Result<String, ModelsError> {
+async fn register(client: &Client, args: &PullArgs) -> Result<String, Failure> {
     let last = args.model.rsplit('/').next().unwrap_or_default().to_owned();
     let name = args.name.clone().unwrap_or(last);
     if ModelName::parse(&name).is_err() {
-        return Err(ModelsError::Name(name));
+        return Err(ModelsError::Name(name).into());
     }
     let entry = json!({"name": name, "repository": args.model, "revision": args.revision, "file": args.file});
     client.ask(Request::json(Method::POST, &["models"], &entry)).await?;
