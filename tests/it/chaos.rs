@@ -9,13 +9,14 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::helpers::{
     Caller, Process, TINY, copy_folder, cosine, data_dir, folder_with, number_from_env, test_model, vectors_of,
     with_tiny,
 };
+use crate::reembeddings::{begin, verb, wait_until};
 
 async fn embed(app: &Caller, model: &str) -> Vec<Vec<f32>> {
     vectors_of(&app.post(&format!("/models/{model}/embed"), json!({"inputs": "hello"})).await.ok())
@@ -284,23 +285,9 @@ fn set_clock(folder: &Path, difference: &str) {
     fs_err::rename(folder.join("clock.new"), folder.join("clock")).expect("renamed");
 }
 
-async fn re_embed(app: &Caller, to: &str) -> String {
-    let job = app.post("/reembeddings", json!({"to": to})).await.ok();
-    let path = format!("/reembeddings/{}", job["id"].as_str().expect("an id"));
-    wait_until(app, &path, "completed").await;
-    path
-}
-
-async fn wait_until(app: &Caller, path: &str, state: &str) {
-    let began = Instant::now();
-    loop {
-        let job = app.get(path).await.ok();
-        if job["state"] == state {
-            return;
-        }
-        assert!(began.elapsed() < Duration::from_mins(1), "it does not become {state}: {job}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+async fn re_embed(app: &Caller, to: &str) -> Value {
+    let job = begin(app, json!({"to": to})).await;
+    wait_until(app, &job, "completed").await
 }
 
 #[tokio::test]
@@ -317,7 +304,8 @@ async fn a_clock_that_jumps_is_told_of_and_nothing_is_deleted_for_its_age() {
     set_clock(folder.path(), "+30d");
     process.wait_for("the clock was set forward");
     write(&app, "meanwhile").await;
-    assert_eq!(app.post(&format!("{first}/rollback"), json!({})).await.status, 409);
+    let roll_back = format!("/reembeddings/{}/rollback", first["id"].as_str().expect("an id"));
+    assert_eq!(app.post(&roll_back, json!({})).await.status, 409);
     // Whoever begins a job wakes those who look for what is too old.
     let second = re_embed(&app, "tiny-max").await;
 
@@ -325,8 +313,8 @@ async fn a_clock_that_jumps_is_told_of_and_nothing_is_deleted_for_its_age() {
     process.wait_for("the clock was set back");
     write(&app, "after").await;
     for job in [second, first] {
-        assert_eq!(app.get(&job).await.ok()["old_vectors"], "kept");
-        app.post(&format!("{job}/rollback"), json!({})).await.ok();
+        assert_eq!(wait_until(&app, &job, "completed").await["old_vectors"], "kept");
+        verb(&app, &job, "rollback").await;
         wait_until(&app, &job, "rolled_back").await;
     }
     assert_all_there(&app, &["before", "meanwhile", "after"]).await;

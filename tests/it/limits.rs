@@ -6,7 +6,6 @@ use std::io::{Read, Write};
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures::future::join_all;
 use granary::telemetry::with_causes;
 use h2::client::SendRequest;
 use h2::{Ping, PingPong, Reason, RecvStream, SendStream};
@@ -17,7 +16,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::helpers::{Process, TestApp, folder_with, send, with_tiny};
+use crate::helpers::{Process, TestApp, crowd, folder_with, send, with_tiny};
 
 const ASK: &str = "GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const BODY: &str = r#"{"inputs": "hello"}"#;
@@ -553,12 +552,8 @@ async fn a_search_whose_model_has_a_full_queue_is_told_to_come_back() {
     app.post("/grains", json!({"text": "wheat"})).await.ok();
     let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "words ".repeat(100))).collect();
     let body = json!({"inputs": texts});
-    let crowd = join_all((0..4).map(async |_| {
-        loop {
-            let status = app.post("/embed", body.clone()).await.status.as_u16();
-            assert!([200, 429].contains(&status), "answered {status}");
-        }
-    }));
+    let refusals = Cell::new(0);
+    let crowd = crowd(&app, 4, &body, &refusals);
     let refused = async {
         for n in 0.. {
             let answer = app.post("/grains/search", json!({"query": format!("wheat {n}")})).await;
@@ -570,7 +565,7 @@ async fn a_search_whose_model_has_a_full_queue_is_told_to_come_back() {
         unreachable!("the numbers do not run out before the queue is full")
     };
     let answer = tokio::select! {
-        _ = crowd => unreachable!("it does not end"),
+        () = crowd => unreachable!("it does not end"),
         answer = refused => answer,
     };
     let (status, code, sentence) = answer.problem();
@@ -586,22 +581,14 @@ async fn background_work_that_fills_the_queue_leaves_room_for_what_somebody_wait
     let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "words ".repeat(100))).collect();
     let body = json!({"inputs": texts, "priority": "background"});
     let refusals = Cell::new(0);
-    let crowd = join_all((0..4).map(async |_| {
-        loop {
-            match app.post("/embed", body.clone()).await.status.as_u16() {
-                200 => {}
-                429 => refusals.set(refusals.get() + 1),
-                other => panic!("answered {other}"),
-            }
-        }
-    }));
+    let crowd = crowd(&app, 4, &body, &refusals);
     let waited_for = async {
         while refusals.get() < 20 {
             app.post("/embed", json!({"inputs": "hello"})).await.ok();
         }
     };
     tokio::select! {
-        _ = crowd => unreachable!("it does not end"),
+        () = crowd => unreachable!("it does not end"),
         () = waited_for => {}
     }
     app.stop().await;

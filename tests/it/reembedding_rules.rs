@@ -4,11 +4,10 @@ use std::cell::Cell;
 use std::process::Command;
 use std::time::Duration;
 
-use futures::future::join_all;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, TINY, TestApp, entry_of, send, with_tiny};
+use crate::helpers::{Caller, TINY, TestApp, crowd, entry_of, send, with_tiny};
 use crate::reembeddings::{
     OTHER, PATIENCE, assert_embedded, begin, found, refused, served, space_of, verb, wait_for, wait_until, write,
 };
@@ -417,15 +416,7 @@ async fn a_full_queue_delays_a_job_and_does_not_fail_it() {
     let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "words ".repeat(100))).collect();
     let body = json!({"inputs": texts, "model": OTHER});
     let refusals = Cell::new(0);
-    let crowd = join_all((0..8).map(async |_| {
-        loop {
-            match app.post("/embed", body.clone()).await.status.as_u16() {
-                200 => {}
-                429 => refusals.set(refusals.get() + 1),
-                other => panic!("answered {other}"),
-            }
-        }
-    }));
+    let crowd = crowd(&app, 8, &body, &refusals);
     let work = async {
         while refusals.get() == 0 {
             tokio::time::sleep(Duration::from_millis(1)).await;
@@ -434,7 +425,7 @@ async fn a_full_queue_delays_a_job_and_does_not_fail_it() {
         wait_until(&app, &job, "completed").await
     };
     let job = tokio::select! {
-        _ = crowd => unreachable!("it does not end"),
+        () = crowd => unreachable!("it does not end"),
         job = work => job,
     };
     assert_eq!((&job["done"], &job["failed"]), (&json!(12), &json!(0)), "{job}");

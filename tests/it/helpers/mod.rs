@@ -22,7 +22,7 @@ pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use keys::{key_entry, secret, with_keys};
 pub use process::Process;
 pub use proxy::{Kind, Proxy};
-pub use server::{Answer, Caller, TestApp, client, send};
+pub use server::{Answer, Caller, TestApp, client, crowd, send};
 
 /// The default model.
 pub const MINILM: &str = "all-MiniLM-L6-v2";

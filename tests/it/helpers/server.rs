@@ -1,8 +1,10 @@
 //! A server in this process, on a free port, with a database of its own.
 
+use std::cell::Cell;
 use std::net::IpAddr;
 use std::ops::Deref;
 
+use futures::future::join_all;
 use granary::app::{App, AppError};
 use granary::config::{Config, ConfigSources};
 use granary::shutdown::Shutdown;
@@ -214,6 +216,20 @@ impl Deref for TestApp {
     fn deref(&self) -> &Caller {
         &self.caller
     }
+}
+
+/// So many callers send `/embed` this again and again, and count what a full queue refuses. It does not end.
+pub async fn crowd(app: &Caller, n_callers: usize, body: &Value, refusals: &Cell<u32>) {
+    join_all((0..n_callers).map(async |_| {
+        loop {
+            match app.post("/embed", body.clone()).await.status.as_u16() {
+                200 => {}
+                429 => refusals.set(refusals.get() + 1),
+                other => panic!("answered {other}"),
+            }
+        }
+    }))
+    .await;
 }
 
 /// A client that goes straight to the server, whatever proxy the machine has.
