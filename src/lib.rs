@@ -17,7 +17,7 @@
 //! | [`app`] | builds everything from a configuration and runs it; only `cli` imports it |
 //! | [`cli`] | the command line; it may use everything |
 //! | [`auth`] | API keys: which there are, who presents one |
-//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`], [`ownership`], [`tls`] | leaves: settings, logs and metrics, stopping, the time, freed memory, what JSON costs, whose a file is, `https` to others |
+//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`], [`ownership`], [`tls`] | leaves: settings, logs and metrics, stopping, the time, freed memory, JSON of any shape and what it costs, whose a file is, `https` to others |
 
 pub mod allocator;
 pub mod api;

@@ -38,6 +38,7 @@ use crate::grains::store::{
     SqliteStore, Vectors,
 };
 use crate::grains::transfer::ImportEntry;
+use crate::json::AnyObject;
 use crate::models::{folder, modules};
 
 /// The longest sentence of an error: what a caller sent is repeated in part, never as a whole.
@@ -78,7 +79,7 @@ pub fn request_body(bytes: &[u8]) {
     read::<TokenizeBody>(bytes);
     read::<DecodeBody>(bytes);
     read::<ActiveBody>(bytes);
-    read(bytes).map(|body| check(entry_in(body)));
+    read(bytes).map(|AnyObject(body)| check(entry_in(body)));
     read::<ReembeddingBody>(bytes);
     read::<PatchBody>(bytes);
     read::<DraftBody>(bytes).map(|body| check(body.into_draft()));

@@ -15,6 +15,7 @@ use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::config::AdditionalModel;
+use crate::json::AnyObject;
 use crate::models::NeededGrains;
 
 /// The body of `POST /models`: an entry as `[[ai.additional_models]]` of the configuration has it.
@@ -88,7 +89,7 @@ pub struct RegistrationBody {
 )]
 pub async fn register(
     State(state): State<AppState>,
-    Json(body): Json<serde_json::Map<String, serde_json::Value>>,
+    Json(AnyObject(body)): Json<AnyObject>,
 ) -> Result<Response, ApiError> {
     let status = state.models.register(entry_in(body)?).await?;
     let location = format!("/models/{}", status.info.name);

@@ -212,6 +212,50 @@ async fn bodies_that_are_nested_too_deep_are_refused_by_every_route() {
 }
 
 #[tokio::test]
+async fn no_string_becomes_a_document_that_nobody_counted() {
+    const RESERVED: &str = "$serde_json::private::RawValue";
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let nested = json!({"a": {"b": [{"c": null}], "d": RESERVED}});
+    app.put("/grains/kept", json!({"text": "kept", "attributes": nested})).await.ok();
+    let sent = async |method: Method, path: &str, content_type: &str, body: String| {
+        send(app.request(method, path).header(CONTENT_TYPE, content_type).body(body)).await
+    };
+    for name in [RESERVED, r"\u0024serde_json\u003a:private::RawValue"] {
+        let hidden = format!(r#"{{"{name}": "[[], []]"}}"#);
+        let grain = format!(r#"{{"text": "a", "attributes": {{"a": [{hidden}]}}}}"#);
+        let filter = format!(r#"{{"attributes": {{"a": {hidden}}}}}"#);
+        let said = |place: &str| format!("`{place}`: `{RESERVED}` is a name that");
+        for (method, path, body, place) in [
+            (Method::POST, "/grains", format!(r#"{{"grains": [{grain}]}}"#), "grains[0].attributes.a[0]"),
+            (Method::POST, "/grains", grain.clone(), "attributes.a[0]"),
+            (Method::PUT, "/grains/new", grain.clone(), "attributes.a[0]"),
+            (Method::PATCH, "/grains/kept", format!(r#"{{"attributes": {hidden}}}"#), "attributes"),
+            (Method::POST, "/grains/count", format!(r#"{{"filter": {filter}}}"#), "filter.attributes.a"),
+            (Method::POST, "/models", format!(r#"{{"name": "bad", "prompts": {hidden}}}"#), "prompts"),
+        ] {
+            let (status, code, detail) = sent(method, path, "application/json", body).await.problem();
+            assert_eq!((status, code.as_str()), (422, "invalid_request"), "{path}: {detail}");
+            assert!(detail.starts_with(&said(place)), "{path}: {detail}");
+        }
+        let (status, _, detail) = app.get(&format!("/grains?filter={}", percent_encoded(&filter))).await.problem();
+        assert!(status == 422 && detail.contains("is a name that"), "{status}: {detail}");
+        let lines = [
+            grain,
+            format!(r#"{{"text": "a", "meta": {{"attributes": {{"a": {hidden}}}}}}}"#),
+            format!(r#"{{"space": {{"fingerprint": "f", "manifest": {hidden}}}}}"#),
+        ];
+        let import = sent(Method::POST, "/grains/import", "application/x-ndjson", lines.join("\n")).await.text;
+        assert!(import.contains("\"failed\":3"), "{import}");
+        for place in ["attributes.a[0]", "meta.attributes.a", "space.manifest"] {
+            assert!(import.contains(&said(place)), "{place}: {import}");
+        }
+    }
+    assert_eq!(n_grains(&app).await, 1);
+    assert_eq!(app.get("/grains/kept").await.ok()["meta"]["attributes"], nested);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn compressed_bodies_are_refused_by_every_route() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     // The beginning of a stream that would become gibibytes.

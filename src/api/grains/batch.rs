@@ -4,7 +4,7 @@ use axum::extract::{Query, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use utoipa::openapi::schema::OneOfBuilder;
 use utoipa::openapi::{Ref, RefOr, Schema};
 use utoipa::{PartialSchema, ToSchema};
@@ -18,6 +18,7 @@ use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::api::state::AppState;
 use crate::grains::store::Atomicity;
 use crate::grains::{Draft, Outcome};
+use crate::json::AnyObject;
 
 /// One grain, or many in `grains`. Read as one struct: a choice between two shapes would lose which field is wrong.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -27,7 +28,7 @@ pub struct CreateBody {
     text: Option<String>,
     source: Option<String>,
     tags: Option<Vec<String>>,
-    attributes: Option<Map<String, Value>>,
+    attributes: Option<AnyObject>,
     model: Option<String>,
     vector: Option<Vec<f32>>,
     space: Option<String>,

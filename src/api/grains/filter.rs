@@ -16,6 +16,7 @@ use crate::api::fields::{IS_LIST, Object, optional_object};
 use crate::domain::{
     AttributeCondition, AttributeValue, CreatedAt, Filter, GrainId, Membership, Range, SpaceCondition,
 };
+use crate::json::AnyValue;
 
 /// The most values of one condition, and the most attributes of one filter.
 const MAX_VALUES: usize = 1000;
@@ -192,7 +193,7 @@ pub struct ConditionBody {
 
 impl<'de> Deserialize<'de> for AttributeBody {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let value = serde_json::Value::deserialize(deserializer)?;
+        let AnyValue(value) = AnyValue::deserialize(deserializer)?;
         let read = if value.is_object() {
             serde_json::from_value(value)
         } else {

@@ -4,7 +4,6 @@ use axum::extract::Query;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer};
-use serde_json::{Map, Value};
 use utoipa::ToSchema;
 
 use super::wire::{DraftBody, GrainObject, with_usual_model};
@@ -14,6 +13,7 @@ use crate::api::extract::{Json, QueryRejected, UsualModel, query_error};
 use crate::api::responses::{NativeBodyErrors, NativeErrors, NoRoom};
 use crate::grains::store::Vectors;
 use crate::grains::{Outcome, Patch, SourceChange};
+use crate::json::AnyObject;
 
 const INCLUDE: &str = "`include` takes `vector`, nothing else";
 
@@ -114,7 +114,7 @@ pub struct PatchBody {
     tags: Option<Vec<String>>,
     /// Attributes to set; null removes one. Others stay.
     #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, example = json!({"year": 2025}))]
-    attributes: Option<Map<String, Value>>,
+    attributes: Option<AnyObject>,
     /// The model to embed it with. When absent, another text is embedded with the key's model, or else the active one.
     #[schema(example = json!(null))]
     model: Option<String>,
@@ -145,6 +145,7 @@ pub async fn patch(
     Json(body): Json<PatchBody>,
 ) -> Result<Response, ApiError> {
     let PatchBody { text, source, tags, attributes, model } = body;
+    let attributes = attributes.map(|AnyObject(members)| members);
     let patch = Patch { text, source, tags, attributes, model, usual_model: usual.unless(None) };
     Ok(written(grains.patch(&id, patch, version).await?))
 }

@@ -11,6 +11,7 @@ use crate::api::extract::{UsualModel, required_space};
 use crate::domain::space::hex_digits;
 use crate::domain::{Content, Grain};
 use crate::grains::{Draft, SuppliedVector};
+use crate::json::AnyObject;
 
 /// A text record.
 #[derive(Clone, Debug, Serialize, ToSchema)]
@@ -114,7 +115,7 @@ pub struct DraftBody {
     pub(super) tags: Option<Vec<String>>,
     /// Anything else. Strings, numbers, booleans and lists of them can be filtered by.
     #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, example = json!({"year": 2024}))]
-    pub(super) attributes: Option<Map<String, Value>>,
+    pub(super) attributes: Option<AnyObject>,
     /// The model to embed it with: its name or an alias. When absent, a text that the grain has not had so far is embedded
     /// with the key's model, or else the active one.
     #[schema(example = json!(null))]
@@ -159,7 +160,7 @@ impl DraftBody {
             text: self.text,
             source: self.source,
             tags: self.tags.unwrap_or_default(),
-            attributes: self.attributes.unwrap_or_default(),
+            attributes: self.attributes.map(|AnyObject(members)| members).unwrap_or_default(),
         };
         Ok(Draft { id: self.id, content, model: self.model, usual_model: None, vector })
     }

@@ -6,7 +6,7 @@ use axum::body::{Body, Bytes};
 use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::super::ndjson::{LineReader, RawLine};
 use super::super::refused;
@@ -17,7 +17,7 @@ use crate::api::fields::{Object, optional_object};
 use crate::domain::{CreatedAt, Origin, Provenance};
 use crate::grains::transfer::{ImportEntry, ImportGrain, ImportLine, ImportSpace, ReadingEnded, UnknownVectors};
 use crate::grains::{Refusal, RefusalKind};
-use crate::json::parsed_bytes;
+use crate::json::{AnyObject, AnyValue, parsed_bytes};
 
 /// What a line may become in memory besides its texts: a vector takes a tenth of it.
 const MAX_PARSED_BYTES: usize = 8 << 20;
@@ -106,12 +106,12 @@ struct LineBody {
     text: Option<String>,
     source: Option<String>,
     tags: Option<Vec<String>>,
-    attributes: Option<Map<String, Value>>,
+    attributes: Option<AnyObject>,
     model: Option<String>,
     vector: Option<Vec<f32>>,
     verify: Option<bool>,
     /// The id of the vector's space, or a manifest.
-    space: Option<Value>,
+    space: Option<AnyValue>,
     #[serde(default, deserialize_with = "optional_object")]
     meta: Option<MetaBody>,
     created_at: Option<String>,
@@ -128,7 +128,7 @@ struct LineBody {
 struct MetaBody {
     source: Option<String>,
     tags: Option<Vec<String>>,
-    attributes: Option<Map<String, Value>>,
+    attributes: Option<AnyObject>,
     raw: Option<String>,
     embedding_model: Option<String>,
     space: Option<String>,
@@ -171,8 +171,8 @@ impl LineBody {
         }
         let space = match self.space {
             None => None,
-            Some(Value::String(id)) => Some(id),
-            Some(manifest) => {
+            Some(AnyValue(Value::String(id))) => Some(id),
+            Some(AnyValue(manifest)) => {
                 let body = serde_json::from_value::<Object<ManifestBody>>(manifest).map_err(|error| {
                     let error = shortened(&error.to_string());
                     refused("space", format!("`space` is neither the id of a space nor the manifest of one: {error}"))
