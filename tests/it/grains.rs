@@ -171,33 +171,36 @@ async fn old_file(ids: &[&str], meta: &str) -> TempDir {
 
 #[tokio::test]
 async fn old_attributes_that_cannot_be_read_stay_until_others_take_their_place() {
-    let stored = r#"{"n":1e400,"k":"v"}"#;
-    let app = TestApp::start_in(old_file(&["old", "imported"], stored).await, &with_tiny(&[])).await;
-    let shown = |grain: &Value| (grain["meta"]["raw"].clone(), grain["meta"]["attributes"].clone());
-    let unread = (json!(stored), json!({}));
-    assert_eq!(shown(&app.get("/grains/old").await.ok()), unread);
-    let tagged = app.patch("/grains/old", json!({"tags": ["a"]})).await.ok();
-    assert_eq!((&tagged["meta"]["tags"], shown(&tagged)), (&json!(["a"]), unread.clone()));
-    assert_eq!(shown(&app.patch("/grains/old", json!({"text": "a new text"})).await.ok()), unread);
-    let put = app.put("/grains/old", json!({"text": "a new text", "tags": ["b"], "attributes": {}})).await.ok();
-    assert_eq!((&put["version"], shown(&put)), (&json!(4), unread.clone()));
-    for attributes in [json!({"x": 1}), json!({"n": null})] {
-        let answer = app.patch("/grains/old", json!({"attributes": attributes})).await;
-        refused(&answer, 422, "invalid_request", "`PUT /grains/old` with all its `attributes` replaces them");
+    for stored in [r#"{"n":1e400,"k":"v"}"#, r#"{"n":{"$serde_json::private::RawValue":"[]"},"k":"v"}"#] {
+        let app = TestApp::start_in(old_file(&["old", "imported"], stored).await, &with_tiny(&[])).await;
+        let shown = |grain: &Value| (grain["meta"]["raw"].clone(), grain["meta"]["attributes"].clone());
+        let unread = (json!(stored), json!({}));
+        assert_eq!(shown(&app.get("/grains/old").await.ok()), unread);
+        let tagged = app.patch("/grains/old", json!({"tags": ["a"]})).await.ok();
+        assert_eq!((&tagged["meta"]["tags"], shown(&tagged)), (&json!(["a"]), unread.clone()));
+        assert_eq!(shown(&app.patch("/grains/old", json!({"text": "a new text"})).await.ok()), unread);
+        let put = app.put("/grains/old", json!({"text": "a new text", "tags": ["b"], "attributes": {}})).await.ok();
+        assert_eq!((&put["version"], shown(&put)), (&json!(4), unread.clone()));
+        for attributes in [json!({"x": 1}), json!({"n": null})] {
+            let answer = app.patch("/grains/old", json!({"attributes": attributes})).await;
+            refused(&answer, 422, "invalid_request", "`PUT /grains/old` with all its `attributes` replaces them");
+        }
+        for (attributes, expected) in
+            [(json!({}), unread.clone()), (json!({"k": "w"}), (json!(null), json!({"k": "w"})))]
+        {
+            let line = json!({"id": "imported", "text": "an old text", "tags": ["a"], "attributes": attributes});
+            let import = app.request(Method::POST, "/grains/import?on_conflict=replace");
+            let import = import.header("content-type", "application/x-ndjson").body(line.to_string());
+            let answer = send(import).await;
+            assert_eq!(shown(&app.get("/grains/imported").await.ok()), expected, "{}", answer.text);
+        }
+        let found = app.post("/grains/count", json!({"filter": {"attributes": {"k": "v"}}})).await.ok();
+        assert_eq!(found["count"], 1);
+        let replaced = app.put("/grains/old", json!({"text": "a new text", "attributes": {"k": "w"}})).await.ok();
+        assert_eq!(shown(&replaced), (json!(null), json!({"k": "w"})));
+        assert_eq!(app.patch("/grains/old", json!({"attributes": {"x": 1}})).await.ok()["version"], 6);
+        app.stop().await;
     }
-    for (attributes, expected) in [(json!({}), unread.clone()), (json!({"k": "w"}), (json!(null), json!({"k": "w"})))] {
-        let line = json!({"id": "imported", "text": "an old text", "tags": ["a"], "attributes": attributes});
-        let import = app.request(Method::POST, "/grains/import?on_conflict=replace");
-        let import = import.header("content-type", "application/x-ndjson").body(line.to_string());
-        let answer = send(import).await;
-        assert_eq!(shown(&app.get("/grains/imported").await.ok()), expected, "{}", answer.text);
-    }
-    let found = app.post("/grains/count", json!({"filter": {"attributes": {"k": "v"}}})).await.ok();
-    assert_eq!(found["count"], 1);
-    let replaced = app.put("/grains/old", json!({"text": "a new text", "attributes": {"k": "w"}})).await.ok();
-    assert_eq!(shown(&replaced), (json!(null), json!({"k": "w"})));
-    assert_eq!(app.patch("/grains/old", json!({"attributes": {"x": 1}})).await.ok()["version"], 6);
-    app.stop().await;
 }
 
 #[tokio::test]

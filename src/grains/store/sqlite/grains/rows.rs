@@ -8,6 +8,7 @@ use super::super::super::grain_store::Numbered;
 use super::super::SqliteStore;
 use super::filter::SERVED;
 use crate::domain::{Content, Grain, GrainId, Origin, Provenance, SpaceId, Unproven};
+use crate::json::AnyObject;
 
 /// `SELECT` of everything that [`SqliteStore::grain_of`] reads, with the grain as `g` and its vector as `e`.
 pub(super) fn select_grains() -> QueryBuilder<Sqlite> {
@@ -39,8 +40,9 @@ impl SqliteStore {
         let text = |column: &str| row.try_get::<String, _>(column);
         let optional_text = |column: &str| row.try_get::<Option<String>, _>(column);
         let attributes = text("attributes").map_err(&sql)?;
-        // Versions before 0.4 took numbers that no JSON reader has room for: then the document is shown as it is.
-        let parsed = serde_json::from_str(&attributes).ok();
+        // Versions before 0.4 took numbers that no JSON reader has room for, and every name: then the document is shown
+        // as it is.
+        let parsed = serde_json::from_str(&attributes).ok().map(|AnyObject(members)| members);
         // They took half of a surrogate pair, too: tags still have it escaped, and `source` as bytes that are no UTF-8.
         let source: Option<Vec<u8>> = row.try_get("source").map_err(&sql)?;
         let source = source.map(String::from_utf8).transpose();

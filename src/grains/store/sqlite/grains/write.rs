@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeSet, HashSet};
 
-use serde_json::{Map, Value};
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
@@ -18,6 +17,7 @@ use super::insert::{insert, put_vector};
 use super::rows::select_grains;
 use super::{count, json_text};
 use crate::domain::{Filter, ReembeddingState};
+use crate::json::AnyObject;
 
 /// The grain that is stored under an id.
 struct Found {
@@ -221,7 +221,7 @@ async fn update(
 ) -> Result<i64, sqlx::Error> {
     let attributes = &change.content.attributes;
     // What was shown raw, since it cannot be read, stays until other attributes take its place.
-    let stays = attributes.is_empty() && serde_json::from_str::<Map<String, Value>>(&found.attributes).is_err();
+    let stays = attributes.is_empty() && serde_json::from_str::<AnyObject>(&found.attributes).is_err();
     let attributes = if stays { found.attributes.clone() } else { json_text(attributes) };
     let version = found.version + 1;
     let text_version = if found.is_same_text { found.text_version } else { version };
