@@ -32,6 +32,9 @@ use crate::telemetry::traces::Trace;
 /// and each that waits for a core costs a turn of the kernel's, some milliseconds.
 const BULK_NICENESS: i32 = 3;
 
+/// A text as long as so many full batches takes seconds, beside which the pages of new memory for the next one count little.
+const LONG_BATCHES: usize = 4;
+
 /// Everything needed to open a model.
 #[derive(Clone, Debug)]
 pub struct EncoderSpec {
@@ -387,7 +390,7 @@ impl Worker {
             self.run_batch(&batch);
             let speed = n_tokens * self.n_bulk as f64 / started.elapsed().as_secs_f64().max(1e-6);
             batcher.finish(self.lane, &batch, speed);
-            if self.on_cpu && batch.width > self.max_batch_tokens {
+            if self.on_cpu && batch.width > LONG_BATCHES * self.max_batch_tokens {
                 // What a long text took of it would be there until the unload.
                 run_memory::keep_own();
             }
