@@ -264,7 +264,10 @@ impl From<EngineError> for ApiError {
             EngineError::Overloaded { retry_after, .. } => {
                 Self::new(Code::Overloaded, message).with_retry_after(retry_after)
             }
-            EngineError::NoMemory { .. } => Self::new(Code::MemoryBudget, message).with_param("inputs"),
+            EngineError::NoMemory { .. } => {
+                tracing::warn!("{message}");
+                Self::new(Code::MemoryBudget, message).with_param("inputs")
+            }
             EngineError::Closed => Self::new(Code::ModelLoading, message).with_retry_after(Duration::from_secs(1)),
             _ => {
                 tracing::error!("{message}");

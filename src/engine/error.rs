@@ -236,8 +236,9 @@ impl EngineError {
     /// Of a run that failed, whose first input has that place in the request.
     #[must_use]
     pub fn of_run(index: usize, source: Cause) -> Self {
-        // The runtime has no code for a want of memory.
-        if source.to_string().contains("bad_alloc") {
+        // The runtime has no code for a want of memory: these are the words of its own provider, CUDA's and OpenVINO's.
+        let said = source.to_string();
+        if ["bad_alloc", "Failed to allocate", "out of memory"].iter().any(|words| said.contains(words)) {
             Self::NoMemory { index, source }
         } else {
             Self::Inference { index, source }

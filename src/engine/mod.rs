@@ -23,7 +23,7 @@ mod turns;
 
 pub use dense::{Dense, Module};
 pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, OldestBatch};
-pub use error::{EngineError, TokenCount};
+pub use error::{Cause, EngineError, TokenCount};
 pub use graph::{GraphApart, GraphFiles};
 pub use job::{Finish, Priority};
 pub use provider::{CpuFeature, CpuFeatures, Gpu, ProviderChoice, ProviderFacts, ProviderWish};

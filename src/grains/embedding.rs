@@ -310,6 +310,10 @@ fn of_one_text(error: GrainError, model: &ModelName) -> Result<(usize, GrainErro
             tracing::warn!(%model, "a model fails on the text of a grain: {source}");
             Ok((index, GrainError::invalid("text", format!("`{model}` fails on `text`: {source}"))))
         }
+        GrainError::Model(ModelError::Engine(EngineError::NoMemory { index, source })) => {
+            tracing::warn!(%model, "no memory is left to run a model on the text of a grain: {source}");
+            Ok((index, GrainError::NoMemory { model: model.clone(), source }))
+        }
         GrainError::Model(ModelError::Engine(EngineError::NotANumber { index, found })) => {
             let message = format!("what `{model}` makes of `text` holds {found}, which is no number to compare by");
             Ok((index, GrainError::invalid("text", message)))
@@ -320,4 +324,20 @@ fn of_one_text(error: GrainError, model: &ModelName) -> Result<(usize, GrainErro
 
 fn is_of_runtime(error: &GrainError) -> bool {
     matches!(error, GrainError::Model(ModelError::Engine(EngineError::Inference { .. })))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grains::refusal::RefusalKind;
+
+    #[test]
+    fn a_text_for_which_no_memory_is_left_is_refused_alone() {
+        let model = ModelName::parse("m").expect("a name");
+        let error = GrainError::from(ModelError::Engine(EngineError::of_run(3, "std::bad_alloc".into())));
+        assert!(error.is_of_a_text());
+        let (index, error) = of_one_text(error, &model).expect("one text's");
+        assert_eq!((index, error.refusal().kind), (3, RefusalKind::MemoryBudget));
+        assert!(error.to_string().contains("run `m` on `text`"), "{error}");
+    }
 }

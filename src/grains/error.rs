@@ -7,7 +7,7 @@ use super::refusal::{Refusal, RefusalKind};
 use super::service::MAX_IMPORTS;
 use super::store::StoreError;
 use crate::domain::{Fingerprint, GrainId, GrainIdError, ModelName, ReembeddingId, SpaceId};
-use crate::engine::{EngineError, TokenCount};
+use crate::engine::{Cause, EngineError, TokenCount};
 use crate::models::{LedgerError, ModelError};
 use crate::telemetry::with_causes;
 
@@ -99,6 +99,17 @@ pub enum GrainError {
         n_tokens: TokenCount,
         /// The most the model takes.
         max_tokens: usize,
+    },
+    /// No memory was left to run the model on a grain's text.
+    #[error(
+        "no memory is left to run `{model}` on `text`: try again when the server has less to do, shorten it, set a smaller \
+         `max_tokens` for the model, or give the server more memory"
+    )]
+    NoMemory {
+        /// The model.
+        model: ModelName,
+        /// What the runtime said.
+        source: Cause,
     },
     /// A field is out of its range.
     #[error("{message}")]
@@ -239,13 +250,7 @@ impl GrainError {
     #[must_use]
     pub fn is_of_a_text(&self) -> bool {
         let Self::Model(ModelError::Engine(error)) = self else { return false };
-        !matches!(
-            error,
-            EngineError::Overloaded { .. }
-                | EngineError::Closed
-                | EngineError::NoMemory { .. }
-                | EngineError::Start { .. }
-        )
+        !matches!(error, EngineError::Overloaded { .. } | EngineError::Closed | EngineError::Start { .. })
     }
 
     /// As of the model whose error it is.
@@ -313,6 +318,7 @@ impl GrainError {
             Self::Version { .. } | Self::Absent(_) | Self::Present(_) => RefusalKind::Version,
             Self::Empty => RefusalKind::Empty,
             Self::TooLong { .. } => RefusalKind::TooLong,
+            Self::NoMemory { .. } => RefusalKind::MemoryBudget,
             Self::Store(error) => return Refusal::of_store(error),
             Self::Halfway { source, .. } => {
                 let Refusal { kind, message } = Refusal::of_store(source);
@@ -367,6 +373,7 @@ mod tests {
             (ModelError::Disabled { name: name.clone() }, RefusalKind::ModelDisabled),
             (ModelError::Loading { name: name.clone(), waited: Duration::ZERO }, RefusalKind::ModelLoading),
             (ModelError::Engine(EngineError::Closed), RefusalKind::ModelLoading),
+            (ModelError::Engine(EngineError::of_run(0, "bad_alloc".into())), RefusalKind::MemoryBudget),
         ] {
             assert_eq!(GrainError::Model(error).refusal().kind, kind);
         }

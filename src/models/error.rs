@@ -190,7 +190,7 @@ impl LoadError {
         match self {
             Self::Files(FolderError::Read(_))
             | Self::Changed(_)
-            | Self::Engine(EngineError::Start { .. })
+            | Self::Engine(EngineError::Start { .. } | EngineError::NoMemory { .. })
             | Self::NotDownloaded(_)
             | Self::Panicked(_) => false,
             Self::Memory(refusal) => refusal.is_permanent(),
@@ -214,7 +214,7 @@ impl LoadError {
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Memory(_) => FailureKind::Memory,
+            Self::Memory(_) | Self::Engine(EngineError::NoMemory { .. }) => FailureKind::Memory,
             Self::Hub(HubError::DiskFull { .. } | HubError::NoRoom(_)) => FailureKind::Disk,
             Self::Files(_)
             | Self::Changed(_)
@@ -236,6 +236,14 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+
+    #[test]
+    fn a_load_that_found_no_memory_may_find_some_later() {
+        let failed = LoadError::from(EngineError::of_run(0, "Failed to allocate 3 GB".into()));
+        assert!(!failed.is_permanent() && failed.kind() == FailureKind::Memory);
+        let failed = LoadError::from(EngineError::of_run(0, "Invalid input name".into()));
+        assert!(failed.is_permanent() && failed.kind() == FailureKind::Model);
+    }
 
     #[test]
     fn a_file_that_comes_wrong_again_and_again_is_left_alone_for_longer_and_longer() {
