@@ -338,10 +338,13 @@ fn open_giving_way(
     })
 }
 
-/// Has this thread give way to others, as lone queries and what reads and writes requests.
+/// Has this thread give way to others, as lone queries and what reads and writes requests. On other systems it would be the
+/// process.
 fn give_way() {
-    // A process may always take less.
-    let _ = rustix::process::nice(BULK_NICENESS);
+    #[cfg(target_os = "linux")]
+    if let Err(error) = rustix::process::nice(BULK_NICENESS) {
+        tracing::debug!(%error, "a thread that runs bulk does not give way to others");
+    }
 }
 
 fn n_bytes(input: &Input) -> usize {

@@ -34,6 +34,27 @@ async fn a_model_may_have_another_provider_than_the_rest() {
 }
 
 #[tokio::test]
+#[cfg(target_os = "linux")]
+async fn what_runs_bulk_gives_way_to_lone_queries() {
+    use rustix::process::{Pid, getpriority_process};
+
+    let toml = with_tiny(&[]).replacen("[ai]\n", "[engine]\nquery_lane = \"on\"\nworkers = 2\n[ai]\n", 1);
+    let app = TestApp::start_with(&toml).await;
+    app.post("/embed", json!({"inputs": "hello"})).await.ok();
+    let mut niceness = std::collections::BTreeMap::new();
+    for task in fs_err::read_dir("/proc/self/task").expect("this process") {
+        let task = task.expect("a thread");
+        let Ok(name) = fs_err::read_to_string(task.path().join("comm")) else { continue };
+        let id = task.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
+        niceness.insert(name.trim().to_owned(), getpriority_process(id).expect("it is alive"));
+    }
+    assert_eq!(["infer-0", "infer-1", "infer-2"].map(|name| niceness.get(name).copied()), [Some(3), Some(3), Some(0)]);
+    // What OpenVINO runs bulk on has its name from the thread that opened the session.
+    assert!(niceness.get("infer-bulk").is_none_or(|nice| *nice == 3), "{niceness:?}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_provider_that_the_library_lacks_is_replaced_and_what_is_lost_is_said() {
     let entry = format!("{}provider = \"cuda\"\n", entry_of("tiny"));
     let app = TestApp::start_with(&format!("[ai]\nmodel_name = \"tiny\"\n{entry}")).await;
