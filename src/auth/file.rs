@@ -12,11 +12,11 @@ use crate::ownership::hand_over;
 const HEAD: &str = "# The API keys of Granary, as hashes: `granary keys add`, `list` and `remove` write and read this file.\n\
                     # A running server takes a change over within seconds. While this file is here, requests need a key.\n\n";
 
-/// Only the owner reads and writes it.
+/// The mode of the first file: only the owner reads and writes it.
 const MODE: u32 = 0o600;
 
-/// The bit by which the group reads it too, where somebody has allowed that.
-const READABLE_BY_GROUP: u32 = 0o040;
+/// The bits by which others than the owner read it too, where somebody has allowed that: there are only hashes in it.
+const READABLE_BY_OTHERS: u32 = 0o044;
 
 /// The bits by which others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -239,14 +239,15 @@ fn create(path: &Path) -> io::Result<fs_err::File> {
     options.open(path)
 }
 
-/// Lets the group read a new file that could read the old one: a server may read its keys by that alone, and would go
-/// on with those that it has.
+/// Lets those read a new file who could read the old one: a server may read its keys by that alone, and would go on with
+/// those that it has, removed ones too.
 fn keep_readers(new: &fs_err::File, old: &Path) -> io::Result<()> {
     let old = match fs_err::metadata(old) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found?,
     };
-    if old.mode() & READABLE_BY_GROUP == 0 {
+    let readers = old.mode() & READABLE_BY_OTHERS;
+    if readers == 0 {
         return Ok(());
     }
     if new.metadata()?.gid() != old.gid() {
@@ -255,7 +256,7 @@ fn keep_readers(new: &fs_err::File, old: &Path) -> io::Result<()> {
             format!("the group {group} may read them, and this user cannot give it a file: run the command as root");
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
     }
-    new.set_permissions(PermissionsExt::from_mode(MODE | READABLE_BY_GROUP))
+    new.set_permissions(PermissionsExt::from_mode(MODE | readers))
 }
 
 /// Opens the file by whose lock those wait for each other who change the keys, made if need be.
@@ -319,19 +320,21 @@ mod tests {
     }
 
     #[test]
-    fn the_file_is_its_owners_and_of_the_group_that_may_read_it() {
+    fn the_file_is_its_owners_and_of_those_who_may_read_it() {
         let (_folder, file) = in_a_folder();
         file.add(key("a")).expect("added");
         let mode = || fs_err::metadata(file.path()).expect("a file").permissions().mode() & 0o777;
         assert_eq!(mode(), 0o600);
-        fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o644)).expect("shown to others");
+        for shown in [0o600, 0o604, 0o640, 0o644] {
+            fs_err::set_permissions(file.path(), PermissionsExt::from_mode(shown)).expect("shown to others");
+            file.add(key("b")).expect("added");
+            assert_eq!(mode(), shown, "a server that reads it does so on");
+            file.remove(&key("b").name).expect("removed");
+            assert_eq!(mode(), shown);
+        }
+        fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o755)).expect("shown to others");
         file.add(key("b")).expect("added");
-        assert_eq!(mode(), 0o640, "the group reads on, and others do not");
-        file.remove(&key("b").name).expect("removed");
-        assert_eq!(mode(), 0o640);
-        fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o604)).expect("shown to others");
-        file.add(key("b")).expect("added");
-        assert_eq!(mode(), 0o600);
+        assert_eq!(mode(), 0o644, "nobody runs it");
         fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o660)).expect("given to others");
         assert!(matches!(file.read(), Err(KeyFileError::Exposed { .. })));
     }
