@@ -70,13 +70,29 @@ pub(super) async fn recognise(path: &Path) -> Result<Recognised, StoreError> {
     Err(StoreError::Busy { path: path.to_owned(), doing: DOING, source: None })
 }
 
-async fn look(path: &Path) -> Result<Recognised, StoreError> {
-    let foreign = |found: &str| StoreError::Foreign { path: path.to_owned(), found: found.to_owned() };
+/// Refuses a file that is none of SQLite's, by its beginning, however damaged the rest may be.
+pub(super) fn refuse_other_files(path: &Path) -> Result<(), StoreError> {
+    let header = header_of(path)?;
+    // With a hot journal the header may be half written: SQLite decides, once it has rolled back.
+    if header.is_empty() || header == MAGIC || has_hot_journal(path) {
+        Ok(())
+    } else {
+        Err(StoreError::not_a_database(path))
+    }
+}
+
+/// The bytes with which every SQLite file begins, or what stands there.
+fn header_of(path: &Path) -> Result<Vec<u8>, StoreError> {
     let mut header = Vec::with_capacity(MAGIC.len());
     fs_err::File::open(path)
         .and_then(|file| file.take(MAGIC.len() as u64).read_to_end(&mut header))
         .map_err(|source| StoreError::files("read the database", path, source))?;
-    if header.is_empty() {
+    Ok(header)
+}
+
+async fn look(path: &Path) -> Result<Recognised, StoreError> {
+    let foreign = |found: &str| StoreError::Foreign { path: path.to_owned(), found: found.to_owned() };
+    if header_of(path)?.is_empty() {
         // SQLite would throw that log away; whoever lost or emptied the file may still need it.
         return if has_log(path) {
             Err(foreign("empty, although the `-wal` file beside it still holds data of a database"))
@@ -84,10 +100,7 @@ async fn look(path: &Path) -> Result<Recognised, StoreError> {
             Ok(Recognised::Blank)
         };
     }
-    // With a hot journal the header may be half written: SQLite decides, once it has rolled back.
-    if header != MAGIC && !has_hot_journal(path) {
-        return Err(StoreError::not_a_database(path));
-    }
+    refuse_other_files(path)?;
 
     let mut view = View::open(path).await?;
     let found = inspect(&mut view.connection).await;

@@ -8,7 +8,7 @@ use super::beside;
 use super::copy::{discard, write_copy};
 use super::lock::StoreLock;
 use super::open::{is_database_path, real_path, sync_folder_of};
-use super::recognise::{Recognised, recognise};
+use super::recognise::{Recognised, recognise, refuse_other_files};
 use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
 use crate::ownership::hand_over;
 
@@ -29,14 +29,19 @@ const DOING: &str = "put a snapshot in place of the database";
 /// new one, if root or this user has made it.
 ///
 /// # Errors
-/// When the snapshot is not Granary's or from a newer one, either is in use, for a snapshot with a log by another restore
-/// too, there is no room for the copy, or it cannot be given to its owner: then the database is where it was. When the file
-/// system refuses later than that, it may have its other name already, and so it may after a crash: then no database is
-/// opened until the restore has been repeated.
+/// When the snapshot is not Granary's or from a newer one, the database is none of SQLite's, either is in use, for a
+/// snapshot with a log by another restore too, there is no room for the copy, or it cannot be given to its owner: then the
+/// database is where it was. When the file system refuses later than that, it may have its other name already, and so it
+/// may after a crash: then no database is opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
     refuse_links_of_others(database).map_err(|source| StoreError::files(DOING, database, source))?;
     let (real_database, real_snapshot) = (real_path(database)?, real_path(snapshot)?);
     let (database, snapshot) = (real_database.as_path(), real_snapshot.as_path());
+    // The settings may be another user's, and name any file of the system. A damaged database, which a snapshot is for,
+    // begins as one.
+    if is_database_path(database)? {
+        refuse_other_files(database)?;
+    }
     if !is_database_path(snapshot)? {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(StoreError::files("find the snapshot", snapshot, missing));
@@ -53,8 +58,8 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
     replaced
 }
 
-/// Refuses a link to the database that somebody else has made: it may lead root to any file of the system, which would
-/// get another name. What is there cannot tell, because a damaged database is what a snapshot is for.
+/// Refuses a link to the database that somebody else has made: it may lead root to any database of the system, which
+/// would get another name, or to where a file of their making does harm.
 fn refuse_links_of_others(database: &Path) -> std::io::Result<()> {
     let mut path = database.to_owned();
     for _ in 0..MAX_LINKS {

@@ -186,6 +186,36 @@ async fn a_database_that_a_link_leads_to_is_replaced_where_it_is() {
 }
 
 #[tokio::test]
+async fn what_is_no_database_of_sqlite_is_not_moved_away() {
+    let (folder, path) = folder();
+    let snapshot = folder.path().join("snapshot.db");
+    open(&snapshot).await.expect("created").close().await;
+    fs_err::write(&path, "of the system, and none of Granary's").expect("written");
+    let before = names_in(folder.path());
+    let refused = restore(&path, &snapshot).await.expect_err("the settings may name any file");
+    let sentence = refused.to_string();
+    assert!(sentence.contains("not an SQLite database") && sentence.contains("move the file away"), "{sentence}");
+    assert_eq!(names_in(folder.path()), before, "nothing has another name or is left behind");
+    fs_err::remove_file(&path).expect("removed");
+    fs_err::create_dir(&path).expect("made");
+    let refused = restore(&path, &snapshot).await.expect_err("a folder");
+    assert!(matches!(refused, StoreError::Foreign { .. }), "{refused}");
+    fs_err::remove_dir(&path).expect("it is where it was");
+
+    // What a snapshot is for.
+    for damaged in [&b"SQLite format 3\0, and no more of it"[..], b""] {
+        fs_err::write(&path, damaged).expect("written");
+        let replaced = restore(&path, &snapshot).await.expect("restored").expect("there was one");
+        assert_eq!(fs_err::read(&replaced).expect("kept"), damaged);
+    }
+    // Cut off while its first page was written.
+    fs_err::write(&path, "half a page").expect("written");
+    fs_err::write(beside(&path, "-journal"), "what it was").expect("written");
+    let replaced = restore(&path, &snapshot).await.expect("restored").expect("there was one");
+    assert_eq!(fs_err::read(beside(&replaced, "-journal")).expect("kept"), b"what it was");
+}
+
+#[tokio::test]
 async fn a_link_to_the_database_that_somebody_else_has_made_is_not_followed() {
     use std::os::unix::fs::lchown;
     let (folder, path) = folder();
