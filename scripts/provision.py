@@ -64,6 +64,7 @@ class DataFolder:
         """Held while anything is written; another run waits here and then mostly finds its work done."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
+            self.refuse_to_run_the_owners_code()
             # Nothing of it is written, nor a link followed: the folder may be another user's, and this one root.
             lock = os.fdopen(os.open(self.root / ".lock", os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w")
         except OSError as error:
@@ -78,6 +79,15 @@ class DataFolder:
                 ignored.write("*\n")
             shutil.rmtree(self.root / STAGING, ignore_errors=True)  # what killed runs left
             yield
+
+    def refuse_to_run_the_owners_code(self):
+        """Root imports the packages in this folder, and believes its stamps: whoever has the folder would be root."""
+        owner = self.root.stat().st_uid
+        if os.geteuid() == 0 and owner != 0:
+            raise Failure(
+                f"{self.root} belongs to the user {owner}, and root would run what they have put there: run it as that user "
+                f"(sudo -u '#{owner}' ...), or name a folder of root's with GRANARY_MODELS__DATA_DIR."
+            )
 
     @contextlib.contextmanager
     def staging(self):

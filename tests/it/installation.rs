@@ -1,7 +1,7 @@
 //! `models.system_dir`: what an installation brings along is used, and left as it is. And set-up in unusual folders.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::{MetadataExt, symlink};
+use std::os::unix::fs::{MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -103,6 +103,27 @@ fn set_up_writes_through_no_link() {
     symlink("nowhere", path(".gitignore")).expect("linked");
     let done = set_up();
     assert!(done.status.success() && path("models/made").is_dir() && !path("nowhere").exists(), "{done:?}");
+}
+
+#[test]
+fn set_up_as_root_runs_nothing_of_another_user() {
+    let folder = folder_with("");
+    if chown(folder.path(), Some(7), None).is_err() {
+        println!("skipped: only root can give folders to other users");
+        return;
+    }
+    let set_up = || {
+        let mut command = Command::new("python3");
+        command.args(["-c", PUBLISH]).current_dir(repository()).env("GRANARY_MODELS__DATA_DIR", folder.path());
+        command.output().expect("it runs")
+    };
+    let refused = set_up();
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("belongs to the user 7"), "{said}");
+    assert!(contents(folder.path()).iter().all(|(path, _)| path.ends_with("granary.toml")), "nothing is made");
+    chown(folder.path(), Some(0), None).expect("given back");
+    let done = set_up();
+    assert!(done.status.success(), "{done:?}");
 }
 
 /// What `scripts/setup` says of what pip has said.
