@@ -4,7 +4,34 @@
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, fchown};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// The most links that lead from one to the next, as for the system: where there are more, the file cannot be opened.
+const MAX_LINKS: usize = 40;
+
+/// Where a file is or will be, behind the links at its path: a new one takes the place of the old one, and not that of a
+/// link to it.
+///
+/// # Errors
+/// When neither root nor this user has made a link: it may lead root to any file of the system, or to where a new one does
+/// harm.
+pub fn behind_links(file: &Path) -> io::Result<PathBuf> {
+    let mut path = file.to_owned();
+    for _ in 0..MAX_LINKS {
+        let Ok(target) = fs_err::read_link(&path) else { break };
+        let owner = fs_err::symlink_metadata(&path)?.uid();
+        if ![rustix::process::geteuid().as_raw(), 0].contains(&owner) {
+            let link = path.display();
+            let refused = format!(
+                "`{link}` is a link of the user {owner}, and is not followed: run the command as that user \
+                 (`sudo -u '#{owner}' …`), or name the file itself"
+            );
+            return Err(io::Error::new(ErrorKind::PermissionDenied, refused));
+        }
+        path = path.parent().unwrap_or(Path::new("")).join(target);
+    }
+    Ok(path)
+}
 
 /// Gives a file that this process has made to the owner of the one at `old`, whose place it takes or which it guards.
 /// Where there is none, it becomes the folder's owner's, if the system lets this process do that.

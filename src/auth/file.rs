@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{ApiKey, KeyName};
-use crate::ownership::hand_over;
+use crate::ownership::{behind_links, hand_over};
 
 const HEAD: &str = "# The API keys of Granary, as hashes: `granary keys add`, `list` and `remove` write and read this file.\n\
                     # A running server takes a change over within seconds. While this file is here, requests need a key.\n\n";
@@ -20,9 +20,6 @@ const READABLE_BY_OTHERS: u32 = 0o044;
 
 /// The bits by which others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
-
-/// The most links that lead from one to the next, as for the system: where there are more, the file cannot be read.
-const MAX_LINKS: usize = 40;
 
 /// A file of keys, which need not be there.
 #[derive(Clone, Debug)]
@@ -180,7 +177,7 @@ impl KeyFile {
     /// Changes the keys, one process at a time. A reader sees the old file or the new one, which has the same owner.
     fn change(&self, edit: impl FnOnce(&mut Vec<ApiKey>) -> Result<(), KeyFileError>) -> Result<(), KeyFileError> {
         let unwritable = |source: io::Error| KeyFileError::Unwritable { path: self.0.clone(), source };
-        let path = behind_links(&self.0);
+        let path = behind_links(&self.0).map_err(unwritable)?;
         let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
         fs_err::create_dir_all(folder).map_err(unwritable)?;
         let lock = open_lock(&path).map_err(unwritable)?;
@@ -218,16 +215,6 @@ fn with_way_out(error: io::Error) -> io::Error {
     }
     let way_out = "the file is mounted by itself, and no new one can take its place: mount the folder it is in";
     io::Error::new(error.kind(), format!("{error}; {way_out}"))
-}
-
-/// Where a file is or will be: a new one takes the place of the old one, and not that of a link to it.
-fn behind_links(file: &Path) -> PathBuf {
-    let mut path = file.to_owned();
-    for _ in 0..MAX_LINKS {
-        let Ok(target) = fs_err::read_link(&path) else { break };
-        path = path.parent().unwrap_or(Path::new("")).join(target);
-    }
-    path
 }
 
 /// Makes a file for its owner alone. What has its name already is not used: in somebody else's folder, that may be a link
@@ -410,6 +397,24 @@ mod tests {
         assert!(busy.ends_with("mount the folder it is in"), "{busy}");
         let full = with_way_out(io::ErrorKind::StorageFull.into()).to_string();
         assert_eq!(full, io::Error::from(io::ErrorKind::StorageFull).to_string());
+    }
+
+    #[test]
+    fn a_link_to_the_file_that_somebody_else_has_made_is_not_followed() {
+        let (folder, _) = in_a_folder();
+        let [link, other] = ["keys.toml", "other.toml"].map(|name| folder.path().join(name));
+        std::os::unix::fs::symlink(&other, &link).expect("linked");
+        if std::os::unix::fs::lchown(&link, Some(7), None).is_err() {
+            println!("skipped: only root can give files to other users");
+            return;
+        }
+        let refused = KeyFile::at(link.clone()).add(key("a")).expect_err("it may lead anywhere");
+        let sentence = super::super::sentence(&refused);
+        assert!(sentence.contains("cannot be written: `") && sentence.contains("is a link of the user 7"), "{sentence}");
+        assert_eq!(fs_err::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is made beside either");
+        std::os::unix::fs::lchown(&link, Some(rustix::process::geteuid().as_raw()), None).expect("given back");
+        KeyFile::at(link).add(key("a")).expect("its own link");
+        assert_eq!(KeyFile::at(other).read().expect("keys"), [key("a")]);
     }
 
     #[test]

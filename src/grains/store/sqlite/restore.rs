@@ -10,10 +10,7 @@ use super::lock::StoreLock;
 use super::open::{is_database_path, real_path, sync_folder_of};
 use super::recognise::{Recognised, recognise, refuse_other_files};
 use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
-use crate::ownership::hand_over;
-
-/// The most links that lead from one to the next, as for the system.
-const MAX_LINKS: usize = 40;
+use crate::ownership::{behind_links, hand_over};
 
 /// What the name of the database has appended for the copy of a snapshot until that takes its place. While there is no
 /// database and this is there, a restore was cut off, or goes on.
@@ -34,8 +31,8 @@ const DOING: &str = "put a snapshot in place of the database";
 /// database is where it was. When the file system refuses later than that, it may have its other name already, and so it
 /// may after a crash: then no database is opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
-    refuse_links_of_others(database).map_err(|source| StoreError::files(DOING, database, source))?;
-    let (real_database, real_snapshot) = (real_path(database)?, real_path(snapshot)?);
+    let own = behind_links(database).map_err(|source| StoreError::files(DOING, database, source))?;
+    let (real_database, real_snapshot) = (real_path(&own)?, real_path(snapshot)?);
     let (database, snapshot) = (real_database.as_path(), real_snapshot.as_path());
     // The settings may be another user's, and name any file of the system. A damaged database, which a snapshot is for,
     // begins as one.
@@ -56,26 +53,6 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
         lock.withdraw();
     }
     replaced
-}
-
-/// Refuses a link to the database that somebody else has made: it may lead root to any database of the system, which
-/// would get another name, or to where a file of their making does harm.
-fn refuse_links_of_others(database: &Path) -> std::io::Result<()> {
-    let mut path = database.to_owned();
-    for _ in 0..MAX_LINKS {
-        let Ok(target) = fs_err::read_link(&path) else { break };
-        let owner = fs_err::symlink_metadata(&path)?.uid();
-        if ![rustix::process::geteuid().as_raw(), 0].contains(&owner) {
-            let link = path.display();
-            let refused = format!(
-                "`{link}` is a link of the user {owner}, and is not followed: run the command as that user \
-                 (`sudo -u '#{owner}' …`), or name the database itself"
-            );
-            return Err(std::io::Error::new(std::io::ErrorKind::PermissionDenied, refused));
-        }
-        path = path.parent().unwrap_or(Path::new("")).join(target);
-    }
-    Ok(())
 }
 
 /// Keeps others from writing to a snapshot. What has a log or a journal is looked at in a folder beside it, which has one
