@@ -18,7 +18,8 @@ pub(super) const RESTORING: &str = ".restoring";
 
 const DOING: &str = "put a snapshot in place of the database";
 
-/// Puts a snapshot in place of a database that no process uses, and answers where the database is now, if there was one.
+/// Puts a snapshot in place of a database that no process uses, and answers where the database is now, if there was one,
+/// also when an earlier restore that was cut off has moved it away.
 ///
 /// The snapshot stays as it is, and whoever may read it, the database is its owner's alone: who had the one before, or has
 /// the folder. A snapshot is any database of Granary's that is not in use: what a crash left in its log or journal counts.
@@ -83,6 +84,7 @@ async fn replace(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, St
     discard(&partial).map_err(refused)?;
     // While the database is away, what an earlier restore left is its owner's.
     let owned = if fs_err::exists(database).map_err(refused)? { database } else { whole.as_path() };
+    let was_cut_off = fs_err::exists(&whole).map_err(refused)?;
     let copied = copy(snapshot, &partial)
         .await
         .and_then(|copy| hand_over(&copy, owned).and_then(|()| copy.sync_all()).map_err(refused));
@@ -94,7 +96,7 @@ async fn replace(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, St
     fs_err::rename(&partial, &whole).and_then(|()| sync_folder_of(&whole)).map_err(refused)?;
     let replaced = move_away(database).map_err(refused)?;
     fs_err::rename(&whole, database).and_then(|()| sync_folder_of(database)).map_err(refused)?;
-    Ok(replaced)
+    Ok(replaced.or_else(|| was_cut_off.then(|| last_replaced(database)).flatten()))
 }
 
 /// Copies what the next reader of a snapshot would see, and answers with the file.
@@ -122,7 +124,7 @@ fn move_away(database: &Path) -> std::io::Result<Option<PathBuf>> {
     if parts.is_empty() {
         return Ok(None);
     }
-    let mut names = (1..).map(|n| beside(database, &format!(".replaced.{n}")));
+    let mut names = names_of_replaced(database);
     let replaced = loop {
         match names.next() {
             Some(name) if !parts_of(&name)?.is_empty() => {}
@@ -134,6 +136,20 @@ fn move_away(database: &Path) -> std::io::Result<Option<PathBuf>> {
         fs_err::rename(beside(database, part), beside(&replaced, part))?;
     }
     Ok(parts.contains(&"").then_some(replaced))
+}
+
+/// The database that had its other name last; `None` where none is here any more. Numbers become free, so they do not say.
+fn last_replaced(database: &Path) -> Option<PathBuf> {
+    let there = names_of_replaced(database).take_while(|name| parts_of(name).is_ok_and(|parts| !parts.is_empty()));
+    let since = there.filter_map(|name| {
+        let found = fs_err::metadata(&name).ok()?;
+        Some(((found.ctime(), found.ctime_nsec()), name))
+    });
+    since.max().map(|(_, name)| name)
+}
+
+fn names_of_replaced(database: &Path) -> impl Iterator<Item = PathBuf> {
+    (1..).map(|n| beside(database, &format!(".replaced.{n}")))
 }
 
 /// What there is of a database, as suffixes of its name. The file comes first: a log without its file is refused, but a

@@ -86,9 +86,21 @@ async fn a_restore_that_was_cut_off_leaves_the_old_database_or_none_and_never_a_
     assert!(refused.to_string().contains("repeat `granary snapshot restore FILE`"), "{refused}");
     assert_eq!(names_in(folder.path()), before, "nothing was made in its place");
 
-    assert_eq!(restore(&path, &snapshot).await.expect("restored"), None);
+    let replaced = restore(&path, &snapshot).await.expect("restored");
+    assert_eq!(replaced, Some(beside(&path, ".replaced.1")), "it was moved by the restore that was cut off");
     assert!(!names_in(folder.path()).contains(&"granary.db.restoring".to_owned()));
     open(&path).await.expect("a database").close().await;
+
+    // Somebody has deleted the first, and its number is given again.
+    fs_err::rename(beside(&path, ".replaced.1"), beside(&path, ".replaced.2")).expect("moved");
+    tokio::time::sleep(std::time::Duration::from_millis(50)).await; // the clock of files has ticked
+    fs_err::rename(&path, beside(&path, ".replaced.1")).expect("moved");
+    fs_err::write(beside(&path, RESTORING), "the beginning of a snapshot").expect("written");
+    let replaced = restore(&path, &snapshot).await.expect("restored");
+    assert_eq!(replaced, Some(beside(&path, ".replaced.1")), "the last one");
+    // Whoever deletes the database themselves is told of no other.
+    fs_err::remove_file(&path).expect("deleted");
+    assert_eq!(restore(&path, &snapshot).await.expect("restored"), None);
 }
 
 #[tokio::test]
