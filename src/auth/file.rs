@@ -36,6 +36,14 @@ pub enum KeyFileError {
         /// What the system said.
         source: io::Error,
     },
+    /// Its folder keeps to itself whether there is one.
+    #[error("it cannot be seen whether there are keys in `{}`", path.display())]
+    Unseen {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// It is not what a file of keys is.
     #[error(
         "`{}` is not understood{}: it holds a table `[[keys]]` for each key, with `name`, `hash` (\"sha256:…\"), `scopes` \
@@ -144,7 +152,7 @@ impl KeyFile {
         // Whoever has made a link that leads nowhere wants keys: that is not the same as no file.
         match fs_err::symlink_metadata(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(self.unreadable(error.kind().into())),
+            Err(error) => return Err(KeyFileError::Unseen { path: self.0.clone(), source: error.kind().into() }),
             Ok(_) => {}
         }
         let text = fs_err::read_to_string(&self.0).map_err(|error| self.unreadable(error.kind().into()))?;

@@ -146,7 +146,8 @@ impl Keys {
     }
 
     /// Looks at the file, and takes over what has changed in it. A file that cannot be read or understood changes no key.
-    /// It closes the server all the same: somebody wants keys, and a start would be refused.
+    /// It closes the server all the same: somebody wants keys, and a start would be refused. An error of its folder, which
+    /// may pass, does not: there is perhaps no file.
     ///
     /// The file is small and read whole: two changes within a tick of the clock have the same time and may have the same
     /// size.
@@ -154,7 +155,9 @@ impl Keys {
         if self.policy == Policy::Never {
             return;
         }
-        let seen: Seen = self.file.text().map_err(|error| sentence(&error));
+        let text = self.file.text();
+        let is_there = !matches!(text, Ok(None) | Err(KeyFileError::Unseen { .. }));
+        let seen: Seen = text.map_err(|error| sentence(&error));
         if self.known.read().seen.as_ref() == Some(&seen) {
             return;
         }
@@ -166,7 +169,8 @@ impl Keys {
         };
         let mut known = self.known.write();
         let was_closed = known.is_closed;
-        known.is_closed |= !matches!(seen, Ok(None));
+        known.is_closed |= is_there;
+        let is_understood = taken_over.is_ok();
         match taken_over {
             Ok(kept) => {
                 known.keys = together(&self.configured, kept);
@@ -179,9 +183,10 @@ impl Keys {
             tracing::warn!("requests need a key from here on");
         }
         if known.is_closed && known.keys.is_empty() {
+            let way_out =
+                if is_understood { "make one with `granary keys add`".to_owned() } else { format!("mend `{path}`") };
             tracing::warn!(
-                "there is no key any more, and the server stays closed: make one with `granary keys add`, or delete \
-                 `{path}` and start the server again"
+                "there is no key, and the server stays closed: {way_out}, or delete `{path}` and start the server again"
             );
         }
     }
@@ -302,6 +307,25 @@ mod tests {
             let setup = KeysSetup { configured: Vec::new(), file, policy: Policy::WhereThereAreKeys };
             Keys::open(setup).expect_err("no server starts with it");
         }
+    }
+
+    #[test]
+    fn a_folder_that_does_not_say_whether_there_is_a_file_closes_no_server() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (parent, file) = (folder.path().join("keys"), folder.path().join("keys/keys.toml"));
+        let setup = KeysSetup { configured: Vec::new(), file: file.clone(), policy: Policy::WhereThereAreKeys };
+        let open = Keys::open(setup).expect("no file");
+        // In the place of one that cannot be searched, which root always can.
+        fs_err::write(&parent, "no folder").expect("written");
+        open.refresh();
+        assert!(!open.are_needed(), "there may be none");
+        fs_err::remove_file(&parent).expect("removed");
+        fs_err::create_dir(&parent).expect("made");
+        open.refresh();
+        assert!(!open.are_needed(), "there is none");
+        fs_err::create_dir(&file).expect("made");
+        open.refresh();
+        assert!(open.are_needed(), "what cannot be read is there");
     }
 
     #[test]

@@ -542,7 +542,7 @@ async fn keys_come_and_go_while_the_server_runs() {
     said(folder.path(), &["remove", "ops"]);
     until(&ops, "/models", 401).await;
     app.get("/models").await.problem();
-    process.wait_for("there is no key any more");
+    process.wait_for("there is no key, and the server stays closed: make one with `granary keys add`");
     assert_eq!(process.log().matches("the keys stay as they were").count(), 1, "a bad file is told of once");
     process.stop();
     let (process, url) = Process::serve(folder.path(), &[]);
@@ -551,6 +551,16 @@ async fn keys_come_and_go_while_the_server_runs() {
     fs_err::remove_file(&file).expect("deleted");
     let (process, url) = Process::serve(folder.path(), &[]);
     Caller::of(url).get("/models").await.ok();
+    process.stop();
+}
+
+#[tokio::test]
+async fn a_first_file_that_is_not_understood_is_to_be_mended() {
+    let folder = folder_with(&format!("[auth]\nkeys_file = \"keys.toml\"\n{}", with_tiny(&[])));
+    let (mut process, url) = Process::serve(folder.path(), &[]);
+    fs_err::write(folder.path().join("keys.toml"), "[[keys").expect("written");
+    process.wait_for("there is no key, and the server stays closed: mend `keys.toml`, or delete");
+    assert_eq!(Caller::of(url).get("/models").await.status, 401);
     process.stop();
 }
 
