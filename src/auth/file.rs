@@ -18,6 +18,9 @@ const MODE: u32 = 0o600;
 /// The bits by which others than the owner read it too, where somebody has allowed that: there are only hashes in it.
 const READABLE_BY_OTHERS: u32 = 0o044;
 
+/// The one of them by which it is no matter whose group the file is of.
+const READABLE_BY_ALL: u32 = 0o004;
+
 /// The bits by which others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
@@ -245,10 +248,12 @@ fn keep_readers(new: &fs_err::File, old: &Path) -> io::Result<()> {
     if readers == 0 {
         return Ok(());
     }
-    if new.metadata()?.gid() != old.gid() {
+    if readers & READABLE_BY_ALL == 0 && new.metadata()?.gid() != old.gid() {
         let group = old.gid();
-        let refused =
-            format!("the group {group} may read them, and this user cannot give it a file: run the command as root");
+        let refused = format!(
+            "the group {group} may read them, and this user cannot give it a file: run the command as root or as a \
+             member of that group, or take its right with `chmod 600`"
+        );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
     }
     new.set_permissions(PermissionsExt::from_mode(MODE | readers))
@@ -418,7 +423,7 @@ mod tests {
         }
         let refused = KeyFile::at(link.clone()).add(key("a")).expect_err("it may lead anywhere");
         let sentence = super::super::sentence(&refused);
-        assert!(sentence.contains("cannot be written: `") && sentence.contains("is a link of the user 7"), "{sentence}");
+        assert!(sentence.contains("be written: `") && sentence.contains("is a link of the user 7"), "{sentence}");
         assert_eq!(fs_err::read_dir(folder.path()).expect("a folder").count(), 1, "nothing is made beside either");
         std::os::unix::fs::lchown(&link, Some(rustix::process::geteuid().as_raw()), None).expect("given back");
         KeyFile::at(link).add(key("a")).expect("its own link");

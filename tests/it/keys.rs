@@ -498,6 +498,35 @@ fn who_cannot_leave_the_file_to_its_owner_does_not_change_it() {
     assert_eq!(fs_err::metadata(&file).expect("a file").uid(), 7);
 }
 
+#[test]
+fn who_cannot_leave_the_file_to_its_group_changes_it_where_others_read_it_anyway() {
+    let folder = folder_with("[auth]\nkeys_file = \"keys.toml\"");
+    said(folder.path(), &["add", "ops", "--scope", "admin"]);
+    let file = folder.path().join("keys.toml");
+    if std::os::unix::fs::chown(&file, None, Some(4242)).is_err() {
+        println!("skipped: only root can give files to groups it is not in");
+        return;
+    }
+    // Root gives up that it may do so.
+    let remove = || {
+        let mut command = Command::new("/usr/bin/setpriv");
+        command.args(["--bounding-set=-chown", env!("CARGO_BIN_EXE_granary"), "keys", "remove", "ops"]);
+        command.current_dir(folder.path()).env_clear().output().expect("it runs")
+    };
+    fs_err::set_permissions(&file, PermissionsExt::from_mode(0o640)).expect("shown to the group");
+    let before = fs_err::read_to_string(&file).expect("a file");
+    let refused = remove();
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success(), "{stderr}");
+    assert!(stderr.contains("the group 4242 may read them") && stderr.contains("with `chmod 600`"), "{stderr}");
+    assert_eq!(fs_err::read_to_string(&file).expect("a file"), before, "nothing is changed");
+
+    fs_err::set_permissions(&file, PermissionsExt::from_mode(0o644)).expect("shown to all");
+    let done = remove();
+    assert!(done.status.success(), "{done:?}");
+    assert_eq!(fs_err::metadata(&file).expect("a file").mode() & 0o777, 0o644);
+}
+
 #[tokio::test]
 async fn keys_come_and_go_while_the_server_runs() {
     let folder = folder_with(&format!("[auth]\nkeys_file = \"keys.toml\"\n{}", with_tiny(&[])));
