@@ -143,7 +143,7 @@ fn is_still_at(file: &fs_err::File, path: &Path) -> bool {
 /// Writes down who holds the lock, for the one who finds it taken. The lock holds without it: a full disk may not keep
 /// a server from starting to read. A file that has another name too is not written to: it may be anybody's.
 fn sign(file: &mut fs_err::File) {
-    if !file.metadata().is_ok_and(|found| found.is_file() && found.nlink() == 1) {
+    if !may_be_signed(file) {
         return;
     }
     let host = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -153,8 +153,16 @@ fn sign(file: &mut fs_err::File) {
     let _ = file.set_len(0).and_then(|()| file.write_all(signature.as_bytes()));
 }
 
+fn may_be_signed(file: &fs_err::File) -> bool {
+    file.metadata().is_ok_and(|found| found.is_file() && found.nlink() == 1)
+}
+
+/// Who holds the lock, as they have signed it. What stands in a file that they do not sign is of somebody before them.
 fn holder(file: &mut fs_err::File) -> String {
     const LONGEST_SIGNATURE_BYTES: u64 = 400;
+    if !may_be_signed(file) {
+        return "another process".to_owned();
+    }
     let mut signature = String::new();
     let read = file.rewind().and_then(|()| file.take(LONGEST_SIGNATURE_BYTES).read_to_string(&mut signature));
     match (read, signature.trim()) {

@@ -93,7 +93,10 @@ async fn a_link_in_the_place_of_the_lock_costs_no_other_file_anything() {
     }
     fs_err::remove_file(&lock).expect("removed");
     fs_err::hard_link(&other, &lock).expect("linked");
-    open(&path).await.expect("it locks by any file").close().await;
+    let store = open(&path).await.expect("it locks by any file");
+    let refused = open(&path).await.expect_err("locked");
+    assert!(matches!(&refused, StoreError::InUse { holder, .. } if holder == "another process"), "{refused}");
+    store.close().await;
     assert!(is_kept());
 }
 
