@@ -264,7 +264,10 @@ fn open_lock(keys: &Path) -> io::Result<fs_err::File> {
     let path = beside(keys, ".lock");
     match create(&path) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            fs_err::OpenOptions::new().write(true).open(&path)
+            let mut options = fs_err::OpenOptions::new();
+            // A pipe would wait for somebody who reads from it.
+            options.write(true).options_mut().custom_flags(libc::O_NONBLOCK);
+            options.open(&path)
         }
         Err(error) => Err(error),
         Ok(lock) => {
@@ -380,6 +383,16 @@ mod tests {
         std::os::unix::fs::symlink(&other, beside(file.path(), ".lock")).expect("linked");
         file.add(key("a")).expect("added");
         assert_eq!(fs_err::read_to_string(&other).expect("it is there"), "kept");
+    }
+
+    #[test]
+    fn a_pipe_in_the_place_of_the_lock_keeps_nobody_waiting() {
+        use rustix::fs::{CWD, Mode, mkfifoat};
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = KeyFile::at(folder.path().join("keys.toml"));
+        mkfifoat(CWD, beside(file.path(), ".lock"), Mode::RUSR | Mode::WUSR).expect("a pipe");
+        let refused = file.add(key("a")).expect_err("nobody reads from it");
+        assert!(matches!(refused, KeyFileError::Unwritable { .. }), "{refused}");
     }
 
     #[test]

@@ -98,11 +98,11 @@ fn refuse_if_taken(
     }
 }
 
-/// How a lock file is opened: never through a link. In a folder of somebody else's, that may lead root to any file of
-/// the system, and whoever takes the lock writes to the file.
+/// How a lock file is opened: never through a link, and without waiting for the other end of a pipe. In a folder of
+/// somebody else's, a link may lead root to any file of the system, and whoever takes the lock writes to the file.
 fn options() -> fs_err::OpenOptions {
     let mut options = fs_err::OpenOptions::new();
-    options.read(true).custom_flags(libc::O_NOFOLLOW);
+    options.read(true).custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK);
     options
 }
 

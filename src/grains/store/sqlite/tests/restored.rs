@@ -173,6 +173,20 @@ async fn a_database_in_use_is_no_snapshot() {
 }
 
 #[tokio::test]
+async fn a_pipe_in_the_place_of_a_lock_keeps_nobody_waiting() {
+    use rustix::fs::{CWD, Mode, mkfifoat};
+    let (folder, path) = folder();
+    let snapshot = folder.path().join("snapshot.db");
+    open(&snapshot).await.expect("created").close().await;
+    for locked in [&path, &snapshot] {
+        let lock = beside(locked, ".lock");
+        let _ = fs_err::remove_file(&lock);
+        mkfifoat(CWD, &lock, Mode::RUSR | Mode::WUSR).expect("a pipe");
+    }
+    restore(&path, &snapshot).await.expect("a lock can be had on it as on any file");
+}
+
+#[tokio::test]
 async fn a_database_that_a_link_leads_to_is_replaced_where_it_is() {
     let (folder, path) = folder();
     let snapshot = folder.path().join("snapshot.db");
