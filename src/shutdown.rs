@@ -37,7 +37,7 @@ pub struct Shutdown {
 }
 
 /// SIGTERM, SIGINT and SIGHUP. Once this is made they do not end the process by themselves any more: whoever holds it
-/// acts on them. Nor does SIGXFSZ, on which nobody acts.
+/// acts on them.
 #[derive(Debug)]
 pub struct Signals {
     terminate: Signal,
@@ -59,8 +59,6 @@ impl Signals {
     pub fn listen() -> std::io::Result<Self> {
         let hangup = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?;
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        // Its handler stays: a file as large as `ulimit -f` allows is an error of the write then, as a full disk is.
-        drop(signal(SignalKind::from_raw(libc::SIGXFSZ))?);
         Ok(Self { terminate, interrupt, hangup, last: None })
     }
 
@@ -91,6 +89,14 @@ impl Signals {
             _ = hung_up => "SIGHUP",
         }
     }
+}
+
+/// Has a file that is as large as `ulimit -f` allows be an error of the write, as a full disk is, and not the end of the
+/// process.
+#[allow(unsafe_code, reason = "the standard library leaves this signal as it is")]
+pub fn outlive_large_files() {
+    // SAFETY: what is ignored runs no code. SIGXFSZ may be ignored, so this cannot fail.
+    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
 }
 
 /// Whether whoever started the process had it ignore a signal, as `nohup` does with SIGHUP.

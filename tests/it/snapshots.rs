@@ -250,6 +250,15 @@ async fn a_restore_says_where_the_database_is_and_whether_there_was_one() {
         String::from_utf8(output.stdout).expect("UTF-8")
     };
     let database = fs_err::canonicalize(folder.path()).expect("a folder").join("data/granary.db");
+    // A file as large as the process may make it is an error like others.
+    let mut limited = Command::new("/bin/sh");
+    limited.args(["-c", "ulimit -f 20; exec \"$@\"", "sh", env!("CARGO_BIN_EXE_granary"), "snapshot", "restore"]);
+    limited.arg(&snapshot).args(["--data-dir", "data"]);
+    let refused = limited.current_dir(folder.path()).env_clear().output().expect("it runs");
+    let stderr = String::from_utf8_lossy(&refused.stderr);
+    assert!(refused.status.code() == Some(1) && stderr.contains("nothing was restored"), "{refused:?}");
+    assert!(!fs_err::exists(&database).expect("looked at"));
+
     let database = database.display();
     let first = restore();
     assert!(first.starts_with(&format!("`{database}` is `")), "{first}");
