@@ -152,7 +152,7 @@ impl Client {
             // Behind one, a POST may become a GET, and the key stays behind.
             .redirect(Policy::none())
             .default_headers(headers);
-        // A proxy that the environment names, for downloads say, cannot reach this machine's own addresses.
+        // A proxy that the environment names, for downloads say, cannot reach a loopback address of this machine.
         let http = if is_loopback(&base) { http.no_proxy() } else { http };
         http.build()
             .map(|http| Self { http, base, shown: shown.clone() })
@@ -247,7 +247,7 @@ fn behind_password(text: &str) -> &str {
     text.rsplit_once('@').map_or(text, |(_, rest)| rest)
 }
 
-/// Whether an address is this machine's own.
+/// Whether an address is a loopback address, at which nobody but this machine answers.
 pub(super) fn is_loopback(url: &Url) -> bool {
     url.host_str().is_some_and(|host| host.parse::<BindHost>().is_ok_and(|host| host.is_loopback()))
 }
