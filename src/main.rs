@@ -70,7 +70,9 @@ fn say_where_settings_come_from(config: &Config) {
     let variables: Vec<&str> = config.variables().collect();
     let (data_dir, variables) = (absolute(&config.models.data_dir), variables.join(" "));
     tracing::info!(%file, %data_dir, %variables, "the configuration was read");
-    let keys_file = config.auth.keys_file.as_deref().filter(|file| !config.auth.disabled && !file.exists());
+    // A link that leads nowhere is no missing file, and of a closed folder it cannot be said.
+    let is_missing = |file: &Path| file.symlink_metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    let keys_file = config.auth.keys_file.as_deref().filter(|file| !config.auth.disabled && is_missing(file));
     if let Some(file) = keys_file.map(absolute) {
         tracing::warn!(%file, "there is no file where `auth.keys_file` says that the keys are: it counts as none");
     }

@@ -777,4 +777,10 @@ fn a_file_of_keys_that_cannot_be_trusted_stops_the_start() {
         assert!(log.contains("granary: the keys cannot be used: ") && log.contains(says), "{log}");
         assert!(!log.contains("0123456789"), "{log}");
     }
+    let folder = folder_with(&toml);
+    std::os::unix::fs::symlink("nowhere.toml", folder.path().join("keys.toml")).expect("linked");
+    let mut refused = Process::start_server(folder.path(), &[]);
+    assert_eq!(refused.wait().code(), Some(1), "{}", refused.log());
+    let log = refused.log();
+    assert!(log.contains("the keys in `keys.toml` cannot be read") && !log.contains("counts as none"), "{log}");
 }
