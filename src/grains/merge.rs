@@ -52,7 +52,7 @@ pub(super) struct SpaceHits {
 /// What words found.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct WordHits<'a> {
-    /// Best first.
+    /// Best first, of those that have words that say something, and of the others behind them.
     pub(super) hits: &'a [Scored],
     /// So many of them, the first, have words that say something.
     pub(super) n_telling: usize,

@@ -216,9 +216,12 @@ impl Grains {
             let began = Instant::now();
             let at_most = depths.last().and_then(|depth| u32::try_from(*depth).ok()).unwrap_or(u32::MAX);
             let hits = self.store.with_words(text.clone(), request.filter.clone(), at_most).await?;
-            let n_telling =
-                if found.is_empty() { hits.len() } else { self.count_telling(&hits, &request.filter).await? };
-            words = Some((hits, n_telling));
+            let n = hits.len();
+            words = Some(if found.is_empty() {
+                (hits, n)
+            } else {
+                self.telling_first(hits, text, &request.filter).await?
+            });
             spent.words = began.elapsed();
         }
         let guess =
@@ -268,18 +271,34 @@ impl Grains {
         Ok(SearchResult { hits, spaces, merged })
     }
 
-    /// How many of what words found have some that say something: all, if at most half of the grains that may be found have
-    /// any, whatever share of the whole store has them, which is what FTS5 goes by.
-    async fn count_telling(&self, by_words: &[Scored], filter: &Filter) -> Result<usize, GrainError> {
-        let n = n_telling(by_words);
+    /// What words found, what has some that say something first, and how many do: words that at most half of the grains
+    /// have that may be found, whatever share of the whole store has them, which is what FTS5 goes by. Where there are no
+    /// such words, or it is not known which they are, it stays at what FTS5 says.
+    async fn telling_first(
+        &self,
+        hits: Vec<Scored>,
+        text: &str,
+        filter: &Filter,
+    ) -> Result<(Vec<Scored>, usize), GrainError> {
+        let n = n_telling(&hits);
         // So many may be cut off, and nobody knows how many there are; and they must count on every page, or on none.
-        if n == by_words.len() || by_words.len() >= FUSION_DEPTH {
-            return Ok(n);
+        if n == hits.len() || hits.len() >= FUSION_DEPTH {
+            return Ok((hits, n));
         }
-        let twice = 2 * by_words.len();
-        let at_most = u32::try_from(twice).unwrap_or(u32::MAX);
+        let numbers = hits.iter().map(|hit| hit.number).collect();
+        let having = self.store.with_each_word(text.to_owned(), numbers).await?;
+        let at_most = u32::try_from(2 * hits.len()).unwrap_or(u32::MAX);
         let n_passing = self.store.numbers(filter.clone(), at_most).await?.len();
-        Ok(if n_passing == twice { by_words.len() } else { n })
+        let telling: HashSet<i64> =
+            having.into_iter().filter(|having| 2 * having.len() <= n_passing).flatten().collect();
+        if telling.is_empty() {
+            return Ok((hits, n));
+        }
+        let (mut first, others): (Vec<Scored>, Vec<Scored>) =
+            hits.into_iter().partition(|hit| telling.contains(&hit.number));
+        let n = first.len();
+        first.extend(others);
+        Ok((first, n))
     }
 
     async fn read_hits(&self, request: &SearchRequest, ranking: Vec<Ranked>) -> Result<Vec<Hit>, GrainError> {

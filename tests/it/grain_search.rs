@@ -268,6 +268,40 @@ async fn words_that_most_grains_have_count_where_at_most_half_of_what_may_be_fou
 }
 
 #[tokio::test]
+async fn each_word_counts_by_the_share_that_has_it_of_what_may_be_found() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let space = space_of_tiny(&app).await;
+    let mut vectors = random_vectors(12, 0, 18).into_iter();
+    // The last by meaning is the only grain with what is looked for.
+    for (group, query, texts, filter) in [
+        ("all", "Error E4711", &["Error E4713", "Error E4713", "E4711 alone", "Error E4711"][..], json!({})),
+        ("outside", "ZX81", &["the ZX81"; 8], json!({"tags": {"any": ["outside"]}})),
+        (
+            "one",
+            "other ZX81",
+            &["the other", "the other", "the other", "the other", "the other", "the ZX81"],
+            json!({"tags": {"any": ["one"]}}),
+        ),
+    ] {
+        let vectors: Vec<(String, Vec<f32>)> = vectors.by_ref().take(texts.len()).collect();
+        write_vectors(&app, &space, &vectors).await;
+        let among: Vec<&String> = vectors.iter().map(|(id, _)| id).collect();
+        let dense = json!({"query": query, "mode": "dense", "filter": {"ids": among}});
+        let by_meaning = search(&app, dense).await;
+        for (id, text) in ids(&by_meaning).into_iter().zip(texts) {
+            let (_, vector) = vectors.iter().find(|(known, _)| known == id).expect("written");
+            let grain = json!({"text": text, "tags": [group], "space": space, "vector": vector});
+            app.put(&format!("/grains/{id}"), grain).await.ok();
+        }
+        let found = search(&app, json!({"query": query, "filter": filter})).await;
+        if group != "outside" {
+            assert_eq!(ids(&found).first(), ids(&by_meaning).last(), "{group}: {found}");
+        }
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_answer_of_too_much_text_is_refused_and_its_words_are_shown_at_once() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let space = space_of_tiny(&app).await;

@@ -65,6 +65,9 @@ pub trait GrainStore: AnchorStore {
     /// The grains whose text has words of the query, best first by BM25, which is positive here: more is better.
     fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Reply<'_, Vec<Scored>>;
 
+    /// For each word of the query that is searched for, those of the grains that have it.
+    fn with_each_word(&self, query: String, numbers: Vec<i64>) -> Reply<'_, Vec<Vec<i64>>>;
+
     /// Bytes of the texts and attributes of these grains.
     fn size(&self, numbers: Vec<i64>) -> Reply<'_, u64>;
 

@@ -95,6 +95,10 @@ impl GrainStore for SqliteStore {
         shown("with_words", self.find_words(query, filter, at_most))
     }
 
+    fn with_each_word(&self, query: String, numbers: Vec<i64>) -> Reply<'_, Vec<Vec<i64>>> {
+        shown("with_each_word", self.find_each_word(query, numbers))
+    }
+
     fn size(&self, numbers: Vec<i64>) -> Reply<'_, u64> {
         shown("size", self.read_size(numbers))
     }

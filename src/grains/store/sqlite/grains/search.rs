@@ -6,6 +6,8 @@ use super::super::super::StoreError;
 use super::super::super::grain_store::Scored;
 use super::super::SqliteStore;
 use super::filter::{self, Plan, Start};
+use super::json_text;
+use super::words::quoted;
 use crate::domain::Filter;
 
 /// Grains that are counted of each condition at most, to see which has the fewest: counting a thousand takes a fifth of a
@@ -73,7 +75,7 @@ impl SqliteStore {
         filter: Filter,
         at_most: u32,
     ) -> Result<Vec<Scored>, StoreError> {
-        let Some(words) = self.words_to_find(&query).await? else { return Ok(Vec::new()) };
+        let Some(words) = quoted(&self.words_to_find(&query).await?) else { return Ok(Vec::new()) };
         let mut query = QueryBuilder::new("SELECT w.rowid, -w.rank FROM grain_words AS w ");
         if !filter.is_empty() {
             query.push("CROSS JOIN grains AS g ON g.number = w.rowid ");
@@ -86,5 +88,19 @@ impl SqliteStore {
         let rows: Vec<(i64, f64)> =
             query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("search for words"))?;
         Ok(rows.into_iter().map(|(number, score)| Scored { number, score }).collect())
+    }
+
+    pub(super) async fn find_each_word(&self, query: String, numbers: Vec<i64>) -> Result<Vec<Vec<i64>>, StoreError> {
+        // Each number is looked up: the list of a word may have as many as there are grains.
+        const HAVING: &str = "
+            SELECT w.rowid FROM json_each(?) AS n CROSS JOIN grain_words AS w ON w.rowid = n.value
+            WHERE w.grain_words MATCH ?";
+        let (failed, numbers) = (self.failed("see which grains have a word"), json_text(&numbers));
+        let mut by_word: Vec<Vec<i64>> = Vec::new();
+        for word in self.words_to_find(&query).await?.into_iter().filter_map(|word| quoted(&[word])) {
+            let having = sqlx::query_scalar(HAVING).bind(numbers.as_str()).bind(word);
+            by_word.push(having.fetch_all(&self.readers).await.map_err(&failed)?);
+        }
+        Ok(by_word)
     }
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::super::super::StoreError;
 use super::super::SqliteStore;
-use super::words::{Word, distinct, quoted};
+use super::words::{Word, distinct};
 use super::{count, json_text};
 
 /// The most words that are searched for: a pasted page would ask for every grain. `merge::LEAST_TELLING` goes by it.
@@ -104,8 +104,8 @@ fn choose<T>(mut words: Vec<(u64, T)>, n_grains: u64) -> Vec<T> {
 }
 
 impl SqliteStore {
-    /// What FTS5 is asked for a query in a person's words; `None` without a word.
-    pub(super) async fn words_to_find(&self, query: &str) -> Result<Option<String>, StoreError> {
+    /// The words that are searched for, of a query in a person's words.
+    pub(super) async fn words_to_find(&self, query: &str) -> Result<Vec<Word>, StoreError> {
         let words = distinct(query);
         let (mut known, uncounted) = self.vocabulary.known(&words);
         if !uncounted.is_empty() {
@@ -126,12 +126,13 @@ impl SqliteStore {
             self.vocabulary.note(known.n_grains, &counts);
             known.words.extend(counts);
         }
-        Ok(quoted(&known.choose(words)))
+        Ok(known.choose(words))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::words::quoted;
     use super::*;
 
     fn chosen(words: &[(u64, &str)], n_grains: u64) -> Vec<String> {
