@@ -68,6 +68,14 @@ fn of_query(error: GrainError, model: &ModelName) -> GrainError {
     }
 }
 
+/// What a look at all spaces saw.
+struct Look {
+    /// Whether it saw every space that serves, and no grain moved since it began.
+    is_settled: bool,
+    /// How many grains meet the filter, where they were counted.
+    n_passing: Option<usize>,
+}
+
 /// Which grains are compared.
 enum Among {
     Everything,
@@ -76,13 +84,15 @@ enum Among {
 }
 
 impl Grains {
-    /// The nearest grains in each space that is to be searched, to each of these depths.
+    /// The nearest grains in each space that is to be searched, to each of these depths; and where it was counted, how many
+    /// meet the filter, up to one more than all of which would be compared.
     pub(super) async fn search_spaces(
         &self,
         request: &SearchRequest,
         depths: &[usize],
         spent: &mut Spent,
-    ) -> Result<Vec<SpaceSearch>, GrainError> {
+    ) -> Result<(Vec<SpaceSearch>, Option<usize>), GrainError> {
+        let mut n_passing = None;
         let mut searches: Vec<SpaceSearch> = Vec::new();
         for look in 1.. {
             let began = Instant::now();
@@ -93,13 +103,14 @@ impl Grains {
             }
             spent.embedding += began.elapsed();
             let began = Instant::now();
-            let is_settled = part("nearest").around(self.find_nearest(&mut searches, request, depths)).await?;
+            let seen = part("nearest").around(self.find_nearest(&mut searches, request, depths)).await?;
+            n_passing = seen.n_passing;
             spent.vectors += began.elapsed();
-            if is_settled || look == LOOKS {
+            if seen.is_settled || look == LOOKS {
                 break;
             }
         }
-        Ok(searches)
+        Ok((searches, n_passing))
     }
 
     /// The spaces that are to be searched.
@@ -146,14 +157,13 @@ impl Grains {
         Ok((Some(name), made.first().map(|made| unit(&made.vector)).unwrap_or_default()))
     }
 
-    /// Looks for the nearest grains in all spaces at one moment. Answers whether that moment shows every space that
-    /// serves, and no grain moved since the look began.
+    /// Looks for the nearest grains in all spaces at one moment.
     async fn find_nearest(
         &self,
         searches: &mut [SpaceSearch],
         request: &SearchRequest,
         depths: &[usize],
-    ) -> Result<bool, GrainError> {
+    ) -> Result<Look, GrainError> {
         let n_moves = self.indexes.n_moves();
         let queries: Vec<(SpaceId, Vec<f32>)> = searches
             .iter()
@@ -164,6 +174,8 @@ impl Grains {
         // The index has nothing but what the space serves.
         let filter = Filter { space: None, ..request.filter.clone() };
         let few = self.few(&filter).await?;
+        let is_counted = !filter.is_empty() && request.filter.space.is_none();
+        let n_passing = is_counted.then(|| few.as_ref().map_or(EXACT_UNDER_FILTER as usize + 1, Vec::len));
         let mut plans = Vec::with_capacity(depths.len());
         for depth in depths {
             let among = match &few {
@@ -211,7 +223,8 @@ impl Grains {
         }
         let is_for_all = matches!(request.query, Query::Text(_)) && request.filter.space.is_none();
         let knows = |space: &SpaceId| searches.iter().any(|search| search.space == *space);
-        Ok((!is_for_all || serving.iter().all(knows)) && (!checks_moves || n_moves == n_moves_now))
+        let is_settled = (!is_for_all || serving.iter().all(knows)) && (!checks_moves || n_moves == n_moves_now);
+        Ok(Look { is_settled, n_passing })
     }
 
     /// The grains under a filter that leaves so few that all of them are compared, in order.

@@ -13,7 +13,7 @@ use super::highlight::Wanted;
 use super::merge::{SpaceHits, WordHits, merge, n_telling};
 use super::nearest::{LOOK_PER_HIT, Nearest, SpaceSearch, WIDEST_LOOK};
 use super::service::Grains;
-use super::store::{Numbered, Scored};
+use super::store::{Numbered, Scored, StoreError};
 use crate::domain::{Filter, Grain, ModelName, SpaceId};
 use crate::shutdown::blocking;
 use crate::telemetry;
@@ -189,8 +189,10 @@ impl Grains {
         let min_score = request.min_score.unwrap_or(f64::NEG_INFINITY);
         let depths = depths_to(wanted, request.mode);
         let (mut found, mut lists, mut spaces) = (Vec::new(), Vec::new(), Vec::new());
+        let mut n_passing = None;
         if request.mode != Mode::Lexical {
-            let searches = self.search_spaces(&request, &depths, &mut spent).await?;
+            let (searches, counted) = self.search_spaces(&request, &depths, &mut spent).await?;
+            n_passing = counted;
             let is_alone = searches.len() < 2;
             for SpaceSearch { space, model, query, nearest } in searches {
                 let reason = query.as_ref().err().or(nearest.as_ref().err()).cloned();
@@ -220,7 +222,7 @@ impl Grains {
             words = Some(if found.is_empty() {
                 (hits, n)
             } else {
-                self.telling_first(hits, text, &request.filter).await?
+                self.telling_first(hits, text, &request.filter, n_passing).await?
             });
             spent.words = began.elapsed();
         }
@@ -279,26 +281,43 @@ impl Grains {
         hits: Vec<Scored>,
         text: &str,
         filter: &Filter,
+        n_passing: Option<usize>,
     ) -> Result<(Vec<Scored>, usize), GrainError> {
         let n = n_telling(&hits);
         // So many may be cut off, and nobody knows how many there are; and they must count on every page, or on none.
         if n == hits.len() || hits.len() >= FUSION_DEPTH {
             return Ok((hits, n));
         }
-        let numbers = hits.iter().map(|hit| hit.number).collect();
-        let having = self.store.with_each_word(text.to_owned(), numbers).await?;
-        let at_most = u32::try_from(2 * hits.len()).unwrap_or(u32::MAX);
-        let n_passing = self.store.numbers(filter.clone(), at_most).await?.len();
-        let telling: HashSet<i64> =
-            having.into_iter().filter(|having| 2 * having.len() <= n_passing).flatten().collect();
-        if telling.is_empty() {
-            return Ok((hits, n));
-        }
+        let telling = match self.telling(&hits, text, filter, n_passing).await {
+            Ok(telling) if !telling.is_empty() => telling,
+            // All is found by now, if in a worse order.
+            Ok(_) | Err(StoreError::TooSlow { .. }) => return Ok((hits, n)),
+            Err(error) => return Err(error.into()),
+        };
         let (mut first, others): (Vec<Scored>, Vec<Scored>) =
             hits.into_iter().partition(|hit| telling.contains(&hit.number));
         let n = first.len();
         first.extend(others);
         Ok((first, n))
+    }
+
+    /// Which of what words found have some that at most half of the grains have that may be found. Unless that is known, it
+    /// is counted how many these are, as far as it matters.
+    async fn telling(
+        &self,
+        hits: &[Scored],
+        text: &str,
+        filter: &Filter,
+        n_passing: Option<usize>,
+    ) -> Result<HashSet<i64>, StoreError> {
+        let numbers = hits.iter().map(|hit| hit.number).collect();
+        let having = self.store.with_each_word(text.to_owned(), numbers).await?;
+        let at_most = u32::try_from(2 * hits.len()).unwrap_or(u32::MAX);
+        let n_passing = match n_passing {
+            Some(n) => n,
+            None => self.store.numbers(filter.clone(), at_most).await?.len(),
+        };
+        Ok(having.into_iter().filter(|having| 2 * having.len() <= n_passing).flatten().collect())
     }
 
     async fn read_hits(&self, request: &SearchRequest, ranking: Vec<Ranked>) -> Result<Vec<Hit>, GrainError> {

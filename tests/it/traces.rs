@@ -97,10 +97,10 @@ async fn what_a_request_does_is_shown_below_its_caller() {
     let of = |n: u8| of_trace(&spans, &trace_id(n));
     assert_eq!(tree(&of(1), CALLER), ["POST /embed(embed(infer queue tokenize))"]);
     assert_eq!(tree(&of(2), CALLER), ["POST /grains(embed(infer queue tokenize) store store)"]);
-    // All grains have the words, so that each word is looked for in what was found, and those are counted which may be found.
+    // All grains have the words, so that each word is looked for in what was found. How many may be found is known.
     assert_eq!(
         tree(&of(3), CALLER),
-        ["POST /grains/search(search(embed(infer queue tokenize) nearest(store) store store store store))"]
+        ["POST /grains/search(search(embed(infer queue tokenize) nearest(store) store store store))"]
     );
     assert_eq!(tree(&of(4), CALLER), ["GET /grains/{id}(store)"]);
     assert_eq!(tree(&of(5), CALLER), ["GET"]);
