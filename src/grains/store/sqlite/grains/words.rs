@@ -18,7 +18,7 @@ const MARKS: [RangeInclusive<char>; 2] = ['\u{300}'..='\u{36f}', '\u{3099}'..='\
 const MAX_FORMS: usize = 4;
 
 /// The most words of the index that are asked for as one: each takes memory and time wherever it is found. A text that has
-/// all of them has these, too.
+/// all of them has these, too, unless the last ends at a mark that is newer than those of FTS5 (see [`ends_term`]).
 const MAX_TERMS_OF_WORD: usize = 32;
 
 /// The most words of the index that a query asks for.
@@ -134,7 +134,8 @@ fn term(part: &str) -> String {
     term
 }
 
-/// Whether a character of a word ends one in the index.
+/// Whether a character of a word ends one in the index. Marks that are newer than Unicode 6.1 are letters for FTS5, and end
+/// none there: words with them, which few scripts have, count as more than they are.
 fn ends_term(c: char) -> bool {
     (is_combining_mark(c) && !is_left_out(c)) || NO_LETTERS.iter().any(|range| range.contains(&c))
 }
