@@ -9,7 +9,7 @@ use super::access::Asker;
 use super::error::ApiError;
 use super::extract::{ModelWord, UsualModel};
 use super::operations::{check_loadable, check_ready, refusal};
-use super::responses::TeiErrors;
+use super::responses::{TeiErrors, TeiNoRoom};
 use super::state::AppState;
 use crate::domain::Pooling;
 
@@ -57,7 +57,7 @@ pub struct EmbeddingType {
 /// Says what the active model is and what a request may hold. Loads the model if it is not loaded.
 #[utoipa::path(
     get, path = "/info", tag = "tei", operation_id = "info",
-    responses((status = 200, description = "The active model and the server's limits", body = Info), TeiErrors)
+    responses((status = 200, description = "The active model and the server's limits", body = Info), TeiErrors, TeiNoRoom)
 )]
 pub async fn info(State(state): State<AppState>, usual: UsualModel) -> Result<axum::Json<Info>, ApiError> {
     info_of(state, usual.unless(None).as_deref()).await
@@ -67,7 +67,7 @@ pub async fn info(State(state): State<AppState>, usual: UsualModel) -> Result<ax
 #[utoipa::path(
     get, path = "/models/{name}/info", tag = "tei", operation_id = "info_of_model",
     params(("name" = String, Path, description = "A model's name or alias")),
-    responses((status = 200, description = "The model and the server's limits", body = Info), TeiErrors)
+    responses((status = 200, description = "The model and the server's limits", body = Info), TeiErrors, TeiNoRoom)
 )]
 pub async fn info_of_model(
     State(state): State<AppState>,

@@ -164,12 +164,6 @@ macro_rules! family_errors {
                 ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
             ))]
             Unavailable($body),
-            /// There is no room in memory for the model.
-            #[response(status = 507, headers(
-                ("retry-after" = u64, description = "Seconds until trying again makes sense"),
-                ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
-            ))]
-            NoRoom($body),
         }
     };
 }
@@ -177,8 +171,8 @@ macro_rules! family_errors {
 family_errors!(TeiErrors, TeiError);
 family_errors!(OpenAiErrors, OpenAiError);
 
-/// What a body can get wrong on TEI's routes, and what they answer in place of a 503 for what does not pass by itself:
-/// clients ask again after one at once.
+/// What a body can get wrong on TEI's routes, the want of room for the model that takes it, and what they answer in place of
+/// a 503 for what does not pass by itself: clients ask again after one at once.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "utoipa reads the variants")]
 pub enum TeiBodyErrors {
@@ -215,9 +209,28 @@ pub enum TeiBodyErrors {
     /// The request took too long.
     #[response(status = 504, headers(("retry-after" = u64, description = "Seconds until trying again makes sense")))]
     Timeout(TeiError),
+    /// There is no room in memory for the model.
+    #[response(status = 507, headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
+    ))]
+    NoRoom(TeiError),
 }
 
-/// What a body can get wrong on OpenAI's routes.
+/// A route of TEI's without a body that loads a model has no room for it.
+#[derive(IntoResponses)]
+#[response(
+    status = 507,
+    description = "There is no room in memory for the model.",
+    headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
+    )
+)]
+#[allow(dead_code, reason = "utoipa reads the field")]
+pub struct TeiNoRoom(TeiError);
+
+/// What a body can get wrong on OpenAI's routes, and the want of room for the model that takes it.
 #[derive(IntoResponses)]
 #[allow(dead_code, reason = "utoipa reads the variants")]
 pub enum OpenAiBodyErrors {
@@ -239,4 +252,10 @@ pub enum OpenAiBodyErrors {
     /// The model's queue is full, the server is answering as many requests as it may, or the key's rate is used up.
     #[response(status = 429, headers(("retry-after" = u64, description = "Seconds until there should be room")))]
     Overloaded(OpenAiError),
+    /// There is no room in memory for the model.
+    #[response(status = 507, headers(
+        ("retry-after" = u64, description = "Seconds until trying again makes sense"),
+        ("x-should-retry" = String, description = "`false` where OpenAI's clients are not to try again"),
+    ))]
+    NoRoom(OpenAiError),
 }
