@@ -353,8 +353,8 @@ fn refuse_unreadable(grain: &Grain) -> Result<(), GrainError> {
     let is_unread = |raw: &str| is_object(raw) && has_attributes(raw);
     if content.attributes.is_empty() && raw_meta.as_deref().is_some_and(is_unread) {
         let message = format!(
-            "the attributes of `{id}` cannot be read, and are shown under `meta.raw` as version 0.3 stored them: \
-             `PUT /grains/{id}` with all its `attributes` replaces them"
+            "the attributes of `{id}` cannot be read, and are shown under `meta.raw` as an earlier version stored \
+             them: `PUT /grains/{id}` with all its `attributes` replaces them"
         );
         return Err(GrainError::invalid("attributes", message));
     }

@@ -183,7 +183,7 @@ async fn old_attributes_that_cannot_be_read_stay_until_others_take_their_place()
         assert_eq!((&put["version"], shown(&put)), (&json!(4), unread.clone()));
         for attributes in [json!({"x": 1}), json!({"n": null})] {
             let answer = app.patch("/grains/old", json!({"attributes": attributes})).await;
-            refused(&answer, 422, "invalid_request", "`PUT /grains/old` with all its `attributes` replaces them");
+            refused(&answer, 422, "invalid_request", "an earlier version stored them: `PUT /grains/old` with all");
         }
         for (attributes, expected) in
             [(json!({}), unread.clone()), (json!({"k": "w"}), (json!(null), json!({"k": "w"})))]
