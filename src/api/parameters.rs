@@ -4,7 +4,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 
 use super::embed::EmbedOptions;
-use super::error::ApiError;
+use super::error::{ApiError, Code};
 use super::extract::parse;
 use super::fields::object;
 
@@ -26,13 +26,22 @@ impl Parameters {
     /// When they are none; the message names the field.
     pub(super) fn read(&self) -> Result<EmbedOptions, ApiError> {
         let body = format!(r#"{{"parameters":{}}}"#, self.0.get());
-        parse(body.as_bytes()).map(|Alone { parameters }| parameters)
+        match parse(body.as_bytes()) {
+            Ok(Alone { parameters }) => Ok(parameters),
+            Err(error) if error.code() == Code::MalformedJson => Err(error.reworded(without_place)),
+            Err(error) => Err(error),
+        }
     }
+}
+
+/// What is said of broken JSON without its line and column, which are none of the caller's body.
+fn without_place(sentence: &str) -> String {
+    let Some((what, place)) = sentence.split_once(" at line ") else { return sentence.to_owned() };
+    place.split_once(": ").map_or_else(|| what.to_owned(), |(_, rest)| format!("{what}: {rest}"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::error::Code;
     use super::*;
 
     fn read(text: &str) -> Result<EmbedOptions, ApiError> {
@@ -45,10 +54,12 @@ mod tests {
             ("[]", Code::InvalidRequest, "`parameters`: it is a list: send an object"),
             (r#""x""#, Code::InvalidRequest, "`parameters`: invalid type: string \"x\", expected an object"),
             (r#"{"dimensions": 1e999}"#, Code::InvalidRequest, "`parameters.dimensions`: the number is not finite"),
-            (r#"{"model": "\ud800"}"#, Code::MalformedJson, "`parameters.model` holds half of a surrogate pair"),
+            (r#"{"model": "\ud800"}"#, Code::MalformedJson, ": `parameters.model` holds half of a surrogate pair"),
+            (r#"{"\udc00": 1}"#, Code::MalformedJson, "holds half of a surrogate pair"),
         ] {
             let error = read(text).expect_err("refused");
             assert!(error.code() == code && error.message().contains(said), "{text}: {}", error.message());
+            assert!(!error.message().contains(" at line "), "{text}: {}", error.message());
         }
     }
 
