@@ -106,6 +106,12 @@ impl Indexes {
         // From here on, what is in the files is known to nobody but this process. No sooner: a start that is ended before
         // has changed no grain, and leaves the indexes that were saved to the next one.
         let identity = store.renew_epoch().await?;
+        // Others than those spaces may have files of vectors that are deleted, or of a database that was here before.
+        let kept: Vec<SpaceId> = ready.iter().map(|(space, _)| space.clone()).collect();
+        let in_folder = folder.clone();
+        if let Err(error) = blocking(move || index::discard_others(&in_folder, &kept)).await {
+            tracing::warn!("files of indexes that are no more needed are still there: {}", with_causes(&error));
+        }
         let mut in_order = Vec::with_capacity(ready.len());
         for (space, mut index) in ready {
             index.set_epoch(identity.epoch.clone())?;

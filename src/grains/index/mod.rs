@@ -32,6 +32,7 @@ pub(super) use self::dot::dot;
 pub use self::error::{IndexError, NotLoaded};
 pub use self::ranking::Scored;
 pub use self::saved::Identity;
+pub(super) use self::saved::discard_others;
 pub use self::slots::Serving;
 
 /// Vectors up to which all are compared.
@@ -201,6 +202,11 @@ impl SpaceIndex {
             Vectors::Quantised(scan) => scan.swap_remove(slot)?,
         }
         self.slots.swap_remove(slot);
+        if self.is_empty() {
+            // What was taken out has left its room behind, in memory and in the file of vectors.
+            let anew = Self::create(self.options.clone())?;
+            *self = Self { lacks_a_change: self.lacks_a_change, ..anew };
+        }
         Ok(())
     }
 
@@ -416,7 +422,11 @@ impl SpaceIndex {
 
     fn distrust_files(&mut self) -> Result<(), IndexError> {
         if self.is_saved {
-            self.files.distrust()?;
+            match self.vectors {
+                // All vectors are in memory: the file would keep those of grains that are deleted.
+                Vectors::Exact(_) => self.files.discard()?,
+                Vectors::Quantised(_) => self.files.distrust()?,
+            }
             self.is_saved = false;
         }
         Ok(())

@@ -62,6 +62,8 @@ const MAX_READ: usize = 4_000;
 #[derive(Debug)]
 pub(super) struct QuantisedScan {
     codes: TurboQuantIndex,
+    /// The most slots that there were: what the codes of removed ones took is not given back.
+    most_slots: usize,
     vectors: VectorFile,
     dimensions: usize,
 }
@@ -74,7 +76,7 @@ impl QuantisedScan {
         dimensions: usize,
     ) -> Result<Self, IndexError> {
         let codes = TurboQuantIndex::new(padded(dimensions), CODE_BITS).map_err(refused("begin"))?;
-        let mut scan = Self { codes, vectors, dimensions };
+        let mut scan = Self { codes, most_slots: 0, vectors, dimensions };
         let rows: Vec<&[f32]> = rows.collect();
         rows.chunks(ENCODED_AT_ONCE).try_for_each(|rows| scan.encode(rows.iter().copied()))?;
         Ok(scan)
@@ -90,7 +92,7 @@ impl QuantisedScan {
         let fits = codes.len() == vectors.len()
             && codes.bit_width() == CODE_BITS
             && codes.dim_opt().is_none_or(|found| found == padded(dimensions));
-        Ok(fits.then_some(Self { codes, vectors, dimensions }))
+        Ok(fits.then_some(Self { most_slots: codes.len(), codes, vectors, dimensions }))
     }
 
     pub(super) fn vectors(&self) -> &VectorFile {
@@ -119,7 +121,9 @@ impl QuantisedScan {
             rows.extend_from_slice(vector);
             rows.resize(rows.len().next_multiple_of(dimensions), 0.0);
         }
-        self.codes.add_2d(&rows, dimensions).map_err(refused("add vectors"))
+        self.codes.add_2d(&rows, dimensions).map_err(refused("add vectors"))?;
+        self.most_slots = self.most_slots.max(self.codes.len());
+        Ok(())
     }
 
     /// The vector of the last slot moves to this one, which must exist.
@@ -178,7 +182,7 @@ impl QuantisedScan {
 
     pub(super) fn memory_bytes(&self) -> usize {
         let bytes_per_row = padded(self.dimensions) * CODE_BITS / 8 + size_of::<f32>();
-        self.codes.len() * bytes_per_row + self.vectors.memory_bytes()
+        self.most_slots * bytes_per_row + self.vectors.memory_bytes()
     }
 
     /// Slots and approximate scores.

@@ -3,7 +3,7 @@
 //! `<space>.vectors` holds the vectors and `<space>.index` everything else: who it belongs to, the grain, serving and
 //! checksum of every slot, and the codes. Only a clean stop writes `<space>.index`, last and under its name at once,
 //! and the first change after that takes it away again: what is there is whole and says the truth, unless the disk
-//! does not, which checksums tell.
+//! does not, which checksums tell. With it goes `<space>.vectors` where all vectors are in memory.
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use std::io::{BufReader, BufWriter, Read, Write};
@@ -129,6 +129,26 @@ impl Files {
 pub(super) struct Reader {
     pub tables: Tables,
     pub codes: Option<std::io::Take<BufReader<File>>>,
+}
+
+/// Removes the files of all spaces but these from the folder.
+///
+/// # Errors
+/// The file system's.
+pub(in super::super) fn discard_others(folder: &Path, kept: &[SpaceId]) -> Result<(), IndexError> {
+    let failed = |error| IndexError::files("look for older files", folder, error);
+    let entries = match fs_err::read_dir(folder) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        entries => entries.map_err(failed)?,
+    };
+    for entry in entries {
+        let name = entry.map_err(failed)?.file_name();
+        let space = name.to_str().and_then(|name| SpaceId::parse(name.split_once('.')?.0).ok());
+        if let Some(space) = space.filter(|space| !kept.contains(space)) {
+            Files::of(folder, &space).discard()?;
+        }
+    }
+    Ok(())
 }
 
 fn remove(path: &Path) -> Result<(), IndexError> {

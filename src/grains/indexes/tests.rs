@@ -73,6 +73,24 @@ async fn a_space_takes_its_place_when_the_order_can_be_read_again() {
 }
 
 #[tokio::test]
+async fn a_start_removes_the_files_of_spaces_without_vectors() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let store = SqliteStore::open(OpenOptions::at(folder.path().join("granary.db"))).await.expect("a database");
+    let emptied = SpaceId::parse("0123456789abcdef").expect("a space");
+    store.write_space_order(vec![emptied]).await.expect("written");
+    let files = folder.path().join("indexes");
+    fs_err::create_dir(&files).expect("made");
+    let of_unknown = ["fedcba9876543210.index", "fedcba9876543210.index.tmp", "fedcba9876543210.vectors"];
+    for name in of_unknown.into_iter().chain(["0123456789abcdef.vectors", "notes.vectors"]) {
+        fs_err::write(files.join(name), "vectors").expect("written");
+    }
+    Indexes::open(&store, files.clone()).await.expect("opened");
+    let left = fs_err::read_dir(&files).expect("a folder").map(|file| file.expect("a file").file_name());
+    assert_eq!(left.collect::<Vec<_>>(), ["notes.vectors"], "what is no index's is not ours");
+    store.close().await;
+}
+
+#[tokio::test]
 async fn what_served_for_a_broken_index_does_so_no_more_after_the_next_start() {
     let folder = tempfile::tempdir().expect("a folder");
     let store = SqliteStore::open(OpenOptions::at(folder.path().join("granary.db"))).await.expect("a database");

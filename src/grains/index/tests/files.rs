@@ -184,6 +184,30 @@ fn any_change_takes_the_files_away() {
 }
 
 #[test]
+fn what_was_taken_out_leaves_nothing_behind() {
+    for quantise_above in [10, 100] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let n_files = || fs_err::read_dir(folder.path()).expect("a folder").count();
+        let new = SpaceIndex::create(options(folder.path(), DIMENSIONS, quantise_above)).expect("created").size();
+        let options = saved(folder.path(), quantise_above);
+        let mut index = SpaceIndex::load(options.clone()).expect("loaded");
+        let memory = index.size().memory;
+        index.remove(1).expect("removed");
+        assert_eq!(n_files(), usize::from(quantise_above == 10), "what is in memory is not in files");
+        for number in 2..60 {
+            index.remove(number).expect("removed");
+        }
+        assert_eq!(index.size().memory, memory, "room is kept for as many");
+        index.remove(60).expect("removed");
+        assert_eq!((index.size(), n_files()), (new, 0), "a killed process leaves no vectors");
+
+        index.put(61, &[0.2; DIMENSIONS], Serving::Served).expect("put");
+        index.save().expect("saved");
+        assert_eq!(SpaceIndex::load(options).expect("loaded").len(), 1);
+    }
+}
+
+#[test]
 fn a_vector_that_something_else_changed_is_not_scored() {
     let folder = tempfile::tempdir().expect("a folder");
     let options = saved(folder.path(), 10);
