@@ -221,7 +221,20 @@ impl Grains {
         Ok(vectors.map(made).collect())
     }
 
-    /// Embeds texts in the background. Where the model fails on one, each is tried alone: the others are not to blame.
+    /// Embeds texts for work that nobody waits for, and that goes on without them when an inference does not end.
+    ///
+    /// # Errors
+    /// The model's.
+    pub(super) async fn embed_in_background(
+        &self,
+        lease: &Lease,
+        texts: Vec<String>,
+    ) -> Result<Vec<NewVector>, GrainError> {
+        let work = Box::pin(self.embed_texts(lease, texts, TextKind::BACKGROUND));
+        self.models.unless_stuck(lease.name(), work).await
+    }
+
+    /// Embeds texts for such work. Where the model fails on one, each is tried alone: the others are not to blame.
     ///
     /// # Errors
     /// What would meet any text.
@@ -230,14 +243,14 @@ impl Grains {
         lease: &Lease,
         texts: Vec<String>,
     ) -> Result<Vec<Result<NewVector, GrainError>>, GrainError> {
-        match self.embed_texts(lease, texts.clone(), TextKind::BACKGROUND).await {
+        match self.embed_in_background(lease, texts.clone()).await {
             Ok(made) => return Ok(made.into_iter().map(Ok).collect()),
             Err(error) if error.is_of_a_text() => {}
             Err(error) => return Err(error),
         }
         let mut vectors = Vec::with_capacity(texts.len());
         for text in texts {
-            match self.embed_texts(lease, vec![text], TextKind::BACKGROUND).await {
+            match self.embed_in_background(lease, vec![text]).await {
                 Ok(made) => vectors.extend(made.into_iter().map(Ok)),
                 Err(error) if error.is_of_a_text() => vectors.push(Err(error)),
                 Err(error) => return Err(error),

@@ -52,6 +52,21 @@ impl MultiModelManager {
         }
     }
 
+    /// Does work with a model, which is given up when a look finds that an inference of it does not end.
+    ///
+    /// # Errors
+    /// The work's, and those of [`Self::found_stuck`].
+    pub async fn unless_stuck<T, E: From<ModelError>>(
+        &self,
+        name: &ModelName,
+        work: impl Future<Output = Result<T, E>>,
+    ) -> Result<T, E> {
+        tokio::select! {
+            done = work => done,
+            error = self.found_stuck(name) => Err(error.into()),
+        }
+    }
+
     /// Refuses a model of which a look has found that an inference does not end.
     ///
     /// # Errors

@@ -140,12 +140,13 @@ impl Work<'_> {
                 priority,
             };
             let began = Instant::now();
-            let pause = match lease.encoder().encode(request).await {
+            let work = Box::pin(async { lease.encoder().encode(request).await.map_err(ModelError::Engine) });
+            let pause = match self.models.unless_stuck(self.name, work).await {
                 Ok(encoded) => {
                     self.progress.done.fetch_add(texts.len() as u64, Ordering::Relaxed);
                     return Ok((encoded, began.elapsed()));
                 }
-                Err(error) => error.pause_before_retry().ok_or(ModelError::Engine(error))?,
+                Err(error) => error.pause_before_retry().ok_or(error)?,
             };
             drop(lease);
             tokio::time::sleep(pause).await;

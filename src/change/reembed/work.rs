@@ -314,7 +314,6 @@ impl Reembeddings {
             let vectors = tokio::select! {
                 vectors = self.vectors(&lease, grains) => vectors,
                 stopped = self.stopped(work) => return Err(stopped),
-                error = self.models.found_stuck(work.model) => return Err(error.into()),
             };
             let pause = match vectors {
                 Ok(vectors) => return Ok(vectors),

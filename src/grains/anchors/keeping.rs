@@ -7,7 +7,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::super::embedding::TextKind;
 use super::super::error::GrainError;
 use super::super::merge::MIN_ANCHORS;
 use super::super::service::Grains;
@@ -238,7 +237,7 @@ impl Grains {
 
     async fn embed_all(&self, lease: &Lease, grains: &[&Numbered]) -> Result<Vec<NewAnchor>, GrainError> {
         let texts = grains.iter().map(|grain| grain.grain.content.text.clone()).collect();
-        let made = self.embed_texts(lease, texts, TextKind::BACKGROUND).await?;
+        let made = self.embed_in_background(lease, texts).await?;
         let anchor = |(grain, made): (&&Numbered, NewVector)| NewAnchor {
             anchor: Anchor { number: grain.number, space: made.provenance.space, vector: made.vector },
             version: grain.grain.version,

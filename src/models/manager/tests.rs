@@ -88,6 +88,9 @@ async fn who_waits_for_vectors_learns_that_they_do_not_come() {
     assert!(matches!(manager.check_answers(&name), Err(ModelError::Stuck { .. })));
     let found = tokio::time::timeout(Duration::from_mins(1), waiting).await.expect("it is woken").to_string();
     assert!(found.contains("does not embed") && found.contains("Start the server anew"), "{found}");
+    let endless = manager.unless_stuck(&name, std::future::pending::<Result<(), ModelError>>());
+    let ended = tokio::time::timeout(Duration::from_mins(1), endless).await.expect("it is given up");
+    assert!(matches!(ended, Err(ModelError::Stuck { .. })), "{ended:?}");
     let unknown = ModelName::parse("unknown").expect("a name");
     assert!(matches!(manager.found_stuck(&unknown).await, ModelError::NotFound { .. }));
 }
