@@ -338,6 +338,20 @@ async fn a_taken_id_is_an_error_or_skipped_or_replaced() {
 }
 
 #[tokio::test]
+async fn what_a_grain_takes_no_more_is_left_in_it_by_a_line_that_has_it_too() {
+    let app = start().await;
+    let (text, longer) = ("x".repeat(2048), "x".repeat(2049));
+    let line = |text: &str, tags: Value| lines([json!({"id": "long", "text": text, "tags": tags})]);
+    import(&app, "", line(&text, json!([]))).await.assert_whole([1, 1, 0, 0, 0, 0]);
+    let app = app.restart_with(&format!("[grains]\nmax_text = \"1 KiB\"\n{}", with_tiny(&[]))).await;
+    import(&app, "?on_conflict=replace", line(&text, json!([]))).await.assert_whole([1, 0, 0, 1, 0, 0]);
+    import(&app, "?on_conflict=replace", line(&text, json!(["a"]))).await.assert_whole([1, 0, 1, 0, 0, 0]);
+    let refused = import(&app, "?on_conflict=replace", line(&longer, json!(["a"]))).await;
+    assert_eq!((refused.counts(), refused.failed[0].2.as_str()), ([1, 0, 0, 0, 0, 1], "invalid_request"));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn of_lines_with_one_id_the_later_comes_after_the_earlier() {
     let app = start().await;
     import(&app, "", lines([json!({"id": "x", "text": "first"})])).await.assert_whole([1, 1, 0, 0, 0, 0]);

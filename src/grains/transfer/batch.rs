@@ -202,7 +202,8 @@ impl Writer {
                            `source`, `tags` and `attributes`, and leave it out";
             return refused(GrainError::invalid("meta.raw", message));
         }
-        if let Err(error) = check_content(&line.grain.draft.content, None, self.grains.limits) {
+        let stored_content = found.as_ref().map(|found| &found.stored.grain.content);
+        if let Err(error) = check_content(&line.grain.draft.content, stored_content, self.grains.limits) {
             return refused(error);
         }
         if let Some(space) = line.grain.draft.vector.as_ref().map(|supplied| supplied.space.clone())
