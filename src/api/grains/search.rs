@@ -112,7 +112,7 @@ pub struct SpaceObject {
     responses((status = 200, description = "What was found", body = SearchAnswer), NativeErrors, NativeBodyErrors)
 )]
 pub async fn search(Kept(grains): Kept, Json(body): Json<SearchBody>) -> Result<axum::Json<SearchAnswer>, ApiError> {
-    let found = grains.search(body.into_request()?).await?;
+    let found = Box::pin(grains.search(body.into_request()?)).await?;
     Ok(axum::Json(SearchAnswer {
         hits: found.hits.into_iter().map(HitObject::of).collect(),
         spaces: found.spaces.into_iter().map(SpaceObject::of).collect(),
