@@ -121,6 +121,13 @@ impl TextTokenizer {
         self.highest_id
     }
 
+    /// Whether it is seen not to add the special token to a text.
+    #[must_use]
+    pub fn leaves_out(&self, token: &str) -> bool {
+        let adds = |details: &[TokenDetail]| details.iter().any(|detail| detail.special && detail.text == token);
+        self.details(0, "a", true).is_ok_and(|details| !adds(&details))
+    }
+
     /// The most tokens an input keeps, special tokens included.
     #[must_use]
     pub fn max_tokens(&self) -> usize {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
+use serde_json::Value;
 
 use crate::domain::Prompts;
 
@@ -110,7 +111,11 @@ impl Normalizer {
 /// `tokenizer_config.json`.
 #[derive(Deserialize, Default)]
 pub(super) struct TokenizerConfig {
-    model_max_length: Option<serde_json::Value>,
+    model_max_length: Option<Value>,
+    add_bos_token: Option<Value>,
+    add_eos_token: Option<Value>,
+    bos_token: Option<Value>,
+    eos_token: Option<Value>,
 }
 
 impl TokenizerConfig {
@@ -119,9 +124,24 @@ impl TokenizerConfig {
         // Written as a float of 1e30 where there is no limit, which reads as no integer.
         self.model_max_length
             .as_ref()
-            .and_then(serde_json::Value::as_u64)
+            .and_then(Value::as_u64)
             .and_then(|limit| u32::try_from(limit).ok().filter(|limit| (1..UNLIMITED_TOKENS).contains(limit)))
     }
+
+    /// The tokens that each text is said to get besides its own, each behind the name of the flag that says so.
+    pub(super) fn added_tokens(&self) -> Vec<(&'static str, String)> {
+        let said = [
+            ("add_bos_token", &self.add_bos_token, &self.bos_token),
+            ("add_eos_token", &self.add_eos_token, &self.eos_token),
+        ];
+        let set = said.into_iter().filter(|(_, flag, _)| **flag == Some(Value::Bool(true)));
+        set.filter_map(|(name, _, token)| Some((name, text_of(token.as_ref()?)?.to_owned()))).collect()
+    }
+}
+
+/// A token's text: some write it alone, and some with how it is told from the text around it.
+fn text_of(token: &Value) -> Option<&str> {
+    token.as_str().or_else(|| token.get("content")?.as_str()).filter(|text| !text.is_empty())
 }
 
 /// `config_sentence_transformers.json`.
@@ -139,7 +159,7 @@ pub(super) struct PromptTexts {
     passage: Option<String>,
     corpus: Option<String>,
     #[serde(flatten)]
-    others: BTreeMap<String, serde_json::Value>,
+    others: BTreeMap<String, Value>,
 }
 
 impl PromptTexts {
@@ -159,7 +179,7 @@ impl PromptTexts {
         let known = [("query", query), ("document", document), ("passage", passage), ("corpus", corpus)];
         let known = known.into_iter().filter_map(|(name, text)| Some((name.to_owned(), text?)));
         let others = others.into_iter().filter_map(|(name, text)| match text {
-            serde_json::Value::String(text) => Some((name, text)),
+            Value::String(text) => Some((name, text)),
             _ => None,
         });
         known.chain(others).collect()

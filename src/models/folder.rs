@@ -38,6 +38,9 @@ pub struct ModelFiles {
     pub vocabulary_size: Option<u32>,
     /// Rows of the position table, from `config.json`: no text can be longer.
     pub max_positions: Option<u32>,
+    /// The tokens that each text is said to get besides its own, each behind the name of the flag in
+    /// `tokenizer_config.json` that says so.
+    pub added_tokens: Vec<(&'static str, String)>,
     /// Whether a text's vector depends on its neighbours in a batch.
     pub quantizes_per_batch: bool,
     /// What was recorded of the files when they were downloaded.
@@ -157,6 +160,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
             hidden_size: architecture.token_size(),
             vocabulary_size: architecture.vocab_size,
             max_positions,
+            added_tokens: tokens.added_tokens(),
             modules: modules.between,
             ..ModelFiles::bare()
         },
@@ -212,6 +216,7 @@ impl ModelFiles {
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,
+            added_tokens: Vec::new(),
             quantizes_per_batch: false,
             hub: None,
         }
@@ -454,6 +459,29 @@ mod tests {
             let refusal = read("true", normalizer).expect_err(normalizer).to_string();
             assert!(refusal.contains("sentence_bert_config.json") && refusal.contains("`do_lower_case`"), "{refusal}");
             assert!(read("false", normalizer).is_ok() && read("null", normalizer).is_ok(), "{normalizer}");
+        }
+    }
+
+    #[test]
+    fn a_token_that_texts_are_said_to_get_has_two_spellings() {
+        let added = |config: &str| {
+            let found =
+                read_from(&[("tokenizer_config.json", config)]).unwrap_or_else(|error| panic!("{config}: {error:?}"));
+            found.added_tokens
+        };
+        let eos = vec![("add_eos_token", "</s>".to_owned())];
+        assert_eq!(added(r#"{"add_eos_token": true, "eos_token": "</s>"}"#), eos);
+        assert_eq!(added(r#"{"add_eos_token": true, "eos_token": {"content": "</s>", "lstrip": false}}"#), eos);
+        let both = r#"{"add_bos_token": true, "bos_token": "<s>", "add_eos_token": true, "eos_token": "</s>"}"#;
+        assert_eq!(added(both), [("add_bos_token", "<s>".to_owned()), ("add_eos_token", "</s>".to_owned())]);
+        for none in [
+            r#"{"add_eos_token": false, "eos_token": "</s>"}"#,
+            r#"{"add_eos_token": null, "eos_token": "</s>"}"#,
+            r#"{"add_eos_token": true, "eos_token": null}"#,
+            r#"{"add_eos_token": true}"#,
+            r#"{"eos_token": "</s>"}"#,
+        ] {
+            assert!(added(none).is_empty(), "{none}");
         }
     }
 

@@ -14,7 +14,7 @@ use super::counts::Counts;
 use super::error::LoadError;
 use super::files::{self, Stamps};
 use super::fingerprint::{ModelIdentity, SpaceChoice};
-use super::folder::ModelFiles;
+use super::folder::{FolderError, ModelFiles};
 use super::hardware::{self, Footprint, Running};
 use super::health::Health;
 use super::hub::Hub;
@@ -27,7 +27,7 @@ use crate::domain::{Dimensions, EncoderSettings, ModelInfo, Provider, ProviderSe
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
     BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind,
-    ProviderChoice, Runtime, SessionOptions, run_memory,
+    ProviderChoice, Runtime, SessionOptions, TextTokenizer, run_memory,
 };
 use crate::telemetry::with_causes;
 
@@ -113,6 +113,7 @@ impl Loader {
         };
         let (weights_bytes, mapped_bytes) = (weights_bytes(&files), mapped_bytes(&files));
         let (encoder, choice) = self.open(&runtime, info, &spec, weights_bytes)?;
+        check_added_tokens(&files, encoder.tokenizer())?;
         let looked_up_bytes =
             if choice.provider.is_gpu() { 0 } else { table_bytes(&files, &encoder).min(mapped_bytes) };
         let dimensions = dimensions(&settings, &encoder)?;
@@ -341,6 +342,21 @@ fn may_be_the_providers_fault(error: &EngineError) -> bool {
         error,
         EngineError::OpenSession { .. } | EngineError::ProviderMissing { .. } | EngineError::UnsupportedGraph { .. }
     )
+}
+
+/// Refuses a tokenizer that leaves out a token which its configuration has it add. Where the last token stands for a text,
+/// another one would.
+fn check_added_tokens(files: &ModelFiles, tokenizer: &TextTokenizer) -> Result<(), FolderError> {
+    match files.added_tokens.iter().find(|(_, token)| tokenizer.leaves_out(token)) {
+        Some((flag, token)) => Err(FolderError::Misfit {
+            path: tokenizer.path().to_owned(),
+            reason: format!(
+                "tokenizer_config.json sets `{flag}`, and it adds no `{token}` to a text. Save it with a post-processor \
+                 that does, or set `{flag}` to false if the model was trained without"
+            ),
+        }),
+        None => Ok(()),
+    }
 }
 
 /// What the embedding table takes in fp32.
