@@ -30,8 +30,7 @@ impl Head {
         width: usize,
         elapsed: Duration,
     ) -> Result<(), EngineError> {
-        let dimensions = output.dimensions;
-        let row_values = if self.pooling.is_some() { width * dimensions } else { dimensions };
+        let (dimensions, row_values) = (output.dimensions, self.row_values(output, width));
         // All are checked before any is handed over: a batch that is tried again must not complete a text twice.
         let vector_of = |(position, item): (usize, &BatchItem)| {
             let row = &output.values[position * row_values..(position + 1) * row_values];
@@ -44,6 +43,18 @@ impl Head {
             item.job.complete(item.index, share, |slot| slot.copy_from_slice(&vector));
         }
         Ok(())
+    }
+
+    /// The vector of a batch's first text, of so many tokens, uncut and unscaled; or the first number on the way to it that
+    /// is none.
+    pub(super) fn first(&self, output: &RunOutput<'_>, width: usize, n_tokens: usize) -> Result<Vec<f32>, f32> {
+        let finish = Finish { dimensions: usize::MAX, normalize: false };
+        self.vector(&output.values[..self.row_values(output, width)], output.dimensions, n_tokens, finish)
+    }
+
+    /// Numbers that the graph gives for each text.
+    fn row_values(&self, output: &RunOutput<'_>, width: usize) -> usize {
+        if self.pooling.is_some() { width * output.dimensions } else { output.dimensions }
     }
 
     /// The vector of one text, or the first number on the way to it that is none.

@@ -6,6 +6,7 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use crate::helpers::{TINY, TestApp, copy_folder, test_model, vectors_of, with_tiny};
+use crate::providers::field;
 
 /// A copy of `tiny` to be broken.
 fn copied() -> TempDir {
@@ -96,6 +97,62 @@ async fn a_tokenizer_that_leaves_out_a_token_that_its_configuration_adds_is_refu
     let tiny = app.post("/models/tiny/embed", json!({"inputs": "hello"})).await;
     assert_eq!((same.ok(), same.header("x-space")), (tiny.ok(), tiny.header("x-space")));
     app.stop().await;
+}
+
+/// A graph without weights whose vectors are of two numbers, the sine and the cosine of a token's id. What it gives for each
+/// text or token has the mean of them all in it, padding included.
+fn graph_that_reads_padding(output: &str) -> Vec<u8> {
+    let attribute = |name: &str, field_of_it: u8, value: u8, kind: u8| {
+        field(5, &[field(1, name.as_bytes()), vec![field_of_it << 3, value, 160, 1, kind]].concat())
+    };
+    let int = |name: &str, value: u8| attribute(name, 3, value, 2);
+    let ints = |name: &str, value: u8| attribute(name, 8, value, 7);
+    let node = |op: &str, inputs: &[&str], output: &str, attributes: &[Vec<u8>]| {
+        let inputs: Vec<u8> = inputs.iter().flat_map(|input| field(1, input.as_bytes())).collect();
+        field(1, &[inputs, field(2, output.as_bytes()), field(4, op.as_bytes()), attributes.concat()].concat())
+    };
+    let tensor = |name: &str, element: u8, sizes: &[&[u8]]| {
+        let sizes: Vec<u8> = sizes.iter().flat_map(|size| field(1, &field(2, size))).collect();
+        let kind = field(1, &[vec![1 << 3, element], field(2, &sizes)].concat());
+        [field(1, name.as_bytes()), field(2, &kind)].concat()
+    };
+    let sizes: [&[u8]; 3] = [b"texts", b"tokens", b"numbers"];
+    let pools = output == "sentence_embedding";
+    let sizes_of_output: &[&[u8]] = if pools { &[b"texts", b"numbers"] } else { &sizes };
+    let last = if pools {
+        node("ReduceMean", &["tokens"], output, &[ints("axes", 1), int("keepdims", 0)])
+    } else {
+        [
+            node("ReduceMean", &["tokens"], "mean", &[ints("axes", 1), int("keepdims", 1)]),
+            node("Add", &["tokens", "mean"], output, &[]),
+        ]
+        .concat()
+    };
+    let graph = [
+        node("Cast", &["input_ids"], "ids", &[int("to", 1)]),
+        node("Unsqueeze", &["ids"], "each", &[ints("axes", 2)]),
+        node("Sin", &["each"], "sine", &[]),
+        node("Cos", &["each"], "cosine", &[]),
+        node("Concat", &["sine", "cosine"], "tokens", &[int("axis", 2)]),
+        last,
+        field(2, b"any"),
+        field(11, &tensor("input_ids", 7, &sizes[..2])),
+        field(11, &tensor("attention_mask", 7, &sizes[..2])),
+        field(12, &tensor(output, 1, sizes_of_output)),
+    ];
+    [vec![1 << 3, 8], field(7, &graph.concat()), field(8, &[2 << 3, 11])].concat()
+}
+
+#[tokio::test]
+async fn a_graph_whose_vectors_depend_on_padding_is_refused() {
+    let folder = TempDir::new().expect("a folder");
+    fs_err::copy(test_model(TINY).join("tokenizer.json"), folder.path().join("tokenizer.json")).expect("copied");
+    let settings = "max_tokens = 128\npooling = \"mean\"\nnormalize = true\n";
+    for output in ["sentence_embedding", "last_hidden_state"] {
+        fs_err::write(folder.path().join("model.onnx"), graph_that_reads_padding(output)).expect("written");
+        let sentence = refused(&entry(folder.path(), settings)).await;
+        assert!(sentence.contains(&format!("its output `{output}` depends on padding")), "{sentence}");
+    }
 }
 
 #[tokio::test]

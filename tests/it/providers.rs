@@ -128,7 +128,7 @@ fn on_cpu_a_thread_that_has_memory_of_its_own_computes_there() {
 }
 
 /// A field of a protocol buffer's message that holds bytes.
-fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
+pub fn field(number: u8, bytes: &[u8]) -> Vec<u8> {
     let n = bytes.len();
     let length = [u8::try_from(n & 127).expect("7 bits") | 128, u8::try_from(n >> 7).expect("a short message")];
     [&[number << 3 | 2], &length[..], bytes].concat()
