@@ -127,6 +127,7 @@ async fn measure(options: &Options) -> Result<(), Failure> {
                 max_queue_tokens: 1 << 24,
                 max_request_tokens: 1 << 24,
                 width_step: if provider == Provider::Cpu { 1 } else { 16 },
+                max_width: 256,
                 max_padding: if provider == Provider::Cpu { 10 } else { usize::MAX },
             },
         },

@@ -172,7 +172,7 @@ impl Encoder {
         };
         let trial = |ids: &[u32]| {
             let mut batch = PaddedBatch::default();
-            batch.fill(std::iter::once(ids), ids.len().next_multiple_of(options.batch.width_step));
+            batch.fill(std::iter::once(ids), options.batch.width(ids.len()));
             session.run(&batch, |output| output.dimensions)
         };
         let highest_id = tokenizer.highest_id();

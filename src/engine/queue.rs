@@ -44,6 +44,8 @@ pub struct BatchLimits {
     pub max_request_tokens: usize,
     /// Widths are multiples of this: a provider that compiles per shape wants few shapes.
     pub width_step: usize,
+    /// The widest that a batch may be, even so: the model has no positions beyond.
+    pub max_width: usize,
     /// Tokens that a text may be shorter than the longest in its batch, besides what holds for all providers: what a run
     /// of its own would cost.
     pub max_padding: usize,
@@ -54,6 +56,12 @@ impl BatchLimits {
     #[must_use]
     pub fn max_background_tokens(&self) -> usize {
         self.max_queue_tokens - self.max_queue_tokens / INTERACTIVE_SHARE
+    }
+
+    /// The width of a batch whose longest text has so many tokens.
+    #[must_use]
+    pub fn width(&self, longest: usize) -> usize {
+        longest.next_multiple_of(self.width_step).min(self.max_width).max(longest)
     }
 }
 
@@ -211,7 +219,7 @@ impl Queue {
         let share_of_texts = self.n_texts.div_ceil(share.max(1));
         let mut first = self.line(line).pop_front()?;
         let longest = first.longest()?;
-        let width = longest.next_multiple_of(limits.width_step);
+        let width = limits.width(longest);
         let capacity = (limits.max_batch_tokens / width).clamp(1, limits.max_batch_texts).min(share_of_texts);
         let fits = |n_tokens: usize| {
             n_tokens <= width
@@ -292,6 +300,7 @@ pub(super) mod tests {
         max_queue_tokens: 2_000,
         max_request_tokens: 50_000,
         width_step: 16,
+        max_width: usize::MAX,
         max_padding: usize::MAX,
     };
     pub(in super::super) const FINISH: Finish = Finish { dimensions: 1, normalize: false };
@@ -318,6 +327,16 @@ pub(super) mod tests {
         let batch = queue.take_batch(&LIMITS, 1).expect("work");
         assert_eq!((batch.items.len(), batch.width, queue.n_tokens(), queue.n_texts()), (5, 16, 0, 0));
         drop(handles);
+    }
+
+    #[test]
+    fn no_batch_is_wider_than_the_model_takes() {
+        let limits = BatchLimits { max_width: 77, ..LIMITS };
+        assert_eq!([1, 64, 65, 77].map(|longest| limits.width(longest)), [16, 64, 77, 77]);
+        let mut queue = Queue::default();
+        let _job = push(&mut queue, &[77, 70], Line::Requests);
+        let batch = queue.take_batch(&limits, 1).expect("work");
+        assert_eq!((lengths(&batch), batch.width), (vec![77, 70], 77));
     }
 
     #[test]

@@ -274,6 +274,7 @@ impl Loader {
                     Provider::OpenVino => OPENVINO_WIDTH_STEP,
                     Provider::Cuda => CUDA_WIDTH_STEP,
                 },
+                max_width: footprint.max_tokens as usize,
                 max_padding: match provider {
                     Provider::Cpu => CPU_MAX_PADDING,
                     Provider::OpenVino | Provider::Cuda => usize::MAX,
@@ -460,6 +461,14 @@ mod tests {
             let EncoderOptions { bulk, queries, .. } = options(engine, Provider::Cpu);
             assert!(!bulk.stays_awake, "{bulk:?}");
             assert_eq!(queries.map(|lane| (lane.threads, lane.stays_awake)), Some((4, true)));
+        }
+    }
+
+    #[test]
+    fn no_batch_is_wider_than_the_longest_text() {
+        for provider in [Provider::Cpu, Provider::OpenVino, Provider::Cuda] {
+            let EncoderOptions { batch, .. } = options(Config::default().engine, provider);
+            assert_eq!((batch.max_width, batch.width(256)), (256, 256), "{provider}");
         }
     }
 
