@@ -136,17 +136,15 @@ impl Encoder {
     /// # Errors
     /// Each way in which the files do not make a text encoder.
     pub fn open(runtime: &Runtime, spec: &EncoderSpec, options: EncoderOptions) -> Result<Self, EngineError> {
-        let tokenizer = TextTokenizer::open(&spec.tokenizer, spec.max_tokens)?;
+        let mut tokenizer = TextTokenizer::open(&spec.tokenizer, spec.max_tokens)?;
+        if let Some(rows) = spec.vocabulary_size {
+            tokenizer = tokenizer.for_rows(rows)?;
+        }
         let mismatch = |model_limit| EngineError::TokenizerMismatch {
             path: tokenizer.path().to_owned(),
             highest_id: tokenizer.highest_id(),
             model_limit,
         };
-        if let Some(rows) = spec.vocabulary_size
-            && tokenizer.highest_id() >= rows
-        {
-            return Err(mismatch(format!("has {rows} rows")));
-        }
         let module_sizes = dense::sizes(&spec.modules);
         let hidden_size = spec.hidden_size.or(module_sizes.map_or(spec.expected_dimensions, |(taken, _)| Some(taken)));
         let wanted = WantedOutput { pooling_is_known: spec.pooling.is_some(), hidden_size };

@@ -109,13 +109,36 @@ impl TextTokenizer {
         Ok(Self { inner, path: path.to_owned(), max_tokens, n_special_tokens, highest_id })
     }
 
+    /// The same for a model that has so many rows in its embedding table. A token that was only added to the vocabulary may
+    /// be beyond them, such as one that stands for an image: a text with it is refused.
+    ///
+    /// # Errors
+    /// [`EngineError::TokenizerMismatch`] when the vocabulary itself has more tokens, or each text gets one that is beyond.
+    pub fn for_rows(mut self, rows: u32) -> Result<Self, EngineError> {
+        let highest_id = self.highest_id;
+        if highest_id < rows {
+            return Ok(self);
+        }
+        self.highest_id = rows.saturating_sub(1);
+        let own = self.inner.get_vocab(false).into_values().max();
+        let around = self.details(0, "a", true).unwrap_or_default().into_iter().map(|token| token.id).max();
+        if own.is_none_or(|id| id >= rows) || around.is_some_and(|id| id >= rows) {
+            return Err(EngineError::TokenizerMismatch {
+                path: self.path,
+                highest_id,
+                model_limit: format!("has {rows} rows"),
+            });
+        }
+        Ok(self)
+    }
+
     /// The file it was read from.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The greatest token id it can make.
+    /// The greatest token id that a text may have.
     #[must_use]
     pub fn highest_id(&self) -> u32 {
         self.highest_id
@@ -184,6 +207,10 @@ impl TextTokenizer {
         let ids = encoding.get_ids().to_vec();
         if ids.is_empty() {
             return Err(failed("the tokenizer makes no token of it, and adds no special token".into()));
+        }
+        if let Some(place) = ids.iter().position(|id| *id > self.highest_id) {
+            let token = &encoding.get_tokens()[place];
+            return Err(failed(format!("it has the token `{token}`, which the model has no row for").into()));
         }
         Ok(Tokens { ids, truncated })
     }

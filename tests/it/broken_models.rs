@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::helpers::{TINY, TestApp, copy_folder, test_model, vectors_of, with_tiny};
@@ -81,6 +81,38 @@ async fn a_malformed_file_is_named() {
 async fn a_tokenizer_of_another_vocabulary_is_refused() {
     let sentence = refused(&entry(&test_model("tiny-bad-vocab"), "")).await;
     assert!(sentence.contains("tokenizer.json") && sentence.contains("does not belong to this model"), "{sentence}");
+}
+
+/// Gives a model's tokenizer one more token, which stands in texts as it is.
+fn add_token(folder: &TempDir, token: &Value) {
+    let path = folder.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs_err::read(&path).expect("read")).expect("JSON");
+    tokenizer["added_tokens"].as_array_mut().expect("a list").push(token.clone());
+    fs_err::write(&path, tokenizer.to_string()).expect("written");
+}
+
+#[tokio::test]
+async fn a_text_with_an_added_token_that_the_model_has_no_row_for_is_refused_and_others_are_not() {
+    let folder = copied();
+    let config: Value =
+        serde_json::from_slice(&fs_err::read(folder.path().join("config.json")).expect("read")).expect("JSON");
+    add_token(
+        &folder,
+        &json!({"id": config["vocab_size"], "content": "<image>", "single_word": false, "lstrip": false,
+            "rstrip": false, "normalized": false, "special": true}),
+    );
+    let app = TestApp::start_with(&format!("{}{}", with_tiny(&[]), entry(folder.path(), ""))).await;
+    let embed =
+        async |model: &str, inputs: Value| app.post(&format!("/models/{model}/embed"), json!({"inputs": inputs})).await;
+    assert_eq!(embed("broken", json!("hello")).await.ok(), embed("tiny", json!("hello")).await.ok());
+    for (inputs, said) in [
+        (json!("hello <image>"), "it has the token `<image>`, which the model has no row for"),
+        (json!([[config["vocab_size"]]]), "but this model's vocabulary ends at"),
+    ] {
+        let refused = embed("broken", inputs).await;
+        assert!(refused.status.is_client_error() && refused.text.contains(said), "{}", refused.text);
+    }
+    app.stop().await;
 }
 
 #[tokio::test]
