@@ -60,7 +60,18 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Er
     Ok(number.filter(is_size).map(|number| number as u32))
 }
 
-/// `sentence_bert_config.json`.
+/// Where sentence-transformers looks for a [`SentenceConfig`], in this order: older releases named it by the architecture.
+pub(super) const SENTENCE_CONFIGS: [&str; 7] = [
+    "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_distilbert_config.json",
+    "sentence_camembert_config.json",
+    "sentence_albert_config.json",
+    "sentence_xlm-roberta_config.json",
+    "sentence_xlnet_config.json",
+];
+
+/// One of [`SENTENCE_CONFIGS`].
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct SentenceConfig {

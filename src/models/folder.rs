@@ -9,7 +9,9 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::descriptions::{Architecture, PromptConfig, PromptTexts, SentenceConfig, TokenizerConfig, TokenizerFile};
+use super::descriptions::{
+    Architecture, PromptConfig, PromptTexts, SENTENCE_CONFIGS, SentenceConfig, TokenizerConfig, TokenizerFile,
+};
 use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
@@ -134,10 +136,10 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
     let onnx = first_existing("the ONNX file", onnx.map_or_else(usual, |path| vec![path.to_owned()]))?;
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
     let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
-    let sentence = read_sentence_config(folder, &tokenizer)?;
     let tokens: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
     let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
     let modules = modules::read(folder, pooling)?;
+    let sentence = read_sentence_config(modules.transformer.as_deref(), folder, &tokenizer)?;
     let max_positions = architecture.max_positions();
     // As sentence-transformers does where nothing is said for certain.
     let inferred_tokens = [tokens.limit(), max_positions].into_iter().flatten().min();
@@ -241,10 +243,16 @@ fn files(onnx: PathBuf, tokenizer: PathBuf, said: ModelFiles) -> Result<ModelFil
     Ok(ModelFiles { onnx, external_data, tokenizer, quantizes_per_batch, ..said })
 }
 
-/// What `sentence_bert_config.json` says. To lower the case is the tokenizer's work: where that keeps capitals, the model's
-/// vectors would be others.
-fn read_sentence_config(folder: &Path, tokenizer: &Path) -> Result<SentenceConfig, FolderError> {
-    let path = folder.join("sentence_bert_config.json");
+/// What the first of `SENTENCE_CONFIGS` says that is in the Transformer's folder, or else in the model's. To lower the case
+/// is the tokenizer's work: where that keeps capitals, the model's vectors would be others.
+fn read_sentence_config(
+    transformer: Option<&Path>,
+    folder: &Path,
+    tokenizer: &Path,
+) -> Result<SentenceConfig, FolderError> {
+    let places = transformer.into_iter().chain([folder]);
+    let mut paths = places.flat_map(|place| SENTENCE_CONFIGS.map(|name| place.join(name)));
+    let Some(path) = paths.find(|path| path.is_file()) else { return Ok(SentenceConfig::default()) };
     let sentence: SentenceConfig = read_json(&path)?.unwrap_or_default();
     if sentence.do_lower_case == Some(true) && !read_json::<TokenizerFile>(tokenizer)?.unwrap_or_default().lowers_case()
     {
@@ -432,6 +440,27 @@ mod tests {
         assert_eq!(max_tokens(&[("tokenizer_config.json", r#"{"model_max_length": 128}"#)]), Some(128));
         assert_eq!(max_tokens(&[]), Some(512));
         assert_eq!(max_tokens(&[("sentence_bert_config.json", r#"{"max_seq_length": 8192}"#)]), Some(8192));
+    }
+
+    #[test]
+    fn a_maximum_length_is_found_under_each_name_and_in_the_transformers_own_folder() {
+        let limit = |files: &[(&str, &str)]| {
+            let others = [("config.json", r#"{"max_position_embeddings": 512}"#), ("modules.json", MODULES)];
+            let found = read_from(&[&others[..], files].concat()).expect("well formed");
+            found.settings.max_tokens.map(NonZeroU32::get)
+        };
+        for name in SENTENCE_CONFIGS {
+            assert_eq!(limit(&[(name, r#"{"max_seq_length": 8}"#)]), Some(8), "{name}");
+        }
+        let in_its_folder = MODULES.replace(r#""path": """#, r#""path": "0_Transformer""#);
+        let modules = ("modules.json", in_its_folder.as_str());
+        let in_the_models = ("sentence_bert_config.json", r#"{"max_seq_length": 9}"#);
+        let own = ("0_Transformer/sentence_bert_config.json", r#"{"max_seq_length": 8}"#);
+        assert_eq!(limit(&[modules, in_the_models]), Some(9));
+        assert_eq!(limit(&[modules, in_the_models, own]), Some(8));
+        let lowers = ("0_Transformer/sentence_roberta_config.json", r#"{"do_lower_case": true}"#);
+        let refusal = read_from(&[modules, lowers]).expect_err("the tokenizer keeps capitals").to_string();
+        assert!(refusal.contains("0_Transformer/sentence_roberta_config.json"), "{refusal}");
     }
 
     #[test]

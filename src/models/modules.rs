@@ -28,6 +28,8 @@ const TEXT_VECTOR: &str = "sentence_embedding";
 /// What `modules.json` decides.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModulesSaid {
+    /// The folder of the module that makes token vectors; `None` where no list names it.
+    pub transformer: Option<PathBuf>,
     /// How token vectors become one.
     pub pooling: Option<Pooling>,
     /// Whether the last module scales the vector to length 1; `None` without `modules.json`.
@@ -90,7 +92,9 @@ pub fn read(folder: &Path, configured: Option<Pooling>) -> Result<ModulesSaid, F
         }
         let place = folder.join(&module.path);
         match kind {
-            "Transformer" => {}
+            "Transformer" => {
+                said.transformer = said.transformer.take().or(Some(place));
+            }
             "Pooling" if !pools && said.between.is_empty() => {
                 pools = true;
                 said.pooling = read_pooling(&place.join("config.json"), configured)?;

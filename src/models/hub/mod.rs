@@ -24,7 +24,7 @@ use self::cache::{RepositoryCache, is_sha256};
 use self::client::{Client, FileAt, Listing};
 use self::download::{Download, Wanted};
 use self::lock::{LockFile, LockedModel};
-use self::needs::{DESCRIPTIONS, TOKENIZER};
+use self::needs::TOKENIZER;
 use crate::domain::hub::has_extension;
 use crate::domain::{HubId, HubSource};
 
@@ -252,7 +252,7 @@ async fn download_new(
         }
     }
     let nothing = BTreeMap::new();
-    let described = DESCRIPTIONS.into_iter().filter(|path| known.contains(path));
+    let described = needs::descriptions().filter(|path| known.contains(path));
     let first = described.chain([source.file.as_str(), TOKENIZER]).map(str::to_owned).collect();
     let mut files = fetch_all(download, first, &nothing).await?;
 
@@ -312,7 +312,7 @@ fn adopted(cache: &RepositoryCache, source: &HubSource) -> Result<Option<LockedM
     if !paths.iter().all(|path| is_there(path)) {
         return Ok(None);
     }
-    let described = DESCRIPTIONS.into_iter().filter(|path| is_there(path));
+    let described = needs::descriptions().filter(|path| is_there(path));
     paths.extend(described.chain([source.file.as_str(), TOKENIZER]).map(str::to_owned));
     let mut files = BTreeMap::new();
     for path in paths {

@@ -7,6 +7,7 @@ use serde::Deserialize;
 use super::error::HubError;
 use crate::domain::HubSource;
 use crate::domain::hub::is_inside;
+use crate::models::descriptions::SENTENCE_CONFIGS;
 use crate::models::onnx_file;
 
 /// Without it no text can be read.
@@ -15,8 +16,11 @@ pub(super) const TOKENIZER: &str = "tokenizer.json";
 const MODULES: &str = "modules.json";
 
 /// What decides how a model is used, where the repository has it.
-pub(super) const DESCRIPTIONS: [&str; 5] =
-    ["config.json", "tokenizer_config.json", "sentence_bert_config.json", "config_sentence_transformers.json", MODULES];
+pub(super) fn descriptions<'a>() -> impl Iterator<Item = &'a str> {
+    ["config.json", "tokenizer_config.json", "config_sentence_transformers.json", MODULES]
+        .into_iter()
+        .chain(SENTENCE_CONFIGS)
+}
 
 /// Where the pooling is described when no `modules.json` says so.
 const USUAL_POOLING: &str = "1_Pooling/config.json";
@@ -81,6 +85,10 @@ fn module_files(modules: &[u8], source: &HubSource) -> Result<Vec<ModuleFile>, H
         if !is_inside(&path) {
             return Err(malformed(format!("it keeps a module in `{path}`, which is outside the repository")));
         }
+        if kind.ends_with("Transformer") {
+            let optional = |name: &str| ModuleFile { path: format!("{path}/{name}"), required: false };
+            files.extend(SENTENCE_CONFIGS.map(optional));
+        }
         let is_dense = kind.ends_with("Dense");
         let required = is_dense || kind.ends_with("Pooling");
         files.push(ModuleFile { path: format!("{path}/config.json"), required });
@@ -107,6 +115,11 @@ mod tests {
             ("3_Normalize/config.json", false),
         ];
         assert_eq!(found, expected);
+        let modules = br#"[{"path": "0_Transformer", "type": "x.Transformer"}]"#;
+        let files = module_files(modules, &source).expect("well formed");
+        let found: Vec<_> = files.iter().map(|file| (file.path.as_str(), file.required)).collect();
+        assert_eq!(found[0], ("0_Transformer/sentence_bert_config.json", false));
+        assert!(found.contains(&("0_Transformer/sentence_xlnet_config.json", false)), "{found:?}");
         for text in [r#"[{"path": "../x", "type": "x.Pooling"}]"#, r#"[{"path": "/x", "type": "x"}]"#, "{"] {
             assert!(module_files(text.as_bytes(), &source).expect_err(text).to_string().contains(MODULES));
         }
