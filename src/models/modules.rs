@@ -22,6 +22,9 @@ const WEIGHTS: &str = "model.safetensors";
 /// What older releases wrote instead: a Python program that makes the weights when it is run.
 const PICKLED_WEIGHTS: &str = "pytorch_model.bin";
 
+/// What the names of sentence-transformers' own classes begin with. Those of others may do anything.
+const PACKAGE: &str = "sentence_transformers.";
+
 /// What a dense layer of a text's vector reads and writes, where its file says it at all.
 const TEXT_VECTOR: &str = "sentence_embedding";
 
@@ -86,15 +89,22 @@ pub fn read(folder: &Path, configured: Option<Pooling>) -> Result<ModulesSaid, F
     for module in &modules {
         // The class moved between packages from release to release; its own name did not.
         let kind = module.kind.rsplit('.').next().unwrap_or_default();
+        let is_foreign = !module.kind.starts_with(PACKAGE);
         let unsupported = |what| Err(FolderError::Unsupported { path: list_path.clone(), what });
         if !Path::new(&module.path).components().all(|part| matches!(part, Component::Normal(_))) {
             return Err(FolderError::OutsideFolder { path: list_path, location: module.path.clone() });
         }
         let place = folder.join(&module.path);
         match kind {
+            // The graph stands for it, whoever wrote the class.
             "Transformer" => {
                 said.transformer = said.transformer.take().or(Some(place));
             }
+            "Pooling" if is_foreign && configured.is_some() && !pools && said.between.is_empty() => {
+                pools = true;
+                said.pooling = configured;
+            }
+            _ if is_foreign => return unsupported(format!("the module `{}` ({})", module.path, module.kind)),
             "Pooling" if !pools && said.between.is_empty() => {
                 pools = true;
                 said.pooling = read_pooling(&place.join("config.json"), configured)?;
@@ -360,6 +370,27 @@ mod tests {
             fs_err::write(folder.path().join("1_Pooling/config.json"), pooling).expect("written");
             assert!(refusal(&folder).contains(named));
         }
+    }
+
+    #[test]
+    fn a_class_of_others_is_refused_by_name_whatever_its_last_word_is() {
+        let listed = |kinds: &[&str]| {
+            let folder = folder(&POOLED, &[]);
+            let list: Vec<_> =
+                kinds.iter().map(|kind| serde_json::json!({"path": "1_Pooling", "type": kind})).collect();
+            fs_err::write(folder.path().join("modules.json"), serde_json::json!(list).to_string()).expect("written");
+            folder
+        };
+        let (own, other) = ("sentence_transformers.sentence_transformer.modules.pooling.Pooling", "custom_st.Pooling");
+        assert_eq!(
+            read(listed(&["custom_st.Transformer", own]).path(), None).expect("known").pooling,
+            Some(Pooling::Mean)
+        );
+        assert!(refusal(&listed(&["custom_st.Transformer", other])).contains("`1_Pooling` (custom_st.Pooling)"));
+        assert!(refusal(&listed(&[own, "custom_st.Normalize"])).contains("(custom_st.Normalize)"));
+        assert!(refusal(&listed(&[own, "custom_st.Dense"])).contains("(custom_st.Dense)"));
+        let said = read(listed(&["custom_st.Transformer", other]).path(), Some(Pooling::Cls)).expect("it is set");
+        assert_eq!(said.pooling, Some(Pooling::Cls));
     }
 
     #[test]
