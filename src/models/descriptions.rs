@@ -60,6 +60,17 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Er
     Ok(number.filter(is_size).map(|number| number as u32))
 }
 
+/// Tokenizers of transformers that have the `do_lower_case` of `tokenizer_config.json` overrule `tokenizer.json`.
+const LOWERING_CLASSES: [&str; 7] = [
+    "BertTokenizer",
+    "ConvBertTokenizer",
+    "DistilBertTokenizer",
+    "ElectraTokenizer",
+    "MobileBertTokenizer",
+    "MPNetTokenizer",
+    "SqueezeBertTokenizer",
+];
+
 /// Where sentence-transformers looks for a [`SentenceConfig`], in this order: older releases named it by the architecture.
 pub(super) const SENTENCE_CONFIGS: [&str; 7] = [
     "sentence_bert_config.json",
@@ -106,6 +117,11 @@ impl TokenizerFile {
     pub(super) fn lowers_case(&self) -> bool {
         self.normalizer.as_ref().is_some_and(Normalizer::lowers_case)
     }
+
+    /// Whether it has BERT's rules for texts, but for the capitals, which it keeps.
+    pub(super) fn is_cased_bert(&self) -> bool {
+        self.normalizer.as_ref().is_some_and(|normalizer| normalizer.kind == "BertNormalizer" && !normalizer.lowercase)
+    }
 }
 
 impl Normalizer {
@@ -127,6 +143,8 @@ pub(super) struct TokenizerConfig {
     add_eos_token: Option<Value>,
     bos_token: Option<Value>,
     eos_token: Option<Value>,
+    do_lower_case: Option<Value>,
+    tokenizer_class: Option<Value>,
 }
 
 impl TokenizerConfig {
@@ -137,6 +155,13 @@ impl TokenizerConfig {
             .as_ref()
             .and_then(Value::as_u64)
             .and_then(|limit| u32::try_from(limit).ok().filter(|limit| (1..UNLIMITED_TOKENS).contains(limit)))
+    }
+
+    /// Whether texts lose their capitals whatever `tokenizer.json` says, as with the classes that set its rule by their own.
+    pub(super) fn lowers_case(&self) -> bool {
+        let class = self.tokenizer_class.as_ref().and_then(Value::as_str).unwrap_or_default();
+        let is_berts = LOWERING_CLASSES.contains(&class.strip_suffix("Fast").unwrap_or(class));
+        is_berts && self.do_lower_case == Some(Value::Bool(true))
     }
 
     /// The tokens that each text is said to get besides its own, each behind the name of the flag that says so.

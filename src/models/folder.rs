@@ -137,6 +137,9 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
     let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
     let tokens: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
+    if tokens.lowers_case() && read_json::<TokenizerFile>(&tokenizer)?.unwrap_or_default().is_cased_bert() {
+        return Err(lower_case(folder.join("tokenizer_config.json")));
+    }
     let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
     let modules = modules::read(folder, pooling)?;
     let sentence = read_sentence_config(modules.transformer.as_deref(), folder, &tokenizer)?;
@@ -256,10 +259,14 @@ fn read_sentence_config(
     let sentence: SentenceConfig = read_json(&path)?.unwrap_or_default();
     if sentence.do_lower_case == Some(true) && !read_json::<TokenizerFile>(tokenizer)?.unwrap_or_default().lowers_case()
     {
-        let what = "texts in lower case before a tokenizer that keeps capitals (`do_lower_case`)".to_owned();
-        return Err(FolderError::Unsupported { path, what });
+        return Err(lower_case(path));
     }
     Ok(sentence)
+}
+
+fn lower_case(path: PathBuf) -> FolderError {
+    let what = "texts in lower case before a tokenizer that keeps capitals (`do_lower_case`)".to_owned();
+    FolderError::Unsupported { path, what }
 }
 
 fn first_existing(what: &'static str, looked_for: Vec<PathBuf>) -> Result<PathBuf, FolderError> {
@@ -488,6 +495,29 @@ mod tests {
             let refusal = read("true", normalizer).expect_err(normalizer).to_string();
             assert!(refusal.contains("sentence_bert_config.json") && refusal.contains("`do_lower_case`"), "{refusal}");
             assert!(read("false", normalizer).is_ok() && read("null", normalizer).is_ok(), "{normalizer}");
+        }
+    }
+
+    #[test]
+    fn capitals_that_the_tokenizers_own_class_takes_away_are_refused() {
+        let read = |class: &str, lowers: &str, normalizer: &str| {
+            let config = format!(r#"{{"tokenizer_class": "{class}", "do_lower_case": {lowers}}}"#);
+            let tokenizer = format!(r#"{{"normalizer": {normalizer}}}"#);
+            read_from(&[("tokenizer_config.json", config.as_str()), ("tokenizer.json", tokenizer.as_str())])
+        };
+        let cased = r#"{"type": "BertNormalizer", "lowercase": false}"#;
+        for class in ["BertTokenizer", "BertTokenizerFast", "MPNetTokenizer"] {
+            let refusal = read(class, "true", cased).expect_err(class).to_string();
+            assert!(refusal.contains("tokenizer_config.json") && refusal.contains("`do_lower_case`"), "{refusal}");
+        }
+        for (class, lowers, normalizer) in [
+            ("BertTokenizer", "true", r#"{"type": "BertNormalizer", "lowercase": true}"#),
+            ("BertTokenizer", "false", cased),
+            ("BertTokenizer", "null", cased),
+            ("PreTrainedTokenizerFast", "true", cased),
+            ("XLMRobertaTokenizer", "true", "null"),
+        ] {
+            assert!(read(class, lowers, normalizer).is_ok(), "{class}, {lowers}, {normalizer}");
         }
     }
 
