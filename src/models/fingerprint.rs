@@ -171,6 +171,7 @@ mod tests {
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,
+            infers_max_tokens: false,
             added_tokens: Vec::new(),
             hub: None,
             quantizes_per_batch: false,

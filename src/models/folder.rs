@@ -40,6 +40,8 @@ pub struct ModelFiles {
     pub vocabulary_size: Option<u32>,
     /// Rows of the position table, from `config.json`: no text can be longer.
     pub max_positions: Option<u32>,
+    /// Whether the maximum length in `settings` is that of the tokenizer or of the positions, for want of one that is said.
+    pub infers_max_tokens: bool,
     /// The tokens that each text is said to get besides its own, each behind the name of the flag in
     /// `tokenizer_config.json` that says so.
     pub added_tokens: Vec<(&'static str, String)>,
@@ -165,6 +167,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
             hidden_size: architecture.token_size(),
             vocabulary_size: architecture.vocab_size,
             max_positions,
+            infers_max_tokens: sentence.max_seq_length.is_none(),
             added_tokens: tokens.added_tokens(),
             modules: modules.between,
             ..ModelFiles::bare()
@@ -221,6 +224,7 @@ impl ModelFiles {
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,
+            infers_max_tokens: false,
             added_tokens: Vec::new(),
             quantizes_per_batch: false,
             hub: None,

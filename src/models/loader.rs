@@ -23,7 +23,7 @@ use super::loaded::{LoadedFacts, LoadedModel};
 use super::memory::{self, Expected};
 use super::modules;
 use crate::config::{EngineConfig, QueryLaneSetting};
-use crate::domain::{Dimensions, EncoderSettings, ModelInfo, Provider, ProviderSetting, TruncationSide};
+use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ModelSource, Provider, ProviderSetting, TruncationSide};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
     BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind,
@@ -91,7 +91,7 @@ impl Loader {
             // What lies in the cache of a hub is named by its content and stays. A folder's files are copied over at times.
             apart = files.graph_apart()?;
         }
-        let settings = info.configured.or(&files.settings).or(&info.built_in);
+        let settings = settings(info, &files);
         let max_tokens = max_tokens(&settings, &files)?;
         let (modules, hashed_modules) = modules::open(&files.modules)?;
         let runtime = Runtime::load(&self.runtime_library)?;
@@ -169,7 +169,7 @@ impl Loader {
     pub(super) fn expected(&self, info: &ModelInfo) -> Result<Expected, LoadError> {
         let files = files::read(info, &self.hub)?;
         let runtime = Runtime::load(&self.runtime_library)?;
-        let settings = info.configured.or(&files.settings).or(&info.built_in);
+        let settings = settings(info, &files);
         let footprint = Footprint {
             weights_bytes: weights_bytes(&files),
             mapped_bytes: mapped_bytes(&files),
@@ -366,6 +366,16 @@ fn table_bytes(files: &ModelFiles, encoder: &Encoder) -> u64 {
     (u64::from(encoder.tokenizer().highest_id()) + 1).saturating_mul(row).saturating_mul(4)
 }
 
+/// What the operator has set, else what the files say, else what is built in. In the cache of a hub the file with the maximum
+/// length may be missing, where another tool had no need of it: one that is inferred is then at most the built-in one.
+fn settings(info: &ModelInfo, files: &ModelFiles) -> EncoderSettings {
+    let mut settings = info.configured.or(&files.settings).or(&info.built_in);
+    if files.infers_max_tokens && info.configured.max_tokens.is_none() && matches!(info.source, ModelSource::Hub(_)) {
+        settings.max_tokens = [settings.max_tokens, info.built_in.max_tokens].into_iter().flatten().min();
+    }
+    settings
+}
+
 fn max_tokens(settings: &EncoderSettings, files: &ModelFiles) -> Result<NonZeroU32, LoadError> {
     let limit = settings.max_tokens.or_else(|| files.max_positions.and_then(NonZeroU32::new)).ok_or_else(|| {
         LoadError::Setting(
@@ -433,6 +443,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::models::catalog::Catalog;
+    use crate::models::folder;
     use crate::models::hub::HubSettings;
 
     const SMALL: Footprint = Footprint { weights_bytes: 87 << 20, mapped_bytes: 0, max_tokens: 256, dimensions: 384 };
@@ -462,6 +473,37 @@ mod tests {
             assert!(!bulk.stays_awake, "{bulk:?}");
             assert_eq!(queries.map(|lane| (lane.threads, lane.stays_awake)), Some((4, true)));
         }
+    }
+
+    #[test]
+    fn a_maximum_length_that_is_inferred_of_a_hubs_files_is_at_most_the_built_in_one() {
+        let folder = tempfile::TempDir::new().expect("a folder");
+        let write = |name: &str, content: &[u8]| fs_err::write(folder.path().join(name), content).expect("written");
+        // An ONNX file with an empty graph.
+        write("model.onnx", &[0x08, 10, 0x3a, 0]);
+        write("tokenizer.json", b"{}");
+        write("config.json", br#"{"max_position_embeddings": 512}"#);
+        let config = Config::default();
+        let catalog = Catalog::from_config(&config.ai, &config.models).expect("the default is valid");
+        let model = |source, built_in, configured| {
+            let lengths =
+                |max_tokens| EncoderSettings { max_tokens: NonZeroU32::new(max_tokens), ..EncoderSettings::default() };
+            let info = catalog.iter().next().expect("there are built-in models").clone();
+            ModelInfo { source, built_in: lengths(built_in), configured: lengths(configured), ..info }
+        };
+        let limit = |info: &ModelInfo| {
+            let files = folder::read_folder(folder.path(), None, None).expect("well formed");
+            settings(info, &files).max_tokens.map(NonZeroU32::get)
+        };
+        let hub = || ModelSource::Hub(serde_json::from_str(r#"{"repository": "a/b"}"#).expect("a source"));
+        let own = || ModelSource::Folder(folder.path().to_owned());
+        assert_eq!(limit(&model(hub(), 256, 0)), Some(256));
+        assert_eq!(limit(&model(hub(), 8192, 0)), Some(512));
+        assert_eq!(limit(&model(hub(), 0, 0)), Some(512));
+        assert_eq!(limit(&model(hub(), 256, 300)), Some(300));
+        assert_eq!(limit(&model(own(), 256, 0)), Some(512), "a folder of one's own is another model");
+        write("sentence_bert_config.json", br#"{"max_seq_length": 400}"#);
+        assert_eq!(limit(&model(hub(), 256, 0)), Some(400));
     }
 
     #[test]
