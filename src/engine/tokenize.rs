@@ -208,8 +208,8 @@ impl TextTokenizer {
         if ids.is_empty() {
             return Err(failed("the tokenizer makes no token of it, and adds no special token".into()));
         }
-        if let Some(place) = ids.iter().position(|id| *id > self.highest_id) {
-            let token = &encoding.get_tokens()[place];
+        if let Some(id) = ids.iter().find(|id| **id > self.highest_id) {
+            let token = self.inner.id_to_token(*id).unwrap_or_default();
             return Err(failed(format!("it has the token `{token}`, which the model has no row for").into()));
         }
         Ok(Tokens { ids, truncated })
