@@ -146,7 +146,11 @@ impl Catalog {
             known.pinned = entry.pinned;
             if let Some(source) = source {
                 // Files of one's own are not those of the repository, whatever they were made from.
-                known.hub_repository = repository_of(&source);
+                let repository = repository_of(&source);
+                if repository.is_some() && repository != known.hub_repository {
+                    known.built_in.max_tokens = None;
+                }
+                known.hub_repository = repository;
                 known.source = source;
             }
             known.size = entry.size.unwrap_or(known.size);
