@@ -180,7 +180,8 @@ impl Encoder {
         trial(&[0, highest_id]).map_err(|source| mismatch(format!("fails on the last of them ({source})")))?;
         check_size(&output, dimensions, spec.hidden_size, module_sizes.map(|(taken, _)| taken)).map_err(unsupported)?;
         let head = Head { pooling, modules: Arc::clone(&spec.modules) };
-        if !spec.runs_alone {
+        let pads = options.batch.max_batch_texts > 1 || options.batch.width_step > 1;
+        if pads && !spec.runs_alone {
             check_padding(&session, &head, &tokenizer).map_err(unsupported)?;
         }
         let limits = if spec.runs_alone {
