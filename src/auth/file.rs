@@ -155,8 +155,11 @@ impl KeyFile {
         // Whoever has made a link that leads nowhere wants keys: that is not the same as no file.
         match fs_err::symlink_metadata(&self.0) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(KeyFileError::Unseen { path: self.0.clone(), source: error.kind().into() }),
-            Ok(_) => {}
+            // A folder that lets nobody look is one that was made for keys; other errors of it may pass.
+            Err(error) if error.kind() != io::ErrorKind::PermissionDenied => {
+                return Err(KeyFileError::Unseen { path: self.0.clone(), source: error.kind().into() });
+            }
+            Ok(_) | Err(_) => {}
         }
         let text = fs_err::read_to_string(&self.0).map_err(|error| self.unreadable(error.kind().into()))?;
         let mode =
