@@ -60,6 +60,10 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Er
     Ok(number.filter(is_size).map(|number| number as u32))
 }
 
+/// Tokenizers of transformers that have the `add_bos_token` and `add_eos_token` of `tokenizer_config.json` overrule
+/// `tokenizer.json`.
+const ADDING_CLASSES: [&str; 4] = ["CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer"];
+
 /// Tokenizers of transformers that have the `do_lower_case` of `tokenizer_config.json` overrule `tokenizer.json`.
 const LOWERING_CLASSES: [&str; 7] = [
     "BertTokenizer",
@@ -145,6 +149,7 @@ pub(super) struct TokenizerConfig {
     eos_token: Option<Value>,
     do_lower_case: Option<Value>,
     tokenizer_class: Option<Value>,
+    auto_map: Option<Value>,
 }
 
 impl TokenizerConfig {
@@ -159,13 +164,20 @@ impl TokenizerConfig {
 
     /// Whether texts lose their capitals whatever `tokenizer.json` says, as with the classes that set its rule by their own.
     pub(super) fn lowers_case(&self) -> bool {
-        let class = self.tokenizer_class.as_ref().and_then(Value::as_str).unwrap_or_default();
-        let is_berts = LOWERING_CLASSES.contains(&class.strip_suffix("Fast").unwrap_or(class));
-        is_berts && self.do_lower_case == Some(Value::Bool(true))
+        LOWERING_CLASSES.contains(&self.class()) && self.do_lower_case == Some(Value::Bool(true))
     }
 
-    /// The tokens that each text is said to get besides its own, each behind the name of the flag that says so.
+    fn class(&self) -> &str {
+        let class = self.tokenizer_class.as_ref().and_then(Value::as_str).unwrap_or_default();
+        class.strip_suffix("Fast").unwrap_or(class)
+    }
+
+    /// The tokens that each text gets besides its own whatever `tokenizer.json` says, each behind the name of the flag that
+    /// says so. Classes of the model's own are taken to go by it.
     pub(super) fn added_tokens(&self) -> Vec<(&'static str, String)> {
+        if !ADDING_CLASSES.contains(&self.class()) && self.auto_map.is_none() {
+            return Vec::new();
+        }
         let said = [
             ("add_bos_token", &self.add_bos_token, &self.bos_token),
             ("add_eos_token", &self.add_eos_token, &self.eos_token),

@@ -527,25 +527,29 @@ mod tests {
 
     #[test]
     fn a_token_that_texts_are_said_to_get_has_two_spellings() {
-        let added = |config: &str| {
-            let found =
-                read_from(&[("tokenizer_config.json", config)]).unwrap_or_else(|error| panic!("{config}: {error:?}"));
-            found.added_tokens
+        let added_by = |class: &str, config: &str| {
+            let config = format!("{{{class}, {config}}}");
+            let found = read_from(&[("tokenizer_config.json", config.as_str())]);
+            found.unwrap_or_else(|error| panic!("{config}: {error:?}")).added_tokens
         };
+        let added = |config: &str| added_by(r#""tokenizer_class": "LlamaTokenizerFast""#, config);
         let eos = vec![("add_eos_token", "</s>".to_owned())];
-        assert_eq!(added(r#"{"add_eos_token": true, "eos_token": "</s>"}"#), eos);
-        assert_eq!(added(r#"{"add_eos_token": true, "eos_token": {"content": "</s>", "lstrip": false}}"#), eos);
-        let both = r#"{"add_bos_token": true, "bos_token": "<s>", "add_eos_token": true, "eos_token": "</s>"}"#;
+        assert_eq!(added(r#""add_eos_token": true, "eos_token": "</s>""#), eos);
+        assert_eq!(added(r#""add_eos_token": true, "eos_token": {"content": "</s>", "lstrip": false}"#), eos);
+        let both = r#""add_bos_token": true, "bos_token": "<s>", "add_eos_token": true, "eos_token": "</s>""#;
         assert_eq!(added(both), [("add_bos_token", "<s>".to_owned()), ("add_eos_token", "</s>".to_owned())]);
         for none in [
-            r#"{"add_eos_token": false, "eos_token": "</s>"}"#,
-            r#"{"add_eos_token": null, "eos_token": "</s>"}"#,
-            r#"{"add_eos_token": true, "eos_token": null}"#,
-            r#"{"add_eos_token": true}"#,
-            r#"{"eos_token": "</s>"}"#,
+            r#""add_eos_token": false, "eos_token": "</s>""#,
+            r#""add_eos_token": null, "eos_token": "</s>""#,
+            r#""add_eos_token": true, "eos_token": null"#,
+            r#""add_eos_token": true"#,
+            r#""eos_token": "</s>""#,
         ] {
             assert!(added(none).is_empty(), "{none}");
         }
+        let flag = r#""add_eos_token": true, "eos_token": "</s>""#;
+        assert_eq!(added_by(r#""tokenizer_class": "OwnTokenizer", "auto_map": {}"#, flag), eos);
+        assert!(added_by(r#""tokenizer_class": "PreTrainedTokenizerFast""#, flag).is_empty());
     }
 
     #[test]

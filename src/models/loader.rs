@@ -353,7 +353,8 @@ fn check_added_tokens(files: &ModelFiles, tokenizer: &TextTokenizer) -> Result<(
             path: tokenizer.path().to_owned(),
             reason: format!(
                 "tokenizer_config.json sets `{flag}`, and it adds no `{token}` to a text. Save it with a post-processor \
-                 that does, or set `{flag}` to false if the model was trained without"
+                 that does, or set `{flag}` to false if the model was trained without, in a folder of your own where it is \
+                 a hub's"
             ),
         }),
         None => Ok(()),

@@ -119,11 +119,13 @@ async fn a_text_with_an_added_token_that_the_model_has_no_row_for_is_refused_and
 async fn a_tokenizer_that_leaves_out_a_token_that_its_configuration_adds_is_refused() {
     let folder = copied();
     let configure = |config: &str| fs_err::write(folder.path().join("tokenizer_config.json"), config).expect("written");
-    configure(r#"{"add_eos_token": true, "eos_token": {"content": "grain"}}"#);
+    configure(r#"{"tokenizer_class": "LlamaTokenizer", "add_eos_token": true, "eos_token": {"content": "grain"}}"#);
     let sentence = refused(&entry(folder.path(), "")).await;
     assert!(sentence.contains("tokenizer.json") && sentence.contains("sets `add_eos_token`"), "{sentence}");
     assert!(sentence.contains("adds no `grain`"), "{sentence}");
-    configure(r#"{"add_bos_token": true, "bos_token": "[CLS]", "add_eos_token": true, "eos_token": "[SEP]"}"#);
+    configure(
+        r#"{"auto_map": {}, "add_bos_token": true, "bos_token": "[CLS]", "add_eos_token": true, "eos_token": "[SEP]"}"#,
+    );
     let app = TestApp::start_with(&format!("{}{}", with_tiny(&[]), entry(folder.path(), ""))).await;
     let same = app.post("/models/broken/embed", json!({"inputs": "hello"})).await;
     let tiny = app.post("/models/tiny/embed", json!({"inputs": "hello"})).await;
