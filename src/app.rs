@@ -1,6 +1,6 @@
 //! The composition root: builds everything from a configuration, and runs it.
 //!
-//! Nothing imports this module but `main`, which calls [`start`] and [`App::run`], the command line, which checks a
+//! Nothing imports this module but `main`, which calls [`start()`] and [`App::run`], the command line, which checks a
 //! configuration as a start does, and the tests, which call [`App::build`] and [`App::run`] themselves.
 
 mod error;
