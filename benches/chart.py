@@ -28,6 +28,7 @@ FILLS = {
     "fastembed": ("#818b98", "#656c76"),
     "fastembed-b1": ("#6e7781", "#848d97"),
     "infinity": ("#b7bdc8", "#9198a1"),
+    "tei": ("#bf8700", "#d29922"),
 }
 
 

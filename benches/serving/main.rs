@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 const N_ZIPF_TEXTS: usize = 10_000;
 const ZIPF_EXPONENT: f64 = 1.0;
 
-const DEFAULT_SERVERS: [&str; 5] = ["granary", "granary-cpu", "fastembed", "fastembed-b1", "infinity"];
+const DEFAULT_SERVERS: [&str; 6] = ["granary", "granary-cpu", "fastembed", "fastembed-b1", "infinity", "tei"];
 
 /// Measure Granary beside its peers over HTTP
 #[derive(Debug, Parser)]

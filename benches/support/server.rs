@@ -39,6 +39,8 @@ pub enum Contender {
     FastembedB1,
     /// infinity with its optimum engine, where `infinity_emb` is on PATH
     Infinity,
+    /// Hugging Face's text-embeddings-inference with its ONNX Runtime backend, where `text-embeddings-router` is on PATH
+    Tei,
 }
 
 impl Contender {
@@ -51,6 +53,7 @@ impl Contender {
             Self::Fastembed => "fastembed",
             Self::FastembedB1 => "fastembed-b1",
             Self::Infinity => "infinity",
+            Self::Tei => "tei",
         }
     }
 
@@ -60,7 +63,11 @@ impl Contender {
             let path = std::env::var_os("PATH").unwrap_or_default();
             std::env::split_paths(&path).any(|folder| folder.join(program).is_file())
         };
-        self != Self::Infinity || on_path("infinity_emb")
+        match self {
+            Self::Infinity => on_path("infinity_emb"),
+            Self::Tei => on_path("text-embeddings-router"),
+            _ => true,
+        }
     }
 
     /// Whether requests of so many texts are worth its turn.
@@ -89,6 +96,7 @@ impl Contender {
             Self::Granary | Self::GranaryCpu | Self::GranaryOpenvino => Command::new(&granary.binary),
             Self::Fastembed | Self::FastembedB1 => Command::new("python3"),
             Self::Infinity => Command::new("infinity_emb"),
+            Self::Tei => Command::new("text-embeddings-router"),
         };
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env("HOME", folder);
         match self {
@@ -109,6 +117,9 @@ impl Contender {
                 command.args(["--port", &port, "--host", "127.0.0.1", "--served-model-name", MODEL, "--model-id", "."]);
                 command.current_dir(model); // it finds `model.onnx` in no other folder
                 command.envs([("HF_HUB_OFFLINE", "1"), ("DO_NOT_TRACK", "1"), ("INFINITY_ANONYMOUS_USAGE_STATS", "0")]);
+            }
+            Self::Tei => {
+                command.args(["--hostname", "127.0.0.1", "--port", &port, "--model-id"]).arg(model);
             }
         }
         command
@@ -267,6 +278,7 @@ impl Server {
         let found = match self.contender {
             Contender::Fastembed | Contender::FastembedB1 => connection.get("/").await?,
             Contender::Infinity => json!({"infinity_emb": connection.get("/openapi.json").await?["info"]["version"]}),
+            Contender::Tei => json!({"text-embeddings-inference": connection.get("/info").await?["version"]}),
             _ => json!({
                 "granary": connection.get("/info").await?["version"],
                 "provider": connection.get(&format!("/models/{MODEL}")).await?["provider"]["name"],
