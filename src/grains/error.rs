@@ -266,7 +266,9 @@ impl GrainError {
     #[must_use]
     pub fn may_pass(&self) -> bool {
         match self {
-            Self::Store(_) | Self::Ledger(_) | Self::Model(ModelError::GrainWrites { .. }) => true,
+            Self::Store(_) | Self::Ledger(_) | Self::NoMemory { .. } | Self::Model(ModelError::GrainWrites { .. }) => {
+                true
+            }
             Self::Model(error) => matches!(
                 RefusalKind::of_model(error),
                 RefusalKind::ModelLoading
@@ -377,6 +379,15 @@ mod tests {
         ] {
             assert_eq!(GrainError::Model(error).refusal().kind, kind);
         }
+    }
+
+    #[test]
+    fn a_want_of_memory_may_pass_however_it_is_told() {
+        let name = ModelName::parse("m").expect("a name");
+        let of_run = || EngineError::of_run(0, "bad_alloc".into());
+        assert!(GrainError::Model(of_run().into()).may_pass());
+        assert!(GrainError::NoMemory { model: name, source: of_run().into() }.may_pass());
+        assert!(!GrainError::invalid("text", "it is empty").may_pass());
     }
 
     #[test]
