@@ -64,6 +64,9 @@ fn of_query(error: GrainError, model: &ModelName) -> GrainError {
         GrainError::Model(ModelError::Engine(EngineError::InputTooLong { n_tokens, max_tokens, .. })) => {
             GrainError::TooLong { field: "query", model: model.clone(), n_tokens, max_tokens }
         }
+        GrainError::Model(ModelError::Engine(EngineError::Tokenize { source, .. })) => {
+            GrainError::invalid("query", format!("`query` cannot be split into tokens by `{model}`: {source}"))
+        }
         error => error,
     }
 }

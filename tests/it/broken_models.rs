@@ -112,6 +112,15 @@ async fn a_text_with_an_added_token_that_the_model_has_no_row_for_is_refused_and
         let refused = embed("broken", inputs).await;
         assert!(refused.status.is_client_error() && refused.text.contains(said), "{}", refused.text);
     }
+    app.put("/models/active", json!({"name": "broken"})).await.ok();
+    app.post("/grains", json!({"text": "hello"})).await.ok();
+    for mode in ["dense", "hybrid"] {
+        let search = json!({"query": "hello <image>", "mode": mode});
+        let (status, code, sentence) = app.post("/grains/search", search).await.problem();
+        assert_eq!((status, code.as_str()), (422, "invalid_request"), "{sentence}");
+        assert!(sentence.contains("query") && sentence.contains("`<image>`"), "{sentence}");
+        assert!(!sentence.contains("inputs"), "the caller sent none: {sentence}");
+    }
     app.stop().await;
 }
 
