@@ -21,6 +21,10 @@ const READABLE_BY_OTHERS: u32 = 0o044;
 /// The one of them by which it is no matter whose group the file is of.
 const READABLE_BY_ALL: u32 = 0o004;
 
+/// The attribute of a file that holds its access control list (acl(5)).
+#[cfg(target_os = "linux")]
+const ACCESS_LIST: &str = "system.posix_acl_access";
+
 /// The bits by which others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
 
@@ -243,23 +247,44 @@ fn create(path: &Path) -> io::Result<fs_err::File> {
 /// Lets those read a new file who could read the old one: a server may read its keys by that alone, and would go on with
 /// those that it has, removed ones too.
 fn keep_readers(new: &fs_err::File, old: &Path) -> io::Result<()> {
-    let old = match fs_err::metadata(old) {
+    let meta = match fs_err::metadata(old) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         found => found?,
     };
-    let readers = old.mode() & READABLE_BY_OTHERS;
+    let readers = meta.mode() & READABLE_BY_OTHERS;
     if readers == 0 {
         return Ok(());
     }
-    if readers & READABLE_BY_ALL == 0 && new.metadata()?.gid() != old.gid() {
-        let group = old.gid();
+    if readers & READABLE_BY_ALL == 0 && new.metadata()?.gid() != meta.gid() {
+        let group = meta.gid();
         let refused = format!(
             "the group {group} may read them, and this user cannot give it a file: run the command as root or as a \
              member of that group, or take its right with `chmod 600`"
         );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
     }
-    new.set_permissions(PermissionsExt::from_mode(MODE | readers))
+    new.set_permissions(PermissionsExt::from_mode(MODE | readers))?;
+    keep_access_list(new, old)
+}
+
+/// Where there is an access control list, the bits of the group say what its entries may have at most, and not who they
+/// are of.
+#[cfg(target_os = "linux")]
+fn keep_access_list(new: &fs_err::File, old: &Path) -> io::Result<()> {
+    use rustix::fs::{XattrFlags, fsetxattr, getxattr};
+    use rustix::io::Errno;
+
+    let mut list = vec![0; 64 * 1024]; // as long as the kernel lets an attribute be
+    match getxattr(old, ACCESS_LIST, &mut list[..]) {
+        Ok(n_bytes) => Ok(fsetxattr(new, ACCESS_LIST, &list[..n_bytes], XattrFlags::empty())?),
+        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()), // there is none, or the file system has none
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn keep_access_list(_new: &fs_err::File, _old: &Path) -> io::Result<()> {
+    Ok(())
 }
 
 /// Opens the file by whose lock those wait for each other who change the keys, made if need be.
@@ -343,6 +368,34 @@ mod tests {
         assert_eq!(mode(), 0o644, "nobody runs it");
         fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o660)).expect("given to others");
         assert!(matches!(file.read(), Err(KeyFileError::Exposed { .. })));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_access_control_list_stays() {
+        use rustix::fs::{XattrFlags, getxattr, setxattr};
+
+        let (_folder, file) = in_a_folder();
+        file.add(key("a")).expect("added");
+        // Version 2; who (the owner, user 12345, the group, all of these at most, others), what they may, the user's id.
+        let mut list = vec![2, 0, 0, 0];
+        for (who, may, id) in [(1, 6, u32::MAX), (2, 4, 12_345), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
+        {
+            list.extend([who, 0, may, 0]);
+            list.extend(u32::to_le_bytes(id));
+        }
+        if setxattr(file.path(), ACCESS_LIST, &list, XattrFlags::empty()).is_err() {
+            eprintln!("skipped: this file system has no access control lists");
+            return;
+        }
+        file.add(key("b")).expect("added");
+        let mut kept = [0; 256];
+        let n_bytes = getxattr(file.path(), ACCESS_LIST, &mut kept[..]).expect("a list");
+        assert_eq!(
+            kept[..n_bytes],
+            list,
+            "the server that reads it by this goes on, and its group does not read it now"
+        );
     }
 
     #[test]
