@@ -241,29 +241,11 @@ impl ImportQuery {
     }
 }
 
-/// The counts of an import.
-#[derive(Serialize)]
-struct Counts {
-    read: u64,
-    created: u64,
-    replaced: u64,
-    unchanged: u64,
-    skipped: u64,
-    failed: u64,
-}
-
-impl From<Tally> for Counts {
-    fn from(tally: Tally) -> Self {
-        let Tally { read, created, replaced, unchanged, skipped, failed } = tally;
-        Self { read, created, replaced, unchanged, skipped, failed }
-    }
-}
-
 /// The last line of an import's answer.
 #[derive(Serialize)]
 struct End {
     #[serde(flatten)]
-    counts: Counts,
+    tally: Tally,
     /// Failed lines that were only counted.
     unreported: u64,
     complete: bool,
@@ -278,15 +260,13 @@ fn events(receiver: Receiver<ImportEvent>) -> impl Stream<Item = Vec<u8>> + Send
 
 fn event_line(event: ImportEvent) -> Vec<u8> {
     match event {
-        ImportEvent::Progress(tally) => line(&json!({"progress": Counts::from(tally)})),
+        ImportEvent::Progress(tally) => line(&json!({"progress": tally})),
         ImportEvent::Failed { line: number, id, refusal } => {
             let problem = ApiError::of_refusal(&refusal).problem();
             line(&json!({"error": {"line": number, "id": id, "problem": problem}}))
         }
         ImportEvent::Stopped(stop) => stopped(stop.into()),
-        ImportEvent::End { tally, unreported, complete } => {
-            line(&json!({"end": End { counts: tally.into(), unreported, complete }}))
-        }
+        ImportEvent::End { tally, unreported, complete } => line(&json!({"end": End { tally, unreported, complete }})),
     }
 }
 

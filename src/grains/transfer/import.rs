@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures::future::{BoxFuture, OptionFuture};
 use futures::stream::FuturesOrdered;
 use futures::{FutureExt, Stream, StreamExt};
+use serde::Serialize;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::MissedTickBehavior;
 use uuid::Uuid;
@@ -86,8 +87,8 @@ pub enum Declarations {
     Refused,
 }
 
-/// What became of the lines so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// What became of the lines so far. Its fields are the words on the wire.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Tally {
     /// Lines that were read, but for manifests and ends of exports that are as they should be.
     pub read: u64,
