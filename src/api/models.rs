@@ -173,7 +173,7 @@ impl Model {
             normalize: settings.normalize,
             prompts: ModelPrompts { query: prompts.query, document: prompts.document },
             space: loaded.map(|facts| facts.fingerprint.space().to_string()),
-            fingerprint: loaded.map(|facts| facts.fingerprint.as_str().to_owned()),
+            fingerprint: loaded.map(|facts| facts.fingerprint.to_string()),
             hub: match &status.info.source {
                 ModelSource::Hub(source) => Some(ModelHub {
                     repository: source.repository.to_string(),

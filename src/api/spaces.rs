@@ -52,7 +52,7 @@ impl SpaceObject {
         Self {
             grains: served.get(&id).copied().unwrap_or_default(),
             id: id.to_string(),
-            fingerprint: record.fingerprint.as_str().to_owned(),
+            fingerprint: record.fingerprint.to_string(),
             dimensions: record.dimensions,
             numeric_class: record.declared_name.is_none().then_some(record.numeric_class),
             name: record.declared_name,

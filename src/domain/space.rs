@@ -39,13 +39,9 @@ impl Fingerprint {
         let is_digit = |b: u8| b.is_ascii_digit() || (b'a'..=b'f').contains(&b);
         (text.len() == FINGERPRINT_DIGITS && text.bytes().all(is_digit)).then(|| Self(text.to_owned()))
     }
-
-    /// The 64 hex digits.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
 }
+
+text_type!(Fingerprint);
 
 /// The short name of a space: the first 16 hex digits of its fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]

@@ -199,9 +199,8 @@ pub enum GrainError {
     TooManyImports,
     /// A manifest and its fingerprint do not belong together.
     #[error(
-        "the fingerprint {fingerprint} is not the SHA-256 of its manifest, which is {}: the line was changed since it \
-         was exported",
-        .actual.as_str()
+        "the fingerprint {fingerprint} is not the SHA-256 of its manifest, which is {actual}: the line was changed since \
+         it was exported"
     )]
     ForeignManifest {
         /// What the line says.

@@ -137,7 +137,7 @@ impl SpaceLine {
         let SpaceRecord { fingerprint, manifest, dimensions, declared_name, .. } = record;
         Self {
             id: fingerprint.space().to_string(),
-            fingerprint: fingerprint.as_str().to_owned(),
+            fingerprint: fingerprint.to_string(),
             manifest: serde_json::from_str(&manifest).unwrap_or(Value::String(manifest)),
             dimensions,
             name: declared_name,
