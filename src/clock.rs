@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use parking_lot::Mutex;
 use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 /// Less is what time servers correct in passing.
 const JUMP: Duration = Duration::from_secs(5);
@@ -19,6 +20,12 @@ const SETTLING: Duration = Duration::from_hours(1);
 #[must_use]
 pub fn now_us() -> i64 {
     i64::try_from(OffsetDateTime::now_utc().unix_timestamp_nanos() / 1000).unwrap_or(i64::MAX)
+}
+
+/// A time as RFC 3339 writes it; empty in a year beyond 9999, which it cannot write.
+#[must_use]
+pub fn rfc3339(time: OffsetDateTime) -> String {
+    time.format(&Rfc3339).unwrap_or_default()
 }
 
 /// What the machine's clock did since this process began.

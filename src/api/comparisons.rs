@@ -7,7 +7,6 @@ use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::comparison::ComparisonResult;
@@ -20,6 +19,7 @@ use super::state::AppState;
 use crate::change::compare::{
     self, CompareError, CompareRequest, DEFAULT_DEPTH, DEFAULT_SAMPLE, MAX_DEPTH, MAX_QUERIES, MAX_SAMPLE,
 };
+use crate::clock::rfc3339;
 use crate::telemetry::with_causes;
 
 /// A browser that shows a report runs nothing and fetches nothing, and shows it within no other page.
@@ -237,7 +237,7 @@ impl ComparisonObject {
             id: status.id,
             from: status.from.to_string(),
             to: status.to.to_string(),
-            created_at: status.created_at.format(&Rfc3339).unwrap_or_default(),
+            created_at: rfc3339(status.created_at),
             state,
             done: status.n_done,
             total: status.n_total,

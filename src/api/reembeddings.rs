@@ -8,7 +8,6 @@ use axum::response::sse::Event;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::error::{ApiError, Code, ProblemBody};
@@ -19,6 +18,7 @@ use super::grains::filter::FilterBody;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::change::{ReembedError, ReembedRequest, ReembeddingStatus, Reembeddings};
+use crate::clock;
 use crate::domain::{Filter, Reembedding, ReembeddingFailure, ReembeddingId, SpaceCondition};
 use crate::telemetry::with_causes;
 
@@ -364,7 +364,7 @@ fn location(job: &ReembeddingObject) -> HeaderMap {
 /// A time in microseconds since 1970.
 fn rfc3339(us: i64) -> String {
     let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000);
-    time.ok().and_then(|time| time.format(&Rfc3339).ok()).unwrap_or_default()
+    time.map(clock::rfc3339).unwrap_or_default()
 }
 
 impl From<ReembedError> for ApiError {

@@ -8,12 +8,12 @@ use std::sync::Arc;
 use parking_lot::Mutex;
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
-use time::format_description::well_known::Rfc3339;
 use time::macros::format_description;
 use tokio_util::sync::CancellationToken;
 
 use super::service::Grains;
 use super::store::StoreError;
+use crate::clock::rfc3339;
 use crate::telemetry::with_causes;
 
 const STAMP: &[FormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
@@ -165,7 +165,7 @@ impl Snapshots {
         let metadata = fs_err::tokio::metadata(self.0.join(&name.0)).await;
         let metadata = metadata.map_err(|source| self.of_one(&name, "look at a snapshot", source))?;
         let time = metadata.modified().map_or(OffsetDateTime::UNIX_EPOCH, OffsetDateTime::from);
-        Ok(Snapshot { name, size_bytes: metadata.len(), created_at: time.format(&Rfc3339).unwrap_or_default() })
+        Ok(Snapshot { name, size_bytes: metadata.len(), created_at: rfc3339(time) })
     }
 
     fn of_one(&self, name: &SnapshotName, doing: &'static str, source: std::io::Error) -> SnapshotError {
@@ -198,7 +198,7 @@ impl OneAtATime {
     fn begin(&self, now: OffsetDateTime) -> Result<Turn, SnapshotError> {
         let mut begun = self.0.lock();
         if let Some(since) = *begun {
-            let since = since.truncate_to_second().format(&Rfc3339).unwrap_or_default();
+            let since = rfc3339(since.truncate_to_second());
             return Err(SnapshotError::UnderWay { since });
         }
         *begun = Some(now);

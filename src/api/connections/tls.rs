@@ -13,11 +13,11 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
 use rustls::server::ParsedCertificate;
 use rustls::{CertificateError, RootCertStore, ServerConfig};
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::clock::rfc3339;
 use crate::telemetry::{self, with_causes};
 
 /// What is spoken inside, best first.
@@ -85,7 +85,7 @@ pub enum TlsError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Ending {
     /// It is over.
-    #[error("the certificate in `{}` has expired, on {}, and callers refuse it", certificate.display(), in_words(*at))]
+    #[error("the certificate in `{}` has expired, on {}, and callers refuse it", certificate.display(), rfc3339(*at))]
     Past {
         /// The file of the certificate.
         certificate: PathBuf,
@@ -93,7 +93,7 @@ pub enum Ending {
         at: OffsetDateTime,
     },
     /// It is near.
-    #[error("the certificate in `{}` expires soon, on {}", certificate.display(), in_words(*at))]
+    #[error("the certificate in `{}` expires soon, on {}", certificate.display(), rfc3339(*at))]
     Near {
         /// The file of the certificate.
         certificate: PathBuf,
@@ -269,10 +269,6 @@ fn end_of(certificate: &CertificateDer<'_>) -> Option<OffsetDateTime> {
         }
         _ => None,
     }
-}
-
-fn in_words(time: OffsetDateTime) -> String {
-    time.format(&Rfc3339).unwrap_or_default()
 }
 
 /// Whether a key in PEM takes a password: PKCS #8 says so in its first line, and older forms in their second.

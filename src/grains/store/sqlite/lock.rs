@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
 use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use super::super::StoreError;
 use super::beside;
+use crate::clock::rfc3339;
 use crate::ownership::hand_over;
 
 /// The lock, held until it is dropped.
@@ -148,7 +148,7 @@ fn sign(file: &mut fs_err::File) {
     }
     let host = fs_err::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let host = Some(host.trim()).filter(|host| !host.is_empty()).unwrap_or("this machine");
-    let since = OffsetDateTime::now_utc().format(&Rfc3339).unwrap_or_default();
+    let since = rfc3339(OffsetDateTime::now_utc());
     let signature = format!("process {} on {host}, since {since}\n", std::process::id());
     let _ = file.set_len(0).and_then(|()| file.write_all(signature.as_bytes()));
 }
