@@ -71,15 +71,10 @@ impl HubId {
     /// # Errors
     /// When the text is not one or two parts of `[A-Za-z0-9._-]`, or could be mistaken for a path.
     pub fn parse(text: &str) -> Result<Self, HubNameError> {
-        let is_part = |part: &str| {
-            !part.is_empty()
-                && !part.starts_with(['-', '.'])
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-'))
-        };
         // The cache writes `/` as `--`.
         let well_formed = text.len() <= MAX_ID_BYTES
             && text.split('/').count() <= 2
-            && text.split('/').all(is_part)
+            && text.split('/').all(|part| is_part(part, b"._-"))
             && !text.contains("..")
             && !text.contains("--");
         if well_formed { Ok(Self(text.to_owned())) } else { Err(HubNameError::Id(shortened(text))) }
@@ -92,12 +87,8 @@ impl HubRevision {
     /// # Errors
     /// When no branch, tag or commit can be written so.
     pub fn parse(text: &str) -> Result<Self, HubNameError> {
-        let is_part = |part: &str| {
-            !part.is_empty()
-                && !part.starts_with(['-', '.'])
-                && part.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'+'))
-        };
-        let well_formed = text.len() <= MAX_PATH_BYTES && text.split('/').all(is_part) && !text.contains("..");
+        let well_formed =
+            text.len() <= MAX_PATH_BYTES && text.split('/').all(|part| is_part(part, b"._-+")) && !text.contains("..");
         if well_formed { Ok(Self(text.to_owned())) } else { Err(HubNameError::Revision(shortened(text))) }
     }
 
@@ -117,6 +108,13 @@ impl HubFile {
         let well_formed = text.len() <= MAX_PATH_BYTES && is_inside(text) && has_extension(text, "onnx");
         if well_formed { Ok(Self(text.to_owned())) } else { Err(HubNameError::File(shortened(text))) }
     }
+}
+
+/// Whether it is a part between two `/`: letters, digits and these others, and neither `-` nor `.` first.
+fn is_part(part: &str, others: &[u8]) -> bool {
+    !part.is_empty()
+        && !part.starts_with(['-', '.'])
+        && part.bytes().all(|b| b.is_ascii_alphanumeric() || others.contains(&b))
 }
 
 /// Whether a path, written with `/`, names something below the folder it is relative to on every system.
