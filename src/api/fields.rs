@@ -1,10 +1,20 @@
-//! Reading fields of JSON bodies: objects and words, where serde takes something else for them too.
+//! Reading fields of JSON bodies: objects and words, where serde takes something else for them too; and which of them is
+//! set.
 
 use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{self, Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+
+/// The name of the first of these fields that is set.
+macro_rules! first_set {
+    ($body:expr; $($field:ident),+) => {
+        [$((stringify!($field), $body.$field.is_some())),+].into_iter().find_map(|(name, is_set)| is_set.then_some(name))
+    };
+}
+
+pub(super) use first_set;
 
 /// An object inside a body. Left alone, serde takes a list there too, for the fields in their order.
 #[derive(Clone, Debug)]

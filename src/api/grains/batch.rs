@@ -13,7 +13,7 @@ use super::wire::{DraftBody, GrainObject, with_usual_model};
 use super::{Kept, WriteErrors, etag, refused};
 use crate::api::error::{ApiError, Code, ProblemBody};
 use crate::api::extract::{Keyed, QueryRejected, UsualModel, query_error, value_error};
-use crate::api::fields::Object;
+use crate::api::fields::{Object, first_set};
 use crate::api::responses::{NativeBodyErrors, NativeErrors};
 use crate::api::state::AppState;
 use crate::grains::store::Atomicity;
@@ -169,6 +169,7 @@ pub async fn create(
 
 /// The grains of a body. Beside many, what is of one is absent.
 pub(in crate::api) fn drafts(body: CreateBody) -> Result<Vec<Draft>, ApiError> {
+    let of_one = first_set!(body; id, source, tags, attributes, model, vector, space, verify);
     let CreateBody { id, text, source, tags, attributes, model, vector, space, verify, grains } = body;
     let Some(grains) = grains else {
         let text = text.ok_or_else(|| refused("text", "missing field `text`"))?;
@@ -178,17 +179,7 @@ pub(in crate::api) fn drafts(body: CreateBody) -> Result<Vec<Draft>, ApiError> {
     if text.is_some() {
         return Err(refused("grains", "`text` is one grain and `grains` are many: send one of them"));
     }
-    let of_one = [
-        ("id", id.is_some()),
-        ("source", source.is_some()),
-        ("tags", tags.is_some()),
-        ("attributes", attributes.is_some()),
-        ("model", model.is_some()),
-        ("vector", vector.is_some()),
-        ("space", space.is_some()),
-        ("verify", verify.is_some()),
-    ];
-    if let Some((name, _)) = of_one.into_iter().find(|(_, is_set)| *is_set) {
+    if let Some(name) = of_one {
         return Err(value_error(&format!("unknown field `{name}`, expected `grains`"), name));
     }
     let numbered = grains.into_iter().enumerate();

@@ -13,7 +13,7 @@ use super::super::refused;
 use super::super::wire::DraftBody;
 use crate::api::error::{ApiError, Code};
 use crate::api::extract::{is_list, parse, shortened};
-use crate::api::fields::{Object, optional_object};
+use crate::api::fields::{Object, first_set, optional_object};
 use crate::domain::{CreatedAt, Origin, Provenance};
 use crate::grains::transfer::{ImportEntry, ImportGrain, ImportLine, ImportSpace, ReadingEnded, UnknownVectors};
 use crate::grains::{Refusal, RefusalKind};
@@ -164,7 +164,10 @@ struct ManifestBody {
 
 impl LineBody {
     fn into_entry(self, unknown_vectors: UnknownVectors) -> Result<ImportEntry, ApiError> {
-        let of_grain = self.field_of_grain();
+        // Only a grain has these.
+        let of_grain = first_set!(
+            self; id, text, source, tags, attributes, model, vector, verify, meta, created_at, version, updated_at
+        );
         if let Some(end) = self.end {
             let beside = of_grain.or_else(|| self.space.is_some().then_some("space"));
             return beside.map_or(Ok(ImportEntry::End(end.grains)), |field| Err(mixed(field, "the end of an export")));
@@ -236,26 +239,6 @@ impl LineBody {
         }
         let grain = ImportGrain { draft, raw_meta: meta.raw, created_at, made_by: meta.embedding_model };
         Ok(ImportEntry::Grain(Box::new(grain)))
-    }
-
-    /// The first field that is set of those that only a grain has.
-    fn field_of_grain(&self) -> Option<&'static str> {
-        let Self { id, text, source, tags, attributes, model, vector, verify, meta, created_at, .. } = self;
-        let fields = [
-            ("id", id.is_some()),
-            ("text", text.is_some()),
-            ("source", source.is_some()),
-            ("tags", tags.is_some()),
-            ("attributes", attributes.is_some()),
-            ("model", model.is_some()),
-            ("vector", vector.is_some()),
-            ("verify", verify.is_some()),
-            ("meta", meta.is_some()),
-            ("created_at", created_at.is_some()),
-            ("version", self.version.is_some()),
-            ("updated_at", self.updated_at.is_some()),
-        ];
-        fields.into_iter().find_map(|(name, is_set)| is_set.then_some(name))
     }
 }
 
