@@ -6,7 +6,7 @@ use time::format_description::well_known::Rfc3339;
 use time::{OffsetDateTime, UtcOffset};
 
 use super::space::SpaceId;
-use super::text::text_type;
+use super::text::{text_type, words};
 
 /// The longest id that a caller may choose, in bytes.
 pub const MAX_ID_BYTES: usize = 128;
@@ -105,22 +105,9 @@ pub enum Origin {
     Adopted,
 }
 
-impl Origin {
+words! {
     /// The word on the wire and in the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Computed => "computed",
-            Self::Supplied => "supplied",
-            Self::Adopted => "adopted",
-        }
-    }
-
-    /// Reads what [`Self::as_str`] wrote.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Computed, Self::Supplied, Self::Adopted].into_iter().find(|origin| origin.as_str() == text)
-    }
+    Origin { Computed => "computed", Supplied => "supplied", Adopted => "adopted" }
 }
 
 /// What a grain is besides its name: everything that its owner writes.
@@ -220,7 +207,7 @@ mod tests {
 
     #[test]
     fn origins_are_read_as_they_are_written() {
-        for origin in [Origin::Computed, Origin::Supplied, Origin::Adopted] {
+        for origin in Origin::ALL {
             assert_eq!(Origin::parse(origin.as_str()), Some(origin));
         }
         assert_eq!(Origin::parse("guessed"), None);

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::model::ModelName;
 use super::slug::{MAX_SLUG_BYTES, is_slug};
 use super::space::hex_digits;
-use super::text::text_type;
+use super::text::{text_type, words};
 
 /// How the hash of a key begins.
 const HASH_PREFIX: &str = "sha256:";
@@ -144,27 +144,16 @@ pub enum Scope {
 #[error("a scope is `embed`, `read`, `write` or `admin`")]
 pub struct ScopeError;
 
-impl Scope {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Embed, Self::Read, Self::Write, Self::Admin];
-
+words! {
     /// The word in files, on the command line and in errors.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Embed => "embed",
-            Self::Read => "read",
-            Self::Write => "write",
-            Self::Admin => "admin",
-        }
-    }
+    Scope { Embed => "embed", Read => "read", Write => "write", Admin => "admin" }
 }
 
 impl FromStr for Scope {
     type Err = ScopeError;
 
     fn from_str(text: &str) -> Result<Self, ScopeError> {
-        Self::ALL.into_iter().find(|scope| scope.as_str() == text).ok_or(ScopeError)
+        Self::parse(text).ok_or(ScopeError)
     }
 }
 

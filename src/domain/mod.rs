@@ -33,3 +33,4 @@ pub use prompt_choice::{InputType, PromptChoice, TwoPromptsError};
 pub use provider::{Provider, ProviderSetting};
 pub use reembedding::{OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState};
 pub use space::{DeclaredSpace, DeclaredSpaceError, Fingerprint, Manifest, SpaceId, SpaceIdError};
+pub(crate) use text::words;

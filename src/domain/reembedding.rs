@@ -3,7 +3,7 @@
 use super::filter::Filter;
 use super::model::ModelName;
 use super::space::SpaceId;
-use super::text::text_type;
+use super::text::{text_type, words};
 
 /// The name of a re-embedding: a `UUIDv7`, so that names sort by age.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -55,43 +55,23 @@ pub enum ReembeddingState {
     RolledBack,
 }
 
-impl ReembeddingState {
-    const ALL: [Self; 10] = [
-        Self::Queued,
-        Self::Running,
-        Self::Paused,
-        Self::CuttingOver,
-        Self::Completed,
-        Self::CompletedWithFailures,
-        Self::Cancelled,
-        Self::Failed,
-        Self::RollingBack,
-        Self::RolledBack,
-    ];
-
+words! {
     /// The word on the wire and in the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Queued => "queued",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::CuttingOver => "cutting_over",
-            Self::Completed => "completed",
-            Self::CompletedWithFailures => "completed_with_failures",
-            Self::Cancelled => "cancelled",
-            Self::Failed => "failed",
-            Self::RollingBack => "rolling_back",
-            Self::RolledBack => "rolled_back",
-        }
+    ReembeddingState {
+        Queued => "queued",
+        Running => "running",
+        Paused => "paused",
+        CuttingOver => "cutting_over",
+        Completed => "completed",
+        CompletedWithFailures => "completed_with_failures",
+        Cancelled => "cancelled",
+        Failed => "failed",
+        RollingBack => "rolling_back",
+        RolledBack => "rolled_back",
     }
+}
 
-    /// Reads what [`Self::as_str`] wrote.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|state| state.as_str() == text)
-    }
-
+impl ReembeddingState {
     /// Whether the table allows the move.
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
@@ -135,22 +115,9 @@ pub enum OldVectors {
     Purged,
 }
 
-impl OldVectors {
+words! {
     /// The word on the wire and in the database.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Kept => "kept",
-            Self::Purging => "purging",
-            Self::Purged => "purged",
-        }
-    }
-
-    /// Reads what [`Self::as_str`] wrote.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        [Self::Kept, Self::Purging, Self::Purged].into_iter().find(|fate| fate.as_str() == text)
-    }
+    OldVectors { Kept => "kept", Purging => "purging", Purged => "purged" }
 }
 
 /// A job that gives grains vectors in another space.
@@ -235,7 +202,7 @@ mod tests {
             assert!(!state.may_become(state), "{state:?}");
         }
         assert_eq!(ReembeddingState::parse("done"), None);
-        for fate in [OldVectors::Kept, OldVectors::Purging, OldVectors::Purged] {
+        for fate in OldVectors::ALL {
             assert_eq!(OldVectors::parse(fate.as_str()), Some(fate));
         }
     }

@@ -1,4 +1,4 @@
-//! What all values can do that are text inside.
+//! What all values can do that are text inside, and what all enums can that are words.
 
 /// Gives a type around a `String` its `as_str` and `Display`; one that is read by its `parse`, whose error is named, also
 /// `FromStr` and `Deserialize`.
@@ -38,4 +38,29 @@ macro_rules! text_type {
     };
 }
 
+/// Gives an enum `ALL` in the order of the words, `as_str`, whose doc comment stands before them, and `parse`.
+macro_rules! words {
+    ($(#[$doc:meta])+ $name:ident { $($variant:ident => $word:literal),+ $(,)? }) => {
+        impl $name {
+            /// All of them.
+            pub const ALL: [Self; [$($word),+].len()] = [$(Self::$variant),+];
+
+            $(#[$doc])+
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word),+
+                }
+            }
+
+            /// Reads what [`Self::as_str`] wrote.
+            #[must_use]
+            pub fn parse(text: &str) -> Option<Self> {
+                Self::ALL.into_iter().find(|one| one.as_str() == text)
+            }
+        }
+    };
+}
+
 pub(super) use text_type;
+pub(crate) use words;

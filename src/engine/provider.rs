@@ -5,7 +5,7 @@
 
 use serde::{Serialize, Serializer};
 
-use crate::domain::{Provider, ProviderSetting};
+use crate::domain::{Provider, ProviderSetting, words};
 
 /// An instruction set that says how fast matrices are multiplied, and by which provider. Those of integer products
 /// decide nothing here: they are only shown.
@@ -31,33 +31,18 @@ pub enum CpuFeature {
     ArmI8mm,
 }
 
-impl CpuFeature {
-    const ALL: [Self; 9] = [
-        Self::Avx2,
-        Self::Avx512f,
-        Self::Avx512Vnni,
-        Self::AvxVnni,
-        Self::Avx512Bf16,
-        Self::AmxBf16,
-        Self::Neon,
-        Self::ArmBf16,
-        Self::ArmI8mm,
-    ];
-
+words! {
     /// The word it is shown by: the kernel's, but `neon` for what it calls `asimd` on aarch64.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Avx2 => "avx2",
-            Self::Avx512f => "avx512f",
-            Self::Avx512Vnni => "avx512_vnni",
-            Self::AvxVnni => "avx_vnni",
-            Self::Avx512Bf16 => "avx512_bf16",
-            Self::AmxBf16 => "amx_bf16",
-            Self::Neon => "neon",
-            Self::ArmBf16 => "bf16",
-            Self::ArmI8mm => "i8mm",
-        }
+    CpuFeature {
+        Avx2 => "avx2",
+        Avx512f => "avx512f",
+        Avx512Vnni => "avx512_vnni",
+        AvxVnni => "avx_vnni",
+        Avx512Bf16 => "avx512_bf16",
+        AmxBf16 => "amx_bf16",
+        Neon => "neon",
+        ArmBf16 => "bf16",
+        ArmI8mm => "i8mm",
     }
 }
 
@@ -78,12 +63,8 @@ impl CpuFeatures {
         // x86-64 says `flags`, ARM `Features`.
         let line = cpuinfo.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
         let words = line.and_then(|line| line.split_once(':')).map_or("", |(_, words)| words);
-        let has = |wanted: CpuFeature| {
-            words
-                .split_ascii_whitespace()
-                .any(|word| word == wanted.as_str() || wanted == CpuFeature::Neon && word == "asimd")
-        };
-        CpuFeature::ALL.into_iter().filter(|feature| has(*feature)).collect()
+        let feature = |word: &str| CpuFeature::parse(if word == "asimd" { "neon" } else { word });
+        words.split_ascii_whitespace().filter_map(feature).collect()
     }
 
     /// Whether the CPU has it.

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::domain::words;
+
 /// Where a model is in its life. The moves that exist, and nothing else, are in [`Phase::next_phases`]:
 ///
 /// | from          | to                                     | when                                            |
@@ -39,11 +41,19 @@ pub struct IllegalMove {
     pub to: Phase,
 }
 
-impl Phase {
-    /// All phases, in the order of a life.
-    pub const ALL: [Self; 6] =
-        [Self::Unloaded, Self::Downloading, Self::Loading, Self::Ready, Self::Draining, Self::Failed];
+words! {
+    /// The word used on the wire and in metrics.
+    Phase {
+        Unloaded => "unloaded",
+        Downloading => "downloading",
+        Loading => "loading",
+        Ready => "ready",
+        Draining => "draining",
+        Failed => "failed",
+    }
+}
 
+impl Phase {
     /// The transition table.
     #[must_use]
     pub fn next_phases(self) -> &'static [Self] {
@@ -69,19 +79,6 @@ impl Phase {
     /// When the table does not have it.
     pub fn check_move(self, to: Self) -> Result<(), IllegalMove> {
         if self.next_phases().contains(&to) { Ok(()) } else { Err(IllegalMove { from: self, to }) }
-    }
-
-    /// The word used on the wire and in metrics.
-    #[must_use]
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Unloaded => "unloaded",
-            Self::Downloading => "downloading",
-            Self::Loading => "loading",
-            Self::Ready => "ready",
-            Self::Draining => "draining",
-            Self::Failed => "failed",
-        }
     }
 }
 
