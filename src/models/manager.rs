@@ -2,8 +2,9 @@
 //!
 //! Requests take a [`Lease`] on a model and keep it to the end, so that neither a switch nor an unload can take it from
 //! under them. No lock is held across an `.await` or an inference: states change in short critical sections
-//! (`entry.rs`), and whoever must wait watches for the next change. How a load and an unload go is in `loading.rs`, a
-//! change of the active model in `switching.rs`, of the catalog in `registration.rs`, of a model's space in `spaces.rs`.
+//! (`entry.rs`), and whoever must wait watches for the next change. How a load and an unload go is in `loading.rs`, who
+//! must leave for lack of memory in `eviction.rs`, a change of the active model in `switching.rs`, of the catalog in
+//! `registration.rs`, of a model's space in `spaces.rs`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};

@@ -11,6 +11,7 @@ pub mod counts;
 mod descriptions;
 mod entry;
 pub mod error;
+mod eviction;
 mod files;
 pub mod fingerprint;
 pub mod folder;
