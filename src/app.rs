@@ -32,7 +32,7 @@ use crate::clock::Clock;
 use crate::config::{BasePath, CollectorUrl, Config, MemoryBudget};
 use crate::domain::ModelName;
 use crate::engine::{self, CpuFeatures};
-use crate::grains::store::sqlite::beside;
+use crate::files::beside;
 use crate::grains::store::{OpenOptions, SqliteStore};
 use crate::grains::{Anchors, GrainLimits, Grains, GrainsParts, Indexes, Snapshots};
 use crate::models::hub::{Hub, HubSettings};

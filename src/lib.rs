@@ -17,7 +17,7 @@
 //! | [`app`] | builds everything from a configuration and runs it; only `cli` imports it |
 //! | [`cli`] | the command line; it may use everything |
 //! | [`auth`] | API keys: which there are, who presents one |
-//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`], [`ownership`], [`tls`] | leaves: settings, logs and metrics, stopping, the time, freed memory, JSON of any shape and what it costs, whose a file is, `https` to others |
+//! | [`config`], [`telemetry`], [`shutdown`], [`clock`], [`allocator`], [`json`], [`files`], [`ownership`], [`tls`] | leaves: settings, logs and metrics, stopping, the time, freed memory, JSON of any shape and what it costs, files that need not be there, whose a file is, `https` to others |
 
 pub mod allocator;
 pub mod api;
@@ -29,6 +29,7 @@ pub mod clock;
 pub mod config;
 pub mod domain;
 pub mod engine;
+pub mod files;
 pub mod grains;
 pub mod json;
 pub mod models;

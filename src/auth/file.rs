@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::domain::{ApiKey, KeyName};
+use crate::files::{beside, if_there, remove_if_there};
 use crate::ownership::{behind_links, hand_over};
 
 const HEAD: &str = "# The API keys of Granary, as hashes: `granary keys add`, `list` and `remove` write and read this file.\n\
@@ -206,10 +207,7 @@ impl KeyFile {
         let text = toml::to_string(&Contents { keys }).map_err(|error| unwritable(io::Error::other(error)))?;
         let new = beside(&path, ".new");
         // What a killed process left may belong to somebody with other rights.
-        match fs_err::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unwritable(error)),
-            _ => {}
-        }
+        remove_if_there(&new).map_err(unwritable)?;
         let mut file = create(&new).map_err(unwritable)?;
         hand_over(&file, &path)
             .and_then(|()| keep_readers(&file, &path))
@@ -247,10 +245,7 @@ fn create(path: &Path) -> io::Result<fs_err::File> {
 /// Lets those read a new file who could read the old one: a server may read its keys by that alone, and would go on with
 /// those that it has, removed ones too.
 fn keep_readers(new: &fs_err::File, old: &Path) -> io::Result<()> {
-    let meta = match fs_err::metadata(old) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        found => found?,
-    };
+    let Some(meta) = if_there(fs_err::metadata(old))? else { return Ok(()) };
     let readers = meta.mode() & READABLE_BY_OTHERS;
     if readers == 0 {
         return Ok(());
@@ -306,12 +301,6 @@ fn open_lock(keys: &Path) -> io::Result<fs_err::File> {
             Ok(lock)
         }
     }
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(suffix);
-    beside.into()
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::service::Grains;
 use super::store::StoreError;
 use crate::clock::rfc3339;
+use crate::files::if_there;
 use crate::telemetry::with_causes;
 
 const STAMP: &[FormatItem<'_>] = format_description!("[year][month][day]T[hour][minute][second].[subsecond digits:3]Z");
@@ -104,10 +105,8 @@ impl Snapshots {
     /// The file system's.
     pub async fn list(&self) -> Result<Vec<Snapshot>, SnapshotError> {
         let failed = |source| self.failed("list the snapshots", source);
-        let mut entries = match fs_err::tokio::read_dir(&self.0).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-            entries => entries.map_err(failed)?,
-        };
+        let entries = if_there(fs_err::tokio::read_dir(&self.0).await).map_err(failed)?;
+        let Some(mut entries) = entries else { return Ok(Vec::new()) };
         let mut found = Vec::new();
         while let Some(entry) = entries.next_entry().await.map_err(failed)? {
             if let Some(name) = entry.file_name().to_str().and_then(SnapshotName::parse) {
@@ -149,10 +148,8 @@ impl Snapshots {
     /// The file system's.
     pub async fn remove_cut_off(&self) -> Result<(), SnapshotError> {
         let failed = |source| self.failed("remove what a snapshot that was cut off left", source);
-        let mut entries = match fs_err::tokio::read_dir(&self.0).await {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
-            entries => entries.map_err(failed)?,
-        };
+        let entries = if_there(fs_err::tokio::read_dir(&self.0).await).map_err(failed)?;
+        let Some(mut entries) = entries else { return Ok(()) };
         while let Some(entry) = entries.next_entry().await.map_err(failed)? {
             if entry.file_name().to_str().is_some_and(is_cut_off) {
                 fs_err::tokio::remove_file(entry.path()).await.map_err(failed)?;

@@ -17,6 +17,7 @@ use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
 use crate::domain::{EncoderSettings, Pooling, Prompts};
 use crate::engine::GraphApart;
+use crate::files::if_there;
 
 /// A model's files and what they say of it.
 #[derive(Clone, Debug)]
@@ -282,11 +283,7 @@ fn first_existing(what: &'static str, looked_for: Vec<PathBuf>) -> Result<PathBu
 
 /// A JSON file's content; `None` when there is no such file.
 pub(super) fn read_json<T: for<'de> Deserialize<'de>>(path: &Path) -> Result<Option<T>, FolderError> {
-    let bytes = match fs_err::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(FolderError::Read(error)),
-    };
+    let Some(bytes) = if_there(fs_err::read(path)).map_err(FolderError::Read)? else { return Ok(None) };
     serde_json::from_slice(&bytes).map(Some).map_err(|source| FolderError::Malformed { path: path.to_owned(), source })
 }
 

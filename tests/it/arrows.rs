@@ -8,8 +8,9 @@ use crate::helpers::repository;
 const ARROWS: [&str; 6] = ["api", "change", "grains", "models", "engine", "domain"];
 
 /// Used by all but `domain`, which knows nobody; they use nothing, but that `config` and `auth` speak the words of `domain`,
-/// `auth` uses `ownership`, and `telemetry` uses `tls`.
-const LEAVES: [&str; 9] = ["config", "telemetry", "shutdown", "clock", "auth", "allocator", "json", "ownership", "tls"];
+/// `auth` uses `files` and `ownership`, and `telemetry` uses `tls`.
+const LEAVES: [&str; 10] =
+    ["config", "telemetry", "shutdown", "clock", "auth", "allocator", "json", "files", "ownership", "tls"];
 
 /// Crates and functions, and the only files or folders that may name them.
 const OWNED: [(&[&str], &[&str]); 4] = [
@@ -109,7 +110,7 @@ fn what_follows_the_arrows_passes() {
         ("models/mod.rs", "fn f(ort: u8, env: u8) -> impl Sized + use<> { http(ort, env, self::axum) }"),
         ("engine/session.rs", "use ort::session::Session; use tokio::sync::oneshot; use crate::telemetry;"),
         ("config/mod.rs", "use crate::domain::Pooling; use super::config; fn f() { std::env::vars_os() }"),
-        ("auth/file.rs", "use crate::domain::ApiKey; use crate::ownership::hand_over;"),
+        ("auth/file.rs", "use crate::domain::ApiKey; use crate::{files, ownership::hand_over};"),
         ("telemetry/collector.rs", "use crate::tls::tls;"),
         ("domain/space.rs", "use super::model::ModelName; use crate::domain::model;"),
         ("app.rs", "use crate::{api, grains, config}; use axum::Router; use super::telemetry;"),
@@ -160,7 +161,7 @@ fn may_use(home: &str, target: &str) -> bool {
         _ if home == target => true,
         "cli" => is_placed(target),
         "app" => is_placed(target) && target != "cli",
-        "auth" => ["domain", "ownership"].contains(&target),
+        "auth" => ["domain", "files", "ownership"].contains(&target),
         "config" => target == "domain",
         "telemetry" => target == "tls",
         "domain" => false,

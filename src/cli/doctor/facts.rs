@@ -12,6 +12,7 @@ use serde::Serialize;
 
 use crate::app;
 use crate::config::Config;
+use crate::files::beside;
 use crate::grains::store::real_path;
 use crate::models::hub::HubSettings;
 
@@ -213,11 +214,9 @@ fn without_passwords(text: &str) -> String {
 
 fn kept(config: &Config) -> Vec<Kept> {
     let database = config.database_path();
-    let mut log = database.clone().into_os_string();
-    log.push("-wal");
     let of_database = [
         ("database", database.clone()),
-        ("its log", log.into()),
+        ("its log", beside(&database, "-wal")),
         ("indexes", app::index_folder(&database)),
         ("snapshots", app::snapshots_folder(&database)),
     ];

@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use super::super::client::{Client, Lines, Request};
 use super::super::output::printable;
 use super::{ExportArgs, Failure, GrainsError, filter};
+use crate::files::beside;
 
 pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write) -> Result<(), Failure> {
     let include: &[&str] = if args.vectors { &["vector"] } else { &[] };
@@ -22,8 +23,7 @@ pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write)
         return copy(lines, &mut file).await;
     }
     // Under its own name only when it is whole.
-    let mut part = args.file.clone().into_os_string();
-    part.push(".part");
+    let part = beside(&args.file, ".part");
     let mut file = io::BufWriter::new(fs_err::File::create(&part).map_err(GrainsError::File)?);
     copy(lines, &mut file).await?;
     file.into_inner().map_err(|error| GrainsError::File(error.into_error()))?.sync_all().map_err(GrainsError::File)?;

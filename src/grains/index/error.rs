@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files::is_no_room;
+
 /// A vector could not be taken, or the index's files not be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IndexError {
@@ -101,10 +103,7 @@ impl IndexError {
     /// Sorts an error of the file system.
     pub(super) fn files(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::DiskFull { path, doing, source },
-            _ => Self::Files { path, doing, source },
-        }
+        if is_no_room(&source) { Self::DiskFull { path, doing, source } } else { Self::Files { path, doing, source } }
     }
 }
 

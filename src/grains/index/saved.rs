@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{IndexError, NotLoaded};
 use crate::domain::space::SpaceId;
+use crate::files::{if_there, remove_if_there};
 
 /// The first bytes of the file; the digit counts versions of the format.
 const MAGIC: &[u8; 16] = b"granary index 1\n";
@@ -101,10 +102,7 @@ impl Files {
     pub(super) fn read(&self, identity: &Identity, dimensions: usize) -> Result<Reader, NotLoaded> {
         let path = &self.index;
         let unreadable = |source| NotLoaded::Unreadable { path: path.clone(), source };
-        let file = match File::open(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Err(NotLoaded::Absent),
-            file => file.map_err(unreadable)?,
-        };
+        let file = if_there(File::open(path)).map_err(unreadable)?.ok_or(NotLoaded::Absent)?;
         if !is_whole(file).map_err(unreadable)? {
             return Err(NotLoaded::Damaged { path: path.clone(), what: "its checksum is wrong" });
         }
@@ -137,10 +135,7 @@ pub(super) struct Reader {
 /// The file system's.
 pub(in super::super) fn discard_others(folder: &Path, kept: &[SpaceId]) -> Result<(), IndexError> {
     let failed = |error| IndexError::files("look for older files", folder, error);
-    let entries = match fs_err::read_dir(folder) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        entries => entries.map_err(failed)?,
-    };
+    let Some(entries) = if_there(fs_err::read_dir(folder)).map_err(failed)? else { return Ok(()) };
     for entry in entries {
         let name = entry.map_err(failed)?.file_name();
         let space = name.to_str().and_then(|name| SpaceId::parse(name.split_once('.')?.0).ok());
@@ -152,12 +147,7 @@ pub(in super::super) fn discard_others(folder: &Path, kept: &[SpaceId]) -> Resul
 }
 
 fn remove(path: &Path) -> Result<(), IndexError> {
-    match fs_err::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(IndexError::files("discard an older state", path, error))
-        }
-        _ => Ok(()),
-    }
+    remove_if_there(path).map_err(|error| IndexError::files("discard an older state", path, error))
 }
 
 fn write_all(

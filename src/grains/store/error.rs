@@ -4,6 +4,8 @@ use std::error::Error;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use crate::files::is_no_room;
+
 /// SQLite's result codes that mean something of their own here: <https://www.sqlite.org/rescode.html>.
 mod result_code {
     pub(super) const NOT_PERMITTED: i32 = 3;
@@ -204,11 +206,10 @@ impl StoreError {
     /// Sorts an error of the file system.
     pub(super) fn files(doing: &'static str, path: &Path, source: io::Error) -> Self {
         let path = path.to_owned();
-        match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { path, doing, source: source.into() }
-            }
-            _ => Self::Files { path, doing, source },
+        if is_no_room(&source) {
+            Self::DiskFull { path, doing, source: source.into() }
+        } else {
+            Self::Files { path, doing, source }
         }
     }
 }

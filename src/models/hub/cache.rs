@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::space::hex_digits;
 use crate::domain::{HubId, HubRevision};
+use crate::files::{if_there, remove_if_there};
 
 /// Makes the names of temporary files differ within the process.
 static N_TEMPORARY: AtomicU64 = AtomicU64::new(0);
@@ -63,7 +64,7 @@ impl RepositoryCache {
         if revision.is_commit() {
             return Ok(Some(revision.to_string()));
         }
-        let text = read_if_there(&self.folder.join("refs").join(revision.as_str()))?;
+        let text = if_there(fs_err::read_to_string(self.folder.join("refs").join(revision.as_str())))?;
         let commit = text.map(|text| text.trim().to_owned());
         Ok(commit.filter(|commit| HubRevision::parse(commit).is_ok_and(|commit| commit.is_commit())))
     }
@@ -115,22 +116,6 @@ fn beside(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (process, number) = (std::process::id(), N_TEMPORARY.fetch_add(1, Ordering::Relaxed));
     path.with_file_name(format!(".{name}.{process}-{number}.{what}"))
-}
-
-/// A text file's content; `None` when there is no such file.
-pub(super) fn read_if_there(path: &Path) -> io::Result<Option<String>> {
-    match fs_err::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
-    }
-}
-
-pub(super) fn remove_if_there(path: &Path) -> io::Result<()> {
-    match fs_err::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
 }
 
 /// Replaces a file so that, whatever happens, it is the old one or the new one.

@@ -8,11 +8,12 @@ use std::time::Duration;
 use reqwest::header::CONTENT_RANGE;
 use reqwest::{Response, StatusCode};
 
-use super::cache::{RepositoryCache, free_bytes, is_sha256, remove_if_there, sha256_of, try_lock};
+use super::cache::{RepositoryCache, free_bytes, is_sha256, sha256_of, try_lock};
 use super::client::{Client, FileAt, FileFacts, Retries, broken, host};
 use super::error::HubError;
 use super::{Progress, blocking};
 use crate::domain::HubId;
+use crate::files::{is_no_room, remove_if_there};
 
 /// Bytes that are written at a time.
 const WRITE_BYTES: usize = 256 << 10;
@@ -228,11 +229,10 @@ fn broke_off(response: &Response) -> HubError {
 
 impl Blob {
     fn refused(&self, error: io::Error, needed_bytes: u64) -> HubError {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                HubError::DiskFull { path: self.path.clone(), needed_bytes }
-            }
-            _ => HubError::Cache(error),
+        if is_no_room(&error) {
+            HubError::DiskFull { path: self.path.clone(), needed_bytes }
+        } else {
+            HubError::Cache(error)
         }
     }
 }

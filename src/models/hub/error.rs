@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::redirect::RedirectError;
 use crate::domain::{HubId, HubRevision, HubSource};
+use crate::files::is_no_room;
 
 /// Why a model could not be had from the hub, or may not be used.
 #[derive(Debug, thiserror::Error)]
@@ -206,10 +207,7 @@ impl HubError {
 
 impl From<io::Error> for HubError {
     fn from(error: io::Error) -> Self {
-        match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Self::NoRoom(error),
-            _ => Self::Cache(error),
-        }
+        if is_no_room(&error) { Self::NoRoom(error) } else { Self::Cache(error) }
     }
 }
 

@@ -7,10 +7,11 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::cache::{lock_folder, read_if_there, write_atomically};
+use super::cache::{lock_folder, write_atomically};
 use super::error::HubError;
 use crate::domain::hub::is_inside;
 use crate::domain::{HubRevision, HubSource};
+use crate::files::if_there;
 
 const HEAD: &str =
     "# Written by Granary: the commit and the SHA-256 of every file of the models that were downloaded. A model stays
@@ -71,7 +72,7 @@ impl LockFile {
 
     fn read(&self) -> Result<Content, HubError> {
         let broken = |source| HubError::LockFile { path: self.path.clone(), source: Box::new(source) };
-        let Some(text) = read_if_there(&self.path)? else { return Ok(Content::default()) };
+        let Some(text) = if_there(fs_err::read_to_string(&self.path))? else { return Ok(Content::default()) };
         let content: Content = toml::from_str(&text).map_err(broken)?;
         for model in &content.models {
             // What is written here becomes paths.

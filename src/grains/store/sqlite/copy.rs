@@ -1,6 +1,6 @@
 //! Whole copies of a database: the one that is kept before a file is upgraded, snapshots, and what becomes of these.
 
-use std::io::{BufRead, BufReader, ErrorKind, Seek, SeekFrom};
+use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use fs_err::os::unix::fs::OpenOptionsExt;
@@ -8,9 +8,10 @@ use sqlx::{Connection, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 
 use super::super::StoreError;
+use super::SqliteStore;
 use super::open::{connect, sync_folder_of};
 use super::view::JOURNAL;
-use super::{SqliteStore, beside};
+use crate::files::{beside, remove_if_there};
 use crate::shutdown::blocking;
 
 const SNAPSHOT: &str = "write a snapshot of the database";
@@ -127,10 +128,7 @@ pub(super) async fn write_copy(
 /// Removes what an interrupted copy left.
 pub(super) fn discard(partial: &Path) -> std::io::Result<()> {
     for leftover in [partial.to_owned(), beside(partial, JOURNAL)] {
-        match fs_err::remove_file(&leftover) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
+        remove_if_there(&leftover)?;
     }
     Ok(())
 }

@@ -12,8 +12,8 @@ use fs_err::os::unix::fs::OpenOptionsExt;
 use time::OffsetDateTime;
 
 use super::super::StoreError;
-use super::beside;
 use crate::clock::rfc3339;
+use crate::files::beside;
 use crate::ownership::hand_over;
 
 /// The lock, held until it is dropped.

@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use sqlx::{AssertSqlSafe, SqliteConnection};
 use tokio::sync::{RwLock, RwLockReadGuard};
 
-use super::beside;
 use super::open::BUSY_TIMEOUT;
 use super::view::LOG;
+use crate::files::beside;
 
 /// How many times too long the log may be before reads are ended for it.
 const FORBEARANCE: u64 = 4;

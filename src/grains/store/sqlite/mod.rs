@@ -26,7 +26,6 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -108,12 +107,4 @@ impl SqliteStore {
 /// The newest schema version this build knows.
 fn latest_version() -> i64 {
     MIGRATOR.iter().map(|migration| migration.version).max().unwrap_or_default()
-}
-
-/// The path of a file beside the database: its name with `suffix` appended, as SQLite itself does for `-wal`.
-#[must_use]
-pub fn beside(database: &Path, suffix: &str) -> PathBuf {
-    let mut name = OsString::from(database);
-    name.push(suffix);
-    name.into()
 }

@@ -12,6 +12,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool};
 
 use super::super::StoreError;
+use super::SqliteStore;
 use super::grains::Vocabulary;
 use super::lock::StoreLock;
 use super::log::{Log, LogBounds};
@@ -19,7 +20,7 @@ use super::recognise::recognise;
 use super::restore::RESTORING;
 use super::upgrade::upgrade;
 use super::view::{has_hot_journal, has_log};
-use super::{SqliteStore, beside};
+use crate::files::beside;
 
 /// How long a statement waits for a program outside Granary, a backup tool say, to let go of the file.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);

@@ -9,7 +9,8 @@ use sqlx::{FromRow, SqliteConnection};
 
 use super::super::StoreError;
 use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
-use super::{MIGRATIONS_TABLE, MIGRATOR, beside, latest_version};
+use super::{MIGRATIONS_TABLE, MIGRATOR, latest_version};
+use crate::files::beside;
 
 /// The first bytes of every SQLite file: <https://www.sqlite.org/fileformat2.html#magic_header_string>.
 const MAGIC: &[u8; 16] = b"SQLite format 3\0";

@@ -4,12 +4,12 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use super::super::StoreError;
-use super::beside;
 use super::copy::{discard, write_copy};
 use super::lock::StoreLock;
 use super::open::{is_database_path, real_path, sync_folder_of};
 use super::recognise::{Recognised, recognise, refuse_other_files};
 use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
+use crate::files::beside;
 use crate::ownership::{behind_links, hand_over};
 
 /// What the name of the database has appended for the copy of a snapshot until that takes its place. While there is no

@@ -16,7 +16,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection, SqliteConnection};
 
 use super::super::StoreError;
-use super::beside;
+use crate::files::{beside, if_there};
 
 /// What SQLite appends to a database's name for its write-ahead log, and for its rollback journal.
 pub(super) const LOG: &str = "-wal";
@@ -118,8 +118,5 @@ impl Drop for Scratch {
 }
 
 fn remove_folder(folder: &Path) -> std::io::Result<()> {
-    match fs_err::remove_dir_all(folder) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
+    if_there(fs_err::remove_dir_all(folder)).map(drop)
 }

@@ -19,7 +19,7 @@ async fn write_much(store: &SqliteStore) {
 }
 
 fn log_bytes(path: &Path) -> u64 {
-    fs_err::metadata(super::super::beside(path, "-wal")).expect("a log").len()
+    fs_err::metadata(beside(path, "-wal")).expect("a log").len()
 }
 
 #[tokio::test]

@@ -16,6 +16,7 @@ use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode};
 use sqlx::{AssertSqlSafe, ConnectOptions, Connection, FromRow, SqliteConnection};
 
 use super::{MIGRATOR, OpenOptions, SqliteStore, StoreError};
+use crate::files::beside;
 use crate::telemetry::with_causes;
 
 /// Version 0.3's table, written out again: the migration may not drift from it.
@@ -174,9 +175,9 @@ async fn open(path: &Path) -> Result<SqliteStore, StoreError> {
 /// Copies a database with its log and journal, as a crash would leave them, while a program has it open.
 fn copy_as_if_crashed(from: &Path, to: &Path) {
     for suffix in ["", "-wal", "-journal"] {
-        let original = super::beside(from, suffix);
+        let original = beside(from, suffix);
         if original.exists() {
-            fs_err::copy(original, super::beside(to, suffix)).expect("copied");
+            fs_err::copy(original, beside(to, suffix)).expect("copied");
         }
     }
 }
@@ -202,13 +203,13 @@ async fn write_with_hot_journal(path: &Path, overwrite: &str, prepare: impl Asyn
     // Without syncing, the journal's header is whole from the beginning; in this mode the commit only wipes it out.
     run(&mut connection, "PRAGMA synchronous = OFF; PRAGMA journal_mode = PERSIST; BEGIN;").await;
     run(&mut connection, overwrite).await;
-    let journal = super::beside(&original, "-journal");
+    let journal = beside(&original, "-journal");
     let header = fs_err::read(&journal).expect("a journal")[..JOURNAL_HEADER_BYTES].to_vec();
     run(&mut connection, "COMMIT").await;
     let mut bytes = fs_err::read(&journal).expect("a journal");
     assert_eq!(bytes[..JOURNAL_HEADER_BYTES], [0; JOURNAL_HEADER_BYTES]);
     bytes[..JOURNAL_HEADER_BYTES].copy_from_slice(&header);
     fs_err::copy(&original, path).expect("copied");
-    fs_err::write(super::beside(path, "-journal"), bytes).expect("written");
+    fs_err::write(beside(path, "-journal"), bytes).expect("written");
     connection.close().await.expect("closed");
 }

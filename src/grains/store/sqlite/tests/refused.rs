@@ -161,7 +161,7 @@ fn a_change_during_the_look_is_seen() {
     let mut before = Stamps::of(&path).expect("readable");
     assert!(before == Stamps::of(&path).expect("readable"));
     for suffix in ["", "-wal", "-journal"] {
-        fs_err::write(super::super::beside(&path, suffix), "longer").expect("written");
+        fs_err::write(beside(&path, suffix), "longer").expect("written");
         let after = Stamps::of(&path).expect("readable");
         assert!(before != after, "{suffix}");
         before = after;

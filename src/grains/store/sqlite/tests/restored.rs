@@ -1,7 +1,7 @@
 //! A snapshot in place of a database.
 
 use super::super::restore::RESTORING;
-use super::super::{FileState, beside, restore};
+use super::super::{FileState, restore};
 use super::*;
 
 #[tokio::test]

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::super::recognise::{Recognised, recognise};
-use super::super::{MIGRATOR, beside, latest_version, restore};
+use super::super::{MIGRATOR, latest_version, restore};
 use super::*;
 use crate::grains::store::GrainStore;
 
