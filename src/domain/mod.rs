@@ -1,5 +1,5 @@
 //! The words of the product as types: models, their encoders' settings, what executes them, vector spaces,
-//! grains, and the keys of those who call; and the arithmetic of vectors.
+//! grains, and the keys of those who call; and the arithmetic of vectors and of their scores.
 //!
 //! Owns what is true without a server: how a name is spelled, what makes two vectors comparable. It refuses to know
 //! HTTP, SQL, ONNX Runtime and tokio. Start at [`model`], then [`space`].
@@ -14,6 +14,7 @@ pub mod module;
 pub mod prompt_choice;
 pub mod provider;
 pub mod reembedding;
+pub mod score_map;
 mod slug;
 pub mod space;
 mod text;

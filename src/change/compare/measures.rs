@@ -3,6 +3,8 @@
 use std::collections::HashSet;
 use std::hash::Hash;
 
+use crate::domain::score_map::map_score;
+
 /// How much less each rank counts than the one before: nine tenths, so that the first ten carry 86 % of the weight.
 pub const PERSISTENCE: f64 = 0.9;
 
@@ -86,8 +88,7 @@ pub fn mean(values: impl ExactSizeIterator<Item = f64>) -> f64 {
 
 /// A map from one model's scores to another's: a score goes where the same share of the pairs lies below it.
 ///
-/// Both models have scored the same pairs, so the sorted scores stand across from each other. Between two of them the map
-/// is interpolated; beyond both ends its slope is 1.
+/// Both models have scored the same pairs, so the sorted scores stand across from each other.
 pub struct QuantileMap {
     from: Vec<f32>,
     to: Vec<f32>,
@@ -105,16 +106,7 @@ impl QuantileMap {
     /// Where a score goes.
     #[must_use]
     pub fn map(&self, score: f64) -> f64 {
-        let (Some(first), Some(last)) = (self.pair(0), self.pair(self.from.len().wrapping_sub(1))) else {
-            return score;
-        };
-        let above = self.from.partition_point(|value| f64::from(*value) <= score);
-        if above == 0 {
-            return first.1 + score - first.0;
-        }
-        let Some(next) = self.pair(above) else { return last.1 + score - last.0 };
-        let Some(before) = self.pair(above - 1) else { return score };
-        before.1 + (score - before.0) / (next.0 - before.0) * (next.1 - before.1)
+        map_score(score, &self.from, &self.to)
     }
 
     /// The share of the pairs that reach a score of the first model.
@@ -137,10 +129,6 @@ impl QuantileMap {
     pub fn histograms(&self) -> (Vec<u64>, Vec<u64>) {
         let range = self.range();
         (histogram(&self.from, range), histogram(&self.to, range))
-    }
-
-    fn pair(&self, at: usize) -> Option<(f64, f64)> {
-        Some((f64::from(*self.from.get(at)?), f64::from(*self.to.get(at)?)))
     }
 }
 
@@ -206,22 +194,6 @@ mod tests {
     }
 
     proptest! {
-        #[test]
-        fn a_map_to_the_same_scores_changes_nothing(scores in prop::collection::vec(-1.0_f32..1.0, 0..50), at in -1.0..1.0) {
-            let map = QuantileMap::of(scores.clone(), scores);
-            prop_assert!((map.map(at) - at).abs() < 1e-6, "{} became {}", at, map.map(at));
-        }
-
-        #[test]
-        fn a_map_never_turns_scores_around(
-            from in prop::collection::vec(-1.0_f32..1.0, 20), to in prop::collection::vec(-1.0_f32..1.0, 20),
-            a in -1.5..1.5, b in -1.5..1.5,
-        ) {
-            let map = QuantileMap::of(from, to);
-            let (low, high): (f64, f64) = if a < b { (a, b) } else { (b, a) };
-            prop_assert!(map.map(low) <= map.map(high) + 1e-9);
-        }
-
         #[test]
         fn rank_biased_overlap_is_between_0_and_1_and_the_same_both_ways(order in Just((0..20).collect::<Vec<u8>>()).prop_shuffle()) {
             let (first, second) = order.split_at(10);
