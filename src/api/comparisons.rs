@@ -36,7 +36,7 @@ pub struct CompareBody {
     /// The model that may take its place: its name or an alias.
     #[schema(example = "all-MiniLM-L6-v2")]
     to: String,
-    /// Grains to compare on, drawn at random; fewer where there are fewer, or where their texts are over 64 MiB.
+    /// Grains to compare on, spread evenly over all; fewer where there are fewer, or where their texts are over 64 MiB.
     #[schema(minimum = 1, maximum = 5000, example = 1000)]
     sample: Option<usize>,
     /// What users search for; drawn from the sampled texts when absent.

@@ -257,12 +257,12 @@ impl Grains {
         Ok(grains.into_iter().filter_map(with_vector).collect())
     }
 
-    /// The numbers of all grains.
+    /// The numbers of at most so many grains, which draw the smallest lots ([`lot`](super::store::lot)), smallest first.
     ///
     /// # Errors
     /// The database's.
-    pub async fn all_numbers(&self) -> Result<Vec<i64>, GrainError> {
-        Ok(self.store.numbers(Filter::default(), u32::MAX).await?)
+    pub async fn sample(&self, at_most: u32) -> Result<Vec<i64>, GrainError> {
+        Ok(self.store.sample(at_most).await?)
     }
 
     /// The grains that have these numbers, in no particular order.

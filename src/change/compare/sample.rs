@@ -2,7 +2,8 @@
 
 use std::collections::HashSet;
 
-use crate::domain::GrainId;
+use crate::domain::{Filter, GrainId};
+use crate::grains::store::lot;
 use crate::grains::{GrainError, Grains};
 
 /// Bytes of text that a sample holds in memory: where texts are long, it has fewer grains.
@@ -38,18 +39,17 @@ pub(super) struct Query {
     pub(super) drawn_from: Option<usize>,
 }
 
-/// A random sample of the grains, and how many there are. It is the same one as long as the grains are: two comparisons
-/// on it can be compared.
+/// A sample of the grains that is spread evenly over their numbers, and how many grains there are. It is the same one as
+/// long as the grains are: two comparisons on it can be compared.
 pub(super) async fn sample(grains: &Grains, at_most: usize) -> Result<(Vec<Sampled>, usize), GrainError> {
-    let mut numbers = grains.all_numbers().await?;
-    let n_grains = numbers.len();
-    // The least of numbers that look random: each set of grains is as likely as another.
-    numbers.sort_unstable_by_key(|number| scattered(number.cast_unsigned()));
-    numbers.truncate(at_most);
+    let numbers = grains.sample(u32::try_from(at_most).unwrap_or(u32::MAX)).await?;
+    let n_counted = grains.count(Filter::default(), Vec::new()).await?.total;
+    // Some may have been deleted meanwhile.
+    let n_grains = usize::try_from(n_counted).unwrap_or(usize::MAX).max(numbers.len());
     let (mut sampled, mut n_bytes) = (Vec::with_capacity(numbers.len()), 0);
     for numbers in numbers.chunks(GRAINS_AT_ONCE) {
         let mut found = grains.with_numbers(numbers.to_vec()).await?;
-        found.sort_unstable_by_key(|found| scattered(found.number.cast_unsigned()));
+        found.sort_unstable_by_key(|found| (lot(found.number), found.number));
         for found in found {
             n_bytes += found.grain.content.text.len();
             if n_bytes > MAX_TEXT_BYTES {
@@ -78,14 +78,6 @@ fn beginning(text: &str) -> String {
     let n_chars = drawn.chars().take(2 * MAX_QUERY_CHARS).count();
     let is_halved = words.len() == 1 && n_chars > MAX_WORD_CHARS;
     drawn.chars().take(if is_halved { n_chars / 2 } else { MAX_QUERY_CHARS }).collect()
-}
-
-/// The finaliser of `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
-fn scattered(number: u64) -> u64 {
-    let mut z = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]
