@@ -1,35 +1,32 @@
 //! Chance that is the same in every run: a seeded generator, a shuffle, and draws by Zipf's law.
 
-/// `SplitMix64` (Steele, Lea and Flood, 2014): 64 bits of state are plenty to order texts with.
-pub struct Random(u64);
+#[path = "../../tests/it/helpers/chance.rs"]
+mod chance;
+
+use self::chance::Chance;
+
+/// 64 bits of state are plenty to order texts with.
+pub struct Random(Chance);
 
 impl Random {
     /// The same seed gives the same numbers.
     pub fn new(seed: u64) -> Self {
-        Self(seed)
+        Self(Chance::seeded(seed))
     }
 
     /// Another generator, which gives other numbers.
     pub fn fork(&mut self) -> Self {
-        Self(self.next())
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        z ^ (z >> 31)
+        Self::new(self.0.next())
     }
 
     /// A number in 0..n.
     pub fn below(&mut self, n: usize) -> usize {
-        usize::try_from(self.next() % n as u64).expect("less than a usize")
+        self.0.index(n)
     }
 
     /// A number in 0..1.
     fn unit(&mut self) -> f64 {
-        (self.next() >> 11) as f64 / (1_u64 << 53) as f64
+        (self.0.next() >> 11) as f64 / (1_u64 << 53) as f64
     }
 
     /// Brings `items` into an order that only the seed decides.

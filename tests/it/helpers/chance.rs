@@ -1,4 +1,4 @@
-//! Chance that repeats itself: the same seed makes the same test.
+//! Chance that repeats itself: the same seed makes the same test. `benches/support` has this file too.
 
 /// Numbers by `SplitMix64` (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
 pub struct Chance(u64);
