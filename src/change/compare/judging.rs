@@ -7,6 +7,7 @@ use super::embedding::Made;
 use super::measures::{QuantileMap, depths, greatest, mean, overlap, percentile, rank_biased_overlap};
 use super::sample::{Query, Sampled};
 use super::{Comparison, Found, Moved, Overlap, QuerySource, Side, Threshold};
+use crate::grains::index::dot;
 
 /// Queries that are shown with both answers.
 const SHOWN_QUERIES: usize = 10;
@@ -32,8 +33,7 @@ struct Answer {
 
 fn answer(made: &Made, query: usize, depth: usize) -> Answer {
     let query = &made.queries[query * made.dimensions..][..made.dimensions];
-    let dot = |vector: &[f32]| query.iter().zip(vector).map(|(a, b)| a * b).sum::<f32>();
-    let scores: Vec<f32> = made.sample.chunks(made.dimensions).map(dot).collect();
+    let scores: Vec<f32> = made.sample.chunks(made.dimensions).map(|vector| dot(query, vector)).collect();
     let best = greatest(&scores, depth);
     Answer { scores, best }
 }

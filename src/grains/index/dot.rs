@@ -15,7 +15,7 @@ static ARCH: LazyLock<Arch> = LazyLock::new(Arch::new);
 const N_SUMS: usize = 4;
 
 /// The dot product. The same vectors always give the same bits on one machine, in a scan or alone.
-pub(in super::super) fn dot(a: &[f32], b: &[f32]) -> f32 {
+pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
     ARCH.dispatch(Dot { a, b })
 }
 

@@ -28,7 +28,7 @@ use self::saved::{Files, Header, Reader, Tables};
 use self::slots::Slots;
 use self::vectors::{MAX_WAITING, VectorFile};
 
-pub(super) use self::dot::dot;
+pub(crate) use self::dot::dot;
 pub use self::error::{IndexError, NotLoaded};
 pub use self::ranking::Scored;
 pub use self::saved::Identity;
