@@ -6,7 +6,7 @@ use sqlx::{FromRow, QueryBuilder, Sqlite};
 
 use super::super::StoreError;
 use super::SqliteStore;
-use super::grains::SERVED_SPACE;
+use super::grains::{SERVED_SPACE, bytes_of, vector_of};
 use crate::config::AdditionalModel;
 use crate::domain::{DeclaredSpace, Fingerprint, ModelName, ReembeddingId, ReembeddingState, SpaceId};
 use crate::models::ledger::{Declared, Ledger, LedgerError, MadeGrains, Recall, SpaceRecord};
@@ -90,7 +90,7 @@ impl Ledger for SqliteStore {
             .bind(&record.manifest)
             .bind(record.dimensions)
             .bind(&record.numeric_class)
-            .bind(record.canaries.iter().flat_map(|value| value.to_le_bytes()).collect::<Vec<u8>>());
+            .bind(bytes_of(&record.canaries));
         self.write("record a space", statement)
     }
 
@@ -310,14 +310,13 @@ impl SqliteStore {
         let fingerprint = Fingerprint::parse(&row.fingerprint).ok_or_else(|| {
             self.malformed("a fingerprint (table `spaces`)", "it is not 64 hexadecimal digits".into())
         })?;
-        let canaries = row.canaries.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
         Ok(SpaceRecord {
             fingerprint,
             manifest: row.manifest,
             dimensions: row.dimensions,
             declared_name: row.declared_name,
             numeric_class: row.numeric_class,
-            canaries,
+            canaries: vector_of(&row.canaries),
         })
     }
 

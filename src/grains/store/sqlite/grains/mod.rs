@@ -28,6 +28,7 @@ use serde::Serialize;
 use tokio_util::sync::CancellationToken;
 
 pub(super) use self::filter::SERVED_SPACE;
+pub(super) use self::rows::{bytes_of, vector_of};
 pub(super) use self::vocabulary::Vocabulary;
 use super::super::StoreError;
 use super::super::grain_store::{

@@ -99,11 +99,11 @@ impl SqliteStore {
 }
 
 /// A vector as its little-endian bytes.
-pub(super) fn bytes_of(vector: &[f32]) -> Vec<u8> {
+pub(in super::super) fn bytes_of(vector: &[f32]) -> Vec<u8> {
     vector.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 /// What [`bytes_of`] wrote.
-pub(super) fn vector_of(bytes: &[u8]) -> Vec<f32> {
+pub(in super::super) fn vector_of(bytes: &[u8]) -> Vec<f32> {
     bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
 }
