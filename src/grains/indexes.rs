@@ -256,7 +256,7 @@ impl Indexes {
             let (all, space, numbers) = (Arc::clone(&self.all), space.clone(), numbers.to_vec());
             blocking(move || {
                 let mut all = Changing(all.write());
-                let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) else { return };
+                let Some(index) = all.find_mut(&space) else { return };
                 index.change(|whole| numbers.iter().try_for_each(|number| whole.remove(*number)));
                 for number in numbers {
                     all.settle(number);
@@ -284,7 +284,7 @@ impl Indexes {
                     let all = Arc::clone(&self.all);
                     blocking(move || {
                         let mut all = Changing(all.write());
-                        if let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) {
+                        if let Some(index) = all.find_mut(&space) {
                             index.state = State::Whole(Box::new(whole));
                         }
                         // While it was broken, other spaces served what it holds.
@@ -306,7 +306,7 @@ impl Indexes {
         let (reason, for_log) = (error.for_callers(), with_causes(error));
         blocking(move || {
             let mut all = Changing(all.write());
-            if let Some(index) = all.in_order.iter_mut().find(|index| index.space == space) {
+            if let Some(index) = all.find_mut(&space) {
                 index.break_as(reason, &for_log);
             }
         })
@@ -402,6 +402,10 @@ impl Moment<'_> {
 impl All {
     fn find(&self, space: &SpaceId) -> Option<&OneIndex> {
         self.in_order.iter().find(|index| index.space == *space)
+    }
+
+    fn find_mut(&mut self, space: &SpaceId) -> Option<&mut OneIndex> {
+        self.in_order.iter_mut().find(|index| index.space == *space)
     }
 
     /// The place of the index that serves a grain.
