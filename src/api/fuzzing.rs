@@ -34,8 +34,8 @@ use super::tokens::{DecodeBody, TokenizeBody};
 use crate::domain::{Content, Filter, GrainId, TruncationSide};
 use crate::engine::{Input, OverLong, TextTokenizer};
 use crate::grains::store::{
-    Atomicity, Batch, Change, Expected, Facet, GrainStore, Makers, OpenOptions, PageRequest, Sort, SortKey,
-    SqliteStore, Vectors,
+    Atomicity, Batch, Change, Expected, Facet, Makers, OpenOptions, PageRequest, ReadStore, SearchStore, Sort, SortKey,
+    SqliteStore, Vectors, WriteStore,
 };
 use crate::grains::transfer::ImportEntry;
 use crate::json::AnyObject;

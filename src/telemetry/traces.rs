@@ -200,7 +200,8 @@ impl Trace {
     }
 }
 
-/// A part of a request with a span of its own; it is none where the request is not recorded.
+/// A part of a request with a span of its own, which ends when this is dropped; it is none where the request is not
+/// recorded.
 pub struct Part(Option<Context>);
 
 /// Begins a part of the request that is worked on.
@@ -234,14 +235,11 @@ impl Part {
 
     /// Runs a future as this part. Its own parts are shown below it, and it ends with it, dropped or done.
     pub async fn around<F: Future>(self, future: F) -> F::Output {
-        let ended = EndOnDrop(self.0);
-        within(ended.0.clone(), future).await
+        within(self.0.clone(), future).await
     }
 }
 
-struct EndOnDrop(Option<Context>);
-
-impl Drop for EndOnDrop {
+impl Drop for Part {
     fn drop(&mut self) {
         if let Some(context) = &self.0 {
             context.span().end();

@@ -10,7 +10,8 @@ use futures::FutureExt;
 
 use super::super::index::{IndexError, IndexOptions, SpaceIndex};
 use super::super::store::{
-    Atomicity, Batch, Change, Expected, GrainStore, Identity, Makers, NewVector, OpenOptions, SqliteStore, TextFate,
+    Atomicity, Batch, Change, Expected, Identity, Makers, NewVector, OpenOptions, SearchStore, SqliteStore, TextFate,
+    VectorStore, WriteStore,
 };
 use super::making::{build, mark};
 use super::{All, CHANGED_AT_ONCE, GrainChange, Indexes, OneIndex};

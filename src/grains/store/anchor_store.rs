@@ -1,6 +1,8 @@
 //! What a database must do for anchors: sampled grains that have a vector in every live space.
 
-use super::grain_store::Reply;
+use async_trait::async_trait;
+
+use super::StoreError;
 use crate::domain::SpaceId;
 
 /// 2^32 divided by the golden ratio: multiples of it spread evenly over the numbers below 2^32, wherever one begins and
@@ -25,21 +27,22 @@ pub(super) fn lot_in_sql(number: &str) -> String {
 }
 
 /// Anchors in a database. They go with their grain, and what was made of an earlier text is never answered.
+#[async_trait]
 pub trait AnchorStore: Send + Sync {
     /// The numbers of the grains that draw the smallest lots, smallest first, at most so many.
-    fn sample(&self, at_most: u32) -> Reply<'_, Vec<i64>>;
+    async fn sample(&self, at_most: u32) -> Result<Vec<i64>, StoreError>;
 
     /// Every anchor.
-    fn anchors(&self) -> Reply<'_, Vec<Anchor>>;
+    async fn anchors(&self) -> Result<Vec<Anchor>, StoreError>;
 
     /// Makes anchors of the vectors that these grains have in a space already, and answers them.
-    fn copy_to_anchors<'a>(&'a self, space: &'a SpaceId, numbers: Vec<i64>) -> Reply<'a, Vec<Anchor>>;
+    async fn copy_to_anchors(&self, space: &SpaceId, numbers: Vec<i64>) -> Result<Vec<Anchor>, StoreError>;
 
     /// Adds anchors of those grains that are still in the version whose text was embedded, and answers them.
-    fn add_anchors(&self, made: Vec<NewAnchor>) -> Reply<'_, Vec<Anchor>>;
+    async fn add_anchors(&self, made: Vec<NewAnchor>) -> Result<Vec<Anchor>, StoreError>;
 
     /// Removes all anchors but those of these grains in these spaces.
-    fn keep_anchors(&self, numbers: Vec<i64>, spaces: Vec<SpaceId>) -> Reply<'_, ()>;
+    async fn keep_anchors(&self, numbers: Vec<i64>, spaces: Vec<SpaceId>) -> Result<(), StoreError>;
 }
 
 /// The vector of a sampled grain in one space.

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use tokio_util::sync::CancellationToken;
 
 use super::StoreError;
@@ -17,129 +17,165 @@ use crate::domain::{
     SpaceId,
 };
 
-/// What the store answers, when it has.
-pub type Reply<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
-
 /// Grains in a database. Everything that was written is durable when the future resolves.
-pub trait GrainStore: AnchorStore {
-    /// Writes grains and their vectors in one transaction, as of this time, in microseconds since 1970.
-    fn write(&self, batch: Batch, now_us: i64) -> Reply<'_, Committed>;
+#[async_trait]
+pub trait GrainStore:
+    AnchorStore + ReadStore + SearchStore + WriteStore + DeleteStore + VectorStore + ReembeddingStore + StagingStore
+{
+    /// Writes a whole copy of the database, as of now, to a file that does not exist yet. Once `stop` is cancelled it
+    /// is interrupted ([`StoreError::TooSlow`]), and nothing of it stays.
+    async fn copy_to(&self, target: &Path, stop: &CancellationToken) -> Result<(), StoreError>;
+}
 
-    /// Deletes the grains that meet the filter, with their vectors; of many some, and answers which are left.
-    fn delete(&self, filter: Filter, only_if: OnlyIf) -> Reply<'_, Result<Deletion, u64>>;
+/// Grains as they are read: one, some, in pages, or counted.
+#[async_trait]
+pub trait ReadStore: Send + Sync {
+    /// One grain.
+    async fn grain(&self, id: &GrainId) -> Result<Option<Numbered>, StoreError>;
 
-    /// Deletes some of the grains that were left, as far as they have not been written since and still meet the filter.
-    fn delete_left(&self, filter: Filter, left: Vec<(i64, i64)>) -> Reply<'_, Deletion>;
+    /// One grain, and the vector that it is served by if it has one, as they are at the same moment.
+    async fn grain_with_vector(&self, id: &GrainId) -> Result<Option<(Numbered, Option<Vec<f32>>)>, StoreError>;
+
+    /// The grains that have these numbers and meet the filter, in no particular order.
+    async fn grains(&self, numbers: Vec<i64>, filter: Filter) -> Result<Vec<Numbered>, StoreError>;
+
+    /// Grains in an order that stays the same while pages are read.
+    async fn page(&self, request: PageRequest) -> Result<Page, StoreError>;
+
+    /// How many grains meet the filter, and how they are distributed over each facet's values.
+    async fn count(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError>;
+
+    /// Bytes of the texts and attributes of these grains.
+    async fn size(&self, numbers: Vec<i64>) -> Result<u64, StoreError>;
 
     /// The answer of an earlier write that carried this key, unless it was recorded before that time, in microseconds
     /// since 1970.
-    fn receipt<'a>(&'a self, key: &'a ReceiptKey, since_us: i64) -> Reply<'a, Option<Receipt>>;
+    async fn receipt(&self, key: &ReceiptKey, since_us: i64) -> Result<Option<Receipt>, StoreError>;
+}
 
-    /// Forgets answers that were recorded before this time, in microseconds since 1970.
-    fn forget_receipts(&self, before_us: i64) -> Reply<'_, ()>;
-
-    /// One grain.
-    fn grain<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<Numbered>>;
-
-    /// One grain, and the vector that it is served by if it has one, as they are at the same moment.
-    fn grain_with_vector<'a>(&'a self, id: &'a GrainId) -> Reply<'a, Option<(Numbered, Option<Vec<f32>>)>>;
-
-    /// The grains that have these numbers and meet the filter, in no particular order.
-    fn grains(&self, numbers: Vec<i64>, filter: Filter) -> Reply<'_, Vec<Numbered>>;
-
-    /// The vectors as version 0.3 stored them, of those grains that still have one, as bytes.
-    fn old_vectors(&self, after: i64, limit: u32) -> Reply<'_, Vec<(Numbered, Vec<u8>)>>;
-
-    /// Grains in an order that stays the same while pages are read.
-    fn page(&self, request: PageRequest) -> Reply<'_, Page>;
-
-    /// How many grains meet the filter, and how they are distributed over each facet's values.
-    fn count(&self, filter: Filter, facets: Vec<Facet>) -> Reply<'_, Counted>;
-
+/// Numbers of grains, found by filters and by words.
+#[async_trait]
+pub trait SearchStore: Send + Sync {
     /// The numbers of grains that meet the filter, at most that many of them.
-    fn numbers(&self, filter: Filter, at_most: u32) -> Reply<'_, Vec<i64>>;
+    async fn numbers(&self, filter: Filter, at_most: u32) -> Result<Vec<i64>, StoreError>;
 
     /// Those of the numbers whose grains meet the filter, in their order.
-    fn passing(&self, filter: Filter, numbers: Vec<i64>) -> Reply<'_, Vec<i64>>;
+    async fn passing(&self, filter: Filter, numbers: Vec<i64>) -> Result<Vec<i64>, StoreError>;
 
     /// The grains whose text has words of the query, best first by BM25, which is positive here: more is better.
-    fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Reply<'_, Vec<Scored>>;
+    async fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Result<Vec<Scored>, StoreError>;
 
     /// For each word of the query that is searched for, those of the grains that have it.
-    fn with_each_word(&self, query: String, numbers: Vec<i64>) -> Reply<'_, Vec<Vec<i64>>>;
+    async fn with_each_word(&self, query: String, numbers: Vec<i64>) -> Result<Vec<Vec<i64>>, StoreError>;
+}
 
-    /// Bytes of the texts and attributes of these grains.
-    fn size(&self, numbers: Vec<i64>) -> Reply<'_, u64>;
+/// Grains that come and change.
+#[async_trait]
+pub trait WriteStore: Send + Sync {
+    /// Writes grains and their vectors in one transaction, as of this time, in microseconds since 1970.
+    async fn write(&self, batch: Batch, now_us: i64) -> Result<Committed, StoreError>;
+}
 
+/// Grains that go, and answers that are forgotten.
+#[async_trait]
+pub trait DeleteStore: Send + Sync {
+    /// Deletes the grains that meet the filter, with their vectors; of many some, and answers which are left.
+    async fn delete(&self, filter: Filter, only_if: OnlyIf) -> Result<Result<Deletion, u64>, StoreError>;
+
+    /// Deletes some of the grains that were left, as far as they have not been written since and still meet the filter.
+    async fn delete_left(&self, filter: Filter, left: Vec<(i64, i64)>) -> Result<Deletion, StoreError>;
+
+    /// Forgets answers that were recorded before this time, in microseconds since 1970.
+    async fn forget_receipts(&self, before_us: i64) -> Result<(), StoreError>;
+}
+
+/// Vectors that indexes are built from, and the order of spaces, which says which of them count.
+#[async_trait]
+pub trait VectorStore: Send + Sync {
     /// Spaces from the one that grains are served from first to the last.
-    fn space_order(&self) -> Reply<'_, Vec<SpaceId>>;
+    async fn space_order(&self) -> Result<Vec<SpaceId>, StoreError>;
 
     /// Makes this the order of spaces.
-    fn write_space_order(&self, order: Vec<SpaceId>) -> Reply<'_, ()>;
+    async fn write_space_order(&self, order: Vec<SpaceId>) -> Result<(), StoreError>;
 
     /// The spaces that hold vectors of grains, and how many each serves.
-    fn served_by_space(&self) -> Reply<'_, Vec<(SpaceId, u64)>>;
+    async fn served_by_space(&self) -> Result<Vec<(SpaceId, u64)>, StoreError>;
 
     /// The vector of a grain's current text in a space, whether the grain is served by it or not.
-    fn vector_in<'a>(&'a self, number: i64, space: &'a SpaceId) -> Reply<'a, Option<NewVector>>;
+    async fn vector_in(&self, number: i64, space: &SpaceId) -> Result<Option<NewVector>, StoreError>;
 
     /// Vectors of a space in the order of their grains' numbers, those after a number.
-    fn vectors_of_space<'a>(&'a self, space: &'a SpaceId, after: i64, limit: u32) -> Reply<'a, VectorBatch>;
+    async fn vectors_of_space(&self, space: &SpaceId, after: i64, limit: u32) -> Result<VectorBatch, StoreError>;
+
+    /// The vectors as version 0.3 stored them, of those grains that still have one, as bytes.
+    async fn old_vectors(&self, after: i64, limit: u32) -> Result<Vec<(Numbered, Vec<u8>)>, StoreError>;
 
     /// Gives vectors their provenance, in one transaction: of those grains that are still in the version that was
     /// compared. Answers these. With an order, the order of spaces becomes that in the same transaction.
-    fn adopt(&self, proven: Vec<ProvenVector>, order: Option<Vec<SpaceId>>) -> Reply<'_, Vec<(Written, NewVector)>>;
+    async fn adopt(
+        &self,
+        proven: Vec<ProvenVector>,
+        order: Option<Vec<SpaceId>>,
+    ) -> Result<Vec<(Written, NewVector)>, StoreError>;
 
+    /// Which database this is, and the epoch that the index files beside it must name to be believed.
+    async fn identity(&self) -> Result<Identity, StoreError>;
+
+    /// Begins a new epoch, so that no index file of an earlier one is believed.
+    async fn renew_epoch(&self) -> Result<Identity, StoreError>;
+}
+
+/// The account of re-embeddings: where each is, and what it could not embed.
+#[async_trait]
+pub trait ReembeddingStore: Send + Sync {
     /// Records a new re-embedding, unless there is an open one for its space: then it answers which. With a model, the
     /// active one becomes that in the same transaction.
-    fn add_reembedding(&self, job: Reembedding, active: Option<ModelName>) -> Reply<'_, Result<(), ReembeddingId>>;
+    async fn add_reembedding(
+        &self,
+        job: Reembedding,
+        active: Option<ModelName>,
+    ) -> Result<Result<(), ReembeddingId>, StoreError>;
 
     /// Every re-embedding, newest first.
-    fn reembeddings(&self) -> Reply<'_, Vec<Reembedding>>;
+    async fn reembeddings(&self) -> Result<Vec<Reembedding>, StoreError>;
 
-    /// Records what has changed of a re-embedding; `done` is [`Self::write_made`]'s. With an order, the order of spaces
-    /// becomes that in the same transaction.
-    fn record_reembedding(&self, job: Reembedding, order: Option<Vec<SpaceId>>) -> Reply<'_, ()>;
-
-    /// Grains that have no current vector in a space, in the order of their numbers.
-    fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Reply<'_, Vec<Unembedded>>;
-
-    /// How many grains have no current vector in a space.
-    fn count_lacking(&self, lacking: Lacking) -> Reply<'_, u64>;
-
-    /// How many grains have a current vector in a space, are served from another, and do not meet the filter.
-    fn count_withheld_beyond(&self, space: SpaceId, filter: Filter) -> Reply<'_, u64>;
-
-    /// Writes vectors that were made in the background, of those grains that still have the text and got no vector in
-    /// the space meanwhile. Answers the numbers of these.
-    fn write_made(&self, made: Made) -> Reply<'_, Vec<i64>>;
+    /// Records what has changed of a re-embedding; `done` is [`StagingStore::write_made`]'s. With an order, the order of
+    /// spaces becomes that in the same transaction.
+    async fn record_reembedding(&self, job: Reembedding, order: Option<Vec<SpaceId>>) -> Result<(), StoreError>;
 
     /// Selected grains that a re-embedding could not embed and that still have no vector in its space, in the order of
     /// their numbers, and how many there are.
-    fn reembedding_failures<'a>(
-        &'a self,
-        id: &'a ReembeddingId,
+    async fn reembedding_failures(
+        &self,
+        id: &ReembeddingId,
         at_most: u32,
-    ) -> Reply<'a, (Vec<ReembeddingFailure>, u64)>;
+    ) -> Result<(Vec<ReembeddingFailure>, u64), StoreError>;
 
     /// Forgets what a re-embedding could not embed, so that it is tried anew.
-    fn forget_failures<'a>(&'a self, id: &'a ReembeddingId) -> Reply<'a, ()>;
+    async fn forget_failures(&self, id: &ReembeddingId) -> Result<(), StoreError>;
+}
+
+/// Vectors in another space: which grains lack one, and how they get it and lose the one before.
+#[async_trait]
+pub trait StagingStore: Send + Sync {
+    /// Grains that have no current vector in a space, in the order of their numbers.
+    async fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Result<Vec<Unembedded>, StoreError>;
+
+    /// How many grains have no current vector in a space.
+    async fn count_lacking(&self, lacking: Lacking) -> Result<u64, StoreError>;
+
+    /// How many grains have a current vector in a space, are served from another, and do not meet the filter.
+    async fn count_withheld_beyond(&self, space: SpaceId, filter: Filter) -> Result<u64, StoreError>;
+
+    /// Writes vectors that were made in the background, of those grains that still have the text and got no vector in
+    /// the space meanwhile. Answers the numbers of these.
+    async fn write_made(&self, made: Made) -> Result<Vec<i64>, StoreError>;
 
     /// Some grains that a re-embedding could not embed, after fewer tries than that; none when there are no more.
-    fn failed_less_than<'a>(&'a self, id: &'a ReembeddingId, tries: u32) -> Reply<'a, Vec<Unembedded>>;
+    async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, StoreError>;
 
     /// Deletes superfluous vectors of the next grains after a number. `None` when there are no more grains.
-    fn purge(&self, purge: Purge, after: i64, limit: u32) -> Reply<'_, Option<Purged>>;
-
-    /// Writes a whole copy of the database, as of now, to a file that does not exist yet. Once `stop` is cancelled it
-    /// is interrupted ([`StoreError::TooSlow`]), and nothing of it stays.
-    fn copy_to<'a>(&'a self, target: &'a Path, stop: &'a CancellationToken) -> Reply<'a, ()>;
-
-    /// Which database this is, and the epoch that the index files beside it must name to be believed.
-    fn identity(&self) -> Reply<'_, Identity>;
-
-    /// Begins a new epoch, so that no index file of an earlier one is believed.
-    fn renew_epoch(&self) -> Reply<'_, Identity>;
+    async fn purge(&self, purge: Purge, after: i64, limit: u32) -> Result<Option<Purged>, StoreError>;
 }
 
 /// Grains without a current vector in a space.

@@ -12,9 +12,9 @@ pub mod sqlite;
 pub use anchor_store::{Anchor, AnchorStore, NewAnchor, lot};
 pub use error::StoreError;
 pub use grain_store::{
-    Applied, Atomicity, Batch, Change, Committed, Counted, Deletion, Expected, Facet, FacetValue, GrainStore, Identity,
-    Lacking, Made, Makers, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector, Purge,
-    Purged, Receipt, ReceiptKey, Reply, Scored, Sort, SortKey, Staged, TextFate, Unembedded, VectorBatch, Vectors,
-    Written,
+    Applied, Atomicity, Batch, Change, Committed, Counted, DeleteStore, Deletion, Expected, Facet, FacetValue,
+    GrainStore, Identity, Lacking, Made, Makers, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position,
+    ProvenVector, Purge, Purged, ReadStore, Receipt, ReceiptKey, ReembeddingStore, Scored, SearchStore, Sort, SortKey,
+    Staged, StagingStore, TextFate, Unembedded, VectorBatch, VectorStore, Vectors, WriteStore, Written,
 };
 pub use sqlite::{Contents, FileState, LogBounds, OpenOptions, SqliteStore, real_path, restore};

@@ -3,11 +3,13 @@
 use std::io::{BufRead, BufReader, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
+use async_trait::async_trait;
 use fs_err::os::unix::fs::OpenOptionsExt;
 use sqlx::{Connection, SqliteConnection};
 use tokio_util::sync::CancellationToken;
 
 use super::super::StoreError;
+use super::super::grain_store::GrainStore;
 use super::SqliteStore;
 use super::open::{connect, sync_folder_of};
 use super::view::JOURNAL;
@@ -63,9 +65,10 @@ fn give_name(partial: &Path, finished: &Path) -> std::io::Result<PathBuf> {
     unreachable!("the numbers do not run out before the disk does")
 }
 
-impl SqliteStore {
-    /// Writes a whole copy under a temporary name, syncs it, and gives it its own.
-    pub(super) async fn write_snapshot(&self, target: &Path, stop: &CancellationToken) -> Result<(), StoreError> {
+#[async_trait]
+impl GrainStore for SqliteStore {
+    /// Writes it under a temporary name, syncs it, and gives it its own.
+    async fn copy_to(&self, target: &Path, stop: &CancellationToken) -> Result<(), StoreError> {
         let partial = beside(target, ".partial");
         let refused = |source| StoreError::files(SNAPSHOT, target, source);
         discard(&partial).map_err(refused)?;

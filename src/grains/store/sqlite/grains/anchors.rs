@@ -1,8 +1,9 @@
 //! Anchors in SQLite.
 
+use async_trait::async_trait;
+
 use super::super::super::StoreError;
 use super::super::super::anchor_store::{Anchor, AnchorStore, NewAnchor, lot_in_sql};
-use super::super::super::grain_store::Reply;
 use super::super::SqliteStore;
 use super::json_text;
 use super::rows::{bytes_of, vector_of};
@@ -12,30 +13,9 @@ use crate::domain::SpaceId;
 const SELECT_ANCHORS: &str = "SELECT a.grain, a.space, a.vector FROM anchors AS a \
      JOIN grains AS g ON g.number = a.grain AND g.text_version = a.text_version";
 
+#[async_trait]
 impl AnchorStore for SqliteStore {
-    fn sample(&self, at_most: u32) -> Reply<'_, Vec<i64>> {
-        Box::pin(self.draw_sample(at_most))
-    }
-
-    fn anchors(&self) -> Reply<'_, Vec<Anchor>> {
-        Box::pin(self.read_anchors())
-    }
-
-    fn copy_to_anchors<'a>(&'a self, space: &'a SpaceId, numbers: Vec<i64>) -> Reply<'a, Vec<Anchor>> {
-        Box::pin(self.copy_vectors_to_anchors(space, numbers))
-    }
-
-    fn add_anchors(&self, made: Vec<NewAnchor>) -> Reply<'_, Vec<Anchor>> {
-        Box::pin(self.write_anchors(made))
-    }
-
-    fn keep_anchors(&self, numbers: Vec<i64>, spaces: Vec<SpaceId>) -> Reply<'_, ()> {
-        Box::pin(self.delete_other_anchors(numbers, spaces))
-    }
-}
-
-impl SqliteStore {
-    async fn draw_sample(&self, at_most: u32) -> Result<Vec<i64>, StoreError> {
+    async fn sample(&self, at_most: u32) -> Result<Vec<i64>, StoreError> {
         // An index has the numbers, so that no text is read.
         let lot = lot_in_sql("number");
         let mut query = sqlx::QueryBuilder::new(format!("SELECT number FROM grains ORDER BY {lot}, number LIMIT "));
@@ -45,12 +25,12 @@ impl SqliteStore {
         query.build_query_scalar().fetch_all(&mut *reader).await.map_err(failed)
     }
 
-    async fn read_anchors(&self) -> Result<Vec<Anchor>, StoreError> {
+    async fn anchors(&self) -> Result<Vec<Anchor>, StoreError> {
         let rows = sqlx::query_as(SELECT_ANCHORS).fetch_all(&self.readers).await;
         self.anchors_of(rows.map_err(self.failed("read anchors"))?)
     }
 
-    async fn copy_vectors_to_anchors(&self, space: &SpaceId, numbers: Vec<i64>) -> Result<Vec<Anchor>, StoreError> {
+    async fn copy_to_anchors(&self, space: &SpaceId, numbers: Vec<i64>) -> Result<Vec<Anchor>, StoreError> {
         let failed = self.failed("copy vectors to anchors");
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         sqlx::query(
@@ -72,7 +52,7 @@ impl SqliteStore {
         self.anchors_of(rows)
     }
 
-    async fn write_anchors(&self, made: Vec<NewAnchor>) -> Result<Vec<Anchor>, StoreError> {
+    async fn add_anchors(&self, made: Vec<NewAnchor>) -> Result<Vec<Anchor>, StoreError> {
         let failed = self.failed("write anchors");
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         let mut written = Vec::with_capacity(made.len());
@@ -96,7 +76,7 @@ impl SqliteStore {
         Ok(written)
     }
 
-    async fn delete_other_anchors(&self, numbers: Vec<i64>, spaces: Vec<SpaceId>) -> Result<(), StoreError> {
+    async fn keep_anchors(&self, numbers: Vec<i64>, spaces: Vec<SpaceId>) -> Result<(), StoreError> {
         let spaces: Vec<String> = spaces.iter().map(SpaceId::to_string).collect();
         sqlx::query(
             "DELETE FROM anchors WHERE grain NOT IN (SELECT value FROM json_each(?)) \
@@ -109,7 +89,9 @@ impl SqliteStore {
         .map(drop)
         .map_err(self.failed("remove anchors"))
     }
+}
 
+impl SqliteStore {
     fn anchors_of(&self, rows: Vec<(i64, String, Vec<u8>)>) -> Result<Vec<Anchor>, StoreError> {
         let anchor = |(number, space, bytes): (i64, String, Vec<u8>)| {
             Ok(Anchor { number, space: self.space_id(&space)?, vector: vector_of(&bytes) })

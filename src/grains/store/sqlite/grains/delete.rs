@@ -1,12 +1,13 @@
 //! Grains go, with their vectors and words.
 
+use async_trait::async_trait;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::{Deletion, OnlyIf};
+use super::super::super::grain_store::{DeleteStore, Deletion, OnlyIf};
 use super::super::SqliteStore;
 use super::filter::{self, Plan};
-use super::{count, json_text};
+use super::{count, json_text, shown};
 use crate::domain::Filter;
 
 /// Grains that one statement deletes.
@@ -15,12 +16,10 @@ const DELETED_AT_ONCE: usize = 500;
 /// Grains that one transaction deletes. Whoever writes waits as long, for less than a second, and the log grows as long.
 pub(super) const DELETED_IN_ONE_STEP: usize = 5_000;
 
-impl SqliteStore {
-    pub(super) async fn delete_grains(
-        &self,
-        filter: Filter,
-        only_if: OnlyIf,
-    ) -> Result<Result<Deletion, u64>, StoreError> {
+#[async_trait]
+impl DeleteStore for SqliteStore {
+    async fn delete(&self, filter: Filter, only_if: OnlyIf) -> Result<Result<Deletion, u64>, StoreError> {
+        let _shown = shown("delete");
         let failed = self.failed("delete grains");
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         let mut query = QueryBuilder::new("SELECT g.number, g.version FROM grains AS g WHERE TRUE");
@@ -44,11 +43,8 @@ impl SqliteStore {
         Ok(Ok(Deletion { gone, left }))
     }
 
-    pub(super) async fn delete_left_grains(
-        &self,
-        filter: Filter,
-        mut left: Vec<(i64, i64)>,
-    ) -> Result<Deletion, StoreError> {
+    async fn delete_left(&self, filter: Filter, mut left: Vec<(i64, i64)>) -> Result<Deletion, StoreError> {
+        let _shown = shown("delete");
         let failed = self.failed("delete grains");
         let step = step_of(&mut left);
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
@@ -65,7 +61,7 @@ impl SqliteStore {
         Ok(Deletion { gone, left })
     }
 
-    pub(super) async fn delete_receipts(&self, before_us: i64) -> Result<(), StoreError> {
+    async fn forget_receipts(&self, before_us: i64) -> Result<(), StoreError> {
         sqlx::query("DELETE FROM idempotency_keys WHERE recorded_us < ?")
             .bind(before_us)
             .execute(&self.writer)

@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
@@ -10,12 +11,12 @@ use tokio::time::timeout;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
-    Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, Receipt, ReceiptKey, SortKey, Vectors,
+    Counted, Facet, FacetValue, Numbered, Page, PageRequest, Position, ReadStore, Receipt, ReceiptKey, SortKey, Vectors,
 };
 use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED_SPACE, Start};
 use super::rows::{push_select, select_grains, select_grains_and, vector_of};
-use super::{count, json_text};
+use super::{count, json_text, shown};
 use crate::domain::{Content, Filter, Grain, GrainId};
 use crate::json::parsed_bytes;
 
@@ -31,18 +32,18 @@ const IN_ORDER_FOR: Duration = Duration::from_secs(1);
 /// The most values that are counted of a facet.
 const MAX_FACET_VALUES: i64 = 100;
 
-impl SqliteStore {
-    pub(super) async fn read_grain(&self, id: &GrainId) -> Result<Option<Numbered>, StoreError> {
+#[async_trait]
+impl ReadStore for SqliteStore {
+    async fn grain(&self, id: &GrainId) -> Result<Option<Numbered>, StoreError> {
+        let _shown = shown("grain");
         let mut query = select_grains();
         query.push(" WHERE g.id = ").push_bind(id.as_str().to_owned());
         let row = query.build().fetch_optional(&self.readers).await.map_err(self.failed("read a grain"))?;
         row.map(|row| self.grain_of(&row)).transpose()
     }
 
-    pub(super) async fn read_grain_with_vector(
-        &self,
-        id: &GrainId,
-    ) -> Result<Option<(Numbered, Option<Vec<f32>>)>, StoreError> {
+    async fn grain_with_vector(&self, id: &GrainId) -> Result<Option<(Numbered, Option<Vec<f32>>)>, StoreError> {
+        let _shown = shown("grain_with_vector");
         let failed = self.failed("read a grain with its vector");
         let mut query = select_grains_and(VECTOR);
         query.push(" WHERE g.id = ").push_bind(id.as_str().to_owned());
@@ -50,7 +51,8 @@ impl SqliteStore {
         row.map(|row| Ok((self.grain_of(&row)?, vector_in(&row).map_err(&failed)?))).transpose()
     }
 
-    pub(super) async fn read_grains(&self, numbers: Vec<i64>, filter: Filter) -> Result<Vec<Numbered>, StoreError> {
+    async fn grains(&self, numbers: Vec<i64>, filter: Filter) -> Result<Vec<Numbered>, StoreError> {
+        let _shown = shown("grains");
         let mut query = select_grains();
         query.push(" WHERE g.number IN (SELECT value FROM json_each(").push_bind(json_text(&numbers)).push("))");
         filter::push(&mut query, &filter, Plan::Check);
@@ -58,7 +60,8 @@ impl SqliteStore {
         rows.iter().map(|row| self.grain_of(row)).collect()
     }
 
-    pub(super) async fn read_size(&self, numbers: Vec<i64>) -> Result<u64, StoreError> {
+    async fn size(&self, numbers: Vec<i64>) -> Result<u64, StoreError> {
+        let _shown = shown("size");
         let n_bytes: Option<i64> = sqlx::query_scalar(
             "SELECT sum(octet_length(id) + octet_length(text) + coalesce(octet_length(source), 0) + octet_length(tags) \
              + octet_length(attributes) + octet_length(created_at) + octet_length(updated_at) \
@@ -73,7 +76,8 @@ impl SqliteStore {
         Ok(count(n_bytes.unwrap_or_default()))
     }
 
-    pub(super) async fn read_page(&self, request: PageRequest) -> Result<Page, StoreError> {
+    async fn page(&self, request: PageRequest) -> Result<Page, StoreError> {
+        let _shown = shown("page");
         let failed = self.failed("list grains");
         let mut few = self.start_of_few(&request.filter).await?;
         if few.is_none()
@@ -91,6 +95,42 @@ impl SqliteStore {
         self.page_by(&mut reader, &request, few.as_ref()).await
     }
 
+    async fn count(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError> {
+        let _shown = shown("count");
+        let failed = self.failed("count grains");
+        let mut query = QueryBuilder::new("SELECT count(*)");
+        filter::push_from(&mut query, &filter);
+        // All is counted at one moment: else the values of a facet may make more or less than the total.
+        let mut transaction = self.readers.begin().await.map_err(&failed)?;
+        let total: i64 = query.build_query_scalar().fetch_one(&mut *transaction).await.map_err(&failed)?;
+        let mut counted = Vec::with_capacity(facets.len());
+        for facet in facets {
+            let values: Vec<(Option<Vec<u8>>, i64)> =
+                select_facet(facet, &filter).build_query_as().fetch_all(&mut *transaction).await.map_err(&failed)?;
+            let shown = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
+            let values = values.into_iter().map(|(value, n)| FacetValue { value: value.map(shown), count: count(n) });
+            let values = values.collect();
+            counted.push((facet, values));
+        }
+        Ok(Counted { total: count(total), facets: counted })
+    }
+
+    async fn receipt(&self, key: &ReceiptKey, since_us: i64) -> Result<Option<Receipt>, StoreError> {
+        let _shown = shown("receipt");
+        let row: Option<(String, String)> = sqlx::query_as(
+            "SELECT request, answer FROM idempotency_keys WHERE caller = ? AND key = ? AND recorded_us >= ?",
+        )
+        .bind(&key.caller)
+        .bind(&key.key)
+        .bind(since_us)
+        .fetch_optional(&self.readers)
+        .await
+        .map_err(self.failed("look for an earlier answer"))?;
+        Ok(row.map(|(request, answer)| Receipt { request, answer }))
+    }
+}
+
+impl SqliteStore {
     async fn page_by(
         &self,
         reader: &mut SqliteConnection,
@@ -118,38 +158,6 @@ impl SqliteStore {
             last = Some(row);
         }
         Ok(page)
-    }
-
-    pub(super) async fn count_grains(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError> {
-        let failed = self.failed("count grains");
-        let mut query = QueryBuilder::new("SELECT count(*)");
-        filter::push_from(&mut query, &filter);
-        // All is counted at one moment: else the values of a facet may make more or less than the total.
-        let mut transaction = self.readers.begin().await.map_err(&failed)?;
-        let total: i64 = query.build_query_scalar().fetch_one(&mut *transaction).await.map_err(&failed)?;
-        let mut counted = Vec::with_capacity(facets.len());
-        for facet in facets {
-            let values: Vec<(Option<Vec<u8>>, i64)> =
-                select_facet(facet, &filter).build_query_as().fetch_all(&mut *transaction).await.map_err(&failed)?;
-            let shown = |value: Vec<u8>| String::from_utf8_lossy(&value).into_owned();
-            let values = values.into_iter().map(|(value, n)| FacetValue { value: value.map(shown), count: count(n) });
-            let values = values.collect();
-            counted.push((facet, values));
-        }
-        Ok(Counted { total: count(total), facets: counted })
-    }
-
-    pub(super) async fn read_receipt(&self, key: &ReceiptKey, since_us: i64) -> Result<Option<Receipt>, StoreError> {
-        let row: Option<(String, String)> = sqlx::query_as(
-            "SELECT request, answer FROM idempotency_keys WHERE caller = ? AND key = ? AND recorded_us >= ?",
-        )
-        .bind(&key.caller)
-        .bind(&key.key)
-        .bind(since_us)
-        .fetch_optional(&self.readers)
-        .await
-        .map_err(self.failed("look for an earlier answer"))?;
-        Ok(row.map(|(request, answer)| Receipt { request, answer }))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Vectors in another space: which grains lack one, and how they get it and lose the one before.
 
+use async_trait::async_trait;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::{Lacking, Made, NewVector, Purge, Purged, Unembedded};
+use super::super::super::grain_store::{Lacking, Made, NewVector, Purge, Purged, StagingStore, Unembedded};
 use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED, SERVED_SPACE};
 use super::insert::put_vector;
@@ -14,13 +15,9 @@ use crate::domain::{Filter, ReembeddingId, SpaceId};
 /// Grains that are tried again together: each may have a text of a megabyte.
 const RETRIED_AT_ONCE: i64 = 64;
 
-impl SqliteStore {
-    pub(super) async fn find_lacking(
-        &self,
-        lacking: Lacking,
-        after: i64,
-        limit: u32,
-    ) -> Result<Vec<Unembedded>, StoreError> {
+#[async_trait]
+impl StagingStore for SqliteStore {
+    async fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Result<Vec<Unembedded>, StoreError> {
         let failed = self.failed("find grains that have no vector in a space");
         let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
         let rows: Vec<(i64, String, i64)> =
@@ -28,7 +25,7 @@ impl SqliteStore {
         Ok(rows.into_iter().map(unembedded).collect())
     }
 
-    pub(super) async fn count_lacking_grains(&self, lacking: Lacking) -> Result<u64, StoreError> {
+    async fn count_lacking(&self, lacking: Lacking) -> Result<u64, StoreError> {
         let failed = self.failed("count grains that have no vector in a space");
         let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
         let n: i64 =
@@ -36,7 +33,7 @@ impl SqliteStore {
         Ok(count(n))
     }
 
-    pub(super) async fn count_grains_withheld_beyond(&self, space: SpaceId, filter: Filter) -> Result<u64, StoreError> {
+    async fn count_withheld_beyond(&self, space: SpaceId, filter: Filter) -> Result<u64, StoreError> {
         let failed = self.failed("count grains that a space would serve too");
         let (mut reader, _interest) = self.patient_reader().await.map_err(&failed)?;
         let n: i64 = select_count_of_withheld_beyond(&space, &filter)
@@ -47,7 +44,7 @@ impl SqliteStore {
         Ok(count(n))
     }
 
-    pub(super) async fn write_made_vectors(&self, made: Made) -> Result<Vec<i64>, StoreError> {
+    async fn write_made(&self, made: Made) -> Result<Vec<i64>, StoreError> {
         let failed = self.failed("write vectors in another space");
         let Made { job, vectors } = made;
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
@@ -92,11 +89,7 @@ impl SqliteStore {
         Ok(written)
     }
 
-    pub(super) async fn find_failed_less_than(
-        &self,
-        id: &ReembeddingId,
-        tries: u32,
-    ) -> Result<Vec<Unembedded>, StoreError> {
+    async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, StoreError> {
         let selection = self.selection_of(id).await?;
         let mut query = QueryBuilder::new("SELECT g.number, g.text, g.text_version");
         push_failed(&mut query, id, &selection);
@@ -110,12 +103,7 @@ impl SqliteStore {
         Ok(rows.into_iter().map(unembedded).collect())
     }
 
-    pub(super) async fn delete_superfluous(
-        &self,
-        purge: Purge,
-        after: i64,
-        limit: u32,
-    ) -> Result<Option<Purged>, StoreError> {
+    async fn purge(&self, purge: Purge, after: i64, limit: u32) -> Result<Option<Purged>, StoreError> {
         let failed = self.failed("delete superfluous vectors");
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         let space = match &purge {

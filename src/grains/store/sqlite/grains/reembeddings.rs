@@ -1,9 +1,11 @@
 //! The account of re-embeddings: where each is, and what it could not embed.
 
+use async_trait::async_trait;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row};
 
 use super::super::super::StoreError;
+use super::super::super::grain_store::ReembeddingStore;
 use super::super::SqliteStore;
 use super::super::ledger::RECORD_ACTIVE_MODEL;
 use super::reembed::push_failed;
@@ -17,8 +19,9 @@ use crate::domain::{
 const COLUMNS: &str = "id, model, space, selection, throttle, state, reason, done, total, previous_model, \
      previous_order, old_vectors, created_us, changed_us, cut_over_us";
 
-impl SqliteStore {
-    pub(super) async fn insert_reembedding(
+#[async_trait]
+impl ReembeddingStore for SqliteStore {
+    async fn add_reembedding(
         &self,
         job: Reembedding,
         active: Option<ModelName>,
@@ -63,18 +66,14 @@ impl SqliteStore {
         Ok(Ok(()))
     }
 
-    pub(super) async fn read_reembeddings(&self) -> Result<Vec<Reembedding>, StoreError> {
+    async fn reembeddings(&self) -> Result<Vec<Reembedding>, StoreError> {
         let failed = self.failed("read the re-embeddings");
         let query = format!("SELECT {COLUMNS} FROM reembeddings ORDER BY id DESC");
         let rows = sqlx::query(sqlx::AssertSqlSafe(query)).fetch_all(&self.readers).await.map_err(failed)?;
         rows.iter().map(|row| self.reembedding_of(row)).collect()
     }
 
-    pub(super) async fn update_reembedding(
-        &self,
-        job: Reembedding,
-        order: Option<Vec<SpaceId>>,
-    ) -> Result<(), StoreError> {
+    async fn record_reembedding(&self, job: Reembedding, order: Option<Vec<SpaceId>>) -> Result<(), StoreError> {
         let failed = self.failed("record where a re-embedding is");
         let mut transaction = self.writer.begin().await.map_err(&failed)?;
         if let Some(order) = order {
@@ -98,7 +97,7 @@ impl SqliteStore {
         transaction.commit().await.map_err(failed)
     }
 
-    pub(super) async fn read_failures(
+    async fn reembedding_failures(
         &self,
         id: &ReembeddingId,
         at_most: u32,
@@ -117,7 +116,7 @@ impl SqliteStore {
         Ok((rows.into_iter().map(failure).collect(), count(total)))
     }
 
-    pub(super) async fn delete_failures(&self, id: &ReembeddingId) -> Result<(), StoreError> {
+    async fn forget_failures(&self, id: &ReembeddingId) -> Result<(), StoreError> {
         sqlx::query("DELETE FROM reembedding_failures WHERE reembedding = ?")
             .bind(id.as_str())
             .execute(&self.writer)
@@ -125,7 +124,9 @@ impl SqliteStore {
             .map(drop)
             .map_err(self.failed("forget what a re-embedding could not embed"))
     }
+}
 
+impl SqliteStore {
     /// Which grains a re-embedding is about; all of them when there is no such job.
     pub(super) async fn selection_of(&self, id: &ReembeddingId) -> Result<Filter, StoreError> {
         let selection: Option<String> = sqlx::query_scalar("SELECT selection FROM reembeddings WHERE id = ?")

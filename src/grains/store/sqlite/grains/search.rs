@@ -1,13 +1,14 @@
 //! Numbers of grains by filter and by words.
 
+use async_trait::async_trait;
 use sqlx::{QueryBuilder, Row};
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::Scored;
+use super::super::super::grain_store::{Scored, SearchStore};
 use super::super::SqliteStore;
 use super::filter::{self, Plan, Start};
-use super::json_text;
 use super::words::quoted;
+use super::{json_text, shown};
 use crate::domain::Filter;
 
 /// Grains that are counted of each condition at most, to see which has the fewest: counting a thousand takes a fifth of a
@@ -17,6 +18,12 @@ const MOST_COUNTED: i64 = 10_000;
 /// The most grains under a filter that are listed and sorted for each page of them. Of more the order is read, and each
 /// grain in it checked: there a page is not far from the one before.
 pub(super) const FEW: i64 = 5_000;
+
+/// Those of some grains that have a word. Each number is looked up: the list of a word may have as many as there are
+/// grains.
+const HAVING: &str = "
+    SELECT w.rowid FROM json_each(?) AS n CROSS JOIN grain_words AS w ON w.rowid = n.value
+    WHERE w.grain_words MATCH ?";
 
 impl SqliteStore {
     /// The condition that fewest grains meet of those that the database can begin with.
@@ -47,8 +54,12 @@ impl SqliteStore {
         let n: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(failed)?;
         Ok(Some(start).filter(|_| n <= FEW))
     }
+}
 
-    pub(super) async fn find_numbers(&self, filter: Filter, at_most: u32) -> Result<Vec<i64>, StoreError> {
+#[async_trait]
+impl SearchStore for SqliteStore {
+    async fn numbers(&self, filter: Filter, at_most: u32) -> Result<Vec<i64>, StoreError> {
+        let _shown = shown("numbers");
         let start = self.narrowest(&filter).await?;
         // One row: a hundred thousand of them would take longer than the search.
         let mut query = QueryBuilder::new("SELECT group_concat(number) FROM (SELECT g.number");
@@ -62,19 +73,16 @@ impl SqliteStore {
         })
     }
 
-    pub(super) async fn find_passing(&self, filter: Filter, numbers: Vec<i64>) -> Result<Vec<i64>, StoreError> {
+    async fn passing(&self, filter: Filter, numbers: Vec<i64>) -> Result<Vec<i64>, StoreError> {
+        let _shown = shown("passing");
         let mut query = QueryBuilder::new("SELECT g.number");
         filter::push_from_numbers(&mut query, &filter, &numbers);
         query.push(" ORDER BY g.key");
         query.build_query_scalar().fetch_all(&self.readers).await.map_err(self.failed("check grains by a filter"))
     }
 
-    pub(super) async fn find_words(
-        &self,
-        query: String,
-        filter: Filter,
-        at_most: u32,
-    ) -> Result<Vec<Scored>, StoreError> {
+    async fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Result<Vec<Scored>, StoreError> {
+        let _shown = shown("with_words");
         let Some(words) = quoted(&self.words_to_find(&query).await?) else { return Ok(Vec::new()) };
         let mut query = QueryBuilder::new("SELECT w.rowid, -w.rank FROM grain_words AS w ");
         if !filter.is_empty() {
@@ -90,11 +98,8 @@ impl SqliteStore {
         Ok(rows.into_iter().map(|(number, score)| Scored { number, score }).collect())
     }
 
-    pub(super) async fn find_each_word(&self, query: String, numbers: Vec<i64>) -> Result<Vec<Vec<i64>>, StoreError> {
-        // Each number is looked up: the list of a word may have as many as there are grains.
-        const HAVING: &str = "
-            SELECT w.rowid FROM json_each(?) AS n CROSS JOIN grain_words AS w ON w.rowid = n.value
-            WHERE w.grain_words MATCH ?";
+    async fn with_each_word(&self, query: String, numbers: Vec<i64>) -> Result<Vec<Vec<i64>>, StoreError> {
+        let _shown = shown("with_each_word");
         let (failed, numbers) = (self.failed("see which grains have a word"), json_text(&numbers));
         let mut by_word: Vec<Vec<i64>> = Vec::new();
         for word in self.words_to_find(&query).await?.into_iter().filter_map(|word| quoted(&[word])) {

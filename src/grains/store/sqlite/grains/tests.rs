@@ -2,11 +2,13 @@
 
 use sqlx::{QueryBuilder, Row, Sqlite};
 
-use super::super::super::grain_store::{Position, Sort, SortKey, Vectors};
-use super::super::OpenOptions;
+use super::super::super::grain_store::{
+    DeleteStore, OnlyIf, PageRequest, Position, SearchStore, Sort, SortKey, Vectors,
+};
+use super::super::{OpenOptions, SqliteStore};
 use super::filter::Start;
 use super::*;
-use crate::domain::{AttributeCondition, AttributeValue, Membership, Range};
+use crate::domain::{AttributeCondition, AttributeValue, Filter, GrainId, Membership, Range};
 
 const GRAINS: &str = "
     WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < ?)
@@ -72,7 +74,7 @@ async fn wherever_a_search_begins_it_finds_the_same_grains() {
         for start in &starts {
             assert_eq!(numbers(&store, &filter, Some(start)).await, expected, "{filter:?}");
         }
-        let mut found = store.find_numbers(filter.clone(), u32::MAX).await.expect("found");
+        let mut found = store.numbers(filter.clone(), u32::MAX).await.expect("found");
         found.sort_unstable();
         assert_eq!(found, expected, "{filter:?}");
     }

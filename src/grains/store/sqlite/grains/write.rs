@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashSet};
 
+use async_trait::async_trait;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 use time::OffsetDateTime;
 use time::format_description::FormatItem;
@@ -9,13 +10,14 @@ use time::macros::format_description;
 
 use super::super::super::StoreError;
 use super::super::super::grain_store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, Makers, NewReceipt, Receipt, Staged, TextFate, Written,
+    Applied, Atomicity, Batch, Change, Committed, Expected, Makers, NewReceipt, Receipt, Staged, TextFate, WriteStore,
+    Written,
 };
 use super::super::SqliteStore;
 use super::filter;
 use super::insert::{insert, put_vector};
 use super::rows::select_grains;
-use super::{count, json_text};
+use super::{count, json_text, shown};
 use crate::domain::{Filter, ReembeddingState};
 use crate::json::AnyObject;
 
@@ -29,8 +31,10 @@ struct Found {
     attributes: String,
 }
 
-impl SqliteStore {
-    pub(super) async fn write_grains(&self, batch: Batch, now_us: i64) -> Result<Committed, StoreError> {
+#[async_trait]
+impl WriteStore for SqliteStore {
+    async fn write(&self, batch: Batch, now_us: i64) -> Result<Committed, StoreError> {
+        let _shown = shown("write");
         let failed = self.failed("write grains");
         let Batch { mut changes, atomicity, makers, receipt } = batch;
         // A lone reader of the write-ahead log would not be upgraded to a writer while others commit; there are none.
@@ -83,7 +87,9 @@ impl SqliteStore {
         transaction.commit().await.map_err(&failed)?;
         Ok(Committed::Applied(applied))
     }
+}
 
+impl SqliteStore {
     /// Makes the changes in their order, but that grains that are new go together.
     async fn apply_all(
         &self,

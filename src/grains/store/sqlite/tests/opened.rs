@@ -9,7 +9,8 @@ use super::super::{FileState, MIGRATOR, latest_version};
 use super::*;
 use crate::domain::{DeclaredSpace, Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState};
 use crate::grains::store::{
-    AnchorStore, Applied, Atomicity, Batch, Committed, Facet, GrainStore, Lacking, Makers, NewReceipt, ReceiptKey,
+    AnchorStore, Applied, Atomicity, Batch, Committed, DeleteStore, Facet, GrainStore, Lacking, Makers, NewReceipt,
+    ReadStore, ReceiptKey, ReembeddingStore, StagingStore, WriteStore,
 };
 use crate::models::ledger::Ledger;
 

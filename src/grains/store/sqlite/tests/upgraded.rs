@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use super::super::recognise::{Recognised, recognise};
 use super::super::{MIGRATOR, latest_version, restore};
 use super::*;
-use crate::grains::store::GrainStore;
+use crate::grains::store::VectorStore;
 
 fn copy_of(path: &Path) -> PathBuf {
     beside(path, &format!(".before-v{}", latest_version()))

@@ -9,8 +9,8 @@ use crate::domain::{
     ReembeddingState, SpaceId,
 };
 use crate::grains::store::{
-    Applied, Atomicity, Batch, Change, Committed, Expected, Facet, GrainStore, Makers, NewVector, Numbered, OnlyIf,
-    Staged,
+    Applied, Atomicity, Batch, Change, Committed, DeleteStore, Expected, Facet, Makers, NewVector, Numbered, OnlyIf,
+    ReadStore, ReembeddingStore, SearchStore, Staged, VectorStore, WriteStore,
 };
 use crate::models::ledger::Ledger;
 
