@@ -3,79 +3,77 @@
 
 use std::collections::{HashMap, HashSet};
 
-use futures::future::BoxFuture;
+use async_trait::async_trait;
 use parking_lot::Mutex;
 
 use crate::config::AdditionalModel;
 use crate::domain::{DeclaredSpace, Fingerprint, ModelName, ReembeddingId, SpaceId};
 
 /// The record of decisions that outlive the process. What is recorded is durable when the future resolves.
+#[async_trait]
 pub trait Ledger: Send + Sync {
     /// The model that was active when the last process stopped; `None` on a first start.
-    fn active_model(&self) -> Recall<'_, Option<ModelName>>;
+    async fn active_model(&self) -> Result<Option<ModelName>, LedgerError>;
 
     /// Since when it was that, in seconds since 1970; `None` where nobody knows.
-    fn active_since(&self) -> Recall<'_, Option<i64>>;
+    async fn active_since(&self) -> Result<Option<i64>, LedgerError>;
 
     /// Makes `name` the model the next start begins with. Where that begins a re-embedding, it is recorded with the job
     /// instead.
-    fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
+    async fn record_active_model(&self, name: &ModelName) -> Result<(), LedgerError>;
 
     /// The models registered while the server ran, oldest first.
-    fn registered_models(&self) -> Recall<'_, Vec<AdditionalModel>>;
+    async fn registered_models(&self) -> Result<Vec<AdditionalModel>, LedgerError>;
 
     /// Adds a model that later starts know too and that is not disabled, in place of one of its name that a start left
     /// out. It keeps that one's space: grains may be in it.
-    fn record_registration<'a>(&'a self, entry: &'a AdditionalModel) -> Recall<'a, ()>;
+    async fn record_registration(&self, entry: &AdditionalModel) -> Result<(), LedgerError>;
 
     /// Forgets a registered model, and that it was disabled and which space it had.
-    fn forget_registration<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
+    async fn forget_registration(&self, name: &ModelName) -> Result<(), LedgerError>;
 
     /// The models that no request may load.
-    fn disabled_models(&self) -> Recall<'_, Vec<ModelName>>;
+    async fn disabled_models(&self) -> Result<Vec<ModelName>, LedgerError>;
 
     /// Keeps requests from loading a model.
-    fn record_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
+    async fn record_disabled(&self, name: &ModelName) -> Result<(), LedgerError>;
 
     /// Lets requests load a model again.
-    fn forget_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()>;
+    async fn forget_disabled(&self, name: &ModelName) -> Result<(), LedgerError>;
 
     /// Every recorded space, oldest first.
-    fn spaces(&self) -> Recall<'_, Vec<SpaceRecord>>;
+    async fn spaces(&self) -> Result<Vec<SpaceRecord>, LedgerError>;
 
     /// One recorded space.
-    fn space<'a>(&'a self, id: &'a SpaceId) -> Recall<'a, Option<SpaceRecord>>;
+    async fn space(&self, id: &SpaceId) -> Result<Option<SpaceRecord>, LedgerError>;
 
     /// Records a space, in place of an older record of it.
-    fn record_space<'a>(&'a self, record: &'a SpaceRecord) -> Recall<'a, ()>;
+    async fn record_space(&self, record: &SpaceRecord) -> Result<(), LedgerError>;
 
     /// Records a space that no model makes, if its name is free.
-    fn declare_space<'a>(&'a self, space: &'a DeclaredSpace) -> Recall<'a, Declared>;
+    async fn declare_space(&self, space: &DeclaredSpace) -> Result<Declared, LedgerError>;
 
     /// The space that grains of this model are written to; `None` before its first load.
-    fn accepted_space<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<SpaceId>>;
+    async fn accepted_space(&self, model: &ModelName) -> Result<Option<SpaceId>, LedgerError>;
 
     /// Makes a recorded space the one that grains of this model are written to.
-    fn accept_space<'a>(&'a self, model: &'a ModelName, space: &'a SpaceId) -> Recall<'a, ()>;
+    async fn accept_space(&self, model: &ModelName, space: &SpaceId) -> Result<(), LedgerError>;
 
     /// The spaces that grains have vectors in. Cheap, however many grains there are.
-    fn spaces_of_grains(&self) -> Recall<'_, HashSet<SpaceId>>;
+    async fn spaces_of_grains(&self) -> Result<HashSet<SpaceId>, LedgerError>;
 
     /// How many grains have a vector of each maker in each space. Reads every vector's row.
-    fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>>;
+    async fn grains_by_maker(&self) -> Result<Vec<MadeGrains>, LedgerError>;
 
     /// How many grains are served by a vector of each maker in each space. Looks each grain up.
-    fn served_by_maker(&self) -> Recall<'_, Vec<MadeGrains>>;
+    async fn served_by_maker(&self) -> Result<Vec<MadeGrains>, LedgerError>;
 
     /// A re-embedding that is open and moves grains to this model, or waits to, if there is one.
-    fn open_job_of<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<ReembeddingId>>;
+    async fn open_job_of(&self, model: &ModelName) -> Result<Option<ReembeddingId>, LedgerError>;
 
     /// Answers when the ledger can be read, for readiness.
-    fn check(&self) -> Recall<'_, ()>;
+    async fn check(&self) -> Result<(), LedgerError>;
 }
-
-/// What the ledger answers, when it has.
-pub type Recall<'a, T> = BoxFuture<'a, Result<T, LedgerError>>;
 
 /// A space, and the vectors by which a later load shows that it still makes it.
 #[derive(Clone, Debug, PartialEq)]
@@ -154,82 +152,79 @@ struct Remembered {
     accepted: HashMap<ModelName, SpaceId>,
 }
 
-impl VolatileLedger {
-    fn now<T: Send + 'static>(&self, work: impl FnOnce(&mut Remembered) -> T) -> Recall<'static, T> {
-        let done = work(&mut self.0.lock());
-        Box::pin(async move { Ok(done) })
-    }
-}
-
+#[async_trait]
 impl Ledger for VolatileLedger {
-    fn active_model(&self) -> Recall<'_, Option<ModelName>> {
-        self.now(|all| all.active_model.clone())
+    async fn active_model(&self) -> Result<Option<ModelName>, LedgerError> {
+        Ok(self.0.lock().active_model.clone())
     }
 
-    fn active_since(&self) -> Recall<'_, Option<i64>> {
-        self.now(|_| None)
+    async fn active_since(&self) -> Result<Option<i64>, LedgerError> {
+        Ok(None)
     }
 
-    fn record_active_model<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
-        self.now(|all| all.active_model = Some(name.clone()))
+    async fn record_active_model(&self, name: &ModelName) -> Result<(), LedgerError> {
+        self.0.lock().active_model = Some(name.clone());
+        Ok(())
     }
 
-    fn registered_models(&self) -> Recall<'_, Vec<AdditionalModel>> {
-        self.now(|all| all.registered.clone())
+    async fn registered_models(&self) -> Result<Vec<AdditionalModel>, LedgerError> {
+        Ok(self.0.lock().registered.clone())
     }
 
-    fn record_registration<'a>(&'a self, entry: &'a AdditionalModel) -> Recall<'a, ()> {
-        self.now(|all| {
-            all.registered.retain(|known| known.name != entry.name);
-            all.registered.push(entry.clone());
-            all.disabled.remove(&entry.name);
-        })
+    async fn record_registration(&self, entry: &AdditionalModel) -> Result<(), LedgerError> {
+        let mut all = self.0.lock();
+        all.registered.retain(|known| known.name != entry.name);
+        all.registered.push(entry.clone());
+        all.disabled.remove(&entry.name);
+        Ok(())
     }
 
-    fn forget_registration<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
-        self.now(|all| {
-            all.registered.retain(|entry| entry.name != *name);
-            all.disabled.remove(name);
-            all.accepted.remove(name);
-        })
+    async fn forget_registration(&self, name: &ModelName) -> Result<(), LedgerError> {
+        let mut all = self.0.lock();
+        all.registered.retain(|entry| entry.name != *name);
+        all.disabled.remove(name);
+        all.accepted.remove(name);
+        Ok(())
     }
 
-    fn disabled_models(&self) -> Recall<'_, Vec<ModelName>> {
-        self.now(|all| all.disabled.iter().cloned().collect())
+    async fn disabled_models(&self) -> Result<Vec<ModelName>, LedgerError> {
+        Ok(self.0.lock().disabled.iter().cloned().collect())
     }
 
-    fn record_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
-        self.now(|all| {
-            all.disabled.insert(name.clone());
-        })
+    async fn record_disabled(&self, name: &ModelName) -> Result<(), LedgerError> {
+        self.0.lock().disabled.insert(name.clone());
+        Ok(())
     }
 
-    fn forget_disabled<'a>(&'a self, name: &'a ModelName) -> Recall<'a, ()> {
-        self.now(|all| {
-            all.disabled.remove(name);
-        })
+    async fn forget_disabled(&self, name: &ModelName) -> Result<(), LedgerError> {
+        self.0.lock().disabled.remove(name);
+        Ok(())
     }
 
-    fn spaces(&self) -> Recall<'_, Vec<SpaceRecord>> {
-        self.now(|all| all.spaces.clone())
+    async fn spaces(&self) -> Result<Vec<SpaceRecord>, LedgerError> {
+        Ok(self.0.lock().spaces.clone())
     }
 
-    fn space<'a>(&'a self, id: &'a SpaceId) -> Recall<'a, Option<SpaceRecord>> {
-        self.now(|all| all.spaces.iter().find(|record| record.fingerprint.space() == *id).cloned())
+    async fn space(&self, id: &SpaceId) -> Result<Option<SpaceRecord>, LedgerError> {
+        Ok(self.0.lock().spaces.iter().find(|record| record.fingerprint.space() == *id).cloned())
     }
 
-    fn record_space<'a>(&'a self, record: &'a SpaceRecord) -> Recall<'a, ()> {
-        self.now(|all| match all.spaces.iter_mut().find(|known| known.fingerprint == record.fingerprint) {
+    async fn record_space(&self, record: &SpaceRecord) -> Result<(), LedgerError> {
+        let mut all = self.0.lock();
+        match all.spaces.iter_mut().find(|known| known.fingerprint == record.fingerprint) {
             Some(known) => *known = record.clone(),
             None => all.spaces.push(record.clone()),
-        })
+        }
+        Ok(())
     }
 
-    fn declare_space<'a>(&'a self, space: &'a DeclaredSpace) -> Recall<'a, Declared> {
-        let is_of_name = |record: &&SpaceRecord| record.declared_name.as_deref() == Some(space.name());
-        self.now(|all| match all.spaces.iter().find(is_of_name) {
-            Some(known) if known.dimensions == space.dimensions() => Declared::Known,
-            Some(known) => Declared::Otherwise(known.dimensions),
+    async fn declare_space(&self, space: &DeclaredSpace) -> Result<Declared, LedgerError> {
+        let mut all = self.0.lock();
+        let known = all.spaces.iter().find(|record| record.declared_name.as_deref() == Some(space.name()));
+        let known = known.map(|known| known.dimensions);
+        Ok(match known {
+            Some(dimensions) if dimensions == space.dimensions() => Declared::Known,
+            Some(dimensions) => Declared::Otherwise(dimensions),
             None => {
                 all.spaces.push(SpaceRecord::of_declared(space));
                 Declared::Created
@@ -237,33 +232,32 @@ impl Ledger for VolatileLedger {
         })
     }
 
-    fn accepted_space<'a>(&'a self, model: &'a ModelName) -> Recall<'a, Option<SpaceId>> {
-        self.now(|all| all.accepted.get(model).cloned())
+    async fn accepted_space(&self, model: &ModelName) -> Result<Option<SpaceId>, LedgerError> {
+        Ok(self.0.lock().accepted.get(model).cloned())
     }
 
-    fn accept_space<'a>(&'a self, model: &'a ModelName, space: &'a SpaceId) -> Recall<'a, ()> {
-        self.now(|all| {
-            all.accepted.insert(model.clone(), space.clone());
-        })
+    async fn accept_space(&self, model: &ModelName, space: &SpaceId) -> Result<(), LedgerError> {
+        self.0.lock().accepted.insert(model.clone(), space.clone());
+        Ok(())
     }
 
-    fn spaces_of_grains(&self) -> Recall<'_, HashSet<SpaceId>> {
-        self.now(|_| HashSet::new())
+    async fn spaces_of_grains(&self) -> Result<HashSet<SpaceId>, LedgerError> {
+        Ok(HashSet::new())
     }
 
-    fn grains_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
-        self.now(|_| Vec::new())
+    async fn grains_by_maker(&self) -> Result<Vec<MadeGrains>, LedgerError> {
+        Ok(Vec::new())
     }
 
-    fn served_by_maker(&self) -> Recall<'_, Vec<MadeGrains>> {
-        self.now(|_| Vec::new())
+    async fn served_by_maker(&self) -> Result<Vec<MadeGrains>, LedgerError> {
+        Ok(Vec::new())
     }
 
-    fn open_job_of<'a>(&'a self, _model: &'a ModelName) -> Recall<'a, Option<ReembeddingId>> {
-        self.now(|_| None)
+    async fn open_job_of(&self, _model: &ModelName) -> Result<Option<ReembeddingId>, LedgerError> {
+        Ok(None)
     }
 
-    fn check(&self) -> Recall<'_, ()> {
-        self.now(|_| ())
+    async fn check(&self) -> Result<(), LedgerError> {
+        Ok(())
     }
 }
