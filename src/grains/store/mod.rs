@@ -7,14 +7,16 @@
 mod anchor_store;
 mod error;
 mod grain_store;
+mod reembedding_store;
 pub mod sqlite;
 
 pub use anchor_store::{Anchor, AnchorStore, NewAnchor, lot};
 pub use error::StoreError;
 pub use grain_store::{
     Applied, Atomicity, Batch, Change, Committed, Counted, DeleteStore, Deletion, Expected, Facet, FacetValue,
-    GrainStore, Identity, Lacking, Made, Makers, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position,
-    ProvenVector, Purge, Purged, ReadStore, Receipt, ReceiptKey, ReembeddingStore, Scored, SearchStore, Sort, SortKey,
-    Staged, StagingStore, TextFate, Unembedded, VectorBatch, VectorStore, Vectors, WriteStore, Written,
+    GrainStore, Identity, Makers, NewReceipt, NewVector, Numbered, OnlyIf, Page, PageRequest, Position, ProvenVector,
+    ReadStore, Receipt, ReceiptKey, Scored, SearchStore, Sort, SortKey, Staged, TextFate, VectorBatch, VectorStore,
+    Vectors, WriteStore, Written,
 };
+pub use reembedding_store::{Lacking, Made, Purge, Purged, ReembeddingStore, StagingStore, Unembedded};
 pub use sqlite::{Contents, FileState, LogBounds, OpenOptions, SqliteStore, real_path, restore};

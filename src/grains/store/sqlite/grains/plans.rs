@@ -2,7 +2,8 @@
 
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite};
 
-use super::super::super::grain_store::{Facet, Lacking};
+use super::super::super::grain_store::Facet;
+use super::super::super::reembedding_store::Lacking;
 use super::super::ledger::{select_made, select_served_by_maker};
 use super::super::{OpenOptions, SqliteStore};
 use super::read::select_facet;

@@ -4,7 +4,8 @@ use async_trait::async_trait;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::{Lacking, Made, NewVector, Purge, Purged, StagingStore, Unembedded};
+use super::super::super::grain_store::NewVector;
+use super::super::super::reembedding_store::{Lacking, Made, Purge, Purged, StagingStore, Unembedded};
 use super::super::SqliteStore;
 use super::filter::{self, Plan, SERVED, SERVED_SPACE};
 use super::insert::put_vector;

@@ -5,7 +5,7 @@ use sqlx::sqlite::SqliteRow;
 use sqlx::{QueryBuilder, Row};
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::ReembeddingStore;
+use super::super::super::reembedding_store::ReembeddingStore;
 use super::super::SqliteStore;
 use super::super::ledger::RECORD_ACTIVE_MODEL;
 use super::reembed::push_failed;
