@@ -15,11 +15,9 @@ use super::embedding::{Planned, TEXTS_AT_ONCE, TextKind, texts_at};
 use super::error::GrainError;
 use super::indexes::GrainChange;
 use super::service::Grains;
-use super::store::{Lacking, Made, NewVector, Purge, Staged, TextFate, Unembedded};
+use super::store::{Lacking, Made, NewVector, Purge, ReembeddingStore, Staged, TextFate};
 use crate::clock::now_us;
-use crate::domain::{
-    Filter, InputType, ModelName, OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState, SpaceId,
-};
+use crate::domain::{Filter, InputType, ModelName, OldVectors, Reembedding, ReembeddingState, SpaceId};
 use crate::engine::Priority;
 use crate::models::ModelError;
 use crate::telemetry::with_causes;
@@ -255,7 +253,7 @@ impl Grains {
             job.total = job.done;
             job.changed_us = now_us();
             job.cut_over_us = Some(job.changed_us);
-            grains.store.record_reembedding(job.clone(), Some(order.clone())).await?;
+            grains.store.record_with_order(job.clone(), order.clone()).await?;
             grains.indexes.reorder(&order).await;
             grains.end_staging();
             grains.indexes.measure();
@@ -289,7 +287,7 @@ impl Grains {
             job.state = ReembeddingState::RollingBack;
             job.reason = None;
             job.changed_us = now_us();
-            grains.store.record_reembedding(job.clone(), Some(order.clone())).await?;
+            grains.store.record_with_order(job.clone(), order.clone()).await?;
             grains.indexes.reorder(&order).await;
             grains.staging.note_moved();
             grains.indexes.measure();
@@ -321,20 +319,10 @@ impl Grains {
         self.shutdown.finish("purge vectors", work).await
     }
 
-    /// Grains that have no current vector in a space, in the order of their numbers.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Result<Vec<Unembedded>, GrainError> {
-        Ok(self.store.lacking(lacking, after, limit).await?)
-    }
-
-    /// How many grains have no current vector in a space.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn count_lacking(&self, lacking: Lacking) -> Result<u64, GrainError> {
-        Ok(self.store.count_lacking(lacking).await?)
+    /// The account of re-embeddings. It reaches nothing that takes the gate: no vectors, and not the order of spaces.
+    #[must_use]
+    pub fn account(&self) -> &dyn ReembeddingStore {
+        &*self.store
     }
 
     /// Whether a space is the first one, so that each vector in it serves at once.
@@ -343,63 +331,6 @@ impl Grains {
     /// The database's.
     pub async fn is_first(&self, space: &SpaceId) -> Result<bool, GrainError> {
         Ok(self.store.space_order().await?.first() == Some(space))
-    }
-
-    /// Every re-embedding, newest first.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn reembeddings(&self) -> Result<Vec<Reembedding>, GrainError> {
-        Ok(self.store.reembeddings().await?)
-    }
-
-    /// Records a new re-embedding, unless there is an open one for its space: then it answers which. With a model, the
-    /// active one is recorded to be that in the same transaction.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn add_reembedding(
-        &self,
-        job: Reembedding,
-        active: Option<ModelName>,
-    ) -> Result<Result<(), ReembeddingId>, GrainError> {
-        Ok(self.store.add_reembedding(job, active).await?)
-    }
-
-    /// Records what has changed of a re-embedding, but for `done`.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn record_reembedding(&self, job: Reembedding) -> Result<(), GrainError> {
-        Ok(self.store.record_reembedding(job, None).await?)
-    }
-
-    /// Grains that a re-embedding could not embed, at most so many, and how many there are.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn reembedding_failures(
-        &self,
-        id: &ReembeddingId,
-        at_most: u32,
-    ) -> Result<(Vec<ReembeddingFailure>, u64), GrainError> {
-        Ok(self.store.reembedding_failures(id, at_most).await?)
-    }
-
-    /// Forgets what a re-embedding could not embed, so that it is tried anew.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn forget_failures(&self, id: &ReembeddingId) -> Result<(), GrainError> {
-        Ok(self.store.forget_failures(id).await?)
-    }
-
-    /// Some grains that a re-embedding could not embed, after fewer tries than that; none when there are no more.
-    ///
-    /// # Errors
-    /// The database's.
-    pub async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, GrainError> {
-        Ok(self.store.failed_less_than(id, tries).await?)
     }
 
     /// What a purge of a re-embedding's superfluous vectors deletes: those of the spaces before, where it has cut over,

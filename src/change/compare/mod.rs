@@ -231,7 +231,7 @@ async fn compare(
         Arc::new(embedding::embed(models, &request.to, asked, progress).await?)
     };
     let lacking = Lacking { space: to.space.clone(), filter: Filter::default(), unless_failed_in: None, among: None };
-    let n_to_reembed = grains.count_lacking(lacking).await?;
+    let n_to_reembed = grains.account().count_lacking(lacking).await.map_err(GrainError::from)?;
     let depth = request.depth.min(sampled.len());
     let basis = Basis { sampled, queries, source, n_grains, n_to_reembed, depth };
     let judged = grains.shutdown().spawn_blocking("compare answers", move || judge(&basis, [&from, &to]));

@@ -135,7 +135,7 @@ impl Reembeddings {
         loop {
             self.check(work.id, work.state)?;
             let at_most = pace.begin(self.models.interactive());
-            let grains = self.grains.lacking(lacking.clone(), after, at_most).await?;
+            let grains = self.grains.account().lacking(lacking.clone(), after, at_most).await?;
             let Some(last) = grains.last() else { return Ok(n_failed) };
             after = last.number;
             let vectors = self.make(work, &grains).await?;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::domain::{ModelName, ReembeddingId, ReembeddingState, SpaceId};
+use crate::grains::store::StoreError;
 use crate::grains::{GrainError, Refusal};
 use crate::models::ModelError;
 use crate::telemetry::with_causes;
@@ -125,6 +126,12 @@ pub enum ReembedError {
     /// The grains.
     #[error(transparent)]
     Grains(#[from] GrainError),
+}
+
+impl From<StoreError> for ReembedError {
+    fn from(error: StoreError) -> Self {
+        Self::Grains(error.into())
+    }
 }
 
 impl ReembedError {

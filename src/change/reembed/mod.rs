@@ -127,8 +127,8 @@ impl Reembeddings {
         let ReembeddingsParts { grains, models, rollback_window, clock, shutdown } = parts;
         let (mut jobs, mut chosen) = (BTreeMap::new(), BTreeSet::new());
         let (active, active_since) = (models.active(), models.active_since().await?);
-        for record in grains.reembeddings().await? {
-            let (_, n_failed) = grains.reembedding_failures(&record.id, 0).await?;
+        for record in grains.account().reembeddings().await? {
+            let (_, n_failed) = grains.account().reembedding_failures(&record.id, 0).await?;
             if record.state.is_at_work() {
                 tracing::info!(id = %record.id, model = %record.model, state = record.state.as_str(),
                     "a re-embedding goes on where the last process left it");
@@ -182,7 +182,7 @@ impl Reembeddings {
         at_most: u32,
     ) -> Result<(Vec<ReembeddingFailure>, u64), ReembedError> {
         self.get(id)?;
-        Ok(self.grains.reembedding_failures(id, at_most).await?)
+        Ok(self.grains.account().reembedding_failures(id, at_most).await?)
     }
 
     /// A job now and after each change, until nothing goes on any more or the process stops.

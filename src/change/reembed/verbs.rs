@@ -94,7 +94,7 @@ impl Reembeddings {
         let work = async move {
             let _turn = jobs.turn.lock().await;
             let (id, model) = (record.id.clone(), record.model.clone());
-            let added = jobs.grains.add_reembedding(record.clone(), active).await?;
+            let added = jobs.grains.account().add_reembedding(record.clone(), active).await?;
             drop(lease);
             if let Err(id) = added {
                 return Err(ReembedError::Open { id, model });
@@ -415,7 +415,7 @@ impl Reembeddings {
         if record.state != before {
             record.changed_us = now_us();
         }
-        self.grains.record_reembedding(record.clone()).await?;
+        self.grains.account().record_reembedding(record.clone()).await?;
         self.put(record);
         self.wake.notify_one();
         Ok(())

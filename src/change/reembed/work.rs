@@ -160,9 +160,9 @@ impl Reembeddings {
                 selection: Arc::new(job.selection.clone()),
             })
             .await?;
-        self.grains.forget_failures(id).await?;
+        self.grains.account().forget_failures(id).await?;
         self.change(id, |job| job.n_failed = 0);
-        let n_left = self.grains.count_lacking(lacking(job)).await?;
+        let n_left = self.grains.account().count_lacking(lacking(job)).await?;
         self.try_step(id, move |job| {
             job.total = job.done + n_left;
             Ok(())
@@ -177,11 +177,11 @@ impl Reembeddings {
                 after = 0;
             }
             let at_most = pace.begin(self.models.interactive());
-            let mut grains = self.grains.lacking(lacking(job), after, at_most).await?;
+            let mut grains = self.grains.account().lacking(lacking(job), after, at_most).await?;
             if let Some(last) = grains.last() {
                 after = last.number;
             } else {
-                grains = self.grains.failed_less_than(id, TRIES_OF_A_GRAIN).await?;
+                grains = self.grains.account().failed_less_than(id, TRIES_OF_A_GRAIN).await?;
             }
             if grains.is_empty() {
                 grains = self.missed(job).await?;
@@ -207,7 +207,7 @@ impl Reembeddings {
             }
             let at_most = u32::try_from(missed.len()).unwrap_or(u32::MAX);
             let lacking = Lacking { among: Some(missed), ..lacking(job) };
-            let grains = self.grains.lacking(lacking, 0, at_most).await?;
+            let grains = self.grains.account().lacking(lacking, 0, at_most).await?;
             if !grains.is_empty() {
                 return Ok(grains);
             }
@@ -217,7 +217,7 @@ impl Reembeddings {
     /// Ends a job that has nothing left to do. Answers whether it has ended: a write may have come in between.
     async fn end(&self, job: &Reembedding) -> Result<bool, Stopped> {
         let id = &job.id;
-        let (_, n_failed) = self.grains.reembedding_failures(id, 0).await?;
+        let (_, n_failed) = self.grains.account().reembedding_failures(id, 0).await?;
         self.change(id, |job| job.n_failed = n_failed);
         if n_failed > 0 {
             let serves = self.grains.is_first(&job.space).await?;
@@ -272,7 +272,7 @@ impl Reembeddings {
     /// caller holds the turn, and keeps it until the database answers or the process stops.
     pub(super) async fn read_again(&self, id: &ReembeddingId) {
         loop {
-            match self.grains.reembeddings().await {
+            match self.grains.account().reembeddings().await {
                 Ok(records) => {
                     if let Some(record) = records.into_iter().find(|record| record.id == *id) {
                         self.put(record);
@@ -295,7 +295,8 @@ impl Reembeddings {
         let vectors = self.make(work, grains).await?;
         let has_failed = vectors.iter().any(|(_, vector)| vector.is_err());
         let n_written = self.grains.write_made(Made { job: Some(work.id.clone()), vectors }).await?;
-        let n_failed = if has_failed { Some(self.grains.reembedding_failures(work.id, 0).await?.1) } else { None };
+        let n_failed =
+            if has_failed { Some(self.grains.account().reembedding_failures(work.id, 0).await?.1) } else { None };
         self.change(work.id, |job| {
             job.record.done += n_written;
             job.record.total = job.record.total.max(job.record.done);

@@ -6,7 +6,8 @@ use super::StoreError;
 use super::grain_store::NewVector;
 use crate::domain::{Filter, ModelName, Reembedding, ReembeddingFailure, ReembeddingId, SpaceId};
 
-/// The account of re-embeddings: where each is, and what it could not embed.
+/// The account of re-embeddings: where each is, what it has left to do, and what it could not embed. No vector that serves
+/// changes by it, nor which do.
 #[async_trait]
 pub trait ReembeddingStore: Send + Sync {
     /// Records a new re-embedding, unless there is an open one for its space: then it answers which. With a model, the
@@ -20,9 +21,14 @@ pub trait ReembeddingStore: Send + Sync {
     /// Every re-embedding, newest first.
     async fn reembeddings(&self) -> Result<Vec<Reembedding>, StoreError>;
 
-    /// Records what has changed of a re-embedding; `done` is [`StagingStore::write_made`]'s. With an order, the order of
-    /// spaces becomes that in the same transaction.
-    async fn record_reembedding(&self, job: Reembedding, order: Option<Vec<SpaceId>>) -> Result<(), StoreError>;
+    /// Records what has changed of a re-embedding; `done` is [`StagingStore::write_made`]'s.
+    async fn record_reembedding(&self, job: Reembedding) -> Result<(), StoreError>;
+
+    /// Grains that have no current vector in a space, in the order of their numbers.
+    async fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Result<Vec<Unembedded>, StoreError>;
+
+    /// How many grains have no current vector in a space.
+    async fn count_lacking(&self, lacking: Lacking) -> Result<u64, StoreError>;
 
     /// Selected grains that a re-embedding could not embed and that still have no vector in its space, in the order of
     /// their numbers, and how many there are.
@@ -34,16 +40,16 @@ pub trait ReembeddingStore: Send + Sync {
 
     /// Forgets what a re-embedding could not embed, so that it is tried anew.
     async fn forget_failures(&self, id: &ReembeddingId) -> Result<(), StoreError>;
+
+    /// Some grains that a re-embedding could not embed, after fewer tries than that; none when there are no more.
+    async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, StoreError>;
 }
 
-/// Vectors in another space: which grains lack one, and how they get it and lose the one before.
+/// Vectors in another space: how grains get one, are served by it, and lose the one before.
 #[async_trait]
 pub trait StagingStore: Send + Sync {
-    /// Grains that have no current vector in a space, in the order of their numbers.
-    async fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Result<Vec<Unembedded>, StoreError>;
-
-    /// How many grains have no current vector in a space.
-    async fn count_lacking(&self, lacking: Lacking) -> Result<u64, StoreError>;
+    /// As [`ReembeddingStore::record_reembedding`], and makes this the order of spaces in the same transaction.
+    async fn record_with_order(&self, job: Reembedding, order: Vec<SpaceId>) -> Result<(), StoreError>;
 
     /// How many grains have a current vector in a space, are served from another, and do not meet the filter.
     async fn count_withheld_beyond(&self, space: SpaceId, filter: Filter) -> Result<u64, StoreError>;
@@ -51,9 +57,6 @@ pub trait StagingStore: Send + Sync {
     /// Writes vectors that were made in the background, of those grains that still have the text and got no vector in
     /// the space meanwhile. Answers the numbers of these.
     async fn write_made(&self, made: Made) -> Result<Vec<i64>, StoreError>;
-
-    /// Some grains that a re-embedding could not embed, after fewer tries than that; none when there are no more.
-    async fn failed_less_than(&self, id: &ReembeddingId, tries: u32) -> Result<Vec<Unembedded>, StoreError>;
 
     /// Deletes superfluous vectors of the next grains after a number. `None` when there are no more grains.
     async fn purge(&self, purge: Purge, after: i64, limit: u32) -> Result<Option<Purged>, StoreError>;

@@ -226,7 +226,8 @@ impl Ledger for SqliteStore {
     }
 }
 
-type Statement<'a> = sqlx::query::Query<'a, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
+/// A statement and its values.
+pub(super) type Statement<'a> = sqlx::query::Query<'a, sqlx::Sqlite, sqlx::sqlite::SqliteArguments>;
 
 /// A row of `spaces`.
 #[derive(FromRow)]

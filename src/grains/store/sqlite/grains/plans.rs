@@ -7,7 +7,8 @@ use super::super::super::reembedding_store::Lacking;
 use super::super::ledger::{select_made, select_served_by_maker};
 use super::super::{OpenOptions, SqliteStore};
 use super::read::select_facet;
-use super::reembed::{select_count_of_lacking, select_count_of_withheld_beyond, select_lacking};
+use super::reembed::select_count_of_withheld_beyond;
+use super::reembeddings::{select_count_of_lacking, select_lacking};
 use super::vectors::select_served;
 use crate::domain::{Filter, ReembeddingId, SpaceCondition, SpaceId};
 

@@ -10,7 +10,7 @@ use super::*;
 use crate::domain::{DeclaredSpace, Filter, ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState};
 use crate::grains::store::{
     AnchorStore, Applied, Atomicity, Batch, Committed, DeleteStore, Facet, GrainStore, Lacking, Makers, NewReceipt,
-    ReadStore, ReceiptKey, ReembeddingStore, StagingStore, WriteStore,
+    ReadStore, ReceiptKey, ReembeddingStore, WriteStore,
 };
 use crate::models::ledger::Ledger;
 

@@ -10,7 +10,7 @@ use crate::domain::{
 };
 use crate::grains::store::{
     Applied, Atomicity, Batch, Change, Committed, DeleteStore, Expected, Facet, Makers, NewVector, Numbered, OnlyIf,
-    ReadStore, ReembeddingStore, SearchStore, Staged, VectorStore, WriteStore,
+    ReadStore, ReembeddingStore, SearchStore, Staged, StagingStore, VectorStore, WriteStore,
 };
 use crate::models::ledger::Ledger;
 
@@ -152,17 +152,17 @@ async fn a_vector_for_a_job_that_was_given_up_is_not_written_and_one_for_a_job_t
     };
     for state in [ReembeddingState::Running, ReembeddingState::Paused] {
         job.state = state;
-        store.record_reembedding(job.clone(), None).await.expect("recorded");
+        store.record_reembedding(job.clone()).await.expect("recorded");
         assert!(write(state.as_str()).await, "it may go on");
     }
     for state in [ReembeddingState::Cancelled, ReembeddingState::Failed] {
         job.state = state;
-        store.record_reembedding(job.clone(), None).await.expect("recorded");
+        store.record_reembedding(job.clone()).await.expect("recorded");
         assert!(!write(state.as_str()).await, "nobody would purge it");
     }
     job.state = ReembeddingState::Completed;
     let order = vec![target.clone(), served.clone()];
-    store.record_reembedding(job, Some(order)).await.expect("recorded");
+    store.record_with_order(job, order).await.expect("recorded");
     assert!(write("completed").await, "its space serves");
     store.close().await;
 }
