@@ -59,13 +59,6 @@ pub(super) struct WordHits<'a> {
     pub(super) n_telling: usize,
 }
 
-impl WordHits<'_> {
-    /// The first of them.
-    pub(super) fn to_depth(self, depth: usize) -> Self {
-        Self { hits: &self.hits[..self.hits.len().min(depth)], n_telling: self.n_telling.min(depth) }
-    }
-}
-
 /// How many of what words found, best first, have some that less than half of all grains have.
 pub(super) fn n_telling(by_words: &[Scored]) -> usize {
     by_words.partition_point(|hit| hit.score >= LEAST_TELLING)
@@ -204,12 +197,17 @@ impl<'a> Ranking<'a> {
     }
 }
 
-/// All grains of the rankings, best first. Equal ones are in the order of their numbers.
+/// All grains of the rankings, best first. Equal ones are in the order of their numbers, which says nothing of them: in a
+/// ranking they share the first of their ranks, and another tells them apart.
 fn fuse(rankings: &[Ranking<'_>]) -> Vec<Scored> {
     let mut scores: HashMap<i64, f64> = HashMap::new();
     for Ranking { hits, weight } in rankings {
-        for (rank, hit) in hits.iter().enumerate() {
-            *scores.entry(hit.number).or_default() += weight / (K + (rank + 1) as f64);
+        let mut rank = 1;
+        for equals in hits.chunk_by(|a, b| a.score.total_cmp(&b.score).is_eq()) {
+            for hit in equals {
+                *scores.entry(hit.number).or_default() += weight / (K + f64::from(rank));
+            }
+            rank += u32::try_from(equals.len()).unwrap_or(u32::MAX);
         }
     }
     let mut fused: Vec<Scored> = scores.into_iter().map(|(number, score)| Scored { number, score }).collect();
@@ -226,7 +224,7 @@ mod tests {
     use super::*;
 
     fn hits(numbers: &[i64]) -> Vec<Scored> {
-        numbers.iter().map(|number| Scored { number: *number, score: 1.0 }).collect()
+        numbers.iter().zip(0..).map(|(number, rank)| Scored { number: *number, score: 1.0 - f64::from(rank) }).collect()
     }
 
     fn numbers(hits: &[Scored]) -> Vec<i64> {
@@ -246,6 +244,20 @@ mod tests {
 
     fn by_words(hits: &[Scored]) -> WordHits<'_> {
         WordHits { hits, n_telling: n_telling(hits) }
+    }
+
+    #[test]
+    fn equals_share_a_rank_and_another_ranking_tells_them_apart() {
+        let scored =
+            |of: &[(i64, f64)]| of.iter().map(|(number, score)| Scored { number: *number, score: *score }).collect();
+        let (by_words, by_meaning): (Vec<_>, Vec<_>) =
+            (scored(&[(1, 2.0), (2, 2.0), (3, 2.0), (4, 1.0)]), scored(&[(4, 0.9), (3, 0.8), (2, 0.7)]));
+        let fused = fuse(&[Ranking { hits: &by_words, weight: WORDS_WEIGHT }, Ranking::of(&by_meaning)]);
+        assert_eq!(numbers(&fused), [3, 2, 4, 1]);
+        let last = fused.last().expect("hits").score;
+        assert!((last - WORDS_WEIGHT / (K + 1.0)).abs() < 1e-9, "{last}");
+        let of_four = 1.0 / (K + 1.0) + WORDS_WEIGHT / (K + 4.0);
+        assert!((fused[2].score - of_four).abs() < 1e-9, "three come before it: {fused:?}");
     }
 
     fn no_guess(_: &SpaceHits, _: &SpaceHits) -> Option<Vec<f64>> {
@@ -345,17 +357,13 @@ mod tests {
 
     #[test]
     fn of_what_words_found_the_first_hits_count_as_far_as_they_say_something() {
-        let found: Vec<(i64, f64)> = (0..16).map(|n| (n, 0.5)).collect();
+        let found: Vec<(i64, f64)> = (0..16).map(|n| (n, 0.5 - n as f64 / 100.0)).collect();
         let sixteen = [space(1, 16, &found, Vec::new())];
         let words = hits(&[12, 13, 14, 15]);
         for (n_telling, best) in [(4, [12, 13, 14]), (2, [12, 13, 0]), (0, [0, 1, 2])] {
             let words = WordHits { hits: &words, n_telling };
             let (merged, _) = merge(&sixteen, Some(words), no_guess);
             assert_eq!(numbers(&merged[..3]), best, "{n_telling}");
-            for depth in [0, 1, 3, 9] {
-                let cut = words.to_depth(depth);
-                assert_eq!((cut.hits.len(), cut.n_telling), (depth.min(4), depth.min(n_telling)));
-            }
         }
     }
 

@@ -163,6 +163,44 @@ struct Ranked {
     space: Option<SpaceId>,
 }
 
+/// What words found.
+struct Words {
+    /// Best first, of those that have words that say something, and of the others behind them.
+    hits: Vec<Scored>,
+    /// So many of them, the first, have words that say something.
+    n_telling: usize,
+    /// So many are fused at the first depth.
+    n_first: usize,
+}
+
+impl Words {
+    fn to_depth(&self, depth: usize) -> WordHits<'_> {
+        let n = if depth == FUSION_DEPTH { self.n_first } else { depth };
+        WordHits { hits: &self.hits[..self.hits.len().min(n)], n_telling: self.n_telling.min(n) }
+    }
+
+    /// Those of these grains that are not among the first.
+    fn left_out(&self, mut numbers: Vec<i64>) -> Vec<i64> {
+        let first: HashSet<i64> = self.hits.iter().take(FUSION_DEPTH).map(|hit| hit.number).collect();
+        numbers.retain(|number| !first.contains(number));
+        numbers
+    }
+
+    /// Takes in, behind the first, those of what vectors found that words find as good as the last of these: of many such,
+    /// nothing but when they were written says which are among the first.
+    fn with_equals(mut self, of_vectors: Vec<Scored>) -> Self {
+        let last = self.hits[FUSION_DEPTH - 1].score;
+        let equals: Vec<Scored> = of_vectors.into_iter().filter(|hit| hit.score >= last).collect();
+        let numbers: HashSet<i64> = equals.iter().map(|hit| hit.number).collect();
+        let others = self.hits.split_off(FUSION_DEPTH);
+        self.hits.extend(equals.into_iter().map(|hit| Scored { score: last, ..hit }));
+        self.n_first = self.hits.len();
+        self.hits.extend(others.into_iter().filter(|hit| !numbers.contains(&hit.number)));
+        self.n_telling = n_telling(&self.hits);
+        self
+    }
+}
+
 /// Where a search spends its time.
 #[derive(Debug, Default)]
 pub(super) struct Spent {
@@ -216,14 +254,10 @@ impl Grains {
             && let Query::Text(text) = &request.query
         {
             let began = Instant::now();
-            let at_most = depths.last().and_then(|depth| u32::try_from(*depth).ok()).unwrap_or(u32::MAX);
-            let hits = self.store.with_words(text.clone(), request.filter.clone(), at_most).await?;
-            let n = hits.len();
-            words = Some(if found.is_empty() {
-                (hits, n)
-            } else {
-                self.telling_first(hits, text, &request.filter, n_passing).await?
-            });
+            let nearest = lists.iter().filter_map(|lists| lists.as_slice().first()).flat_map(|first| &first.hits);
+            let nearest = (!found.is_empty()).then(|| nearest.map(|hit| hit.number).collect());
+            let at_most = depths.last().copied().unwrap_or(MAX_DEPTH);
+            words = Some(self.find_words(text, &request.filter, at_most, nearest, n_passing).await?);
             spent.words = began.elapsed();
         }
         let guess =
@@ -235,8 +269,7 @@ impl Grains {
                     (of.hits, of.best) = (hits, best);
                 }
             }
-            let words =
-                words.as_ref().map(|(hits, n_telling)| WordHits { hits, n_telling: *n_telling }.to_depth(depth));
+            let words = words.as_ref().map(|words| words.to_depth(depth));
             let (mut hits, how) = merge(&found, words, guess);
             merged = how;
             let raw = raw_scores(&found, words.map(|words| words.hits));
@@ -271,6 +304,39 @@ impl Grains {
             );
         }
         Ok(SearchResult { hits, spaces, merged })
+    }
+
+    /// What words find, so many at most, to be fused with the first that vectors found, if they found any.
+    async fn find_words(
+        &self,
+        text: &str,
+        filter: &Filter,
+        at_most: usize,
+        nearest: Option<Vec<i64>>,
+        n_passing: Option<usize>,
+    ) -> Result<Words, GrainError> {
+        // One more says whether the last has equals that are left out.
+        let n_asked = u32::try_from(at_most + 1).unwrap_or(u32::MAX);
+        let hits = self.store.with_words(text.to_owned(), filter.clone(), n_asked).await?;
+        let Some(nearest) = nearest else {
+            let n = hits.len();
+            return Ok(Words { hits, n_telling: n, n_first: FUSION_DEPTH });
+        };
+        let (hits, n_telling) = self.telling_first(hits, text, filter, n_passing).await?;
+        let words = Words { hits, n_telling, n_first: FUSION_DEPTH };
+        if n_telling <= FUSION_DEPTH || words.hits[FUSION_DEPTH - 1].score > words.hits[FUSION_DEPTH].score {
+            return Ok(words);
+        }
+        let left_out = words.left_out(nearest);
+        if left_out.is_empty() {
+            return Ok(words);
+        }
+        match self.store.words_of(text.to_owned(), left_out).await {
+            Ok(scored) => Ok(words.with_equals(scored)),
+            // All is found by now, if of equals only some.
+            Err(StoreError::TooSlow { .. }) => Ok(words),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// What words found, what has some that say something first, and how many do: words that at most half of the grains
@@ -435,6 +501,24 @@ mod tests {
             (Mode::Lexical, 777, &[777]),
         ] {
             assert_eq!(depths_to(wanted, mode), depths, "{mode:?} {wanted}");
+        }
+    }
+
+    #[test]
+    fn equals_of_the_last_word_hit_that_vectors_found_are_among_the_first() {
+        let scored = |number: i64, score: f64| Scored { number, score };
+        let hits = |n: i64| (0..n).map(|number| scored(number, if number < 150 { 2.0 } else { 1.0 })).collect();
+        let words = Words { hits: hits(201), n_telling: 201, n_first: FUSION_DEPTH };
+        assert_eq!(words.left_out(vec![3, 200, 5_000, 6_000]), [200, 5_000, 6_000]);
+        let words = words.with_equals(vec![scored(200, 1.0), scored(5_000, 1.0), scored(6_000, 0.5)]);
+        let first = words.to_depth(FUSION_DEPTH);
+        assert_eq!((first.hits.len(), first.n_telling), (202, 202));
+        assert_eq!(first.hits[199..].iter().map(|hit| hit.number).collect::<Vec<_>>(), [199, 200, 5_000]);
+        assert_eq!(words.to_depth(1_000).hits.len(), 202, "none is there twice");
+        let words = Words { hits: hits(201), n_telling: 3, n_first: FUSION_DEPTH };
+        for depth in [0, 1, 3, 9, 200] {
+            let cut = words.to_depth(depth);
+            assert_eq!((cut.hits.len(), cut.n_telling), (depth, depth.min(3)));
         }
     }
 

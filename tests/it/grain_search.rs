@@ -302,6 +302,34 @@ async fn each_word_counts_by_the_share_that_has_it_of_what_may_be_found() {
 }
 
 #[tokio::test]
+async fn of_texts_that_words_do_not_tell_apart_the_nearest_come_first_whenever_they_were_written() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let space = space_of_tiny(&app).await;
+    let grains: Vec<Value> = random_vectors(13, 0, 560)
+        .into_iter()
+        .enumerate()
+        .map(|(at, (_, vector))| {
+            let (kind, text) = if at < 300 { ("other", "a hat") } else { ("coat", "a coat") };
+            json!({"id": format!("{kind}-{at}"), "text": text, "space": space, "vector": vector})
+        })
+        .collect();
+    app.post("/grains", json!({"grains": grains})).await.ok();
+
+    let by_meaning = search(&app, json!({"query": "coat", "mode": "dense", "limit": 200})).await;
+    let nearest: Vec<&str> = ids(&by_meaning).into_iter().filter(|id| id.starts_with("coat")).take(50).collect();
+    assert_eq!(nearest.len(), 50);
+    let late = nearest.iter().filter(|id| id["coat-".len()..].parse::<usize>().expect("a number") >= 500);
+    assert!(late.count() > 0, "some that come after the first 200 of what words find: {nearest:?}");
+    for limit in [50, 201] {
+        let by_both = search(&app, json!({"query": "coat", "limit": limit})).await;
+        assert_eq!(ids(&by_both)[..50], nearest);
+    }
+    let page = search(&app, json!({"query": "coat", "offset": 25, "limit": 25})).await;
+    assert_eq!(ids(&page), nearest[25..]);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_answer_of_too_much_text_is_refused_and_its_words_are_shown_at_once() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let space = space_of_tiny(&app).await;

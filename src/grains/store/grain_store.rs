@@ -63,6 +63,9 @@ pub trait SearchStore: Send + Sync {
     /// The grains whose text has words of the query, best first by BM25, which is positive here: more is better.
     async fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Result<Vec<Scored>, StoreError>;
 
+    /// Of these grains those whose text has words of the query, with the same score, in any order.
+    async fn words_of(&self, query: String, numbers: Vec<i64>) -> Result<Vec<Scored>, StoreError>;
+
     /// For each word of the query that is searched for, those of the grains that have it.
     async fn with_each_word(&self, query: String, numbers: Vec<i64>) -> Result<Vec<Vec<i64>>, StoreError>;
 }

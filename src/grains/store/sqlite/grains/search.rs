@@ -25,6 +25,12 @@ const HAVING: &str = "
     SELECT w.rowid FROM json_each(?) AS n CROSS JOIN grain_words AS w ON w.rowid = n.value
     WHERE w.grain_words MATCH ?";
 
+/// Some grains as words find them. The words are looked up once (hence the `+`): for each number FTS5 would count anew how
+/// many grains have them.
+const SCORED: &str = "
+    SELECT w.rowid, -w.rank FROM grain_words AS w
+    WHERE w.grain_words MATCH ? AND +w.rowid IN (SELECT value FROM json_each(?))";
+
 impl SqliteStore {
     /// The condition that fewest grains meet of those that the database can begin with.
     pub(super) async fn narrowest(&self, filter: &Filter) -> Result<Option<Start>, StoreError> {
@@ -95,6 +101,14 @@ impl SearchStore for SqliteStore {
         query.push(" ORDER BY w.rank, w.rowid LIMIT ").push_bind(i64::from(at_most));
         let rows: Vec<(i64, f64)> =
             query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("search for words"))?;
+        Ok(rows.into_iter().map(|(number, score)| Scored { number, score }).collect())
+    }
+
+    async fn words_of(&self, query: String, numbers: Vec<i64>) -> Result<Vec<Scored>, StoreError> {
+        let _shown = shown("words_of");
+        let Some(words) = quoted(&self.words_to_find(&query).await?) else { return Ok(Vec::new()) };
+        let rows = sqlx::query_as(SCORED).bind(words).bind(json_text(&numbers)).fetch_all(&self.readers);
+        let rows: Vec<(i64, f64)> = rows.await.map_err(self.failed("score grains by words"))?;
         Ok(rows.into_iter().map(|(number, score)| Scored { number, score }).collect())
     }
 
