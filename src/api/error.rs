@@ -206,7 +206,9 @@ pub async fn render(request: Request, next: Next) -> Response {
     if is_counted {
         measured::count_failure(error.code);
     }
+    let code = error.code;
     let mut rendered = error.into_rendered(family, &method);
+    rendered.extensions_mut().insert(code); // for the log: some clients show nothing of an error
     // A refused method says which would do.
     if let Some(allow) = response.headers_mut().remove(header::ALLOW) {
         rendered.headers_mut().insert(header::ALLOW, allow);

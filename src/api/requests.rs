@@ -74,7 +74,8 @@ pub async fn observe(State(given_up): State<CancellationToken>, request: Request
         if is_routine && status.is_success() {
             tracing::debug!(status = status.as_u16(), elapsed_ms, "answered");
         } else {
-            tracing::info!(status = status.as_u16(), elapsed_ms, "answered");
+            let code = response.extensions().get::<Code>().map(|code| code.as_str());
+            tracing::info!(status = status.as_u16(), code, elapsed_ms, "answered");
         }
         let headers = response.headers_mut();
         headers.insert(REQUEST_ID, id);

@@ -65,10 +65,12 @@ async fn each_request_has_exactly_one_line_with_all_that_is_known_of_it() {
         assert_eq!(span["path"], path, "{line}");
         assert_eq!(span.get("key").and_then(Value::as_str), key, "{line}");
         assert_eq!(span.get("trace_id"), None, "{line}");
+        assert_eq!(line.get("code").is_some(), status >= 400, "{line}");
         assert!(line["elapsed_ms"].as_f64().is_some_and(|elapsed| elapsed > 0.0), "{line}");
         assert!(line["timestamp"].is_string() && line["level"] == "INFO" && line["message"] == "answered", "{line}");
     }
     assert_eq!(log.matches("\"answered\"").count(), 9, "{log}");
+    assert!(log.contains("\"code\":\"empty_input\"") && log.contains("\"code\":\"unauthorized\""), "{log}");
 }
 
 #[tokio::test]
