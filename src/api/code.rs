@@ -27,10 +27,14 @@ impl Family {
     pub fn of(method: &Method, path: &str) -> Self {
         let segments: Vec<&str> = path.split('/').skip(1).collect();
         match segments.as_slice() {
-            ["v1", ..] | ["models", _, "v1", ..] | ["embeddings"] | ["models", _, "embeddings"] => Self::OpenAi,
+            // With two segments for a model, the slash in its name should have been `%2F`: its client reads these words.
+            ["v1", ..]
+            | ["embeddings"]
+            | ["models", _, "v1" | "embeddings", ..]
+            | ["models", _, _, "v1" | "embeddings", ..] => Self::OpenAi,
             // The root of the server and of a model, and what SageMaker asks for in its place.
             ["" | "ping" | "invocations"] | ["models", _, ""] => Self::Tei,
-            [route] | ["models", _, route] if TEI_ROUTES.contains(route) => Self::Tei,
+            [route] | ["models", _, route] | ["models", _, _, route] if TEI_ROUTES.contains(route) => Self::Tei,
             _ if is_of_another_kind(path) => Self::Tei,
             // The URL that InferenceClient posts to when it is given a model's page.
             ["models", _] if method == Method::POST => Self::Tei,

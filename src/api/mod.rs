@@ -201,6 +201,13 @@ fn not_served(method: &Method, path: &str) -> ApiError {
                         classification, no sparse vectors and no vectors of single tokens";
         return ApiError::new(Code::Unsupported, sentence);
     }
+    if let ["models", owner, name, ..] = path.split('/').skip(1).collect::<Vec<_>>().as_slice() {
+        let sentence = format!(
+            "there is nothing here; `/docs` lists what there is. If `{owner}/{name}` is a model, write its name in a path \
+             as `{owner}%2F{name}`"
+        );
+        return ApiError::new(Code::NotFound, sentence);
+    }
     nothing_here()
 }
 

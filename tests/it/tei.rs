@@ -285,6 +285,17 @@ async fn what_needs_a_model_of_another_kind_is_refused_as_by_tei() {
 }
 
 #[tokio::test]
+async fn the_slash_in_a_models_name_is_said_to_be_written_otherwise_in_a_path() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let (status, _, sentence) = app.post("/models/acme/tiny/embed", json!({"inputs": "a"})).await.tei_error();
+    assert!(status == 404 && sentence.contains("`acme%2Ftiny`"), "{status}: {sentence}");
+    let answer = app.post("/models/acme/tiny/v1/embeddings", json!({"input": "a"})).await;
+    assert_eq!(answer.status, StatusCode::NOT_FOUND);
+    assert!(answer.json()["error"]["message"].as_str().is_some_and(|said| said.contains("%2F")), "{}", answer.text);
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn load_balancers_and_sagemaker_find_the_server_as_they_find_tei() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     for probe in ["/", "/ping"] {
