@@ -121,8 +121,9 @@ pub enum GrainError {
     },
     /// A space of which nothing is recorded.
     #[error(
-        "the space {0} is not known here: `GET /spaces` lists the known ones, `POST /spaces` declares one, and an import \
-         with `reembed=true` embeds the texts anew"
+        "the space {0} is not known here: `GET /spaces` lists the known ones, `POST /spaces` declares one of your own, and an \
+         import finds that of a registered model (`POST /models`) which its lines name, or embeds the texts anew with \
+         `reembed=true`"
     )]
     UnknownSpace(SpaceId),
     /// The space has no model that could embed a text into it.

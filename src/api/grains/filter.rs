@@ -187,7 +187,7 @@ pub struct ConditionBody {
     gte: Option<ValueBody>,
     lt: Option<ValueBody>,
     lte: Option<ValueBody>,
-    /// Whether there is such an attribute at all.
+    /// Whether there is such an attribute; null is none.
     exists: Option<bool>,
 }
 
