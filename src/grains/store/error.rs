@@ -113,7 +113,10 @@ pub enum StoreError {
         doing: &'static str,
     },
     /// There is no room, or the quota is spent.
-    #[error("the disk of `{path}` is full, so it was not possible to {doing}: make room, and it goes on")]
+    #[error(
+        "the disk of `{path}` is full, so it was not possible to {doing}: make room; a server that runs goes on by itself \
+         then, and anything else is to be started again"
+    )]
     DiskFull {
         /// The file.
         path: PathBuf,

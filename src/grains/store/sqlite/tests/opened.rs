@@ -241,6 +241,8 @@ async fn a_full_disk_is_told_apart() {
     assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
     let full = StoreError::files("write", &path, std::io::Error::from(std::io::ErrorKind::StorageFull));
     assert!(matches!(full, StoreError::DiskFull { .. }), "{full:?}");
+    // A start or a command has ended when somebody reads that.
+    assert!(full.to_string().ends_with("and anything else is to be started again"), "{full}");
 }
 
 #[tokio::test]
