@@ -12,7 +12,7 @@ use crate::config::{Config, MemoryBudget};
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::check_saved;
 use crate::grains::store::{Contents, FileState, StoreError, real_path};
-use crate::models::hardware::{Machine, Ranked, RuntimeFacts, Selection};
+use crate::models::hardware::{Machine, Ranked, RuntimeFacts, Selection, libraries_bytes};
 use crate::models::hub::free_bytes;
 use crate::telemetry::with_causes;
 
@@ -274,7 +274,8 @@ pub(super) fn active_model(config: &Config, remembered: Option<&str>, selection:
                 format!("raise `models.memory_budget`, which is {}, or take a smaller model", budget.display().iec());
             return Check::new(SUBJECT, Verdict::Problem, finding).with_way_out(way_out);
         }
-        return Check::new(SUBJECT, Verdict::Note, finding)
+        let never_fits = is_too_large_for(&selection.machine, config, model);
+        return Check::new(SUBJECT, if never_fits { Verdict::Problem } else { Verdict::Note }, finding)
             .with_way_out("give the process more memory, or take a smaller model");
     }
     Check::new(SUBJECT, Verdict::Ok, format!("`{name}`, {origin}: {}", reason(0)))
@@ -290,6 +291,14 @@ fn budget_in_the_way(config: &Config, model: &Ranked, machine: &Machine) -> Opti
     (is_exceeded && !model.provider.is_gpu()).then_some(budget)
 }
 
+/// Whether a model does not fit into the share of the machine, or of the container, that models may have where nobody has
+/// set a budget, not even if nothing else took any of it.
+fn is_too_large_for(machine: &Machine, config: &Config, model: &Ranked) -> bool {
+    let most = machine.memory.filter(|_| config.models.memory_budget == MemoryBudget::Auto);
+    let most = most.map(|memory| memory.most_for_models().saturating_sub(libraries_bytes(model.provider)));
+    !model.provider.is_gpu() && model.expected_memory_bytes.zip(most).is_some_and(|(needed, most)| needed > most)
+}
+
 /// Models that must load, or the start fails.
 pub(super) fn loaded_at_start(config: &Config, ranked: &[Ranked]) -> Vec<Check> {
     let must_load = config.ai.additional_models.iter().filter(|entry| entry.auto_load);
@@ -301,4 +310,36 @@ pub(super) fn loaded_at_start(config: &Config, ranked: &[Ranked]) -> Vec<Check> 
                 .with_way_out("put its files in place, or set its `auto_load` to false")
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Provider;
+    use crate::models::hardware::Memory;
+
+    const MIB: u64 = 1 << 20;
+
+    #[test]
+    fn a_model_that_a_container_never_has_room_for_is_a_problem_and_one_that_has_none_now_is_a_note() {
+        let config = Config::default();
+        for (limit_mib, available_mib, verdict) in [(380, 380, Verdict::Problem), (1_000, 200, Verdict::Note)] {
+            let memory = Memory { limit_bytes: limit_mib * MIB, available_bytes: available_mib * MIB };
+            let ranked = Ranked {
+                model: "all-MiniLM-L6-v2".parse().expect("a name"),
+                available: true,
+                obstacle: None,
+                disabled: false,
+                fits: false,
+                expected_memory_bytes: Some(255 * MIB),
+                provider: Provider::OpenVino,
+                tokens_per_second: None,
+                score: 0,
+                reasons: Vec::new(),
+            };
+            let machine = Machine { memory: Some(memory), ..Machine::probe() };
+            let selection = Selection { machine, runtime: Err(String::new()), ranked: vec![ranked] };
+            assert_eq!(active_model(&config, None, &selection).verdict, verdict, "{memory:?}");
+        }
+    }
 }

@@ -17,7 +17,8 @@ const USUAL_HEAD: u64 = 64;
 const WORKERS_OF_THE_FIT: u64 = 2;
 
 /// What the provider's own libraries take beside the runtime's.
-pub(super) fn libraries_bytes(provider: Provider) -> u64 {
+#[must_use]
+pub fn libraries_bytes(provider: Provider) -> u64 {
     if provider == Provider::OpenVino { 48 * MIB } else { 0 }
 }
 

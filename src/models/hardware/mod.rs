@@ -11,7 +11,7 @@ mod probe;
 mod rank;
 mod selector;
 
-pub use footprint::{Footprint, Running};
+pub use footprint::{Footprint, Running, libraries_bytes};
 pub use gpu::gpus;
 pub(super) use probe::bytes_of;
 pub use probe::{Machine, Memory, cores};

@@ -48,6 +48,12 @@ impl Memory {
         let most = self.limit_bytes / 5 * 4;
         most.min(self.available_bytes).saturating_sub(Self::PROCESS_BYTES)
     }
+
+    /// The same, were all of it available.
+    #[must_use]
+    pub fn most_for_models(self) -> u64 {
+        Self { available_bytes: self.limit_bytes, ..self }.for_models()
+    }
 }
 
 impl Machine {
