@@ -7,7 +7,9 @@ use std::process::{Command, Output};
 use rustix::process::getuid;
 use serde_json::{Value, json};
 
-use crate::helpers::{MINILM, Process, client, data_dir, entry_of, folder_with, key_entry, secret, send, with_tiny};
+use crate::helpers::{
+    MINILM, Process, SmallDisk, client, data_dir, entry_of, folder_with, key_entry, secret, send, with_tiny,
+};
 use crate::tls;
 
 /// The models and the runtime library of set-up, and a database in the working directory.
@@ -211,6 +213,19 @@ fn a_database_that_this_user_may_not_write_is_a_problem() {
         assert!(check["way_out"].as_str().expect("a way out").contains("`grains.database_url`"), "{check}");
     }
     assert!(!path("read-only.db.lock").exists(), "{:?}", names_in(folder.path()));
+}
+
+#[test]
+fn a_disk_without_room_for_the_database_is_a_problem() {
+    let Some(disk) = SmallDisk::mount("512k") else { return };
+    fs_err::write(disk.path().join("granary.toml"), "").expect("written");
+    let full = report(disk.path(), &installed());
+    let found = check(&full, "database");
+    assert_eq!((&full["works"], &found["verdict"]), (&json!(false), &json!("problem")), "{found}");
+    let said = found["finding"].as_str().expect("a finding");
+    assert!(said.contains("the disk of `granary.db` has ") && said.contains("a start takes 1.0 MiB"), "{found}");
+    disk.resize("16m");
+    assert_eq!(check(&report(disk.path(), &installed()), "database")["verdict"], "ok");
 }
 
 #[test]

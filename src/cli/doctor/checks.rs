@@ -19,6 +19,13 @@ use crate::telemetry::with_causes;
 /// Free space below which the next model or the next copy of the database may not find room.
 const LITTLE_SPACE: u64 = 1 << 30;
 
+/// What a start takes of the disk beside a database that it need not make or upgrade: the memory that SQLite's connections
+/// share, in a file of 32 KiB, and the lock.
+const SPACE_TO_OPEN: u64 = 64 << 10;
+
+/// What it takes at least where it makes the tables: they are in the log and in the file for a moment.
+const SPACE_TO_MAKE: u64 = 1 << 20;
+
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -127,6 +134,14 @@ fn closed_database(path: &Path) -> Option<String> {
         .or_else(|| nearest(file.parent()?).and_then(closed_folder))
 }
 
+/// That the disk of a database has less room than a start takes of it.
+fn full_disk(path: &Path, needed_bytes: u64) -> Option<String> {
+    let file = real_path(path).unwrap_or_else(|_| path.to_owned());
+    let free = free_bytes(nearest(file.parent()?)?).ok().filter(|free| *free < needed_bytes)?;
+    let [free, needed] = [free, needed_bytes].map(|bytes| ByteSize(bytes).display().iec());
+    Some(format!("the disk of `{}` has {free} free, and a start takes {needed}", path.display()))
+}
+
 /// Whether strangers are kept out.
 pub(super) fn keys(config: &Config) -> Check {
     const SUBJECT: &str = "API keys";
@@ -180,10 +195,13 @@ pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreEr
     const SUBJECT: &str = "database";
     let path = config.database_path();
     let name = path.display();
-    let fine = |finding: String| match closed_database(&path) {
-        None => Check::new(SUBJECT, Verdict::Ok, finding),
-        Some(closed) => Check::new(SUBJECT, Verdict::Problem, closed)
+    let fine = |finding: String, needed_bytes: u64| match (closed_database(&path), full_disk(&path, needed_bytes)) {
+        (None, None) => Check::new(SUBJECT, Verdict::Ok, finding),
+        (Some(closed), _) => Check::new(SUBJECT, Verdict::Problem, closed)
             .with_way_out("give it to the user that runs the server, or set another `grains.database_url`"),
+        (None, Some(full)) => {
+            Check::new(SUBJECT, Verdict::Problem, full).with_way_out("make room, or set another `grains.database_url`")
+        }
     };
     match state {
         None => Check::new(
@@ -191,14 +209,15 @@ pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreEr
             Verdict::Note,
             "none, because `grains.enabled` is false: the active model is forgotten at exit",
         ),
-        Some(Ok(FileState::Absent)) => fine(format!("`{name}` will be made")),
-        Some(Ok(FileState::Blank)) => fine(format!("`{name}` is empty and will be filled")),
+        Some(Ok(FileState::Absent)) => fine(format!("`{name}` will be made"), SPACE_TO_MAKE),
+        Some(Ok(FileState::Blank)) => fine(format!("`{name}` is empty and will be filled"), SPACE_TO_MAKE),
         Some(Ok(FileState::Known { version, latest, .. })) if version == latest => {
-            fine(format!("`{name}` has schema version {version}"))
+            fine(format!("`{name}` has schema version {version}"), SPACE_TO_OPEN)
         }
-        Some(Ok(FileState::Known { version, latest, .. })) => fine(format!(
-            "`{name}` has schema version {version}; a copy is kept and it is upgraded to {latest} at the next start"
-        )),
+        Some(Ok(FileState::Known { version, latest, .. })) => {
+            let upgraded = format!("a copy is kept and it is upgraded to {latest} at the next start");
+            fine(format!("`{name}` has schema version {version}; {upgraded}"), SPACE_TO_MAKE)
+        }
         Some(Ok(FileState::InUse { holder })) => {
             let finding = format!("`{name}` is in use by {holder}, so Granary is running already");
             Check::new(SUBJECT, Verdict::Note, finding)
