@@ -23,7 +23,9 @@ fn doctor(folder: &Path, arguments: &[&str], variables: &[(&'static str, String)
 }
 
 fn run(mut command: Command, folder: &Path, arguments: &[&str], variables: &[(&'static str, String)]) -> Output {
-    command.current_dir(folder).arg("doctor").args(arguments).env_clear().envs(variables.iter().cloned());
+    command.current_dir(folder).arg("doctor").args(arguments).env_clear();
+    // Whatever listens on the usual port here is none of what is tried.
+    command.env("GRANARY_SERVER__PORT", "0").envs(variables.iter().cloned());
     command.output().expect("it runs")
 }
 
@@ -269,12 +271,39 @@ fn a_model_of_another_length_than_expected_is_a_problem() {
     assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
 }
 
+#[test]
+fn a_port_that_a_stranger_has_and_a_host_that_is_not_here_are_problems() {
+    let folder = folder_with("");
+    let stranger = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = ("GRANARY_SERVER__PORT", stranger.local_addr().expect("its address").port().to_string());
+    // An address for documentation (RFC 5737).
+    let elsewhere = ("GRANARY_SERVER__HOST", "192.0.2.1".to_owned());
+    for (variables, way_out) in [
+        (vec![port.clone()], "set another `server.port`"),
+        (vec![elsewhere, ("GRANARY_AUTH__DISABLED", "true".to_owned())], "to an address of this machine"),
+    ] {
+        let found = report(folder.path(), &[&installed()[..], &variables].concat());
+        let check = check(&found, "port");
+        assert_eq!((&found["works"], &check["verdict"]), (&json!(false), &json!("problem")), "{check}");
+        assert!(check["finding"].as_str().expect("a finding").starts_with("cannot listen on "), "{check}");
+        assert!(check["way_out"].as_str().expect("a way out").contains(way_out), "{check}");
+    }
+    // An embedder has no database that would tell that it runs.
+    let embedder = [port.clone(), ("GRANARY_GRAINS__ENABLED", "false".to_owned())];
+    let found = report(folder.path(), &[&installed()[..], &embedder].concat());
+    assert_eq!((&found["works"], &check(&found, "port")["verdict"]), (&json!(true), &json!("note")), "{found}");
+    drop(stranger);
+    let found = report(folder.path(), &[&installed()[..], &[port]].concat());
+    assert_eq!((&found["works"], &check(&found, "port")["verdict"]), (&json!(true), &json!("ok")), "{found}");
+}
+
 #[tokio::test]
 async fn a_running_server_is_seen_and_its_database_is_left_to_it() {
     let folder = folder_with(&with_tiny(&["tiny-cls"]));
     let variables = installed();
     let (mut process, url) = Process::serve(folder.path(), &[]);
-    let (text, status) = said(folder.path(), &variables);
+    let port = url.rsplit(':').next().expect("a port").to_owned();
+    let (text, status) = said(folder.path(), &[&variables[..], &[("GRANARY_SERVER__PORT", port)]].concat());
     assert_eq!(status, 0, "{text}");
     assert!(text.contains("note     database: `granary.db` is in use by process "), "{text}");
     send(client().put(format!("{url}/models/active")).json(&json!({"name": "tiny-cls"}))).await.ok();
@@ -320,7 +349,7 @@ fn a_configuration_that_is_refused_is_refused_here_too() {
 
 #[test]
 fn a_bug_report_says_which_build_runs_where_with_which_settings() {
-    let folder = folder_with("[server]\nport = 9000\n[engine]\nworkers = 1");
+    let folder = folder_with("[server]\nmax_connections = 9000\n[engine]\nworkers = 1");
     let variables = [&installed()[..], &[("GRANARY_SERVER__MAX_INPUTS", "7".to_owned())]].concat();
     let found = report(folder.path(), &variables);
     assert_eq!(found["granary"]["version"], env!("CARGO_PKG_VERSION"));
@@ -340,8 +369,9 @@ fn a_bug_report_says_which_build_runs_where_with_which_settings() {
             ("engine.workers", "1", "granary.toml"),
             ("grains.database_url", "\"sqlite:granary.db\"", "GRANARY_GRAINS__DATABASE_URL"),
             ("models.data_dir", &data_dir, "GRANARY_MODELS__DATA_DIR"),
+            ("server.max_connections", "9000", "granary.toml"),
             ("server.max_inputs", "7", "GRANARY_SERVER__MAX_INPUTS"),
-            ("server.port", "9000", "granary.toml"),
+            ("server.port", "0", "GRANARY_SERVER__PORT"),
         ]
     );
     let models = found["kept"].as_array().expect("kept").iter().find(|kept| kept["what"] == "models");
@@ -352,7 +382,7 @@ fn a_bug_report_says_which_build_runs_where_with_which_settings() {
         concat!("granary  ", env!("CARGO_PKG_VERSION"), " of "),
         "system   ",
         " of open files, ",
-        "setting  server.port = 9000, by granary.toml",
+        "setting  server.max_connections = 9000, by granary.toml",
         "hub      https://huggingface.co",
         "kept     models: ",
     ] {

@@ -1,11 +1,14 @@
 //! What is checked: each function looks at one thing, and says what it found and the way out.
 
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 
 use bytesize::ByteSize;
 use rustix::fs::{Access, access};
 use serde::Serialize;
 use time::OffsetDateTime;
+use tokio::net::TcpSocket;
 
 use crate::app::{self, AppError};
 use crate::config::{Config, MemoryBudget};
@@ -19,8 +22,8 @@ use crate::telemetry::with_causes;
 /// Free space below which the next model or the next copy of the database may not find room.
 const LITTLE_SPACE: u64 = 1 << 30;
 
-/// What a start takes of the disk beside a database that it need not make or upgrade: the memory that SQLite's connections
-/// share, in a file of 32 KiB, and the lock.
+/// What a start takes of the disk beside a database that it need not make or upgrade: the memory that connections of
+/// SQLite share, in a file of 32 KiB, and the lock.
 const SPACE_TO_OPEN: u64 = 64 << 10;
 
 /// What it takes at least where it makes the tables: they are in the log and in the file for a moment.
@@ -190,6 +193,47 @@ pub(super) fn route_times(config: &Config) -> Option<Check> {
     Some(Check::new("server.route_timeouts", Verdict::Problem, finding))
 }
 
+/// Whether the port can be had; `None` where a running Granary works with the database, and so has it.
+pub(super) fn port(config: &Config, state: Option<&Result<FileState, StoreError>>) -> Option<Check> {
+    const SUBJECT: &str = "port";
+    if matches!(state, Some(Ok(FileState::InUse { .. }))) {
+        return None;
+    }
+    let (host, port) = (config.server.host.as_str(), config.server.port);
+    let source = match (host, port).to_socket_addrs().and_then(bind_one_of) {
+        Ok(address) => return Some(Check::new(SUBJECT, Verdict::Ok, format!("the server can listen on {address}"))),
+        Err(source) => source,
+    };
+    let (verdict, way_out) = match (source.kind(), state) {
+        (io::ErrorKind::AddrInUse, None) => {
+            (Verdict::Note, "nothing, where that is a running Granary: without a database nothing tells")
+        }
+        (io::ErrorKind::AddrInUse, Some(_)) => {
+            (Verdict::Problem, "stop the program that has the port, or set another `server.port`")
+        }
+        _ => (
+            Verdict::Problem,
+            "set `server.host` to an address of this machine, and `server.port` to one that this user may have",
+        ),
+    };
+    let finding = with_causes(&AppError::Bind { host: host.to_owned(), port, source });
+    Some(Check::new(SUBJECT, verdict, finding).with_way_out(way_out))
+}
+
+/// Binds to the first of these that can be had, as a start does. It does not listen: nobody is to find a server there.
+fn bind_one_of(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<SocketAddr> {
+    let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let bound = socket.and_then(|socket| socket.set_reuseaddr(true).and_then(|()| socket.bind(address)));
+        match bound {
+            Ok(()) => return Ok(address),
+            Err(error) => refused = error,
+        }
+    }
+    Err(refused)
+}
+
 /// Whether the database can be opened; without a state when the configuration wants none.
 pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreError>>) -> Check {
     const SUBJECT: &str = "database";
@@ -310,8 +354,8 @@ fn budget_in_the_way(config: &Config, model: &Ranked, machine: &Machine) -> Opti
     (is_exceeded && !model.provider.is_gpu()).then_some(budget)
 }
 
-/// Whether a model does not fit into the share of the machine, or of the container, that models may have where nobody has
-/// set a budget, not even if nothing else took any of it.
+/// Whether a model does not fit into the share of the machine, or of the container, that models may have where nobody
+/// has set a budget, not even if nothing else took any of it.
 fn is_too_large_for(machine: &Machine, config: &Config, model: &Ranked) -> bool {
     let most = machine.memory.filter(|_| config.models.memory_budget == MemoryBudget::Auto);
     let most = most.map(|memory| memory.most_for_models().saturating_sub(libraries_bytes(model.provider)));

@@ -1,6 +1,7 @@
 //! `granary doctor`: would serving work on this machine, and if not, what to do; and what a bug report needs.
 //!
-//! Opens files only: no port, no model, no network. It changes nothing, and leaves nothing behind.
+//! Opens files, and for a moment the port, on which it does not listen: no model, and no network but to resolve
+//! `server.host`. It changes nothing, and leaves nothing behind.
 
 mod checks;
 mod facts;
@@ -114,6 +115,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
     checks.push(checks::keys(config));
     checks.extend(checks::certificate(config));
     checks.extend(checks::route_times(config));
+    checks.extend(checks::port(config, database.as_ref()));
     checks.push(checks::database(config, database.as_ref()));
     if let Some(Ok(FileState::Known { contents: Some(contents), .. })) = &database {
         checks.push(checks::grains(contents));
