@@ -71,6 +71,14 @@ pub enum KeysCliError {
         /// The file or variable that has it.
         origin: String,
     },
+    /// The same of a key that the file has not.
+    #[error("`{name}` is a key of the configuration ({origin}), and the file has none of this name: remove it there")]
+    OnlyConfigured {
+        /// The name.
+        name: KeyName,
+        /// The file or variable that has it.
+        origin: String,
+    },
     /// Standard input holds nothing to hash.
     #[error("no key can be read from standard input")]
     Read(#[source] io::Error),
@@ -106,18 +114,16 @@ pub fn run(args: KeysArgs, out: &mut impl Write) -> Result<(), Failure> {
     match args.verb {
         KeysVerb::Add(args) => add(&config, &file, args, out),
         KeysVerb::List => Ok(output::print(&listed(&config.auth.keys, &file.read()?), out)?),
-        KeysVerb::Remove { name } => {
-            refuse_configured(&config, &name)?;
-            file.remove(&name)?;
-            Ok(output::print(&format!("`{name}` is removed from `{}`\n", file.path().display()), out)?)
-        }
+        KeysVerb::Remove { name } => remove(&config, &file, name, out),
         KeysVerb::Hash => Ok(()),
     }
 }
 
 fn add(config: &Config, file: &KeyFile, args: AddArgs, out: &mut impl Write) -> Result<(), Failure> {
     let AddArgs { name, scopes, model, rate, tokens } = args;
-    refuse_configured(config, &name)?;
+    if let Some(origin) = origin_of(&name, config) {
+        return Err(KeysCliError::Configured { name, origin }.into());
+    }
     let key = NewKey::random()?;
     file.add(ApiKey { name: name.clone(), hash: key.hash(), scopes: Scopes::of(scopes)?, model, rate, tokens })?;
     // Standard output holds the key alone, so that a script can take it from there.
@@ -134,11 +140,22 @@ fn add(config: &Config, file: &KeyFile, args: AddArgs, out: &mut impl Write) -> 
     })?)
 }
 
-fn refuse_configured(config: &Config, name: &KeyName) -> Result<(), KeysCliError> {
-    if config.auth.keys.iter().any(|key| key.name == *name) {
-        return Err(KeysCliError::Configured { name: name.clone(), origin: config.origin("auth.keys") });
+/// Removes a key from the file, where it may stand behind one of the configuration that has its name.
+fn remove(config: &Config, file: &KeyFile, name: KeyName, out: &mut impl Write) -> Result<(), Failure> {
+    let configured = origin_of(&name, config);
+    if let Some(origin) = &configured
+        && !file.read()?.iter().any(|key| key.name == name)
+    {
+        return Err(KeysCliError::OnlyConfigured { name, origin: origin.clone() }.into());
     }
-    Ok(())
+    file.remove(&name)?;
+    let stays = configured.map(|origin| format!("; that of the configuration ({origin}) stays")).unwrap_or_default();
+    Ok(output::print(&format!("`{name}` is removed from `{}`{stays}\n", file.path().display()), out)?)
+}
+
+/// The file or variable by which a key of the configuration has this name, if one has.
+fn origin_of(name: &KeyName, config: &Config) -> Option<String> {
+    config.auth.keys.iter().any(|key| key.name == *name).then(|| config.origin("auth.keys"))
 }
 
 /// The first line of standard input.

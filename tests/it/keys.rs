@@ -629,7 +629,7 @@ fn the_command_line_refuses_what_makes_no_key() {
         (&["add", "a"], "--scope"),
         (&["add", "a", "--scope", "read", "--rate", "0"], "--rate"),
         (&["add", "ops", "--scope", "read"], "`ops` is a key of the configuration (granary.toml)"),
-        (&["remove", "ops"], "`ops` is a key of the configuration (granary.toml)"),
+        (&["remove", "ops"], "`ops` is a key of the configuration (granary.toml), and the file has none of this name"),
         (&["remove", "a"], "no key in `keys.toml` is named `a`"),
     ] {
         let refused = keys(folder.path(), arguments);
@@ -641,6 +641,18 @@ fn the_command_line_refuses_what_makes_no_key() {
     let again = keys(folder.path(), &["add", "a", "--scope", "write"]);
     assert!(String::from_utf8_lossy(&again.stderr).contains("there is a key named `a` already"), "{again:?}");
     assert!(said(folder.path(), &["list"]).contains("ops   admin"));
+}
+
+#[test]
+fn a_key_of_the_file_is_removed_from_behind_one_of_the_configuration_that_has_its_name() {
+    let folder = folder_with("[auth]\nkeys_file = \"keys.toml\"\n");
+    said(folder.path(), &["add", "a", "--scope", "read"]);
+    let configured = format!("{}keys_file = \"keys.toml\"\n", with_keys(&[key_entry("a", &["admin"], "")]));
+    fs_err::write(folder.path().join("granary.toml"), configured).expect("written");
+    let removed = said(folder.path(), &["remove", "a"]);
+    assert_eq!(removed, "`a` is removed from `keys.toml`; that of the configuration (granary.toml) stays\n");
+    let listed = said(folder.path(), &["list"]);
+    assert!(listed.contains("configuration") && !listed.contains("file"), "{listed}");
 }
 
 #[tokio::test]
