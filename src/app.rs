@@ -71,6 +71,7 @@ impl App {
         let cores = hardware::cores(config.engine.cores);
         engine::allow_turns(cores);
         let keys = Arc::new(keys(&config)?);
+        keys.warn_of_left_out();
         if keys.are_needed() {
             tracing::info!(n_keys = keys.count(), "requests need a key");
         }

@@ -19,7 +19,7 @@ pub use self::file::{KeyFile, KeyFileError};
 use self::rate::Rates;
 pub use self::rate::{RateExceeded, Unit};
 pub use self::secret::{MIN_KEY_CHARS, NewKey, NewKeyError};
-use crate::domain::{ApiKey, KeyHash, Scope};
+use crate::domain::{ApiKey, KeyHash, KeyName, Scope};
 
 /// What decides which keys there are.
 #[derive(Clone, Debug)]
@@ -57,6 +57,8 @@ pub struct Keys {
 #[derive(Debug, Default)]
 struct Known {
     keys: Vec<Arc<ApiKey>>,
+    /// Keys of the file that are none, because the configuration has one of their name.
+    left_out: Vec<KeyName>,
     is_closed: bool,
     /// What the file was when it was last looked at, so that a change is seen and a bad file told of once.
     seen: Option<Seen>,
@@ -80,7 +82,7 @@ pub enum Unknown {
 }
 
 impl Keys {
-    /// Reads the keys.
+    /// Reads the keys. Who serves with them says what is left out: a start reads them more than once.
     ///
     /// # Errors
     /// When there is a file of keys that cannot be read or understood.
@@ -91,7 +93,7 @@ impl Keys {
             let text = file.text()?;
             let kept = text.as_deref().map(|text| file.parse(text)).transpose()?.unwrap_or_default();
             known.is_closed = text.is_some() || !configured.is_empty();
-            known.keys = together(&configured, kept);
+            (known.keys, known.left_out) = together(&configured, kept);
             known.seen = Some(Ok(text));
         }
         Ok(Self { configured, file, policy, known: RwLock::new(known), rates: Rates::default() })
@@ -101,6 +103,11 @@ impl Keys {
     #[must_use]
     pub fn are_needed(&self) -> bool {
         self.known.read().is_closed
+    }
+
+    /// Tells the log which keys of the file are left out.
+    pub fn warn_of_left_out(&self) {
+        warn_of(&self.known.read().left_out);
     }
 
     /// How many there are.
@@ -173,7 +180,8 @@ impl Keys {
         let is_understood = taken_over.is_ok();
         match taken_over {
             Ok(kept) => {
-                known.keys = together(&self.configured, kept);
+                (known.keys, known.left_out) = together(&self.configured, kept);
+                warn_of(&known.left_out);
                 tracing::info!(file = %path, n_keys = known.keys.len(), "the keys have changed and are taken over");
             }
             Err(error) => tracing::error!("the keys stay as they were: {error}"),
@@ -198,16 +206,19 @@ fn sentence(error: &KeyFileError) -> String {
     format!("{error}{}", cause.unwrap_or_default())
 }
 
-/// The keys of the configuration and those of the file, which cannot replace one of the same name.
-fn together(configured: &[ApiKey], kept: Vec<ApiKey>) -> Vec<Arc<ApiKey>> {
+/// The keys of the configuration and those of the file, which cannot replace one of the same name; and the names of those
+/// that would.
+fn together(configured: &[ApiKey], kept: Vec<ApiKey>) -> (Vec<Arc<ApiKey>>, Vec<KeyName>) {
     let is_configured = |key: &ApiKey| configured.iter().any(|other| other.name == key.name);
-    let kept = kept.into_iter().filter(|key| {
-        if is_configured(key) {
-            tracing::warn!(key = %key.name, "the configuration has a key of this name: the one of the file is left out");
-        }
-        !is_configured(key)
-    });
-    configured.iter().cloned().chain(kept).map(Arc::new).collect()
+    let (left_out, kept): (Vec<ApiKey>, Vec<ApiKey>) = kept.into_iter().partition(is_configured);
+    let keys = configured.iter().cloned().chain(kept).map(Arc::new).collect();
+    (keys, left_out.into_iter().map(|key| key.name).collect())
+}
+
+fn warn_of(left_out: &[KeyName]) {
+    for name in left_out {
+        tracing::warn!(key = %name, "the configuration has a key of this name: the one of the file is left out");
+    }
 }
 
 #[cfg(test)]

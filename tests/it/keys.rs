@@ -643,6 +643,16 @@ fn the_command_line_refuses_what_makes_no_key() {
     assert!(said(folder.path(), &["list"]).contains("ops   admin"));
 }
 
+#[tokio::test]
+async fn a_key_of_the_file_that_is_left_out_is_told_of_once_a_start() {
+    let folder = folder_with("[auth]\nkeys_file = \"keys.toml\"\n");
+    said(folder.path(), &["add", "a", "--scope", "read"]);
+    let configured = format!("{}keys_file = \"keys.toml\"\n", with_keys(&[key_entry("a", &["admin"], "")]));
+    fs_err::write(folder.path().join("granary.toml"), format!("{configured}{}", with_tiny(&[]))).expect("written");
+    let log = Process::serve(folder.path(), &[]).0.stop();
+    assert_eq!(log.matches("the one of the file is left out").count(), 1, "{log}");
+}
+
 #[test]
 fn a_key_of_the_file_is_removed_from_behind_one_of_the_configuration_that_has_its_name() {
     let folder = folder_with("[auth]\nkeys_file = \"keys.toml\"\n");
