@@ -105,6 +105,7 @@ impl App {
             }
             None => None,
         };
+        warn_of_unknown_models(&keys, &models);
         models.watch_memory();
         upkeep::keep_active_loadable(&shutdown, models.clone());
         upkeep::keep_keys(&shutdown, Arc::clone(&keys));
@@ -372,6 +373,19 @@ pub fn keys(config: &Config) -> Result<Keys, AppError> {
         return Ok(keys);
     }
     Err(AppError::OpenPort { origin: config.origin("server.host"), host: host.to_string() })
+}
+
+/// Tells the log of keys whose model there is not, or not yet: it may be registered while the server runs.
+fn warn_of_unknown_models(keys: &Keys, models: &MultiModelManager) {
+    for (key, model) in keys.models() {
+        if models.resolve(Some(model.as_str())).is_err() {
+            tracing::warn!(
+                %key,
+                %model,
+                "a key has a model that there is not: its requests that name none are refused until that is registered"
+            );
+        }
+    }
 }
 
 /// The certificate that the configuration names.

@@ -19,7 +19,7 @@ pub use self::file::{KeyFile, KeyFileError};
 use self::rate::Rates;
 pub use self::rate::{RateExceeded, Unit};
 pub use self::secret::{MIN_KEY_CHARS, NewKey, NewKeyError};
-use crate::domain::{ApiKey, KeyHash, KeyName, Scope};
+use crate::domain::{ApiKey, KeyHash, KeyName, ModelName, Scope};
 
 /// What decides which keys there are.
 #[derive(Clone, Debug)]
@@ -108,6 +108,13 @@ impl Keys {
     /// Tells the log which keys of the file are left out.
     pub fn warn_of_left_out(&self) {
         warn_of(&self.known.read().left_out);
+    }
+
+    /// The keys that have a model for requests which name none, and that model.
+    #[must_use]
+    pub fn models(&self) -> Vec<(KeyName, ModelName)> {
+        let known = self.known.read();
+        known.keys.iter().filter_map(|key| Some((key.name.clone(), key.model.clone()?))).collect()
     }
 
     /// How many there are.

@@ -8,7 +8,7 @@ use rustix::process::getuid;
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    MINILM, Process, SmallDisk, client, data_dir, entry_of, folder_with, key_entry, secret, send, with_tiny,
+    MINILM, Process, SmallDisk, client, data_dir, entry_of, folder_with, key_entry, secret, send, with_keys, with_tiny,
 };
 use crate::tls;
 
@@ -105,6 +105,16 @@ fn an_open_port_without_a_key_is_a_problem_and_keys_are_counted() {
     fs_err::write(open.path().join("keys.toml"), keys).expect("written");
     let found = report(open.path(), &installed());
     assert_eq!(check_of(&found)["finding"], "needed; 1 known");
+}
+
+#[test]
+fn a_key_whose_model_the_configuration_does_not_know_is_worth_a_note() {
+    let keys = [MINILM, "nope"].map(|model| key_entry(model, &["embed"], &format!("model = \"{model}\"")));
+    let folder = folder_with(&with_keys(&keys));
+    let found = report(folder.path(), &installed());
+    let check = check(&found, "models of keys");
+    assert_eq!((&found["works"], &check["verdict"]), (&json!(true), &json!("note")), "{check}");
+    assert_eq!(check["finding"], "models that the configuration does not know: `nope` has `nope`");
 }
 
 #[test]

@@ -653,6 +653,15 @@ async fn a_key_of_the_file_that_is_left_out_is_told_of_once_a_start() {
     assert_eq!(log.matches("the one of the file is left out").count(), 1, "{log}");
 }
 
+#[tokio::test]
+async fn a_key_whose_model_there_is_not_is_told_of_at_the_start() {
+    let keys = ["tiny", "nope"].map(|model| key_entry(model, &["embed"], &format!("model = \"{model}\"")));
+    let folder = folder_with(&format!("{}{}", with_keys(&keys), with_tiny(&[])));
+    let log = Process::serve(folder.path(), &[]).0.stop();
+    let told: Vec<&str> = log.lines().filter(|line| line.contains("a key has a model that there is not")).collect();
+    assert!(told.len() == 1 && told[0].contains("key=nope") && told[0].contains("model=nope"), "{log}");
+}
+
 #[test]
 fn a_key_of_the_file_is_removed_from_behind_one_of_the_configuration_that_has_its_name() {
     let folder = folder_with("[auth]\nkeys_file = \"keys.toml\"\n");

@@ -15,6 +15,7 @@ use crate::config::{Config, MemoryBudget};
 use crate::domain::{ModelName, SpaceId};
 use crate::grains::check_saved;
 use crate::grains::store::{Contents, FileState, StoreError, real_path};
+use crate::models::Catalog;
 use crate::models::hardware::{Machine, Ranked, RuntimeFacts, Selection, libraries_bytes};
 use crate::models::hub::free_bytes;
 use crate::telemetry::with_causes;
@@ -168,6 +169,18 @@ pub(super) fn keys(config: &Config) -> Check {
         Ok(keys) if keys.are_needed() => Check::new(SUBJECT, Verdict::Ok, format!("needed; {} known", keys.count())),
         Ok(_) => Check::new(SUBJECT, Verdict::Ok, "none, so the server answers to this machine's own names only"),
     }
+}
+
+/// Keys whose model the configuration does not know; `None` where there are none, or no keys can be had.
+pub(super) fn models_of_keys(config: &Config, catalog: &Catalog) -> Option<Check> {
+    let mut unknown = app::keys(config).ok()?.models();
+    unknown.retain(|(_, model)| !catalog.iter().any(|known| known.answers_to(model.as_str())));
+    let unknown: Vec<String> = unknown.iter().map(|(key, model)| format!("`{key}` has `{model}`")).collect();
+    let finding = format!("models that the configuration does not know: {}", unknown.join(", "));
+    let check = Check::new("models of keys", Verdict::Note, finding).with_way_out(
+        "correct it, or register the model (`POST /models`): till then, requests that name none are refused",
+    );
+    (!unknown.is_empty()).then_some(check)
 }
 
 /// Whether the certificate can be shown; `None` when the configuration names none.

@@ -113,6 +113,7 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
     };
     let mut checks = vec![checks::runtime(&selection.runtime), checks::data_dir(config)];
     checks.push(checks::keys(config));
+    checks.extend(checks::models_of_keys(config, &catalog));
     checks.extend(checks::certificate(config));
     checks.extend(checks::route_times(config));
     checks.extend(checks::port(config, database.as_ref()));
