@@ -110,7 +110,8 @@ pub(super) struct Others {
      be freed. {}",
     size(*.needed_bytes), if *.is_estimate { " by estimate" } else { "" }, size(*.budget_bytes), size(*.used_bytes),
     if .needed_bytes > .budget_bytes || !*.others_stay {
-        "Raise the budget, set a smaller `max_tokens` or fewer `workers` for it, or choose a smaller model"
+        "Raise the budget, set a smaller `max_tokens` or fewer `workers` for it, `engine.query_lane = \"off\"` or \
+         `engine.provider = \"cpu\"`, or choose a smaller model"
     } else {
         "Unload or unpin another model, or raise the budget"
     }

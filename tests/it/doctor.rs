@@ -278,6 +278,7 @@ fn a_model_of_another_length_than_expected_is_a_problem() {
     let said =
         "its files cannot be used: its vectors have 384 numbers, and `ai.embedding_dim` or its `dimensions` is 100";
     assert_eq!(check["verdict"], "problem", "{check}");
+    assert!(check["way_out"].as_str().expect("a way out").starts_with("correct or delete that setting"), "{check}");
     assert!(check["finding"].as_str().expect("a finding").contains(said), "{check}");
 }
 

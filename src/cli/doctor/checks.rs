@@ -339,9 +339,14 @@ pub(super) fn active_model(config: &Config, remembered: Option<&str>, selection:
     let name = &model.model;
     let reason = |place: usize| model.reasons.get(place).map_or("", String::as_str);
     if let Some(obstacle) = &model.obstacle {
-        return Check::new(SUBJECT, Verdict::Problem, format!("`{name}`, {origin}: {obstacle}")).with_way_out(
-            "`make setup` installs `all-MiniLM-L6-v2`; for another, put its files in place or name it in `ai.model_name`",
-        );
+        // Its files are there, and what is expected of them is not so.
+        let way_out = if obstacle.contains("`ai.embedding_dim`") {
+            "correct or delete that setting, or name another model in `ai.model_name`"
+        } else {
+            "`make setup` installs `all-MiniLM-L6-v2`; for another, put its files in place or name it in `ai.model_name`"
+        };
+        let finding = format!("`{name}`, {origin}: {obstacle}");
+        return Check::new(SUBJECT, Verdict::Problem, finding).with_way_out(way_out);
     }
     if !model.fits {
         let finding = format!("`{name}`, {origin}: {}", reason(1));
