@@ -47,6 +47,19 @@ pub enum StoreError {
         /// What it is instead, in words.
         found: String,
     },
+    /// What was given to restore is nothing that a database can be made of.
+    #[error(
+        "`{path}` is no snapshot that can be restored: it is {found}. Name one that `POST /snapshots` made, or another \
+         whole database of Granary's"
+    )]
+    NoSnapshot {
+        /// The file.
+        path: PathBuf,
+        /// What it is instead, in words.
+        found: String,
+        /// What SQLite said; `None` where it was not asked.
+        source: Option<sqlx::Error>,
+    },
     /// A snapshot was to take the place of the database, and the restore did not come to its end.
     #[error(
         "`{path}` is missing because the restore of a snapshot was cut off: repeat `granary snapshot restore FILE`. What \
@@ -204,6 +217,17 @@ impl StoreError {
     /// The file does not begin as an SQLite file does.
     pub(super) fn not_a_database(path: &Path) -> Self {
         Self::Foreign { path: path.to_owned(), found: "not an SQLite database, or an encrypted one".to_owned() }
+    }
+
+    /// The same error of a file that was given to restore.
+    pub(super) fn of_snapshot(self) -> Self {
+        match self {
+            Self::Foreign { path, found } => Self::NoSnapshot { path, found, source: None },
+            Self::Damaged { path, source, .. } => {
+                Self::NoSnapshot { path, found: "damaged".to_owned(), source: Some(source) }
+            }
+            error => error,
+        }
     }
 
     /// Sorts an error of the file system.

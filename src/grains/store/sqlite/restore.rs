@@ -40,7 +40,7 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
     if is_database_path(database)? {
         refuse_other_files(database)?;
     }
-    if !is_database_path(snapshot)? {
+    if !is_database_path(snapshot).map_err(StoreError::of_snapshot)? {
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(StoreError::files("find the snapshot", snapshot, missing));
     }
@@ -74,11 +74,11 @@ async fn replace(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, St
     for left in [&whole, &partial] {
         if fs_err::exists(left).map_err(refused)? && is_same_file(snapshot, left).map_err(refused)? {
             let found = "what a restore that was cut off has copied of a snapshot, and the next one writes over";
-            return Err(StoreError::Foreign { path: snapshot.to_owned(), found: found.to_owned() });
+            return Err(no_snapshot(snapshot, found));
         }
     }
-    if recognise(snapshot).await? == Recognised::Blank {
-        return Err(StoreError::Foreign { path: snapshot.to_owned(), found: "an empty file".to_owned() });
+    if recognise(snapshot).await.map_err(StoreError::of_snapshot)? == Recognised::Blank {
+        return Err(no_snapshot(snapshot, "an empty file"));
     }
     // What an earlier restore left stays until then: it may be all that tells that the database is away.
     discard(&partial).map_err(refused)?;
@@ -104,11 +104,15 @@ async fn copy(snapshot: &Path, partial: &Path) -> Result<fs_err::File, StoreErro
     let mut view = View::open(snapshot).await?;
     let written = write_copy(&mut view.connection, snapshot, partial, DOING).await;
     view.close().await;
-    written.map_err(|error| match error {
+    written.map_err(|error| match error.of_snapshot() {
         // The snapshot may be on another one.
         StoreError::DiskFull { doing, source, .. } => StoreError::DiskFull { path: partial.to_owned(), doing, source },
         error => error,
     })
+}
+
+fn no_snapshot(path: &Path, found: &str) -> StoreError {
+    StoreError::NoSnapshot { path: path.to_owned(), found: found.to_owned(), source: None }
 }
 
 /// Whether two paths, whatever links they go by, lead to one file.

@@ -113,11 +113,34 @@ async fn what_a_restore_has_copied_is_not_written_over_by_itself() {
         std::os::unix::fs::symlink(&copy, &link).expect("linked");
         for snapshot in [&copy, &link] {
             let refused = restore(&path, snapshot).await.expect_err("it would be copied onto itself");
-            assert!(matches!(refused, StoreError::Foreign { .. }), "{refused}");
+            assert!(matches!(refused, StoreError::NoSnapshot { .. }), "{refused}");
             assert!(fs_err::read(&copy).expect("still here") == whole);
         }
         fs_err::remove_file(&link).expect("removed");
     }
+}
+
+#[tokio::test]
+async fn what_no_database_can_be_made_of_is_refused_in_words_that_fit_it() {
+    let (folder, path) = folder();
+    let [junk, empty, truncated] = ["junk.pem", "empty.db", "truncated.db"].map(|name| folder.path().join(name));
+    fs_err::write(&junk, "-----BEGIN CERTIFICATE-----").expect("written");
+    fs_err::write(&empty, "").expect("written");
+    write_v1(&truncated, &old_grains()).await;
+    let whole = fs_err::read(&truncated).expect("a file");
+    fs_err::write(&truncated, &whole[..whole.len() / 2]).expect("written");
+    for (file, found) in [
+        (junk.as_path(), "it is not an SQLite database"),
+        (&empty, "it is an empty file"),
+        (&truncated, "it is damaged"),
+        (folder.path(), "it is a folder"),
+    ] {
+        let refused = restore(&path, file).await.expect_err("no snapshot");
+        let sentence = refused.to_string();
+        assert!(sentence.contains("is no snapshot that can be restored: ") && sentence.contains(found), "{sentence}");
+        assert!(!sentence.contains("grains.database_url") && !sentence.contains("restore it from"), "{sentence}");
+    }
+    assert!(!fs_err::exists(&path).expect("looked at"));
 }
 
 #[tokio::test]
