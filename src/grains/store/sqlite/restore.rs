@@ -27,10 +27,10 @@ const DOING: &str = "put a snapshot in place of the database";
 /// new one, if root or this user has made it.
 ///
 /// # Errors
-/// When the snapshot is not Granary's or from a newer one, the database is none of SQLite's, either is in use, for a
-/// snapshot with a log by another restore too, there is no room for the copy, or it cannot be given to its owner: then the
-/// database is where it was. When the file system refuses later than that, it may have its other name already, and so it
-/// may after a crash: then no database is opened until the restore has been repeated.
+/// When the snapshot is not Granary's, from a newer one, or the database itself, the database is none of SQLite's, either
+/// is in use, for a snapshot with a log by another restore too, there is no room for the copy, or it cannot be given to its
+/// owner: then the database is where it was. When the file system refuses later than that, it may have its other name
+/// already, and so it may after a crash: then no database is opened until the restore has been repeated.
 pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, StoreError> {
     let own = behind_links(database).map_err(|source| StoreError::files(DOING, database, source))?;
     let (real_database, real_snapshot) = (real_path(&own)?, real_path(snapshot)?);
@@ -44,11 +44,14 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
         let missing = std::io::Error::from(std::io::ErrorKind::NotFound);
         return Err(StoreError::files("find the snapshot", snapshot, missing));
     }
+    if is_same_file(snapshot, database).is_ok_and(|is_same| is_same) {
+        return Err(no_snapshot(snapshot, "the database itself"));
+    }
     if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
         fs_err::create_dir_all(folder).map_err(|source| StoreError::files(DOING, database, source))?;
     }
     let _lock = StoreLock::acquire(database)?;
-    let lock_of_snapshot = if snapshot == database { None } else { lock_to_copy(snapshot)? };
+    let lock_of_snapshot = lock_to_copy(snapshot)?;
     let replaced = replace(database, snapshot).await;
     if let Some(lock) = lock_of_snapshot {
         lock.withdraw();

@@ -191,8 +191,20 @@ async fn a_database_in_use_is_no_snapshot() {
     assert!(!fs_err::exists(&path).expect("looked at"));
     store.close().await;
     restore(&path, &other).await.expect("restored");
-    // It takes its own place, too.
-    assert_eq!(restore(&path, &path).await.expect("restored"), Some(beside(&path, ".replaced.1")));
+}
+
+#[tokio::test]
+async fn a_database_does_not_take_its_own_place() {
+    let (folder, path) = folder();
+    open(&path).await.expect("created").close().await;
+    let link = folder.path().join("link.db");
+    std::os::unix::fs::symlink(&path, &link).expect("linked");
+    let before = names_in(folder.path());
+    for snapshot in [&path, &link] {
+        let refused = restore(&path, snapshot).await.expect_err("nothing would be other than before");
+        assert!(refused.to_string().contains("it is the database itself"), "{refused}");
+    }
+    assert_eq!(names_in(folder.path()), before, "nothing has another name or is left behind");
 }
 
 #[tokio::test]
