@@ -14,7 +14,7 @@ use granary::telemetry::with_causes;
 use granary::{allocator, app, cli, telemetry};
 
 fn main() -> ExitCode {
-    shutdown::outlive_large_files();
+    shutdown::outlive_signals();
     let ended = match Cli::parse().command {
         Command::Serve(args) => serve(args),
         Command::Verb(verb) => cli::run(verb, &mut io::stdout()),

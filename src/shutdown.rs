@@ -91,12 +91,14 @@ impl Signals {
     }
 }
 
-/// Has a file that is as large as `ulimit -f` allows be an error of the write, as a full disk is, and not the end of the
-/// process.
-#[allow(unsafe_code, reason = "the standard library leaves this signal as it is")]
-pub fn outlive_large_files() {
-    // SAFETY: what is ignored runs no code. SIGXFSZ may be ignored, so this cannot fail.
-    unsafe { libc::signal(libc::SIGXFSZ, libc::SIG_IGN) };
+/// Ignores signals that would else end the process at once. A file that is as large as `ulimit -f` allows is an error of
+/// the write, as a full disk is (SIGXFSZ); and who rotates the logs of other servers tells them so by SIGUSR1 or SIGUSR2.
+#[allow(unsafe_code, reason = "the standard library leaves these signals as they are")]
+pub fn outlive_signals() {
+    for signal in [libc::SIGXFSZ, libc::SIGUSR1, libc::SIGUSR2] {
+        // SAFETY: what is ignored runs no code. These may be ignored, so this cannot fail.
+        unsafe { libc::signal(signal, libc::SIG_IGN) };
+    }
 }
 
 /// Whether whoever started the process had it ignore a signal, as `nohup` does with SIGHUP.

@@ -97,11 +97,13 @@ async fn a_server_under_nohup_outlives_its_terminal() {
 }
 
 #[tokio::test]
-async fn a_limit_of_the_size_of_files_does_not_end_the_server() {
+async fn signals_that_ask_for_no_end_do_not_end_the_server() {
     let folder = folder_with(&with_tiny(&[]));
     let (process, url) = Process::serve(folder.path(), &[]);
-    // What the system sends whoever writes past it.
-    process.signal(Signal::XFSZ);
+    // What the system sends whoever writes past a limit of the size of files, and what rotates logs may send.
+    for signal in [Signal::XFSZ, Signal::USR1, Signal::USR2] {
+        process.signal(signal);
+    }
     assert_eq!(send(client().get(format!("{url}/health/live"))).await.status, 200);
     process.stop();
 }
