@@ -5,6 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use granary::telemetry::TLS_CERTIFICATE_EXPIRES;
 use serde_json::{Value, json};
 
 use crate::helpers::{
@@ -142,8 +143,10 @@ impl Scrape {
                 }
             }
         }
-        // What Prometheus itself says of each target.
-        samples.insert("up".to_owned(), BTreeMap::new());
+        // What Prometheus itself says of each target, and what a server with TLS shows, as `tls.rs` holds.
+        for name in ["up", TLS_CERTIFICATE_EXPIRES] {
+            samples.insert(name.to_owned(), BTreeMap::new());
+        }
         Self(samples)
     }
 
@@ -339,6 +342,19 @@ fn the_alert_for_failed_models_does_not_begin_anew_with_each_try() {
     // At some scrapes a model that is tried again is `loading`, and one that was loaded since is well.
     assert!(failed.contains("max_over_time(granary_model_state{state=\"failed\"}["), "{failed}");
     assert!(has_state(&named(failed).metrics, "ready"), "{failed}");
+}
+
+/// A counter of answers is not there before the first of its kind, and `increase` is 0 of what it appears with. Alerts
+/// that wait have more to go by.
+#[test]
+fn an_alert_that_does_not_wait_hears_the_first_answers_of_a_kind() {
+    let text = fs_err::read_to_string(repository().join("docker/prometheus/granary.rules.yml")).expect("the rules");
+    let hasty = text.split("- alert: ").skip(1).filter(|alert| !alert.contains("\n        for: "));
+    let of_answers: Vec<&str> = hasty.filter(|alert| alert.contains("increase(granary_http_requests_total")).collect();
+    assert!(!of_answers.is_empty());
+    for alert in of_answers {
+        assert!(alert.contains(" unless granary_http_requests_total{status=\"507\"} offset 5m"), "{alert}");
+    }
 }
 
 #[tokio::test]
