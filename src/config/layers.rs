@@ -120,6 +120,12 @@ pub(super) fn add_by_name<T, N: PartialEq>(entries: &mut Vec<T>, added: Vec<T>, 
     }
 }
 
+/// Leaves a setting to the built-in default. Returns whether another layer had it.
+pub(super) fn leave_out(layers: &mut [Layer], section: &str, key: &str) -> bool {
+    let others = layers.iter_mut().filter(|layer| layer.origin != DEFAULT_ORIGIN);
+    others.filter_map(|layer| layer.sections.get_mut(section)?.remove(key)).count() > 0
+}
+
 /// The first name that two entries of one source share.
 pub(super) fn repeated_name<T, N: Eq + Hash>(entries: &[T], name: impl Fn(&T) -> &N) -> Option<&N> {
     let mut seen = HashSet::new();

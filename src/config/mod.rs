@@ -115,10 +115,9 @@ impl Config {
     /// # Panics
     /// Never: the embedded default is TOML, as a test holds.
     pub fn load(sources: &ConfigSources) -> Result<Self, ConfigError> {
-        let Layers { merged, added, file, mut refusals } = layers::gather(sources)?;
+        let Layers { mut merged, added, file, mut refusals } = layers::gather(sources)?;
         let mut origins = Origins::of(&merged);
-        let figment = merged.iter().fold(Figment::new(), Figment::merge);
-        let mut reader = SectionReader { figment: &figment, origins: &origins, refusals: &mut refusals };
+        let mut reader = SectionReader { layers: &mut merged, origins: &origins, refusals: &mut refusals };
 
         let sections = (
             reader.read::<ServerConfig>("server"),
@@ -137,7 +136,11 @@ impl Config {
             return Err(ConfigError::Refused(refusals));
         };
         let config = Self { server, ai, models, engine, grains, auth, telemetry, origins, file };
-        refusals.extend(config.problems().into_iter().map(|problem| Refusal {
+        // It may be the default, in place of a refused setting, that another one does not fit.
+        let is_of_refused =
+            |problem: &Problem| refusals.iter().any(|it| problem.sentence.contains(&format!("`{}`", it.key)));
+        let problems: Vec<Problem> = config.problems().into_iter().filter(|it| !is_of_refused(it)).collect();
+        refusals.extend(problems.into_iter().map(|problem| Refusal {
             origin: config.origins.of_key(&problem.key),
             key: problem.key,
             sentence: problem.sentence,
@@ -225,33 +228,40 @@ impl Default for Config {
     }
 }
 
-/// Reads sections one by one, so that one start names every bad section and not only the first.
+/// Reads sections one by one, so that one start names every bad setting and not only the first.
 struct SectionReader<'a> {
-    figment: &'a Figment,
+    layers: &'a mut [Layer],
     origins: &'a Origins,
     refusals: &'a mut Vec<Refusal>,
 }
 
 impl SectionReader<'_> {
+    /// A section, with the built-in default in place of each setting that is refused.
     fn read<T: DeserializeOwned>(&mut self, section: &str) -> Option<T> {
-        self.read_from(self.figment, section)
-    }
-
-    fn read_from<T: DeserializeOwned>(&mut self, figment: &Figment, section: &str) -> Option<T> {
-        match figment.focus(section).extract() {
-            Ok(value) => Some(value),
-            Err(error) => {
-                let origin = |key: &str| self.origins.of_key(key);
-                self.refusals.push(Refusal::from_figment(section, &error, origin));
-                None
+        loop {
+            let figment = self.layers.iter().fold(Figment::new(), Figment::merge);
+            match figment.focus(section).extract() {
+                Ok(value) => return Some(value),
+                Err(error) => {
+                    self.refuse(section, &error);
+                    let is_left_out = layers::leave_out(self.layers, section, error.path.first()?);
+                    if !is_left_out {
+                        return None;
+                    }
+                }
             }
         }
+    }
+
+    fn refuse(&mut self, section: &str, error: &figment::Error) {
+        let origin = |key: &str| self.origins.of_key(key);
+        self.refusals.push(Refusal::from_figment(section, error, origin));
     }
 
     fn read_ai(&mut self, added: Option<&Layer>) -> Option<AiConfig> {
         let configured: Option<AiConfig> = self.read("ai");
         let Some(layer) = added else { return configured };
-        let entries: Vec<AdditionalModel> = self.read_added(layer, "ai")?;
+        let Some(entries) = self.read_added::<AdditionalModel>(layer, "ai") else { return configured };
         let mut configured = configured?;
         // Adding by name would hide a name that the variable has twice; one that the file has twice stays visible.
         if let Some(name) = repeated_name(&entries, |entry| &entry.name) {
@@ -265,7 +275,7 @@ impl SectionReader<'_> {
     fn read_auth(&mut self, added: Option<&Layer>) -> Option<AuthConfig> {
         let configured: Option<AuthConfig> = self.read("auth");
         let Some(layer) = added else { return configured };
-        let keys: Vec<ApiKey> = self.read_added(layer, "auth")?;
+        let Some(keys) = self.read_added::<ApiKey>(layer, "auth") else { return configured };
         let mut configured = configured?;
         if let Some(name) = repeated_name(&keys, |key| &key.name) {
             let sentence = format!("found two keys named \"{name}\", expected one");
@@ -277,7 +287,8 @@ impl SectionReader<'_> {
 
     /// The entries of a variable, which is all that its layer has.
     fn read_added<T: DeserializeOwned>(&mut self, layer: &Layer, section: &str) -> Option<Vec<T>> {
-        let settings: BTreeMap<String, Vec<T>> = self.read_from(&Figment::from(layer), section)?;
+        let settings = Figment::from(layer).focus(section).extract::<BTreeMap<String, Vec<T>>>();
+        let settings = settings.inspect_err(|error| self.refuse(section, error)).ok()?;
         Some(settings.into_values().flatten().collect())
     }
 }

@@ -457,6 +457,44 @@ fn one_start_names_every_bad_section() {
     }
 }
 
+#[test]
+fn one_start_names_every_bad_setting() {
+    let text = Given::file("[server]\nport = 1\nmax_text = 'x'\n[telemetry]\ntrace_share = 2")
+        .env("GRANARY_SERVER__MAX_BODY", "x")
+        .env("GRANARY_SERVER__MAX_INPUTS", "y")
+        .env("GRANARY_SERVER__MAX_CONNECTIONS", "0")
+        .env("GRANARY_SERVER__FOO", "1")
+        .env("GRANARY_SERVER__BAR", "2")
+        .env("GRANARY_AI__ADDITIONAL_MODELS", "[{ name = 'x', size = 'big' }]")
+        .env("GRANARY_AI__EMBEDDING_DIM", "99999999")
+        .refusal();
+    for origin_and_key in [
+        "granary.toml: server.max_text:",
+        "GRANARY_SERVER__MAX_BODY: server.max_body:",
+        "GRANARY_SERVER__MAX_INPUTS: server.max_inputs:",
+        "GRANARY_SERVER__MAX_CONNECTIONS: server.max_connections:",
+        "GRANARY_SERVER__FOO: server.foo:",
+        "GRANARY_SERVER__BAR: server.bar:",
+        "GRANARY_AI__ADDITIONAL_MODELS: ai.additional_models[0].size:",
+        "GRANARY_AI__EMBEDDING_DIM: ai.embedding_dim:",
+        "granary.toml: telemetry.trace_share:",
+    ] {
+        assert_eq!(text.matches(origin_and_key).count(), 1, "{origin_and_key} in: {text}");
+    }
+    assert_eq!(text.lines().count(), 1 + 9, "{text}");
+}
+
+#[test]
+fn a_setting_is_not_refused_for_what_stands_in_for_a_refused_one() {
+    for (file, refused) in [
+        ("[server]\ntls_certificate = 5\ntls_key = 'k.pem'", "server.tls_certificate:"),
+        ("[engine]\nmax_batch_tokens = 'few'\nmax_queue_tokens = 100", "engine.max_batch_tokens:"),
+    ] {
+        let text = Given::file(file).refusal();
+        assert!(text.contains(refused) && text.lines().count() == 2, "{text}");
+    }
+}
+
 /// A key's line of the configuration.
 fn key(name: &str, scopes: &str) -> String {
     let hash = crate::domain::KeyHash::of(name);
