@@ -485,10 +485,11 @@ fn one_start_names_every_bad_setting() {
 }
 
 #[test]
-fn a_setting_is_not_refused_for_what_stands_in_for_a_refused_one() {
+fn a_setting_is_not_refused_for_another_that_is() {
     for (file, refused) in [
         ("[server]\ntls_certificate = 5\ntls_key = 'k.pem'", "server.tls_certificate:"),
         ("[engine]\nmax_batch_tokens = 'few'\nmax_queue_tokens = 100", "engine.max_batch_tokens:"),
+        ("[engine]\nmax_batch_tokens = 1048577", "engine.max_batch_tokens: found 1048577, expected 16 to 1048576"),
     ] {
         let text = Given::file(file).refusal();
         assert!(text.contains(refused) && text.lines().count() == 2, "{text}");
