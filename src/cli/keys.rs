@@ -53,10 +53,10 @@ pub struct AddArgs {
     #[arg(long, value_name = "NAME")]
     pub model: Option<ModelName>,
     /// Requests a minute [default: any number]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub rate: Option<NonZeroU32>,
     /// Tokens a minute, of the texts that are embedded for it [default: any number]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = parse_limit)]
     pub tokens: Option<NonZeroU32>,
 }
 
@@ -188,10 +188,22 @@ fn listed(configured: &[ApiKey], kept: &[ApiKey]) -> String {
     output::table(&std::iter::once(titles).chain(configured).chain(kept).collect::<Vec<_>>())
 }
 
+fn parse_limit(text: &str) -> Result<NonZeroU32, String> {
+    text.parse().map_err(|_| format!("expected a whole number from 1 to {}", u32::MAX))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::KeyHash;
+
+    #[test]
+    fn limits_that_are_none_are_refused_with_what_is_expected() {
+        assert_eq!(parse_limit("60").map(NonZeroU32::get), Ok(60));
+        for text in ["0", "-1", "1.5", "", "4294967296"] {
+            assert_eq!(parse_limit(text), Err("expected a whole number from 1 to 4294967295".to_owned()), "{text}");
+        }
+    }
 
     #[test]
     fn the_table_shows_what_each_key_allows_and_no_hash() {

@@ -101,8 +101,10 @@ fn sentence(key: &str, kind: &Kind) -> String {
         Kind::InvalidType(..) | Kind::InvalidValue(..) if key == "auth.keys" => {
             format!("found something else, expected {LIST_OF_KEYS}")
         }
-        // What was found may be a key, and is not repeated.
-        Kind::InvalidType(_, expected) | Kind::InvalidValue(_, expected) if key.starts_with("auth.keys[") => {
+        // What was found may be a key, and is not repeated; a number where one is expected is none.
+        Kind::InvalidType(found, expected) | Kind::InvalidValue(found, expected)
+            if key.starts_with("auth.keys[") && !(is_number(found) && expected == NUMBER_FROM_1) =>
+        {
             format!("found something else, expected {}", expected_in_words(expected))
         }
         Kind::InvalidType(found, _) if key == "ai.additional_models" => {
@@ -150,13 +152,20 @@ fn found_in_words(found: &Actual) -> String {
     }
 }
 
+fn is_number(found: &Actual) -> bool {
+    matches!(found, Actual::Unsigned(_) | Actual::Signed(_) | Actual::Float(_))
+}
+
+/// How serde calls what limits are.
+const NUMBER_FROM_1: &str = "a nonzero u32";
+
 /// Serde names Rust types; an operator thinks in values.
 fn expected_in_words(expected: &str) -> String {
     match expected {
         "u16" => "a whole number from 0 to 65535".to_owned(),
         "u32" | "u64" | "usize" => "a whole number".to_owned(),
         "f64" => "a number".to_owned(),
-        "a nonzero u32" => "a whole number of at least 1".to_owned(),
+        NUMBER_FROM_1 | "a nonzero usize" => "a whole number of at least 1".to_owned(),
         "a boolean" => "true or false".to_owned(),
         "a string" | "path string" => "a string in quotes".to_owned(),
         "a sequence" => "a list such as [\"a\", \"b\"]".to_owned(),

@@ -66,9 +66,18 @@ pub enum DatabaseUrlError {
     /// Options behind the path.
     #[error("found options behind a `?`, which the server sets itself; expected `sqlite:///absolute/path.db`")]
     Options,
-    /// Anything else.
-    #[error("expected `sqlite:///absolute/path.db`, or `sqlite:path.db` relative to the working directory")]
-    Malformed,
+    /// Another database, or none.
+    #[error(
+        "found no `sqlite:` at its start, expected `sqlite:///absolute/path.db`, or `sqlite:path.db` relative to the \
+         working directory"
+    )]
+    Foreign,
+    /// No path, or that of a folder.
+    #[error(
+        "found no file behind `sqlite:`, expected `sqlite:///absolute/path.db`, or `sqlite:path.db` relative to the \
+         working directory"
+    )]
+    NoFile,
 }
 
 impl DatabaseUrl {
@@ -83,11 +92,11 @@ impl TryFrom<String> for DatabaseUrl {
     type Error = DatabaseUrlError;
 
     fn try_from(text: String) -> Result<Self, DatabaseUrlError> {
-        let (scheme, rest) = text.split_once(':').ok_or(DatabaseUrlError::Malformed)?;
+        let (scheme, rest) = text.split_once(':').ok_or(DatabaseUrlError::Foreign)?;
         match scheme.to_ascii_lowercase().as_str() {
             "sqlite" => {}
             "postgres" | "postgresql" => return Err(DatabaseUrlError::Postgres),
-            _ => return Err(DatabaseUrlError::Malformed),
+            _ => return Err(DatabaseUrlError::Foreign),
         }
         let path = rest.strip_prefix("//").unwrap_or(rest);
         if path.starts_with(":memory:") {
@@ -95,7 +104,7 @@ impl TryFrom<String> for DatabaseUrl {
         } else if path.contains('?') {
             Err(DatabaseUrlError::Options)
         } else if path.is_empty() || path.ends_with('/') {
-            Err(DatabaseUrlError::Malformed)
+            Err(DatabaseUrlError::NoFile)
         } else {
             Ok(Self(PathBuf::from(path)))
         }
@@ -133,13 +142,13 @@ mod tests {
         for (text, error) in [
             ("postgres://u:secret@db/x", DatabaseUrlError::Postgres),
             ("postgresql://u:secret@db/x", DatabaseUrlError::Postgres),
-            ("mysql://u:secret@db/x", DatabaseUrlError::Malformed),
+            ("mysql://u:secret@db/x", DatabaseUrlError::Foreign),
             ("sqlite::memory:", DatabaseUrlError::InMemory),
             ("sqlite://:memory:", DatabaseUrlError::InMemory),
             ("sqlite:g.db?mode=ro", DatabaseUrlError::Options),
-            ("sqlite:", DatabaseUrlError::Malformed),
-            ("sqlite:///", DatabaseUrlError::Malformed),
-            ("/var/g.db", DatabaseUrlError::Malformed),
+            ("sqlite:", DatabaseUrlError::NoFile),
+            ("sqlite:///", DatabaseUrlError::NoFile),
+            ("/var/g.db", DatabaseUrlError::Foreign),
         ] {
             assert_eq!(DatabaseUrl::try_from(text.to_owned()), Err(error), "{text}");
             assert!(!error.to_string().contains("secret"));

@@ -1,11 +1,12 @@
 //! `[models]`: where models live and how long loading may take.
 
+use std::fmt;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytesize::ByteSize;
-use serde::de::{self, Deserializer};
+use serde::de::{self, Deserializer, Unexpected, Visitor};
 use serde::ser::Serializer;
 use serde::{Deserialize, Serialize};
 
@@ -60,22 +61,33 @@ impl Serialize for MemoryBudget {
 
 impl<'de> Deserialize<'de> for MemoryBudget {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Found {
-            Word(String),
-            Bytes(u64),
-        }
+        deserializer.deserialize_any(BudgetVisitor)
+    }
+}
 
-        let bytes = match Found::deserialize(deserializer) {
-            Ok(Found::Word(word)) if word == "auto" => return Ok(Self::Auto),
-            Ok(Found::Word(word)) => word.parse().ok(),
-            Ok(Found::Bytes(bytes)) => Some(ByteSize::b(bytes)),
-            Err(_) => None,
-        };
-        bytes
-            .map(Self::Bytes)
-            .ok_or_else(|| de::Error::custom("expected \"auto\", a size such as \"2GiB\", or a whole number of bytes"))
+struct BudgetVisitor;
+
+impl Visitor<'_> for BudgetVisitor {
+    type Value = MemoryBudget;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("\"auto\", a size such as \"2GiB\", or a whole number of bytes")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<MemoryBudget, E> {
+        match text {
+            "auto" => Ok(MemoryBudget::Auto),
+            size => size.parse().map(MemoryBudget::Bytes).map_err(|_| E::invalid_value(Unexpected::Str(size), &self)),
+        }
+    }
+
+    fn visit_u64<E: de::Error>(self, bytes: u64) -> Result<MemoryBudget, E> {
+        Ok(MemoryBudget::Bytes(ByteSize::b(bytes)))
+    }
+
+    fn visit_i64<E: de::Error>(self, bytes: i64) -> Result<MemoryBudget, E> {
+        let size = u64::try_from(bytes).map(ByteSize::b);
+        size.map(MemoryBudget::Bytes).map_err(|_| E::invalid_value(Unexpected::Signed(bytes), &self))
     }
 }
 

@@ -63,12 +63,26 @@ pub(super) mod duration {
     use serde::de::{self, Deserializer, Unexpected, Visitor};
     use serde::ser::Serializer;
 
+    const DAY_S: u64 = 24 * 60 * 60;
+
+    /// In days and less: to `humantime`, 365 days are less than a year, and a month has 30.44.
+    fn text(duration: &Duration) -> String {
+        let n_days = duration.as_secs() / DAY_S;
+        let rest = Duration::new(duration.as_secs() % DAY_S, duration.subsec_nanos());
+        let days = if n_days == 1 { "1day".to_owned() } else { format!("{n_days}days") };
+        match (n_days, rest.is_zero()) {
+            (0, _) => humantime::format_duration(rest).to_string(),
+            (_, true) => days,
+            (_, false) => format!("{days} {}", humantime::format_duration(rest)),
+        }
+    }
+
     pub(crate) fn spell(duration: &Duration) -> String {
-        format!("\"{}\"", humantime::format_duration(*duration))
+        format!("\"{}\"", text(duration))
     }
 
     pub(crate) fn serialize<S: Serializer>(duration: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(&humantime::format_duration(*duration))
+        serializer.serialize_str(&text(duration))
     }
 
     pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {

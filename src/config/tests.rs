@@ -248,10 +248,18 @@ fn refusals_of_limits_and_paths_say_what_is_taken() {
 
 #[test]
 fn keys_that_are_none_are_refused() {
+    let limited = |limit: &str| {
+        let hash = crate::domain::KeyHash::of("a");
+        format!("[[auth.keys]]\nname = 'a'\nhash = '{hash}'\nscopes = ['read']\n{limit}")
+    };
+    let (no_request, fewer_than_none) = (limited("rate = 0"), limited("tokens = -1"));
     let cases: &[(&str, &[&str])] = &[
         ("[auth]\nkeys_file = ''", &["granary.toml: auth.keys_file:", "empty"]),
         ("[[auth.keys]]\nname = 'a'", &["granary.toml: auth.keys[0].hash:", "found nothing"]),
+        ("[[auth.keys]]\nname = 'a'\nhash = 77", &["auth.keys[0].hash: found something else,"]),
         ("[auth]\ndisabled = 'true'", &["granary.toml: auth.disabled:", "\"true\"", "true or false"]),
+        (&no_request, &["auth.keys[0].rate: found the number 0, expected a whole number of at least 1"]),
+        (&fewer_than_none, &["auth.keys[0].tokens: found the number -1, expected a whole number"]),
     ];
     for (file, parts) in cases {
         refused(&Given::file(file), parts);
@@ -310,6 +318,7 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ),
         ("[[ai.additional_models]]\nname = 'x'\nprompts = { qery = '' }", &["prompts.qery", "`query`"]),
         ("[[ai.additional_models]]\nname = 'x'\nmax_tokens = 0", &["[0].max_tokens:", "at least 1"]),
+        ("[[ai.additional_models]]\nname = 'x'\nworkers = 0", &["[0].workers: found the number 0,", "at least 1"]),
         (
             "[[ai.additional_models]]\nname = 'x'\nmax_tokens = 9999999",
             &["ai.additional_models.x.max_tokens:", "1048576"],
@@ -330,7 +339,11 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[ai.aliases]\na = 'x/y'", &["granary.toml: ai.aliases.a:", "`x/y`", "1 to 64"]),
         ("[models]\ndata_dir = ''", &["granary.toml: models.data_dir:", "empty"]),
         ("[models]\nload_timeout = '0s'", &["models.load_timeout:", "\"0s\"", "\"1ms\" to \"1h\""]),
-        ("[models]\nmemory_budget = 'much'", &["models.memory_budget:", "\"auto\"", "\"2GiB\""]),
+        ("[models]\nmemory_budget = 'much'", &["models.memory_budget: found \"much\",", "\"auto\"", "\"2GiB\""]),
+        ("[models]\nmemory_budget = -1", &["models.memory_budget: found the number -1,", "\"2GiB\""]),
+        ("[models]\nmemory_budget = true", &["models.memory_budget: found `true`,", "\"2GiB\""]),
+        ("[models]\nidle_unload = '366days'", &["found \"366days\", expected \"0s\" to \"365days\""]),
+        ("[grains]\nrollback_window = '9000h 1s'", &["found \"375days 1s\", expected \"0s\" to \"365days\""]),
         ("[models]\nidle_unload = 5", &["models.idle_unload:", "\"30s\""]),
         ("[engine]\nprovider = 'tensorrt'", &["granary.toml: engine.provider:", "\"tensorrt\"", "\"cuda\""]),
         (
@@ -344,7 +357,11 @@ fn refusals_of_the_file_name_file_key_and_expectation() {
         ("[engine]\nmax_queue_tokens = 5", &["engine.max_queue_tokens:", "found 5", "512 (`engine.max_batch_tokens`)"]),
         ("[engine]\nauto_truncate = 1", &["engine.auto_truncate:", "true or false"]),
         ("[grains]\ndatabase_url = 'postgres://u:secret@h/d'", &["grains.database_url:", "not support", "sqlite:///"]),
-        ("[grains]\ndatabase_url = 'g.db'", &["granary.toml: grains.database_url:", "sqlite:///absolute/path.db"]),
+        (
+            "[grains]\ndatabase_url = 'g.db'",
+            &["granary.toml: grains.database_url: found no `sqlite:`", "sqlite:///absolute/path.db"],
+        ),
+        ("[grains]\ndatabase_url = 'sqlite:data/'", &["grains.database_url: found no file behind `sqlite:`"]),
         (
             "[auth]\nopen = ['health', 'docs', 'all']",
             &["auth.open[2]:", "\"all\"", "\"health\", \"metrics\" or \"docs\""],
