@@ -11,6 +11,7 @@ use futures::stream::BoxStream;
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, LOCATION};
 use reqwest::redirect::Policy;
 use reqwest::{Body, Method, Url};
+use rustls::CertificateError;
 use serde_json::Value;
 
 use super::output::printable;
@@ -78,6 +79,17 @@ pub enum ServerError {
         /// What is wrong with the certificate.
         source: reqwest::Error,
     },
+    /// The certificate is one of those that sign others, as `openssl req -x509` makes them, and no server's.
+    #[error(
+        "{base} shows a certificate of an authority as its own, which is not taken even where it is trusted: make one with \
+         `openssl req -x509 -addext basicConstraints=CA:FALSE`, and name its file in the variable SSL_CERT_FILE"
+    )]
+    Authority {
+        /// The address.
+        base: Url,
+        /// What is wrong with the certificate.
+        source: reqwest::Error,
+    },
     /// Somebody was there, and left in the middle.
     #[error("the connection to {base} broke")]
     Broken {
@@ -116,14 +128,13 @@ impl ServerError {
     /// A request without an answer, or an answer without an end.
     fn of(shown: &Url, source: reqwest::Error) -> Self {
         let base = shown.clone();
-        let (is_connect, is_untrusted) = (source.is_connect(), is_about_certificate(&source));
+        let (is_connect, of_authority) = (source.is_connect(), refused_certificate(&source).map(is_of_authority));
         let source = source.without_url();
-        if is_untrusted {
-            Self::Untrusted { base, source }
-        } else if is_connect {
-            Self::Unreachable { base, source }
-        } else {
-            Self::Broken { base, source }
+        match of_authority {
+            Some(true) => Self::Authority { base, source },
+            Some(false) => Self::Untrusted { base, source },
+            None if is_connect => Self::Unreachable { base, source },
+            None => Self::Broken { base, source },
         }
     }
 
@@ -224,14 +235,19 @@ impl Client {
     }
 }
 
-/// Whether an error is about the certificate that the other side showed.
-fn is_about_certificate(error: &(dyn Error + 'static)) -> bool {
-    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
-        return true;
+/// What is wrong with the certificate that the other side showed, where an error is about that.
+fn refused_certificate<'e>(error: &'e (dyn Error + 'static)) -> Option<&'e CertificateError> {
+    if let Some(rustls::Error::InvalidCertificate(refused)) = error.downcast_ref() {
+        return Some(refused);
     }
     // What is inside an error of the system is not its source.
     let inside = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref).map(|inside| inside as &dyn Error);
-    inside.or_else(|| error.source()).is_some_and(is_about_certificate)
+    inside.or_else(|| error.source()).and_then(refused_certificate)
+}
+
+/// Whether a certificate is refused because it may sign others. There is only a word for it.
+fn is_of_authority(refused: &CertificateError) -> bool {
+    matches!(refused, CertificateError::Other(why) if why.to_string() == "CaUsedAsEndEntity")
 }
 
 /// An address without who asks, to be shown.

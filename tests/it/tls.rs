@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use granary::telemetry::with_causes;
-use rcgen::{CertificateParams, CertifiedKey, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, CertifiedKey, IsCa, KeyPair};
 use reqwest::{Certificate, Client, Version};
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::json;
@@ -28,8 +28,12 @@ fn certificate() -> CertifiedKey<KeyPair> {
 
 /// The same, which ends then.
 pub fn certificate_until(end: OffsetDateTime) -> CertifiedKey<KeyPair> {
+    certificate_with(|params| params.not_after = end)
+}
+
+fn certificate_with(change: impl FnOnce(&mut CertificateParams)) -> CertifiedKey<KeyPair> {
     let mut params = CertificateParams::new(["localhost".to_owned()]).expect("a name");
-    params.not_after = end;
+    change(&mut params);
     let signing_key = KeyPair::generate().expect("a key");
     CertifiedKey { cert: params.self_signed(&signing_key).expect("a certificate"), signing_key }
 }
@@ -223,6 +227,26 @@ fn the_health_check_sends_a_key_to_the_certificate_of_the_configuration_and_no_o
     let without = health(folder.path(), &with_key, &port);
     assert!(said(&without).contains("tls.crt` cannot be read"), "{}", said(&without));
     process.stop();
+}
+
+#[test]
+fn a_certificate_that_signed_itself_is_trusted_where_it_is_named_and_no_authoritys() {
+    for (kind, status, says) in [
+        (IsCa::ExplicitNoCa, 0, "ready: the active model"),
+        // As `openssl req -x509` makes them.
+        (IsCa::Ca(BasicConstraints::Unconstrained), 1, "-addext basicConstraints=CA:FALSE`, and name its file in"),
+    ] {
+        let (files, made) = (TempDir::new().expect("a folder"), certificate_with(|params| params.is_ca = kind));
+        write(files.path(), &made);
+        let folder = folder_with(&toml(files.path(), ""));
+        let (process, port) = serve_process(folder.path());
+        let named = files.path().join("tls.crt").display().to_string();
+        let url = format!("https://localhost:{port}");
+        let asked = health(folder.path(), &["--url", &url], &[("SSL_CERT_FILE", named.as_str())]);
+        assert_eq!(asked.status.code(), Some(status), "{}", said(&asked));
+        assert!(said(&asked).contains(says), "{}", said(&asked));
+        process.stop();
+    }
 }
 
 #[tokio::test]
