@@ -255,7 +255,8 @@ impl Shutdown {
                 self.begin();
             } else {
                 self.leaving.cancel();
-                tracing::info!(drain_delay = ?leaving, "requests are still taken, and readiness says no");
+                let drain_delay_ms = leaving.as_secs_f64() * 1e3;
+                tracing::info!(drain_delay_ms, "requests are still taken, and readiness says no");
             }
         }
     }

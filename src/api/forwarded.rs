@@ -73,6 +73,8 @@ impl Proxies {
 
     /// Who asks, on a connection from this address.
     fn read(&self, peer: IpAddr, headers: &HeaderMap) -> Asked {
+        // Who listens on `::` is told so of callers over IPv4.
+        let peer = peer.to_canonical();
         let mut asked = Asked { client: peer, hosts: Vec::new(), origin: None, prefix: BasePath::default() };
         if !self.trusts(peer) {
             self.tell_of_stranger(peer, headers);
@@ -235,6 +237,7 @@ mod tests {
         ];
         let nothing = Asked { client: ip("9.9.9.9"), hosts: vec![], origin: None, prefix: BasePath::default() };
         assert_eq!(read_from("9.9.9.9", &lines), nothing);
+        assert_eq!(read_from("::ffff:9.9.9.9", &lines), nothing);
         assert_eq!(read(&[]), Asked { client: ip("10.0.0.1"), ..nothing });
     }
 

@@ -77,7 +77,7 @@ impl Indexes {
                     build(store, &space, options, &Taken::default()).await?
                 }
             };
-            tracing::info!(%space, n_vectors = index.len(), took = ?began.elapsed(), "the index of a space is ready");
+            tracing::info!(%space, n_vectors = index.len(), took_ms = began.elapsed().as_secs_f64() * 1e3, "the index of a space is ready");
             ready.push((space, index));
         }
         // From here on, what is in the files is known to nobody but this process. No sooner: a start that is ended before

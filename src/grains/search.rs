@@ -296,10 +296,17 @@ impl Grains {
         let took = began.elapsed();
         metrics::histogram!(telemetry::SEARCH_DURATION, "mode" => request.mode.as_str()).record(took);
         if took > self.limits.slow_search {
+            let ms = |time: Duration| time.as_secs_f64() * 1e3;
             tracing::warn!(
-                mode = request.mode.as_str(), ?took, embedding = ?spent.embedding, vectors = ?spent.vectors,
-                words = ?spent.words, reading = ?spent.reading, filtered = !request.filter.is_empty(),
-                wanted, n_hits = hits.len(),
+                mode = request.mode.as_str(),
+                took_ms = ms(took),
+                embedding_ms = ms(spent.embedding),
+                vectors_ms = ms(spent.vectors),
+                words_ms = ms(spent.words),
+                reading_ms = ms(spent.reading),
+                filtered = !request.filter.is_empty(),
+                wanted,
+                n_hits = hits.len(),
                 "a search was slow (`grains.slow_search`)"
             );
         }

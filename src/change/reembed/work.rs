@@ -257,7 +257,8 @@ impl Reembeddings {
             }
             match or_taken_over(jobs.grains.cut_over(record), jobs.read_again(&id)).await? {
                 CutOver::Done(record, took) => {
-                    tracing::info!(%id, model = %record.model, space = %record.space, n_grains = record.done, ?took,
+                    let took_ms = took.as_secs_f64() * 1e3;
+                    tracing::info!(%id, model = %record.model, space = %record.space, n_grains = record.done, took_ms,
                         "a re-embedding is done: its space serves from now on");
                     jobs.put(*record);
                     Ok(true)
