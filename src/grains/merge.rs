@@ -197,17 +197,19 @@ impl<'a> Ranking<'a> {
     }
 }
 
-/// All grains of the rankings, best first. Equal ones are in the order of their numbers, which says nothing of them: in a
-/// ranking they share the first of their ranks, and another tells them apart.
+/// All grains of the rankings, best first. Equals of a ranking are in the order of their numbers, which says nothing of them:
+/// they share the mean of what their ranks are worth, and another ranking tells them apart.
 fn fuse(rankings: &[Ranking<'_>]) -> Vec<Scored> {
     let mut scores: HashMap<i64, f64> = HashMap::new();
     for Ranking { hits, weight } in rankings {
-        let mut rank = 1;
+        let mut n_before = 0;
         for equals in hits.chunk_by(|a, b| a.score.total_cmp(&b.score).is_eq()) {
+            let n_so_far = n_before + equals.len();
+            let worth: f64 = (n_before + 1..=n_so_far).map(|rank| weight / (K + rank as f64)).sum();
             for hit in equals {
-                *scores.entry(hit.number).or_default() += weight / (K + f64::from(rank));
+                *scores.entry(hit.number).or_default() += worth / equals.len() as f64;
             }
-            rank += u32::try_from(equals.len()).unwrap_or(u32::MAX);
+            n_before = n_so_far;
         }
     }
     let mut fused: Vec<Scored> = scores.into_iter().map(|(number, score)| Scored { number, score }).collect();
@@ -247,17 +249,24 @@ mod tests {
     }
 
     #[test]
-    fn equals_share_a_rank_and_another_ranking_tells_them_apart() {
+    fn equals_share_what_their_ranks_are_worth_and_another_ranking_tells_them_apart() {
         let scored =
             |of: &[(i64, f64)]| of.iter().map(|(number, score)| Scored { number: *number, score: *score }).collect();
         let (by_words, by_meaning): (Vec<_>, Vec<_>) =
             (scored(&[(1, 2.0), (2, 2.0), (3, 2.0), (4, 1.0)]), scored(&[(4, 0.9), (3, 0.8), (2, 0.7)]));
         let fused = fuse(&[Ranking { hits: &by_words, weight: WORDS_WEIGHT }, Ranking::of(&by_meaning)]);
         assert_eq!(numbers(&fused), [3, 2, 4, 1]);
-        let last = fused.last().expect("hits").score;
-        assert!((last - WORDS_WEIGHT / (K + 1.0)).abs() < 1e-9, "{last}");
-        let of_four = 1.0 / (K + 1.0) + WORDS_WEIGHT / (K + 4.0);
-        assert!((fused[2].score - of_four).abs() < 1e-9, "three come before it: {fused:?}");
+        let worth = |rank: f64| 1.0 / (K + rank);
+        let of_three = WORDS_WEIGHT * (worth(1.0) + worth(2.0) + worth(3.0)) / 3.0;
+        for (number, score) in [
+            (1, of_three),
+            (2, of_three + worth(3.0)),
+            (3, of_three + worth(2.0)),
+            (4, WORDS_WEIGHT * worth(4.0) + worth(1.0)),
+        ] {
+            let found = fused.iter().find(|hit| hit.number == number).expect("it was found");
+            assert!((found.score - score).abs() < 1e-9, "{number}: {fused:?}");
+        }
     }
 
     fn no_guess(_: &SpaceHits, _: &SpaceHits) -> Option<Vec<f64>> {

@@ -169,33 +169,29 @@ struct Words {
     hits: Vec<Scored>,
     /// So many of them, the first, have words that say something.
     n_telling: usize,
-    /// So many are fused at the first depth.
+    /// So many are fused at the first depth at least.
     n_first: usize,
 }
 
 impl Words {
     fn to_depth(&self, depth: usize) -> WordHits<'_> {
-        let n = if depth == FUSION_DEPTH { self.n_first } else { depth };
+        let n = depth.max(self.n_first);
         WordHits { hits: &self.hits[..self.hits.len().min(n)], n_telling: self.n_telling.min(n) }
     }
 
-    /// Those of these grains that are not among the first.
-    fn left_out(&self, mut numbers: Vec<i64>) -> Vec<i64> {
-        let first: HashSet<i64> = self.hits.iter().take(FUSION_DEPTH).map(|hit| hit.number).collect();
-        numbers.retain(|number| !first.contains(number));
-        numbers
-    }
-
     /// Takes in, behind the first, those of what vectors found that words find as good as the last of these: of many such,
-    /// nothing but when they were written says which are among the first.
-    fn with_equals(mut self, of_vectors: Vec<Scored>) -> Self {
-        let last = self.hits[FUSION_DEPTH - 1].score;
-        let equals: Vec<Scored> = of_vectors.into_iter().filter(|hit| hit.score >= last).collect();
-        let numbers: HashSet<i64> = equals.iter().map(|hit| hit.number).collect();
+    /// nothing but when they were written says which are among the first. `of_vectors` has that last one, too: its score may
+    /// be another by now.
+    fn with_equals(mut self, of_vectors: &[Scored]) -> Self {
+        let Scored { number: last, score } = self.hits[FUSION_DEPTH - 1];
+        let now = of_vectors.iter().find(|hit| hit.number == last).map(|hit| hit.score);
         let others = self.hits.split_off(FUSION_DEPTH);
-        self.hits.extend(equals.into_iter().map(|hit| Scored { score: last, ..hit }));
+        let first: HashSet<i64> = self.hits.iter().map(|hit| hit.number).collect();
+        let equals = of_vectors.iter().filter(|hit| Some(hit.score) == now && !first.contains(&hit.number));
+        self.hits.extend(equals.map(|hit| Scored { score, ..*hit }));
         self.n_first = self.hits.len();
-        self.hits.extend(others.into_iter().filter(|hit| !numbers.contains(&hit.number)));
+        let taken: HashSet<i64> = self.hits.iter().map(|hit| hit.number).collect();
+        self.hits.extend(others.into_iter().filter(|hit| !taken.contains(&hit.number)));
         self.n_telling = n_telling(&self.hits);
         self
     }
@@ -323,23 +319,20 @@ impl Grains {
         n_passing: Option<usize>,
     ) -> Result<Words, GrainError> {
         // One more says whether the last has equals that are left out.
-        let n_asked = u32::try_from(at_most + 1).unwrap_or(u32::MAX);
+        let n_asked = u32::try_from(at_most + usize::from(nearest.is_some())).unwrap_or(u32::MAX);
         let hits = self.store.with_words(text.to_owned(), filter.clone(), n_asked).await?;
-        let Some(nearest) = nearest else {
+        let Some(mut numbers) = nearest else {
             let n = hits.len();
-            return Ok(Words { hits, n_telling: n, n_first: FUSION_DEPTH });
+            return Ok(Words { hits, n_telling: n, n_first: 0 });
         };
         let (hits, n_telling) = self.telling_first(hits, text, filter, n_passing).await?;
-        let words = Words { hits, n_telling, n_first: FUSION_DEPTH };
+        let words = Words { hits, n_telling, n_first: 0 };
         if n_telling <= FUSION_DEPTH || words.hits[FUSION_DEPTH - 1].score > words.hits[FUSION_DEPTH].score {
             return Ok(words);
         }
-        let left_out = words.left_out(nearest);
-        if left_out.is_empty() {
-            return Ok(words);
-        }
-        match self.store.words_of(text.to_owned(), left_out).await {
-            Ok(scored) => Ok(words.with_equals(scored)),
+        numbers.push(words.hits[FUSION_DEPTH - 1].number);
+        match self.store.words_of(text.to_owned(), numbers).await {
+            Ok(scored) => Ok(words.with_equals(&scored)),
             // All is found by now, if of equals only some.
             Err(StoreError::TooSlow { .. }) => Ok(words),
             Err(error) => Err(error.into()),
@@ -515,14 +508,20 @@ mod tests {
     fn equals_of_the_last_word_hit_that_vectors_found_are_among_the_first() {
         let scored = |number: i64, score: f64| Scored { number, score };
         let hits = |n: i64| (0..n).map(|number| scored(number, if number < 150 { 2.0 } else { 1.0 })).collect();
-        let words = Words { hits: hits(201), n_telling: 201, n_first: FUSION_DEPTH };
-        assert_eq!(words.left_out(vec![3, 200, 5_000, 6_000]), [200, 5_000, 6_000]);
-        let words = words.with_equals(vec![scored(200, 1.0), scored(5_000, 1.0), scored(6_000, 0.5)]);
-        let first = words.to_depth(FUSION_DEPTH);
+        let words = || Words { hits: hits(201), n_telling: 201, n_first: 0 };
+        // A grain that was written since has changed what words score.
+        let of_vectors = [(3, 1.9), (200, 0.9), (5_000, 0.9), (6_000, 0.5), (7_000, 1.0), (199, 0.9)];
+        let found = words().with_equals(&of_vectors.map(|(number, score)| scored(number, score)));
+        let first = found.to_depth(FUSION_DEPTH);
         assert_eq!((first.hits.len(), first.n_telling), (202, 202));
-        assert_eq!(first.hits[199..].iter().map(|hit| hit.number).collect::<Vec<_>>(), [199, 200, 5_000]);
-        assert_eq!(words.to_depth(1_000).hits.len(), 202, "none is there twice");
-        let words = Words { hits: hits(201), n_telling: 3, n_first: FUSION_DEPTH };
+        assert_eq!(first.hits[199..], [scored(199, 1.0), scored(200, 1.0), scored(5_000, 1.0)]);
+        assert_eq!(found.to_depth(1_000).hits.len(), 202, "none is there twice");
+        assert_eq!(
+            words().with_equals(&[scored(5_000, 1.0)]).to_depth(FUSION_DEPTH).hits.len(),
+            200,
+            "it is not known"
+        );
+        let words = Words { n_telling: 3, ..words() };
         for depth in [0, 1, 3, 9, 200] {
             let cut = words.to_depth(depth);
             assert_eq!((cut.hits.len(), cut.n_telling), (depth, depth.min(3)));

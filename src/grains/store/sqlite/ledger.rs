@@ -39,7 +39,7 @@ impl Ledger for SqliteStore {
     }
 
     async fn record_active_model(&self, name: &ModelName) -> Result<(), LedgerError> {
-        self.write("record the active model", sqlx::query(RECORD_ACTIVE_MODEL).bind(name.as_str())).await
+        self.run("record the active model", sqlx::query(RECORD_ACTIVE_MODEL).bind(name.as_str())).await
     }
 
     async fn registered_models(&self) -> Result<Vec<AdditionalModel>, LedgerError> {
@@ -95,12 +95,12 @@ impl Ledger for SqliteStore {
             "INSERT INTO disabled_models (name, disabled_at) VALUES (?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now')) \
              ON CONFLICT (name) DO NOTHING",
         );
-        self.write("record that a model is disabled", statement.bind(name.as_str())).await
+        self.run("record that a model is disabled", statement.bind(name.as_str())).await
     }
 
     async fn forget_disabled(&self, name: &ModelName) -> Result<(), LedgerError> {
         let statement = sqlx::query("DELETE FROM disabled_models WHERE name = ?");
-        self.write("record that a model is enabled", statement.bind(name.as_str())).await
+        self.run("record that a model is enabled", statement.bind(name.as_str())).await
     }
 
     async fn spaces(&self) -> Result<Vec<SpaceRecord>, LedgerError> {
@@ -140,7 +140,7 @@ impl Ledger for SqliteStore {
             .bind(record.dimensions)
             .bind(&record.numeric_class)
             .bind(bytes_of(&record.canaries));
-        self.write("record a space", statement).await
+        self.run("record a space", statement).await
     }
 
     async fn declare_space(&self, space: &DeclaredSpace) -> Result<Declared, LedgerError> {
@@ -187,7 +187,7 @@ impl Ledger for SqliteStore {
              ON CONFLICT (model) DO UPDATE SET space = excluded.space, accepted_at = excluded.accepted_at \
              WHERE space <> excluded.space",
         );
-        self.write("accept a space", statement.bind(model.as_str()).bind(space.as_str())).await
+        self.run("accept a space", statement.bind(model.as_str()).bind(space.as_str())).await
     }
 
     async fn spaces_of_grains(&self) -> Result<HashSet<SpaceId>, LedgerError> {
@@ -242,7 +242,7 @@ struct SpaceRow {
 
 impl SqliteStore {
     /// Runs one statement that changes the ledger. Committed, and with `synchronous=FULL` on disk, when it returns.
-    async fn write(&self, doing: &'static str, statement: Statement<'_>) -> Result<(), LedgerError> {
+    async fn run(&self, doing: &'static str, statement: Statement<'_>) -> Result<(), LedgerError> {
         statement.execute(&self.writer).await.map(drop).map_err(self.writing(doing))
     }
 

@@ -104,7 +104,7 @@ async fn replace(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>, St
 
 /// Copies what the next reader of a snapshot would see, and answers with the file.
 async fn copy(snapshot: &Path, partial: &Path) -> Result<fs_err::File, StoreError> {
-    let mut view = View::open(snapshot).await?;
+    let mut view = View::open(snapshot).await.map_err(StoreError::of_snapshot)?;
     let written = write_copy(&mut view.connection, snapshot, partial, DOING).await;
     view.close().await;
     written.map_err(|error| match error.of_snapshot() {

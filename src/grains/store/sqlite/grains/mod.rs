@@ -28,7 +28,7 @@ pub(super) use self::rows::{bytes_of, vector_of};
 pub(super) use self::vocabulary::Vocabulary;
 use crate::telemetry::traces::{Part, part};
 
-/// What requests ask of the database is shown in their traces, under the name it has in the trait, until this is dropped.
+/// What requests ask of the database is shown in their traces, until this is dropped.
 fn shown(operation: &'static str) -> Part {
     part("store").named("db.system.name", "sqlite").named("db.operation.name", operation)
 }
