@@ -19,12 +19,11 @@ const MODE: u32 = 0o600;
 /// The bits by which others than the owner read it too, where somebody has allowed that: there are only hashes in it.
 const READABLE_BY_OTHERS: u32 = 0o044;
 
+/// The one of them by which its group does.
+const READABLE_BY_GROUP: u32 = 0o040;
+
 /// The one of them by which it is no matter whose group the file is of.
 const READABLE_BY_ALL: u32 = 0o004;
-
-/// The attribute of a file that holds its access control list (acl(5)).
-#[cfg(target_os = "linux")]
-const ACCESS_LIST: &str = "system.posix_acl_access";
 
 /// The bits by which others than the owner may write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -242,44 +241,89 @@ fn create(path: &Path) -> io::Result<fs_err::File> {
     options.open(path)
 }
 
-/// Lets those read a new file who could read the old one: a server may read its keys by that alone, and would go on with
-/// those that it has, removed ones too.
+/// Lets those read a new file who could read the old one, and nobody else: a server may read its keys by that alone, and
+/// would go on with those that it has, removed ones too.
 fn keep_readers(new: &fs_err::File, old: &Path) -> io::Result<()> {
     let Some(meta) = if_there(fs_err::metadata(old))? else { return Ok(()) };
+    let list = access_list::read(old)?;
     let readers = meta.mode() & READABLE_BY_OTHERS;
-    if readers == 0 {
-        return Ok(());
-    }
-    if readers & READABLE_BY_ALL == 0 && new.metadata()?.gid() != meta.gid() {
+    // Where there is a list, the bits of the group say what its entries may have at most, and not whose they are.
+    let is_of_group = list.as_deref().map_or(readers & READABLE_BY_GROUP != 0, access_list::lets_group_read);
+    if is_of_group && readers & READABLE_BY_ALL == 0 && new.metadata()?.gid() != meta.gid() {
         let group = meta.gid();
         let refused = format!(
             "the group {group} may read them, and this user cannot give it a file: run the command as root or as a \
-             member of that group, or take its right with `chmod 600`"
+             member of that group, or take its right with `chmod g-r`"
         );
         return Err(io::Error::new(io::ErrorKind::PermissionDenied, refused));
     }
-    new.set_permissions(PermissionsExt::from_mode(MODE | readers))?;
-    keep_access_list(new, old)
-}
-
-/// Where there is an access control list, the bits of the group say what its entries may have at most, and not who they
-/// are of.
-#[cfg(target_os = "linux")]
-fn keep_access_list(new: &fs_err::File, old: &Path) -> io::Result<()> {
-    use rustix::fs::{XattrFlags, fsetxattr, getxattr};
-    use rustix::io::Errno;
-
-    let mut list = vec![0; 64 * 1024]; // as long as the kernel lets an attribute be
-    match getxattr(old, ACCESS_LIST, &mut list[..]) {
-        Ok(n_bytes) => Ok(fsetxattr(new, ACCESS_LIST, &list[..n_bytes], XattrFlags::empty())?),
-        Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()), // there is none, or the file system has none
-        Err(error) => Err(error.into()),
+    if let Some(list) = list {
+        return access_list::write(new, &list);
     }
+    access_list::remove(new)?; // what the folder gives to new files
+    new.set_permissions(PermissionsExt::from_mode(MODE | readers))
 }
 
-#[cfg(not(target_os = "linux"))]
-fn keep_access_list(_new: &fs_err::File, _old: &Path) -> io::Result<()> {
-    Ok(())
+/// The access control list of a file (acl(5)), where the system has such.
+mod access_list {
+    use std::io;
+    use std::path::Path;
+
+    #[cfg(target_os = "linux")]
+    use rustix::{fs, io::Errno};
+
+    #[cfg(target_os = "linux")]
+    pub(super) const NAME: &str = "system.posix_acl_access";
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn read(path: &Path) -> io::Result<Option<Vec<u8>>> {
+        let mut list = vec![0; 64 * 1024]; // as long as the kernel lets an attribute be
+        match fs::getxattr(path, NAME, &mut list[..]) {
+            Ok(n_bytes) => {
+                list.truncate(n_bytes);
+                Ok(Some(list))
+            }
+            Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(None), // there is none, or the file system has none
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Sets the mode of the file, too.
+    #[cfg(target_os = "linux")]
+    pub(super) fn write(file: &fs_err::File, list: &[u8]) -> io::Result<()> {
+        Ok(fs::fsetxattr(file, NAME, list, fs::XattrFlags::empty())?)
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(super) fn remove(file: &fs_err::File) -> io::Result<()> {
+        match fs::fremovexattr(file, NAME) {
+            Ok(()) | Err(Errno::NODATA | Errno::OPNOTSUPP) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn read(_path: &Path) -> io::Result<Option<Vec<u8>>> {
+        Ok(None)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn write(_file: &fs_err::File, _list: &[u8]) -> io::Result<()> {
+        Ok(())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    pub(super) fn remove(_file: &fs_err::File) -> io::Result<()> {
+        Ok(())
+    }
+
+    /// Whether the file's own group is among those who may read: after the version, four bytes, each entry has who it is
+    /// for, what they may, and an id, little-endian.
+    pub(super) fn lets_group_read(list: &[u8]) -> bool {
+        const GROUP: u8 = 4;
+        const READ: u8 = 4;
+        list.get(4..).unwrap_or_default().chunks_exact(8).any(|entry| entry[0] == GROUP && entry[2] & READ != 0)
+    }
 }
 
 /// Opens the file by whose lock those wait for each other who change the keys, made if need be.
@@ -359,32 +403,49 @@ mod tests {
         assert!(matches!(file.read(), Err(KeyFileError::Exposed { .. })));
     }
 
+    /// An access control list by which user 12345 may read, and the group only if `group` says so.
     #[cfg(target_os = "linux")]
-    #[test]
-    fn an_access_control_list_stays() {
-        use rustix::fs::{XattrFlags, getxattr, setxattr};
-
-        let (_folder, file) = in_a_folder();
-        file.add(key("a")).expect("added");
-        // Version 2; who (the owner, user 12345, the group, all of these at most, others), what they may, the user's id.
-        let mut list = vec![2, 0, 0, 0];
-        for (who, may, id) in [(1, 6, u32::MAX), (2, 4, 12_345), (4, 0, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
+    fn list_for_one_user(group: u8) -> Vec<u8> {
+        let mut list = vec![2, 0, 0, 0]; // its version
+        // Who (the owner, a user, the group, all of these at most, others), what they may, the user's id.
+        for (who, may, id) in
+            [(1, 6, u32::MAX), (2, 4, 12_345), (4, group, u32::MAX), (16, 4, u32::MAX), (32, 0, u32::MAX)]
         {
             list.extend([who, 0, may, 0]);
             list.extend(u32::to_le_bytes(id));
         }
-        if setxattr(file.path(), ACCESS_LIST, &list, XattrFlags::empty()).is_err() {
+        list
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn an_access_control_list_stays_and_none_is_inherited() {
+        use rustix::fs::{XattrFlags, setxattr};
+
+        let (_folder, file) = in_a_folder();
+        file.add(key("a")).expect("added");
+        let list = list_for_one_user(0);
+        assert!(!access_list::lets_group_read(&list) && access_list::lets_group_read(&list_for_one_user(4)));
+        let set = |path: &Path, name: &str| setxattr(path, name, &list, XattrFlags::empty());
+        if set(file.path(), access_list::NAME).is_err() {
             eprintln!("skipped: this file system has no access control lists");
             return;
         }
         file.add(key("b")).expect("added");
-        let mut kept = [0; 256];
-        let n_bytes = getxattr(file.path(), ACCESS_LIST, &mut kept[..]).expect("a list");
+        let kept = access_list::read(file.path()).expect("read");
         assert_eq!(
-            kept[..n_bytes],
-            list,
+            kept,
+            Some(list.clone()),
             "the server that reads it by this goes on, and its group does not read it now"
         );
+
+        fs_err::remove_file(file.path()).expect("removed");
+        file.add(key("a")).expect("added");
+        fs_err::set_permissions(file.path(), PermissionsExt::from_mode(0o640)).expect("shown to the group");
+        set(file.path().parent().expect("a folder"), "system.posix_acl_default").expect("set");
+        file.add(key("b")).expect("added");
+        assert_eq!(access_list::read(file.path()).expect("read"), None);
+        assert_eq!(fs_err::metadata(file.path()).expect("a file").permissions().mode() & 0o777, 0o640);
     }
 
     #[test]
