@@ -353,7 +353,10 @@ fn an_alert_that_does_not_wait_hears_the_first_answers_of_a_kind() {
     let of_answers: Vec<&str> = hasty.filter(|alert| alert.contains("increase(granary_http_requests_total")).collect();
     assert!(!of_answers.is_empty());
     for alert in of_answers {
-        assert!(alert.contains(" unless granary_http_requests_total{status=\"507\"} offset 5m"), "{alert}");
+        assert!(
+            alert.contains("unless max_over_time(granary_http_requests_total{status=\"507\"}[10m] offset 5m)"),
+            "{alert}"
+        );
     }
 }
 
