@@ -13,6 +13,7 @@ use tokio::net::TcpSocket;
 use crate::app::{self, AppError};
 use crate::config::{Config, MemoryBudget};
 use crate::domain::{ModelName, SpaceId};
+use crate::files::beside;
 use crate::grains::check_saved;
 use crate::grains::store::{Contents, FileState, StoreError, real_path};
 use crate::models::Catalog;
@@ -23,8 +24,8 @@ use crate::telemetry::with_causes;
 /// Free space below which the next model or the next copy of the database may not find room.
 const LITTLE_SPACE: u64 = 1 << 30;
 
-/// What a start takes of the disk beside a database that it need not make or upgrade: the memory that connections of
-/// SQLite share, in a file of 32 KiB, and the lock.
+/// What a start takes of the disk beside a database that it need not make or upgrade, and a copy of its log: the memory that
+/// connections of SQLite share, in a file of 32 KiB, and the lock.
 const SPACE_TO_OPEN: u64 = 64 << 10;
 
 /// What it takes at least where it makes the tables: they are in the log and in the file for a moment.
@@ -138,6 +139,15 @@ fn closed_database(path: &Path) -> Option<String> {
         .or_else(|| nearest(file.parent()?).and_then(closed_folder))
 }
 
+/// Of what is behind links; 0 where there is none.
+fn size_of_file(path: &Path) -> u64 {
+    fs_err::metadata(path).map_or(0, |file| file.len())
+}
+
+fn size_of_log(database: &Path) -> u64 {
+    size_of_file(&beside(&real_path(database).unwrap_or_else(|_| database.to_owned()), "-wal"))
+}
+
 /// That the disk of a database has less room than a start takes of it.
 fn full_disk(path: &Path, needed_bytes: u64) -> Option<String> {
     let file = real_path(path).unwrap_or_else(|_| path.to_owned());
@@ -178,7 +188,7 @@ pub(super) fn models_of_keys(config: &Config, catalog: &Catalog) -> Option<Check
     let unknown: Vec<String> = unknown.iter().map(|(key, model)| format!("`{key}` has `{model}`")).collect();
     let finding = format!("models that the configuration does not know: {}", unknown.join(", "));
     let check = Check::new("models of keys", Verdict::Note, finding).with_way_out(
-        "correct it, or register the model (`POST /models`): till then, requests that name none are refused",
+        "correct it, unless it is registered with `POST /models`, or will be: till then, requests that name none are refused",
     );
     (!unknown.is_empty()).then_some(check)
 }
@@ -269,11 +279,13 @@ pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreEr
         Some(Ok(FileState::Absent)) => fine(format!("`{name}` will be made"), SPACE_TO_MAKE),
         Some(Ok(FileState::Blank)) => fine(format!("`{name}` is empty and will be filled"), SPACE_TO_MAKE),
         Some(Ok(FileState::Known { version, latest, .. })) if version == latest => {
-            fine(format!("`{name}` has schema version {version}"), SPACE_TO_OPEN)
+            fine(format!("`{name}` has schema version {version}"), SPACE_TO_OPEN + size_of_log(&path))
         }
         Some(Ok(FileState::Known { version, latest, .. })) => {
             let upgraded = format!("a copy is kept and it is upgraded to {latest} at the next start");
-            fine(format!("`{name}` has schema version {version}; {upgraded}"), SPACE_TO_MAKE)
+            // The copy that is kept: the upgrade itself may take more.
+            let copied = size_of_file(&path) + size_of_log(&path);
+            fine(format!("`{name}` has schema version {version}; {upgraded}"), SPACE_TO_MAKE + copied)
         }
         Some(Ok(FileState::InUse { holder })) => {
             let finding = format!("`{name}` is in use by {holder}, so Granary is running already");
@@ -340,7 +352,7 @@ pub(super) fn active_model(config: &Config, remembered: Option<&str>, selection:
     let reason = |place: usize| model.reasons.get(place).map_or("", String::as_str);
     if let Some(obstacle) = &model.obstacle {
         // Its files are there, and what is expected of them is not so.
-        let way_out = if obstacle.contains("`ai.embedding_dim`") {
+        let way_out = if is_of_length(obstacle) {
             "correct or delete that setting, or name another model in `ai.model_name`"
         } else {
             "`make setup` installs `all-MiniLM-L6-v2`; for another, put its files in place or name it in `ai.model_name`"
@@ -380,6 +392,11 @@ fn is_too_large_for(machine: &Machine, config: &Config, model: &Ranked) -> bool 
     !model.provider.is_gpu() && model.expected_memory_bytes.zip(most).is_some_and(|(needed, most)| needed > most)
 }
 
+/// Whether it is no file that stands in the way, but how long its vectors are said to be.
+fn is_of_length(obstacle: &str) -> bool {
+    obstacle.contains("`ai.embedding_dim`")
+}
+
 /// Models that must load, or the start fails.
 pub(super) fn loaded_at_start(config: &Config, ranked: &[Ranked]) -> Vec<Check> {
     let must_load = config.ai.additional_models.iter().filter(|entry| entry.auto_load);
@@ -387,8 +404,10 @@ pub(super) fn loaded_at_start(config: &Config, ranked: &[Ranked]) -> Vec<Check> 
     let with_obstacle = known.filter_map(|model| Some((&model.model, model.obstacle.as_ref()?)));
     with_obstacle
         .map(|(name, obstacle)| {
+            let way_out =
+                if is_of_length(obstacle) { "correct or delete that setting" } else { "put its files in place" };
             Check::new("auto_load", Verdict::Problem, format!("`{name}`: {obstacle}"))
-                .with_way_out("put its files in place, or set its `auto_load` to false")
+                .with_way_out(format!("{way_out}, or set its `auto_load` to false"))
         })
         .collect()
 }

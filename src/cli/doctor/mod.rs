@@ -30,6 +30,12 @@ pub struct DoctorArgs {
     /// Read this configuration file [default: granary.toml, if there is one]
     #[arg(long, value_name = "PATH")]
     pub config: Option<PathBuf>,
+    /// Look whether the server can listen on this address or host name (`server.host`)
+    #[arg(long)]
+    pub host: Option<String>,
+    /// Look whether it can listen on this port (`server.port`)
+    #[arg(long, allow_negative_numbers = true)]
+    pub port: Option<String>,
     /// Look for models and the database in this directory (`models.data_dir`)
     #[arg(long, value_name = "PATH")]
     pub data_dir: Option<PathBuf>,
@@ -75,7 +81,7 @@ struct Report {
 /// # Errors
 /// [`DoctorError::Problems`] when serving would not work. A reader that leaves early is no error.
 pub fn run(args: DoctorArgs, out: &mut impl Write) -> Result<(), DoctorError> {
-    let overrides = Overrides { data_dir: args.data_dir, ..Overrides::default() };
+    let overrides = Overrides { host: args.host, port: args.port, data_dir: args.data_dir, ..Overrides::default() };
     let config = Config::load(&ConfigSources::from_process(args.config, overrides))?;
     let report = examine(&config)?;
     let text = if args.json {
