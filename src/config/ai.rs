@@ -255,7 +255,8 @@ impl AiConfig {
         let name = self.model_name.named()?;
         let entry = self.additional_models.iter().find(|model| model.name == *name)?;
         let said = entry.dimensions.filter(|said| *said != expected)?;
-        let sentence = format!("found {expected}, expected {said}, which the entry of `{}` has", entry.name);
+        let sentence =
+            format!("found {expected}, expected {said}, which the entry of `{}` (`ai.model_name`) has", entry.name);
         Some(Problem::new("ai.embedding_dim", sentence))
     }
 

@@ -62,10 +62,9 @@ impl EngineConfig {
         let library = self.runtime_library.as_deref().filter(|path| *path == Path::new("")).map(|_| {
             Problem::new("engine.runtime_library", "found an empty path, expected the path of an ONNX Runtime library")
         });
-        // A batch that the queue cannot hold would never form; of one that is refused itself, the queue need hold no more
-        // than there may be.
-        let batch = self.max_batch_tokens.clamp(*MAX_BATCH_TOKENS.start(), *MAX_BATCH_TOKENS.end());
-        let queue = batch..=MAX_QUEUE_TOKENS;
+        // A batch that the queue cannot hold would never form; one that is refused itself asks nothing of the queue.
+        let batch = Some(self.max_batch_tokens).filter(|batch| MAX_BATCH_TOKENS.contains(batch));
+        let queue = batch.unwrap_or(*MAX_BATCH_TOKENS.start())..=MAX_QUEUE_TOKENS;
         [
             library,
             outside("engine.cores", &self.cores, &CORES, number),

@@ -228,7 +228,8 @@ impl Default for Config {
     }
 }
 
-/// Reads sections one by one, so that one start names every bad setting and not only the first.
+/// Reads sections setting by setting, so that one start names every bad one, if of a list only its first, and not only the
+/// first of all.
 struct SectionReader<'a> {
     layers: &'a mut [Layer],
     origins: &'a Origins,
