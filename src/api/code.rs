@@ -47,7 +47,8 @@ impl Family {
 #[must_use]
 pub fn is_of_another_kind(path: &str) -> bool {
     let segments: Vec<&str> = path.split('/').skip(1).collect();
-    matches!(segments.as_slice(), [route] | ["models", _, route] if TEI_ROUTES_OF_OTHER_KINDS.contains(route))
+    let of_route = |route: &&str| TEI_ROUTES_OF_OTHER_KINDS.contains(route);
+    matches!(segments.as_slice(), [route] | ["models", _, route] | ["models", _, _, route] if of_route(route))
 }
 
 /// What kind of error it is. The name is stable: clients match on it.

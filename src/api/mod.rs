@@ -201,7 +201,9 @@ fn not_served(method: &Method, path: &str) -> ApiError {
                         classification, no sparse vectors and no vectors of single tokens";
         return ApiError::new(Code::Unsupported, sentence);
     }
-    if let ["models", owner, name, ..] = path.split('/').skip(1).collect::<Vec<_>>().as_slice() {
+    if let ["models", owner, name, _, ..] = path.split('/').skip(1).collect::<Vec<_>>().as_slice()
+        && ![owner, name].iter().any(|part| part.is_empty() || part.contains('%'))
+    {
         let sentence = format!(
             "there is nothing here; `/docs` lists what there is. If `{owner}/{name}` is a model, write its name in a path \
              as `{owner}%2F{name}`"

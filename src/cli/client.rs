@@ -82,7 +82,8 @@ pub enum ServerError {
     /// The certificate is one of those that sign others, as `openssl req -x509` makes them, and no server's.
     #[error(
         "{base} shows a certificate of an authority as its own, which is not taken even where it is trusted: make one with \
-         `openssl req -x509 -addext basicConstraints=CA:FALSE`, and name its file in the variable SSL_CERT_FILE"
+         `openssl req -x509 -addext basicConstraints=CA:FALSE -addext subjectAltName=DNS:HOST`, and name its file in the \
+         variable SSL_CERT_FILE"
     )]
     Authority {
         /// The address.
