@@ -11,6 +11,9 @@ use super::folding;
 /// Words of the part that is shown.
 const SHOWN_WORDS: usize = 32;
 
+/// The most that it has on either side of the words that were found: of what is not written in words, one may be the text.
+const SIDE_BYTES: usize = 512;
+
 const BEFORE: &str = "<mark>";
 const AFTER: &str = "</mark>";
 const LEFT_OUT: char = '…';
@@ -98,15 +101,19 @@ struct Found {
 fn shown(text: &str, found: &[Found]) -> Option<Range<usize>> {
     let first = found.iter().position(|found| found.word.is_some())?;
     let n_others = SHOWN_WORDS - (found.len() - first);
-    let end = found.last()?.place.end;
-    let after: Vec<_> = words(&text[end..]).take(n_others + 1).collect();
+    let found_to = found.last()?.place.end;
+    let after: Vec<_> = words(&text[found_to..]).take(n_others + 1).collect();
     let n_after = after.len().min(n_others - first.min(n_others / 2));
     let n_before = first.min(n_others - n_after);
     let is_begun = n_before < first || words(&text[..found.first()?.place.start]).next().is_some();
     let start = if is_begun { found[first - n_before].place.start } else { 0 };
-    let end =
-        if n_after < after.len() { end + after[..n_after].last().map_or(0, |place| place.end) } else { text.len() };
-    Some(start..end)
+    let end = if n_after < after.len() {
+        found_to + after[..n_after].last().map_or(0, |place| place.end)
+    } else {
+        text.len()
+    };
+    let least = text.floor_char_boundary(found[first].place.start.saturating_sub(SIDE_BYTES));
+    Some(start.max(least)..end.min(text.ceil_char_boundary(found_to.saturating_add(SIDE_BYTES))))
 }
 
 /// The places of the words of a text: what stands between letters, digits and their marks ends one.
@@ -175,6 +182,14 @@ mod tests {
         assert_eq!(words(&shown.replace(BEFORE, "").replace(AFTER, "")).count(), SHOWN_WORDS, "{shown}");
         let first = highlight("fox", &text).expect("it is there");
         assert!(first.starts_with("<mark>fox</mark> word") && first.ends_with("word…"), "{first}");
+    }
+
+    #[test]
+    fn what_is_no_word_beside_the_found_ones_is_shown_in_part() {
+        let text = format!("{} key {}", "ü".repeat(10_000), "x".repeat(10_000));
+        let shown = highlight("key", &text).expect("it is there");
+        assert!(shown.starts_with("…ü") && shown.contains("ü <mark>key</mark> x") && shown.ends_with("x…"), "{shown}");
+        assert!(shown.len() < 2 * SIDE_BYTES + 40, "{}", shown.len());
     }
 
     #[test]
