@@ -34,7 +34,7 @@ pub enum ModeWord {
 #[derive(Clone, Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct SearchBody {
-    /// What is searched for, in words.
+    /// What is searched for, in words. It has no syntax: quotes, `-`, `*`, `AND`, `OR` and `NOT` mean nothing special.
     #[schema(min_length = 1, example = "cereals")]
     query: Option<String>,
     /// What is searched for, as a vector of `space`. Instead of `query`.
