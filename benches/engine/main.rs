@@ -193,6 +193,7 @@ fn spec() -> EncoderSpec {
         graph: GraphFiles {
             onnx: model.join("onnx/model.onnx"),
             external_data: vec![model.join("onnx/model.onnx_data")],
+            unfit_for_bf16: Vec::new(),
             apart: None,
         },
         tokenizer: model.join("tokenizer.json"),

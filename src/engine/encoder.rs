@@ -23,9 +23,9 @@ use super::queue::{BatchItem, BatchLimits, MicroBatch};
 use super::run_memory;
 use super::session::{EncoderSession, GraphOutput, OutputKind, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
+use super::trials::{check_padding, check_rounding, check_size};
 use super::turns::in_place_or_turns;
-use crate::domain::vector::cosine;
-use crate::domain::{Pooling, Provider, TruncationSide};
+use crate::domain::{Pooling, Provider};
 use crate::telemetry;
 use crate::telemetry::traces::Trace;
 
@@ -35,12 +35,6 @@ const BULK_NICENESS: i32 = 3;
 
 /// A text as long as so many full batches takes seconds, beside which the pages of new memory for the next one count little.
 const LONG_BATCHES: usize = 4;
-
-/// The width to which a short text is padded when it is tried whether its vector stays what it is alone.
-const TRIAL_WIDTH: usize = 16;
-
-/// The least cosine between the two. Rounding moves them far less, to bf16 too.
-const LEAST_COSINE: f64 = 0.99;
 
 /// Everything needed to open a model.
 #[derive(Clone, Debug)]
@@ -184,6 +178,10 @@ impl Encoder {
         if pads && !spec.runs_alone {
             check_padding(&session, &head, &tokenizer).map_err(unsupported)?;
         }
+        if options.bulk.bf16 {
+            check_rounding(runtime, &session, &head, &tokenizer, (&spec.graph, options.bulk, wanted))
+                .map_err(unsupported)?;
+        }
         let limits = if spec.runs_alone {
             BatchLimits { max_batch_texts: 1, width_step: 1, ..options.batch }
         } else {
@@ -311,53 +309,6 @@ impl EncodeRequest {
     fn n_bytes(&self) -> usize {
         let prompt_bytes = self.prompt.as_ref().map_or(0, String::len);
         self.inputs.iter().map(|input| prompt_bytes + n_bytes(input)).sum()
-    }
-}
-
-/// Checks that the graph's vectors are as long as the model's files and its first Dense module have them.
-fn check_size(
-    output: &GraphOutput,
-    dimensions: usize,
-    hidden_size: Option<u32>,
-    taken: Option<u32>,
-) -> Result<(), String> {
-    let has = format!("its output `{}` has vectors of {dimensions} numbers", output.name);
-    match (hidden_size, taken) {
-        (Some(hidden_size), _) if dimensions != hidden_size as usize => {
-            Err(format!("{has}, and its hidden size is {hidden_size}: those are not embeddings"))
-        }
-        (_, Some(taken)) if dimensions != taken as usize => {
-            Err(format!("{has}, and its first Dense module takes {taken}"))
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Checks that a short text has the same vector alone and beside a longer one. Where it cannot be tried, that is not said.
-fn check_padding(session: &EncoderSession, head: &Head, tokenizer: &TextTokenizer) -> Result<(), String> {
-    let text = Input::Text("a".to_owned());
-    let Ok(Tokens { ids, .. }) = tokenizer.tokens(0, &text, None, OverLong::Cut(TruncationSide::Right)) else {
-        return Ok(());
-    };
-    let width = TRIAL_WIDTH.min(tokenizer.max_tokens());
-    if ids.len() >= width {
-        return Ok(());
-    }
-    let longer: Vec<u32> = ids.iter().copied().cycle().take(width).collect();
-    let first_of = |texts: &[&[u32]], width: usize| {
-        let mut batch = PaddedBatch::default();
-        batch.fill(texts.iter().copied(), width);
-        session.run(&batch, |output| head.first(&output, width, ids.len())).ok()?.ok()
-    };
-    let (alone, padded) =
-        (first_of(&[ids.as_slice()], ids.len()), first_of(&[ids.as_slice(), longer.as_slice()], width));
-    match (alone, padded) {
-        (Some(alone), Some(padded)) if alone != padded && cosine(&alone, &padded) < LEAST_COSINE => Err(format!(
-            "its output `{}` depends on padding, so that a text's vector would depend on its neighbours in a batch: \
-             export it with a mask over attention, and with one vector per token or with a mask over its pooling",
-            session.output().name
-        )),
-        _ => Ok(()),
     }
 }
 

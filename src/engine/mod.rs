@@ -19,12 +19,13 @@ pub mod queue;
 pub mod run_memory;
 pub mod session;
 pub mod tokenize;
+mod trials;
 mod turns;
 
 pub use dense::{Dense, Module};
 pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, OldestBatch};
 pub use error::{Cause, EngineError, TokenCount};
-pub use graph::{GraphApart, GraphFiles};
+pub use graph::{GraphApart, GraphFiles, is_unfit_for_bf16};
 pub use job::{Finish, Priority};
 pub use provider::{CpuFeature, CpuFeatures, Gpu, ProviderChoice, ProviderFacts, ProviderWish};
 pub use queue::BatchLimits;

@@ -22,7 +22,7 @@ use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
 use parking_lot::Mutex;
 
 use super::error::{Cause, EngineError};
-use super::graph::{GraphApart, GraphFiles};
+use super::graph::{GraphApart, GraphFiles, fit_for_bf16};
 use super::mapped;
 use super::padded::PaddedBatch;
 use crate::domain::Provider;
@@ -235,12 +235,16 @@ impl EncoderSession {
         let apart = files.apart.as_ref().filter(|_| !options.provider.is_gpu());
         let weights = apart.map_or(files.external_data.as_slice(), |apart| std::slice::from_ref(&apart.weights));
         let mapped = (options.provider == Provider::OpenVino).then(|| mapped::Watch::begin(weights));
-        let opened = apart.map(|apart| open_apart(runtime, options, apart));
+        let opened = match apart {
+            Some(apart) => Some(open_apart(runtime, options, apart)),
+            None if options.bf16 && !files.unfit_for_bf16.is_empty() => Some(open_fit(runtime, options, files)),
+            None => None,
+        };
         let session = match opened {
             Some(Ok(session)) => session,
             Some(Err(error)) => {
                 let session = open_file(runtime, options, path).map_err(refused)?;
-                tracing::warn!(path = %path.display(), %error, "the graph does not open with its weights mapped: they are read into memory");
+                tracing::warn!(path = %path.display(), %error, "the graph does not open from memory: it is opened as it is in its file");
                 session
             }
             None => open_file(runtime, options, path).map_err(refused)?,
@@ -330,8 +334,24 @@ impl EncoderSession {
 
 /// Opens a graph whose weights stay in their file. Some file systems do not let files be mapped.
 fn open_apart(runtime: &Runtime, options: SessionOptions, apart: &GraphApart) -> Result<Session, Cause> {
-    let GraphApart { graph, weights } = apart;
-    let folder = weights.parent().and_then(Path::to_str).ok_or("the folder of its weights has no name in UTF-8")?;
+    if !options.bf16 || apart.unfit_for_bf16.is_empty() {
+        return open_beside(runtime, options, &apart.graph, &apart.weights);
+    }
+    let mut graph = apart.graph.clone();
+    fit_for_bf16(&mut graph, &apart.unfit_for_bf16);
+    open_beside(runtime, options, &graph, &apart.weights)
+}
+
+/// Opens a graph with numbers that are fit for bf16.
+fn open_fit(runtime: &Runtime, options: SessionOptions, files: &GraphFiles) -> Result<Session, Cause> {
+    let mut graph = fs_err::read(&files.onnx)?;
+    fit_for_bf16(&mut graph, &files.unfit_for_bf16);
+    open_beside(runtime, options, &graph, &files.onnx)
+}
+
+/// Opens a graph from memory; weights that it names are in the folder of this file.
+fn open_beside(runtime: &Runtime, options: SessionOptions, graph: &[u8], file: &Path) -> Result<Session, Cause> {
+    let folder = file.parent().and_then(Path::to_str).ok_or("the folder of its weights has no name in UTF-8")?;
     let builder = session_builder(runtime, options)?;
     let mut builder =
         builder.with_config_entry("session.model_external_initializers_file_folder_path", folder).map_err(cause)?;

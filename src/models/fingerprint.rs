@@ -175,6 +175,7 @@ mod tests {
             added_tokens: Vec::new(),
             hub: None,
             quantizes_per_batch: false,
+            unfit_for_bf16: Vec::new(),
         };
         let text = |bytes: &[u8]| Some(String::from_utf8(bytes.to_vec()).expect("ASCII"));
         let prompts = Prompts { query: text(&content.query), document: text(&content.document) };

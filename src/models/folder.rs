@@ -48,6 +48,8 @@ pub struct ModelFiles {
     pub added_tokens: Vec<(&'static str, String)>,
     /// Whether a text's vector depends on its neighbours in a batch.
     pub quantizes_per_batch: bool,
+    /// Where numbers of fp32 stand in the `.onnx` file that are unfit for bf16.
+    pub unfit_for_bf16: Vec<u64>,
     /// What was recorded of the files when they were downloaded.
     pub hub: Option<HubModel>,
 }
@@ -228,6 +230,7 @@ impl ModelFiles {
             infers_max_tokens: false,
             added_tokens: Vec::new(),
             quantizes_per_batch: false,
+            unfit_for_bf16: Vec::new(),
             hub: None,
         }
     }
@@ -235,7 +238,7 @@ impl ModelFiles {
 
 /// Adds what the `.onnx` file itself says.
 fn files(onnx: PathBuf, tokenizer: PathBuf, said: ModelFiles) -> Result<ModelFiles, FolderError> {
-    let OnnxFacts { external_data, quantizes_per_batch } =
+    let OnnxFacts { external_data, quantizes_per_batch, unfit_for_bf16 } =
         onnx_file::scan(&onnx).map_err(|source| FolderError::NotOnnx { path: onnx.clone(), source })?;
     let external_data = external_data
         .into_iter()
@@ -248,7 +251,7 @@ fn files(onnx: PathBuf, tokenizer: PathBuf, said: ModelFiles) -> Result<ModelFil
             Ok((location, path))
         })
         .collect::<Result<_, _>>()?;
-    Ok(ModelFiles { onnx, external_data, tokenizer, quantizes_per_batch, ..said })
+    Ok(ModelFiles { onnx, external_data, tokenizer, quantizes_per_batch, unfit_for_bf16, ..said })
 }
 
 /// What the first of `SENTENCE_CONFIGS` says that is in the Transformer's folder, or else in the model's. To lower the case

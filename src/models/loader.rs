@@ -100,6 +100,7 @@ impl Loader {
             graph: GraphFiles {
                 onnx: files.onnx.clone(),
                 external_data: files.external_data().map(Path::to_owned).collect(),
+                unfit_for_bf16: files.unfit_for_bf16.clone(),
                 apart,
             },
             tokenizer: files.tokenizer.clone(),

@@ -12,8 +12,13 @@ use std::path::Path;
 
 pub use apart::graph_apart;
 
+use crate::engine::is_unfit_for_bf16;
+
 /// Nested graphs (`If`, `Loop`) deeper than this are refused.
 const MAX_DEPTH: usize = 32;
+
+/// The most bytes of numbers that are looked at: weights have more.
+const MAX_NUMBERS_BYTES: u64 = 1024;
 
 /// The longest operator name or external location that is read; others are refused.
 const MAX_STRING_BYTES: u64 = 4096;
@@ -21,6 +26,9 @@ const MAX_STRING_BYTES: u64 = 4096;
 /// Operators that quantise activations with a scale taken over the whole batch, so that a text's vector depends on its
 /// neighbours.
 const DYNAMIC_QUANTISATION: [&str; 2] = ["DynamicQuantizeLinear", "DynamicQuantizeMatMul"];
+
+/// `TensorProto.DataType.FLOAT`.
+const FLOAT: u64 = 1;
 
 mod field {
     pub const MODEL_GRAPH: u64 = 7;
@@ -34,12 +42,15 @@ mod field {
     pub const NODE_ATTRIBUTE: u64 = 5;
     pub const ATTRIBUTE_TENSOR: u64 = 5;
     pub const ATTRIBUTE_GRAPH: u64 = 6;
+    pub const ATTRIBUTE_FLOATS: u64 = 7;
     pub const ATTRIBUTE_TENSORS: u64 = 10;
     pub const ATTRIBUTE_GRAPHS: u64 = 11;
     pub const ATTRIBUTE_SPARSE_TENSOR: u64 = 22;
     pub const ATTRIBUTE_SPARSE_TENSORS: u64 = 23;
     pub const SPARSE_VALUES: u64 = 1;
     pub const SPARSE_INDICES: u64 = 2;
+    pub const TENSOR_DATA_TYPE: u64 = 2;
+    pub const TENSOR_FLOAT_DATA: u64 = 4;
     pub const TENSOR_RAW_DATA: u64 = 9;
     pub const TENSOR_EXTERNAL_DATA: u64 = 13;
     pub const TENSOR_DATA_LOCATION: u64 = 14;
@@ -54,6 +65,8 @@ pub struct OnnxFacts {
     pub external_data: BTreeSet<String>,
     /// Whether a text's vector depends on what else is in its batch.
     pub quantizes_per_batch: bool,
+    /// Where numbers of fp32 stand that are unfit for bf16, but for those of weights.
+    pub unfit_for_bf16: Vec<u64>,
 }
 
 /// Reads the facts of the file at `path`.
@@ -85,12 +98,14 @@ struct Walk<R> {
     position: u64,
     /// Where the field begins that was met last.
     field_start: u64,
+    /// The number and the value of the varint field that was met last.
+    last_varint: (u64, u64),
     facts: OnnxFacts,
 }
 
 impl<R: Read + Seek> Walk<R> {
     fn new(reader: R) -> Self {
-        Self { reader, position: 0, field_start: 0, facts: OnnxFacts::default() }
+        Self { reader, position: 0, field_start: 0, last_varint: (0, 0), facts: OnnxFacts::default() }
     }
 
     /// Calls `each` with the number and the end of every length-delimited field up to `end`; other fields are skipped.
@@ -100,11 +115,10 @@ impl<R: Read + Seek> Walk<R> {
             self.field_start = self.position;
             let tag = self.varint()?;
             match tag & 7 {
-                0 => {
-                    self.varint()?;
-                }
+                0 => self.last_varint = (tag >> 3, self.varint()?),
                 1 => self.skip_to(self.position + 8)?,
-                5 => self.skip_to(self.position + 4)?,
+                // All of them in ONNX are numbers of fp32.
+                5 => self.numbers(self.position + 4)?,
                 2 => {
                     let n_bytes = self.varint()?;
                     let field_end = self.position.checked_add(n_bytes).filter(|field_end| *field_end <= end);
@@ -156,6 +170,7 @@ impl<R: Read + Seek> Walk<R> {
             field::ATTRIBUTE_TENSOR | field::ATTRIBUTE_TENSORS => walk.tensor(end),
             field::ATTRIBUTE_GRAPH | field::ATTRIBUTE_GRAPHS => walk.graph(end, depth + 1),
             field::ATTRIBUTE_SPARSE_TENSOR | field::ATTRIBUTE_SPARSE_TENSORS => walk.sparse_tensor(end),
+            field::ATTRIBUTE_FLOATS => walk.numbers(end),
             _ => walk.skip_to(end),
         })
     }
@@ -169,6 +184,11 @@ impl<R: Read + Seek> Walk<R> {
 
     fn tensor(&mut self, end: u64) -> io::Result<()> {
         self.message(end, |walk, number, end| {
+            // The type stands before the numbers.
+            let is_float = walk.last_varint == (field::TENSOR_DATA_TYPE, FLOAT);
+            if number == field::TENSOR_FLOAT_DATA || number == field::TENSOR_RAW_DATA && is_float {
+                return walk.numbers(end);
+            }
             if number != field::TENSOR_EXTERNAL_DATA {
                 return walk.skip_to(end);
             }
@@ -184,6 +204,22 @@ impl<R: Read + Seek> Walk<R> {
             }
             Ok(())
         })
+    }
+
+    /// Numbers of fp32, if they are few.
+    fn numbers(&mut self, end: u64) -> io::Result<()> {
+        if end - self.position > MAX_NUMBERS_BYTES {
+            return self.skip_to(end);
+        }
+        while end - self.position >= 4 {
+            let mut bytes = [0; 4];
+            self.reader.read_exact(&mut bytes).map_err(|_| malformed("it ends in the middle of a number"))?;
+            if is_unfit_for_bf16(f32::from_le_bytes(bytes)) {
+                self.facts.unfit_for_bf16.push(self.position);
+            }
+            self.position += 4;
+        }
+        self.skip_to(end)
     }
 
     fn varint(&mut self) -> io::Result<u64> {
@@ -267,6 +303,35 @@ mod tests {
             let graph = [located(location), located(found)].concat();
             let facts = scanned(&field(field::MODEL_GRAPH, &graph)).expect("well formed");
             assert_eq!(facts.external_data, BTreeSet::from([found.to_owned()]), "{location}");
+        }
+    }
+
+    #[test]
+    fn numbers_that_are_unfit_for_bf16_are_found_wherever_exporters_write_them() {
+        let least = f32::MIN.to_le_bytes();
+        let numbers = [f32::MIN, 1.0, -65_504.0].map(f32::to_le_bytes).concat();
+        let typed = |data_type: u8, number: u64, bytes: &[u8]| [vec![0x10, data_type], field(number, bytes)].concat();
+        let node_with = |attribute: &[u8]| field(field::GRAPH_NODE, &field(field::NODE_ATTRIBUTE, attribute));
+        let initializer = |tensor: &[u8]| field(field::GRAPH_INITIALIZER, tensor);
+        let single = |number: u8| [vec![number << 3 | 5], least.to_vec()].concat();
+        for (graph, n_found) in [
+            (initializer(&typed(1, field::TENSOR_RAW_DATA, &numbers)), 1),
+            (initializer(&typed(1, field::TENSOR_FLOAT_DATA, &numbers)), 1),
+            (initializer(&[vec![0x10, 1], single(4), single(4)].concat()), 2),
+            (node_with(&field(field::ATTRIBUTE_TENSOR, &typed(1, field::TENSOR_RAW_DATA, &least))), 1),
+            (node_with(&single(2)), 1),
+            (node_with(&field(field::ATTRIBUTE_FLOATS, &numbers)), 1),
+            // Whole numbers of four bytes, and weights.
+            (initializer(&typed(6, field::TENSOR_RAW_DATA, &numbers)), 0),
+            (initializer(&typed(1, field::TENSOR_RAW_DATA, &least.repeat(300))), 0),
+        ] {
+            let model = field(field::MODEL_GRAPH, &graph);
+            let found = scanned(&model).expect("well formed").unfit_for_bf16;
+            assert_eq!(found.len(), n_found, "{graph:?}");
+            for place in found {
+                let place = usize::try_from(place).expect("a place in it");
+                assert_eq!(model[place..place + 4], least, "{graph:?}");
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{TINY, TestApp, copy_folder, test_model, vectors_of, with_tiny};
+use crate::helpers::{TINY, TestApp, copy_folder, cosine, test_model, vectors_of, with_tiny};
 use crate::providers::field;
 
 /// A copy of `tiny` to be broken.
@@ -272,4 +272,35 @@ async fn a_model_that_must_load_at_the_start_refuses_it() {
     let error = TestApp::try_start_with(&toml).await.err().expect("no start");
     let sentence = granary::telemetry::with_causes(&error);
     assert!(sentence.contains("broken") && sentence.contains("the ONNX file is missing"), "{sentence}");
+}
+
+/// Exporters mask attention with the least number of fp32, or another large one, times 0 where nothing is masked.
+#[tokio::test]
+async fn masks_of_large_numbers_are_the_same_on_a_provider_that_rounds() {
+    for number in [f32::MIN, -1e12, -1e9] {
+        vectors_are_the_same_with_the_mask_of(number).await;
+    }
+}
+
+async fn vectors_are_the_same_with_the_mask_of(number: f32) {
+    let folder = copied();
+    let onnx = folder.path().join("onnx/model.onnx");
+    let mut graph = fs_err::read(&onnx).expect("read");
+    let mask = (-65_504.0_f32).to_le_bytes();
+    let places: Vec<usize> = (0..graph.len() - 4).filter(|place| graph[*place..place + 4] == mask).collect();
+    let [place] = places[..] else { panic!("the mask's number stands at {places:?}") };
+    graph[place..place + 4].copy_from_slice(&number.to_le_bytes());
+    fs_err::write(&onnx, graph).expect("written");
+    let app = TestApp::start_with(&format!("{}{}", with_tiny(&[]), entry(folder.path(), ""))).await;
+    let texts = json!({"inputs": ["hello", "the grain of forty fields was carried up its wooden stairs"]});
+    let [masked, same] = ["broken", "tiny"].map(|model| format!("/models/{model}/embed"));
+    let (masked, same) = (app.post(&masked, texts.clone()).await.ok(), app.post(&same, texts).await.ok());
+    for (masked, same) in vectors_of(&masked).iter().zip(vectors_of(&same)) {
+        let cosine = cosine(masked, &same);
+        assert!(cosine > 0.9999, "{number}: {cosine}");
+    }
+    let provider = |model: Value| model["provider"]["name"].clone();
+    let [masked, same] = [app.get("/models/broken").await.ok(), app.get("/models/tiny").await.ok()].map(provider);
+    assert_eq!(masked, same, "nothing is lost by {number}");
+    app.stop().await;
 }

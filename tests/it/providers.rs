@@ -90,8 +90,8 @@ fn a_second_runtime_library_is_refused_with_the_way_out() {
 fn weights_that_cannot_be_mapped_are_read() {
     let runtime = Runtime::load(&data_dir().join("runtime/libonnxruntime.so")).expect("set-up installed it");
     let onnx = test_model("tiny").join("onnx/model.onnx");
-    let apart = GraphApart { graph: b"no graph".to_vec(), weights: onnx.clone() };
-    let files = GraphFiles { onnx, external_data: Vec::new(), apart: Some(apart) };
+    let apart = GraphApart { graph: b"no graph".to_vec(), unfit_for_bf16: Vec::new(), weights: onnx.clone() };
+    let files = GraphFiles { onnx, external_data: Vec::new(), unfit_for_bf16: Vec::new(), apart: Some(apart) };
     let provider = Provider::Cpu;
     let options = SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
@@ -115,7 +115,12 @@ fn mapped() -> Vec<std::ops::Range<usize>> {
 #[test]
 fn on_cpu_a_thread_that_has_memory_of_its_own_computes_there() {
     let runtime = Runtime::load(&data_dir().join("runtime/libonnxruntime.so")).expect("set-up installed it");
-    let files = GraphFiles { onnx: test_model("tiny").join("onnx/model.onnx"), external_data: Vec::new(), apart: None };
+    let files = GraphFiles {
+        onnx: test_model("tiny").join("onnx/model.onnx"),
+        external_data: Vec::new(),
+        unfit_for_bf16: Vec::new(),
+        apart: None,
+    };
     let options = SessionOptions { provider: Provider::Cpu, threads: 1, streams: 1, stays_awake: false, bf16: false };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
     let session = EncoderSession::open(&runtime, &files, options, wanted).expect("the file is whole");
@@ -168,7 +173,7 @@ fn memory_that_cannot_be_had_fails_one_run() {
     let folder = tempfile::tempdir().expect("a folder");
     let onnx = folder.path().join("any.onnx");
     fs_err::write(&onnx, graph_of_any_size()).expect("written");
-    let files = GraphFiles { onnx, external_data: Vec::new(), apart: None };
+    let files = GraphFiles { onnx, external_data: Vec::new(), unfit_for_bf16: Vec::new(), apart: None };
     let options = SessionOptions { provider: Provider::Cpu, threads: 1, streams: 1, stays_awake: false, bf16: false };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: None };
     let session = EncoderSession::open(&runtime, &files, options, wanted).expect("a graph");

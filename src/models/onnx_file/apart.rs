@@ -4,11 +4,11 @@
 //! Those that the graph names by file and place are mapped: sessions share the pages, and what is laid out anew for
 //! products, or never looked up, takes no memory.
 
-use std::io::{self, BufReader, Read, Seek, SeekFrom};
+use std::io::{self, BufReader, Cursor, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 
-use super::{Walk, field as fields, malformed};
+use super::{Walk, field as fields, malformed, scan_reader};
 use crate::engine::GraphApart;
 
 /// Smaller weights stay in the graph. They are little together, and among them are all whose numbers decide shapes, which the
@@ -44,8 +44,9 @@ pub fn graph_apart(path: &Path) -> io::Result<Option<GraphApart>> {
     };
     let file = fs_err::File::open(&weights)?;
     let n_bytes = file.metadata()?.len();
-    let graph = graph_of(BufReader::new(file), n_bytes, name)?;
-    Ok(graph.map(|graph| GraphApart { graph, weights }))
+    let Some(graph) = graph_of(BufReader::new(file), n_bytes, name)? else { return Ok(None) };
+    let unfit_for_bf16 = scan_reader(Cursor::new(&graph), graph.len() as u64)?.unfit_for_bf16;
+    Ok(Some(GraphApart { graph, unfit_for_bf16, weights }))
 }
 
 /// The same for the file called `name` that `reader` reads.
@@ -152,12 +153,9 @@ fn copy(reader: &mut (impl Read + Seek), part: Range<u64>, to: &mut Vec<u8>) -> 
 
 #[cfg(test)]
 mod tests {
-    use std::io::Cursor;
-
     use proptest::prelude::*;
 
     use super::*;
-    use crate::models::onnx_file::scan_reader;
 
     /// An initializer: a data type, a name, numbers, and a remark behind them.
     fn initializer(name: &str, numbers: &[u8]) -> Vec<u8> {

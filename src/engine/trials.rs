@@ -1,0 +1,112 @@
+//! What is tried of a graph when it is opened: whether its vectors are as long as its files say, and whether padding and
+//! rounding leave them what they are.
+
+use super::graph::GraphFiles;
+use super::head::Head;
+use super::padded::PaddedBatch;
+use super::session::{EncoderSession, GraphOutput, Runtime, SessionOptions, WantedOutput};
+use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
+use crate::domain::vector::cosine;
+use crate::domain::{Provider, TruncationSide};
+
+/// The width to which a short text is padded when it is tried whether its vector stays what it is alone.
+const TRIAL_WIDTH: usize = 16;
+
+/// The least cosine between the two. Rounding moves them far less, to bf16 too.
+const LEAST_COSINE: f64 = 0.99;
+
+/// The least cosine of a vector in bf16 with the same in fp32. Of models that bear it 0.999 is the lowest seen.
+const LEAST_ROUNDED_COSINE: f64 = 0.995;
+
+/// What is embedded to see what rounding does.
+const TRIAL_TEXT: &str = "The granary stood at the edge of the village, and every autumn the grain of forty fields was \
+    carried up its wooden stairs, weighed, written down and stored.";
+
+/// Checks that the graph's vectors are as long as the model's files and its first Dense module have them.
+pub(super) fn check_size(
+    output: &GraphOutput,
+    dimensions: usize,
+    hidden_size: Option<u32>,
+    taken: Option<u32>,
+) -> Result<(), String> {
+    let has = format!("its output `{}` has vectors of {dimensions} numbers", output.name);
+    match (hidden_size, taken) {
+        (Some(hidden_size), _) if dimensions != hidden_size as usize => {
+            Err(format!("{has}, and its hidden size is {hidden_size}: those are not embeddings"))
+        }
+        (_, Some(taken)) if dimensions != taken as usize => {
+            Err(format!("{has}, and its first Dense module takes {taken}"))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a short text has the same vector alone and beside a longer one. Where it cannot be tried, that is not said.
+pub(super) fn check_padding(session: &EncoderSession, head: &Head, tokenizer: &TextTokenizer) -> Result<(), String> {
+    let text = Input::Text("a".to_owned());
+    let Ok(Tokens { ids, .. }) = tokenizer.tokens(0, &text, None, OverLong::Cut(TruncationSide::Right)) else {
+        return Ok(());
+    };
+    let width = TRIAL_WIDTH.min(tokenizer.max_tokens());
+    if ids.len() >= width {
+        return Ok(());
+    }
+    let longer: Vec<u32> = ids.iter().copied().cycle().take(width).collect();
+    let first_of = |texts: &[&[u32]], width: usize| {
+        let mut batch = PaddedBatch::default();
+        batch.fill(texts.iter().copied(), width);
+        session.run(&batch, |output| head.first(&output, width, ids.len())).ok()?.ok()
+    };
+    let (alone, padded) =
+        (first_of(&[ids.as_slice()], ids.len()), first_of(&[ids.as_slice(), longer.as_slice()], width));
+    match (alone, padded) {
+        (Some(alone), Some(padded)) if alone != padded && cosine(&alone, &padded) < LEAST_COSINE => Err(format!(
+            "its output `{}` depends on padding, so that a text's vector would depend on its neighbours in a batch: \
+             export it with a mask over attention, and with one vector per token or with a mask over its pooling",
+            session.output().name
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that a text has nearly the same vector in bf16 as in fp32, in a graph that is opened once more for that. Where it
+/// cannot be tried, that is not said.
+pub(super) fn check_rounding(
+    runtime: &Runtime,
+    session: &EncoderSession,
+    head: &Head,
+    tokenizer: &TextTokenizer,
+    (graph, options, wanted): (&GraphFiles, SessionOptions, WantedOutput),
+) -> Result<(), String> {
+    let tokens = |text: &str| {
+        let input = Input::Text(text.to_owned());
+        tokenizer.tokens(0, &input, None, OverLong::Cut(TruncationSide::Right)).map(|tokens| tokens.ids)
+    };
+    let (Ok(long), Ok(short)) = (tokens(TRIAL_TEXT), tokens("a")) else { return Ok(()) };
+    let exactly = SessionOptions { provider: Provider::Cpu, bf16: false, streams: 1, ..options };
+    let exact = match EncoderSession::open(runtime, graph, exactly, wanted) {
+        Ok(exact) => exact,
+        Err(error) => {
+            tracing::debug!(%error, "what bf16 makes of the graph's vectors cannot be compared");
+            return Ok(());
+        }
+    };
+    let first_of = |session: &EncoderSession, first: &[u32], second: &[u32]| {
+        let (mut batch, width) = (PaddedBatch::default(), first.len().max(second.len()));
+        batch.fill([first, second].into_iter(), width);
+        session.run(&batch, |output| head.first(&output, width, first.len())).ok()?.ok()
+    };
+    for (first, second) in [(&long, &short), (&short, &long)] {
+        let (Some(rounded), Some(exact)) = (first_of(session, first, second), first_of(&exact, first, second)) else {
+            continue;
+        };
+        let cosine = cosine(&rounded, &exact);
+        if cosine < LEAST_ROUNDED_COSINE {
+            return Err(format!(
+                "its vectors in bf16 are not those in fp32 (cosine {cosine:.4}): its numbers are too large or too near to \
+                 each other to be rounded so"
+            ));
+        }
+    }
+    Ok(())
+}
