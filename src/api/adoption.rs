@@ -6,7 +6,7 @@ use futures::StreamExt;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::error::{ApiError, Code, ProblemBody};
+use super::error::{ApiError, Code};
 use super::extract::{OptionalJson, space_in};
 use super::grains::transfer::Ndjson;
 use super::grains::{Kept, ndjson};
@@ -28,21 +28,10 @@ pub struct AdoptBody {
     from: Option<String>,
 }
 
-/// The answer for the document: lines, each of which has the other shape.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "utoipa reads the variants; none is ever made")]
-pub enum AdoptionLines {
-    /// The whole, as it is sent.
-    Whole(Ndjson),
-    /// One line of it.
-    Line(AdoptionLine),
-}
-
 /// A line of the answer: one of its fields.
-#[derive(Clone, Debug, Serialize, ToSchema)]
+#[derive(Clone, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum AdoptionLine {
+enum AdoptionLine {
     /// How far it is.
     Progress(AdoptionObject),
     /// That was all.
@@ -52,16 +41,14 @@ pub enum AdoptionLine {
 }
 
 /// Why an adoption was cut short.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-pub struct AdoptionProblem {
-    #[schema(value_type = ProblemBody)]
+#[derive(Clone, Debug, Serialize)]
+struct AdoptionProblem {
     problem: serde_json::Value,
 }
 
 /// How far an adoption is.
-#[derive(Clone, Debug, Serialize, ToSchema)]
-#[schema(as = AdoptionCount)]
-pub struct AdoptionObject {
+#[derive(Clone, Debug, Serialize)]
+struct AdoptionObject {
     /// The model whose vectors they are.
     model: String,
     /// Its space.
@@ -80,14 +67,17 @@ pub struct AdoptionObject {
 /// Gives vectors their provenance by proof: each is compared with what the model makes of its text, and takes the model's
 /// space where both agree.
 ///
-/// The answer is NDJSON: `progress` lines, and a last line `end`. Who leaves early keeps what is adopted, and goes on by
-/// asking again. While a re-embedding can be rolled back, a space that it needs for that is joined to no other, and
-/// neither is one whose grains would be served from a third space then: 409.
+/// The answer is NDJSON: `{"progress": {"model", "space", "compared", "adopted", "unknown"}}`, and last `{"end": {…}}`
+/// with the same, and in `unknown_ids` the first thousand of the `unknown`: those that do not agree, and stay as they
+/// were. Where it was cut short, `{"error": {"problem": {…}}}` stands in place of `end`, and what was adopted stays so.
+/// Who leaves early keeps what is adopted, and goes on by asking again. While a re-embedding can be rolled back, a space
+/// that it needs for that is joined to no other, and neither is one whose grains would be served from a third space
+/// then: 409.
 #[utoipa::path(
     post, path = "/spaces/adopt", tag = "spaces", operation_id = "adopt_space", request_body = Option<AdoptBody>,
     responses(
         (status = 200, description = "Lines of progress, then the end", content_type = "application/x-ndjson",
-         body = AdoptionLines),
+         body = Ndjson),
         NativeErrors, NativeBodyErrors, UnknownModel, Conflict, NoRoom
     )
 )]

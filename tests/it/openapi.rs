@@ -58,6 +58,10 @@ const NEVER_LOADING: [&str; 7] = [
 /// What the headers of answers tell, besides the seconds to wait after errors.
 const TELLING: [&str; 6] = ["etag", "location", "x-dimensions", "x-model", "x-space", "x-truncated"];
 
+/// The content types of answers that generated clients read, instead of keeping them as they are.
+const READ: [&str; 5] =
+    ["application/json", "application/problem+json", "text/event-stream", "text/html", "text/plain"];
+
 /// The operation whose body is lines of any number: what is wrong with them stands in its answer.
 const OF_LINES: &str = "import_grains";
 
@@ -196,6 +200,24 @@ fn bodies_of_granarys_own_routes_have_no_other_fields() {
             schemas.extend(references.map(|(name, _)| document["components"]["schemas"][name].clone()));
         }
     }
+}
+
+/// A stream that may be read as one of several shapes is one that generated clients do not compile with, or read wrong.
+#[test]
+fn answers_that_generated_clients_keep_as_they_are_are_bytes() {
+    let schemas = &committed()["components"]["schemas"];
+    let mut seen = BTreeSet::new();
+    for operation in Operation::all() {
+        let contents = operation.responses.values().filter_map(|response| response["content"].as_object());
+        let is_kept = |content_type: &str| !READ.contains(&content_type);
+        for (content_type, content) in contents.flatten().filter(|(content_type, _)| is_kept(content_type)) {
+            let name = content["schema"]["$ref"].as_str().and_then(|reference| reference.rsplit('/').next());
+            let schema = &schemas[name.unwrap_or_default()];
+            assert_eq!((&schema["type"], &schema["format"]), (&json!("string"), &json!("binary")), "{}", operation.id);
+            seen.insert(content_type.clone());
+        }
+    }
+    assert!(seen.contains("application/x-ndjson") && seen.contains("application/vnd.sqlite3"), "{seen:?}");
 }
 
 #[test]
