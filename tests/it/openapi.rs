@@ -220,6 +220,22 @@ fn answers_that_generated_clients_keep_as_they_are_are_bytes() {
     assert!(seen.contains("application/x-ndjson") && seen.contains("application/vnd.sqlite3"), "{seen:?}");
 }
 
+/// Generated clients read a number that does not say it with few digits, and send another one than they were given.
+#[test]
+fn every_number_says_how_exact_it_is() {
+    let mut values = vec![committed()];
+    while let Some(value) = values.pop() {
+        let kind = &value["type"];
+        let is_number = kind == "number" || kind.as_array().is_some_and(|kinds| kinds.contains(&json!("number")));
+        assert!(!is_number || value["format"].is_string(), "{value}");
+        match value {
+            Value::Array(list) => values.extend(list),
+            Value::Object(fields) => values.extend(fields.into_iter().map(|(_, value)| value)),
+            _ => {}
+        }
+    }
+}
+
 #[test]
 fn openais_clients_are_offered_texts_alone() {
     let schemas = &committed()["components"]["schemas"];

@@ -7,7 +7,7 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use utoipa::openapi::RefOr;
-use utoipa::openapi::schema::{ObjectBuilder, OneOfBuilder, Schema, Type};
+use utoipa::openapi::schema::{OneOfBuilder, Schema};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::error::{ApiError, Code};
@@ -158,8 +158,7 @@ impl<'de> Deserialize<'de> for ValueBody {
 
 impl PartialSchema for ValueBody {
     fn schema() -> RefOr<Schema> {
-        let of = |kind| ObjectBuilder::new().schema_type(kind);
-        Schema::from(OneOfBuilder::new().item(of(Type::String)).item(of(Type::Number)).item(of(Type::Boolean))).into()
+        Schema::from(OneOfBuilder::new().item(String::schema()).item(f64::schema()).item(bool::schema())).into()
     }
 }
 
