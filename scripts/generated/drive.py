@@ -83,8 +83,8 @@ def drive_models(client: AuthenticatedClient) -> None:
     assert ok(list_models.sync_detailed(client=client), ModelList).active == MINILM
     assert ok(get_active_model.sync_detailed(client=client), Model).name == MINILM
     assert ok(load_model.sync_detailed(TINY, client=client), Model).state == "ready"
-    events = ok(follow_model.sync_detailed(TINY, client=client), str)
-    assert "event: model\n" in events and '"state":"ready"' in events, events
+    events = ok(follow_model.sync_detailed(TINY, client=client), File).payload.read()
+    assert b"event: model\n" in events and b'"state":"ready"' in events, events
     assert ok(get_model.sync_detailed(TINY, client=client), Model).dimensions == 32
     assert ok(accept_space.sync_detailed(TINY, client=client, body=AcceptBody()), Model).name == TINY
     registration = RegistrationBody(name="another", path=MINILM)
@@ -204,7 +204,7 @@ def drive_comparisons(client: AuthenticatedClient) -> None:
 
     done = until(ask, lambda one: one.state in ("completed", "failed"))
     assert done.state == "completed" and done.result, done
-    assert "<html" in ok(get_comparison_report.sync_detailed(begun.id, client=client), str)
+    assert b"<html" in ok(get_comparison_report.sync_detailed(begun.id, client=client), File).payload.read()
     empty(delete_comparison.sync_detailed(begun.id, client=client), 204)
 
 
@@ -217,8 +217,8 @@ def write_fields(client: AuthenticatedClient, source: str, n_grains: int) -> Fil
 def drive_reembeddings(client: AuthenticatedClient) -> None:
     body = ReembeddingBody(to=MINILM, filter_=write_fields(client, "few", 3))
     job = ok(begin_reembedding.sync_detailed(client=client, body=body), Reembedding, 202)
-    events = ok(follow_reembedding.sync_detailed(job.id, client=client), str)
-    assert "event: reembedding\n" in events and '"state":"completed"' in events, events
+    events = ok(follow_reembedding.sync_detailed(job.id, client=client), File).payload.read()
+    assert b"event: reembedding\n" in events and b'"state":"completed"' in events, events
 
     def ask() -> Reembedding:
         return ok(get_reembedding.sync_detailed(job.id, client=client), Reembedding)

@@ -72,6 +72,12 @@ pub struct ComparisonObject {
     result: Option<ComparisonResult>,
 }
 
+/// A page. For the document it is bytes, as a stream is.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary)]
+#[allow(dead_code, reason = "utoipa reads the type")]
+pub struct ReportPage(String);
+
 /// The comparisons that are kept.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = ComparisonList)]
@@ -158,7 +164,7 @@ pub async fn get(InPath(status): InPath) -> axum::Json<ComparisonObject> {
     get, path = "/comparisons/{id}/report", tag = "comparisons", operation_id = "get_comparison_report",
     params(("id" = String, Path, description = "A comparison's id")),
     responses(
-        (status = 200, description = "The page", content_type = "text/html", body = String),
+        (status = 200, description = "The page", content_type = "text/html", body = ReportPage),
         NativeErrors, UnknownComparison, Conflict
     )
 )]

@@ -6,7 +6,6 @@ use axum::extract::State;
 use axum::response::sse::{Event, KeepAlive};
 use axum::response::{IntoResponse, Sse};
 use futures::Stream;
-use serde::Serialize;
 use utoipa::ToSchema;
 
 use super::bodies::UNBUFFERED;
@@ -21,36 +20,21 @@ pub(super) fn answer(events: impl Stream<Item = Result<Event, Infallible>> + Sen
     ([UNBUFFERED], Sse::new(events).keep_alive(KeepAlive::default()))
 }
 
-/// The stream for the document: text, and to who reads events what each is.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "utoipa reads the variants; none is ever made")]
-pub enum ModelEvents {
-    /// The whole, as it is sent.
-    Whole(String),
-    /// One event of it.
-    Event(ModelEvent),
-}
-
-/// An event of the stream, as it is written; this is its shape for the document.
-#[derive(Serialize, ToSchema)]
-#[allow(dead_code, reason = "utoipa reads the fields")]
-pub struct ModelEvent {
-    /// Always `model`.
-    event: String,
-    /// The model as `GET /models/{name}` shows it, as JSON.
-    data: String,
-}
+/// Server-sent events: text, as it is sent. For the document it is bytes, which generated clients keep as they are.
+#[derive(ToSchema)]
+#[schema(value_type = String, format = Binary, example = "event: model\ndata: {\"name\": \"tiny\"}\n\n")]
+#[allow(dead_code, reason = "utoipa reads the type")]
+pub struct EventStream(String);
 
 /// Follows a model: its state now, then at each change, with the progress of its download.
 ///
-/// Server-sent events of the type `model`, each with the model as `GET /models/{name}` shows it. The stream ends with a
+/// Server-sent events: `event` is `model`, and `data` the model as `GET /models/{name}` shows it. The stream ends with a
 /// state that lasts: `ready`, `failed` or `unloaded`.
 #[utoipa::path(
     get, path = "/models/{name}/events", tag = "models", operation_id = "follow_model",
     params(("name" = String, Path, description = "A model's name or alias")),
     responses(
-        (status = 200, description = "Events of the type `model`", content_type = "text/event-stream", body = ModelEvents),
+        (status = 200, description = "Events of the type `model`", content_type = "text/event-stream", body = EventStream),
         NativeErrors, UnknownModel
     )
 )]

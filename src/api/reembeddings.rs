@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::error::{ApiError, Code, ProblemBody};
-use super::events;
+use super::events::{self, EventStream};
 use super::extract::{Json, required_space};
 use super::fields::optional_object;
 use super::grains::filter::FilterBody;
@@ -111,27 +111,6 @@ pub struct FailureObject {
     tries: u32,
 }
 
-/// The stream for the document: text, and to who reads events what each is.
-#[derive(Serialize, ToSchema)]
-#[serde(untagged)]
-#[allow(dead_code, reason = "utoipa reads the variants; none is ever made")]
-pub enum ReembeddingEvents {
-    /// The whole, as it is sent.
-    Whole(String),
-    /// One event of it.
-    Event(ReembeddingEvent),
-}
-
-/// An event of the stream, as it is written; this is its shape for the document.
-#[derive(Serialize, ToSchema)]
-#[allow(dead_code, reason = "utoipa reads the fields")]
-pub struct ReembeddingEvent {
-    /// Always `reembedding`.
-    event: String,
-    /// The job as `GET /reembeddings/{id}` shows it, as JSON.
-    data: String,
-}
-
 /// No job has the id.
 #[derive(IntoResponses)]
 #[response(status = 404, description = "No job has this id", content_type = "application/problem+json")]
@@ -213,14 +192,14 @@ pub async fn get(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Reembe
 
 /// Follows a job: now, then at each change, at most four times a second.
 ///
-/// Server-sent events of the type `reembedding`, each with the job as `GET /reembeddings/{id}` shows it. The stream ends
+/// Server-sent events: `event` is `reembedding`, and `data` the job as `GET /reembeddings/{id}` shows it. The stream ends
 /// with a state in which nothing goes on by itself, `paused` too, and when the server stops.
 #[utoipa::path(
     get, path = "/reembeddings/{id}/events", tag = "reembeddings", operation_id = "follow_reembedding",
     params(("id" = String, Path, description = "A job's id")),
     responses(
         (status = 200, description = "Events of the type `reembedding`", content_type = "text/event-stream",
-         body = ReembeddingEvents),
+         body = EventStream),
         NativeErrors, UnknownReembedding
     )
 )]
