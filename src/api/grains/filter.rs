@@ -6,8 +6,8 @@ use std::fmt;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, MapAccess, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
-use utoipa::openapi::RefOr;
 use utoipa::openapi::schema::{OneOfBuilder, Schema};
+use utoipa::openapi::{Ref, RefOr};
 use utoipa::{PartialSchema, ToSchema};
 
 use crate::api::error::{ApiError, Code};
@@ -158,11 +158,16 @@ impl<'de> Deserialize<'de> for ValueBody {
 
 impl PartialSchema for ValueBody {
     fn schema() -> RefOr<Schema> {
-        Schema::from(OneOfBuilder::new().item(String::schema()).item(f64::schema()).item(bool::schema())).into()
+        Schema::from(one_value()).into()
     }
 }
 
 impl ToSchema for ValueBody {}
+
+/// What a value is, for the document.
+fn one_value() -> OneOfBuilder {
+    OneOfBuilder::new().item(String::schema()).item(f64::schema()).item(bool::schema())
+}
 
 /// What an attribute must be.
 #[derive(Clone, Debug)]
@@ -205,14 +210,16 @@ impl<'de> Deserialize<'de> for AttributeBody {
 
 impl PartialSchema for AttributeBody {
     fn schema() -> RefOr<Schema> {
-        Schema::from(OneOfBuilder::new().item(ValueBody::schema()).item(ConditionBody::schema())).into()
+        // Not a choice within the choice, and with a name for each object: generated clients have types for no others.
+        Schema::from(one_value().item(Ref::from_schema_name(ConditionBody::name()))).into()
     }
 }
 
 impl ToSchema for AttributeBody {
     // Its schema is written by hand, so what that refers to must be named by hand too.
     fn schemas(schemas: &mut Vec<(String, RefOr<Schema>)>) {
-        schemas.push((ValueBody::name().into_owned(), ValueBody::schema()));
+        schemas.push((ConditionBody::name().into_owned(), ConditionBody::schema()));
+        ConditionBody::schemas(schemas);
     }
 }
 
