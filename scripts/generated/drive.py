@@ -35,7 +35,7 @@ from granary_client.models import AcceptBody, ActiveBody, AdoptBody, CompareBody
 from granary_client.models import CountBody, CreatedGrains, DeclareBody, DecodeBody, DeleteBody, Deleted, EmbedBodyInputs
 from granary_client.models import EmbedBodyRootInputs, EmbeddingList, EmbeddingsBody, EncodingFormat, ExportBody
 from granary_client.models import ExportInclude, Facet, Filter, Grain, GrainDraft, GrainDraftAttributesType0, GrainDrafts, GrainPage, GrainPatch
-from granary_client.models import GrainResults, Hardware, Info, Live, Model, ModelList, OpenAiError, OpenAiModel
+from granary_client.models import GrainResults, Hardware, ImportGrainsOnConflict, Info, Live, Model, ModelList, OpenAiError, OpenAiModel
 from granary_client.models import OpenAiModelList, Problem, Ready, Reembedding, ReembeddingBody, ReembeddingFailureList
 from granary_client.models import ReembeddingList, RegistrationBody, SearchAnswer, SearchBody, SearchMode, SentencePair
 from granary_client.models import SimilarityBody, Snapshot, SnapshotList, SpaceList, SpaceObject, SwitchAnswer, TagsCondition
@@ -177,7 +177,7 @@ def drive_grains(client: AuthenticatedClient) -> None:
     chosen = ExportBody(include=[ExportInclude.VECTOR], filter_=Filter(ids=["rye", "maize"]))
     exported = ok(export_grains.sync_detailed(client=client, body=chosen), File).payload.read()
     assert lines(File(BytesIO(exported)))[-1] == {"end": {"grains": 2}}
-    again = ok(import_grains.sync_detailed(client=client, body=File(BytesIO(exported)), on_conflict="skip"), File)
+    again = ok(import_grains.sync_detailed(client=client, body=File(BytesIO(exported)), on_conflict=ImportGrainsOnConflict.SKIP), File)
     end = lines(again)[-1]["end"]
     assert (end["skipped"], end["complete"]) == (2, True), end
     deleted = delete_grains.sync_detailed(client=client, body=DeleteBody(filter_=wanted, expected_count=1))

@@ -249,6 +249,14 @@ fn choices_are_flat_and_their_objects_have_names() {
 }
 
 #[test]
+fn the_words_for_a_conflict_of_an_import_are_listed() {
+    let document = committed();
+    let parameters = document["paths"]["/grains/import"]["post"]["parameters"].as_array().expect("parameters");
+    let on_conflict = parameters.iter().find(|parameter| parameter["name"] == "on_conflict").expect("the parameter");
+    assert_eq!(on_conflict["schema"]["enum"], json!(["error", "skip", "replace"]));
+}
+
+#[test]
 fn openais_clients_are_offered_texts_alone() {
     let schemas = &committed()["components"]["schemas"];
     assert_eq!(schemas["EmbeddingsBody"]["properties"]["input"]["$ref"], "#/components/schemas/Texts");

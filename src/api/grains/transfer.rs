@@ -149,8 +149,20 @@ impl SpaceLine {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ImportQuery {
-    on_conflict: Option<String>,
+    on_conflict: Option<ConflictWord>,
     reembed: Option<String>,
+}
+
+/// What an import does with an id that is taken.
+#[derive(Clone, Copy, Debug, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum ConflictWord {
+    /// The line fails.
+    Error,
+    /// The stored grain stays.
+    Skip,
+    /// The line is written.
+    Replace,
 }
 
 /// Imports grains of any number: an export of this or another server, or lines as `POST /grains` takes them.
@@ -166,9 +178,9 @@ pub struct ImportQuery {
 #[utoipa::path(
     post, path = "/grains/import", tag = "grains", operation_id = "import_grains",
     params(
-        ("on_conflict" = Option<String>, Query, description = "What becomes of a line whose id is taken: `error` (when \
-         absent), `skip`, or `replace`, which writes only what differs and leaves the stored grain its time of creation",
-         pattern = "^(error|skip|replace)$"),
+        ("on_conflict" = inline(Option<ConflictWord>), Query, description = "What becomes of a line whose id is taken: \
+         `error` (when absent), `skip`, or `replace`, which writes only what differs and leaves the stored grain its time \
+         of creation"),
         ("reembed" = Option<bool>, Query, description = "Embed the text of a line whose vector is in a space that is not \
          known here, instead of refusing the line"),
     ),
@@ -226,11 +238,10 @@ const ON_CONFLICT: &str = "`on_conflict` takes error, skip or replace";
 
 impl ImportQuery {
     fn options(&self) -> Result<ImportOptions, ApiError> {
-        let on_conflict = match self.on_conflict.as_deref() {
-            None | Some("error") => OnConflict::Error,
-            Some("skip") => OnConflict::Skip,
-            Some("replace") => OnConflict::Replace,
-            Some(_) => return Err(refused("on_conflict", ON_CONFLICT)),
+        let on_conflict = match self.on_conflict {
+            None | Some(ConflictWord::Error) => OnConflict::Error,
+            Some(ConflictWord::Skip) => OnConflict::Skip,
+            Some(ConflictWord::Replace) => OnConflict::Replace,
         };
         let unknown_vectors = match self.reembed.as_deref() {
             None | Some("false") => UnknownVectors::Refuse,
