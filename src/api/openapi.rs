@@ -6,6 +6,7 @@ use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
 use utoipa::openapi::server::Server;
+use utoipa::openapi::{HeaderBuilder, Ref, RefOr};
 use utoipa::{Modify, OpenApi};
 
 use super::access::{self, Need};
@@ -13,6 +14,7 @@ use super::embed::RootAnswer;
 use super::error::{OpenAiError, ProblemBody, TeiError};
 use super::forwarded::Asked;
 use super::openai::EmbeddingList;
+use super::requests::REQUEST_ID;
 use crate::config::BasePath;
 use crate::domain::Scope;
 
@@ -63,8 +65,8 @@ impl Modify for KeySchemes {
     }
 }
 
-/// Completes what `routes!` gathered: says which scope each operation needs, and writes the paths without wildcards,
-/// which OpenAPI does not have.
+/// Completes what `routes!` gathered: says which scope each operation needs and which header each answer has, and
+/// writes the paths without wildcards, which OpenAPI does not have.
 #[must_use]
 pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let gathered = std::mem::take(&mut document.paths.paths);
@@ -73,11 +75,25 @@ pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::Open
         .map(|(path, mut item)| {
             for (method, operation) in operations(&mut item) {
                 operation.security = access::listed(&method, &path).map(security);
+                name_request_id(operation);
             }
             (access::documented(&path), item)
         })
         .collect();
+    let description = "The request's id, under which the log has it: the caller's own where it sent one";
+    let request_id = RefOr::T(HeaderBuilder::new().description(Some(description)).build());
+    document.components.get_or_insert_default().headers.insert(REQUEST_ID.to_string(), request_id);
     document
+}
+
+/// Every answer has this header, whichever route and layer it comes from.
+fn name_request_id(operation: &mut Operation) {
+    for response in operation.responses.responses.values_mut() {
+        if let RefOr::T(response) = response {
+            let header = Ref::new(format!("#/components/headers/{REQUEST_ID}"));
+            response.headers.insert(REQUEST_ID.to_string(), RefOr::Ref(header));
+        }
+    }
 }
 
 /// The document of a server at this address.

@@ -21,7 +21,7 @@ use super::state::AppState;
 use crate::telemetry;
 use crate::telemetry::traces::{self, RequestTrace};
 
-const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+pub(super) const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// The route of a path that has none, as a label.

@@ -56,7 +56,7 @@ const NEVER_LOADING: [&str; 7] = [
 ];
 
 /// What the headers of answers tell, besides the seconds to wait after errors.
-const TELLING: [&str; 6] = ["etag", "location", "x-dimensions", "x-model", "x-space", "x-truncated"];
+const TELLING: [&str; 7] = ["etag", "location", "x-dimensions", "x-model", "x-request-id", "x-space", "x-truncated"];
 
 /// The content types of answers that generated clients read, instead of keeping them as they are.
 const READ: [&str; 3] = ["application/json", "application/problem+json", "text/plain"];
