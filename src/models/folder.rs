@@ -11,6 +11,7 @@ use serde::Deserialize;
 
 use super::descriptions::{
     Architecture, PromptConfig, PromptTexts, SENTENCE_CONFIGS, SentenceConfig, TokenizerConfig, TokenizerFile,
+    VocabularyFile,
 };
 use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
@@ -141,10 +142,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
     let onnx = first_existing("the ONNX file", onnx.map_or_else(usual, |path| vec![path.to_owned()]))?;
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
     let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
-    let tokens: TokenizerConfig = read_json(&folder.join("tokenizer_config.json"))?.unwrap_or_default();
-    if tokens.lowers_case() && read_json::<TokenizerFile>(&tokenizer)?.unwrap_or_default().is_cased_bert() {
-        return Err(lower_case(folder.join("tokenizer_config.json")));
-    }
+    let tokens = read_tokenizer_config(folder, &tokenizer, &architecture)?;
     let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
     let modules = modules::read(folder, pooling)?;
     let sentence = read_sentence_config(modules.transformer.as_deref(), folder, &tokenizer)?;
@@ -252,6 +250,45 @@ fn files(onnx: PathBuf, tokenizer: PathBuf, said: ModelFiles) -> Result<ModelFil
         })
         .collect::<Result<_, _>>()?;
     Ok(ModelFiles { onnx, external_data, tokenizer, quantizes_per_batch, unfit_for_bf16, ..said })
+}
+
+/// `tokenizer_config.json`, which must not say other things than `tokenizer.json` where transformers goes by it. Without the
+/// file, as in a cache that another tool filled, nothing is known of what it says.
+fn read_tokenizer_config(
+    folder: &Path,
+    tokenizer: &Path,
+    architecture: &Architecture,
+) -> Result<TokenizerConfig, FolderError> {
+    let path = folder.join("tokenizer_config.json");
+    let Some(config) = read_json::<TokenizerConfig>(&path)? else { return Ok(TokenizerConfig::default()) };
+    let file: TokenizerFile = read_json(tokenizer)?.unwrap_or_default();
+    if let Some(reason) = config.contradiction(architecture, &file) {
+        return Err(FolderError::Misfit { path, reason });
+    }
+    if let Some((key, token)) = unknown_token(&config, &file, tokenizer)? {
+        let reason = format!(
+            "its `{key}` has the token `{token}`, and tokenizer.json has none such. transformers adds it: save the tokenizer \
+             anew with its `save_pretrained`, or take the token out if the model was trained without, in a folder of your own \
+             where it is a hub's"
+        );
+        return Err(FolderError::Misfit { path, reason });
+    }
+    Ok(config)
+}
+
+/// The first token that the configuration has and `tokenizer.json` has not, behind the name of its key.
+fn unknown_token<'a>(
+    config: &'a TokenizerConfig,
+    file: &'a TokenizerFile,
+    tokenizer: &Path,
+) -> Result<Option<(&'static str, &'a str)>, FolderError> {
+    let mut beside = config.tokens_beside(file).peekable();
+    // Its vocabulary is large, and seldom asked.
+    if beside.peek().is_none() {
+        return Ok(None);
+    }
+    let vocabulary: VocabularyFile = read_json(tokenizer)?.unwrap_or_default();
+    Ok(beside.find(|(_, token)| !vocabulary.has(token)))
 }
 
 /// What the first of `SENTENCE_CONFIGS` says that is in the Transformer's folder, or else in the model's. To lower the case

@@ -142,6 +142,27 @@ async fn a_tokenizer_that_leaves_out_a_token_that_its_configuration_adds_is_refu
     app.stop().await;
 }
 
+#[tokio::test]
+async fn a_tokenizer_that_its_configuration_contradicts_is_refused() {
+    let folder = copied();
+    let configure = |config: &str| fs_err::write(folder.path().join("tokenizer_config.json"), config).expect("written");
+    for (config, key) in [
+        (r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": false}"#, "`do_lower_case` is false"),
+        (r#"{"do_lower_case": true, "split_special_tokens": true}"#, "`split_special_tokens`"),
+        (r#"{"do_lower_case": true, "additional_special_tokens": ["<e1>"]}"#, "has the token `<e1>`"),
+    ] {
+        configure(config);
+        let sentence = refused(&entry(folder.path(), "")).await;
+        assert!(sentence.contains("tokenizer_config.json") && sentence.contains(key), "{sentence}");
+    }
+    configure(r#"{"tokenizer_class": "BertTokenizer", "strip_accents": null, "additional_special_tokens": ["[CLS]"]}"#);
+    let app = TestApp::start_with(&format!("{}{}", with_tiny(&[]), entry(folder.path(), ""))).await;
+    let same = app.post("/models/broken/embed", json!({"inputs": "Hello"})).await;
+    let tiny = app.post("/models/tiny/embed", json!({"inputs": "Hello"})).await;
+    assert_eq!((same.ok(), same.header("x-space")), (tiny.ok(), tiny.header("x-space")));
+    app.stop().await;
+}
+
 /// A graph without weights whose vectors are of two numbers, the sine and the cosine of a token's id. What it gives for each
 /// text or token has the mean of them all in it, padding included.
 fn graph_that_reads_padding(output: &str) -> Vec<u8> {

@@ -207,27 +207,117 @@ fn capitals_that_the_tokenizer_keeps_and_the_model_does_not_are_refused() {
     }
 }
 
+/// What is said of a `tokenizer_config.json` beside a `tokenizer.json` and a `config.json`; empty where it is read.
+fn refusal_of_tokenizer(config: &str, tokenizer: &str, architecture: &str) -> String {
+    let read =
+        read_from(&[("tokenizer_config.json", config), ("tokenizer.json", tokenizer), ("config.json", architecture)]);
+    read.map_or_else(|error| error.to_string(), |_| String::new())
+}
+
 #[test]
-fn capitals_that_the_tokenizers_own_class_takes_away_are_refused() {
-    let read = |class: &str, lowers: &str, normalizer: &str| {
-        let config = format!(r#"{{"tokenizer_class": "{class}", "do_lower_case": {lowers}}}"#);
-        let tokenizer = format!(r#"{{"normalizer": {normalizer}}}"#);
-        read_from(&[("tokenizer_config.json", config.as_str()), ("tokenizer.json", tokenizer.as_str())])
+fn rules_for_texts_that_the_tokenizers_own_class_sets_otherwise_are_refused() {
+    let read = |config: &str, rules: &str| {
+        let tokenizer = format!(r#"{{"normalizer": {{"type": "BertNormalizer", {rules}}}}}"#);
+        refusal_of_tokenizer(config, &tokenizer, r#"{"model_type": "bert"}"#)
     };
-    let cased = r#"{"type": "BertNormalizer", "lowercase": false}"#;
-    for class in ["BertTokenizer", "BertTokenizerFast", "MPNetTokenizer"] {
-        let refusal = read(class, "true", cased).expect_err(class).to_string();
-        assert!(refusal.contains("tokenizer_config.json") && refusal.contains("`do_lower_case`"), "{refusal}");
-    }
-    for (class, lowers, normalizer) in [
-        ("BertTokenizer", "true", r#"{"type": "BertNormalizer", "lowercase": true}"#),
-        ("BertTokenizer", "false", cased),
-        ("BertTokenizer", "null", cased),
-        ("PreTrainedTokenizerFast", "true", cased),
-        ("XLMRobertaTokenizer", "true", "null"),
+    let (cased, uncased) = (r#""lowercase": false"#, r#""lowercase": true, "strip_accents": null"#);
+    for (config, rules, key) in [
+        (r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": true}"#, cased, "`do_lower_case` is true"),
+        (r#"{"tokenizer_class": "BertTokenizerFast", "do_lower_case": true}"#, cased, "`do_lower_case` is true"),
+        (r#"{"tokenizer_class": "MPNetTokenizer", "do_lower_case": true}"#, cased, "`do_lower_case` is true"),
+        (r#"{"tokenizer_class": "DistilBertTokenizer", "do_lower_case": false}"#, uncased, "`do_lower_case` is false"),
+        (r#"{"do_lower_case": false}"#, uncased, "`do_lower_case` is false"),
+        (r#"{"tokenizer_class": "BertTokenizer"}"#, cased, "no `do_lower_case`, which stands for true"),
+        (r#"{"auto_map": {"AutoModel": "a.B"}, "do_lower_case": null}"#, cased, "no `do_lower_case`"),
+        (r#"{"strip_accents": false}"#, uncased, "`strip_accents` is false"),
+        (r#"{"do_lower_case": false, "strip_accents": true}"#, cased, "`strip_accents` is true"),
+        (r#"{"model_max_length": 512}"#, r#""lowercase": true, "strip_accents": false"#, "no `strip_accents`"),
+        (r#"{"tokenize_chinese_chars": false}"#, uncased, "`tokenize_chinese_chars` is false"),
+        (r#"{"strip_accents": null}"#, r#""lowercase": true, "handle_chinese_chars": false"#, "no `tokenize_chinese"),
     ] {
-        assert!(read(class, lowers, normalizer).is_ok(), "{class}, {lowers}, {normalizer}");
+        let refusal = read(config, rules);
+        assert!(refusal.contains("tokenizer_config.json") && refusal.contains(key), "{config}, {rules}: {refusal}");
+        assert!(refusal.contains("save_pretrained"), "{refusal}");
     }
+    for (config, rules) in [
+        (r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": true}"#, uncased),
+        (r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": false}"#, cased),
+        ("{}", uncased),
+        (r#"{"strip_accents": true}"#, r#""lowercase": true, "strip_accents": true"#),
+        (r#"{"strip_accents": true}"#, uncased),
+        (r#"{"tokenize_chinese_chars": false}"#, r#""lowercase": true, "handle_chinese_chars": false"#),
+        (r#"{"tokenizer_class": "MPNetTokenizer", "tokenize_chinese_chars": false}"#, uncased),
+        (r#"{"tokenizer_class": "PreTrainedTokenizerFast", "do_lower_case": true}"#, cased),
+        (r#"{"tokenizer_class": "XLMRobertaTokenizer", "do_lower_case": true}"#, cased),
+        (r#"{"auto_map": {"AutoTokenizer": ["a.B", null]}, "do_lower_case": true}"#, cased),
+    ] {
+        assert_eq!(read(config, rules), "", "{config}, {rules}");
+    }
+}
+
+#[test]
+fn rules_that_no_class_sets_and_folders_that_say_nothing_are_read() {
+    let cased = r#"{"normalizer": {"type": "BertNormalizer", "lowercase": false}}"#;
+    assert!(read_from(&[("tokenizer.json", cased), ("config.json", r#"{"model_type": "bert"}"#)]).is_ok());
+    assert_eq!(refusal_of_tokenizer("{}", cased, r#"{"model_type": "modernbert"}"#), "");
+    assert_eq!(refusal_of_tokenizer("{}", cased, r#"{"model_type": "bert", "tokenizer_class": "OwnTokenizer"}"#), "");
+    let nested = r#"{"normalizer": {"type": "Sequence", "normalizers": [{"type": "Lowercase"}]}}"#;
+    assert_eq!(refusal_of_tokenizer(r#"{"do_lower_case": false}"#, nested, r#"{"model_type": "bert"}"#), "");
+}
+
+#[test]
+fn a_space_before_texts_that_is_set_otherwise_is_refused() {
+    let read = |config: &str, splitter: &str| {
+        refusal_of_tokenizer(config, &format!(r#"{{"pre_tokenizer": {splitter}}}"#), "{}")
+    };
+    let (adds, adds_none) =
+        (r#"{"type": "ByteLevel", "add_prefix_space": true}"#, r#"{"type": "ByteLevel", "add_prefix_space": false}"#);
+    for class in ["RobertaTokenizer", "PreTrainedTokenizerFast"] {
+        for (said, splitter, is_read) in [
+            (r#", "add_prefix_space": true"#, adds, true),
+            (r#", "add_prefix_space": false"#, adds_none, true),
+            (r#", "add_prefix_space": null"#, adds, true),
+            ("", adds_none, true),
+            (r#", "add_prefix_space": true"#, r#"{"type": "Metaspace", "add_prefix_space": false}"#, true),
+            (r#", "add_prefix_space": true"#, r#"{"type": "Sequence", "pretokenizers": []}"#, true),
+            (r#", "add_prefix_space": true"#, "null", true),
+            (r#", "add_prefix_space": true"#, adds_none, false),
+            (r#", "add_prefix_space": false"#, adds, false),
+            ("", adds, false),
+        ] {
+            let refusal = read(&format!(r#"{{"tokenizer_class": "{class}"{said}}}"#), splitter);
+            assert_eq!(refusal.is_empty(), is_read, "{class}{said}, {splitter}: {refusal}");
+            assert!(is_read || refusal.contains("`add_prefix_space`"), "{refusal}");
+        }
+    }
+}
+
+#[test]
+fn special_tokens_that_are_read_as_words_or_are_not_in_the_tokenizer_are_refused() {
+    let read = |config: &str| {
+        let tokenizer = r#"{"added_tokens": [{"id": 0, "content": "[CLS]"}], "model": {"vocab": {"[NEW]": 1}}}"#;
+        refusal_of_tokenizer(config, tokenizer, "{}")
+    };
+    let split = read(r#"{"split_special_tokens": true}"#);
+    assert!(split.contains("tokenizer_config.json") && split.contains("`split_special_tokens`"), "{split}");
+    for (config, key) in [
+        (r#"{"added_tokens_decoder": {"0": {"content": "[CLS]"}, "7": {"content": "<e>"}}}"#, "added_tokens_decoder"),
+        (r#"{"additional_special_tokens": ["<e>"]}"#, "additional_special_tokens"),
+        (r#"{"additional_special_tokens": [{"content": "<e>"}]}"#, "additional_special_tokens"),
+    ] {
+        let refusal = read(config);
+        assert!(refusal.contains(&format!("`{key}` has the token `<e>`")), "{config}: {refusal}");
+    }
+    for config in [
+        r#"{"split_special_tokens": false, "added_tokens_decoder": {"0": {"content": "[CLS]"}}}"#,
+        r#"{"additional_special_tokens": ["[CLS]", "[NEW]"]}"#,
+        r#"{"additional_special_tokens": null, "added_tokens_decoder": {}}"#,
+    ] {
+        assert_eq!(read(config), "", "{config}");
+    }
+    let scored = r#"{"model": {"type": "Unigram", "vocab": [["<e>", 0.0], ["a", -1.5]]}}"#;
+    assert_eq!(refusal_of_tokenizer(r#"{"additional_special_tokens": ["<e>"]}"#, scored, "{}"), "");
+    assert_ne!(refusal_of_tokenizer(r#"{"additional_special_tokens": ["<f>"]}"#, scored, "{}"), "");
 }
 
 #[test]
