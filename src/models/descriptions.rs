@@ -93,11 +93,92 @@ pub(super) const SENTENCE_CONFIGS: [&str; 7] = [
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct SentenceConfig {
-    /// The most tokens that a text keeps.
+    /// The most tokens that a text keeps, where neither of those below says so.
     #[serde(deserialize_with = "size")]
-    pub(super) max_seq_length: Option<u32>,
+    max_seq_length: Option<u32>,
     /// Whether texts lose their capitals before they are tokenized.
     pub(super) do_lower_case: Option<bool>,
+    /// What the tokenizer is called with, for each kind of input.
+    processing_kwargs: Option<BTreeMap<String, Value>>,
+    /// What the tokenizer is loaded with.
+    processor_kwargs: Option<BTreeMap<String, Value>>,
+    /// The same as older releases wrote it. It counts where both are there.
+    tokenizer_args: Option<BTreeMap<String, Value>>,
+}
+
+impl SentenceConfig {
+    /// The most tokens that a text keeps.
+    pub(super) fn max_tokens(&self) -> Option<u32> {
+        let called = self.processing_kwargs.as_ref().and_then(|kinds| kinds.get("text")?.get("max_length"));
+        let loaded = self.loaded_with().1.and_then(|settings| settings.get("model_max_length"));
+        called.and_then(token_limit).or_else(|| loaded.and_then(token_limit)).or(self.max_seq_length)
+    }
+
+    /// Whether something in it is for the tokenizer to do.
+    pub(super) fn sets_the_tokenizer(&self) -> bool {
+        self.do_lower_case == Some(true) || self.processing_kwargs.is_some() || self.loaded_with().1.is_some()
+    }
+
+    /// A setting of the tokenizer that makes other tokens of a text and is not followed, and the key that it is below.
+    pub(super) fn strange_setting(&self, tokenizer: &TokenizerFile) -> Option<(String, String)> {
+        let written = |key: &str, value: &Value| format!("{key}: {value}");
+        for (kind, settings) in self.processing_kwargs.iter().flatten() {
+            let Some(settings) = settings.as_object() else { continue };
+            let mut each = settings.iter();
+            if let Some((key, value)) = each.find(|(key, value)| !is_followed_in_calls(kind, key, value)) {
+                return Some((format!("processing_kwargs.{kind}"), written(key, value)));
+            }
+        }
+        let (name, settings) = self.loaded_with();
+        let mut each = settings.into_iter().flatten();
+        let (key, value) = each.find(|(key, value)| !is_followed_in_loads(key, value, tokenizer))?;
+        Some((name.to_owned(), written(key, value)))
+    }
+
+    fn loaded_with(&self) -> (&'static str, Option<&BTreeMap<String, Value>>) {
+        match &self.tokenizer_args {
+            Some(settings) => ("tokenizer_args", Some(settings)),
+            None => ("processor_kwargs", self.processor_kwargs.as_ref()),
+        }
+    }
+}
+
+/// Whether texts of this kind have the tokens that a setting of the call asks for, or are none.
+fn is_followed_in_calls(kind: &str, key: &str, value: &Value) -> bool {
+    if !["text", "common", "chat_template"].contains(&kind) {
+        return true;
+    }
+    match key {
+        "padding" | "padding_side" | "pad_to_multiple_of" | "return_tensors" => true,
+        "add_special_tokens" => value.as_bool() == Some(true),
+        "truncation" => is_usual_truncation(value),
+        "max_length" => value.is_null() || (kind == "text" && token_limit(value).is_some()),
+        _ => false,
+    }
+}
+
+/// Whether a tokenizer that is loaded with the setting makes the tokens that Granary's does.
+fn is_followed_in_loads(key: &str, value: &Value, tokenizer: &TokenizerFile) -> bool {
+    match key {
+        "model_max_length" => value.is_null() || token_limit(value).is_some(),
+        "do_lower_case" => value.as_bool() == Some(tokenizer.lowers_case()),
+        "truncation" => is_usual_truncation(value),
+        "truncation_side" => value.as_str() == Some("right"),
+        "padding"
+        | "padding_side"
+        | "use_fast"
+        | "clean_up_tokenization_spaces"
+        | "trust_remote_code"
+        | "revision"
+        | "token"
+        | "cache_dir"
+        | "local_files_only" => true,
+        _ => value.is_null(),
+    }
+}
+
+fn is_usual_truncation(value: &Value) -> bool {
+    value.as_bool() == Some(true) || matches!(value.as_str(), Some("longest_first" | "only_first"))
 }
 
 /// `tokenizer.json`, but for what only the tokenizer itself reads.
@@ -215,6 +296,12 @@ pub(super) struct TokenizerConfig {
     auto_map: Option<Value>,
 }
 
+/// A limit of tokens. Written as a float of 1e30 where there is none, which reads as no integer.
+fn token_limit(value: &Value) -> Option<u32> {
+    let limit = value.as_u64().and_then(|limit| u32::try_from(limit).ok());
+    limit.filter(|limit| (1..UNLIMITED_TOKENS).contains(limit))
+}
+
 /// What a file says, `null` too.
 fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
     Value::deserialize(deserializer).map(Some)
@@ -255,11 +342,7 @@ impl Override {
 impl TokenizerConfig {
     /// The most tokens that a text keeps; `None` without a limit.
     pub(super) fn limit(&self) -> Option<u32> {
-        // Written as a float of 1e30 where there is no limit, which reads as no integer.
-        self.model_max_length
-            .as_ref()
-            .and_then(Value::as_u64)
-            .and_then(|limit| u32::try_from(limit).ok().filter(|limit| (1..UNLIMITED_TOKENS).contains(limit)))
+        self.model_max_length.as_ref().and_then(token_limit)
     }
 
     /// What transformers does to texts by this file, and the tokenizer does not by its own: the first such thing, in a

@@ -149,7 +149,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
     let max_positions = architecture.max_positions();
     // As sentence-transformers does where nothing is said for certain.
     let inferred_tokens = [tokens.limit(), max_positions].into_iter().flatten().min();
-    let max_tokens = sentence.max_seq_length.or(inferred_tokens);
+    let max_tokens = sentence.max_tokens().or(inferred_tokens);
     let settings = EncoderSettings {
         dimensions: None,
         matryoshka_dims: None,
@@ -168,7 +168,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
             hidden_size: architecture.token_size(),
             vocabulary_size: architecture.vocab_size,
             max_positions,
-            infers_max_tokens: sentence.max_seq_length.is_none(),
+            infers_max_tokens: sentence.max_tokens().is_none(),
             added_tokens: tokens.added_tokens(),
             modules: modules.between,
             ..ModelFiles::bare()
@@ -302,9 +302,20 @@ fn read_sentence_config(
     let mut paths = places.flat_map(|place| SENTENCE_CONFIGS.map(|name| place.join(name)));
     let Some(path) = paths.find(|path| path.is_file()) else { return Ok(SentenceConfig::default()) };
     let sentence: SentenceConfig = read_json(&path)?.unwrap_or_default();
-    if sentence.do_lower_case == Some(true) && !read_json::<TokenizerFile>(tokenizer)?.unwrap_or_default().lowers_case()
-    {
+    if !sentence.sets_the_tokenizer() {
+        return Ok(sentence);
+    }
+    let file: TokenizerFile = read_json(tokenizer)?.unwrap_or_default();
+    if sentence.do_lower_case == Some(true) && !file.lowers_case() {
         return Err(lower_case(path));
+    }
+    if let Some((below, setting)) = sentence.strange_setting(&file) {
+        let reason = format!(
+            "its `{below}` hands the tokenizer `{setting}`, and Granary does not. Save a tokenizer.json that reads texts so by \
+             itself and take the setting out, or take it out if the model was trained without, in a folder of your own where \
+             it is a hub's"
+        );
+        return Err(FolderError::Misfit { path, reason });
     }
     Ok(sentence)
 }

@@ -163,6 +163,20 @@ async fn a_tokenizer_that_its_configuration_contradicts_is_refused() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn settings_that_a_sentence_configuration_hands_the_tokenizer_are_followed_or_refused() {
+    let folder = copied();
+    let configure =
+        |config: &str| fs_err::write(folder.path().join("sentence_bert_config.json"), config).expect("written");
+    configure(r#"{"max_seq_length": 128, "processing_kwargs": {"text": {"add_special_tokens": false}}}"#);
+    let sentence = refused(&entry(folder.path(), "")).await;
+    assert!(sentence.contains("sentence_bert_config.json") && sentence.contains("add_special_tokens"), "{sentence}");
+    configure(r#"{"max_seq_length": 128, "processing_kwargs": {"text": {"max_length": 24, "truncation": true}}}"#);
+    let app = TestApp::start_with(&format!("{}{}", with_tiny(&[]), entry(folder.path(), ""))).await;
+    assert_eq!(app.post("/models/broken/load", json!(null)).await.ok()["max_tokens"], 24);
+    app.stop().await;
+}
+
 /// A graph without weights whose vectors are of two numbers, the sine and the cosine of a token's id. What it gives for each
 /// text or token has the mean of them all in it, padding included.
 fn graph_that_reads_padding(output: &str) -> Vec<u8> {

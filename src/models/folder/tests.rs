@@ -359,6 +359,45 @@ fn a_maximum_length_may_be_a_float_or_none() {
 }
 
 #[test]
+fn what_the_tokenizer_is_handed_is_followed_or_refused() {
+    let read = |settings: &str| {
+        let sentence = format!(r#"{{"max_seq_length": 128, {settings}}}"#);
+        read_from(&[("sentence_bert_config.json", sentence.as_str()), ("config.json", r#"{"n_positions": 512}"#)])
+    };
+    for (settings, limit) in [
+        (r#""processing_kwargs": {}, "processor_kwargs": null, "tokenizer_args": {}"#, 128),
+        (r#""processing_kwargs": {"text": {"max_length": 24, "truncation": true, "padding": "longest"}}"#, 24),
+        (r#""processing_kwargs": {"text": {}, "image": {"size": 7}, "audio": null}"#, 128),
+        (r#""processing_kwargs": {"common": {"return_tensors": "pt"}, "text": {"add_special_tokens": true}}"#, 128),
+        (r#""tokenizer_args": {"model_max_length": 64, "padding_side": "left"}"#, 64),
+        (r#""processor_kwargs": {"model_max_length": 32, "do_lower_case": false}"#, 32),
+        (r#""processor_kwargs": {"model_max_length": 32}, "tokenizer_args": {"use_fast": true}"#, 128),
+    ] {
+        let found = read(settings).unwrap_or_else(|error| panic!("{settings}: {error}"));
+        assert_eq!(found.settings.max_tokens, NonZeroU32::new(limit), "{settings}");
+    }
+    for (settings, said) in [
+        (
+            r#""processing_kwargs": {"text": {"add_special_tokens": false}}"#,
+            "`processing_kwargs.text` hands the tokenizer `add_special_tokens: false`",
+        ),
+        (r#""processing_kwargs": {"common": {"max_length": 24}}"#, "`processing_kwargs.common`"),
+        (r#""processing_kwargs": {"text": {"truncation": false}}"#, "`truncation: false`"),
+        (r#""processing_kwargs": {"chat_template": {"add_generation_prompt": true}}"#, "`add_generation_prompt: true`"),
+        (
+            r#""processor_kwargs": {"do_lower_case": true}"#,
+            "`processor_kwargs` hands the tokenizer `do_lower_case: true`",
+        ),
+        (r#""tokenizer_args": {"truncation_side": "left"}"#, "`tokenizer_args` hands"),
+        (r#""tokenizer_args": {"model_max_length": "long"}"#, "`model_max_length: \"long\"`"),
+        (r#""tokenizer_args": {"strip_accents": false}"#, "`strip_accents: false`"),
+    ] {
+        let refusal = read(settings).expect_err(settings).to_string();
+        assert!(refusal.contains("sentence_bert_config.json") && refusal.contains(said), "{refusal}");
+    }
+}
+
+#[test]
 fn a_malformed_file_is_named() {
     let refusal = read_from(&[("config.json", "{")]).expect_err("refused").to_string();
     assert!(refusal.contains("config.json"), "{refusal}");
