@@ -457,6 +457,9 @@ fn text_of(token: &Value) -> Option<&str> {
 pub(super) struct PromptConfig {
     /// The prompts, by name.
     pub(super) prompts: Option<PromptTexts>,
+    /// How many numbers sentence-transformers leaves of a vector.
+    #[serde(default, deserialize_with = "size")]
+    pub(super) truncate_dim: Option<u32>,
 }
 
 /// The prompts of a model.

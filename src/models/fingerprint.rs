@@ -168,6 +168,7 @@ mod tests {
             modules: vec![ModuleFile::Dense { weights: write("model.safetensors", &dense), shape }],
             settings: EncoderSettings::default(),
             named_prompts: BTreeMap::new(),
+            truncate_dim: None,
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,

@@ -36,6 +36,8 @@ pub struct ModelFiles {
     /// Every prompt that they have, by its name: empty ones too, and those for neither queries nor documents. They say
     /// nothing of the space.
     pub named_prompts: BTreeMap<String, String>,
+    /// How many numbers `config_sentence_transformers.json` has left of a vector. It is only offered.
+    pub truncate_dim: Option<NonZeroU32>,
     /// The length of token vectors, from `config.json`.
     pub hidden_size: Option<u32>,
     /// Rows of the embedding table, from `config.json`.
@@ -165,6 +167,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
         ModelFiles {
             settings,
             named_prompts: prompt_config.prompts.map(PromptTexts::named).unwrap_or_default(),
+            truncate_dim: prompt_config.truncate_dim.and_then(NonZeroU32::new),
             hidden_size: architecture.token_size(),
             vocabulary_size: architecture.vocab_size,
             max_positions,
@@ -222,6 +225,7 @@ impl ModelFiles {
             modules: Vec::new(),
             settings: EncoderSettings::default(),
             named_prompts: BTreeMap::new(),
+            truncate_dim: None,
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,

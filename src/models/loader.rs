@@ -118,6 +118,15 @@ impl Loader {
         let looked_up_bytes =
             if choice.provider.is_gpu() { 0 } else { table_bytes(&files, &encoder).min(mapped_bytes) };
         let dimensions = dimensions(&settings, &encoder)?;
+        if info.configured.matryoshka_dims.is_none()
+            && let Some(length) = files.truncate_dim.filter(|length| *length < dimensions.native)
+        {
+            tracing::warn!(
+                model = %info.name, %length,
+                "config_sentence_transformers.json has vectors cut to their first numbers (`truncate_dim`), and those that \
+                 are kept are whole: requests get short ones with `dimensions`"
+            );
+        }
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
         let native =
@@ -368,12 +377,21 @@ fn table_bytes(files: &ModelFiles, encoder: &Encoder) -> u64 {
     (u64::from(encoder.tokenizer().highest_id()) + 1).saturating_mul(row).saturating_mul(4)
 }
 
-/// What the operator has set, else what the files say, else what is built in. In the cache of a hub the file with the maximum
+/// What the operator has set, else what the files say, else what is built in. A length that the files have vectors cut to
+/// is one of those that are offered, unless the operator says which are. In the cache of a hub the file with the maximum
 /// length may be missing, where another tool had no need of it: one that is inferred is then at most the built-in one.
 fn settings(info: &ModelInfo, files: &ModelFiles) -> EncoderSettings {
     let mut settings = info.configured.or(&files.settings).or(&info.built_in);
     if files.infers_max_tokens && info.configured.max_tokens.is_none() && matches!(info.source, ModelSource::Hub(_)) {
         settings.max_tokens = [settings.max_tokens, info.built_in.max_tokens].into_iter().flatten().min();
+    }
+    if info.configured.matryoshka_dims.is_none()
+        && let Some(length) = files.truncate_dim
+    {
+        let offered = settings.matryoshka_dims.get_or_insert_default();
+        if !offered.contains(&length) {
+            offered.push(length);
+        }
     }
     settings
 }
@@ -400,9 +418,17 @@ fn dimensions(settings: &EncoderSettings, encoder: &Encoder) -> Result<Dimension
     if let Some(expected) = settings.dimensions
         && expected != native
     {
+        let way_out = if expected < native {
+            format!(
+                ". If it was trained for shorter ones, leave that out, set its `matryoshka_dims = [{expected}]`, and send \
+                 `dimensions` in requests"
+            )
+        } else {
+            String::new()
+        };
         return Err(LoadError::Setting(format!(
             "the configuration expects vectors of {expected} numbers (`ai.embedding_dim` or the model's `dimensions`), \
-             but the model makes {native}"
+             but the model makes {native}{way_out}"
         )));
     }
     let mut matryoshka = settings.matryoshka_dims.clone().unwrap_or_default();

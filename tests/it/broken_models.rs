@@ -271,6 +271,9 @@ async fn a_pooling_that_granary_does_not_have_is_refused_unless_another_is_set()
 async fn settings_that_the_files_contradict_are_refused_with_both_numbers() {
     let sentence = refused(&entry(&test_model(TINY), "dimensions = 31\n")).await;
     assert!(sentence.contains("31") && sentence.contains("32"), "{sentence}");
+    assert!(sentence.contains("`matryoshka_dims = [31]`"), "{sentence}");
+    let sentence = refused(&entry(&test_model(TINY), "dimensions = 33\n")).await;
+    assert!(sentence.contains("33") && !sentence.contains("matryoshka_dims"), "{sentence}");
     let sentence = refused(&entry(&test_model(TINY), "max_tokens = 100000\n")).await;
     assert!(sentence.contains("100000") && sentence.contains("config.json"), "{sentence}");
 }

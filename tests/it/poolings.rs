@@ -1,8 +1,9 @@
 //! Every form in which a model can come gives vectors, and each pooling those it stands for.
 
 use serde_json::json;
+use tempfile::TempDir;
 
-use crate::helpers::{TestApp, norm, test_model, vectors_of, with_tiny};
+use crate::helpers::{TestApp, copy_folder, norm, test_model, vectors_of, with_tiny};
 
 /// Entries for one model's files, each with a pooling of its own and unscaled vectors.
 fn one_model_pooled_four_ways() -> String {
@@ -88,6 +89,22 @@ async fn a_graph_that_pools_by_itself_needs_no_pooling() {
     let vectors =
         vectors_of(&app.post("/models/tiny-sentence/embed", json!({"inputs": ["hello", "a b c"]})).await.ok());
     assert!(vectors.len() == 2 && vectors[0] != vectors[1]);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_length_that_the_files_have_vectors_cut_to_is_offered() {
+    let folder = TempDir::new().expect("a folder");
+    copy_folder(&test_model("tiny"), folder.path());
+    let config = r#"{"truncate_dim": 8}"#;
+    fs_err::write(folder.path().join("config_sentence_transformers.json"), config).expect("written");
+    let entry = format!("[[ai.additional_models]]\nname = \"short\"\npath = \"{}\"\n", folder.path().display());
+    let app = TestApp::start_with(&format!("{}{entry}", with_tiny(&[]))).await;
+    let whole = app.post("/models/short/embed", json!({"inputs": "hello"})).await;
+    let tiny = app.post("/models/tiny/embed", json!({"inputs": "hello"})).await;
+    assert_eq!((whole.header("x-dimensions"), whole.header("x-space")), ("32", tiny.header("x-space")));
+    let cut = app.post("/models/short/embed", json!({"inputs": "hello", "dimensions": 8})).await;
+    assert_eq!((vectors_of(&cut.ok())[0].len(), cut.header("x-dimensions")), (8, "8"));
     app.stop().await;
 }
 

@@ -67,6 +67,33 @@ fn a_maximum_length_that_is_inferred_of_a_hubs_files_is_at_most_the_built_in_one
 }
 
 #[test]
+fn a_length_that_the_files_have_vectors_cut_to_is_offered_beside_the_others_unless_some_are_configured() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let write = |name: &str, content: &[u8]| fs_err::write(folder.path().join(name), content).expect("written");
+    // An ONNX file with an empty graph.
+    write("model.onnx", &[0x08, 10, 0x3a, 0]);
+    write("tokenizer.json", b"{}");
+    write("config_sentence_transformers.json", br#"{"truncate_dim": 32}"#);
+    let files = folder::read_folder(folder.path(), None, None).expect("well formed");
+    let config = Config::default();
+    let catalog = Catalog::from_config(&config.ai, &config.models).expect("the default is valid");
+    let offered = |built_in: Option<&[u32]>, configured: Option<&[u32]>| {
+        let lengths = |lengths: Option<&[u32]>| EncoderSettings {
+            matryoshka_dims: lengths.map(|lengths| lengths.iter().copied().filter_map(NonZeroU32::new).collect()),
+            ..EncoderSettings::default()
+        };
+        let info = catalog.iter().next().expect("there are built-in models").clone();
+        let info = ModelInfo { built_in: lengths(built_in), configured: lengths(configured), ..info };
+        let offered = settings(&info, &files).matryoshka_dims.unwrap_or_default();
+        offered.into_iter().map(NonZeroU32::get).collect::<Vec<_>>()
+    };
+    assert_eq!(offered(None, None), [32]);
+    assert_eq!(offered(Some(&[64]), None), [64, 32]);
+    assert_eq!(offered(Some(&[64, 32]), None), [64, 32]);
+    assert_eq!(offered(None, Some(&[16])), [16]);
+}
+
+#[test]
 fn no_batch_is_wider_than_the_longest_text() {
     for provider in [Provider::Cpu, Provider::OpenVino, Provider::Cuda] {
         let EncoderOptions { batch, .. } = options(Config::default().engine, provider);
