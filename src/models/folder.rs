@@ -121,6 +121,19 @@ pub enum FolderError {
         /// What does not fit what.
         reason: String,
     },
+    /// A pooling that Granary does not have, and a graph may.
+    #[error(
+        "`{}` asks for the pooling `{pooling}`, which Granary does not have. If the graph pools so itself and gives \
+         `sentence_embedding`, name the .onnx file as the entry's `path`, with its `tokenizer`, `max_tokens` and `normalize`, \
+         and no `pooling`",
+        path.display()
+    )]
+    UnsupportedPooling {
+        /// The file.
+        path: PathBuf,
+        /// Its name, or those of several that are joined.
+        pooling: String,
+    },
     /// A module, a pooling or an activation that Granary does not have.
     #[error("`{}` asks for {what}, which Granary does not have", path.display())]
     Unsupported {

@@ -49,21 +49,19 @@ pub(super) fn read_pooling(path: &Path, configured: Option<Pooling>) -> Result<O
         Some(Mode::Several(words)) => words.join(" + "),
         None => flagged.join(" + "),
     };
-    let unsupported = |what| match configured {
-        Some(pooling) => Ok(Some(pooling)),
-        None => Err(FolderError::Unsupported { path: path.to_owned(), what }),
-    };
+    let unless_set = |refusal| configured.map(Some).ok_or(refusal);
     let pooling = match mode.as_str() {
         "mean" => Some(Pooling::Mean),
         "cls" => Some(Pooling::Cls),
         "max" => Some(Pooling::Max),
         "lasttoken" => Some(Pooling::LastToken),
         "" => None,
-        other => return unsupported(format!("the pooling `{other}`")),
+        _ => return unless_set(FolderError::UnsupportedPooling { path: path.to_owned(), pooling: mode }),
     };
     // The last token is never the prompt's. The first one is: sentence-transformers 6 takes the first behind it.
     if config.include_prompt == Some(false) && pooling != Some(Pooling::LastToken) {
-        return unsupported("a pooling that leaves the tokens of a prompt out (`include_prompt`)".to_owned());
+        let what = "a pooling that leaves the tokens of a prompt out (`include_prompt`)".to_owned();
+        return unless_set(FolderError::Unsupported { path: path.to_owned(), what });
     }
     Ok(pooling)
 }

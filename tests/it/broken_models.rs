@@ -268,6 +268,26 @@ async fn a_pooling_that_granary_does_not_have_is_refused_unless_another_is_set()
 }
 
 #[tokio::test]
+async fn a_pooling_that_only_the_graph_has_is_served_by_the_graph_as_its_refusal_says() {
+    let folder = TempDir::new().expect("a folder");
+    copy_folder(&test_model("tiny-sentence"), folder.path());
+    let settings = "normalize = true\nmax_tokens = 128\n";
+    for pooling in [r#"{"pooling_mode": "weightedmean"}"#, r#"{"pooling_mode": ["cls", "mean"]}"#] {
+        fs_err::write(folder.path().join("1_Pooling/config.json"), pooling).expect("written");
+        let sentence = refused(&entry(folder.path(), settings)).await;
+        for named in ["1_Pooling/config.json", "`sentence_embedding`", "`path`", "`tokenizer`", "no `pooling`"] {
+            assert!(sentence.contains(named), "{sentence}");
+        }
+    }
+    let tokenizer = format!("tokenizer = \"{}\"\n", folder.path().join("tokenizer.json").display());
+    let file = entry(&folder.path().join("onnx/model.onnx"), &format!("{tokenizer}{settings}"));
+    let app = TestApp::start_with(&format!("{}{file}", with_tiny(&["tiny-sentence"]))).await;
+    let by_file = app.post("/models/broken/embed", json!({"inputs": "hello"})).await.ok();
+    assert_eq!(by_file, app.post("/models/tiny-sentence/embed", json!({"inputs": "hello"})).await.ok());
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn settings_that_the_files_contradict_are_refused_with_both_numbers() {
     let sentence = refused(&entry(&test_model(TINY), "dimensions = 31\n")).await;
     assert!(sentence.contains("31") && sentence.contains("32"), "{sentence}");
