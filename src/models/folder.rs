@@ -153,13 +153,14 @@ fn list(paths: &[PathBuf]) -> String {
 /// # Errors
 /// [`FolderError`], naming the file.
 pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>) -> Result<ModelFiles, FolderError> {
+    // First, for some of them have no graph.
+    let modules = modules::read(folder, pooling)?;
     let usual = || vec![folder.join("onnx/model.onnx"), folder.join("model.onnx")];
     let onnx = first_existing("the ONNX file", onnx.map_or_else(usual, |path| vec![path.to_owned()]))?;
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
     let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
     let tokens = read_tokenizer_config(folder, &tokenizer, &architecture)?;
     let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
-    let modules = modules::read(folder, pooling)?;
     let sentence = read_sentence_config(modules.transformer.as_deref(), folder, &tokenizer)?;
     let max_positions = architecture.max_positions();
     // As sentence-transformers does where nothing is said for certain.

@@ -104,7 +104,7 @@ pub fn read(folder: &Path, configured: Option<Pooling>) -> Result<ModulesSaid, F
                 pools = true;
                 said.pooling = configured;
             }
-            _ if is_foreign => return unsupported(format!("the module `{}` ({})", module.path, module.kind)),
+            _ if is_foreign => return unsupported(named(&module.path, &module.kind)),
             "Pooling" if !pools && said.between.is_empty() => {
                 pools = true;
                 said.pooling = read_pooling(&place.join("config.json"), configured)?;
@@ -117,9 +117,9 @@ pub fn read(folder: &Path, configured: Option<Pooling>) -> Result<ModulesSaid, F
             }
             "Dense" if pools => said.between.push(read_dense(&place)?),
             "Pooling" | "Dense" => {
-                return unsupported(format!("the module `{}` ({kind}) at this place in the list", module.path));
+                return unsupported(format!("{} at this place in the list", named(&module.path, kind)));
             }
-            _ => return unsupported(format!("the module `{}` ({kind})", module.path)),
+            _ => return unsupported(named(&module.path, kind)),
         }
     }
     // The one at the end is the model's `normalize`, which settings and requests may change.
@@ -128,6 +128,11 @@ pub fn read(folder: &Path, configured: Option<Pooling>) -> Result<ModulesSaid, F
     }
     check_chain(&list_path, &said.between)?;
     Ok(said)
+}
+
+/// A module as refusals name it. Some have the model's own folder.
+fn named(path: &str, class: &str) -> String {
+    if path.is_empty() { format!("the module `{class}`") } else { format!("the module `{path}` ({class})") }
 }
 
 /// Each dense layer must take the vectors that the one before it makes.
@@ -158,13 +163,22 @@ struct DenseConfig {
     /// `PyTorch`'s own default.
     #[serde(default = "yes")]
     bias: bool,
+    #[serde(default = "tanh")]
     activation_function: String,
+    /// Whether what it takes is added to what it makes.
+    #[serde(default)]
+    use_residual: bool,
     module_input_name: Option<String>,
     module_output_name: Option<String>,
 }
 
 fn yes() -> bool {
     true
+}
+
+/// The activation of a layer whose file names none, as in sentence-transformers.
+fn tanh() -> String {
+    "torch.nn.modules.activation.Tanh".to_owned()
 }
 
 fn read_dense(place: &Path) -> Result<ModuleFile, FolderError> {
@@ -178,6 +192,9 @@ fn read_dense(place: &Path) -> Result<ModuleFile, FolderError> {
         if name != TEXT_VECTOR {
             return Err(unsupported(format!("a Dense module on `{name}`")));
         }
+    }
+    if config.use_residual {
+        return Err(unsupported("a Dense module that adds what it takes to what it makes (`use_residual`)".to_owned()));
     }
     let activation = Activation::of_torch(&config.activation_function)
         .ok_or_else(|| unsupported(format!("the activation `{}`", config.activation_function)))?;
@@ -325,6 +342,17 @@ mod tests {
     }
 
     #[test]
+    fn a_dense_layer_that_names_no_activation_has_the_hyperbolic_tangent() {
+        let config = br#"{"in_features": 2, "out_features": 3, "use_residual": false}"#;
+        let files: [(&str, &[u8]); 2] = [("2_Dense/config.json", config), ("2_Dense/model.safetensors", b"")];
+        let folder = folder(&[&POOLED[..], &[("2_Dense", "Dense")]].concat(), &files);
+        let said = read(folder.path(), None).expect("well formed");
+        let shape = DenseShape { in_features: 2, out_features: 3, bias: true, activation: Activation::Tanh };
+        let weights = folder.path().join("2_Dense").join(WEIGHTS);
+        assert_eq!(said.between, [ModuleFile::Dense { weights, shape }]);
+    }
+
+    #[test]
     fn weights_are_read_in_each_precision() {
         // 1, 2, -0.5, 0 and a bias of 1 and -1: exact in every one of them.
         let (weights, bias) = ([1.0_f32, 2.0, -0.5, 0.0], [1.0_f32, -1.0]);
@@ -353,6 +381,7 @@ mod tests {
     #[test]
     fn what_granary_does_not_have_is_refused_by_name() {
         let with = |path: &str, kind: &str| folder(&[&POOLED[..], &[(path, kind)]].concat(), &[]);
+        assert!(refusal(&with("", "Router")).contains("the module `Router`, "));
         assert!(refusal(&with("2_LSTM", "LSTM")).contains("`2_LSTM` (LSTM)"));
         assert!(refusal(&with("2_Pooling", "Pooling")).contains("`2_Pooling` (Pooling) at this place"));
         assert!(refusal(&with("../2_Dense", "Dense")).contains("outside its folder"));
@@ -421,7 +450,8 @@ mod tests {
             (r#"{"pooling_mode": ["max"], "include_prompt": null}"#, Some(Pooling::Max)),
             (r#"{"pooling_mode": "lasttoken", "include_prompt": false}"#, Some(Pooling::LastToken)),
             (r#"{"pooling_mode": null, "pooling_mode_cls_token": true}"#, Some(Pooling::Cls)),
-            ("{}", None),
+            ("{}", Some(Pooling::Mean)),
+            (r#"{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": false}"#, Some(Pooling::Mean)),
         ] {
             let folder = folder(&POOLED, &[]);
             fs_err::write(folder.path().join("1_Pooling/config.json"), config).expect("written");
@@ -436,7 +466,9 @@ mod tests {
         let of_tokens = br#"{"in_features": 2, "out_features": 2, "activation_function": "x.Tanh", "module_input_name": "token_embeddings"}"#;
         let no_bias = br#"{"in_features": 2, "out_features": 2, "bias": false, "activation_function": "x.Tanh"}"#;
         let wide = config(3, 2, "linear.Identity");
-        let cases: [(&[u8], &str, &[u8], &str); 9] = [
+        let residual = br#"{"in_features": 2, "out_features": 2, "use_residual": true}"#;
+        let cases: [(&[u8], &str, &[u8], &str); 10] = [
+            (residual, WEIGHTS, &zeros, "`use_residual`"),
             (&softmax, WEIGHTS, &zeros, "the activation `torch.nn.modules.activation.Softmax`"),
             (of_tokens, WEIGHTS, &zeros, "a Dense module on `token_embeddings`"),
             (&good, PICKLED_WEIGHTS, &zeros, "Python pickle"),

@@ -38,8 +38,8 @@ const POOLING_FLAGS: [(&str, &str); 6] = [
     ("pooling_mode_weightedmean_tokens", "weightedmean"),
 ];
 
-/// The pooling that the file names; `None` when there is no such file, or it names none. What the operator has set stands for
-/// one that Granary does not have.
+/// The pooling that the file names, or the mean where it names none, as in sentence-transformers; `None` when there is no such
+/// file. What the operator has set stands for one that Granary does not have.
 pub(super) fn read_pooling(path: &Path, configured: Option<Pooling>) -> Result<Option<Pooling>, FolderError> {
     let Some(config) = read_json::<PoolingConfig>(path)? else { return Ok(None) };
     let is_set = |flag: &str| config.flags.get(flag) == Some(&serde_json::Value::Bool(true));
@@ -47,21 +47,21 @@ pub(super) fn read_pooling(path: &Path, configured: Option<Pooling>) -> Result<O
     let mode = match config.pooling_mode {
         Some(Mode::One(word)) => word,
         Some(Mode::Several(words)) => words.join(" + "),
+        None if flagged.is_empty() => "mean".to_owned(),
         None => flagged.join(" + "),
     };
     let unless_set = |refusal| configured.map(Some).ok_or(refusal);
     let pooling = match mode.as_str() {
-        "mean" => Some(Pooling::Mean),
-        "cls" => Some(Pooling::Cls),
-        "max" => Some(Pooling::Max),
-        "lasttoken" => Some(Pooling::LastToken),
-        "" => None,
+        "mean" => Pooling::Mean,
+        "cls" => Pooling::Cls,
+        "max" => Pooling::Max,
+        "lasttoken" => Pooling::LastToken,
         _ => return unless_set(FolderError::UnsupportedPooling { path: path.to_owned(), pooling: mode }),
     };
     // The last token is never the prompt's. The first one is: sentence-transformers 6 takes the first behind it.
-    if config.include_prompt == Some(false) && pooling != Some(Pooling::LastToken) {
+    if config.include_prompt == Some(false) && pooling != Pooling::LastToken {
         let what = "a pooling that leaves the tokens of a prompt out (`include_prompt`)".to_owned();
         return unless_set(FolderError::Unsupported { path: path.to_owned(), what });
     }
-    Ok(pooling)
+    Ok(Some(pooling))
 }

@@ -404,6 +404,15 @@ fn a_malformed_file_is_named() {
 }
 
 #[test]
+fn a_model_whose_modules_have_no_graph_is_refused_by_their_name() {
+    let folder = TempDir::new().expect("a folder");
+    let modules = r#"[{"path": "", "type": "sentence_transformers.models.StaticEmbedding"}]"#;
+    fs_err::write(folder.path().join("modules.json"), modules).expect("written");
+    let refusal = read_folder(folder.path(), None, None).expect_err("no graph").to_string();
+    assert!(refusal.contains("modules.json") && refusal.contains("the module `StaticEmbedding`"), "{refusal}");
+}
+
+#[test]
 fn a_bare_file_finds_its_tokenizer_beside_it() {
     let folder = TempDir::new().expect("a folder");
     let onnx = folder.path().join("bert.onnx");
