@@ -1,6 +1,6 @@
 //! The JSON files that describe a model, as far as they are read: who writes them spells the same in several ways.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -186,8 +186,6 @@ fn is_usual_truncation(value: &Value) -> bool {
 pub(super) struct TokenizerFile {
     normalizer: Option<Normalizer>,
     pre_tokenizer: Option<PreTokenizer>,
-    #[serde(default)]
-    added_tokens: Vec<Value>,
 }
 
 /// One of the normalizers that `tokenizer.json` can name.
@@ -251,30 +249,6 @@ impl Normalizer {
     }
 }
 
-/// The tokens of `tokenizer.json` that are no added ones.
-#[derive(Deserialize, Default)]
-#[serde(default)]
-pub(super) struct VocabularyFile {
-    model: Vocabulary,
-}
-
-#[derive(Deserialize, Default)]
-#[serde(default)]
-struct Vocabulary {
-    vocab: Value,
-}
-
-impl VocabularyFile {
-    /// Whether a token is one of them: they have their ids, or are in a list, each with its score.
-    pub(super) fn has(&self, token: &str) -> bool {
-        match &self.model.vocab {
-            Value::Object(ids) => ids.contains_key(token),
-            Value::Array(scores) => scores.iter().any(|scored| scored.get(0).and_then(Value::as_str) == Some(token)),
-            _ => false,
-        }
-    }
-}
-
 /// `tokenizer_config.json`.
 #[derive(Deserialize, Default)]
 pub(super) struct TokenizerConfig {
@@ -290,8 +264,6 @@ pub(super) struct TokenizerConfig {
     #[serde(default, deserialize_with = "said")]
     add_prefix_space: Option<Value>,
     split_special_tokens: Option<Value>,
-    added_tokens_decoder: Option<BTreeMap<String, Value>>,
-    additional_special_tokens: Option<Vec<Value>>,
     tokenizer_class: Option<Value>,
     auto_map: Option<Value>,
 }
@@ -392,20 +364,6 @@ impl TokenizerConfig {
         let found = file.adds_prefix_space()?;
         let wanted = self.add_prefix_space.as_ref().map_or(Some(false), Value::as_bool)?;
         Some(Override { key: "add_prefix_space", is_set: self.add_prefix_space.is_some(), wanted, found })
-    }
-
-    /// The tokens that transformers adds to those of `tokenizer.json`, unless its vocabulary has them, each behind the name of
-    /// the key that has it.
-    pub(super) fn tokens_beside<'a>(
-        &'a self,
-        file: &'a TokenizerFile,
-    ) -> impl Iterator<Item = (&'static str, &'a str)> {
-        let known: HashSet<&str> = file.added_tokens.iter().filter_map(text_of).collect();
-        let numbered = self.added_tokens_decoder.iter().flat_map(BTreeMap::values);
-        let special = self.additional_special_tokens.iter().flatten();
-        let all = numbered.map(|token| ("added_tokens_decoder", token));
-        let all = all.chain(special.map(|token| ("additional_special_tokens", token)));
-        all.filter_map(|(key, token)| Some((key, text_of(token)?))).filter(move |(_, token)| !known.contains(token))
     }
 
     /// Whether the tokenizer's class comes with the model.

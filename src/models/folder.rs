@@ -11,7 +11,6 @@ use serde::Deserialize;
 
 use super::descriptions::{
     Architecture, PromptConfig, PromptTexts, SENTENCE_CONFIGS, SentenceConfig, TokenizerConfig, TokenizerFile,
-    VocabularyFile,
 };
 use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
@@ -283,30 +282,7 @@ fn read_tokenizer_config(
     if let Some(reason) = config.contradiction(architecture, &file) {
         return Err(FolderError::Misfit { path, reason });
     }
-    if let Some((key, token)) = unknown_token(&config, &file, tokenizer)? {
-        let reason = format!(
-            "its `{key}` has the token `{token}`, and tokenizer.json has none such. transformers adds it: save the tokenizer \
-             anew with its `save_pretrained`, or take the token out if the model was trained without, in a folder of your own \
-             where it is a hub's"
-        );
-        return Err(FolderError::Misfit { path, reason });
-    }
     Ok(config)
-}
-
-/// The first token that the configuration has and `tokenizer.json` has not, behind the name of its key.
-fn unknown_token<'a>(
-    config: &'a TokenizerConfig,
-    file: &'a TokenizerFile,
-    tokenizer: &Path,
-) -> Result<Option<(&'static str, &'a str)>, FolderError> {
-    let mut beside = config.tokens_beside(file).peekable();
-    // Its vocabulary is large, and seldom asked.
-    if beside.peek().is_none() {
-        return Ok(None);
-    }
-    let vocabulary: VocabularyFile = read_json(tokenizer)?.unwrap_or_default();
-    Ok(beside.find(|(_, token)| !vocabulary.has(token)))
 }
 
 /// What the first of `SENTENCE_CONFIGS` says that is in the Transformer's folder, or else in the model's. To lower the case

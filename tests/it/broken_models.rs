@@ -149,13 +149,12 @@ async fn a_tokenizer_that_its_configuration_contradicts_is_refused() {
     for (config, key) in [
         (r#"{"tokenizer_class": "BertTokenizer", "do_lower_case": false}"#, "`do_lower_case` is false"),
         (r#"{"do_lower_case": true, "split_special_tokens": true}"#, "`split_special_tokens`"),
-        (r#"{"do_lower_case": true, "additional_special_tokens": ["<e1>"]}"#, "has the token `<e1>`"),
     ] {
         configure(config);
         let sentence = refused(&entry(folder.path(), "")).await;
         assert!(sentence.contains("tokenizer_config.json") && sentence.contains(key), "{sentence}");
     }
-    configure(r#"{"tokenizer_class": "BertTokenizer", "strip_accents": null, "additional_special_tokens": ["[CLS]"]}"#);
+    configure(r#"{"tokenizer_class": "BertTokenizer", "strip_accents": null}"#);
     let app = TestApp::start_with(&format!("{}{}", with_tiny(&[]), entry(folder.path(), ""))).await;
     let same = app.post("/models/broken/embed", json!({"inputs": "Hello"})).await;
     let tiny = app.post("/models/tiny/embed", json!({"inputs": "Hello"})).await;
