@@ -518,7 +518,7 @@ fn who_cannot_leave_the_file_to_its_group_changes_it_where_others_read_it_anyway
     let refused = remove();
     let stderr = String::from_utf8_lossy(&refused.stderr);
     assert!(!refused.status.success(), "{stderr}");
-    assert!(stderr.contains("the group 4242 may read them") && stderr.contains("with `chmod 600`"), "{stderr}");
+    assert!(stderr.contains("the group 4242 may read them") && stderr.contains("with `chmod g-r`"), "{stderr}");
     assert_eq!(fs_err::read_to_string(&file).expect("a file"), before, "nothing is changed");
 
     fs_err::set_permissions(&file, PermissionsExt::from_mode(0o644)).expect("shown to all");
