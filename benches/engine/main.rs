@@ -110,7 +110,8 @@ async fn measure(options: &Options) -> Result<(), Failure> {
         Provider::OpenVino => options.workers,
         Provider::Cpu | Provider::Cuda => 1,
     });
-    let bulk = SessionOptions { provider, threads, streams: options.workers, stays_awake: false, bf16 };
+    let bulk =
+        SessionOptions { provider, threads, streams: options.workers, stays_awake: false, bf16, is_tried_once: false };
     let queries = SessionOptions { threads: options.query_threads, streams: 1, stays_awake: true, ..bulk };
     let peak = peak::gflops_in_its_own_process(options.provider.word())?;
     let runtime = Runtime::load(&data_folder().join("runtime/libonnxruntime.so"))?;

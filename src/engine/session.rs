@@ -117,7 +117,8 @@ impl Runtime {
             return false;
         }
         let provider = Provider::OpenVino;
-        let options = SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false };
+        let options =
+            SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false, is_tried_once: false };
         let opened =
             session_builder(self, options).and_then(|mut it| it.commit_from_memory(LEAST_GRAPH).map_err(cause));
         // The load that follows fails in the same way.
@@ -167,6 +168,8 @@ pub struct SessionOptions {
     pub stays_awake: bool,
     /// Whether products may be rounded to bf16 (OpenVINO on a CPU with instructions for it).
     pub bf16: bool,
+    /// Whether it runs so seldom that weights need not be laid out for products, which takes a copy of them.
+    pub is_tried_once: bool,
 }
 
 /// What is known of the wanted output before the graph is seen.
@@ -376,6 +379,8 @@ fn session_builder(runtime: &Runtime, options: SessionOptions) -> Result<Session
         // It keeps a plan for each shape seen, of some 70 KB for a model like BERT-base, and shapes change with every batch.
         .with_memory_pattern(false)
         .map_err(cause)?
+        .with_config_entry("session.disable_prepacking", if options.is_tried_once { "1" } else { "0" })
+        .map_err(cause)?
         .with_config_entry("session.use_env_allocators", if options.provider == Provider::Cpu { "1" } else { "0" })
         .map_err(cause)?
         .with_execution_providers(providers(options))
@@ -497,7 +502,14 @@ mod tests {
     #[test]
     fn the_runtimes_own_pool_has_threads_only_where_it_computes() {
         for (provider, expected) in [(Provider::Cpu, 8), (Provider::OpenVino, 1), (Provider::Cuda, 1)] {
-            let options = SessionOptions { provider, threads: 8, streams: 1, stays_awake: true, bf16: false };
+            let options = SessionOptions {
+                provider,
+                threads: 8,
+                streams: 1,
+                stays_awake: true,
+                bf16: false,
+                is_tried_once: false,
+            };
             assert_eq!(own_threads(options), expected, "{provider}");
         }
     }

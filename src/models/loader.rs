@@ -266,13 +266,21 @@ impl Loader {
         let running = running(&self.engine, info.workers, provider, footprint, self.cores);
         let threads = bulk_threads(provider, running.workers, self.cores);
         EncoderOptions {
-            bulk: SessionOptions { provider, threads, streams: running.workers, stays_awake: false, bf16 },
+            bulk: SessionOptions {
+                provider,
+                threads,
+                streams: running.workers,
+                stays_awake: false,
+                bf16,
+                is_tried_once: false,
+            },
             queries: running.has_query_lane().then_some(SessionOptions {
                 provider,
                 threads: self.cores.clamp(1, MAX_QUERY_THREADS),
                 streams: 1,
                 stays_awake: true,
                 bf16,
+                is_tried_once: false,
             }),
             batch: BatchLimits {
                 max_batch_tokens: self.engine.max_batch_tokens,

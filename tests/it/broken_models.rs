@@ -361,3 +361,45 @@ async fn vectors_are_the_same_with_the_mask_of(number: f32) {
     assert_eq!(masked, same, "nothing is lost by {number}");
     app.stop().await;
 }
+
+/// The numbers of an initializer: behind its name, after their tag and their length.
+fn numbers_of<'a>(graph: &'a mut [u8], name: &str) -> &'a mut [u8] {
+    let named = [&[0x42, u8::try_from(name.len()).expect("a short name")], name.as_bytes(), &[0x4a]].concat();
+    let place = graph.windows(named.len()).position(|part| part == named).expect("an initializer") + named.len();
+    let n_length = graph[place..].iter().position(|byte| byte & 0x80 == 0).expect("a length") + 1;
+    let length = graph[place..place + n_length].iter().rev().fold(0, |sum, byte| sum << 7 | usize::from(byte & 0x7f));
+    &mut graph[place + n_length..][..length]
+}
+
+/// Attention so sharp that bf16 tells other tokens to be the ones that count.
+#[tokio::test]
+async fn a_model_that_does_not_bear_rounding_is_not_rounded() {
+    let folder = copied();
+    let onnx = folder.path().join("onnx/model.onnx");
+    let mut graph = fs_err::read(&onnx).expect("read");
+    for (layer, weight) in [(0, "query"), (0, "key"), (1, "query"), (1, "key")] {
+        let name = format!("encoder.layer.{layer}.attention.self.{weight}.weight");
+        for number in numbers_of(&mut graph, &name).as_chunks_mut::<4>().0 {
+            *number = (100.0 * f32::from_le_bytes(*number)).to_le_bytes();
+        }
+    }
+    fs_err::write(&onnx, graph).expect("written");
+    let exact = entry(folder.path(), "provider = \"cpu\"\n").replace("broken", "exact");
+    let app = TestApp::start_with(&format!("{}{}{exact}", with_tiny(&[]), entry(folder.path(), ""))).await;
+    let texts = json!({"inputs": ["hello", "the grain of forty fields was carried up its wooden stairs", "a"]});
+    let embed = async |model: &str| app.post(&format!("/models/{model}/embed"), texts.clone()).await.ok();
+    for (found, exact) in vectors_of(&embed("broken").await).iter().zip(vectors_of(&embed("exact").await)) {
+        let cosine = cosine(found, &exact);
+        assert!(cosine > 0.9999, "{cosine}");
+    }
+    embed("tiny").await;
+    let [model, tiny] = [app.get("/models/broken").await.ok(), app.get("/models/tiny").await.ok()];
+    if tiny["provider"]["precision"] == "bfloat16" {
+        assert_eq!(model["provider"]["name"], "cpu", "{model}");
+        let reason = model["provider"]["reason"].as_str().expect("a reason");
+        assert!(reason.contains("its vectors in bf16 are not those in fp32 (cosine 0."), "{reason}");
+    } else {
+        println!("skipped: nothing is rounded on this machine");
+    }
+    app.stop().await;
+}

@@ -93,7 +93,8 @@ fn weights_that_cannot_be_mapped_are_read() {
     let apart = GraphApart { graph: b"no graph".to_vec(), unfit_for_bf16: Vec::new(), weights: onnx.clone() };
     let files = GraphFiles { onnx, external_data: Vec::new(), unfit_for_bf16: Vec::new(), apart: Some(apart) };
     let provider = Provider::Cpu;
-    let options = SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false };
+    let options =
+        SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false, is_tried_once: false };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
     let session = EncoderSession::open(&runtime, &files, options, wanted).expect("the file is whole");
     assert_eq!(session.output().name, "last_hidden_state");
@@ -121,7 +122,14 @@ fn on_cpu_a_thread_that_has_memory_of_its_own_computes_there() {
         unfit_for_bf16: Vec::new(),
         apart: None,
     };
-    let options = SessionOptions { provider: Provider::Cpu, threads: 1, streams: 1, stays_awake: false, bf16: false };
+    let options = SessionOptions {
+        provider: Provider::Cpu,
+        threads: 1,
+        streams: 1,
+        stays_awake: false,
+        bf16: false,
+        is_tried_once: false,
+    };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
     let session = EncoderSession::open(&runtime, &files, options, wanted).expect("the file is whole");
     let mut batch = PaddedBatch::default();
@@ -174,7 +182,14 @@ fn memory_that_cannot_be_had_fails_one_run() {
     let onnx = folder.path().join("any.onnx");
     fs_err::write(&onnx, graph_of_any_size()).expect("written");
     let files = GraphFiles { onnx, external_data: Vec::new(), unfit_for_bf16: Vec::new(), apart: None };
-    let options = SessionOptions { provider: Provider::Cpu, threads: 1, streams: 1, stays_awake: false, bf16: false };
+    let options = SessionOptions {
+        provider: Provider::Cpu,
+        threads: 1,
+        streams: 1,
+        stays_awake: false,
+        bf16: false,
+        is_tried_once: false,
+    };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: None };
     let session = EncoderSession::open(&runtime, &files, options, wanted).expect("a graph");
     let mut batch = PaddedBatch::default();
