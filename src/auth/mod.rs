@@ -4,6 +4,7 @@
 //! which scope stands in `api/access.rs`. A key is seen twice, when it is made and when it is presented; everything else
 //! works with its SHA-256. Start at [`Keys`].
 
+mod access_list;
 mod file;
 mod rate;
 mod secret;
