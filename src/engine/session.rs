@@ -4,6 +4,7 @@
 //! it returns is in this crate's own words.
 
 mod allocator;
+mod outlets;
 
 use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
@@ -18,20 +19,16 @@ use ort::ep::{
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{DynValue, Outlet, TensorElementType, TensorRef, ValueType};
+use ort::value::{DynValue, TensorRef};
 use parking_lot::Mutex;
 
+pub use self::outlets::{GraphOutput, OutputKind, WantedOutput};
+use self::outlets::{check_inputs, choose_output};
 use super::error::{Cause, EngineError};
 use super::graph::{GraphApart, GraphFiles, fit_for_bf16};
 use super::mapped;
 use super::padded::PaddedBatch;
 use crate::domain::Provider;
-
-/// Names under which encoders give one vector per token, most usual first.
-const TOKEN_OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
-
-/// The name under which encoders give one vector per text.
-const TEXT_OUTPUT: &str = "sentence_embedding";
 
 /// `y = x + x` for one number, as an ONNX file: the least that a provider takes over.
 const LEAST_GRAPH: &[u8] = b"\x08\x08:5\n\x0e\n\x01x\n\x01x\x12\x01y\"\x03Add\x12\x01g\
@@ -170,33 +167,6 @@ pub struct SessionOptions {
     pub bf16: bool,
     /// Whether it runs so seldom that weights need not be laid out for products, which takes a copy of them.
     pub is_tried_once: bool,
-}
-
-/// What is known of the wanted output before the graph is seen.
-#[derive(Clone, Copy, Debug)]
-pub struct WantedOutput {
-    /// Whether the model's pooling is known: without it a graph that pools by itself is preferred.
-    pub pooling_is_known: bool,
-    /// The model's hidden size, which an output taken by shape must have.
-    pub hidden_size: Option<u32>,
-}
-
-/// What a graph's output holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum OutputKind {
-    /// `[texts][tokens][dimensions]`: still to be pooled.
-    Tokens,
-    /// `[texts][dimensions]`: pooled by the graph.
-    Texts,
-}
-
-/// The output that is read.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct GraphOutput {
-    /// Its name in the graph.
-    pub name: String,
-    /// What it holds.
-    pub kind: OutputKind,
 }
 
 /// What a run gave, borrowed from the runtime.
@@ -421,64 +391,6 @@ fn providers(options: SessionOptions) -> Vec<ExecutionProviderDispatch> {
                 .error_on_failure(),
         ],
     }
-}
-
-/// Checks that the graph can be fed; says whether it takes token types.
-fn check_inputs(inputs: &[Outlet]) -> Result<bool, String> {
-    for input in inputs {
-        if !matches!(input.name(), "input_ids" | "attention_mask" | "token_type_ids") {
-            return Err(format!(
-                "it takes an input `{}`, and Granary feeds `input_ids`, `attention_mask` and `token_type_ids`",
-                input.name()
-            ));
-        }
-        if !matches!(input.dtype(), ValueType::Tensor { ty: TensorElementType::Int64, .. }) {
-            return Err(format!("its input `{}` is {:?}, not a tensor of int64", input.name(), input.dtype()));
-        }
-    }
-    let takes = |name| inputs.iter().any(|input| input.name() == name);
-    for name in ["input_ids", "attention_mask"] {
-        if !takes(name) {
-            return Err(format!("it takes no input `{name}`"));
-        }
-    }
-    Ok(takes("token_type_ids"))
-}
-
-/// The output to read: by its usual name, else the one whose last dimension is the hidden size.
-fn choose_output(outputs: &[Outlet], wanted: WantedOutput) -> Result<GraphOutput, String> {
-    let found = |name: &str, kind| {
-        outputs.iter().any(|output| output.name() == name).then(|| GraphOutput { name: name.to_owned(), kind })
-    };
-    let of_tokens = TOKEN_OUTPUTS.iter().find_map(|name| found(name, OutputKind::Tokens));
-    let of_texts = found(TEXT_OUTPUT, OutputKind::Texts);
-    let named = if wanted.pooling_is_known { of_tokens.or(of_texts) } else { of_texts.or(of_tokens) };
-    if let Some(output) = named {
-        return Ok(output);
-    }
-    let listed: Vec<String> = outputs.iter().map(|o| format!("`{}`", o.name())).collect();
-    let hidden_size = wanted.hidden_size.ok_or_else(|| {
-        format!(
-            "its outputs are {}, none of them `{}`, `{}` or `{TEXT_OUTPUT}`; to take one by its shape, set the \
-             model's `dimensions` or put its config.json beside it",
-            listed.join(", "),
-            TOKEN_OUTPUTS[0],
-            TOKEN_OUTPUTS[1]
-        )
-    })?;
-    outputs.iter().find_map(|output| by_shape(output, hidden_size)).ok_or_else(|| {
-        format!("its outputs are {}, and none has vectors of the hidden size {hidden_size}", listed.join(", "))
-    })
-}
-
-fn by_shape(output: &Outlet, hidden_size: u32) -> Option<GraphOutput> {
-    let ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } = output.dtype() else { return None };
-    let kind = match shape.len() {
-        3 => OutputKind::Tokens,
-        2 => OutputKind::Texts,
-        _ => return None,
-    };
-    (shape.last() == Some(&i64::from(hidden_size))).then(|| GraphOutput { name: output.name().to_owned(), kind })
 }
 
 /// Why the library was not loaded, in the words of the system's loader: `ort` does not name it as its source.
