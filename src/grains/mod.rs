@@ -4,6 +4,7 @@
 //! `change`. Start at [`service`], then [`search`] and [`store`].
 
 mod anchors;
+mod by_words;
 mod draft;
 mod embedding;
 pub mod error;
