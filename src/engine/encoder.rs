@@ -179,8 +179,7 @@ impl Encoder {
             check_padding(&session, &head, &tokenizer).map_err(unsupported)?;
         }
         if options.bulk.bf16 {
-            check_rounding(runtime, &session, &head, &tokenizer, (&spec.graph, options.bulk, wanted))
-                .map_err(unsupported)?;
+            check_rounding(runtime, &session, &head, &tokenizer, (spec, options.bulk, wanted)).map_err(unsupported)?;
         }
         let limits = if spec.runs_alone {
             BatchLimits { max_batch_texts: 1, width_step: 1, ..options.batch }

@@ -215,6 +215,8 @@ impl EncoderSession {
         };
         let session = match opened {
             Some(Ok(session)) => session,
+            // As it is in its file, it would make other vectors.
+            Some(Err(error)) if options.bf16 && !files.unfit_for_bf16.is_empty() => return Err(refused(error)),
             Some(Err(error)) => {
                 let session = open_file(runtime, options, path).map_err(refused)?;
                 tracing::warn!(path = %path.display(), %error, "the graph does not open from memory: it is opened as it is in its file");

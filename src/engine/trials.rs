@@ -1,7 +1,7 @@
 //! What is tried of a graph when it is opened: whether its vectors are as long as its files say, and whether padding and
 //! rounding leave them what they are.
 
-use super::graph::GraphFiles;
+use super::encoder::EncoderSpec;
 use super::head::Head;
 use super::padded::PaddedBatch;
 use super::session::{EncoderSession, GraphOutput, Runtime, SessionOptions, WantedOutput};
@@ -77,8 +77,9 @@ pub(super) fn check_rounding(
     session: &EncoderSession,
     head: &Head,
     tokenizer: &TextTokenizer,
-    (graph, options, wanted): (&GraphFiles, SessionOptions, WantedOutput),
+    (spec, options, wanted): (&EncoderSpec, SessionOptions, WantedOutput),
 ) -> Result<(), String> {
+    let EncoderSpec { graph, runs_alone, .. } = spec;
     let tokens = |text: &str| {
         let input = Input::Text(text.to_owned());
         tokenizer.tokens(0, &input, None, OverLong::Cut(TruncationSide::Right)).map(|tokens| tokens.ids)
@@ -93,18 +94,19 @@ pub(super) fn check_rounding(
         }
     };
     let first_of = |session: &EncoderSession, first: &[u32], second: &[u32]| {
-        let (mut batch, width) = (PaddedBatch::default(), first.len().max(second.len()));
-        batch.fill([first, second].into_iter(), width);
+        let second = Some(second).filter(|_| !runs_alone);
+        let (mut batch, width) = (PaddedBatch::default(), first.len().max(second.map_or(0, <[u32]>::len)));
+        batch.fill([first].into_iter().chain(second), width);
         session.run(&batch, |output| head.first(&output, width, first.len())).ok()?.ok()
     };
     for (first, second) in [(&long, &short), (&short, &long)] {
         let Some(exact) = first_of(&exact, first, second) else { continue };
         // What is no number has no cosine.
-        let cosine = first_of(session, first, second).map_or(0.0, |rounded| cosine(&rounded, &exact));
+        let rounded = first_of(session, first, second).unwrap_or_default();
+        let cosine = if rounded == exact { 1.0 } else { cosine(&rounded, &exact) };
         if cosine < LEAST_ROUNDED_COSINE {
             return Err(format!(
-                "its vectors in bf16 are not those in fp32 (cosine {cosine:.4}): its numbers are too large or too near to \
-                 each other to be rounded so"
+                "its vectors in bf16 are not those in fp32 (cosine {cosine:.4}): it does not bear being rounded so"
             ));
         }
     }
