@@ -234,7 +234,7 @@ fn a_certificate_that_signed_itself_is_trusted_where_it_is_named_and_no_authorit
     for (kind, status, says) in [
         (IsCa::ExplicitNoCa, 0, "ready: the active model"),
         // As `openssl req -x509` makes them.
-        (IsCa::Ca(BasicConstraints::Unconstrained), 1, "-addext basicConstraints=CA:FALSE`, and name its file in"),
+        (IsCa::Ca(BasicConstraints::Unconstrained), 1, "=CA:FALSE -addext subjectAltName=DNS:HOST`, and name"),
     ] {
         let (files, made) = (TempDir::new().expect("a folder"), certificate_with(|params| params.is_ca = kind));
         write(files.path(), &made);
