@@ -86,17 +86,23 @@ fn a_second_runtime_library_is_refused_with_the_way_out() {
     assert!(refused.contains("which is in use: restart to change it"), "{refused}");
 }
 
+const ON_ONE_THREAD: SessionOptions = SessionOptions {
+    provider: Provider::Cpu,
+    threads: 1,
+    streams: 1,
+    stays_awake: false,
+    bf16: false,
+    is_tried_once: false,
+};
+
 #[test]
 fn weights_that_cannot_be_mapped_are_read() {
     let runtime = Runtime::load(&data_dir().join("runtime/libonnxruntime.so")).expect("set-up installed it");
     let onnx = test_model("tiny").join("onnx/model.onnx");
     let apart = GraphApart { graph: b"no graph".to_vec(), unfit_for_bf16: Vec::new(), weights: onnx.clone() };
     let files = GraphFiles { onnx, external_data: Vec::new(), unfit_for_bf16: Vec::new(), apart: Some(apart) };
-    let provider = Provider::Cpu;
-    let options =
-        SessionOptions { provider, threads: 1, streams: 1, stays_awake: false, bf16: false, is_tried_once: false };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
-    let session = EncoderSession::open(&runtime, &files, options, wanted).expect("the file is whole");
+    let session = EncoderSession::open(&runtime, &files, ON_ONE_THREAD, wanted).expect("the file is whole");
     assert_eq!(session.output().name, "last_hidden_state");
 }
 
@@ -122,16 +128,8 @@ fn on_cpu_a_thread_that_has_memory_of_its_own_computes_there() {
         unfit_for_bf16: Vec::new(),
         apart: None,
     };
-    let options = SessionOptions {
-        provider: Provider::Cpu,
-        threads: 1,
-        streams: 1,
-        stays_awake: false,
-        bf16: false,
-        is_tried_once: false,
-    };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: Some(32) };
-    let session = EncoderSession::open(&runtime, &files, options, wanted).expect("the file is whole");
+    let session = EncoderSession::open(&runtime, &files, ON_ONE_THREAD, wanted).expect("the file is whole");
     let mut batch = PaddedBatch::default();
     batch.fill([[1_u32; 100].as_slice(); 8].into_iter(), 100);
     let place_of_output =
@@ -182,16 +180,8 @@ fn memory_that_cannot_be_had_fails_one_run() {
     let onnx = folder.path().join("any.onnx");
     fs_err::write(&onnx, graph_of_any_size()).expect("written");
     let files = GraphFiles { onnx, external_data: Vec::new(), unfit_for_bf16: Vec::new(), apart: None };
-    let options = SessionOptions {
-        provider: Provider::Cpu,
-        threads: 1,
-        streams: 1,
-        stays_awake: false,
-        bf16: false,
-        is_tried_once: false,
-    };
     let wanted = WantedOutput { pooling_is_known: true, hidden_size: None };
-    let session = EncoderSession::open(&runtime, &files, options, wanted).expect("a graph");
+    let session = EncoderSession::open(&runtime, &files, ON_ONE_THREAD, wanted).expect("a graph");
     let mut batch = PaddedBatch::default();
     batch.fill(std::iter::once([u32::MAX, 1 << 20, 8].as_slice()), 3);
     let error = session.run(&batch, |_| ()).expect_err("no address space is that large");
