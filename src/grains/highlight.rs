@@ -3,10 +3,7 @@
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::ops::Range;
 
-use unicode_normalization::UnicodeNormalization;
-use unicode_normalization::char::is_combining_mark;
-
-use super::folding;
+use super::words::{Asked, Word, WordKind, asked, words};
 
 /// Words of the part that is shown.
 const SHOWN_WORDS: usize = 32;
@@ -21,26 +18,40 @@ const LEFT_OUT: char = '…';
 /// Words to look for.
 #[derive(Clone, Debug)]
 pub(super) struct Wanted {
-    /// The forms of all words, each with the number of its word.
-    forms: HashMap<String, usize>,
-    n_words: usize,
+    /// Each with its number.
+    words: HashMap<String, usize>,
+    /// Letters that words may begin with, likewise.
+    beginnings: Vec<(String, usize)>,
 }
 
 impl Wanted {
-    /// The words of a query, with marks on their letters and with marks apart, as both are searched for.
+    /// The words of a query, as they are searched for.
     pub(super) fn of(query: &str) -> Self {
-        let mut wanted = Self { forms: HashMap::new(), n_words: 0 };
-        for place in words(query) {
-            let word = &query[place];
-            let forms = [folded(word), folded(&word.nfc().to_string()), folded(&word.nfd().to_string())];
-            let known = forms.iter().find_map(|form| wanted.forms.get(form).copied());
-            let number = known.unwrap_or(wanted.n_words);
-            wanted.n_words = wanted.n_words.max(number + 1);
-            for form in forms {
-                wanted.forms.entry(form).or_insert(number);
+        let mut wanted = Self { words: HashMap::new(), beginnings: Vec::new() };
+        for (number, Asked { term, is_beginning }) in asked(query).into_iter().enumerate() {
+            if is_beginning {
+                wanted.beginnings.push((term, number));
+            } else {
+                wanted.words.insert(term, number);
             }
         }
         wanted
+    }
+
+    fn n_words(&self) -> usize {
+        self.words.len() + self.beginnings.len()
+    }
+
+    /// A word of a text, and which of those it is that are wanted.
+    fn found(&self, word: Word) -> Found {
+        if let Some(number) = self.words.get(&word.term) {
+            return Found { place: word.place, word: Some(*number) };
+        }
+        let begins = |(beginning, _): &&(String, usize)| word.term.starts_with(beginning);
+        match self.beginnings.iter().find(begins).filter(|_| word.kind != WordKind::Whole) {
+            Some((_, number)) => Found { place: word.place.start..word.first_end, word: Some(*number) },
+            None => Found { place: word.place, word: None },
+        }
     }
 
     /// The part of a text in which most different ones of the words are, the first such; `None` when none of them is in
@@ -48,13 +59,12 @@ impl Wanted {
     pub(super) fn highlight(&self, text: &str) -> Option<String> {
         let mut window: VecDeque<Found> = VecDeque::with_capacity(SHOWN_WORDS);
         let mut best: (usize, Vec<Found>) = (0, Vec::new());
-        for place in words(text) {
-            let word = self.forms.get(&folded(&text[place.clone()])).copied();
-            let is_wanted = word.is_some();
+        for found in words(text).map(|word| self.found(word)) {
+            let is_wanted = found.word.is_some();
             if window.len() == SHOWN_WORDS {
                 window.pop_front();
             }
-            window.push_back(Found { place, word });
+            window.push_back(found);
             if !is_wanted {
                 continue;
             }
@@ -62,7 +72,7 @@ impl Wanted {
             if n_different > best.0 {
                 best = (n_different, window.iter().cloned().collect());
             }
-            if n_different == self.n_words {
+            if n_different == self.n_words() {
                 break;
             }
         }
@@ -70,15 +80,22 @@ impl Wanted {
         Some(self.marked(text, shown))
     }
 
-    /// A part of a text, with the words in it between marks.
+    /// A part of a text, with the words in it between marks. Those that have a letter in common have one mark.
     fn marked(&self, text: &str, shown: Range<usize>) -> String {
         let part = &text[shown.clone()];
         let mut marked = String::new();
         if shown.start > 0 {
             marked.push(LEFT_OUT);
         }
+        let mut places: Vec<Range<usize>> = Vec::new();
+        for Found { place, .. } in words(part).map(|word| self.found(word)).filter(|found| found.word.is_some()) {
+            match places.last_mut() {
+                Some(last) if place.start <= last.end => last.end = last.end.max(place.end),
+                _ => places.push(place),
+            }
+        }
         let mut from = 0;
-        for place in words(part).filter(|place| self.forms.contains_key(&folded(&part[place.clone()]))) {
+        for place in places {
             marked.extend([&part[from..place.start], BEFORE, &part[place.clone()], AFTER]);
             from = place.end;
         }
@@ -102,7 +119,7 @@ fn shown(text: &str, found: &[Found]) -> Option<Range<usize>> {
     let first = found.iter().position(|found| found.word.is_some())?;
     let n_others = SHOWN_WORDS - (found.len() - first);
     let found_to = found.last()?.place.end;
-    let after: Vec<_> = words(&text[found_to..]).take(n_others + 1).collect();
+    let after: Vec<_> = words(&text[found_to..]).take(n_others + 1).map(|word| word.place).collect();
     let n_after = after.len().min(n_others - first.min(n_others / 2));
     let n_before = first.min(n_others - n_after);
     let is_begun = n_before < first || words(&text[..found.first()?.place.start]).next().is_some();
@@ -114,28 +131,6 @@ fn shown(text: &str, found: &[Found]) -> Option<Range<usize>> {
     };
     let least = text.floor_char_boundary(found[first].place.start.saturating_sub(SIDE_BYTES));
     Some(start.max(least)..end.min(text.ceil_char_boundary(found_to.saturating_add(SIDE_BYTES))))
-}
-
-/// The places of the words of a text: what stands between letters, digits and their marks ends one.
-fn words(text: &str) -> impl Iterator<Item = Range<usize>> {
-    let mut characters = text.char_indices().peekable();
-    std::iter::from_fn(move || {
-        let is_part = |c: char| c.is_alphanumeric() || is_combining_mark(c);
-        let (start, first) = characters.by_ref().find(|(_, c)| is_part(*c))?;
-        let mut end = start + first.len_utf8();
-        while let Some((at, c)) = characters.next_if(|(_, c)| is_part(*c)) {
-            end = at + c.len_utf8();
-        }
-        Some(start..end)
-    })
-}
-
-/// A word with its letters folded. Other than in the index, all capitals are small, and marks that end a word there stay.
-fn folded(word: &str) -> String {
-    if word.is_ascii() {
-        return word.to_ascii_lowercase();
-    }
-    word.chars().flat_map(folding::folded).collect()
 }
 
 #[cfg(test)]
@@ -157,13 +152,18 @@ mod tests {
             ),
             ("cafe\u{301}", "Cafe\u{301}s and a café", Some("Cafe\u{301}s and a <mark>café</mark>")),
             ("(c++) rust?", "C++, Rust", Some("<mark>C</mark>++, <mark>Rust</mark>")),
-            // What the index tells apart.
             ("कि", "के कि", Some("के <mark>कि</mark>")),
             ("чаи", "чай и чаи", Some("чай и <mark>чаи</mark>")),
             ("か", "が か", Some("が <mark>か</mark>")),
             ("Андрей", "Андреи\u{306} и Андрей", Some("<mark>Андреи\u{306}</mark> и <mark>Андрей</mark>")),
             ("か\u{3099}き", "がき", Some("<mark>がき</mark>")),
             ("οδος", "ΟΔΟΣ", Some("<mark>ΟΔΟΣ</mark>")),
+            // Without spaces: what the query has in common with the text, as a whole.
+            ("天安门", "北京天安门广场", Some("北京<mark>天安门</mark>广场")),
+            ("猫が好き", "犬も猫も好きだ", Some("犬も猫も<mark>好き</mark>だ")),
+            ("猫", "黒猫と猫", Some("黒<mark>猫</mark>と<mark>猫</mark>")),
+            ("도서관", "도서관에서 책을", Some("<mark>도서관</mark>에서 책을")),
+            ("a", "abc a", Some("abc <mark>a</mark>")),
             ("cat", "concatenate", None),
             ("", "a text", None),
             ("a", "", None),
@@ -196,7 +196,7 @@ mod tests {
     fn all_forms_of_a_word_are_one() {
         for (query, n_words) in [("Андрей Сергеев", 2), ("Андрей андреи\u{306}", 1), ("か\u{3099}き がき Cat cat", 2)]
         {
-            assert_eq!(Wanted::of(query).n_words, n_words, "{query}");
+            assert_eq!(Wanted::of(query).n_words(), n_words, "{query}");
         }
         let text = format!("Андрей, Андреи\u{306} {}Андрей, кот", "слово ".repeat(100));
         let shown = highlight("Андрей кот", &text).expect("both are there");

@@ -21,8 +21,8 @@ const K: f64 = 5.0;
 const WORDS_WEIGHT: f64 = 1.5;
 
 /// The least BM25 of words that say something. A word that at least half of the grains have gets from FTS5, in place of its
-/// inverse frequency, 1e-6, and a grain at most 2.2 times that for it: 32 words in four forms each stay below this.
-const LEAST_TELLING: f64 = 3e-4;
+/// inverse frequency, 1e-6, and a grain at most 2.2 times that for it: 32 words stay below this.
+const LEAST_TELLING: f64 = 1e-4;
 
 /// How much the ranking by other words counts: it has no order but that of numbers. So little that it changes none of the
 /// others, and that what is in no other comes last.

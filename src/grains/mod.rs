@@ -8,7 +8,6 @@ mod by_words;
 mod draft;
 mod embedding;
 pub mod error;
-mod folding;
 mod highlight;
 pub mod index;
 mod indexes;
@@ -23,6 +22,7 @@ mod staging;
 pub mod store;
 pub mod transfer;
 mod vector;
+mod words;
 mod writing;
 
 pub use anchors::Anchors;

@@ -405,7 +405,7 @@ fn a_bug_report_says_which_build_runs_where_with_which_settings() {
 fn what_upgrades_and_restores_have_left_is_told_with_its_size() {
     let folder = folder_with("");
     let left = [
-        ("granary.db.before-v9", "copy before an upgrade", 5),
+        ("granary.db.before-v10", "copy before an upgrade", 5),
         ("granary.db.replaced.1", "database before a restore", 6),
         ("granary.db.restoring.partial", "copy of a restore that was cut off or goes on", 7),
     ];

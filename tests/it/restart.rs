@@ -134,7 +134,7 @@ async fn a_file_of_version_0_3_opens_at_the_start_and_a_copy_is_kept() {
         process.stop();
         assert_eq!(rows(&database, V03_COLUMNS).await, before, "{start}");
     }
-    let copy = folder.path().join("granary.db.before-v9");
+    let copy = folder.path().join("granary.db.before-v10");
     assert_eq!(rows(&copy, "*").await, before, "the copy has the columns it had");
     let copies = fs_err::read_dir(folder.path()).expect("a folder").filter(|entry| {
         let name = entry.as_ref().expect("an entry").file_name();

@@ -23,7 +23,7 @@ const BEFORE_UPGRADE: &str = "keep a copy of the database before upgrading it";
 /// Instructions of SQLite's machine between two looks at whether to stop: those that copy some twenty rows.
 const INSTRUCTIONS_BETWEEN_LOOKS: i32 = 100;
 
-/// Writes a copy of the database beside it and returns its path: `granary.db.before-v9` for an upgrade to version 9.
+/// Writes a copy of the database beside it and returns its path: `granary.db.before-v10` for an upgrade to version 10.
 ///
 /// A copy has its name only once it is whole and on disk, and is never overwritten. When the name is taken by a copy of
 /// another state (the database was restored, used and upgraded again), the new one is numbered; when it is taken by a

@@ -76,7 +76,7 @@ impl SqliteStore {
     /// Opens the database, creating it when there is none and upgrading it when an older Granary wrote it.
     ///
     /// A file that is not Granary's, or is from a newer one, is refused with not one byte of it changed. Before the
-    /// first upgrade a copy is kept beside the file: `granary.db.before-v9`, say.
+    /// first upgrade a copy is kept beside the file: `granary.db.before-v10`, say.
     ///
     /// # Errors
     /// Every variant of [`StoreError`] that a path can lead to. A failed upgrade leaves some whole schema version, and

@@ -7,10 +7,12 @@ use sqlx::{Connection, SqliteConnection};
 
 use super::super::StoreError;
 use super::copy::keep_copy;
+use super::grains::bring_up_to_date;
 use super::recognise::{Recognised, sql_error};
 use super::{MIGRATIONS_TABLE, MIGRATOR, latest_version};
 
-/// Copies an older file, then runs the schema migrations it lacks. A blank file gets all of them, without a copy.
+/// Copies an older file, then runs the schema migrations it lacks. A blank file gets all of them, without a copy. Words are
+/// put into their index last, where that was made by other rules.
 ///
 /// Each migration is one transaction, and so is the record of those an old file already has: whenever this is cut off,
 /// the file has some whole version, and the next call goes on from there.
@@ -33,15 +35,14 @@ pub(super) async fn upgrade(
             .await
             .map_err(|source| StoreError::sql("record its schema version", path, source))?;
     }
-    if found == Recognised::Recorded(latest) {
-        return Ok(());
+    if found != Recognised::Recorded(latest) {
+        migrate(connection, found.version().unwrap_or_default())
+            .await
+            .map_err(|error| StoreError::sql("run a schema migration", path, sql_error(error)))?;
+        let from = older.unwrap_or_default();
+        tracing::info!(path = %path.display(), from, to = latest, "the database has the newest schema version");
     }
-    migrate(connection, found.version().unwrap_or_default())
-        .await
-        .map_err(|error| StoreError::sql("run a schema migration", path, sql_error(error)))?;
-    let from = older.unwrap_or_default();
-    tracing::info!(path = %path.display(), from, to = latest, "the database has the newest schema version");
-    Ok(())
+    bring_up_to_date(connection).await.map_err(|source| StoreError::sql("make the index of words", path, source))
 }
 
 async fn use_write_ahead_log(connection: &mut SqliteConnection, path: &Path) -> Result<(), StoreError> {

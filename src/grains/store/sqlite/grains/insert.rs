@@ -8,13 +8,13 @@ use std::collections::HashMap;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 
 use super::super::super::grain_store::{Change, NewVector, Numbered};
-use super::json_text;
 use super::rows::bytes_of;
 use super::write::stored_time;
+use super::{index_of_words, json_text};
 use crate::domain::Grain;
 
 /// Rows of one statement.
-const ROWS: usize = 64;
+pub(super) const ROWS: usize = 64;
 
 /// A vector of the grain with this number, of this version of its text.
 struct NewEmbedding<'a> {
@@ -46,17 +46,18 @@ pub(super) async fn insert(
         let rows: Vec<(String, i64)> =
             query.build_query_as().persistent(is_usual).fetch_all(&mut **transaction).await?;
         numbers.extend(rows);
+        let texts = changes.iter().map(|change| Ok((number_of(&numbers, change)?, change.content.text.clone())));
+        index_of_words::put(transaction, texts.collect::<Result<_, sqlx::Error>>()?).await?;
     }
-    let number_of = |change: &Change| numbers.get(change.id.as_str()).copied().ok_or(sqlx::Error::RowNotFound);
     let mut vectors = Vec::new();
     for change in &changes {
         if let Some(vector) = &change.vector {
-            vectors.push(NewEmbedding { number: number_of(change)?, text_version: 1, vector });
+            vectors.push(NewEmbedding { number: number_of(&numbers, change)?, text_version: 1, vector });
         }
     }
     put_vectors(transaction, &vectors).await?;
     let numbered = |change: Change| {
-        let number = number_of(&change)?;
+        let number = number_of(&numbers, &change)?;
         let Change { id, content, created_at, vector, .. } = change;
         let grain = Grain {
             id,
@@ -71,6 +72,10 @@ pub(super) async fn insert(
         Ok(Numbered { number, grain })
     };
     changes.into_iter().map(numbered).collect()
+}
+
+fn number_of(numbers: &HashMap<String, i64>, change: &Change) -> Result<i64, sqlx::Error> {
+    numbers.get(change.id.as_str()).copied().ok_or(sqlx::Error::RowNotFound)
 }
 
 /// Writes a vector of a version of a grain's text, in place of the grain's former one in its space.
@@ -108,6 +113,6 @@ async fn put_vectors(
 }
 
 /// Whether statements of so many rows come often: others are not worth a place among those that are kept prepared.
-fn is_usual(n_rows: usize) -> bool {
+pub(super) fn is_usual(n_rows: usize) -> bool {
     n_rows == 1 || n_rows == ROWS
 }

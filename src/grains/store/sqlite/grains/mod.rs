@@ -1,11 +1,12 @@
 //! Grains in SQLite: `read` and `search` find them, `write` and `delete` change them, `vectors` feeds indexes and gives
 //! old vectors their space, `reembed` gives grains new ones in another space, which `reembeddings` keeps account of;
 //! `anchors` makes the scores of two spaces comparable. `rows` is how a grain is read, `filter` how conditions become
-//! SQL, `words` how a query becomes one of the full text, `vocabulary` which of its words tell anything.
+//! SQL, `vocabulary` which words of a query tell anything, `index_of_words` how texts get into the full text.
 
 mod anchors;
 mod delete;
 mod filter;
+mod index_of_words;
 mod insert;
 #[cfg(test)]
 mod plans;
@@ -18,12 +19,12 @@ mod search;
 mod tests;
 mod vectors;
 mod vocabulary;
-mod words;
 mod write;
 
 use serde::Serialize;
 
 pub(super) use self::filter::SERVED_SPACE;
+pub(super) use self::index_of_words::bring_up_to_date;
 pub(super) use self::rows::{bytes_of, vector_of};
 pub(super) use self::vocabulary::Vocabulary;
 use crate::telemetry::traces::{Part, part};

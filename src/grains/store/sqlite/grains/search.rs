@@ -7,9 +7,9 @@ use super::super::super::StoreError;
 use super::super::super::grain_store::{Scored, SearchStore};
 use super::super::SqliteStore;
 use super::filter::{self, Plan, Start};
-use super::words::quoted;
 use super::{json_text, shown};
 use crate::domain::Filter;
+use crate::grains::words::Asked;
 
 /// Grains that are counted of each condition at most, to see which has the fewest: counting a thousand takes a fifth of a
 /// millisecond.
@@ -25,11 +25,22 @@ const HAVING: &str = "
     SELECT w.rowid FROM json_each(?) AS n CROSS JOIN grain_words AS w ON w.rowid = n.value
     WHERE w.grain_words MATCH ?";
 
+/// Those of some grains that have a word that begins so. The lists of all such words are made one, and only once: for each
+/// number that would be done anew.
+const HAVING_BEGINNING: &str = "
+    SELECT w.rowid FROM grain_words AS w WHERE +w.rowid IN (SELECT value FROM json_each(?)) AND w.grain_words MATCH ?";
+
 /// Some grains as words find them. The words are looked up once (hence the `+`): for each number FTS5 would count anew how
 /// many grains have them.
 const SCORED: &str = "
     SELECT w.rowid, -w.rank FROM grain_words AS w
     WHERE w.grain_words MATCH ? AND +w.rowid IN (SELECT value FROM json_each(?))";
+
+/// A query of FTS5 that any of these words meets, each quoted, so that none is taken for an operator. `None` without a word.
+pub(super) fn quoted(words: &[Asked]) -> Option<String> {
+    let quoted = |Asked { term, is_beginning }: &Asked| format!("\"{term}\"{}", if *is_beginning { " *" } else { "" });
+    (!words.is_empty()).then(|| words.iter().map(quoted).collect::<Vec<_>>().join(" OR "))
+}
 
 impl SqliteStore {
     /// The condition that fewest grains meet of those that the database can begin with.
@@ -116,10 +127,29 @@ impl SearchStore for SqliteStore {
         let _shown = shown("with_each_word");
         let (failed, numbers) = (self.failed("see which grains have a word"), json_text(&numbers));
         let mut by_word: Vec<Vec<i64>> = Vec::new();
-        for word in self.words_to_find(&query).await?.into_iter().filter_map(|word| quoted(&[word])) {
-            let having = sqlx::query_scalar(HAVING).bind(numbers.as_str()).bind(word);
+        for word in self.words_to_find(&query).await? {
+            let having = sqlx::query_scalar(if word.is_beginning { HAVING_BEGINNING } else { HAVING });
+            let having = having.bind(numbers.as_str()).bind(quoted(&[word]));
             by_word.push(having.fetch_all(&self.readers).await.map_err(&failed)?);
         }
         Ok(by_word)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::grains::words::asked;
+
+    #[test]
+    fn words_are_quoted_and_nothing_is_an_operator() {
+        for (text, query) in [
+            ("C++ NOT java", Some(r#""c" OR "not" OR "java""#)),
+            (r#"say "hi" * ^ NEAR(a b)"#, Some(r#""say" OR "hi" OR "near" OR "a" OR "b""#)),
+            ("Grüße, 世界 猫", Some(r#""grusse" OR "世界" OR "猫" *"#)),
+            (" -:() \"\" \u{301}", None),
+        ] {
+            assert_eq!(quoted(&asked(text)).as_deref(), query, "{text}");
+        }
     }
 }

@@ -22,6 +22,8 @@ async fn store(n_grains: i64) -> (tempfile::TempDir, SqliteStore) {
     let folder = tempfile::tempdir().expect("a folder");
     let store = SqliteStore::open(OpenOptions::at(folder.path().join("granary.db"))).await.expect("created");
     sqlx::query(GRAINS).bind(n_grains).execute(&store.writer).await.expect("inserted");
+    let words = "INSERT INTO grain_words (rowid, terms) SELECT number, 'text ' FROM grains";
+    sqlx::query(words).execute(&store.writer).await.expect("inserted");
     (folder, store)
 }
 
@@ -191,6 +193,25 @@ async fn a_page_of_many_grains_is_read_in_its_order() {
     let few = Filter { sources: Some(vec!["s1".to_owned()]), ..many };
     assert!(store.start_of_few(&few).await.expect("counted").is_some());
     assert!(store.start_of_few(&Filter::default()).await.expect("counted").is_none());
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_lone_letter_is_counted_once_in_each_grain_that_has_words_which_begin_with_it() {
+    let (_folder, store) = store(4).await;
+    for (number, terms) in [(1, "猫が が 猫は は "), (2, "黒猫 猫 "), (3, "犬が が "), (4, "猫は は ")] {
+        let put = sqlx::query("INSERT OR REPLACE INTO grain_words (rowid, terms) VALUES (?, ?)");
+        put.bind(number).bind(terms).execute(&store.writer).await.expect("put");
+    }
+    let words = crate::grains::words::asked("猫 犬が 空");
+    let counts = store.count_words(&words.iter().collect::<Vec<_>>()).await.expect("counted");
+    assert_eq!(words.iter().map(|word| counts[word]).collect::<Vec<_>>(), [3, 1, 0]);
+    let mut having = store.with_each_word("猫 犬が".to_owned(), vec![1, 2, 3]).await.expect("found");
+    for numbers in &mut having {
+        numbers.sort_unstable();
+    }
+    having.sort_unstable();
+    assert_eq!(having, [vec![1, 2], vec![3]]);
     store.close().await;
 }
 

@@ -10,8 +10,9 @@ use parking_lot::Mutex;
 
 use super::super::super::StoreError;
 use super::super::SqliteStore;
-use super::words::{Word, distinct};
+use super::search::quoted;
 use super::{count, json_text};
+use crate::grains::words::{Asked, asked};
 
 /// The most words that are searched for: a pasted page would ask for every grain. `merge::LEAST_TELLING` goes by it.
 const MAX_WORDS: usize = 32;
@@ -36,7 +37,7 @@ pub(in super::super) struct Vocabulary(Mutex<Counted>);
 struct Counted {
     since: Instant,
     n_grains: u64,
-    words: HashMap<String, u64>,
+    words: HashMap<Asked, u64>,
 }
 
 impl Vocabulary {
@@ -46,29 +47,29 @@ impl Vocabulary {
     }
 
     /// What is known of these words, and which of them must be counted first.
-    fn known<'a>(&self, words: &'a [Word]) -> (Known, Vec<&'a str>) {
+    fn known<'a>(&self, words: &'a [Asked]) -> (Known, Vec<&'a Asked>) {
         let mut counted = self.0.lock();
         if counted.since.elapsed() > COUNTED_FOR || counted.words.len() > MOST_KEPT {
             *counted = Counted { since: Instant::now(), n_grains: 0, words: HashMap::new() };
         }
         let mut known = Known { n_grains: counted.n_grains, words: HashMap::new() };
         let mut uncounted = Vec::new();
-        for term in words.iter().flat_map(Word::terms) {
-            match counted.words.get(term) {
+        for word in words {
+            match counted.words.get(word) {
                 Some(n) => {
-                    known.words.insert(term.to_owned(), *n);
+                    known.words.insert(word.clone(), *n);
                 }
-                None => uncounted.push(term),
+                None => uncounted.push(word),
             }
         }
         (known, uncounted)
     }
 
     /// Notes of these words in how many grains they are.
-    fn note(&self, n_grains: u64, counts: &HashMap<String, u64>) {
+    fn note(&self, n_grains: u64, counts: &HashMap<Asked, u64>) {
         let mut counted = self.0.lock();
         counted.n_grains = n_grains;
-        let kept = counts.iter().filter(|(word, _)| word.len() <= LONGEST_KEPT);
+        let kept = counts.iter().filter(|(word, _)| word.term.len() <= LONGEST_KEPT);
         counted.words.extend(kept.map(|(word, n)| (word.clone(), *n)));
     }
 }
@@ -76,23 +77,19 @@ impl Vocabulary {
 /// In how many grains the words of one query are. Its own: those that are kept may be forgotten meanwhile.
 struct Known {
     n_grains: u64,
-    words: HashMap<String, u64>,
+    words: HashMap<Asked, u64>,
 }
 
 impl Known {
     /// The words that tell most of what is looked for.
-    fn choose(&self, words: Vec<Word>) -> Vec<Word> {
-        let known = words.into_iter().map(|word| {
-            // Of several forms the one that most grains have: their sum may be more than there are grains.
-            let most = word.terms().filter_map(|term| self.words.get(term).copied()).max();
-            (most.unwrap_or_default(), word)
-        });
+    fn choose(&self, words: Vec<Asked>) -> Vec<Asked> {
+        let known = words.into_iter().map(|word| (self.words.get(&word).copied().unwrap_or_default(), word));
         choose(known.collect(), self.n_grains)
     }
 }
 
 /// Of words with the number of grains that they are in: the rarest, without those that most grains have. Where there are no
-/// others, these count after all. Words in no grain come last: a word may be written in another way in the index.
+/// others, these count after all. Words in no grain come last.
 fn choose<T>(mut words: Vec<(u64, T)>, n_grains: u64) -> Vec<T> {
     let is_common = |n: u64| n_grains >= FEWEST_GRAINS && n > n_grains / 2;
     if words.iter().any(|(n, _)| (1..=n_grains).contains(n) && !is_common(*n)) {
@@ -105,34 +102,48 @@ fn choose<T>(mut words: Vec<(u64, T)>, n_grains: u64) -> Vec<T> {
 
 impl SqliteStore {
     /// The words that are searched for, of a query in a person's words.
-    pub(super) async fn words_to_find(&self, query: &str) -> Result<Vec<Word>, StoreError> {
-        let words = distinct(query);
+    pub(super) async fn words_to_find(&self, query: &str) -> Result<Vec<Asked>, StoreError> {
+        let words = asked(query);
         let (mut known, uncounted) = self.vocabulary.known(&words);
         if !uncounted.is_empty() {
             let failed = self.failed("count the grains that have a word");
             // None is ever given the number of another, so that there are at most so many.
             let greatest = sqlx::query_scalar("SELECT max(number) FROM grains").fetch_one(&self.readers).await;
             let greatest: Option<i64> = greatest.map_err(&failed)?;
-            let found: Vec<(String, i64)> =
-                sqlx::query_as("SELECT term, doc FROM grain_vocabulary WHERE term IN (SELECT value FROM json_each(?))")
-                    .bind(json_text(&uncounted))
-                    .fetch_all(&self.readers)
-                    .await
-                    .map_err(failed)?;
-            // None where the database has none.
-            let mut counts: HashMap<String, u64> = uncounted.iter().map(|word| ((*word).to_owned(), 0)).collect();
-            counts.extend(found.into_iter().map(|(word, n)| (word, count(n))));
             known.n_grains = count(greatest.unwrap_or_default());
+            let counts = self.count_words(&uncounted).await.map_err(failed)?;
             self.vocabulary.note(known.n_grains, &counts);
             known.words.extend(counts);
         }
         Ok(known.choose(words))
     }
+
+    /// In how many grains words are, or those that begin with them where these are asked for.
+    pub(super) async fn count_words(&self, words: &[&Asked]) -> Result<HashMap<Asked, u64>, sqlx::Error> {
+        // None where the database has none.
+        let mut counts: HashMap<Asked, u64> = words.iter().map(|word| ((*word).clone(), 0)).collect();
+        let (beginnings, whole): (Vec<&Asked>, Vec<&Asked>) = words.iter().partition(|word| word.is_beginning);
+        let terms: Vec<&str> = whole.iter().map(|word| word.term.as_str()).collect();
+        let found: Vec<(String, i64)> =
+            sqlx::query_as("SELECT term, doc FROM grain_vocabulary WHERE term IN (SELECT value FROM json_each(?))")
+                .bind(json_text(&terms))
+                .fetch_all(&self.readers)
+                .await?;
+        counts.extend(found.into_iter().map(|(term, n)| (Asked { term, is_beginning: false }, count(n))));
+        // A grain may have several words that begin alike.
+        for word in beginnings {
+            let n: i64 = sqlx::query_scalar("SELECT count(*) FROM grain_words WHERE grain_words MATCH ?")
+                .bind(quoted(std::slice::from_ref(word)))
+                .fetch_one(&self.readers)
+                .await?;
+            counts.insert(word.clone(), count(n));
+        }
+        Ok(counts)
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::words::quoted;
     use super::*;
 
     fn chosen(words: &[(u64, &str)], n_grains: u64) -> Vec<String> {
@@ -155,28 +166,32 @@ mod tests {
         assert_eq!((chosen.len(), chosen[0].as_str(), chosen[31].as_str()), (MAX_WORDS, "word1", "word32"));
     }
 
-    fn counts(counts: &[(&str, u64)]) -> HashMap<String, u64> {
-        counts.iter().map(|(word, n)| ((*word).to_owned(), *n)).collect()
+    fn whole(term: &str) -> Asked {
+        Asked { term: term.to_owned(), is_beginning: false }
     }
 
-    fn uncounted<'a>(vocabulary: &Vocabulary, words: &'a [Word]) -> Vec<&'a str> {
-        vocabulary.known(words).1
+    fn counts(counts: &[(&str, u64)]) -> HashMap<Asked, u64> {
+        counts.iter().map(|(word, n)| (whole(word), *n)).collect()
+    }
+
+    fn uncounted(vocabulary: &Vocabulary, query: &str) -> Vec<String> {
+        vocabulary.known(&asked(query)).1.into_iter().map(|word| word.term.clone()).collect()
     }
 
     #[test]
     fn words_are_counted_once_a_while() {
-        let (vocabulary, words) = (Vocabulary::new(), distinct("a b"));
-        assert_eq!(uncounted(&vocabulary, &words), ["a", "b"]);
+        let vocabulary = Vocabulary::new();
+        assert_eq!(uncounted(&vocabulary, "a b"), ["a", "b"]);
         vocabulary.note(2_000, &counts(&[("a", 2_000), ("b", 0)]));
-        assert!(uncounted(&vocabulary, &words).is_empty(), "a word that is nowhere is known too");
-        vocabulary.note(2_000, &counts(&[("c", 1)]));
-        let words_in_two = distinct("a C");
-        let (known, _) = vocabulary.known(&words_in_two);
-        assert_eq!(uncounted(&vocabulary, &distinct("ᲗᲑᲘᲚᲘᲡᲘ a")), ["ᲗᲑᲘᲚᲘᲡᲘ", "თბილისი"], "both forms");
+        assert!(uncounted(&vocabulary, "a b").is_empty(), "a word that is nowhere is known too");
+        vocabulary.note(2_000, &counts(&[("c", 1), ("猫", 1)]));
+        let words = asked("a C");
+        let (known, _) = vocabulary.known(&words);
+        assert_eq!(uncounted(&vocabulary, "猫 a"), ["猫"], "what begins with it is more");
         let longer = COUNTED_FOR + Duration::from_secs(1);
         vocabulary.0.lock().since = Instant::now().checked_sub(longer).expect("the clock has run as long");
-        assert_eq!(uncounted(&vocabulary, &words), ["a", "b"]);
-        assert_eq!(quoted(&known.choose(words_in_two)).as_deref(), Some("\"C\""), "what another forgot stays known");
+        assert_eq!(uncounted(&vocabulary, "a b"), ["a", "b"]);
+        assert_eq!(known.choose(words), [whole("c")], "what another forgot stays known");
     }
 
     #[test]
@@ -184,8 +199,8 @@ mod tests {
         let (vocabulary, longest) = (Vocabulary::new(), "a".repeat(LONGEST_KEPT));
         let beyond = longest.clone() + "a";
         vocabulary.note(2_000, &counts(&[(longest.as_str(), 1), (beyond.as_str(), 1)]));
-        assert!(uncounted(&vocabulary, &distinct(&longest)).is_empty());
-        assert_eq!(uncounted(&vocabulary, &distinct(&beyond)), [beyond.as_str()]);
+        assert!(uncounted(&vocabulary, &longest).is_empty());
+        assert_eq!(uncounted(&vocabulary, &beyond), [beyond.as_str()]);
         assert_eq!(vocabulary.0.lock().words.len(), 1);
     }
 }

@@ -17,7 +17,7 @@ use super::super::SqliteStore;
 use super::filter;
 use super::insert::{insert, put_vector};
 use super::rows::select_grains;
-use super::{count, json_text, shown};
+use super::{count, index_of_words, json_text, shown};
 use crate::domain::{Filter, ReembeddingState};
 use crate::json::AnyObject;
 
@@ -253,6 +253,7 @@ async fn update(
     .await?;
     if !found.is_same_text {
         sqlx::query("DELETE FROM embeddings WHERE grain = ?").bind(found.number).execute(&mut **transaction).await?;
+        index_of_words::put(transaction, vec![(found.number, change.content.text.clone())]).await?;
     }
     if let Some(vector) = &change.vector {
         put_vector(transaction, vector, found.number, text_version).await?;

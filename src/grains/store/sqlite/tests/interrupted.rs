@@ -63,6 +63,8 @@ async fn assert_goes_on(path: &Path, grains: &[OldGrain], when: &str) -> Recogni
     assert!(read_grains(path).await == grains, "{when}");
     assert_eq!(scalar(path, "SELECT max(version) FROM schema_version").await, latest_version(), "{when}");
     assert_eq!(scalar(path, "SELECT count(*) FROM schema_version").await, latest_version() - 1, "{when}");
+    let n_without_words = "SELECT count(*) FROM grains WHERE number NOT IN (SELECT id FROM grain_words_docsize)";
+    assert_eq!(scalar(path, n_without_words).await, 0, "{when}");
     let copy = path.with_file_name(format!("granary.db.before-v{}", latest_version()));
     if !grains.is_empty() {
         assert!(read_grains(&copy).await == grains, "{when}");
@@ -107,7 +109,8 @@ async fn killed_at_every_statement() {
             Recognised::Recorded(6),
             Recognised::Recorded(7),
             Recognised::Recorded(8),
-            Recognised::Recorded(9)
+            Recognised::Recorded(9),
+            Recognised::Recorded(10)
         ],
         "every version was left, and nothing else"
     );

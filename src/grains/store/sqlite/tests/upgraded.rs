@@ -20,6 +20,12 @@ async fn assert_upgraded(path: &Path, grains: &[OldGrain]) {
     assert_eq!(scalar(path, "SELECT count(*) FROM pragma_integrity_check WHERE integrity_check <> 'ok'").await, 0);
 }
 
+/// How many grains have a word.
+async fn n_with(path: &Path, term: &str) -> i64 {
+    let query = sqlx::query_scalar("SELECT ifnull(sum(doc), 0) FROM grain_vocabulary WHERE term = ?").bind(term);
+    query.fetch_one(&mut connect_to(path).await).await.expect("counted")
+}
+
 #[tokio::test]
 async fn a_v1_file_is_copied_and_upgraded_once() {
     let (folder, path) = folder();
@@ -30,7 +36,7 @@ async fn a_v1_file_is_copied_and_upgraded_once() {
     open(&path).await.expect("upgraded").close().await;
     assert_upgraded(&path, &grains).await;
     let copy = copy_of(&path);
-    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v9", "granary.db.lock"]);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v10", "granary.db.lock"]);
     assert_eq!(fs_err::metadata(&copy).expect("a copy").permissions().mode() & 0o777, 0o600);
     assert_eq!(recognise(&copy).await.expect("ours"), Recognised::Unrecorded(1));
     assert!(read_grains(&copy).await == grains);
@@ -70,6 +76,27 @@ async fn a_recorded_older_version_is_copied_and_upgraded() {
     open(&path).await.expect("upgraded").close().await;
     assert_upgraded(&path, &old_grains()).await;
     assert_eq!(recognise(&copy_of(&path)).await.expect("ours"), Recognised::Recorded(2));
+}
+
+#[tokio::test]
+async fn words_get_into_their_index_and_again_when_the_rules_are_others() {
+    let (_folder, path) = folder();
+    write_v1(&path, &old_grains()).await;
+    write_file(&path, "UPDATE grains SET text = CAST(x'68656c6c6fff20e4b8ade69687' AS TEXT) WHERE rowid = 3").await;
+    // Longer than what is cut at once.
+    let long = "UPDATE grains SET text = 'long ' || replace(hex(zeroblob(2500000)), '00', 'a ') WHERE rowid IN (4, 9)";
+    write_file(&path, long).await;
+    open(&path).await.expect("upgraded").close().await;
+    for (term, n) in [("世界", 10), ("grusse", 10), ("plain", 10), ("hello", 1), ("中文", 1), ("long", 3), ("lost", 0)]
+    {
+        assert_eq!(n_with(&path, term).await, n, "{term}");
+    }
+
+    let of_other_rules = "DELETE FROM grain_words; INSERT INTO grain_words (rowid, terms) VALUES (1, 'lost'); UPDATE word_rules SET version = 0";
+    write_file(&path, of_other_rules).await;
+    assert_eq!((n_with(&path, "lost").await, n_with(&path, "世界").await), (1, 0));
+    open(&path).await.expect("opened").close().await;
+    assert_eq!((n_with(&path, "lost").await, n_with(&path, "世界").await, n_with(&path, "hello").await), (0, 10, 1));
 }
 
 #[tokio::test]
@@ -123,7 +150,7 @@ async fn a_finished_copy_is_never_overwritten() {
     // Restored, upgraded again: the same copy serves.
     fs_err::copy(copy_of(&path), &path).expect("restored");
     open(&path).await.expect("upgraded").close().await;
-    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v9", "granary.db.lock"]);
+    assert_eq!(names_in(folder.path()), ["granary.db", "granary.db.before-v10", "granary.db.lock"]);
 
     // Restored, used by version 0.3, upgraded again: both states are kept.
     fs_err::copy(copy_of(&path), &path).expect("restored");
@@ -131,7 +158,7 @@ async fn a_finished_copy_is_never_overwritten() {
     let used = read_grains(&path).await;
     open(&path).await.expect("upgraded").close().await;
     assert!(fs_err::read(copy_of(&path)).expect("a copy") == first);
-    assert!(read_grains(&folder.path().join("granary.db.before-v9.2")).await == used);
+    assert!(read_grains(&folder.path().join("granary.db.before-v10.2")).await == used);
 }
 
 #[tokio::test]
@@ -157,14 +184,14 @@ async fn the_copy_is_restored_as_it_was_although_a_crash_left_the_log_of_the_upg
 
     open(&path).await.expect("upgraded again").close().await;
     assert_upgraded(&path, &grains).await;
-    assert!(!names_in(folder.path()).contains(&"granary.db.before-v9.2".to_owned()), "the same copy serves");
+    assert!(!names_in(folder.path()).contains(&"granary.db.before-v10.2".to_owned()), "the same copy serves");
 }
 
 #[tokio::test]
 async fn an_interrupted_copy_is_made_again() {
     let (folder, path) = folder();
     write_v1(&path, &old_grains()).await;
-    for leftover in ["granary.db.before-v9.partial", "granary.db.before-v9.partial-journal"] {
+    for leftover in ["granary.db.before-v10.partial", "granary.db.before-v10.partial-journal"] {
         fs_err::write(folder.path().join(leftover), "half a copy").expect("written");
     }
     fs_err::create_dir(folder.path().join("granary.db.view")).expect("created");
