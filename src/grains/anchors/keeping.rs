@@ -4,8 +4,11 @@
 //! and only while two spaces serve grains: one space needs no other's scale.
 
 use std::collections::HashMap;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
+
+use futures::FutureExt;
 
 use super::super::error::GrainError;
 use super::super::merge::MIN_ANCHORS;
@@ -72,14 +75,7 @@ impl Grains {
         loop {
             self.anchors.wait_for_change(LOOK).await;
             tokio::time::sleep(SETTLE).await;
-            pause = match self.renew_anchors().await {
-                Ok(Renewal::Whole | Renewal::Waiting) => BETWEEN,
-                Ok(Renewal::Partial) => (pause * 2).min(LONGEST_PAUSE),
-                Err(error) => {
-                    tracing::warn!("anchors are not renewed, and tried again later: {}", with_causes(&error));
-                    (pause * 2).min(LONGEST_PAUSE)
-                }
-            };
+            pause = pause_after(self.renew_anchors(), pause).await;
             tokio::time::sleep(pause).await;
         }
     }
@@ -261,10 +257,34 @@ impl Grains {
     }
 }
 
+/// Awaits a renewal, and says how long the next one waits. A panic ends it for this time alone, as an error does.
+async fn pause_after(renewal: impl Future<Output = Result<Renewal, GrainError>>, pause: Duration) -> Duration {
+    match AssertUnwindSafe(renewal).catch_unwind().await {
+        Ok(Ok(Renewal::Whole | Renewal::Waiting)) => return BETWEEN,
+        Ok(Ok(Renewal::Partial)) => {}
+        Ok(Err(error)) => tracing::warn!("anchors are not renewed, and tried again later: {}", with_causes(&error)),
+        Err(_) => tracing::error!("the renewal of anchors was cut off by a panic, and is tried again later"),
+    }
+    (pause * 2).min(LONGEST_PAUSE)
+}
+
 /// The text that cannot be embedded, when it is one that is at fault.
 fn at_fault(error: &GrainError) -> Option<usize> {
     match error {
         GrainError::Model(ModelError::Engine(error)) => error.index(),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_renewal_that_panics_is_tried_again_later() {
+        let with_a_bug = || async { panic!("on purpose") };
+        assert_eq!(pause_after(with_a_bug(), BETWEEN).await, BETWEEN * 2);
+        assert_eq!(pause_after(with_a_bug(), LONGEST_PAUSE).await, LONGEST_PAUSE);
+        assert_eq!(pause_after(async { Ok(Renewal::Whole) }, LONGEST_PAUSE).await, BETWEEN);
     }
 }
