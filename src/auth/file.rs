@@ -1,6 +1,6 @@
 //! The file of keys, `keys.toml`: hashes, names and what they allow. `granary keys` writes it, the server reads it.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,15 @@ pub enum KeyFileError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A pipe, a device or a folder is in its place.
+    #[error(
+        "`{}` is not a regular file, and keys are read from no other: put one in its place, or remove it",
+        path.display()
+    )]
+    NotAFile {
+        /// What is there.
+        path: PathBuf,
     },
     /// It is not what a file of keys is.
     #[error(
@@ -166,10 +175,18 @@ impl KeyFile {
             }
             Ok(_) | Err(_) => {}
         }
-        let text = fs_err::read_to_string(&self.0).map_err(|error| self.unreadable(error.kind().into()))?;
-        let mode =
-            fs_err::metadata(&self.0).map_err(|error| self.unreadable(error.kind().into()))?.permissions().mode();
-        if mode & WRITABLE_BY_OTHERS != 0 {
+        let unreadable = |error: io::Error| self.unreadable(error.kind().into());
+        let mut options = fs_err::OpenOptions::new();
+        // A pipe would wait for somebody who writes to it.
+        options.read(true).options_mut().custom_flags(libc::O_NONBLOCK);
+        let mut file = options.open(&self.0).map_err(unreadable)?;
+        let found = file.metadata().map_err(unreadable)?;
+        if !found.is_file() {
+            return Err(KeyFileError::NotAFile { path: self.0.clone() });
+        }
+        let mut text = String::new();
+        file.read_to_string(&mut text).map_err(unreadable)?;
+        if found.permissions().mode() & WRITABLE_BY_OTHERS != 0 {
             return Err(KeyFileError::Exposed { path: self.0.clone() });
         }
         Ok(Some(text))

@@ -150,6 +150,23 @@ fn a_pipe_in_the_place_of_the_lock_keeps_nobody_waiting() {
 }
 
 #[test]
+fn what_is_no_regular_file_is_refused_and_keeps_nobody_waiting() {
+    use rustix::fs::{CWD, Mode, mkfifoat};
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    mkfifoat(CWD, at("pipe"), Mode::RUSR | Mode::WUSR).expect("a pipe");
+    std::os::unix::fs::symlink("/dev/zero", at("device")).expect("linked");
+    fs_err::create_dir(at("folder")).expect("made");
+    for name in ["pipe", "device", "folder"] {
+        let file = KeyFile::at(at(name));
+        let refused = file.read().expect_err("it holds no keys");
+        assert!(matches!(refused, KeyFileError::NotAFile { .. }), "{refused}");
+        assert!(refused.to_string().contains(&format!("{name}` is not a regular file")), "{refused}");
+    }
+    KeyFile::at(at("pipe")).add(key("a")).expect_err("nobody edits it");
+}
+
+#[test]
 fn a_link_to_the_file_stays_one() {
     let (folder, file) = in_a_folder();
     let link = KeyFile::at(folder.path().join("linked.toml"));
