@@ -6,8 +6,12 @@
 //! | beside the file | the view |
 //! |---|---|
 //! | nothing that counts | the file itself, opened `immutable` |
-//! | a `-wal` with content | a hard link to the file and a copy of the log in a folder of their own, opened read-only |
+//! | a `-wal` with content | hard links to the file and the log in a folder of their own, opened read-only |
 //! | a hot `-journal` | copies of everything in a folder of their own, where SQLite may roll back |
+//!
+//! A log may be as long as a database, and a disk full. SQLite opens it for writing, too, but through a connection that
+//! reads only it never does: what the last connection does with a log when it closes needs a lock that the kernel gives
+//! nobody on a file that is open for reading.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -41,7 +45,7 @@ impl View {
             let scratch = scratch.map_err(|source| StoreError::files(DOING, path, source))?;
             (options.filename(scratch.database()), Some(scratch))
         } else if has_log(path) {
-            let scratch = Scratch::create(path).and_then(|scratch| scratch.link_and_copy_log(path).map(|()| scratch));
+            let scratch = Scratch::create(path).and_then(|scratch| scratch.link_with_log(path).map(|()| scratch));
             let scratch = scratch.map_err(|source| StoreError::files(DOING, path, source))?;
             (options.filename(scratch.database()).read_only(true), Some(scratch))
         } else {
@@ -91,10 +95,13 @@ impl Scratch {
         self.0.join("db")
     }
 
-    fn link_and_copy_log(&self, path: &Path) -> std::io::Result<()> {
-        // File systems without hard links pay for a copy.
-        fs_err::hard_link(path, self.database()).or_else(|_| fs_err::copy(path, self.database()).map(drop))?;
-        fs_err::copy(beside(path, LOG), beside(&self.database(), LOG)).map(drop)
+    fn link_with_log(&self, path: &Path) -> std::io::Result<()> {
+        for suffix in ["", LOG] {
+            let (original, link) = (beside(path, suffix), beside(&self.database(), suffix));
+            // File systems without hard links pay for a copy.
+            fs_err::hard_link(&original, &link).or_else(|_| fs_err::copy(&original, &link).map(drop))?;
+        }
+        Ok(())
     }
 
     /// Never a link: SQLite will write to this one.

@@ -162,20 +162,28 @@ async fn killed_at_any_time_while_creating() {
     killed_in_time(None, &[]).await;
 }
 
-/// The kernel refuses to write past a limit, as it would on a full disk: the copy fails, the file is as it was.
+/// What the files of [`with_little_room`] may take.
+const LITTLE_ROOM_BYTES: u64 = 512 << 10;
+
+/// Runs the child, to which the kernel refuses to write past a limit, as it would on a full disk.
+fn with_little_room(path: &Path) -> Command {
+    let mut command = Command::new("sh");
+    command
+        // The shell counts by half a KiB; the ignored signal makes the write fail instead of the process.
+        .args(["-c", &format!("trap '' XFSZ; ulimit -f {}; exec \"$0\" \"$@\"", LITTLE_ROOM_BYTES / 512)])
+        .arg(std::env::current_exe().expect("this program"))
+        .args(["--exact", CHILD, "--nocapture", "--test-threads=1"])
+        .env(PATH, path);
+    command
+}
+
+/// The copy fails, the file is as it was.
 #[tokio::test]
 async fn without_room_for_the_copy_nothing_is_upgraded() {
     let (folder, path) = folder();
     write_v1(&path, &old_grains()).await;
     let before = fs_err::read(&path).expect("a file");
-    let limited = Command::new("sh")
-        // Half a megabyte; the ignored signal makes the write fail instead of the process.
-        .args(["-c", "trap '' XFSZ; ulimit -f 1024; exec \"$0\" \"$@\""])
-        .arg(std::env::current_exe().expect("this program"))
-        .args(["--exact", CHILD, "--nocapture", "--test-threads=1"])
-        .env(PATH, &path)
-        .output()
-        .expect("run");
+    let limited = with_little_room(&path).output().expect("run");
     assert!(!limited.status.success());
     let output = String::from_utf8_lossy(&limited.stderr).into_owned() + &String::from_utf8_lossy(&limited.stdout);
     assert!(output.contains("keep a copy of the database before upgrading it"), "{output}");
@@ -185,4 +193,24 @@ async fn without_room_for_the_copy_nothing_is_upgraded() {
     let waited = Instant::now();
     open(&path).await.expect("upgraded once there is room").close().await;
     assert!(waited.elapsed() < Duration::from_secs(30));
+}
+
+#[tokio::test]
+async fn a_log_that_a_crash_left_needs_no_room_for_a_copy() {
+    let (_elsewhere, original) = folder();
+    let (_folder, path) = folder();
+    open(&original).await.expect("created").close().await;
+    let options = SqliteConnectOptions::new().filename(&original).pragma("wal_autocheckpoint", "0");
+    let mut connection = options.pragma("synchronous", "OFF").connect().await.expect("a connection");
+    for epoch in 1..=300 {
+        run(&mut connection, &format!("UPDATE identity SET epoch = '{epoch}'")).await;
+    }
+    copy_as_if_crashed(&original, &path);
+    connection.close().await.expect("closed");
+    let size_of = |suffix| fs_err::metadata(beside(&path, suffix)).expect("a file").len();
+    assert!(size_of("-wal") > LITTLE_ROOM_BYTES && size_of("") < LITTLE_ROOM_BYTES);
+
+    let output = with_little_room(&path).output().expect("run");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(scalar(&path, "SELECT CAST(epoch AS INTEGER) FROM identity").await, 300, "the log counts");
 }
