@@ -224,7 +224,7 @@ impl Checked {
     fn check(&self, id: &str, answer: &Answer) {
         match self.kept.get(id) {
             Some(kept) => {
-                assert_eq!(answer.header("etag"), format!("\"{}\"", kept.version), "{id}");
+                assert_eq!(answer.version(), kept.version.to_string(), "{id}");
                 check(id, kept, &answer.ok());
             }
             None => assert_eq!(answer.problem().0, 404, "{id}"),

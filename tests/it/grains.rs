@@ -57,10 +57,7 @@ async fn a_grain_is_read_back_with_what_made_its_vector() {
     let body = json!({"id": "wheat", "text": text, "source": "encyclopedia", "tags": ["plants", "food"],
                       "attributes": {"year": 2024, "nested": {"a": [1, null]}}});
     let created = app.post("/grains", body).await;
-    assert_eq!(
-        (created.status.as_u16(), created.header("location"), created.header("etag")),
-        (201, "/grains/wheat", "\"1\"")
-    );
+    assert_eq!((created.status.as_u16(), created.header("location"), created.version()), (201, "/grains/wheat", "1"));
     let embedded = app.post("/embed", json!({"inputs": text})).await;
     let n_tokens = app.post("/tokenize", json!({"inputs": text})).await.ok()[0].as_array().map(Vec::len);
     let grain = created.ok();
@@ -78,7 +75,7 @@ async fn a_grain_is_read_back_with_what_made_its_vector() {
     assert!(grain["created_at"].as_str().is_some_and(|time| time.starts_with("20") && time.ends_with('Z')));
 
     let read = app.get("/grains/wheat").await;
-    assert_eq!((read.header("etag"), read.ok()), ("\"1\"", grain));
+    assert_eq!((read.version(), read.ok()), ("1", grain));
     let vector = vector_of_grain(&app, "wheat").await;
     assert_same(&vector, &vectors_of(&embedded.ok())[0]);
     let listed = app.get("/grains?include=vector").await.ok();
@@ -488,9 +485,9 @@ async fn put_makes_a_grain_what_it_says_and_doing_it_again_changes_nothing() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let wheat = json!({"text": "Wheat is a grass.", "source": "s", "tags": ["a"], "attributes": {"n": 1}});
     let first = app.put("/grains/w", wheat.clone()).await;
-    assert_eq!((first.status.as_u16(), first.header("location"), first.header("etag")), (201, "/grains/w", "\"1\""));
+    assert_eq!((first.status.as_u16(), first.header("location"), first.version()), (201, "/grains/w", "1"));
     let again = app.put("/grains/w", wheat.clone()).await;
-    assert_eq!((again.status.as_u16(), again.header("etag"), again.ok()), (200, "\"1\"", first.ok()));
+    assert_eq!((again.status.as_u16(), again.version(), again.ok()), (200, "1", first.ok()));
     let vector = vector_of_grain(&app, "w").await;
 
     // Metadata alone: no model is needed.
@@ -556,7 +553,7 @@ async fn patch_changes_what_it_names_and_null_removes() {
     }
     let changed =
         app.patch("/grains/w", json!({"source": null, "attributes": {"n": null, "m": 3, "new": {"x": null}}})).await;
-    assert_eq!(changed.header("etag"), "\"2\"");
+    assert_eq!(changed.version(), "2");
     let meta = &changed.ok()["meta"];
     assert_eq!((&meta["source"], &meta["tags"]), (&json!(null), &json!(["a", "b"])));
     assert_eq!(meta["attributes"], json!({"m": 3, "k": "v", "new": {"x": null}}));
@@ -573,7 +570,7 @@ async fn patch_changes_what_it_names_and_null_removes() {
     refused(&app.patch("/grains/w", json!({"text": ""})).await, 400, "empty_input", "`text` is empty");
     refused(&app.patch("/grains/w", json!({"tags": [7]})).await, 422, "invalid_request", "`tags[0]`");
     refused(&app.patch("/grains/nobody", json!({"text": "t"})).await, 404, "grain_not_found", "`nobody`");
-    assert_eq!(app.get("/grains/w").await.header("etag"), "\"4\"");
+    assert_eq!(app.get("/grains/w").await.version(), "4");
     app.stop().await;
 }
 
@@ -583,7 +580,10 @@ async fn a_version_that_is_not_there_any_more_is_refused() {
     app.put("/grains/w", json!({"text": "one"})).await.ok();
     let stale = ("if-match", "\"1\"");
     let changed = with_header(&app, Method::PUT, "/grains/w", stale, json!({"text": "two"})).await;
-    assert_eq!(changed.header("etag"), "\"2\"");
+    assert_eq!(changed.version(), "2");
+    for tag in [changed.header("etag"), &format!("W/{}", changed.header("etag"))] {
+        with_header(&app, Method::PUT, "/grains/w", ("if-match", tag), json!({"text": "two"})).await.ok();
+    }
     for (method, body) in [
         (Method::PUT, json!({"text": "three"})),
         (Method::PATCH, json!({"tags": ["x"]})),
@@ -624,11 +624,41 @@ async fn a_version_that_is_not_there_any_more_is_refused() {
 }
 
 #[tokio::test]
+async fn who_has_a_grain_as_it_is_shown_is_not_sent_it_again() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let created = app.put("/grains/w", json!({"text": "one"})).await;
+    let get = async |path: &str, known: &str| send(app.request(Method::GET, path).header("if-none-match", known)).await;
+    let tag = created.header("etag");
+    for known in [tag, &format!("W/{tag}"), &format!("\"2-ab\", {tag}"), "*"] {
+        let answer = get("/grains/w", known).await;
+        assert_eq!((answer.status.as_u16(), answer.header("etag"), answer.text.as_str()), (304, tag, ""), "{known}");
+    }
+    let lines = app.request(Method::GET, "/grains/w").header("if-none-match", "\"x\"").header("if-none-match", tag);
+    assert_eq!(send(lines).await.status.as_u16(), 304);
+    for known in ["\"1\"", "\"1-0123456789abcdef\"", &tag.replace('"', ""), ""] {
+        let answer = get("/grains/w", known).await;
+        assert_eq!((answer.header("etag"), answer.ok()), (tag, created.ok()), "{known}");
+    }
+    refused(&get("/grains/nobody", "*").await, 404, "grain_not_found", "`nobody`");
+    // What is shown besides has a tag of its own.
+    let whole = get("/grains/w?include=vector", tag).await;
+    assert!(whole.ok()["vector"].is_array());
+    assert_eq!(get("/grains/w?include=vector", whole.header("etag")).await.status.as_u16(), 304);
+
+    // Of the same version, and another grain.
+    app.delete("/grains/w").await;
+    let anew = app.put("/grains/w", json!({"text": "two"})).await;
+    assert_eq!(anew.version(), "1");
+    assert_eq!(get("/grains/w", tag).await.ok()["text"], "two");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_grain_that_is_to_be_new_replaces_none() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
     let new = ("if-none-match", "*");
     let created = with_header(&app, Method::PUT, "/grains/w", new, json!({"text": "one"})).await;
-    assert_eq!((created.status.as_u16(), created.header("etag")), (201, "\"1\""));
+    assert_eq!((created.status.as_u16(), created.version()), (201, "1"));
     // Not even with what is there already.
     for text in ["one", "two"] {
         let answer = with_header(&app, Method::PUT, "/grains/w", new, json!({"text": text})).await;

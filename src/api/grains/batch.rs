@@ -123,7 +123,7 @@ pub struct CreateQuery {
     responses(
         (status = 201, description = "They were written", body = Created, headers(
             ("location" = String, description = "Where the one grain is"),
-            ("etag" = String, description = "Its version"),
+            ("etag" = String, description = "Its version, and a digest of what is shown"),
         )),
         (status = 207, description = "What became of each", body = GrainResults),
         NativeErrors, NativeBodyErrors, WriteErrors
@@ -164,7 +164,7 @@ pub async fn create(
     }
     let Some(grain) = results.pop().and_then(|result| result.grain) else { return Err(ApiError::internal()) };
     let location = [(header::LOCATION, format!("/grains/{}", grain.id()))];
-    Ok((StatusCode::CREATED, etag(grain.version()), location, axum::Json(grain)).into_response())
+    Ok((StatusCode::CREATED, etag(&grain), location, axum::Json(grain)).into_response())
 }
 
 /// The grains of a body. Beside many, what is of one is absent.

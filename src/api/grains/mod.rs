@@ -16,12 +16,16 @@ use std::time::Duration;
 use axum::extract::FromRequestParts;
 use axum::extract::Path;
 use axum::http::request::Parts;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use sha2::{Digest, Sha256};
 use utoipa::IntoResponses;
 
+use self::wire::GrainObject;
 use super::error::{ApiError, Code, ProblemBody};
 use super::state::AppState;
 use crate::domain::GrainId;
+use crate::domain::space::hex_digits;
 use crate::grains::{GrainError, Grains, Precondition, PutIf, Refusal, RefusalKind};
 use crate::telemetry::with_causes;
 
@@ -67,6 +71,8 @@ impl FromRequestParts<AppState> for IfMatch {
             return Ok(Self(Precondition::Present));
         }
         let tag = text.strip_prefix("W/").unwrap_or(text).trim_matches('"');
+        // What a grain shows besides what its owner wrote keeps nobody from changing it.
+        let tag = tag.split_once('-').map_or(tag, |(version, _)| version);
         let sentence = "`If-Match` is not the version of a grain: send the `etag` of an earlier answer, such as \"3\"";
         tag.parse().map(|version| Self(Precondition::Version(version))).map_err(|_| refused("If-Match", sentence))
     }
@@ -98,13 +104,33 @@ fn refused(param: &str, sentence: impl Into<String>) -> ApiError {
     ApiError::invalid(param, sentence)
 }
 
-/// The header by which a caller learns, and later says, which version it has seen.
-fn etag(version: u64) -> HeaderMap {
+/// Digits of the digest in an entity tag.
+const DIGEST_DIGITS: usize = 16;
+
+/// The header by which a caller learns, and later says, which version it has seen. A digest of all that is shown stands
+/// behind the version: a re-embedding leaves that what it is, and a grain that is made anew begins again at 1.
+fn etag(grain: &GrainObject) -> HeaderMap {
     let mut headers = HeaderMap::new();
-    if let Ok(value) = format!("\"{version}\"").parse() {
-        headers.insert(header::ETAG, value);
+    let digest = serde_json::to_vec(grain).map(|shown| hex_digits(&Sha256::digest(shown)));
+    if let Ok(digest) = digest
+        && let Ok(tag) = format!("\"{}-{}\"", grain.version(), &digest[..DIGEST_DIGITS]).parse()
+    {
+        headers.insert(header::ETAG, tag);
     }
     headers
+}
+
+/// A grain for a caller who may have it: 304 where an `If-None-Match` header lists its entity tag (RFC 9110, 13.1.2).
+fn unless_known(asked: &HeaderMap, grain: GrainObject) -> Response {
+    let headers = etag(&grain);
+    let tag = headers.get(header::ETAG).and_then(|tag| tag.to_str().ok());
+    let lines = asked.get_all(header::IF_NONE_MATCH).iter().filter_map(|line| line.to_str().ok());
+    // Weak tags count too, as proxies make them that compress answers. No tag of a grain has a comma in it.
+    let mut listed = lines.flat_map(|line| line.split(',')).map(|one| one.trim().trim_start_matches("W/"));
+    if listed.any(|one| one == "*" || Some(one) == tag) {
+        return (StatusCode::NOT_MODIFIED, headers).into_response();
+    }
+    (headers, axum::Json(grain)).into_response()
 }
 
 impl From<GrainError> for ApiError {

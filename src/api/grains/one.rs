@@ -1,13 +1,15 @@
 //! `/grains/{id}`: one grain.
 
 use axum::extract::Query;
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer};
 use utoipa::ToSchema;
 
 use super::wire::{DraftBody, GrainObject, with_usual_model};
-use super::{IdInPath, IfMatch, Kept, OtherVersion, PutPrecondition, UnknownGrain, WriteErrors, etag, refused};
+use super::{
+    IdInPath, IfMatch, Kept, OtherVersion, PutPrecondition, UnknownGrain, WriteErrors, etag, refused, unless_known,
+};
 use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, QueryRejected, UsualModel, query_error};
 use crate::api::responses::{NativeBodyErrors, NativeErrors, NoRoom};
@@ -44,9 +46,15 @@ impl IncludeQuery {
     params(
         ("id" = String, Path, description = "A grain's id"),
         ("include" = Option<String>, Query, description = "`vector`: the vector it is served by too"),
+        ("if-none-match" = Option<String>, Header, description = "The `etag` of what the caller has"),
     ),
     responses(
-        (status = 200, description = "The grain", body = GrainObject, headers(("etag" = String, description = "Its version"))),
+        (status = 200, description = "The grain", body = GrainObject, headers(
+            ("etag" = String, description = "Its version, and a digest of what is shown"),
+        )),
+        (status = 304, description = "The caller has it", headers(
+            ("etag" = String, description = "Its version, and a digest of what is shown"),
+        )),
         (status = 422, description = "`include` is unknown", content_type = "application/problem+json", body = ProblemBody),
         NativeErrors, UnknownGrain
     )
@@ -55,14 +63,14 @@ pub async fn get(
     Kept(grains): Kept,
     IdInPath(id): IdInPath,
     query: Result<Query<IncludeQuery>, QueryRejected>,
+    headers: HeaderMap,
 ) -> Result<Response, ApiError> {
     let Query(query) = query.map_err(|error| query_error(&error, "include", INCLUDE))?;
     let (grain, vector) = match IncludeQuery::vector(query.include.as_deref())? {
         Vectors::Included => grains.get_with_vector(&id).await?,
         Vectors::Omitted => (grains.get(&id).await?, None),
     };
-    let grain = GrainObject::of(grain).with_vector(vector);
-    Ok((etag(grain.version()), axum::Json(grain)).into_response())
+    Ok(unless_known(&headers, GrainObject::of(grain).with_vector(vector)))
 }
 
 /// Makes a grain what the body says: a new one, or in place of what was there. Doing it again changes nothing.
@@ -74,10 +82,12 @@ pub async fn get(
         ("if-none-match" = Option<String>, Header, description = "`*`: no grain may be there"),
     ),
     responses(
-        (status = 200, description = "The grain", body = GrainObject, headers(("etag" = String, description = "Its version"))),
+        (status = 200, description = "The grain", body = GrainObject, headers(
+            ("etag" = String, description = "Its version, and a digest of what is shown"),
+        )),
         (status = 201, description = "It is new", body = GrainObject, headers(
             ("location" = String, description = "Where it is"),
-            ("etag" = String, description = "Its version"),
+            ("etag" = String, description = "Its version, and a digest of what is shown"),
         )),
         NativeErrors, NativeBodyErrors, WriteErrors, OtherVersion
     )
@@ -133,7 +143,9 @@ fn source_change<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SourceCha
         ("if-match" = Option<String>, Header, description = "The version that must be there"),
     ),
     responses(
-        (status = 200, description = "The grain", body = GrainObject, headers(("etag" = String, description = "Its version"))),
+        (status = 200, description = "The grain", body = GrainObject, headers(
+            ("etag" = String, description = "Its version, and a digest of what is shown"),
+        )),
         NativeErrors, NativeBodyErrors, WriteErrors, OtherVersion
     )
 )]
@@ -181,7 +193,7 @@ fn written(outcome: Outcome) -> Response {
     };
     let grain = GrainObject::of(grain);
     let location = (status == StatusCode::CREATED).then(|| format!("/grains/{}", grain.id()));
-    let mut headers = etag(grain.version());
+    let mut headers = etag(&grain);
     headers.extend(location.and_then(|location| Some((header::LOCATION, location.parse().ok()?))));
     (status, headers, axum::Json(grain)).into_response()
 }

@@ -58,6 +58,12 @@ impl Answer {
         self.headers.get(name).map_or("", |value| value.to_str().expect("a header in ASCII"))
     }
 
+    /// The version in the entity tag of a grain.
+    pub fn version(&self) -> &str {
+        let tag = self.header("etag").strip_prefix('"').and_then(|tag| tag.strip_suffix('"'));
+        tag.and_then(|tag| tag.split_once('-')).map_or("", |(version, _)| version)
+    }
+
     pub fn content_type(&self) -> &str {
         self.header(CONTENT_TYPE.as_str())
     }
