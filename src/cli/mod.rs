@@ -70,7 +70,7 @@ pub enum Verb {
     Compare(compare::CompareArgs),
     /// Move the grains of a running server to another model, and back
     Reembed(reembed::ReembedArgs),
-    /// Restore a snapshot of the database
+    /// Make, list and delete snapshots of a running server, and restore one to a server that is stopped
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON
     Openapi,

@@ -1,11 +1,15 @@
-//! `granary snapshot restore`: a snapshot takes the place of the database. It opens files only, under the database's lock.
+//! `granary snapshot`: the snapshots of a running server, over HTTP; and `restore`, by which one takes the place of the
+//! database. That opens files only, under the database's lock.
 
 use std::io::Write;
 use std::path::{self, PathBuf};
 
 use clap::{Args, Subcommand};
+use reqwest::Method;
+use serde_json::Value;
 
-use super::output::{self, ProcessError};
+use super::client::{Client, Request, ServerArgs, ServerError};
+use super::output::{self, ProcessError, printable, table, text};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::grains::store::{StoreError, restore};
 
@@ -18,8 +22,23 @@ pub struct SnapshotArgs {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Verb {
+    /// Have a running server make a snapshot of its database, and print the snapshot's name
+    Create(ServerArgs),
+    /// List the snapshots of a running server, the latest first
+    List(ServerArgs),
+    /// Delete a snapshot of a running server
+    Delete(DeleteArgs),
     /// Put a snapshot in place of the database of a server that is stopped; what was there is kept beside it
     Restore(RestoreArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+struct DeleteArgs {
+    /// The snapshot's name
+    name: String,
+    /// Which server, and the key for it.
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -34,9 +53,12 @@ struct RestoreArgs {
     data_dir: Option<PathBuf>,
 }
 
-/// Nothing was restored, or nobody can be told.
+/// `granary snapshot` did not work, or nobody can be told what it did.
 #[derive(Debug, thiserror::Error)]
 pub enum SnapshotCliError {
+    /// The server.
+    #[error(transparent)]
+    Server(#[from] ServerError),
     /// The configuration says not where the database is.
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -51,12 +73,50 @@ pub enum SnapshotCliError {
     Print(#[source] ProcessError),
 }
 
-/// Restores, and prints to `out` what was done.
+/// Does what `args` say, and prints to `out` what came of it.
 ///
 /// # Errors
-/// [`SnapshotCliError`].
+/// What the server refused, in its own words; [`SnapshotCliError`].
 pub fn run(args: SnapshotArgs, out: &mut impl Write) -> Result<(), SnapshotCliError> {
-    let Verb::Restore(RestoreArgs { file, config, data_dir }) = args.verb;
+    match args.verb {
+        Verb::Create(server) => {
+            let named = |snapshot: &Value| printable(text(&snapshot["name"])) + "\n";
+            ask(&server, Request::new(Method::POST, &["snapshots"]), named, out)
+        }
+        Verb::List(server) => ask(&server, Request::get(&["snapshots"]), listed, out),
+        Verb::Delete(DeleteArgs { name, server }) => {
+            let said = |_: &Value| format!("{name} is deleted\n");
+            ask(&server, Request::new(Method::DELETE, &["snapshots", &name]), said, out)
+        }
+        Verb::Restore(args) => put_in_place(args, out),
+    }
+}
+
+/// Sends a request, and prints what is said of the answer.
+fn ask(
+    server: &ServerArgs,
+    request: Request,
+    said: impl FnOnce(&Value) -> String,
+    out: &mut impl Write,
+) -> Result<(), SnapshotCliError> {
+    let client = Client::new(server)?;
+    let answer = output::runtime()?.block_on(client.ask(request))?;
+    Ok(output::print(&said(&answer), out)?)
+}
+
+/// One line a snapshot, under a line of titles.
+fn listed(snapshots: &Value) -> String {
+    let rows = snapshots["snapshots"].as_array().into_iter().flatten().map(|snapshot| {
+        let size =
+            snapshot["size_bytes"].as_u64().map_or_else(|| "-".to_owned(), |n| format!("{} MiB", n.div_ceil(1 << 20)));
+        [text(&snapshot["name"]).to_owned(), size, text(&snapshot["created_at"]).to_owned()]
+    });
+    let titles = ["NAME", "SIZE", "CREATED"].map(str::to_owned);
+    table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
+}
+
+fn put_in_place(args: RestoreArgs, out: &mut impl Write) -> Result<(), SnapshotCliError> {
+    let RestoreArgs { file, config, data_dir } = args;
     let overrides = Overrides { data_dir, ..Overrides::default() };
     let database = Config::load(&ConfigSources::from_process(config, overrides))?.database_path();
     let replaced = output::runtime()?.block_on(restore(&database, &file))?;
@@ -68,4 +128,24 @@ pub fn run(args: SnapshotArgs, out: &mut impl Write) -> Result<(), SnapshotCliEr
         None => format!("`{database}` is `{file}` now; there was no database there before\n"),
     };
     output::print(&said, out).map_err(SnapshotCliError::Print)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn the_table_says_how_large_each_snapshot_is() {
+        let snapshots = json!({"snapshots": [
+            {"name": "b.db", "size_bytes": 3_145_729, "created_at": "2026-11-25T12:00:00Z"},
+            {"name": "a.db", "size_bytes": 4_096, "created_at": "2026-11-24T12:00:00Z"}]});
+        assert_eq!(
+            listed(&snapshots),
+            "NAME  SIZE   CREATED\n\
+             b.db  4 MiB  2026-11-25T12:00:00Z\n\
+             a.db  1 MiB  2026-11-24T12:00:00Z\n"
+        );
+    }
 }

@@ -88,6 +88,29 @@ async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
 }
 
 #[tokio::test]
+async fn snapshots_are_made_listed_and_deleted_by_command() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let granary = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+        command.arg("snapshot").args(arguments).args(["--url", app.url()]).env_clear();
+        let output = tokio::task::spawn_blocking(move || command.output().expect("run")).await.expect("no panic");
+        let said = [output.stdout, output.stderr].concat();
+        (output.status.code(), String::from_utf8(said).expect("UTF-8"))
+    };
+    let (code, said) = granary(&["create"]).await;
+    let name = said.trim_end();
+    assert_eq!(code, Some(0), "{said}");
+    assert_eq!(app.get("/snapshots").await.ok()["snapshots"][0]["name"], name);
+    let (_, list) = granary(&["list"]).await;
+    assert!(list.starts_with("NAME ") && list.lines().nth(1).is_some_and(|line| line.starts_with(name)), "{list}");
+    assert_eq!(granary(&["delete", name]).await, (Some(0), format!("{name} is deleted\n")));
+    let (code, said) = granary(&["delete", name]).await;
+    assert!(code == Some(1) && said.starts_with(&format!("granary: there is no snapshot `{name}`")), "{said}");
+    assert_eq!(app.get("/snapshots").await.ok()["snapshots"], json!([]));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_copy_that_something_else_made_while_the_server_ran_believes_no_index_that_was_saved_later() {
     let folder = TempDir::new().expect("a folder");
     let [database, copy] = ["granary.db", "copy.db"].map(|name| folder.path().join(name));
