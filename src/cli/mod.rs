@@ -62,7 +62,7 @@ pub enum Verb {
     Health(health::HealthArgs),
     /// List, pull, load, switch and delete the models of a running server
     Models(models::ModelsArgs),
-    /// Import, export, search and count the grains of a running server
+    /// Import, export, search, count and delete the grains of a running server
     Grains(grains::GrainsArgs),
     /// Add, list and remove the API keys of a server on this machine
     Keys(keys::KeysArgs),

@@ -755,6 +755,18 @@ async fn the_command_line_moves_grains_from_one_server_to_another() {
     assert!(found.lines().count() == 3 && found.contains("  g7  text number 7\n"), "{found}");
     let cut = to.run(&["export", "--filter", "{"], "");
     assert!(!cut.status.success() && String::from_utf8_lossy(&cut.stderr).contains("the filter is not JSON"));
+    let refused = |arguments: &[&str]| {
+        let output = to.run(arguments, "");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        String::from_utf8(output.stderr).expect("UTF-8")
+    };
+    let few = r#"{"ids": ["g1", "g2"]}"#;
+    let said = refused(&["delete", "--filter", few, "--expect", "3"]);
+    assert!(said.contains('2') && said.contains('3') && to.ok(&["count"], "") == "400\n", "{said}");
+    assert_eq!(to.ok(&["delete", "--filter", few, "--expect", "2"], ""), "2 deleted\n");
+    let said = refused(&["delete", "--filter", "{}"]);
+    assert!(said.contains("`filter` has no condition"), "{said}");
+    assert_eq!(to.ok(&["delete", "--filter", filter], ""), "398 deleted\n");
     drop(send(client().get(format!("{}/health/live", to.url))).await);
 }
 

@@ -46,6 +46,15 @@ pub enum GrainsVerb {
         #[arg(long, value_name = "JSON")]
         filter: Option<String>,
     },
+    /// Delete the grains that meet a filter
+    Delete {
+        /// Which, in JSON; `{}`, with --expect, means all of them
+        #[arg(long, value_name = "JSON")]
+        filter: String,
+        /// Delete them only if they are so many, as `granary grains count` says
+        #[arg(long, value_name = "N")]
+        expect: Option<u64>,
+    },
 }
 
 /// The flags of `granary grains import`.
@@ -175,6 +184,11 @@ async fn carry_out(client: &Client, verb: GrainsVerb, out: &mut impl Write) -> R
             let body = json!({"filter": filter(text)?});
             let counted = client.ask(Request::json(Method::POST, &["grains", "count"], &body)).await?;
             print(out, &format!("{}\n", counted["count"]))
+        }
+        GrainsVerb::Delete { filter: text, expect } => {
+            let body = json!({"filter": filter(Some(text))?, "expected_count": expect});
+            let gone = client.ask(Request::json(Method::POST, &["grains", "delete"], &body)).await?;
+            print(out, &format!("{} deleted\n", gone["deleted"]))
         }
     }
 }
