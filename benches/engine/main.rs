@@ -203,6 +203,7 @@ fn spec() -> EncoderSpec {
         hidden_size: Some(384),
         expected_dimensions: None,
         vocabulary_size: Some(30_522),
+        positions: None,
         max_tokens: 256,
         runs_alone: false,
     }

@@ -18,12 +18,12 @@ use super::graph::GraphFiles;
 use super::head::Head;
 use super::job::{Finish, Priority};
 use super::meter;
-use super::padded::PaddedBatch;
+use super::padded::{PaddedBatch, Positions};
 use super::queue::{BatchItem, BatchLimits, MicroBatch};
 use super::run_memory;
 use super::session::{EncoderSession, GraphOutput, OutputKind, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
-use super::trials::{check_padding, check_rounding, check_size};
+use super::trials::{check_padding, check_positions, check_rounding, check_size};
 use super::turns::in_place_or_turns;
 use crate::domain::{Pooling, Provider};
 use crate::telemetry;
@@ -56,6 +56,8 @@ pub struct EncoderSpec {
     pub expected_dimensions: Option<u32>,
     /// Rows of the embedding table, when known.
     pub vocabulary_size: Option<u32>,
+    /// From which number the model counts tokens, when its files say it. Most graphs count by themselves.
+    pub positions: Option<Positions>,
     /// The most tokens a text keeps.
     pub max_tokens: usize,
     /// Whether a text's vector depends on its neighbours in a batch (dynamic quantisation): then it has none.
@@ -145,6 +147,7 @@ impl Encoder {
         let session = open_giving_way(runtime, &spec.graph, options.bulk, wanted)?;
         let output = session.output().clone();
         let unsupported = |reason| EngineError::UnsupportedGraph { path: spec.graph.onnx.clone(), reason };
+        check_positions(&session, spec.positions.as_ref()).map_err(unsupported)?;
         let pooling = match output.kind {
             OutputKind::Texts if !spec.modules.is_empty() => {
                 return Err(unsupported(format!(

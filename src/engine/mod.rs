@@ -27,6 +27,7 @@ pub use encoder::{EncodeRequest, Encoded, Encoder, EncoderOptions, EncoderSpec, 
 pub use error::{Cause, EngineError, TokenCount};
 pub use graph::{GraphApart, GraphFiles, is_unfit_for_bf16};
 pub use job::{Finish, Priority};
+pub use padded::Positions;
 pub use provider::{CpuFeature, CpuFeatures, Gpu, ProviderChoice, ProviderFacts, ProviderWish};
 pub use queue::BatchLimits;
 pub use session::{OutputKind, Runtime, SessionOptions};

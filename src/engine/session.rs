@@ -4,7 +4,8 @@
 //! it returns is in this crate's own words.
 
 mod allocator;
-mod outlets;
+mod inputs;
+mod outputs;
 
 use std::ffi::{CStr, CString, c_char};
 use std::path::{Path, PathBuf};
@@ -19,11 +20,12 @@ use ort::ep::{
 use ort::logging::LogLevel;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
-use ort::value::{DynValue, TensorRef};
+use ort::value::DynValue;
 use parking_lot::Mutex;
 
-pub use self::outlets::{GraphOutput, OutputKind, WantedOutput};
-use self::outlets::{check_inputs, choose_output};
+use self::inputs::GraphInputs;
+use self::outputs::choose_output;
+pub use self::outputs::{GraphOutput, OutputKind, WantedOutput};
 use super::error::{Cause, EngineError};
 use super::graph::{GraphApart, GraphFiles, fit_for_bf16};
 use super::mapped;
@@ -180,7 +182,7 @@ pub struct RunOutput<'a> {
 /// An open model file on one provider. Several threads may run it at once, on one copy of the weights.
 pub struct EncoderSession {
     session: Session,
-    takes_token_types: bool,
+    inputs: GraphInputs,
     output: GraphOutput,
     output_name: CString,
 }
@@ -228,10 +230,11 @@ impl EncoderSession {
             mapped.let_go();
         }
         let unsupported = |reason| EngineError::UnsupportedGraph { path: path.clone(), reason };
-        let takes_token_types = check_inputs(session.inputs()).map_err(unsupported)?;
+        let listed = session.inputs().iter().map(|input| (input.name(), input.dtype()));
+        let inputs = GraphInputs::of(listed).map_err(unsupported)?;
         let output = choose_output(session.outputs(), wanted).map_err(unsupported)?;
         let output_name = CString::new(output.name.as_str()).map_err(|error| refused(error.into()))?;
-        Ok(Self { session, takes_token_types, output, output_name })
+        Ok(Self { session, inputs, output, output_name })
     }
 
     /// The output that is read.
@@ -240,19 +243,19 @@ impl EncoderSession {
         &self.output
     }
 
+    /// Whether the graph is told where in its text each token stands.
+    #[must_use]
+    pub fn takes_positions(&self) -> bool {
+        self.inputs.take_positions()
+    }
+
     /// Runs a batch and hands its output to `read`, without a copy.
     ///
     /// # Errors
     /// What the runtime said, or how the output's shape differs from what was announced.
     pub fn run<T>(&self, batch: &PaddedBatch, read: impl FnOnce(RunOutput<'_>) -> T) -> Result<T, Cause> {
-        let shape = [batch.n_texts, batch.width];
-        let ids = TensorRef::from_array_view((shape, batch.ids.as_slice())).map_err(cause)?;
-        let mask = TensorRef::from_array_view((shape, batch.mask.as_slice())).map_err(cause)?;
-        let types = TensorRef::from_array_view((shape, batch.token_types.as_slice())).map_err(cause)?;
-        let names = [c"input_ids", c"attention_mask", c"token_type_ids"].map(CStr::as_ptr);
-        let values = [ids.ptr(), mask.ptr(), types.ptr()];
-        let n_inputs = if self.takes_token_types { 3 } else { 2 };
-        let output = self.run_shared(&names[..n_inputs], &values[..n_inputs])?;
+        let allocator = self.session.allocator();
+        let output = self.inputs.feed(batch, allocator, |names, values| self.run_shared(names, values))?;
         let (shape, values) = output.try_extract_tensor::<f32>().map_err(cause)?;
         let sizes: Vec<usize> = shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
         let dimensions = match (self.output.kind, sizes.as_slice()) {

@@ -3,7 +3,7 @@
 
 use super::encoder::EncoderSpec;
 use super::head::Head;
-use super::padded::PaddedBatch;
+use super::padded::{PaddedBatch, Positions};
 use super::session::{EncoderSession, GraphOutput, Runtime, SessionOptions, WantedOutput};
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use crate::domain::vector::cosine;
@@ -39,6 +39,25 @@ pub(super) fn check_size(
             Err(format!("{has}, and its first Dense module takes {taken}"))
         }
         _ => Ok(()),
+    }
+}
+
+/// Checks that a graph which is told where tokens stand is told the numbers that its model was trained with.
+pub(super) fn check_positions(session: &EncoderSession, positions: Option<&Positions>) -> Result<(), String> {
+    if !session.takes_positions() {
+        return Ok(());
+    }
+    match positions {
+        Some(Positions::FromZero) => Ok(()),
+        Some(Positions::BehindPadding(model_type)) => Err(format!(
+            "it takes an input `position_ids`, which Granary counts from 0, and models of the type `{model_type}` count from \
+             behind the number of padding: export it without that input"
+        )),
+        None => {
+            Err("it takes an input `position_ids`, and nothing says from which number its model counts: use a model \
+             folder whose config.json has its `model_type`"
+                .to_owned())
+        }
     }
 }
 

@@ -6,12 +6,28 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use crate::domain::Prompts;
+use crate::engine::Positions;
 
 /// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
 const UNLIMITED_TOKENS: u32 = 1_000_000;
 
 /// Architectures whose position table starts behind the padding index, so that two of its rows are never used.
-const OFFSET_POSITIONS: [&str; 4] = ["roberta", "xlm-roberta", "camembert", "mpnet"];
+const OFFSET_POSITIONS: [&str; 14] = [
+    "camembert",
+    "data2vec-text",
+    "ibert",
+    "layoutlmv3",
+    "lilt",
+    "longformer",
+    "luke",
+    "markuplm",
+    "mpnet",
+    "roberta",
+    "roberta-prelayernorm",
+    "xlm-roberta",
+    "xlm-roberta-xl",
+    "xmod",
+];
 
 /// `config.json`. Each spelling is a field of its own: some files have two of the same size.
 #[derive(Deserialize, Default)]
@@ -42,13 +58,17 @@ impl Architecture {
         self.hidden_size.or(self.n_embd).or(self.d_model).or(self.dim)
     }
 
+    /// From which number it counts tokens; `None` when nobody says what it is.
+    pub(super) fn positions(&self) -> Option<Positions> {
+        let kind = self.model_type.as_ref()?;
+        let is_offset = OFFSET_POSITIONS.contains(&kind.as_str());
+        Some(if is_offset { Positions::BehindPadding(kind.clone()) } else { Positions::FromZero })
+    }
+
     /// How long a text can be. Where both spellings are there, the smaller one is what a model with computed positions was
     /// trained on, and the larger one how far they reach.
     pub(super) fn max_positions(&self) -> Option<u32> {
-        let unused = match &self.model_type {
-            Some(kind) if OFFSET_POSITIONS.contains(&kind.as_str()) => 2,
-            _ => 0,
-        };
+        let unused = if matches!(self.positions(), Some(Positions::BehindPadding(_))) { 2 } else { 0 };
         self.max_position_embeddings.max(self.n_positions).map(|rows| rows.saturating_sub(unused))
     }
 }

@@ -172,6 +172,7 @@ mod tests {
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,
+            positions: None,
             infers_max_tokens: false,
             added_tokens: Vec::new(),
             hub: None,

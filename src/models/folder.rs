@@ -16,7 +16,7 @@ use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
 use crate::domain::{EncoderSettings, Pooling, Prompts};
-use crate::engine::GraphApart;
+use crate::engine::{GraphApart, Positions};
 use crate::files::if_there;
 
 /// A model's files and what they say of it.
@@ -43,6 +43,8 @@ pub struct ModelFiles {
     pub vocabulary_size: Option<u32>,
     /// Rows of the position table, from `config.json`: no text can be longer.
     pub max_positions: Option<u32>,
+    /// From which number the model counts tokens, from `config.json`.
+    pub positions: Option<Positions>,
     /// Whether the maximum length in `settings` is that of the tokenizer or of the positions, for want of one that is said.
     pub infers_max_tokens: bool,
     /// The tokens that each text is said to get besides its own, each behind the name of the flag in
@@ -184,6 +186,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
             hidden_size: architecture.token_size(),
             vocabulary_size: architecture.vocab_size,
             max_positions,
+            positions: architecture.positions(),
             infers_max_tokens: sentence.max_tokens().is_none(),
             added_tokens: tokens.added_tokens(),
             modules: modules.between,
@@ -242,6 +245,7 @@ impl ModelFiles {
             hidden_size: None,
             vocabulary_size: None,
             max_positions: None,
+            positions: None,
             infers_max_tokens: false,
             added_tokens: Vec::new(),
             quantizes_per_batch: false,

@@ -109,6 +109,7 @@ impl Loader {
             hidden_size: files.hidden_size,
             expected_dimensions: settings.dimensions.map(NonZeroU32::get),
             vocabulary_size: files.vocabulary_size,
+            positions: files.positions.clone(),
             max_tokens: max_tokens.get() as usize,
             runs_alone: files.quantizes_per_batch,
         };

@@ -15,12 +15,13 @@ fn copied() -> TempDir {
     folder
 }
 
-fn entry(path: &Path, settings: &str) -> String {
+/// An entry called `broken`.
+pub fn entry(path: &Path, settings: &str) -> String {
     format!("[[ai.additional_models]]\nname = \"broken\"\npath = \"{}\"\n{settings}", path.display())
 }
 
 /// Loads `broken` beside a model that works, and returns the sentence of the refusal.
-async fn refused(broken: &str) -> String {
+pub async fn refused(broken: &str) -> String {
     let app = TestApp::start_with(&format!("{}{broken}", with_tiny(&[]))).await;
     let answer = app.post("/embed", json!({"inputs": "hello", "model": "broken"})).await;
     let (status, kind, sentence) = answer.tei_error();

@@ -19,6 +19,7 @@ mod comparisons;
 mod config_refusals;
 mod cors;
 mod dashboards;
+mod decoders;
 mod doctor;
 mod forwarded;
 mod fuzzing;

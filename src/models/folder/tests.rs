@@ -117,6 +117,13 @@ fn position_tables_with_an_offset_are_shortened_and_huge_limits_ignored() {
     ])
     .expect("well formed");
     assert_eq!(found.settings.max_tokens, NonZeroU32::new(512));
+    assert_eq!(found.positions, Some(Positions::BehindPadding("xlm-roberta".to_owned())));
+    for (model_type, positions) in [("longformer", 4096), ("modernbert", 4098)] {
+        let config = format!(r#"{{"model_type": "{model_type}", "max_position_embeddings": 4098}}"#);
+        let found = read_from(&[("config.json", config.as_str())]).expect("well formed");
+        assert_eq!(found.max_positions, Some(positions), "{model_type}");
+        assert_eq!(found.positions == Some(Positions::FromZero), positions == 4098, "{model_type}");
+    }
 }
 
 #[test]

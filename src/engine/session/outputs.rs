@@ -1,4 +1,4 @@
-//! What a graph takes and gives: whether it can be fed, and which output is read.
+//! What a graph gives: which output is read.
 
 use ort::value::{Outlet, TensorElementType, ValueType};
 
@@ -33,28 +33,6 @@ pub struct GraphOutput {
     pub name: String,
     /// What it holds.
     pub kind: OutputKind,
-}
-
-/// Checks that the graph can be fed; says whether it takes token types.
-pub(super) fn check_inputs(inputs: &[Outlet]) -> Result<bool, String> {
-    for input in inputs {
-        if !matches!(input.name(), "input_ids" | "attention_mask" | "token_type_ids") {
-            return Err(format!(
-                "it takes an input `{}`, and Granary feeds `input_ids`, `attention_mask` and `token_type_ids`",
-                input.name()
-            ));
-        }
-        if !matches!(input.dtype(), ValueType::Tensor { ty: TensorElementType::Int64, .. }) {
-            return Err(format!("its input `{}` is {:?}, not a tensor of int64", input.name(), input.dtype()));
-        }
-    }
-    let takes = |name| inputs.iter().any(|input| input.name() == name);
-    for name in ["input_ids", "attention_mask"] {
-        if !takes(name) {
-            return Err(format!("it takes no input `{name}`"));
-        }
-    }
-    Ok(takes("token_type_ids"))
 }
 
 /// The output to read: by its usual name, else the one whose last dimension is the hidden size.
