@@ -4,7 +4,7 @@
 The architecture is that of Qwen3: rotary positions, fewer heads of keys than of queries, a norm over each head, and gated
 layers behind attention. A token sees those before it, and the last one stands for the text. Exporters of such models leave
 it to the caller to say where a token stands (`--positions`) and what came before the first one (`--past`); some compute in
-half precision (`--half`), and some merge attention into one operator of ONNX Runtime's own (`--fused`). All forms of one
+half precision (`--half`) or give vectors in it (`--bfloat16-output`), and some merge attention into one operator of ONNX Runtime's own (`--fused`). All forms of one
 seed make the same vectors but for rounding.
 
 The same arguments give the same bytes on every machine, as those of write_onnx.py do.
@@ -175,6 +175,9 @@ def write_model(path, weights, options):
     layers = [f"{layer}.{part}" for layer in range(CONFIG["num_hidden_layers"]) for part in ("key", "value")]
     past = [f"past_key_values.{name}" for name in layers] if options.past else []
     hidden, present = decoder.add(past)
+    output_kind = TensorProto.BFLOAT16 if options.bfloat16_output else decoder.onnx_kind
+    if output_kind != decoder.onnx_kind:
+        hidden = decoder.op("Cast", hidden, to=output_kind)
 
     def info(name, kind, *shape):
         return helper.make_tensor_value_info(name, kind, ["batch_size", *shape])
@@ -184,7 +187,7 @@ def write_model(path, weights, options):
     inputs = [info(name, TensorProto.INT64, lengths.get(name, "sequence_length")) for name in names]
     sizes = [CONFIG["num_key_value_heads"], "past_sequence_length", CONFIG["head_dim"]]
     inputs += [info(name, decoder.onnx_kind, *sizes) for name in past]
-    outputs = [info("last_hidden_state", decoder.onnx_kind, "sequence_length", CONFIG["hidden_size"])]
+    outputs = [info("last_hidden_state", output_kind, "sequence_length", CONFIG["hidden_size"])]
     renamed = {hidden: "last_hidden_state"}
     if past:
         sizes[1] = "past_sequence_length + sequence_length"
@@ -208,6 +211,7 @@ def main(arguments=None):
     add("--positions", action="store_true", help="take position_ids instead of counting tokens in the graph")
     add("--past", action="store_true", help="take the keys and values of earlier tokens, past_key_values.N.key and .value")
     add("--half", action="store_true", help="weights, keys, values and the output in float16")
+    add("--bfloat16-output", action="store_true", help="the output in bfloat16")
     add("--fused", action="store_true", help="attention as the operator GroupQueryAttention; needs --past")
     options = parser.parse_args(arguments)
     if options.fused and not options.past:

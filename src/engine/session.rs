@@ -24,8 +24,8 @@ use ort::value::DynValue;
 use parking_lot::Mutex;
 
 use self::inputs::GraphInputs;
-use self::outputs::choose_output;
 pub use self::outputs::{GraphOutput, OutputKind, WantedOutput};
+use self::outputs::{choose_output, numbers_of};
 use super::error::{Cause, EngineError};
 use super::graph::{GraphApart, GraphFiles, fit_for_bf16};
 use super::mapped;
@@ -249,14 +249,14 @@ impl EncoderSession {
         self.inputs.take_positions()
     }
 
-    /// Runs a batch and hands its output to `read`, without a copy.
+    /// Runs a batch and hands its output to `read`, without a copy unless it is of half precision.
     ///
     /// # Errors
     /// What the runtime said, or how the output's shape differs from what was announced.
     pub fn run<T>(&self, batch: &PaddedBatch, read: impl FnOnce(RunOutput<'_>) -> T) -> Result<T, Cause> {
         let allocator = self.session.allocator();
         let output = self.inputs.feed(batch, allocator, |names, values| self.run_shared(names, values))?;
-        let (shape, values) = output.try_extract_tensor::<f32>().map_err(cause)?;
+        let (shape, values) = numbers_of(&output)?;
         let sizes: Vec<usize> = shape.iter().map(|size| usize::try_from(*size).unwrap_or(0)).collect();
         let dimensions = match (self.output.kind, sizes.as_slice()) {
             (OutputKind::Tokens, &[texts, width, dimensions])
@@ -273,7 +273,7 @@ impl EncoderSession {
                 .into());
             }
         };
-        Ok(read(RunOutput { values, dimensions }))
+        Ok(read(RunOutput { values: &values, dimensions }))
     }
 
     /// Runs the session without the exclusive borrow that `ort` asks for.

@@ -75,6 +75,28 @@ async fn a_decoder_has_the_same_vectors_on_openvino() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn vectors_in_half_precision_are_read_whether_their_output_has_its_usual_name_or_not() {
+    let renamed = with_config(|_| ());
+    copy_folder(&test_model("tiny-decoder-half"), renamed.path());
+    rename(&renamed.path().join("onnx/model.onnx"), "last_hidden_state", "last_hidden_stat0");
+    for provider in ["cpu", "openvino"] {
+        let models = ["tiny-decoder", "tiny-decoder-half", "tiny-decoder-bfloat16"];
+        let by_shape = entry(renamed.path(), &format!("provider = \"{provider}\"\n"));
+        let app = TestApp::start_with(&format!("{}{by_shape}", on(provider, &models))).await;
+        let exact = embed(&app, models[0], json!(ids())).await;
+        for model in [models[1], models[2], "broken"] {
+            for (found, exact) in embed(&app, model, json!(ids())).await.iter().zip(&exact) {
+                let cosine = cosine(found, exact);
+                assert!(cosine > 0.9995, "{model} on {provider}: {cosine}");
+            }
+            let info = app.get(&format!("/models/{model}")).await.ok();
+            assert_eq!(info["dimensions"], 32, "{info}");
+        }
+        app.stop().await;
+    }
+}
+
 /// A copy of a decoder that takes the places of its tokens, with another `config.json`.
 fn with_config(change: impl FnOnce(&mut Value)) -> TempDir {
     let folder = TempDir::new().expect("a folder");

@@ -1,6 +1,13 @@
-//! What a graph gives: which output is read.
+//! What a graph gives: which output is read, and its numbers.
 
-use ort::value::{Outlet, TensorElementType, ValueType};
+use std::borrow::Cow;
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use ort::value::{DynValue, Outlet, Shape, TensorElementType, ValueType};
+
+use super::cause;
+use crate::engine::error::Cause;
 
 /// Names under which encoders give one vector per token, most usual first.
 const TOKEN_OUTPUTS: [&str; 2] = ["last_hidden_state", "token_embeddings"];
@@ -62,11 +69,31 @@ pub(super) fn choose_output(outputs: &[Outlet], wanted: WantedOutput) -> Result<
 }
 
 fn by_shape(output: &Outlet, hidden_size: u32) -> Option<GraphOutput> {
-    let ValueType::Tensor { ty: TensorElementType::Float32, shape, .. } = output.dtype() else { return None };
+    use TensorElementType::{Bfloat16, Float16, Float32};
+
+    let ValueType::Tensor { ty: Float32 | Float16 | Bfloat16, shape, .. } = output.dtype() else { return None };
     let kind = match shape.len() {
         3 => OutputKind::Tokens,
         2 => OutputKind::Texts,
         _ => return None,
     };
     (shape.last() == Some(&i64::from(hidden_size))).then(|| GraphOutput { name: output.name().to_owned(), kind })
+}
+
+/// The shape of an output and its numbers. Those of half precision are widened.
+pub(super) fn numbers_of(output: &DynValue) -> Result<(&Shape, Cow<'_, [f32]>), Cause> {
+    match output.dtype() {
+        ValueType::Tensor { ty: TensorElementType::Float16, .. } => {
+            let (shape, halves) = output.try_extract_tensor::<f16>().map_err(cause)?;
+            Ok((shape, Cow::Owned(halves.to_f32_vec())))
+        }
+        ValueType::Tensor { ty: TensorElementType::Bfloat16, .. } => {
+            let (shape, halves) = output.try_extract_tensor::<bf16>().map_err(cause)?;
+            Ok((shape, Cow::Owned(halves.to_f32_vec())))
+        }
+        _ => {
+            let (shape, numbers) = output.try_extract_tensor::<f32>().map_err(cause)?;
+            Ok((shape, Cow::Borrowed(numbers)))
+        }
+    }
 }
