@@ -50,7 +50,7 @@ pub struct ModelType {
 /// How an embedding model pools.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct EmbeddingType {
-    /// `mean`, `cls`, `last_token`, `max`, or `graph` when the model's graph pools by itself.
+    /// `mean`, `mean_sqrt_len`, `cls`, `last_token`, `max`, or `graph` when the model's graph pools by itself.
     pooling: String,
 }
 

@@ -38,7 +38,7 @@ pub struct Model {
     matryoshka_dims: Vec<u32>,
     /// Tokens a text keeps, special tokens included.
     max_tokens: Option<u32>,
-    /// `mean`, `cls`, `last_token`, `max`, or null when its graph pools by itself or it is not known yet.
+    /// `mean`, `mean_sqrt_len`, `cls`, `last_token`, `max`, or null when its graph pools by itself or it is not known yet.
     pooling: Option<String>,
     /// Whether its own vectors have length 1.
     normalize: Option<bool>,

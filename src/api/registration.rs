@@ -62,7 +62,7 @@ pub struct RegistrationBody {
     /// The most tokens a text keeps.
     #[schema(example = json!(null), minimum = 1)]
     max_tokens: Option<u32>,
-    /// `mean`, `cls`, `last_token` or `max`; the model's files say it when absent.
+    /// `mean`, `mean_sqrt_len`, `cls`, `last_token` or `max`; the model's files say it when absent.
     #[schema(example = json!(null))]
     pooling: Option<String>,
     /// Whether its own vectors are scaled to length 1; the model's files say it when absent.

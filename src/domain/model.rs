@@ -115,6 +115,8 @@ pub enum Training {
 pub enum Pooling {
     /// The mean over the tokens that are not padding.
     Mean,
+    /// Their sum, divided by the square root of their number.
+    MeanSqrtLen,
     /// The first token's vector.
     Cls,
     /// The last token's vector, padding excluded.
@@ -129,6 +131,7 @@ impl Pooling {
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Mean => "mean",
+            Self::MeanSqrtLen => "mean_sqrt_len",
             Self::Cls => "cls",
             Self::LastToken => "last_token",
             Self::Max => "max",

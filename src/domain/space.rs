@@ -250,13 +250,27 @@ mod tests {
     }
 
     #[test]
+    fn a_pooling_has_in_the_canonical_form_the_word_that_it_has_everywhere() {
+        use Pooling::{Cls, LastToken, Max, Mean, MeanSqrtLen};
+
+        for (pooling, word) in
+            [(Mean, "mean"), (MeanSqrtLen, "mean_sqrt_len"), (Cls, "cls"), (LastToken, "last_token"), (Max, "max")]
+        {
+            let canonical = Manifest { pooling: Some(pooling), ..manifest() }.canonical();
+            assert!(canonical.contains(&format!(r#""pooling":"{word}","#)), "{canonical}");
+            assert_eq!(pooling.as_str(), word);
+        }
+    }
+
+    #[test]
     fn every_field_moves_the_space() {
         let base = manifest().fingerprint().space();
-        let changes: [fn(&mut Manifest); 12] = [
+        let changes: [fn(&mut Manifest); 13] = [
             |m| m.weights[0].sha256.replace_range(0..1, "0"),
             |m| m.tokenizer.replace_range(0..1, "0"),
             |m| m.output = "token_embeddings".into(),
             |m| m.pooling = Some(Pooling::Cls),
+            |m| m.pooling = Some(Pooling::MeanSqrtLen),
             |m| m.normalize = false,
             |m| m.dimensions = 256,
             |m| m.prompts.query = Some("query: ".into()),

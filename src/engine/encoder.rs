@@ -160,7 +160,8 @@ impl Encoder {
             OutputKind::Tokens => Some(spec.pooling.ok_or_else(|| {
                 unsupported(format!(
                     "its output `{}` has one vector per token, and nothing says how to pool them: set the model's \
-                     `pooling` to \"mean\", \"cls\", \"last_token\" or \"max\", or use a model folder with its 1_Pooling/config.json",
+                     `pooling` to \"mean\", \"mean_sqrt_len\", \"cls\", \"last_token\" or \"max\", or use a model folder \
+                     with its 1_Pooling/config.json",
                     output.name
                 ))
             })?),

@@ -16,14 +16,15 @@ pub fn pool(tokens: &[f32], row_dimensions: usize, n_tokens: usize, pooling: Poo
     match pooling {
         Pooling::Cls => out.copy_from_slice(row(0)),
         Pooling::LastToken => out.copy_from_slice(row(n_tokens - 1)),
-        Pooling::Mean => {
+        Pooling::Mean | Pooling::MeanSqrtLen => {
             out.copy_from_slice(row(0));
             for index in 1..n_tokens {
                 for (sum, value) in out.iter_mut().zip(row(index)) {
                     *sum += value;
                 }
             }
-            let scale = 1.0 / n_tokens as f32;
+            let number = n_tokens as f32;
+            let scale = 1.0 / if pooling == Pooling::Mean { number } else { number.sqrt() };
             for value in out.iter_mut() {
                 *value *= scale;
             }
@@ -62,6 +63,8 @@ mod tests {
         assert_eq!(pooled(Pooling::LastToken, 2), [5.0, 8.0]);
         assert_eq!(pooled(Pooling::Max, 2), [5.0, 8.0]);
         assert_eq!(pooled(Pooling::Mean, 1), [3.0]);
+        let root = 3.0_f32.sqrt();
+        assert_eq!(pooled(Pooling::MeanSqrtLen, 2), [9.0 * (1.0 / root), 6.0 * (1.0 / root)]);
     }
 
     proptest! {
@@ -70,9 +73,11 @@ mod tests {
             rows in prop::collection::vec(prop::collection::vec(-10.0_f32..10.0, 3), 1..20),
             padding in prop::collection::vec(-1e6_f32..1e6, 0..60),
         ) {
+            use Pooling::{Cls, LastToken, Max, Mean, MeanSqrtLen};
+
             let real: Vec<f32> = rows.concat();
             let padded = [real.clone(), padding].concat();
-            for pooling in [Pooling::Mean, Pooling::Cls, Pooling::LastToken, Pooling::Max] {
+            for pooling in [Mean, MeanSqrtLen, Cls, LastToken, Max] {
                 let (mut alone, mut beside) = ([0.0; 3], [0.0; 3]);
                 pool(&real, 3, rows.len(), pooling, &mut alone);
                 pool(&padded, 3, rows.len(), pooling, &mut beside);

@@ -448,6 +448,8 @@ mod tests {
         for (config, pooling) in [
             (r#"{"pooling_mode": "mean", "include_prompt": true}"#, Some(Pooling::Mean)),
             (r#"{"pooling_mode": ["max"], "include_prompt": null}"#, Some(Pooling::Max)),
+            (r#"{"pooling_mode": "mean_sqrt_len_tokens"}"#, Some(Pooling::MeanSqrtLen)),
+            (r#"{"pooling_mode_mean_sqrt_len_tokens": true}"#, Some(Pooling::MeanSqrtLen)),
             (r#"{"pooling_mode": "lasttoken", "include_prompt": false}"#, Some(Pooling::LastToken)),
             (r#"{"pooling_mode": null, "pooling_mode_cls_token": true}"#, Some(Pooling::Cls)),
             ("{}", Some(Pooling::Mean)),

@@ -53,6 +53,7 @@ pub(super) fn read_pooling(path: &Path, configured: Option<Pooling>) -> Result<O
     let unless_set = |refusal| configured.map(Some).ok_or(refusal);
     let pooling = match mode.as_str() {
         "mean" => Pooling::Mean,
+        "mean_sqrt_len_tokens" => Pooling::MeanSqrtLen,
         "cls" => Pooling::Cls,
         "max" => Pooling::Max,
         "lasttoken" => Pooling::LastToken,

@@ -5,10 +5,12 @@ use tempfile::TempDir;
 
 use crate::helpers::{TestApp, copy_folder, norm, test_model, vectors_of, with_tiny};
 
+const POOLINGS: [&str; 5] = ["mean", "cls", "last_token", "max", "mean_sqrt_len"];
+
 /// Entries for one model's files, each with a pooling of its own and unscaled vectors.
-fn one_model_pooled_four_ways() -> String {
+fn one_model_pooled_five_ways() -> String {
     let path = test_model("tiny");
-    let entries = ["mean", "cls", "last_token", "max"].map(|pooling| {
+    let entries = POOLINGS.map(|pooling| {
         format!(
             "[[ai.additional_models]]\nname = \"by-{pooling}\"\npath = \"{}\"\npooling = \"{pooling}\"\nnormalize = false\n",
             path.display()
@@ -19,37 +21,39 @@ fn one_model_pooled_four_ways() -> String {
 
 #[tokio::test]
 async fn each_pooling_combines_the_tokens_as_its_name_says_and_ignores_padding() {
-    let app = TestApp::start_with(&one_model_pooled_four_ways()).await;
+    let app = TestApp::start_with(&one_model_pooled_five_ways()).await;
     // Two tokens, and a longer neighbour so that they are padded.
     let body = json!({"inputs": [[101, 102], [101, 40, 41, 42, 43, 44, 45, 102]], "normalize": false});
     let mut pooled = Vec::new();
-    for pooling in ["mean", "cls", "last_token", "max"] {
+    for pooling in POOLINGS {
         pooled.push(
             vectors_of(&app.post(&format!("/models/by-{pooling}/embed"), body.clone()).await.ok()).swap_remove(0),
         );
     }
-    let [mean, first, last, max] = &pooled[..] else { unreachable!("four poolings") };
+    let [mean, first, last, max, by_root] = &pooled[..] else { unreachable!("five poolings") };
     assert_ne!(first, last);
     for index in 0..first.len() {
         let (a, b) = (first[index], last[index]);
         assert!((mean[index] - f32::midpoint(a, b)).abs() < 1e-4, "mean[{index}]: {} of {a} and {b}", mean[index]);
         assert!((max[index] - a.max(b)).abs() < 1e-4, "max[{index}]: {} of {a} and {b}", max[index]);
+        let expected = (a + b) / 2.0_f32.sqrt();
+        assert!((by_root[index] - expected).abs() < 2e-4, "mean_sqrt_len[{index}]: {}, not {expected}", by_root[index]);
     }
     app.stop().await;
 }
 
 #[tokio::test]
 async fn one_model_pooled_differently_is_in_different_spaces() {
-    let app = TestApp::start_with(&one_model_pooled_four_ways()).await;
+    let app = TestApp::start_with(&one_model_pooled_five_ways()).await;
     let mut spaces = Vec::new();
-    for pooling in ["mean", "cls", "last_token", "max"] {
+    for pooling in POOLINGS {
         let answer = app.post(&format!("/models/by-{pooling}/embed"), json!({"inputs": "hello"})).await;
         answer.ok();
         spaces.push(answer.header("x-space").to_owned());
     }
     spaces.sort_unstable();
     spaces.dedup();
-    assert_eq!(spaces.len(), 4, "{spaces:?}");
+    assert_eq!(spaces.len(), POOLINGS.len(), "{spaces:?}");
     app.stop().await;
 }
 
@@ -78,6 +82,27 @@ async fn every_form_of_a_model_is_read_from_its_own_files() {
         assert!(!seen.contains(&vectors), "{name} answers as another model does");
         seen.push(vectors);
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn the_root_of_a_texts_length_is_taken_where_the_files_say_so() {
+    let folder = TempDir::new().expect("a folder");
+    copy_folder(&test_model("tiny"), folder.path());
+    let mode = r#"{"pooling_mode_mean_tokens": false, "pooling_mode_mean_sqrt_len_tokens": true}"#;
+    fs_err::write(folder.path().join("1_Pooling/config.json"), mode).expect("written");
+    let entry = format!("[[ai.additional_models]]\nname = \"by-root\"\npath = \"{}\"\n", folder.path().display());
+    let app = TestApp::start_with(&format!("{}{entry}", with_tiny(&[]))).await;
+    assert_eq!(app.post("/models/by-root/load", json!(null)).await.ok()["pooling"], "mean_sqrt_len");
+    let body = json!({"inputs": "the quick brown fox", "normalize": false});
+    let embed = async |model: &str| app.post(&format!("/models/{model}/embed"), body.clone()).await;
+    let (by_root, mean) = (embed("by-root").await, embed("tiny").await);
+    // [CLS] and [SEP] are tokens too.
+    let length = 6.0_f32;
+    for (found, mean) in vectors_of(&by_root.ok())[0].iter().zip(&vectors_of(&mean.ok())[0]) {
+        assert!((found - mean * length.sqrt()).abs() < 1e-2, "{found} of {mean}");
+    }
+    assert_ne!(by_root.header("x-space"), mean.header("x-space"));
     app.stop().await;
 }
 
