@@ -5,11 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
+use super::tokenizer_files::{TokenizerFile, token_limit};
 use crate::domain::Prompts;
 use crate::engine::Positions;
-
-/// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
-const UNLIMITED_TOKENS: u32 = 1_000_000;
 
 /// Architectures whose position table starts behind the padding index, so that two of its rows are never used.
 const OFFSET_POSITIONS: [&str; 14] = [
@@ -33,8 +31,8 @@ const OFFSET_POSITIONS: [&str; 14] = [
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub(super) struct Architecture {
-    model_type: Option<String>,
-    tokenizer_class: Option<Value>,
+    pub(super) model_type: Option<String>,
+    pub(super) tokenizer_class: Option<Value>,
     #[serde(deserialize_with = "size")]
     hidden_size: Option<u32>,
     #[serde(deserialize_with = "size")]
@@ -80,23 +78,6 @@ fn size<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u32>, D::Er
     let is_size = |number: &f64| number.fract() == 0.0 && (1.0..=f64::from(u32::MAX)).contains(number);
     Ok(number.filter(is_size).map(|number| number as u32))
 }
-
-/// Tokenizers of transformers that have the `add_bos_token` and `add_eos_token` of `tokenizer_config.json` overrule
-/// `tokenizer.json`.
-const ADDING_CLASSES: [&str; 4] = ["CodeLlamaTokenizer", "CohereTokenizer", "GemmaTokenizer", "LlamaTokenizer"];
-
-/// Tokenizers of transformers that set up BERT's rules for texts by `tokenizer_config.json`, whatever `tokenizer.json` says,
-/// and the architectures whose tokenizer they are where no class is named:
-/// <https://github.com/huggingface/transformers/blob/v4.57.6/src/transformers/models/bert/tokenization_bert_fast.py>.
-const BERT_CLASSES: [(&str, &str); 7] = [
-    ("bert", "BertTokenizer"),
-    ("convbert", "ConvBertTokenizer"),
-    ("distilbert", "DistilBertTokenizer"),
-    ("electra", "ElectraTokenizer"),
-    ("mobilebert", "MobileBertTokenizer"),
-    ("mpnet", "MPNetTokenizer"),
-    ("squeezebert", "SqueezeBertTokenizer"),
-];
 
 /// Where sentence-transformers looks for a [`SentenceConfig`], in this order: older releases named it by the architecture.
 pub(super) const SENTENCE_CONFIGS: [&str; 7] = [
@@ -199,235 +180,6 @@ fn is_followed_in_loads(key: &str, value: &Value, tokenizer: &TokenizerFile) -> 
 
 fn is_usual_truncation(value: &Value) -> bool {
     value.as_bool() == Some(true) || matches!(value.as_str(), Some("longest_first" | "only_first"))
-}
-
-/// `tokenizer.json`, but for what only the tokenizer itself reads.
-#[derive(Deserialize, Default)]
-pub(super) struct TokenizerFile {
-    normalizer: Option<Normalizer>,
-    pre_tokenizer: Option<PreTokenizer>,
-}
-
-/// One of the normalizers that `tokenizer.json` can name.
-#[derive(Deserialize)]
-struct Normalizer {
-    /// Left out in files of old.
-    #[serde(rename = "type", default)]
-    kind: String,
-    /// Of a `BertNormalizer`.
-    #[serde(default)]
-    lowercase: bool,
-    /// Of a `BertNormalizer`, which goes by `lowercase` without.
-    #[serde(default)]
-    strip_accents: Option<bool>,
-    /// Of a `BertNormalizer`.
-    #[serde(default = "yes")]
-    handle_chinese_chars: bool,
-    /// Of a `Sequence`.
-    #[serde(default)]
-    normalizers: Vec<Normalizer>,
-}
-
-/// One of the pre-tokenizers that `tokenizer.json` can name.
-#[derive(Deserialize)]
-struct PreTokenizer {
-    #[serde(rename = "type", default)]
-    kind: String,
-    /// Of a `ByteLevel`.
-    add_prefix_space: Option<bool>,
-}
-
-fn yes() -> bool {
-    true
-}
-
-impl TokenizerFile {
-    /// Whether texts lose their capitals.
-    pub(super) fn lowers_case(&self) -> bool {
-        self.normalizer.as_ref().is_some_and(Normalizer::lowers_case)
-    }
-
-    /// BERT's rules for texts, if they are all that it does to them before they are split.
-    fn bert_rules(&self) -> Option<&Normalizer> {
-        self.normalizer.as_ref().filter(|normalizer| normalizer.kind == "BertNormalizer")
-    }
-
-    /// Whether a space is put before each text; `None` unless the one pre-tokenizer is one that can.
-    fn adds_prefix_space(&self) -> Option<bool> {
-        self.pre_tokenizer.as_ref().filter(|one| one.kind == "ByteLevel")?.add_prefix_space
-    }
-}
-
-impl Normalizer {
-    fn lowers_case(&self) -> bool {
-        match self.kind.as_str() {
-            "Lowercase" => true,
-            "BertNormalizer" => self.lowercase,
-            "Sequence" => self.normalizers.iter().any(Self::lowers_case),
-            _ => false,
-        }
-    }
-}
-
-/// `tokenizer_config.json`.
-#[derive(Deserialize, Default)]
-pub(super) struct TokenizerConfig {
-    model_max_length: Option<Value>,
-    add_bos_token: Option<Value>,
-    add_eos_token: Option<Value>,
-    bos_token: Option<Value>,
-    eos_token: Option<Value>,
-    do_lower_case: Option<Value>,
-    strip_accents: Option<Value>,
-    tokenize_chinese_chars: Option<Value>,
-    /// `null`, which changes nothing, is not the same as nothing, which stands for false.
-    #[serde(default, deserialize_with = "said")]
-    add_prefix_space: Option<Value>,
-    split_special_tokens: Option<Value>,
-    tokenizer_class: Option<Value>,
-    auto_map: Option<Value>,
-}
-
-/// A limit of tokens. Written as a float of 1e30 where there is none, which reads as no integer.
-fn token_limit(value: &Value) -> Option<u32> {
-    let limit = value.as_u64().and_then(|limit| u32::try_from(limit).ok());
-    limit.filter(|limit| (1..UNLIMITED_TOKENS).contains(limit))
-}
-
-/// What a file says, `null` too.
-fn said<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Value>, D::Error> {
-    Value::deserialize(deserializer).map(Some)
-}
-
-/// What a file says, and what transformers takes where it says nothing.
-fn flag(said: Option<&Value>, default: bool) -> bool {
-    said.and_then(Value::as_bool).unwrap_or(default)
-}
-
-/// A setting of `tokenizer_config.json` that transformers goes by and `tokenizer.json` does not.
-struct Override {
-    key: &'static str,
-    /// Whether the key is there.
-    is_set: bool,
-    /// What it says, or stands for where it is not there.
-    wanted: bool,
-    /// What `tokenizer.json` does.
-    found: bool,
-}
-
-impl Override {
-    fn sentence(&self) -> String {
-        let Self { key, wanted, found, .. } = self;
-        let said = if self.is_set {
-            format!("its `{key}` is {wanted}")
-        } else {
-            format!("it has no `{key}`, which stands for {wanted}")
-        };
-        format!(
-            "{said}, and tokenizer.json does what {found} stands for. transformers goes by the former: save the tokenizer \
-             anew with its `save_pretrained`, or set `{key}` to {found} if the model was trained so, in a folder of your own \
-             where it is a hub's"
-        )
-    }
-}
-
-impl TokenizerConfig {
-    /// The most tokens that a text keeps; `None` without a limit.
-    pub(super) fn limit(&self) -> Option<u32> {
-        self.model_max_length.as_ref().and_then(token_limit)
-    }
-
-    /// What transformers does to texts by this file, and the tokenizer does not by its own: the first such thing, in a
-    /// sentence with the way out.
-    pub(super) fn contradiction(&self, architecture: &Architecture, file: &TokenizerFile) -> Option<String> {
-        if flag(self.split_special_tokens.as_ref(), false) {
-            return Some(
-                "its `split_special_tokens` has special tokens in a text read as words, and Granary reads each as what it \
-                 stands for: set it to false if no text has any, in a folder of your own where it is a hub's"
-                    .to_owned(),
-            );
-        }
-        if self.has_own_class() {
-            return None;
-        }
-        let mut overrides = self.bert_overrides(architecture, file).into_iter().chain(self.prefix_override(file));
-        overrides.find(|one| one.wanted != one.found).map(|one| one.sentence())
-    }
-
-    /// The settings that a class of BERT's kind sets its rules by.
-    fn bert_overrides(&self, architecture: &Architecture, file: &TokenizerFile) -> Vec<Override> {
-        let class = self.class_of(architecture);
-        let Some(rules) = file.bert_rules() else { return Vec::new() };
-        if !BERT_CLASSES.iter().any(|(_, of_bert)| *of_bert == class) {
-            return Vec::new();
-        }
-        let compared = |key, said: Option<&Value>, default, found| Override {
-            key,
-            is_set: said.is_some(),
-            wanted: flag(said, default),
-            found,
-        };
-        let lowers = compared("do_lower_case", self.do_lower_case.as_ref(), true, rules.lowercase);
-        let accents = rules.strip_accents.unwrap_or(rules.lowercase);
-        let strips = compared("strip_accents", self.strip_accents.as_ref(), lowers.wanted, accents);
-        let mut overrides = vec![lowers, strips];
-        // This one leaves them as they are.
-        if class != "MPNetTokenizer" {
-            let (said, found) = (self.tokenize_chinese_chars.as_ref(), rules.handle_chinese_chars);
-            overrides.push(compared("tokenize_chinese_chars", said, true, found));
-        }
-        overrides
-    }
-
-    /// The space before each text, which every class sets.
-    fn prefix_override(&self, file: &TokenizerFile) -> Option<Override> {
-        let found = file.adds_prefix_space()?;
-        let wanted = self.add_prefix_space.as_ref().map_or(Some(false), Value::as_bool)?;
-        Some(Override { key: "add_prefix_space", is_set: self.add_prefix_space.is_some(), wanted, found })
-    }
-
-    /// Whether the tokenizer's class comes with the model.
-    fn has_own_class(&self) -> bool {
-        self.auto_map.as_ref().is_some_and(|map| map.is_array() || map.get("AutoTokenizer").is_some())
-    }
-
-    fn class(&self) -> &str {
-        self.tokenizer_class.as_ref().map(class_name).unwrap_or_default()
-    }
-
-    /// The class that transformers takes: one that is named, else the architecture's. Empty if it is none of BERT's kind.
-    fn class_of<'a>(&'a self, architecture: &'a Architecture) -> &'a str {
-        let named = self.tokenizer_class.as_ref().or(architecture.tokenizer_class.as_ref()).map(class_name);
-        named.unwrap_or_else(|| {
-            let kind = architecture.model_type.as_deref();
-            BERT_CLASSES.iter().find(|(of, _)| Some(*of) == kind).map(|(_, class)| *class).unwrap_or_default()
-        })
-    }
-
-    /// The tokens that each text gets besides its own whatever `tokenizer.json` says, each behind the name of the flag that
-    /// says so. Classes of the model's own are taken to go by it.
-    pub(super) fn added_tokens(&self) -> Vec<(&'static str, String)> {
-        if !ADDING_CLASSES.contains(&self.class()) && self.auto_map.is_none() {
-            return Vec::new();
-        }
-        let said = [
-            ("add_bos_token", &self.add_bos_token, &self.bos_token),
-            ("add_eos_token", &self.add_eos_token, &self.eos_token),
-        ];
-        let set = said.into_iter().filter(|(_, flag, _)| **flag == Some(Value::Bool(true)));
-        set.filter_map(|(name, _, token)| Some((name, text_of(token.as_ref()?)?.to_owned()))).collect()
-    }
-}
-
-/// The name of a class, which its fast form shares.
-fn class_name(class: &Value) -> &str {
-    let class = class.as_str().unwrap_or_default();
-    class.strip_suffix("Fast").unwrap_or(class)
-}
-
-/// A token's text: some write it alone, and some with how it is told from the text around it.
-fn text_of(token: &Value) -> Option<&str> {
-    token.as_str().or_else(|| token.get("content")?.as_str()).filter(|text| !text.is_empty())
 }
 
 /// `config_sentence_transformers.json`.

@@ -9,12 +9,11 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use super::descriptions::{
-    Architecture, PromptConfig, PromptTexts, SENTENCE_CONFIGS, SentenceConfig, TokenizerConfig, TokenizerFile,
-};
+use super::descriptions::{Architecture, PromptConfig, PromptTexts, SENTENCE_CONFIGS, SentenceConfig};
 use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
+use super::tokenizer_files::{TokenizerConfig, TokenizerFile};
 use crate::domain::{EncoderSettings, Pooling, Prompts};
 use crate::engine::{GraphApart, Positions};
 use crate::files::if_there;

@@ -36,6 +36,7 @@ pub mod spaces;
 pub mod standing;
 mod starting;
 pub mod switching;
+mod tokenizer_files;
 
 pub use cache::EmbeddingCache;
 pub use callers::RecentCaller;
