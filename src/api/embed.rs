@@ -17,8 +17,8 @@ use super::similarity;
 use super::state::{AppState, Limits};
 use super::vectors;
 use crate::domain::TruncationSide;
-use crate::engine::{OverLong, Priority};
-use crate::models::EmbedRequest;
+use crate::engine::Priority;
+use crate::models::{EmbedRequest, Truncation};
 
 /// The fields of a TEI request besides its inputs, in a struct behind its own: flattened into a body, they would not
 /// say any more which of them is wrong.
@@ -31,7 +31,7 @@ macro_rules! options {
             $($own)*
             /// Whether to cut texts that are longer than the model takes; `engine.auto_truncate` when absent.
             pub truncate: Option<bool>,
-            /// The end that is cut off.
+            /// The end that is cut off; when absent the one that the model's files name, which mostly is the right one.
             #[serde(default, deserialize_with = "optional_word")]
             pub truncation_direction: Option<Direction>,
             /// Whether to scale vectors to length 1; true when absent.
@@ -191,14 +191,15 @@ impl EmbedOptions {
 
     /// What to do with texts that are too long.
     #[must_use]
-    pub fn over_long(&self, limits: &Limits) -> OverLong {
+    pub fn truncation(&self, limits: &Limits) -> Truncation {
         if !self.truncate.unwrap_or(limits.auto_truncate) {
-            return OverLong::Refuse;
+            return Truncation::Never;
         }
-        OverLong::Cut(match self.truncation_direction {
-            Some(Direction::Left) => TruncationSide::Left,
-            Some(Direction::Right) | None => TruncationSide::Right,
-        })
+        match self.truncation_direction {
+            Some(Direction::Left) => Truncation::Side(TruncationSide::Left),
+            Some(Direction::Right) => Truncation::Side(TruncationSide::Right),
+            None => Truncation::Own,
+        }
     }
 
     /// The service call for these inputs.
@@ -209,7 +210,7 @@ impl EmbedOptions {
         Ok(EmbedRequest {
             inputs: inputs.checked("inputs", limits)?,
             prompt: prompt::choice(self.prompt_name.clone(), self.input_type)?,
-            over_long: self.over_long(limits),
+            truncation: self.truncation(limits),
             dimensions: self.dimensions,
             normalize: Some(self.normalize.unwrap_or(true)),
             expect_space: expected_space(self.expect_space.as_deref())?,

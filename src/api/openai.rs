@@ -197,7 +197,7 @@ async fn answer(state: &AppState, body: EmbeddingsBody) -> Result<Response, ApiE
     let request = EmbedRequest {
         inputs: body.input.checked("input", &state.limits)?,
         prompt: prompt::choice(body.prompt_name, body.input_type)?,
-        over_long: truncate.into(),
+        truncation: truncate.into(),
         dimensions: body.dimensions,
         // OpenAI's vectors have length 1, and its clients compare them by their product alone.
         normalize: Some(true),

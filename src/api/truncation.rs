@@ -4,13 +4,13 @@ use serde::Deserialize;
 
 use super::fields::word;
 use crate::domain::TruncationSide;
-use crate::engine::OverLong;
+use crate::models::Truncation;
 
 /// What to do with texts that are too long.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(untagged, expecting = "expected true, false, \"NONE\", \"START\" or \"END\"")]
 pub enum Truncate {
-    /// Whether their end is cut.
+    /// Whether they are cut, where the model's files have them cut.
     Flag(bool),
     /// The other APIs' word.
     Word(#[serde(deserialize_with = "word")] TruncateWord),
@@ -30,12 +30,13 @@ pub enum TruncateWord {
     End,
 }
 
-impl From<Truncate> for OverLong {
+impl From<Truncate> for Truncation {
     fn from(truncate: Truncate) -> Self {
         match truncate {
-            Truncate::Flag(false) | Truncate::Word(TruncateWord::Nothing) => Self::Refuse,
-            Truncate::Word(TruncateWord::Start) => Self::Cut(TruncationSide::Left),
-            Truncate::Flag(true) | Truncate::Word(TruncateWord::End) => Self::Cut(TruncationSide::Right),
+            Truncate::Flag(false) | Truncate::Word(TruncateWord::Nothing) => Self::Never,
+            Truncate::Flag(true) => Self::Own,
+            Truncate::Word(TruncateWord::Start) => Self::Side(TruncationSide::Left),
+            Truncate::Word(TruncateWord::End) => Self::Side(TruncationSide::Right),
         }
     }
 }

@@ -1,7 +1,8 @@
 //! Text to token ids and back, with the model's own `tokenizer.json`.
 //!
 //! Truncation and padding baked into the file are overridden: the model's maximum length decides, and padding belongs
-//! to the batch. Cutting happens here, where it can be counted.
+//! to the batch; which end of a text is cut stays what it says, unless another file of the model does. Cutting happens here,
+//! where it can be counted.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -79,6 +80,7 @@ pub struct TextTokenizer {
     inner: Tokenizer,
     path: PathBuf,
     max_tokens: usize,
+    truncation_side: TruncationSide,
     n_special_tokens: usize,
     highest_id: u32,
 }
@@ -93,6 +95,10 @@ impl TextTokenizer {
         let refused = |source| EngineError::LoadTokenizer { path: path.to_owned(), source };
         let bytes = fs_err::read(path).map_err(|error| refused(error.into()))?;
         let mut inner = unless_it_panics(|| Tokenizer::from_bytes(bytes)).map_err(refused)?;
+        let truncation_side = match inner.get_truncation().map(|baked_in| baked_in.direction) {
+            Some(TruncationDirection::Left) => TruncationSide::Left,
+            Some(TruncationDirection::Right) | None => TruncationSide::Right,
+        };
         inner.with_truncation(None).map_err(refused)?;
         inner.with_padding(None);
         let n_special_tokens = inner.get_post_processor().map_or(0, |p| {
@@ -106,7 +112,7 @@ impl TextTokenizer {
             ));
         }
         let highest_id = inner.get_vocab(true).into_values().max().ok_or_else(|| refused("it has no tokens".into()))?;
-        Ok(Self { inner, path: path.to_owned(), max_tokens, n_special_tokens, highest_id })
+        Ok(Self { inner, path: path.to_owned(), max_tokens, truncation_side, n_special_tokens, highest_id })
     }
 
     /// The same for a model that has so many rows in its embedding table. A token that was only added to the vocabulary may
@@ -136,6 +142,12 @@ impl TextTokenizer {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The end that the file has cut off a longer text.
+    #[must_use]
+    pub fn truncation_side(&self) -> TruncationSide {
+        self.truncation_side
     }
 
     /// The greatest token id that a text may have.

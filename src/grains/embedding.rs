@@ -8,12 +8,10 @@ use super::service::Grains;
 use super::store::{Atomicity, Change, Expected, Makers, NewVector};
 use super::vector::{check, checked};
 use crate::domain::vector::cosine;
-use crate::domain::{
-    Content, CreatedAt, GrainId, InputType, ModelName, Origin, PromptChoice, Provenance, TruncationSide,
-};
-use crate::engine::{EngineError, Input, OverLong, Priority};
+use crate::domain::{Content, CreatedAt, GrainId, InputType, ModelName, Origin, PromptChoice, Provenance};
+use crate::engine::{EngineError, Input, Priority};
 use crate::models::standing::LEAST_COSINE;
-use crate::models::{EmbedRequest, Lease, ModelError};
+use crate::models::{EmbedRequest, Lease, ModelError, Truncation};
 
 /// Texts that are embedded together at most: a batch of the greatest size must not fill a model's queue by itself.
 pub(super) const TEXTS_AT_ONCE: usize = 256;
@@ -191,12 +189,12 @@ impl Grains {
         texts: Vec<String>,
         kind: TextKind,
     ) -> Result<Vec<NewVector>, GrainError> {
-        let over_long = if self.limits.auto_truncate { OverLong::Cut(TruncationSide::Right) } else { OverLong::Refuse };
+        let truncation = if self.limits.auto_truncate { Truncation::Own } else { Truncation::Never };
         let embedded = lease
             .embed(EmbedRequest {
                 inputs: texts.into_iter().map(Input::Text).collect(),
                 prompt: PromptChoice::For(kind.input_type),
-                over_long,
+                truncation,
                 dimensions: None,
                 normalize: None,
                 expect_space: Some(lease.facts().fingerprint.space()),

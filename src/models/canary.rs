@@ -8,7 +8,6 @@
 use super::ledger::SpaceRecord;
 use super::loaded::LoadedModel;
 use super::standing::{Drift, LEAST_COSINE};
-use crate::domain::TruncationSide;
 use crate::domain::vector::cosine;
 use crate::engine::{EncodeRequest, EngineError, Finish, Input, OverLong, Priority};
 
@@ -34,7 +33,7 @@ pub(super) async fn embed(model: &LoadedModel) -> Result<Vec<f32>, EngineError> 
     let request = EncodeRequest {
         inputs: TEXTS.iter().map(|text| Input::Text((*text).to_owned())).collect(),
         prompt: None,
-        over_long: OverLong::Cut(TruncationSide::Right),
+        over_long: OverLong::Cut(model.facts.truncation_side),
         finish: Finish { dimensions: model.facts.dimensions.native.get() as usize, normalize: model.facts.normalize },
         priority: Priority::Internal,
     };

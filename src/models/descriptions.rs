@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
-use super::tokenizer_files::{TokenizerFile, token_limit};
-use crate::domain::Prompts;
+use super::tokenizer_files::{TokenizerFile, token_limit, truncation_side};
+use crate::domain::{Prompts, TruncationSide};
 use crate::engine::Positions;
 
 /// Architectures whose position table starts behind the padding index, so that two of its rows are never used.
@@ -115,6 +115,11 @@ impl SentenceConfig {
         called.and_then(token_limit).or_else(|| loaded.and_then(token_limit)).or(self.max_seq_length)
     }
 
+    /// The end that is cut off a longer text, where it is named.
+    pub(super) fn truncation_side(&self) -> Option<TruncationSide> {
+        self.loaded_with().1.and_then(|settings| settings.get("truncation_side")).and_then(truncation_side)
+    }
+
     /// Whether something in it is for the tokenizer to do.
     pub(super) fn sets_the_tokenizer(&self) -> bool {
         self.do_lower_case == Some(true) || self.processing_kwargs.is_some() || self.loaded_with().1.is_some()
@@ -164,7 +169,7 @@ fn is_followed_in_loads(key: &str, value: &Value, tokenizer: &TokenizerFile) -> 
         "model_max_length" => value.is_null() || token_limit(value).is_some(),
         "do_lower_case" => value.as_bool() == Some(tokenizer.lowers_case()),
         "truncation" => is_usual_truncation(value),
-        "truncation_side" => value.as_str() == Some("right"),
+        "truncation_side" => truncation_side(value).is_some(),
         "padding"
         | "padding_side"
         | "use_fast"

@@ -174,6 +174,7 @@ mod tests {
             max_positions: None,
             positions: None,
             infers_max_tokens: false,
+            truncation_side: None,
             added_tokens: Vec::new(),
             hub: None,
             quantizes_per_batch: false,

@@ -14,7 +14,7 @@ use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
 use super::tokenizer_files::{TokenizerConfig, TokenizerFile};
-use crate::domain::{EncoderSettings, Pooling, Prompts};
+use crate::domain::{EncoderSettings, Pooling, Prompts, TruncationSide};
 use crate::engine::{GraphApart, Positions};
 use crate::files::if_there;
 
@@ -46,6 +46,9 @@ pub struct ModelFiles {
     pub positions: Option<Positions>,
     /// Whether the maximum length in `settings` is that of the tokenizer or of the positions, for want of one that is said.
     pub infers_max_tokens: bool,
+    /// The end that is cut off a longer text, where `tokenizer_config.json` or sentence-transformers' settings of the tokenizer
+    /// name one.
+    pub truncation_side: Option<TruncationSide>,
     /// The tokens that each text is said to get besides its own, each behind the name of the flag in
     /// `tokenizer_config.json` that says so.
     pub added_tokens: Vec<(&'static str, String)>,
@@ -187,6 +190,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
             max_positions,
             positions: architecture.positions(),
             infers_max_tokens: sentence.max_tokens().is_none(),
+            truncation_side: sentence.truncation_side().or(tokens.truncation_side()),
             added_tokens: tokens.added_tokens(),
             modules: modules.between,
             ..ModelFiles::bare()
@@ -246,6 +250,7 @@ impl ModelFiles {
             max_positions: None,
             positions: None,
             infers_max_tokens: false,
+            truncation_side: None,
             added_tokens: Vec::new(),
             quantizes_per_batch: false,
             unfit_for_bf16: Vec::new(),

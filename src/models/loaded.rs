@@ -30,6 +30,8 @@ pub struct LoadedFacts {
     pub dimensions: Dimensions,
     /// The most tokens a text keeps.
     pub max_tokens: u32,
+    /// The end that is cut off a longer text, unless a request names the other.
+    pub truncation_side: TruncationSide,
     /// How token vectors are pooled; `None` when the graph does it.
     pub pooling: Option<Pooling>,
     /// Whether its own vectors have length 1.
@@ -75,6 +77,17 @@ impl LoadedFacts {
     }
 }
 
+/// What a request says of texts that are too long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Truncation {
+    /// They are cut where the model's files have them cut.
+    Own,
+    /// They are cut at this end.
+    Side(TruncationSide),
+    /// The request is refused.
+    Never,
+}
+
 /// A request to embed, as a service call.
 #[derive(Clone, Debug)]
 pub struct EmbedRequest {
@@ -83,7 +96,7 @@ pub struct EmbedRequest {
     /// Which of the model's prompts to put before each text.
     pub prompt: PromptChoice,
     /// What to do with texts that are too long.
-    pub over_long: OverLong,
+    pub truncation: Truncation,
     /// A length of vector the model offers; its native one when `None`.
     pub dimensions: Option<u64>,
     /// Whether to scale vectors to length 1; as the model is configured when `None`.
@@ -213,10 +226,12 @@ impl Lease {
         let facts = self.facts();
         let dimensions = facts.dimensions.choose(request.dimensions)?.get();
         let normalize = request.normalize.unwrap_or(facts.normalize);
-        let truncation_side = match request.over_long {
-            OverLong::Cut(side) => side,
+        let own_side = facts.truncation_side;
+        let (over_long, truncation_side) = match request.truncation {
+            Truncation::Own => (OverLong::Cut(own_side), own_side),
+            Truncation::Side(side) => (OverLong::Cut(side), side),
             // What is refused when too long is whole, as it would be in the model's own space.
-            OverLong::Refuse => TruncationSide::Right,
+            Truncation::Never => (OverLong::Refuse, own_side),
         };
         let space = self.model.identity.chosen(SpaceChoice { dimensions, normalize, truncation_side }).space();
         if let Some(expected) = request.expect_space.filter(|expected| *expected != space) {
@@ -233,7 +248,7 @@ impl Lease {
         let request = EncodeRequest {
             inputs: request.inputs,
             prompt,
-            over_long: request.over_long,
+            over_long,
             finish: Finish { dimensions: dimensions as usize, normalize },
             priority: request.priority,
         };

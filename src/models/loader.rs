@@ -23,7 +23,7 @@ use super::loaded::{LoadedFacts, LoadedModel};
 use super::memory::{self, Expected};
 use super::modules;
 use crate::config::{EngineConfig, QueryLaneSetting};
-use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ModelSource, Provider, ProviderSetting, TruncationSide};
+use crate::domain::{Dimensions, EncoderSettings, ModelInfo, ModelSource, Provider, ProviderSetting};
 use crate::engine::provider::{self, ProviderFacts, ProviderWish};
 use crate::engine::{
     BatchLimits, CpuFeatures, Encoder, EncoderOptions, EncoderSpec, EngineError, GraphFiles, OutputKind,
@@ -130,8 +130,8 @@ impl Loader {
         }
         let normalize = normalize(&settings, &encoder)?;
         let prompts = settings.prompts.unwrap_or_default();
-        let native =
-            SpaceChoice { dimensions: dimensions.native.get(), normalize, truncation_side: TruncationSide::Right };
+        let truncation_side = files.truncation_side.unwrap_or(encoder.tokenizer().truncation_side());
+        let native = SpaceChoice { dimensions: dimensions.native.get(), normalize, truncation_side };
         let identity = ModelIdentity::of(&files, &encoder, native, prompts.clone(), hashed_modules)?;
         // Else the space of files that came meanwhile would be said of vectors that those before make.
         stamps.check(&files)?;
@@ -141,6 +141,7 @@ impl Loader {
             fingerprint: identity.native(),
             dimensions,
             max_tokens: max_tokens.get(),
+            truncation_side,
             pooling: encoder.pooling(),
             normalize,
             prompts,

@@ -48,7 +48,7 @@ pub use hardware::{Selection, Selector};
 pub use health::Ailment;
 pub use interactive::Interactive;
 pub use ledger::{Declared, Ledger, LedgerError, VolatileLedger};
-pub use loaded::{EmbedRequest, Embedded, Lease, LoadedFacts};
+pub use loaded::{EmbedRequest, Embedded, Lease, LoadedFacts, Truncation};
 pub use loader::Loader;
 pub use manager::{ManagerParts, MultiModelManager, Timing};
 pub use memory::BudgetOf;

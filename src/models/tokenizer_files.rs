@@ -5,6 +5,7 @@ use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::descriptions::Architecture;
+use crate::domain::TruncationSide;
 
 /// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
 const UNLIMITED_TOKENS: u32 = 1_000_000;
@@ -98,6 +99,7 @@ impl Normalizer {
 #[derive(Deserialize, Default)]
 pub(super) struct TokenizerConfig {
     model_max_length: Option<Value>,
+    truncation_side: Option<Value>,
     add_bos_token: Option<Value>,
     add_eos_token: Option<Value>,
     bos_token: Option<Value>,
@@ -117,6 +119,15 @@ pub(super) struct TokenizerConfig {
 pub(super) fn token_limit(value: &Value) -> Option<u32> {
     let limit = value.as_u64().and_then(|limit| u32::try_from(limit).ok());
     limit.filter(|limit| (1..UNLIMITED_TOKENS).contains(limit))
+}
+
+/// The end that is cut off a longer text.
+pub(super) fn truncation_side(value: &Value) -> Option<TruncationSide> {
+    match value.as_str() {
+        Some("left") => Some(TruncationSide::Left),
+        Some("right") => Some(TruncationSide::Right),
+        _ => None,
+    }
 }
 
 /// What a file says, `null` too.
@@ -160,6 +171,11 @@ impl TokenizerConfig {
     /// The most tokens that a text keeps; `None` without a limit.
     pub(super) fn limit(&self) -> Option<u32> {
         self.model_max_length.as_ref().and_then(token_limit)
+    }
+
+    /// The end that is cut off a longer text, where it is named.
+    pub(super) fn truncation_side(&self) -> Option<TruncationSide> {
+        self.truncation_side.as_ref().and_then(truncation_side)
     }
 
     /// What transformers does to texts by this file, and the tokenizer does not by its own: the first such thing, in a

@@ -1,9 +1,12 @@
 //! The routes that text-embeddings-inference's clients use.
 
 use reqwest::{Method, StatusCode};
-use serde_json::json;
+use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::helpers::{MINILM, TINY, TestApp, cosine, norm, send, vector_of, vectors_of, with_tiny};
+use crate::helpers::{
+    MINILM, TINY, TestApp, copy_folder, cosine, norm, send, test_model, vector_of, vectors_of, with_tiny,
+};
 
 #[tokio::test]
 async fn one_text_gives_one_nested_vector_of_length_one() {
@@ -79,6 +82,55 @@ async fn long_texts_are_cut_at_the_asked_end_and_the_answer_says_which() {
     let refused = app.post("/embed", json!({"inputs": texts, "truncate": false})).await.tei_error();
     assert_eq!((refused.0, refused.1.as_str()), (422, "Validation"));
     assert!(refused.2.contains("`inputs[1]` has ") && refused.2.contains("takes 128"), "{}", refused.2);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_model_whose_files_have_the_beginning_cut_does_so_unless_a_request_says_otherwise() {
+    let [by_config, by_tokenizer] = [(); 2].map(|()| {
+        let folder = TempDir::new().expect("a folder");
+        copy_folder(&test_model("tiny"), folder.path());
+        folder
+    });
+    let config = r#"{"tokenizer_class": "BertTokenizer", "truncation_side": "left"}"#;
+    fs_err::write(by_config.path().join("tokenizer_config.json"), config).expect("written");
+    let path = by_tokenizer.path().join("tokenizer.json");
+    let mut tokenizer: Value = serde_json::from_slice(&fs_err::read(&path).expect("read")).expect("JSON");
+    tokenizer["truncation"] = json!({"direction": "Left", "max_length": 100, "strategy": "LongestFirst", "stride": 0});
+    fs_err::write(path, tokenizer.to_string()).expect("written");
+    let entry = |name: &str, folder: &TempDir| {
+        format!("[[ai.additional_models]]\nname = \"{name}\"\npath = \"{}\"\n", folder.path().display())
+    };
+    let entries = [entry("by-config", &by_config), entry("by-tokenizer", &by_tokenizer)].concat();
+    let app = TestApp::start_with(&format!("{}{entries}", with_tiny(&[]))).await;
+    let long = format!("first {} last", "middle ".repeat(500));
+    let embed = async |model: &str, direction: Value| {
+        let body = json!({"inputs": ["short", long], "truncation_direction": direction});
+        app.post(&format!("/models/{model}/embed"), body).await
+    };
+    let (left, right) = (embed("tiny", json!("left")).await, embed("tiny", json!("right")).await);
+    for model in ["by-config", "by-tokenizer"] {
+        for (direction, expected) in [(Value::Null, &left), (json!("left"), &left), (json!("right"), &right)] {
+            let answer = embed(model, direction.clone()).await;
+            assert_eq!((answer.ok(), answer.header("x-truncated")), (expected.ok(), "1; 1"), "{model}, {direction}");
+            if model == "by-config" {
+                assert_eq!(answer.header("x-space"), expected.header("x-space"), "{direction}");
+            }
+        }
+    }
+    for (truncate, expected) in [(Value::Null, &left), (json!(true), &left), (json!("END"), &right)] {
+        let body = json!({"model": "by-config", "input": "short", "truncate": truncate});
+        let answer = app.post("/v1/embeddings", body).await;
+        assert_eq!(answer.header("x-space"), expected.header("x-space"), "{truncate}");
+    }
+    let whole = app.post("/models/by-config/embed", json!({"inputs": "short", "truncate": false})).await;
+    let own = app.get("/models/by-config").await.ok()["space"].clone();
+    assert_eq!((json!(whole.header("x-space")), json!(left.header("x-space"))), (own.clone(), own.clone()));
+    let grain = app.post("/grains", json!({"text": long, "model": "by-config"})).await.ok();
+    assert_eq!((&grain["meta"]["space"], &grain["meta"]["truncated"]), (&own, &json!(true)));
+    let found = app.get(&format!("/grains/{}?include=vector", grain["id"].as_str().expect("an id"))).await.ok();
+    let (kept, cut) = (vector_of(&found["vector"]), &vectors_of(&left.ok())[1]);
+    assert!(cosine(&kept, cut) > 0.9999, "the end of the text");
     app.stop().await;
 }
 

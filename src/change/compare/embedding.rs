@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use super::CompareError;
 use super::sample::{Query, Sampled};
 use crate::domain::vector::normalize;
-use crate::domain::{InputType, ModelName, PromptChoice, SpaceId, TruncationSide};
+use crate::domain::{InputType, ModelName, PromptChoice, SpaceId};
 use crate::engine::{EncodeRequest, Encoded, Finish, Input, OverLong, Priority};
 use crate::models::{Lease, ModelError, MultiModelManager};
 
@@ -135,7 +135,7 @@ impl Work<'_> {
                 inputs: texts.iter().map(|text| Input::Text((*text).to_owned())).collect(),
                 prompt: prompt.map(str::to_owned),
                 // Where the server refuses long texts, their share is worth knowing all the same.
-                over_long: OverLong::Cut(TruncationSide::Right),
+                over_long: OverLong::Cut(lease.facts().truncation_side),
                 finish: self.finish,
                 priority,
             };

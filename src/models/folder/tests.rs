@@ -358,6 +358,7 @@ fn what_the_tokenizer_is_handed_is_followed_or_refused() {
         (r#""tokenizer_args": {"model_max_length": 64, "padding_side": "left"}"#, 64),
         (r#""processor_kwargs": {"model_max_length": 32, "do_lower_case": false}"#, 32),
         (r#""processor_kwargs": {"model_max_length": 32}, "tokenizer_args": {"use_fast": true}"#, 128),
+        (r#""tokenizer_args": {"truncation_side": "left"}"#, 128),
     ] {
         let found = read(settings).unwrap_or_else(|error| panic!("{settings}: {error}"));
         assert_eq!(found.settings.max_tokens, NonZeroU32::new(limit), "{settings}");
@@ -374,12 +375,31 @@ fn what_the_tokenizer_is_handed_is_followed_or_refused() {
             r#""processor_kwargs": {"do_lower_case": true}"#,
             "`processor_kwargs` hands the tokenizer `do_lower_case: true`",
         ),
-        (r#""tokenizer_args": {"truncation_side": "left"}"#, "`tokenizer_args` hands"),
+        (r#""tokenizer_args": {"truncation_side": "middle"}"#, "`tokenizer_args` hands"),
         (r#""tokenizer_args": {"model_max_length": "long"}"#, "`model_max_length: \"long\"`"),
         (r#""tokenizer_args": {"strip_accents": false}"#, "`strip_accents: false`"),
     ] {
         let refusal = read(settings).expect_err(settings).to_string();
         assert!(refusal.contains("sentence_bert_config.json") && refusal.contains(said), "{refusal}");
+    }
+}
+
+#[test]
+fn the_end_that_is_cut_off_is_that_of_the_setting_nearest_to_the_tokenizers_call() {
+    let side = |config: &str, sentence: &str| {
+        let files = [("tokenizer_config.json", config), ("sentence_bert_config.json", sentence)];
+        read_from(&files).expect("well formed").truncation_side
+    };
+    let (left, right) = (r#"{"truncation_side": "left"}"#, r#"{"truncation_side": "right"}"#);
+    for (config, sentence, expected) in [
+        ("{}", "{}", None),
+        (left, "{}", Some(TruncationSide::Left)),
+        (right, "{}", Some(TruncationSide::Right)),
+        (r#"{"truncation_side": null, "padding_side": "left"}"#, "{}", None),
+        (left, r#"{"processor_kwargs": {"truncation_side": "right"}}"#, Some(TruncationSide::Right)),
+        (right, r#"{"tokenizer_args": {"truncation_side": "left"}}"#, Some(TruncationSide::Left)),
+    ] {
+        assert_eq!(side(config, sentence), expected, "{config}, {sentence}");
     }
 }
 
