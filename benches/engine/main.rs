@@ -198,6 +198,7 @@ fn spec() -> EncoderSpec {
             apart: None,
         },
         tokenizer: model.join("tokenizer.json"),
+        extra_tokens: Vec::new(),
         pooling: Some(Pooling::Mean),
         modules: Arc::new([]),
         hidden_size: Some(384),

@@ -234,7 +234,8 @@ pub fn model_folder(folder: &Path, bytes: &[u8]) {
         let _ = files.graph_apart();
         let _ = modules::open(&files.modules);
         let max_tokens = files.settings.max_tokens.map_or(512, |tokens| tokens.get() as usize);
-        if let Ok(tokenizer) = TextTokenizer::open(&files.tokenizer, max_tokens) {
+        let opened = TextTokenizer::open(&files.tokenizer, max_tokens);
+        if let Ok(tokenizer) = opened.and_then(|tokenizer| tokenizer.with_extra(&files.extra_tokens)) {
             let input = Input::Text("Ein Text, a text, 世界".to_owned());
             let _ = tokenizer.tokens(0, &input, Some("query: "), OverLong::Cut(TruncationSide::Right));
         }

@@ -33,5 +33,5 @@ pub use module::{Activation, DenseShape, HashedModule};
 pub use prompt_choice::{InputType, PromptChoice, TwoPromptsError};
 pub use provider::{Provider, ProviderSetting};
 pub use reembedding::{OldVectors, Reembedding, ReembeddingFailure, ReembeddingId, ReembeddingState};
-pub use space::{DeclaredSpace, DeclaredSpaceError, Fingerprint, Manifest, SpaceId, SpaceIdError};
+pub use space::{DeclaredSpace, DeclaredSpaceError, ExtraToken, Fingerprint, Manifest, SpaceId, SpaceIdError};
 pub(crate) use text::words;

@@ -97,6 +97,9 @@ pub struct Manifest {
     /// What is done to the vector between pooling and the cut to `dimensions`, in this order. Most models have none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules: Vec<HashedModule>,
+    /// Tokens that are read in texts besides those of `tokenizer.json`, in the order they are added. Most models have none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub extra_tokens: Vec<ExtraToken>,
 }
 
 /// A file of a model and the hash of its bytes.
@@ -106,6 +109,25 @@ pub struct HashedFile {
     pub role: String,
     /// Lower-case hex.
     pub sha256: String,
+}
+
+/// A token that `tokenizer_config.json` alone has, and how it is told from the text around it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[allow(clippy::struct_excessive_bools, reason = "it is so in the file")]
+pub struct ExtraToken {
+    /// The text that it stands for.
+    pub content: String,
+    /// Whether it is read as a word of its own only.
+    pub single_word: bool,
+    /// Whether it takes the spaces before it along.
+    pub lstrip: bool,
+    /// The same for those behind it.
+    pub rstrip: bool,
+    /// Whether it is looked for in the text as the tokenizer has changed it, without capitals for example.
+    pub normalized: bool,
+    /// Whether it is left out where tokens become text again. That moves no vector.
+    #[serde(skip)]
+    pub special: bool,
 }
 
 impl Manifest {
@@ -217,7 +239,13 @@ mod tests {
             max_tokens: 256,
             truncation_side: TruncationSide::Right,
             modules: Vec::new(),
+            extra_tokens: Vec::new(),
         }
+    }
+
+    fn extra_token(special: bool) -> ExtraToken {
+        let content = "<e>".to_owned();
+        ExtraToken { content, single_word: false, lstrip: true, rstrip: false, normalized: false, special }
     }
 
     fn dense() -> HashedModule {
@@ -250,6 +278,17 @@ mod tests {
     }
 
     #[test]
+    fn the_canonical_form_of_extra_tokens_is_frozen_too() {
+        let with = |special| Manifest { extra_tokens: vec![extra_token(special)], ..manifest() }.canonical();
+        let expected =
+            r#""truncation_side":"right","extra_tokens":[{"content":"<e>","single_word":false,"lstrip":true,"#
+                .to_owned()
+                + r#""rstrip":false,"normalized":false}]}"#;
+        assert!(with(true).ends_with(&expected), "{}", with(true));
+        assert_eq!(with(true), with(false));
+    }
+
+    #[test]
     fn a_pooling_has_in_the_canonical_form_the_word_that_it_has_everywhere() {
         use Pooling::{Cls, LastToken, Max, Mean, MeanSqrtLen};
 
@@ -265,7 +304,7 @@ mod tests {
     #[test]
     fn every_field_moves_the_space() {
         let base = manifest().fingerprint().space();
-        let changes: [fn(&mut Manifest); 13] = [
+        let changes: [fn(&mut Manifest); 14] = [
             |m| m.weights[0].sha256.replace_range(0..1, "0"),
             |m| m.tokenizer.replace_range(0..1, "0"),
             |m| m.output = "token_embeddings".into(),
@@ -279,6 +318,7 @@ mod tests {
             |m| m.modules = vec![dense()],
             |m| m.modules = vec![dense(), HashedModule::Normalize],
             |m| m.modules = vec![HashedModule::Normalize, dense()],
+            |m| m.extra_tokens = vec![extra_token(true)],
         ];
         for change in changes {
             let mut other = manifest();

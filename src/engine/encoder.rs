@@ -25,7 +25,7 @@ use super::session::{EncoderSession, GraphOutput, OutputKind, Runtime, SessionOp
 use super::tokenize::{Input, OverLong, TextTokenizer, Tokens};
 use super::trials::{check_padding, check_positions, check_rounding, check_size};
 use super::turns::in_place_or_turns;
-use crate::domain::{Pooling, Provider};
+use crate::domain::{ExtraToken, Pooling, Provider};
 use crate::telemetry;
 use crate::telemetry::traces::Trace;
 
@@ -45,6 +45,8 @@ pub struct EncoderSpec {
     pub graph: GraphFiles,
     /// `tokenizer.json`.
     pub tokenizer: PathBuf,
+    /// The tokens that it is to read in texts besides its own.
+    pub extra_tokens: Vec<ExtraToken>,
     /// How to pool, when known.
     pub pooling: Option<Pooling>,
     /// What is done to the pooled vector, in this order.
@@ -132,7 +134,7 @@ impl Encoder {
     /// # Errors
     /// Each way in which the files do not make a text encoder.
     pub fn open(runtime: &Runtime, spec: &EncoderSpec, options: EncoderOptions) -> Result<Self, EngineError> {
-        let mut tokenizer = TextTokenizer::open(&spec.tokenizer, spec.max_tokens)?;
+        let mut tokenizer = TextTokenizer::open(&spec.tokenizer, spec.max_tokens)?.with_extra(&spec.extra_tokens)?;
         if let Some(rows) = spec.vocabulary_size {
             tokenizer = tokenizer.for_rows(rows)?;
         }

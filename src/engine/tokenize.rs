@@ -7,10 +7,10 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
-use tokenizers::{Encoding, Tokenizer, TruncationDirection};
+use tokenizers::{AddedToken, Encoding, Tokenizer, TruncationDirection};
 
 use super::error::{Cause, EngineError, TokenCount};
-use crate::domain::TruncationSide;
+use crate::domain::{ExtraToken, TruncationSide};
 
 /// What a caller may send to be embedded.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -113,6 +113,32 @@ impl TextTokenizer {
         }
         let highest_id = inner.get_vocab(true).into_values().max().ok_or_else(|| refused("it has no tokens".into()))?;
         Ok(Self { inner, path: path.to_owned(), max_tokens, truncation_side, n_special_tokens, highest_id })
+    }
+
+    /// The same with tokens that the file does not have. Each gets the id that its text has in the vocabulary, else the next free
+    /// one.
+    ///
+    /// # Errors
+    /// [`EngineError::LoadTokenizer`] when the library cannot add them.
+    pub fn with_extra(mut self, tokens: &[ExtraToken]) -> Result<Self, EngineError> {
+        if tokens.is_empty() {
+            return Ok(self);
+        }
+        let added: Vec<AddedToken> = tokens
+            .iter()
+            .map(|token| AddedToken {
+                content: token.content.clone(),
+                single_word: token.single_word,
+                lstrip: token.lstrip,
+                rstrip: token.rstrip,
+                normalized: token.normalized,
+                special: token.special,
+            })
+            .collect();
+        unless_it_panics(|| Ok(self.inner.add_tokens(&added)))
+            .map_err(|source| EngineError::LoadTokenizer { path: self.path.clone(), source })?;
+        self.highest_id = self.inner.get_vocab(true).into_values().max().unwrap_or(self.highest_id);
+        Ok(self)
     }
 
     /// The same for a model that has so many rows in its embedding table. A token that was only added to the vocabulary may

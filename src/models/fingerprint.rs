@@ -78,6 +78,7 @@ impl ModelIdentity {
             max_tokens: reading.max_tokens,
             truncation_side: native.truncation_side,
             modules,
+            extra_tokens: files.extra_tokens.clone(),
         };
         Ok(Self { native: manifest.fingerprint(), manifest })
     }
@@ -175,6 +176,7 @@ mod tests {
             positions: None,
             infers_max_tokens: false,
             truncation_side: None,
+            extra_tokens: Vec::new(),
             added_tokens: Vec::new(),
             hub: None,
             quantizes_per_batch: false,

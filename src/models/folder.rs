@@ -14,7 +14,7 @@ use super::hub::HubModel;
 use super::modules::{self, ModuleFile};
 use super::onnx_file::{self, OnnxFacts};
 use super::tokenizer_files::{TokenizerConfig, TokenizerFile};
-use crate::domain::{EncoderSettings, Pooling, Prompts, TruncationSide};
+use crate::domain::{EncoderSettings, ExtraToken, Pooling, Prompts, TruncationSide};
 use crate::engine::{GraphApart, Positions};
 use crate::files::if_there;
 
@@ -49,6 +49,8 @@ pub struct ModelFiles {
     /// The end that is cut off a longer text, where `tokenizer_config.json` or sentence-transformers' settings of the tokenizer
     /// name one.
     pub truncation_side: Option<TruncationSide>,
+    /// The tokens that `tokenizer_config.json` adds to those of `tokenizer.json`.
+    pub extra_tokens: Vec<ExtraToken>,
     /// The tokens that each text is said to get besides its own, each behind the name of the flag in
     /// `tokenizer_config.json` that says so.
     pub added_tokens: Vec<(&'static str, String)>,
@@ -162,7 +164,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
     let onnx = first_existing("the ONNX file", onnx.map_or_else(usual, |path| vec![path.to_owned()]))?;
     let tokenizer = first_existing("the tokenizer", vec![folder.join("tokenizer.json")])?;
     let architecture: Architecture = read_json(&folder.join("config.json"))?.unwrap_or_default();
-    let tokens = read_tokenizer_config(folder, &tokenizer, &architecture)?;
+    let (tokens, extra_tokens) = read_tokenizer_config(folder, &tokenizer, &architecture)?;
     let prompt_config: PromptConfig = read_json(&folder.join("config_sentence_transformers.json"))?.unwrap_or_default();
     let sentence = read_sentence_config(modules.transformer.as_deref(), folder, &tokenizer)?;
     let max_positions = architecture.max_positions();
@@ -191,6 +193,7 @@ pub fn read_folder(folder: &Path, onnx: Option<&Path>, pooling: Option<Pooling>)
             positions: architecture.positions(),
             infers_max_tokens: sentence.max_tokens().is_none(),
             truncation_side: sentence.truncation_side().or(tokens.truncation_side()),
+            extra_tokens,
             added_tokens: tokens.added_tokens(),
             modules: modules.between,
             ..ModelFiles::bare()
@@ -251,6 +254,7 @@ impl ModelFiles {
             positions: None,
             infers_max_tokens: false,
             truncation_side: None,
+            extra_tokens: Vec::new(),
             added_tokens: Vec::new(),
             quantizes_per_batch: false,
             unfit_for_bf16: Vec::new(),
@@ -277,20 +281,23 @@ fn files(onnx: PathBuf, tokenizer: PathBuf, said: ModelFiles) -> Result<ModelFil
     Ok(ModelFiles { onnx, external_data, tokenizer, quantizes_per_batch, unfit_for_bf16, ..said })
 }
 
-/// `tokenizer_config.json`, which must not say other things than `tokenizer.json` where transformers goes by it. Without the
-/// file, as in a cache that another tool filled, nothing is known of what it says.
+/// `tokenizer_config.json`, which must not say other things than `tokenizer.json` where transformers goes by it, and the tokens
+/// that it alone has. Without the file, as in a cache that another tool filled, nothing is known of what it says.
 fn read_tokenizer_config(
     folder: &Path,
     tokenizer: &Path,
     architecture: &Architecture,
-) -> Result<TokenizerConfig, FolderError> {
+) -> Result<(TokenizerConfig, Vec<ExtraToken>), FolderError> {
     let path = folder.join("tokenizer_config.json");
-    let Some(config) = read_json::<TokenizerConfig>(&path)? else { return Ok(TokenizerConfig::default()) };
+    let Some(config) = read_json::<TokenizerConfig>(&path)? else {
+        return Ok((TokenizerConfig::default(), Vec::new()));
+    };
     let file: TokenizerFile = read_json(tokenizer)?.unwrap_or_default();
     if let Some(reason) = config.contradiction(architecture, &file) {
         return Err(FolderError::Misfit { path, reason });
     }
-    Ok(config)
+    let extra_tokens = config.extra_tokens(&file);
+    Ok((config, extra_tokens))
 }
 
 /// What the first of `SENTENCE_CONFIGS` says that is in the Transformer's folder, or else in the model's. To lower the case

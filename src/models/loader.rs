@@ -104,6 +104,7 @@ impl Loader {
                 apart,
             },
             tokenizer: files.tokenizer.clone(),
+            extra_tokens: files.extra_tokens.clone(),
             pooling: settings.pooling,
             modules: modules.into(),
             hidden_size: files.hidden_size,

@@ -1,11 +1,13 @@
 //! `tokenizer.json` and `tokenizer_config.json`, as far as a load goes by them: transformers has the one override the other,
 //! and what Granary does not follow of that is refused.
 
+use std::collections::{BTreeMap, HashSet};
+
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
 
 use super::descriptions::Architecture;
-use crate::domain::TruncationSide;
+use crate::domain::{ExtraToken, TruncationSide};
 
 /// Greater values of `model_max_length` mean "no limit" in tokenizer configurations.
 const UNLIMITED_TOKENS: u32 = 1_000_000;
@@ -32,6 +34,8 @@ const BERT_CLASSES: [(&str, &str); 7] = [
 pub(super) struct TokenizerFile {
     normalizer: Option<Normalizer>,
     pre_tokenizer: Option<PreTokenizer>,
+    #[serde(default)]
+    added_tokens: Vec<Value>,
 }
 
 /// One of the normalizers that `tokenizer.json` can name.
@@ -111,6 +115,8 @@ pub(super) struct TokenizerConfig {
     #[serde(default, deserialize_with = "said")]
     add_prefix_space: Option<Value>,
     split_special_tokens: Option<Value>,
+    /// By their ids.
+    added_tokens_decoder: Option<BTreeMap<u32, ListedToken>>,
     tokenizer_class: Option<Value>,
     auto_map: Option<Value>,
 }
@@ -119,6 +125,23 @@ pub(super) struct TokenizerConfig {
 pub(super) fn token_limit(value: &Value) -> Option<u32> {
     let limit = value.as_u64().and_then(|limit| u32::try_from(limit).ok());
     limit.filter(|limit| (1..UNLIMITED_TOKENS).contains(limit))
+}
+
+/// A token of `tokenizer_config.json`. What it does not say is what transformers takes.
+#[derive(Deserialize)]
+#[allow(clippy::struct_excessive_bools, reason = "it is so in the file")]
+struct ListedToken {
+    content: String,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+    /// Special ones are not, unless it is said.
+    normalized: Option<bool>,
+    #[serde(default)]
+    special: bool,
 }
 
 /// The end that is cut off a longer text.
@@ -243,6 +266,24 @@ impl TokenizerConfig {
             let kind = architecture.model_type.as_deref();
             BERT_CLASSES.iter().find(|(of, _)| Some(*of) == kind).map(|(_, class)| *class).unwrap_or_default()
         })
+    }
+
+    /// The tokens that transformers adds to those that `tokenizer.json` lists as added, in the order of their ids. The library of
+    /// tokenizers gives each an id anew: that which its vocabulary has for it, else the next free one.
+    pub(super) fn extra_tokens(&self, file: &TokenizerFile) -> Vec<ExtraToken> {
+        let known: HashSet<&str> = file.added_tokens.iter().filter_map(text_of).collect();
+        let listed = self.added_tokens_decoder.iter().flat_map(BTreeMap::values);
+        let extra = listed.filter(|token| !token.content.is_empty() && !known.contains(token.content.as_str()));
+        extra
+            .map(|token| ExtraToken {
+                content: token.content.clone(),
+                single_word: token.single_word,
+                lstrip: token.lstrip,
+                rstrip: token.rstrip,
+                normalized: token.normalized.unwrap_or(!token.special),
+                special: token.special,
+            })
+            .collect()
     }
 
     /// The tokens that each text gets besides its own whatever `tokenizer.json` says, each behind the name of the flag that

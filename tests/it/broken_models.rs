@@ -125,6 +125,47 @@ async fn a_text_with_an_added_token_that_the_model_has_no_row_for_is_refused_and
     app.stop().await;
 }
 
+/// What transformers makes of the same files.
+#[tokio::test]
+async fn tokens_that_only_the_configuration_has_are_read_in_texts() {
+    let folder = copied();
+    let rows = 367;
+    let config = json!({"tokenizer_class": "PreTrainedTokenizerFast", "added_tokens_decoder": {
+        "400": {"content": "<e2>", "normalized": false, "special": true},
+        "50": {"content": "<e1>", "normalized": false, "special": true, "lstrip": true},
+        "2": {"content": "[CLS]", "normalized": false, "special": true},
+        "291": {"content": "Hello", "normalized": false},
+        "193": {"content": "the", "normalized": true},
+    }});
+    fs_err::write(folder.path().join("tokenizer_config.json"), config.to_string()).expect("written");
+    let app = TestApp::start_with(&format!("{}{}", with_tiny(&[]), entry(folder.path(), ""))).await;
+    let tokens = async |model: &str, text: &str| {
+        let answer = app.post(&format!("/models/{model}/tokenize"), json!({"inputs": text})).await.ok();
+        let ids = answer[0].as_array().expect("a list").iter().map(|token| token["id"].as_u64().expect("an id"));
+        ids.collect::<Vec<_>>()
+    };
+    assert_eq!(tokens("tiny", "hello world").await, [2, 291, 292, 3]);
+    for (text, expected) in [
+        ("hello <e1> world", [2, 291, rows, 292, 3].as_slice()),
+        ("<e1><e2>", &[2, rows, rows + 2, 3]),
+        ("Hello world", &[2, rows + 1, 292, 3]),
+        ("HELLO world", &[2, 291, 292, 3]),
+        ("thethe", &[2, 193, 193, 3]),
+    ] {
+        assert_eq!(tokens("broken", text).await, expected, "{text}");
+    }
+    let embed =
+        async |model: &str, text: &str| app.post(&format!("/models/{model}/embed"), json!({"inputs": text})).await;
+    let (own, tiny) = (embed("broken", "world").await, embed("tiny", "world").await);
+    assert_eq!(own.ok(), tiny.ok());
+    assert_ne!(own.header("x-space"), tiny.header("x-space"), "some texts have other vectors");
+    assert_eq!(embed("broken", "thethe").await.ok(), embed("tiny", "the the").await.ok());
+    let refused = embed("broken", "hello <e1>").await;
+    assert!(refused.status.is_client_error(), "{}", refused.text);
+    assert!(refused.text.contains("it has the token `<e1>`, which the model has no row for"), "{}", refused.text);
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_tokenizer_that_leaves_out_a_token_that_its_configuration_adds_is_refused() {
     let folder = copied();

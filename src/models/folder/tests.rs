@@ -385,6 +385,40 @@ fn what_the_tokenizer_is_handed_is_followed_or_refused() {
 }
 
 #[test]
+fn tokens_that_only_the_configuration_lists_are_added_in_the_order_of_their_ids() {
+    let tokenizer = r#"{"added_tokens": [{"id": 0, "content": "[CLS]"}], "model": {"vocab": {"word": 1}}}"#;
+    let extra = |listed: &str| {
+        let config = format!(r#"{{"added_tokens_decoder": {listed}}}"#);
+        read_from(&[("tokenizer_config.json", config.as_str()), ("tokenizer.json", tokenizer)])
+    };
+    for none in ["null", "{}", r#"{"0": {"content": "[CLS]", "lstrip": true}}"#, r#"{"5": {"content": ""}}"#] {
+        assert_eq!(extra(none).expect("well formed").extra_tokens, [], "{none}");
+    }
+    let listed = r#"{
+        "10": {"content": "<b>", "special": true, "lstrip": true, "normalized": true},
+        "9": {"content": "<a>", "special": true, "__type": "AddedToken"},
+        "1": {"content": "word", "rstrip": true, "single_word": true}}"#;
+    let token = |content: &str| ExtraToken {
+        content: content.to_owned(),
+        single_word: false,
+        lstrip: false,
+        rstrip: false,
+        normalized: true,
+        special: true,
+    };
+    let expected = [
+        ExtraToken { rstrip: true, single_word: true, special: false, ..token("word") },
+        ExtraToken { normalized: false, ..token("<a>") },
+        ExtraToken { lstrip: true, ..token("<b>") },
+    ];
+    assert_eq!(extra(listed).expect("well formed").extra_tokens, expected);
+    for malformed in [r#"{"one": {"content": "<a>"}}"#, r#"{"1": "<a>"}"#] {
+        let refusal = extra(malformed).expect_err("transformers fails on it").to_string();
+        assert!(refusal.contains("tokenizer_config.json"), "{refusal}");
+    }
+}
+
+#[test]
 fn the_end_that_is_cut_off_is_that_of_the_setting_nearest_to_the_tokenizers_call() {
     let side = |config: &str, sentence: &str| {
         let files = [("tokenizer_config.json", config), ("sentence_bert_config.json", sentence)];
