@@ -247,17 +247,23 @@ async fn a_search_waits_for_a_piece_of_what_a_space_forgets_and_finds_every_grai
     let numbers: Vec<i64> = (1..).take(8 * CHANGED_AT_ONCE).collect();
     let n_grains = numbers.len();
     let change = |number: &i64| GrainChange { number: *number, text: TextFate::New, vectors: vectors.to_vec() };
-    indexes.apply(numbers.iter().map(change).collect()).await;
 
-    let mut removal = pin!(indexes.remove_from(&spaces[0], &numbers));
+    // On a busy machine nobody may be let in between by chance.
     let mut has_looked_in_between = false;
-    while futures::poll!(removal.as_mut()).is_pending() {
-        let (found, n_held) = look(&indexes, n_grains).await;
-        assert_eq!(found.len(), n_grains, "{n_held} vectors are held");
-        has_looked_in_between |= (n_grains + 1..2 * n_grains).contains(&n_held);
+    for _ in 0..20 {
+        indexes.apply(numbers.iter().map(change).collect()).await;
+        let mut removal = pin!(indexes.remove_from(&spaces[0], &numbers));
+        while futures::poll!(removal.as_mut()).is_pending() {
+            let (found, n_held) = look(&indexes, n_grains).await;
+            assert_eq!(found.len(), n_grains, "{n_held} vectors are held");
+            has_looked_in_between |= (n_grains + 1..2 * n_grains).contains(&n_held);
+        }
+        assert_eq!(indexes.served(), Some(vec![(spaces[0].clone(), 0), (spaces[1].clone(), n_grains as u64)]));
+        if has_looked_in_between {
+            return;
+        }
     }
-    assert!(has_looked_in_between, "the search waited for all of it");
-    assert_eq!(indexes.served(), Some(vec![(spaces[0].clone(), 0), (spaces[1].clone(), n_grains as u64)]));
+    panic!("the search waited for all of it");
 }
 
 #[tokio::test]
