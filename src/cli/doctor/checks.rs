@@ -24,9 +24,12 @@ use crate::telemetry::with_causes;
 /// Free space below which the next model or the next copy of the database may not find room.
 const LITTLE_SPACE: u64 = 1 << 30;
 
-/// What a start takes of the disk beside a database that it need not make or upgrade, and a copy of its log: the memory that
-/// connections of SQLite share, in a file of 32 KiB, and the lock.
-const SPACE_TO_OPEN: u64 = 64 << 10;
+/// What a start takes of the disk beside a database that it need not make or upgrade: the memory that connections of SQLite
+/// share, in a file of 32 KiB, and the lock.
+const SPACE_TO_OPEN: u64 = 128 << 10;
+
+/// Of so many bytes of the log that memory has one.
+const LOG_BYTES_OF_ONE_SHARED: u64 = 512;
 
 /// What it takes at least where it makes the tables: they are in the log and in the file for a moment.
 const SPACE_TO_MAKE: u64 = 1 << 20;
@@ -279,13 +282,15 @@ pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreEr
         Some(Ok(FileState::Absent)) => fine(format!("`{name}` will be made"), SPACE_TO_MAKE),
         Some(Ok(FileState::Blank)) => fine(format!("`{name}` is empty and will be filled"), SPACE_TO_MAKE),
         Some(Ok(FileState::Known { version, latest, .. })) if version == latest => {
-            fine(format!("`{name}` has schema version {version}"), SPACE_TO_OPEN + size_of_log(&path))
+            let shared = size_of_log(&path) / LOG_BYTES_OF_ONE_SHARED;
+            fine(format!("`{name}` has schema version {version}"), SPACE_TO_OPEN + shared)
         }
         Some(Ok(FileState::Known { version, latest, .. })) => {
             let upgraded = format!("a copy is kept and it is upgraded to {latest} at the next start");
-            // The copy that is kept: the upgrade itself may take more.
             let copied = size_of_file(&path) + size_of_log(&path);
-            fine(format!("`{name}` has schema version {version}; {upgraded}"), SPACE_TO_MAKE + copied)
+            // The copy that is kept, and as much for the index of words, in the file and in its log: the upgrade itself may
+            // take more.
+            fine(format!("`{name}` has schema version {version}; {upgraded}"), SPACE_TO_MAKE + 2 * copied)
         }
         Some(Ok(FileState::InUse { holder })) => {
             let finding = format!("`{name}` is in use by {holder}, so Granary is running already");

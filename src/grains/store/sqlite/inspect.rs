@@ -12,6 +12,7 @@ use super::open::{check_absent, is_database_path, real_path};
 use super::recognise::recognise;
 use super::view::View;
 use crate::domain::SpaceId;
+use crate::grains::words::rules;
 
 /// What stands at the path of a database.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +118,15 @@ async fn read(connection: &mut SqliteConnection) -> Result<Contents, sqlx::Error
         let n: i64 = sqlx::query_scalar(sql).fetch_one(&mut *connection).await?;
         faults.extend((n > 0).then(|| format!("{n} {fault}")));
     }
+    // Where the rules are others the next start makes the index anew.
+    let n: i64 = sqlx::query_scalar(
+        "SELECT count(*) FROM grains WHERE number NOT IN (SELECT id FROM grain_words_docsize) \
+         AND (SELECT version FROM word_rules) = ?",
+    )
+    .bind(rules())
+    .fetch_one(&mut *connection)
+    .await?;
+    faults.extend((n > 0).then(|| format!("{n} grains are not in the index of words")));
     let held: Vec<(String, u32, i64)> = sqlx::query_as(
         "SELECT e.space, s.dimensions, count(*) FROM embeddings AS e JOIN spaces AS s ON s.id = e.space \
          GROUP BY e.space ORDER BY e.space",

@@ -48,12 +48,15 @@ async fn every_state_of_a_file_is_told_without_changing_it() {
     assert_eq!((contents.n_grains, &contents.spaces[..], &contents.faults[..]), (50, &[][..], &[][..]));
 
     let damage = "PRAGMA foreign_keys = OFF; INSERT INTO embeddings (grain, space, vector, text_version, origin) \
-                  VALUES (999, '0123456789abcdef', x'00', 1, 'supplied')";
+                  VALUES (999, '0123456789abcdef', x'00', 1, 'supplied'); DELETE FROM grain_words WHERE rowid < 3";
     write_file(&path, damage).await;
     let FileState::Known { contents: Some(contents), .. } = FileState::of(&path).await.expect("a database") else {
         panic!("it is known");
     };
-    assert_eq!(contents.faults, ["1 vectors belong to no grain", "1 vectors are in no known space"]);
+    assert_eq!(
+        contents.faults,
+        ["1 vectors belong to no grain", "1 vectors are in no known space", "2 grains are not in the index of words"]
+    );
 }
 
 #[tokio::test]
