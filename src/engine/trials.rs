@@ -53,11 +53,11 @@ pub(super) fn check_positions(session: &EncoderSession, positions: Option<&Posit
             "it takes an input `position_ids`, which Granary counts from 0, and models of the type `{model_type}` count from \
              behind the number of padding: export it without that input"
         )),
-        None => {
-            Err("it takes an input `position_ids`, and nothing says from which number its model counts: use a model \
-             folder whose config.json has its `model_type`"
-                .to_owned())
-        }
+        None => Err(
+            "it takes an input `position_ids`, and it is not known from which number its model counts: use a model \
+             folder whose config.json has a `model_type` that counts from 0"
+                .to_owned(),
+        ),
     }
 }
 

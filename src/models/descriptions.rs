@@ -27,6 +27,9 @@ const OFFSET_POSITIONS: [&str; 14] = [
     "xmod",
 ];
 
+/// Architectures that count tokens in yet another way.
+const OTHER_POSITIONS: [&str; 4] = ["esm", "mra", "nystromformer", "yoso"];
+
 /// `config.json`. Each spelling is a field of its own: some files have two of the same size.
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -56,9 +59,9 @@ impl Architecture {
         self.hidden_size.or(self.n_embd).or(self.d_model).or(self.dim)
     }
 
-    /// From which number it counts tokens; `None` when nobody says what it is.
+    /// From which number it counts tokens; `None` when that is not known.
     pub(super) fn positions(&self) -> Option<Positions> {
-        let kind = self.model_type.as_ref()?;
+        let kind = self.model_type.as_ref().filter(|kind| !OTHER_POSITIONS.contains(&kind.as_str()))?;
         let is_offset = OFFSET_POSITIONS.contains(&kind.as_str());
         Some(if is_offset { Positions::BehindPadding(kind.clone()) } else { Positions::FromZero })
     }

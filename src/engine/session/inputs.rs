@@ -85,8 +85,8 @@ impl GraphInputs {
             }
         };
         match kind {
-            // Some models have several numbers for the place of each token.
-            ValueType::Tensor { shape, .. } if feed == Feed::Positions && shape.len() != 2 => {
+            // Some models have several numbers for the place of each token, and some graphs one row for all texts.
+            ValueType::Tensor { shape, .. } if feed == Feed::Positions && (shape.len() != 2 || shape[0] > 0) => {
                 Err(format!("its input `{name}` is {kind}, and Granary feeds one number for each token of a text"))
             }
             ValueType::Tensor { ty: TensorElementType::Int64, .. } => Ok(feed),
@@ -247,8 +247,14 @@ mod tests {
             let refusal = with(name, TensorElementType::Float32, shape).expect_err("it is unknown");
             assert!(refusal.contains(&format!("`{name}`")) && refusal.contains("`position_ids`"), "{refusal}");
         }
-        let refusal = with("position_ids", TensorElementType::Int64, &[3, -1, -1]).expect_err("three for each token");
-        assert!(refusal.contains("`position_ids` is") && refusal.contains("one number for each token"), "{refusal}");
+        for shape in [[3, -1, -1].as_slice(), &[1, -1]] {
+            let refusal =
+                with("position_ids", TensorElementType::Int64, shape).expect_err("three for each, or one row");
+            assert!(
+                refusal.contains("`position_ids` is") && refusal.contains("one number for each token"),
+                "{refusal}"
+            );
+        }
         let refusal = with("position_ids", TensorElementType::Float32, &[-1, -1]).expect_err("no whole numbers");
         assert!(refusal.contains("not a tensor of int64"), "{refusal}");
     }
