@@ -134,10 +134,10 @@ impl Encoder {
     /// # Errors
     /// Each way in which the files do not make a text encoder.
     pub fn open(runtime: &Runtime, spec: &EncoderSpec, options: EncoderOptions) -> Result<Self, EngineError> {
-        let mut tokenizer = TextTokenizer::open(&spec.tokenizer, spec.max_tokens)?.with_extra(&spec.extra_tokens)?;
-        if let Some(rows) = spec.vocabulary_size {
-            tokenizer = tokenizer.for_rows(rows)?;
-        }
+        let tokenizer = TextTokenizer::open(&spec.tokenizer, spec.max_tokens)?;
+        // Where nobody says how many rows there are, the file's own tokens have some.
+        let rows = spec.vocabulary_size.unwrap_or(tokenizer.highest_id().saturating_add(1));
+        let tokenizer = tokenizer.with_extra(&spec.extra_tokens)?.for_rows(rows)?;
         let mismatch = |model_limit| EngineError::TokenizerMismatch {
             path: tokenizer.path().to_owned(),
             highest_id: tokenizer.highest_id(),
