@@ -97,7 +97,8 @@ pub struct Manifest {
     /// What is done to the vector between pooling and the cut to `dimensions`, in this order. Most models have none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub modules: Vec<HashedModule>,
-    /// Tokens that are read in texts besides those of `tokenizer.json`, in the order they are added. Most models have none.
+    /// Tokens that are read in texts besides those of `tokenizer.json`, or in place of them, in the order they are added. Most
+    /// models have none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub extra_tokens: Vec<ExtraToken>,
 }
@@ -111,7 +112,7 @@ pub struct HashedFile {
     pub sha256: String,
 }
 
-/// A token that `tokenizer_config.json` alone has, and how it is told from the text around it.
+/// A token that `tokenizer_config.json` has, and `tokenizer.json` not or not so: how it is told from the text around it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[allow(clippy::struct_excessive_bools, reason = "it is so in the file")]
 pub struct ExtraToken {

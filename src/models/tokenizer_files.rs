@@ -1,7 +1,7 @@
 //! `tokenizer.json` and `tokenizer_config.json`, as far as a load goes by them: transformers has the one override the other,
 //! and what Granary does not follow of that is refused.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
 use serde_json::Value;
@@ -127,8 +127,8 @@ pub(super) fn token_limit(value: &Value) -> Option<u32> {
     limit.filter(|limit| (1..UNLIMITED_TOKENS).contains(limit))
 }
 
-/// A token of `tokenizer_config.json`. What it does not say is what transformers takes.
-#[derive(Deserialize)]
+/// A token that one of the files lists. What it does not say is what transformers takes.
+#[derive(Clone, Deserialize)]
 #[allow(clippy::struct_excessive_bools, reason = "it is so in the file")]
 struct ListedToken {
     content: String,
@@ -142,6 +142,13 @@ struct ListedToken {
     normalized: Option<bool>,
     #[serde(default)]
     special: bool,
+}
+
+impl ListedToken {
+    fn into_extra(self) -> ExtraToken {
+        let Self { content, single_word, lstrip, rstrip, normalized, special } = self;
+        ExtraToken { content, single_word, lstrip, rstrip, normalized: normalized.unwrap_or(!special), special }
+    }
 }
 
 /// The end that is cut off a longer text.
@@ -268,22 +275,17 @@ impl TokenizerConfig {
         })
     }
 
-    /// The tokens that transformers adds to those that `tokenizer.json` lists as added, in the order of their ids. The library of
-    /// tokenizers gives each an id anew: that which its vocabulary has for it, else the next free one.
+    /// The tokens that transformers adds to those that `tokenizer.json` lists as added, or puts in their place if it says
+    /// otherwise how they are told from the text around them, in the order of their ids. The library of tokenizers gives each an id
+    /// anew: that which its vocabulary has for it, else the next free one.
     pub(super) fn extra_tokens(&self, file: &TokenizerFile) -> Vec<ExtraToken> {
-        let known: HashSet<&str> = file.added_tokens.iter().filter_map(text_of).collect();
+        // What is left out where tokens become text again moves no vector.
+        let alike = |token: &ExtraToken| ExtraToken { special: false, ..token.clone() };
+        let known = file.added_tokens.iter().filter_map(|token| ListedToken::deserialize(token).ok());
+        let known: Vec<ExtraToken> = known.map(|token| alike(&token.into_extra())).collect();
         let listed = self.added_tokens_decoder.iter().flat_map(BTreeMap::values);
-        let extra = listed.filter(|token| !token.content.is_empty() && !known.contains(token.content.as_str()));
-        extra
-            .map(|token| ExtraToken {
-                content: token.content.clone(),
-                single_word: token.single_word,
-                lstrip: token.lstrip,
-                rstrip: token.rstrip,
-                normalized: token.normalized.unwrap_or(!token.special),
-                special: token.special,
-            })
-            .collect()
+        let extra = listed.filter(|token| !token.content.is_empty()).map(|token| token.clone().into_extra());
+        extra.filter(|token| !known.contains(&alike(token))).collect()
     }
 
     /// The tokens that each text gets besides its own whatever `tokenizer.json` says, each behind the name of the flag that

@@ -386,12 +386,12 @@ fn what_the_tokenizer_is_handed_is_followed_or_refused() {
 
 #[test]
 fn tokens_that_only_the_configuration_lists_are_added_in_the_order_of_their_ids() {
-    let tokenizer = r#"{"added_tokens": [{"id": 0, "content": "[CLS]"}], "model": {"vocab": {"word": 1}}}"#;
+    let tokenizer = r#"{"added_tokens": [{"id": 0, "content": "[CLS]", "special": true, "normalized": false}], "model": {"vocab": {"word": 1}}}"#;
     let extra = |listed: &str| {
         let config = format!(r#"{{"added_tokens_decoder": {listed}}}"#);
         read_from(&[("tokenizer_config.json", config.as_str()), ("tokenizer.json", tokenizer)])
     };
-    for none in ["null", "{}", r#"{"0": {"content": "[CLS]", "lstrip": true}}"#, r#"{"5": {"content": ""}}"#] {
+    for none in ["null", "{}", r#"{"0": {"content": "[CLS]", "normalized": false}}"#, r#"{"5": {"content": ""}}"#] {
         assert_eq!(extra(none).expect("well formed").extra_tokens, [], "{none}");
     }
     let listed = r#"{
@@ -406,6 +406,8 @@ fn tokens_that_only_the_configuration_lists_are_added_in_the_order_of_their_ids(
         normalized: true,
         special: true,
     };
+    let other = extra(r#"{"0": {"content": "[CLS]", "special": true, "lstrip": true}}"#).expect("well formed");
+    assert_eq!(other.extra_tokens, [ExtraToken { lstrip: true, normalized: false, ..token("[CLS]") }]);
     let expected = [
         ExtraToken { rstrip: true, single_word: true, special: false, ..token("word") },
         ExtraToken { normalized: false, ..token("<a>") },
