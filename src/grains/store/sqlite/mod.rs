@@ -6,7 +6,7 @@
 //! 2. `recognise` decides what the file is, through a `view` that cannot change a byte of it. What is not ours stops
 //!    here, untouched.
 //! 3. `upgrade` takes a copy (`copy`) of a file of an older schema version, then runs the missing schema migrations,
-//!    each in a transaction of its own.
+//!    each in a transaction of its own, and makes the index of words anew where its words were cut by other rules.
 //!
 //! The migrations are in `migrations/sqlite`, forward only, frozen once landed. `ledger` is what the models remember,
 //! `grains` what the product is for. `log` keeps the write-ahead log in bounds.
