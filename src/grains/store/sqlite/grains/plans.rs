@@ -37,6 +37,7 @@ async fn what_is_asked_of_all_grains_reads_neither_texts_nor_vectors() {
         select_count_of_lacking(&lacking),
         select_lacking(&lacking, 0, 64),
         select_count_of_withheld_beyond(&space, &from_space),
+        select_facet(Facet::Source, &Filter::default()),
         select_facet(Facet::Space, &Filter::default()),
         select_facet(Facet::Space, &from_space),
         select_served(),

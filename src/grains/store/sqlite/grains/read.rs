@@ -163,17 +163,34 @@ impl SqliteStore {
 
 /// The most frequent values of a facet, and how many grains have each.
 pub(super) fn select_facet(facet: Facet, filter: &Filter) -> QueryBuilder<Sqlite> {
-    let mut query = QueryBuilder::new("SELECT ");
+    let of_all = *filter == Filter::default();
+    let mut query = QueryBuilder::new("SELECT value, n FROM (");
     match facet {
-        Facet::Source => query.push("g.source AS value, count(*) AS n FROM grains AS g WHERE TRUE"),
-        Facet::Tags => query.push(
-            "t.tag AS value, count(*) AS n FROM grains AS g JOIN grain_tags AS t ON t.grain = g.number WHERE TRUE",
-        ),
-        Facet::Space => query.push(SERVED_SPACE).push(" AS value, count(*) AS n FROM grains AS g WHERE TRUE"),
-    };
-    filter::push(&mut query, filter, Plan::Enumerate);
-    query.push(" GROUP BY value ORDER BY n DESC, value LIMIT ").push_bind(MAX_FACET_VALUES);
+        // The index of sources does not have the grains without one.
+        Facet::Source if of_all => {
+            query.push(
+                "SELECT source AS value, count(*) AS n FROM grains WHERE source IS NOT NULL GROUP BY value UNION ALL \
+                 SELECT NULL, (SELECT count(*) FROM grains) - (SELECT count(*) FROM grains WHERE source IS NOT NULL)",
+            );
+        }
+        Facet::Tags if of_all => {
+            query.push("SELECT tag AS value, count(*) AS n FROM grain_tags GROUP BY value");
+        }
+        Facet::Source => push_values(&mut query, "g.source", "grains AS g", filter),
+        Facet::Tags => {
+            push_values(&mut query, "t.tag", "grains AS g JOIN grain_tags AS t ON t.grain = g.number", filter);
+        }
+        Facet::Space => push_values(&mut query, SERVED_SPACE, "grains AS g", filter),
+    }
+    query.push(") WHERE n > 0 ORDER BY n DESC, value LIMIT ").push_bind(MAX_FACET_VALUES);
     query
+}
+
+/// Appends the values of grains that meet a filter, and how many have each.
+fn push_values(query: &mut QueryBuilder<Sqlite>, value: &str, tables: &str, filter: &Filter) {
+    query.push(format!("SELECT {value} AS value, count(*) AS n FROM {tables} WHERE TRUE"));
+    filter::push(query, filter, Plan::Enumerate);
+    query.push(" GROUP BY value");
 }
 
 /// Bytes of all that is shown of a grain as a string. What an older version stored may be of any length.
