@@ -178,10 +178,20 @@ impl Client {
 
     /// Sends a request and reads its answer; `Null` when that is empty.
     pub(super) async fn ask(&self, request: Request) -> Result<Value, ServerError> {
+        self.ask_with_headers(request).await.map(|(_, answer)| answer)
+    }
+
+    /// The same with the headers of the answer.
+    pub(super) async fn ask_with_headers(&self, request: Request) -> Result<(HeaderMap, Value), ServerError> {
         let response = self.send(request).await?;
-        let status = response.status().as_u16();
+        let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let text = response.text().await.map_err(|source| ServerError::of(&self.shown, source))?;
-        if text.is_empty() { Ok(Value::Null) } else { serde_json::from_str(&text).map_err(|_| self.foreign(status)) }
+        let answer = if text.is_empty() {
+            Ok(Value::Null)
+        } else {
+            serde_json::from_str(&text).map_err(|_| self.foreign(status))
+        };
+        Ok((headers, answer?))
     }
 
     /// Sends a request whose answer is read line by line.
@@ -223,15 +233,17 @@ impl Client {
         }
         let text = response.text().await.map_err(|source| ServerError::of(&self.shown, source))?;
         let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;
-        let word = |key: &str| answer[key].as_str().map(str::to_owned);
-        Err(match (word("code"), word("detail")) {
-            (Some(code), Some(detail)) if code == "unauthorized" => ServerError::Unauthorized(printable(&detail)),
-            (Some(code), Some(detail)) => ServerError::Refused { code, detail: printable(&detail) },
-            _ => self.foreign(status.as_u16()),
+        let words = |code: &str, detail: &str| Some((answer[code].as_str()?, printable(answer[detail].as_str()?)));
+        // A problem document, or an error in TEI's form.
+        Err(match words("code", "detail").or_else(|| words("error_type", "error")) {
+            Some(("unauthorized" | "Unauthorized", detail)) => ServerError::Unauthorized(detail),
+            Some((code, detail)) => ServerError::Refused { code: code.to_owned(), detail },
+            None => self.foreign(status.as_u16()),
         })
     }
 
-    fn foreign(&self, status: u16) -> ServerError {
+    /// The answer is not one of Granary's.
+    pub(super) fn foreign(&self, status: u16) -> ServerError {
         ServerError::Foreign { base: self.shown.clone(), status }
     }
 }

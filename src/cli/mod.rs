@@ -7,6 +7,7 @@ mod client;
 pub mod compare;
 pub mod config;
 pub mod doctor;
+pub mod embed;
 pub mod grains;
 pub mod health;
 pub mod keys;
@@ -62,6 +63,8 @@ pub enum Verb {
     Health(health::HealthArgs),
     /// List, pull, load, switch and delete the models of a running server
     Models(models::ModelsArgs),
+    /// Embed texts with a model of a running server: a line of JSON for each
+    Embed(embed::EmbedArgs),
     /// Import, export, search, count and delete the grains of a running server
     Grains(grains::GrainsArgs),
     /// Add, list and remove the API keys of a server on this machine
@@ -93,6 +96,7 @@ pub fn run(verb: Verb, out: &mut impl Write) -> Result<(), Failure> {
         Verb::Doctor(args) => doctor::run(args, out).map_err(Failure::from),
         Verb::Health(args) => health::run(args, out).map_err(Failure::from),
         Verb::Models(args) => models::run(args, out),
+        Verb::Embed(args) => embed::run(args, out),
         Verb::Grains(args) => grains::run(args, out),
         Verb::Keys(args) => keys::run(args, out),
         Verb::Compare(args) => compare::run(args, out),

@@ -104,6 +104,16 @@ fn a_text_does_not_control_the_terminal() {
 }
 
 #[test]
+fn an_answer_without_a_vector_for_each_text_is_not_one_of_granarys() {
+    for answer in ["HTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\n[[1]]", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"]
+    {
+        let foreign = stand_in(answer);
+        let said = complaint(&foreign, &["embed", "wheat", "rye"]);
+        assert_eq!(said, format!("granary: {foreign}/ does not answer like Granary: 200\n"));
+    }
+}
+
+#[test]
 fn a_directory_is_not_imported() {
     let said = complaint("http://127.0.0.1:9", &["grains", "import", "src"]);
     assert_eq!(said, "granary: the file cannot be read or written: `src` is a directory\n");

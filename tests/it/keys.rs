@@ -719,6 +719,7 @@ async fn the_client_verbs_send_the_key_of_a_file() {
     assert!(run(&["grains", "count", "--api-key-file", "good"]).status.success());
     for (arguments, says) in [
         (&["models", "list"][..], "this server needs a key"),
+        (&["embed", "wheat"], "this server needs a key"),
         (&["models", "list", "--api-key-file", "wrong"], "does not know the key"),
         (&["models", "list", "--api-key-file", "empty"], "`empty` begins with no key"),
         (&["models", "list", "--api-key-file", "missing"], "the key in `missing` cannot be read"),

@@ -21,6 +21,7 @@ mod cors;
 mod dashboards;
 mod decoders;
 mod doctor;
+mod embed_command;
 mod forwarded;
 mod fuzzing;
 mod golden;

@@ -1,0 +1,143 @@
+//! `granary embed`: texts as vectors, by a model of a running server.
+
+use std::io::{self, Write};
+
+use clap::Args;
+use futures::stream::{self, BoxStream};
+use futures::{StreamExt, TryStreamExt};
+use reqwest::header::HeaderMap;
+use reqwest::{Method, StatusCode};
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt, BufReader};
+
+use super::Failure;
+use super::client::{Client, Request, ServerArgs, ServerError};
+use super::output;
+
+/// Texts of a request, and the bytes of text with which it is full before that.
+const BATCH_TEXTS: usize = 32;
+const BATCH_BYTES: usize = 256 << 10;
+
+/// The flags of `granary embed`.
+#[derive(Clone, Debug, Args)]
+pub struct EmbedArgs {
+    /// Which server, and the key for it.
+    #[command(flatten)]
+    pub server: ServerArgs,
+    /// The texts, or `-` for the lines of standard input
+    #[arg(required = true, value_name = "TEXT")]
+    pub texts: Vec<String>,
+    /// A model's name or alias; the server's active one when absent
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// What the texts are in a search: the model's prompt for such texts is put before each
+    #[arg(long, value_parser = ["query", "document"])]
+    pub input_type: Option<String>,
+    /// The length of the vectors; the model's own when absent
+    #[arg(long, value_name = "N")]
+    pub dimensions: Option<u64>,
+    /// Leave vectors as long as the model makes them: where it does not scale them to length 1 itself, that is its own space
+    #[arg(long)]
+    pub no_normalize: bool,
+    /// The space that the vectors must be in
+    #[arg(long, value_name = "SPACE")]
+    pub expect_space: Option<String>,
+}
+
+/// `granary embed` did not work.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbedError {
+    /// Standard input.
+    #[error("text {number} cannot be read")]
+    Read {
+        /// Which it would be, from 1.
+        number: usize,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// One request of several.
+    #[error("of the texts {first} to {last}: {source}")]
+    Batch {
+        /// The first of its texts, from 1.
+        first: usize,
+        /// The last.
+        last: usize,
+        /// What the server said.
+        source: ServerError,
+    },
+}
+
+/// Prints a line of JSON for each text, as in an export of grains: with its vector, the model and the space.
+///
+/// # Errors
+/// [`EmbedError`], and what the server refused, in its own words. The vectors of the texts before are printed.
+pub fn run(args: EmbedArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let client = Client::new(&args.server)?;
+    let runtime = output::runtime()?;
+    let ended = runtime.block_on(embed(&client, args, out));
+    // Standard input may never end.
+    runtime.shutdown_background();
+    ended
+}
+
+async fn embed(client: &Client, args: EmbedArgs, out: &mut impl Write) -> Result<(), Failure> {
+    let EmbedArgs { server: _, texts, model, input_type, dimensions, no_normalize, mut expect_space } = args;
+    let mut texts = if texts == ["-"] { lines_of_input() } else { stream::iter(texts.into_iter().map(Ok)).boxed() };
+    let (mut batch, mut n_bytes, mut n_embedded, mut n_cut) = (Vec::<String>::new(), 0, 0, 0);
+    loop {
+        let number = n_embedded + batch.len() + 1;
+        let text = texts.try_next().await.map_err(|source| EmbedError::Read { number, source })?;
+        let is_last = text.is_none();
+        n_bytes += text.as_ref().map_or(0, String::len);
+        batch.extend(text);
+        if !batch.is_empty() && (is_last || batch.len() == BATCH_TEXTS || n_bytes >= BATCH_BYTES) {
+            let body = json!({
+                "inputs": batch, "model": model, "input_type": input_type, "dimensions": dimensions,
+                "normalize": !no_normalize, "expect_space": expect_space,
+            });
+            let asked = client.ask_with_headers(Request::json(Method::POST, &["embed"], &body)).await;
+            let of_batch = asked.and_then(|(headers, vectors)| match vectors {
+                Value::Array(vectors) if vectors.len() == batch.len() => Ok((headers, vectors)),
+                _ => Err(client.foreign(StatusCode::OK.as_u16())),
+            });
+            let is_only = n_embedded == 0 && is_last;
+            let (first, last) = (n_embedded + 1, n_embedded + batch.len());
+            let (headers, vectors) = of_batch.map_err(|source| {
+                if is_only { Failure::from(source) } else { EmbedError::Batch { first, last, source }.into() }
+            })?;
+            n_cut += cut(&headers);
+            let (model, space) = (header(&headers, "x-model"), header(&headers, "x-space").to_owned());
+            let meta = json!({"embedding_model": model, "space": space});
+            let line = |(text, vector)| format!("{}\n", json!({"text": text, "meta": meta, "vector": vector}));
+            let lines: String = batch.drain(..).zip(vectors).map(line).collect();
+            output::print(&lines, out)?;
+            // The model may be switched before the next batch: one file has vectors of one space.
+            expect_space = Some(space);
+            (n_bytes, n_embedded) = (0, last);
+        }
+        if is_last {
+            break;
+        }
+    }
+    if n_cut > 0 {
+        let said =
+            format!("{n_cut} of {n_embedded} texts are longer than the model takes, and were cut to its maximum\n");
+        // Nobody reads it: the vectors are there.
+        io::stderr().write_all(said.as_bytes()).unwrap_or_default();
+    }
+    Ok(())
+}
+
+fn lines_of_input() -> BoxStream<'static, io::Result<String>> {
+    let lines = BufReader::new(tokio::io::stdin()).lines();
+    stream::try_unfold(lines, |mut lines| async { Ok(lines.next_line().await?.map(|line| (line, lines))) }).boxed()
+}
+
+/// How many texts of an answer were cut.
+fn cut(headers: &HeaderMap) -> usize {
+    header(headers, "x-truncated").split(';').next().and_then(|count| count.parse().ok()).unwrap_or_default()
+}
+
+fn header<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
+    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+}
