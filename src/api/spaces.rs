@@ -13,7 +13,7 @@ use super::grains::Kept;
 use super::models::Model;
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
-use crate::domain::{DeclaredSpace, DeclaredSpaceError, SpaceId};
+use crate::domain::{DeclaredSpace, DeclaredSpaceError, ModelName, SpaceId};
 use crate::models::{Acceptance, Space};
 
 /// A vector space that a model of this server has made, or that was declared.
@@ -34,6 +34,8 @@ pub struct SpaceObject {
     numeric_class: Option<String>,
     /// The loaded models whose own space it is.
     models: Vec<String>,
+    /// The models that are not loaded, and whose grains are written to it.
+    unloaded_models: Vec<String>,
     /// Grains that are served from it.
     grains: u64,
 }
@@ -47,7 +49,8 @@ pub struct Spaces {
 
 impl SpaceObject {
     fn of(space: Space, served: &HashMap<SpaceId, u64>) -> Self {
-        let Space { record, models } = space;
+        let Space { record, models, unloaded_models } = space;
+        let names = |models: Vec<ModelName>| models.iter().map(ToString::to_string).collect();
         let id = record.fingerprint.space();
         Self {
             grains: served.get(&id).copied().unwrap_or_default(),
@@ -58,7 +61,8 @@ impl SpaceObject {
             name: record.declared_name,
             // It was written as JSON; one that is damaged is shown as it is.
             manifest: serde_json::from_str(&record.manifest).unwrap_or(serde_json::Value::String(record.manifest)),
-            models: models.iter().map(ToString::to_string).collect(),
+            models: names(models),
+            unloaded_models: names(unloaded_models),
         }
     }
 }
@@ -114,7 +118,8 @@ pub async fn declare(
     let (is_new, record) = grains.declare_space(&space).await?;
     let status = if is_new { StatusCode::CREATED } else { StatusCode::OK };
     let served = grains.served_by_space().await?.into_iter().collect();
-    Ok((status, axum::Json(SpaceObject::of(Space { record, models: Vec::new() }, &served))))
+    let space = Space { record, models: Vec::new(), unloaded_models: Vec::new() };
+    Ok((status, axum::Json(SpaceObject::of(space, &served))))
 }
 
 /// The body of `…/accept`, which needs none.

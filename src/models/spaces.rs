@@ -30,6 +30,8 @@ pub struct Space {
     pub record: SpaceRecord,
     /// Loaded models whose own space it is.
     pub models: Vec<ModelName>,
+    /// Models that are not loaded, and whose grains are written to it.
+    pub unloaded_models: Vec<ModelName>,
 }
 
 /// The grains that have vectors of a model.
@@ -85,14 +87,23 @@ impl MultiModelManager {
     /// When the ledger cannot be read.
     pub async fn spaces(&self) -> Result<Vec<Space>, LedgerError> {
         let records = self.ledger.spaces().await?;
-        let loaded = self.list();
-        let makers = |record: &SpaceRecord| {
+        let known = self.list();
+        let mut unloaded = Vec::new();
+        for status in known.iter().filter(|status| status.loaded.is_none()) {
+            let name = &status.info.name;
+            unloaded.extend(self.ledger.accepted_space(name).await?.map(|space| (space, name.clone())));
+        }
+        let described = |record: SpaceRecord| {
             let of_space = |status: &&ModelStatus| {
                 status.loaded.as_ref().is_some_and(|facts| facts.fingerprint == record.fingerprint)
             };
-            loaded.iter().filter(of_space).map(|status| status.info.name.clone()).collect()
+            let models = known.iter().filter(of_space).map(|status| status.info.name.clone()).collect();
+            let id = record.fingerprint.space();
+            let unloaded_models =
+                unloaded.iter().filter(|(space, _)| *space == id).map(|(_, name)| name.clone()).collect();
+            Space { record, models, unloaded_models }
         };
-        Ok(records.into_iter().map(|record| Space { models: makers(&record), record }).collect())
+        Ok(records.into_iter().map(described).collect())
     }
 
     /// The model whose own space this is: a loaded one, or else one that grains of the space were written with. Of several
