@@ -17,6 +17,7 @@ mod output;
 mod pinned;
 pub mod reembed;
 pub mod snapshot;
+pub mod spaces;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -73,6 +74,8 @@ pub enum Verb {
     Compare(compare::CompareArgs),
     /// Move the grains of a running server to another model, and back
     Reembed(reembed::ReembedArgs),
+    /// List the spaces of a running server, and what made their vectors, and declare one
+    Spaces(spaces::SpacesArgs),
     /// Make, list and delete snapshots of a running server, and restore one to a server that is stopped
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON
@@ -101,6 +104,7 @@ pub fn run(verb: Verb, out: &mut impl Write) -> Result<(), Failure> {
         Verb::Keys(args) => keys::run(args, out),
         Verb::Compare(args) => compare::run(args, out),
         Verb::Reembed(args) => reembed::run(args, out),
+        Verb::Spaces(args) => spaces::run(args, out),
         Verb::Snapshot(args) => snapshot::run(args, out).map_err(Failure::from),
         Verb::Openapi => output::print(&api::openapi::json(), out).map_err(Failure::from),
         Verb::Man(args) => manual::man(args, out),

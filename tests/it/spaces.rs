@@ -1,6 +1,7 @@
 //! Spaces are recorded, and a model that makes another one, or other numbers, writes no grains until that is accepted.
 
 use std::path::Path;
+use std::process::Command;
 
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -59,9 +60,36 @@ async fn spaces_are_listed_with_what_makes_them() {
     assert_eq!((&of_tiny["dimensions"], &of_tiny["manifest"]["pooling"]), (&json!(32), &json!("mean")));
     let class = of_tiny["numeric_class"].as_str().expect("a class");
     assert!(class.contains("float") && class.contains("ONNX Runtime 1."), "{class}");
+    assert_eq!(of_tiny["unloaded_models"], json!([]));
     app.post("/models/tiny-cls/unload", json!({})).await.ok();
+    let app = app.restart_with(&with_tiny(&["tiny-cls"])).await;
     let all = app.get("/spaces").await.ok();
-    assert_eq!(all["spaces"].as_array().map(Vec::len), Some(2), "what was recorded stays");
+    let spaces = all["spaces"].as_array().expect("spaces");
+    assert_eq!(spaces.len(), 2, "what was recorded stays");
+    let unloaded = spaces.iter().find(|space| space["unloaded_models"] == json!(["tiny-cls"])).expect("listed");
+    assert_eq!(unloaded["models"], json!([]));
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn spaces_are_listed_and_declared_by_command() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let granary = async |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
+        command.arg("spaces").args(arguments).args(["--url", app.url()]).env_clear();
+        let output = tokio::task::spawn_blocking(move || command.output().expect("run")).await.expect("no panic");
+        (output.status.code(), String::from_utf8([output.stdout, output.stderr].concat()).expect("UTF-8"))
+    };
+    let space = app.post("/grains", json!({"text": "wheat"})).await.ok()["meta"]["space"].clone();
+    let (code, said) = granary(&["declare", "elsewhere", "3"]).await;
+    let declared = said.trim_end();
+    assert_eq!((code, declared.len()), (Some(0), 16), "{said}");
+    let (_, list) = granary(&["list"]).await;
+    let rows: Vec<Vec<&str>> = list.lines().skip(1).map(|line| line.split_whitespace().collect()).collect();
+    let of_tiny = [space.as_str().expect("a space"), "tiny", "32", "1"];
+    assert_eq!(rows, [of_tiny, [declared, "elsewhere", "3", "0"]], "{list}");
+    let (code, said) = granary(&["declare", "elsewhere", "0"]).await;
+    assert!(code == Some(1) && said.starts_with("granary: ") && said.contains("dimensions"), "{said}");
     app.stop().await;
 }
 
