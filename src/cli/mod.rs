@@ -66,7 +66,7 @@ pub enum Verb {
     Models(models::ModelsArgs),
     /// Embed texts with a model of a running server: a line of JSON for each
     Embed(embed::EmbedArgs),
-    /// Import, export, search, count and delete the grains of a running server
+    /// Import, export, search, show, count and delete the grains of a running server
     Grains(grains::GrainsArgs),
     /// Add, list and remove the API keys of a server on this machine
     Keys(keys::KeysArgs),

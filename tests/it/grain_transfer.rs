@@ -731,6 +731,10 @@ async fn the_command_line_moves_grains_from_one_server_to_another() {
     let filter = r#"{"tags": {"any": ["numbered"]}}"#;
     assert_eq!(from.ok(&["count"], ""), "401\n");
     assert_eq!(from.ok(&["count", "--filter", filter], ""), "400\n");
+    assert_eq!(from.ok(&["count", "--by", "tags", "--filter", r#"{"ids": ["g7", "g8"]}"#], ""), "2  numbered\n");
+    let shown = from.ok(&["show", "g7", "g8"], "");
+    let shown: Vec<Value> = shown.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    assert_eq!((&shown[0]["id"], &shown[1]["text"], shown.len()), (&json!("g7"), &json!("text number 8"), 2));
     assert_eq!(from.ok(&["export", "out.ndjson", "--vectors", "--filter", filter], ""), "");
     let out = from.folder.path().join("out.ndjson");
     assert!(!from.folder.path().join("out.ndjson.part").exists());
@@ -764,6 +768,7 @@ async fn the_command_line_moves_grains_from_one_server_to_another() {
     let said = refused(&["delete", "--filter", few, "--expect", "3"]);
     assert!(said.contains('2') && said.contains('3') && to.ok(&["count"], "") == "400\n", "{said}");
     assert_eq!(to.ok(&["delete", "--filter", few, "--expect", "2"], ""), "2 deleted\n");
+    assert!(refused(&["show", "g1"]).contains("`g1`"));
     let said = refused(&["delete", "--filter", "{}"]);
     assert!(said.contains("`filter` has no condition"), "{said}");
     assert_eq!(to.ok(&["delete", "--filter", filter], ""), "398 deleted\n");

@@ -40,11 +40,20 @@ pub enum GrainsVerb {
     Search(SearchArgs),
     /// Give vectors whose model nobody wrote down their space, by proof; or join a space to a model's
     Adopt(AdoptArgs),
+    /// Print grains as JSON, one a line
+    Show {
+        /// Their ids
+        #[arg(required = true, value_name = "ID")]
+        ids: Vec<String>,
+    },
     /// Count the grains
     Count {
         /// Only those that meet this filter, in JSON
         #[arg(long, value_name = "JSON")]
         filter: Option<String>,
+        /// How many have each source, each tag, or are in each space; the hundred most frequent
+        #[arg(long, value_parser = ["source", "tags", "space"])]
+        by: Option<String>,
     },
     /// Delete the grains that meet a filter
     Delete {
@@ -180,10 +189,18 @@ async fn carry_out(client: &Client, verb: GrainsVerb, out: &mut impl Write) -> R
             let found = client.ask(Request::json(Method::POST, &["grains", "search"], &body)).await?;
             print(out, &hits(&found))
         }
-        GrainsVerb::Count { filter: text } => {
-            let body = json!({"filter": filter(text)?});
+        GrainsVerb::Show { ids } => {
+            for id in ids {
+                let grain = client.ask(Request::get(&["grains", &id])).await?;
+                output::print(&format!("{grain}\n"), out)?;
+            }
+            Ok(())
+        }
+        GrainsVerb::Count { filter: text, by } => {
+            let body = json!({"filter": filter(text)?, "facets": by.iter().collect::<Vec<_>>()});
             let counted = client.ask(Request::json(Method::POST, &["grains", "count"], &body)).await?;
-            print(out, &format!("{}\n", counted["count"]))
+            let said = by.map_or_else(|| format!("{}\n", counted["count"]), |by| distributed(&counted["facets"][by]));
+            print(out, &said)
         }
         GrainsVerb::Delete { filter: text, expect } => {
             let body = json!({"filter": filter(Some(text))?, "expected_count": expect});
@@ -200,6 +217,12 @@ fn filter(text: Option<String>) -> Result<Option<Value>, GrainsError> {
 /// Prints what the server says in words.
 fn print(out: &mut impl Write, text: &str) -> Result<(), Failure> {
     Ok(output::print(&printable(text), out)?)
+}
+
+/// One line a value, the most frequent first; `-` is that of grains without one.
+fn distributed(values: &Value) -> String {
+    let row = |counted: &Value| [counted["count"].to_string(), output::text(&counted["value"]).to_owned()];
+    output::table(&values.as_array().into_iter().flatten().map(row).collect::<Vec<_>>())
 }
 
 /// One line a hit, best first, and one for each space that was not searched.
@@ -221,6 +244,12 @@ fn hits(found: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn values_are_lines_with_how_often_they_are_there() {
+        let values = json!([{"value": "wiki", "count": 120}, {"value": null, "count": 3}]);
+        assert_eq!(distributed(&values), "120  wiki\n3    -\n");
+    }
 
     #[test]
     fn hits_are_lines_and_spaces_left_out_are_named() {
