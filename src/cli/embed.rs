@@ -5,7 +5,6 @@ use std::io::{self, Write};
 use clap::Args;
 use futures::stream::{self, BoxStream};
 use futures::{StreamExt, TryStreamExt};
-use reqwest::header::HeaderMap;
 use reqwest::{Method, StatusCode};
 use serde_json::{Value, json};
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -81,9 +80,13 @@ pub fn run(args: EmbedArgs, out: &mut impl Write) -> Result<(), Failure> {
 }
 
 async fn embed(client: &Client, args: EmbedArgs, out: &mut impl Write) -> Result<(), Failure> {
-    let EmbedArgs { server: _, texts, model, input_type, dimensions, no_normalize, mut expect_space } = args;
+    let EmbedArgs { server: _, texts, model, input_type, dimensions, no_normalize, expect_space } = args;
+    let mut body = json!({
+        "model": model, "input_type": input_type, "dimensions": dimensions, "normalize": !no_normalize,
+        "expect_space": expect_space,
+    });
     let mut texts = if texts == ["-"] { lines_of_input() } else { stream::iter(texts.into_iter().map(Ok)).boxed() };
-    let (mut batch, mut n_bytes, mut n_embedded, mut n_cut) = (Vec::<String>::new(), 0, 0, 0);
+    let (mut batch, mut n_bytes, mut n_embedded, mut n_cut) = (Vec::new(), 0, 0, 0);
     loop {
         let number = n_embedded + batch.len() + 1;
         let text = texts.try_next().await.map_err(|source| EmbedError::Read { number, source })?;
@@ -91,28 +94,13 @@ async fn embed(client: &Client, args: EmbedArgs, out: &mut impl Write) -> Result
         n_bytes += text.as_ref().map_or(0, String::len);
         batch.extend(text);
         if !batch.is_empty() && (is_last || batch.len() == BATCH_TEXTS || n_bytes >= BATCH_BYTES) {
-            let body = json!({
-                "inputs": batch, "model": model, "input_type": input_type, "dimensions": dimensions,
-                "normalize": !no_normalize, "expect_space": expect_space,
-            });
-            let asked = client.ask_with_headers(Request::json(Method::POST, &["embed"], &body)).await;
-            let of_batch = asked.and_then(|(headers, vectors)| match vectors {
-                Value::Array(vectors) if vectors.len() == batch.len() => Ok((headers, vectors)),
-                _ => Err(client.foreign(StatusCode::OK.as_u16())),
-            });
             let is_only = n_embedded == 0 && is_last;
             let (first, last) = (n_embedded + 1, n_embedded + batch.len());
-            let (headers, vectors) = of_batch.map_err(|source| {
+            let embedded = embed_batch(client, &mut body, std::mem::take(&mut batch)).await.map_err(|source| {
                 if is_only { Failure::from(source) } else { EmbedError::Batch { first, last, source }.into() }
             })?;
-            n_cut += cut(&headers);
-            let (model, space) = (header(&headers, "x-model"), header(&headers, "x-space").to_owned());
-            let meta = json!({"embedding_model": model, "space": space});
-            let line = |(text, vector)| format!("{}\n", json!({"text": text, "meta": meta, "vector": vector}));
-            let lines: String = batch.drain(..).zip(vectors).map(line).collect();
-            output::print(&lines, out)?;
-            // The model may be switched before the next batch: one file has vectors of one space.
-            expect_space = Some(space);
+            output::print(&embedded.lines, out)?;
+            n_cut += embedded.n_cut;
             (n_bytes, n_embedded) = (0, last);
         }
         if is_last {
@@ -128,16 +116,33 @@ async fn embed(client: &Client, args: EmbedArgs, out: &mut impl Write) -> Result
     Ok(())
 }
 
+/// What became of the texts of a request.
+struct Embedded {
+    lines: String,
+    n_cut: usize,
+}
+
+/// Sends texts with the other fields of a body. The active model may be switched before the next ones: these are to be in
+/// the same space.
+async fn embed_batch(client: &Client, body: &mut Value, batch: Vec<String>) -> Result<Embedded, ServerError> {
+    body["inputs"] = json!(batch);
+    let (headers, answer) = client.ask_with_headers(Request::json(Method::POST, &["embed"], body)).await?;
+    let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let vectors = match answer {
+        Value::Array(vectors) if vectors.len() == batch.len() => vectors,
+        _ => return Err(client.foreign(StatusCode::OK.as_u16())),
+    };
+    let (model, space) = (header("x-model"), header("x-space"));
+    body["expect_space"] = json!(space);
+    let meta = json!({"embedding_model": model, "space": space});
+    let line = |(text, vector)| format!("{}\n", json!({"text": text, "meta": meta, "vector": vector}));
+    let lines = batch.into_iter().zip(vectors).map(line).collect();
+    // How many, and then which.
+    let n_cut = header("x-truncated").split(';').next().and_then(|count| count.parse().ok()).unwrap_or_default();
+    Ok(Embedded { lines, n_cut })
+}
+
 fn lines_of_input() -> BoxStream<'static, io::Result<String>> {
     let lines = BufReader::new(tokio::io::stdin()).lines();
     stream::try_unfold(lines, |mut lines| async { Ok(lines.next_line().await?.map(|line| (line, lines))) }).boxed()
-}
-
-/// How many texts of an answer were cut.
-fn cut(headers: &HeaderMap) -> usize {
-    header(headers, "x-truncated").split(';').next().and_then(|count| count.parse().ok()).unwrap_or_default()
-}
-
-fn header<'h>(headers: &'h HeaderMap, name: &str) -> &'h str {
-    headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
 }
