@@ -116,6 +116,9 @@ impl App {
         upkeep::keep_run_memory(&shutdown);
         upkeep::watch_for_standstills(&shutdown);
         upkeep::watch_clock(&shutdown, clock);
+        let body_memory = Arc::new(BodyMemory::new(config.server.body_memory.max(config.server.max_body)));
+        let bodies = Arc::clone(&body_memory);
+        models.ask_for_other_memory(move || bodies.taken_bytes());
         let state = AppState::from(Shared {
             models,
             keeping,
@@ -124,7 +127,7 @@ impl App {
             limits: limits(&config),
             timeouts,
             places: Arc::new(Semaphore::new(config.server.max_concurrent_requests)),
-            body_memory: Arc::new(BodyMemory::new(config.server.body_memory.max(config.server.max_body))),
+            body_memory,
             engine: EngineFacts {
                 max_batch_tokens: config.engine.max_batch_tokens,
                 max_batch_texts: config.engine.max_batch_texts,

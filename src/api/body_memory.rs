@@ -53,6 +53,12 @@ impl BodyMemory {
         let n_bytes = usize::try_from(size.as_u64()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
         Self { size, free_bytes: Arc::new(Semaphore::new(n_bytes)) }
     }
+
+    /// What requests have taken of it, in bytes.
+    #[must_use]
+    pub fn taken_bytes(&self) -> u64 {
+        self.size.as_u64().saturating_sub(self.free_bytes.available_permits() as u64)
+    }
 }
 
 impl BodyShare {
@@ -125,6 +131,7 @@ mod tests {
         assert_eq!(read("1234", first.clone()).await.expect("there is room"), "1234");
         let error = read("12", second.clone()).await.expect_err("there is no room");
         assert_eq!(cause::<NoMemory>(&error), Some(NoMemory::Now(ByteSize::b(5))));
+        assert_eq!(memory.taken_bytes(), 4);
         assert_eq!(read("1", second).await.expect("there is room"), "1");
         drop(first);
         let third = share();

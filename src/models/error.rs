@@ -14,6 +14,9 @@ use crate::engine::EngineError;
 /// How long a file that came whole and wrong from a hub is left alone after the first time, and at most.
 const WRONG_FILE_COOLDOWN: (Duration, Duration) = (Duration::from_mins(1), Duration::from_hours(1));
 
+/// How long a model that had no room in memory is left alone at most.
+const NO_ROOM_COOLDOWN: Duration = Duration::from_secs(5);
+
 /// Why a request to a model, or a change of models, was not carried out.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
@@ -199,12 +202,16 @@ impl LoadError {
         }
     }
 
-    /// How long requests are answered with the reason: `usual`, but for a file that came whole and wrong from a hub. That is
-    /// fetched from its beginning, so each time in a row it is left alone for twice as long. `before` is how the load before
-    /// this one failed.
+    /// How long requests are answered with the reason: `usual`, but for two. Whether there is room in memory is soon looked
+    /// at again, which takes no load. A file that came whole and wrong from a hub is fetched from its beginning, so each time
+    /// in a row it is left alone for twice as long. `before` is how the load before this one failed.
     #[must_use]
     pub fn cooldown(&self, usual: Duration, before: Option<&Failure>) -> Duration {
-        let Self::Hub(HubError::WrongHash { .. }) = self else { return usual };
+        match self {
+            Self::Memory(_) => return usual.min(NO_ROOM_COOLDOWN),
+            Self::Hub(HubError::WrongHash { .. }) => {}
+            _ => return usual,
+        }
         let (least, most) = WRONG_FILE_COOLDOWN;
         let twice = before.map_or(Duration::ZERO, |failure| failure.retry_after(failure.failed_at) * 2);
         twice.clamp(least, most).max(usual)
@@ -261,5 +268,13 @@ mod tests {
         assert_eq!(after(Duration::ZERO, Duration::ZERO), minutes(1));
         assert_eq!(after(minutes(1), minutes(180)), minutes(180), "who wants a longer pause has it");
         assert_eq!(LoadError::from(HubError::Cancelled).cooldown(usual, None), usual);
+    }
+
+    #[test]
+    fn room_in_memory_is_soon_looked_for_again() {
+        let others_stay = true;
+        let refusal = DoesNotFit { needed_bytes: 1, is_estimate: true, used_bytes: 2, budget_bytes: 2, others_stay };
+        let after = |usual: u64| LoadError::from(refusal.clone()).cooldown(Duration::from_secs(usual), None).as_secs();
+        assert_eq!([0, 2, 30].map(after), [0, 2, 5]);
     }
 }
