@@ -8,7 +8,7 @@ use std::time::Duration;
 use clap::Args;
 use futures::StreamExt;
 use futures::stream::BoxStream;
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, LOCATION};
+use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HOST, HeaderMap, HeaderValue, LOCATION, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Body, Method, Url};
 use rustls::CertificateError;
@@ -122,6 +122,8 @@ pub enum ServerError {
         code: String,
         /// The sentence.
         detail: String,
+        /// When to ask again, where the server says that that makes sense.
+        retry_after: Option<Duration>,
     },
 }
 
@@ -231,13 +233,15 @@ impl Client {
         if let Some(to) = redirected(&response, &path).filter(|_| status.is_redirection()) {
             return Err(ServerError::Redirected { base: self.shown.to_string(), to });
         }
+        let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let retry_after = seconds.map(Duration::from_secs);
         let text = response.text().await.map_err(|source| ServerError::of(&self.shown, source))?;
         let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;
         let words = |code: &str, detail: &str| Some((answer[code].as_str()?, printable(answer[detail].as_str()?)));
         // A problem document, or an error in TEI's form.
         Err(match words("code", "detail").or_else(|| words("error_type", "error")) {
             Some(("unauthorized" | "Unauthorized", detail)) => ServerError::Unauthorized(detail),
-            Some((code, detail)) => ServerError::Refused { code: code.to_owned(), detail },
+            Some((code, detail)) => ServerError::Refused { code: code.to_owned(), detail, retry_after },
             None => self.foreign(status.as_u16()),
         })
     }

@@ -1,6 +1,7 @@
 //! `granary embed`: texts as vectors, by a model of a running server.
 
 use std::io::{self, Write};
+use std::time::{Duration, Instant};
 
 use clap::Args;
 use futures::stream::{self, BoxStream};
@@ -16,6 +17,9 @@ use super::output;
 /// Texts of a request, and the bytes of text with which it is full before that.
 const BATCH_TEXTS: usize = 32;
 const BATCH_BYTES: usize = 256 << 10;
+
+/// How long a server that has too much to do, or loads the model, is asked again about the same texts.
+const PATIENCE: Duration = Duration::from_mins(2);
 
 /// The flags of `granary embed`.
 #[derive(Clone, Debug, Args)]
@@ -54,8 +58,25 @@ pub enum EmbedError {
         /// What the system said.
         source: io::Error,
     },
+    /// One text.
+    #[error("text {number} {reason}")]
+    Text {
+        /// Which, from 1.
+        number: usize,
+        /// What the server said of it.
+        reason: String,
+    },
+    /// Another model answers than before.
+    #[error(
+        "text {number} and those behind it would be in another space, as the model was switched meanwhile: name one with \
+         --model"
+    )]
+    Switched {
+        /// The first, from 1.
+        number: usize,
+    },
     /// One request of several.
-    #[error("of the texts {first} to {last}: {source}")]
+    #[error("the texts {first} to {last} were not embedded")]
     Batch {
         /// The first of its texts, from 1.
         first: usize,
@@ -64,6 +85,23 @@ pub enum EmbedError {
         /// What the server said.
         source: ServerError,
     },
+}
+
+impl EmbedError {
+    /// Why the texts from `first` to `last` were not embedded, beside others or not.
+    fn of(source: ServerError, first: usize, last: usize, is_only: bool) -> Failure {
+        let ServerError::Refused { detail, .. } = &source else {
+            return if is_only { source.into() } else { Self::Batch { first, last, source }.into() };
+        };
+        let of_text = detail.strip_prefix("`inputs[").and_then(|rest| rest.split_once("]` "));
+        let of_text = of_text.and_then(|(index, reason)| Some((index.parse::<usize>().ok()?, reason.to_owned())));
+        match of_text {
+            Some((index, reason)) => Self::Text { number: first + index, reason }.into(),
+            None if first > 1 && detail.starts_with("`expect_space`") => Self::Switched { number: first }.into(),
+            None if is_only => source.into(),
+            None => Self::Batch { first, last, source }.into(),
+        }
+    }
 }
 
 /// Prints a line of JSON for each text, as in an export of grains: with its vector, the model and the space.
@@ -96,10 +134,11 @@ async fn embed(client: &Client, args: EmbedArgs, out: &mut impl Write) -> Result
         if !batch.is_empty() && (is_last || batch.len() == BATCH_TEXTS || n_bytes >= BATCH_BYTES) {
             let is_only = n_embedded == 0 && is_last;
             let (first, last) = (n_embedded + 1, n_embedded + batch.len());
-            let embedded = embed_batch(client, &mut body, std::mem::take(&mut batch)).await.map_err(|source| {
-                if is_only { Failure::from(source) } else { EmbedError::Batch { first, last, source }.into() }
-            })?;
-            output::print(&embedded.lines, out)?;
+            let embedded = embed_batch(client, &mut body, std::mem::take(&mut batch)).await;
+            let embedded = embedded.map_err(|source| EmbedError::of(source, first, last, is_only))?;
+            if !output::print_part(&embedded.lines, out)? {
+                break;
+            }
             n_cut += embedded.n_cut;
             (n_bytes, n_embedded) = (0, last);
         }
@@ -126,7 +165,15 @@ struct Embedded {
 /// the same space.
 async fn embed_batch(client: &Client, body: &mut Value, batch: Vec<String>) -> Result<Embedded, ServerError> {
     body["inputs"] = json!(batch);
-    let (headers, answer) = client.ask_with_headers(Request::json(Method::POST, &["embed"], body)).await?;
+    let begun = Instant::now();
+    let (headers, answer) = loop {
+        match client.ask_with_headers(Request::json(Method::POST, &["embed"], body)).await {
+            Err(ServerError::Refused { retry_after: Some(pause), .. }) if begun.elapsed() + pause < PATIENCE => {
+                tokio::time::sleep(pause).await;
+            }
+            asked => break asked?,
+        }
+    };
     let header = |name: &str| headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let vectors = match answer {
         Value::Array(vectors) if vectors.len() == batch.len() => vectors,

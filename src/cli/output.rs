@@ -65,9 +65,18 @@ pub(super) fn print_answer<E: From<ProcessError>>(
 /// # Errors
 /// When it cannot be printed for another reason.
 pub(super) fn print(text: &str, out: &mut impl Write) -> Result<(), ProcessError> {
+    print_part(text, out).map(drop)
+}
+
+/// Prints a part of a verb's answer, and says whether anybody reads on.
+///
+/// # Errors
+/// As [`print`].
+pub(super) fn print_part(text: &str, out: &mut impl Write) -> Result<bool, ProcessError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(ProcessError::Print(error)),
-        _ => Ok(()),
+        Ok(()) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(error) => Err(ProcessError::Print(error)),
     }
 }
 

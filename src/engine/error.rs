@@ -168,7 +168,8 @@ pub enum EngineError {
     /// The model's queue is full.
     #[error(
         "the queue of this model holds {queued_tokens} tokens and takes {max_queue_tokens}, of background work \
-         {max_background_tokens}: try again in {retry_after:?}, or raise `engine.max_queue_tokens`"
+         {max_background_tokens}: try again in {} s, or raise `engine.max_queue_tokens`",
+        retry_after.as_secs_f64().ceil().max(1.0)
     )]
     Overloaded {
         /// Tokens waiting now.

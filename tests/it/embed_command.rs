@@ -5,8 +5,9 @@ use std::process::{Child, Command, Output, Stdio};
 
 use reqwest::Method;
 use serde_json::{Value, json};
+use tempfile::TempDir;
 
-use crate::helpers::{TestApp, send, with_tiny};
+use crate::helpers::{TestApp, key_entry, secret, send, with_keys, with_tiny};
 
 fn begin(app: &TestApp, arguments: &[&str]) -> Child {
     let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
@@ -77,7 +78,7 @@ async fn lines_of_input_are_embedded_however_many_there_are() {
     texts[140].clear();
     let output = granary(&app, &["-"], texts.join("\n").as_bytes()).await;
     assert_eq!((output.status.code(), lines(&output).len()), (Some(1), 128));
-    assert!(said(&output).starts_with("granary: of the texts 129 to 150: `inputs[12]` is empty"), "{output:?}");
+    assert!(said(&output).starts_with("granary: text 141 is empty"), "{output:?}");
     let output = granary(&app, &["-"], b"wheat\nr\xfce\n").await;
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).starts_with("granary: text 2 cannot be read: "), "{output:?}");
@@ -104,7 +105,7 @@ async fn a_switch_of_the_active_model_mixes_no_vectors() {
     let ended =
         tokio::task::spawn_blocking(move || child.wait_with_output().expect("it ends")).await.expect("no panic");
     assert!(output.next().is_none() && ended.status.code() == Some(1), "{ended:?}");
-    assert!(said(&ended).starts_with("granary: of the texts 65 to 65: "), "{ended:?}");
+    assert!(said(&ended).starts_with("granary: text 65 and those behind it would be in another space"), "{ended:?}");
     app.stop().await;
 }
 
@@ -115,7 +116,7 @@ async fn what_the_server_refuses_is_said_in_its_words() {
         (&["--model", "none", "wheat"][..], "`none`"),
         (&["--dimensions", "7", "wheat"], "`dimensions`"),
         (&["--expect-space", "0123456789abcdef", "wheat"], "0123456789abcdef"),
-        (&[""], "`inputs[0]` is empty"),
+        (&[""], "text 1 is empty"),
     ] {
         let output = granary(&app, arguments, b"").await;
         assert_eq!((output.status.code(), output.stdout.len()), (Some(1), 0), "{output:?}");
@@ -123,5 +124,38 @@ async fn what_the_server_refuses_is_said_in_its_words() {
     }
     let output = granary(&app, &[], b"").await;
     assert_eq!(output.status.code(), Some(2), "{output:?}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn who_is_refused_for_now_asks_again() {
+    let keys = [key_entry("ops", &["embed"], "rate = 60")];
+    let app = TestApp::start_with(&format!("{}{}", with_keys(&keys), with_tiny(&[]))).await;
+    let folder = TempDir::new().expect("a folder");
+    let key = folder.path().join("key");
+    fs_err::write(&key, secret("ops")).expect("written");
+    // Each 32 of them are a request.
+    let texts = "wheat\n".repeat(62 * 32);
+    let output = granary(&app, &["-", "--api-key-file", key.to_str().expect("UTF-8")], texts.as_bytes()).await;
+    assert!(output.status.success() && said(&output).is_empty(), "{}", said(&output));
+    assert_eq!(lines(&output).len(), 62 * 32);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn what_nobody_reads_is_not_embedded() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let mut child = begin(&app, &["-"]);
+    let (mut input, output) = (child.stdin.take().expect("a pipe"), child.stdout.take().expect("a pipe"));
+    let run = move || {
+        input.write_all("wheat\n".repeat(32).as_bytes()).expect("written");
+        let mut line = String::new();
+        BufReader::new(output).read_line(&mut line).expect("read");
+        // It takes more as long as it runs.
+        while input.write_all(b"wheat\n").is_ok() {}
+        child.wait().expect("it ends")
+    };
+    let status = tokio::task::spawn_blocking(run).await.expect("no panic");
+    assert!(status.success(), "{status}");
     app.stop().await;
 }
