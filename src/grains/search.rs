@@ -90,7 +90,8 @@ pub struct SearchRequest {
     pub limit: usize,
     /// Hits to leave out at the beginning.
     pub offset: usize,
-    /// The least score of a hit; its least raw score in a search by meaning that was fused by rank.
+    /// The least score of a hit; its least raw score in a search by meaning whose spaces have no common scale, or that has
+    /// one space.
     pub min_score: Option<f64>,
     /// Whether to show where the words of the query are.
     pub highlights: Highlights,
@@ -235,20 +236,21 @@ impl Grains {
             let (mut hits, how) = merge(&found, words, guess);
             merged = how;
             let raw = raw_scores(&found, words.map(|words| words.hits));
-            // Sums of ranks are no cosines: where a search by meaning has nothing else, the raw scores are what is bounded.
-            // No deeper list changes the order that is left then: each grain is in one list, and has the score of its rank.
-            let is_by_raw = request.mode == Mode::Dense && merged == Merged::Rank;
-            if is_by_raw {
-                hits.retain(|hit| raw.get(&hit.number).is_some_and(|(score, _)| *score >= min_score));
-            }
             let n = depth.min(wanted);
-            extend(&mut ranking, hits, &raw, n);
-            // As they are shown: deeper lists may have made scores better than that.
-            if !is_by_raw {
+            let mut is_whole = hits.len() < n;
+            // In a search by meaning cosines are bounded: sums of ranks are none, and of many vectors a deeper list may have
+            // a better one than is shown. The hits of deeper lists stay behind those of the lists before.
+            if request.mode == Mode::Dense && merged != Merged::Anchors {
+                hits.retain(|hit| raw.get(&hit.number).is_some_and(|(score, _)| *score >= min_score));
+                extend(&mut ranking, hits, &raw, n);
+            } else {
+                extend(&mut ranking, hits, &raw, n);
+                // As they are shown: deeper lists may have made scores better than that.
                 ranking.truncate(ranking.partition_point(|hit| hit.score >= min_score));
+                is_whole |= ranking.len() < n;
             }
             // Deeper lists have nothing more, or nothing that reaches the bound.
-            if ranking.len() < n {
+            if is_whole {
                 break;
             }
         }

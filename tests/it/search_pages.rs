@@ -3,9 +3,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
+use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, Chance, TINY, TestApp, with_tiny};
+use crate::helpers::{Caller, Chance, TINY, TestApp, send, with_tiny};
 
 /// The most hits of one answer.
 const LONGEST_PAGE: usize = 1_000;
@@ -165,6 +166,40 @@ async fn pages_of_a_bounded_search_that_was_fused_by_rank_are_parts_of_one_ranki
             hits.iter().filter(|hit| raw(hit) >= bound).filter_map(|hit| hit["grain"]["id"].as_str()).collect();
         assert_eq!(assert_pages(&app, &body).await, reaching.len(), "{body}");
         assert_eq!(ids(&search(&app, &body, 0, LONGEST_PAGE).await), reaching, "{body}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_bounded_search_of_many_vectors_loses_none_that_the_unbounded_one_shows() {
+    // So many that codes are compared first, and hardly tell these apart.
+    const N_GRAINS: usize = 10_500;
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let declared = app.post("/spaces", json!({"name": "flat", "dimensions": 2})).await.ok();
+    let space = declared["id"].as_str().expect("an id");
+    let mut chance = Chance::seeded(5);
+    let distinct: Vec<Vec<f32>> = (0..240).map(|_| chance.unit_vector(2)).collect();
+    let line = |n: usize| format!("{}\n", json!({"text": "x", "vector": distinct[n % 240], "space": space}));
+    let lines: String = (0..N_GRAINS).map(line).collect();
+    let import = app.request(Method::POST, "/grains/import").header("content-type", "application/x-ndjson");
+    let imported = send(import.body(lines)).await;
+    assert!(imported.text.contains(&format!("\"created\":{N_GRAINS}")), "{}", imported.text);
+    let raw = |hit: &Value| hit["raw_score"].as_f64().expect("a raw score");
+    for _ in 0..20 {
+        let query = chance.unit_vector(2);
+        let body = json!({"vector": query, "space": space});
+        let whole = search(&app, &body, 0, LONGEST_PAGE).await;
+        let mut cosines: Vec<f64> = whole["hits"].as_array().expect("hits").iter().map(raw).collect();
+        cosines.sort_by(|a, b| b.total_cmp(a));
+        let bound = cosines[100];
+        let bounded =
+            search(&app, &json!({"vector": query, "space": space, "min_score": bound}), 0, LONGEST_PAGE).await;
+        assert!(bounded["hits"].as_array().expect("hits").iter().all(|hit| raw(hit) >= bound));
+        assert!(scores(&bounded).is_sorted_by(|a, b| a >= b), "best first");
+        let found: HashSet<String> = ids(&bounded).into_iter().collect();
+        let shown = whole["hits"].as_array().expect("hits").iter().filter(|hit| raw(hit) >= bound);
+        let lost = shown.filter(|hit| !found.contains(hit["grain"]["id"].as_str().expect("an id"))).count();
+        assert_eq!(lost, 0, "of {} found with the bound {bound}", found.len());
     }
     app.stop().await;
 }

@@ -54,7 +54,7 @@ pub struct SearchBody {
     offset: Option<u64>,
     #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
-    /// The least `score` of a hit; its least `raw_score` when `mode` is `dense` and `merged` comes out as `rank`.
+    /// The least `score` of a hit; its least `raw_score` when `mode` is `dense`, unless `merged` comes out as `anchors`.
     #[schema(example = json!(null))]
     min_score: Option<f64>,
     /// Whether to show where the words of the query are.

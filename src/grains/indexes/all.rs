@@ -231,5 +231,6 @@ fn place(order: &[SpaceId], space: &SpaceId) -> usize {
 }
 
 fn scored(hit: index::Scored) -> Scored {
-    Scored { number: hit.number, score: f64::from(hit.score) }
+    // Of vectors of length 1 the product may be a little more.
+    Scored { number: hit.number, score: f64::from(hit.score.clamp(-1.0, 1.0)) }
 }
