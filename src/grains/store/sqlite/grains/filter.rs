@@ -98,29 +98,40 @@ pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan
     }
 }
 
-/// Appends ` FROM … AS g WHERE TRUE AND …`: the grains that meet the filter. Where one tag or one value must be there, its
-/// index is where the database begins; and where no condition asks for more than a number, the grains themselves are not
-/// read.
+/// Appends ` FROM … AS g WHERE TRUE AND …`: the numbers of the grains that meet the filter. Where their ids are given, or
+/// one tag or one value must be there, its index is where the database begins; and where no condition asks for more than a
+/// number, the grains themselves are not read.
 pub(super) fn push_from(query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
-    let of_one_value = |start: &Start| match &start.list {
-        List::Tags(tags) => tags.len() == 1,
-        List::Values(_, values) => values.len() == 1,
+    let can_begin = |start: &Start| match &start.list {
+        List::Ids(_) => true,
+        List::Tags(tags) => tags.len() == 1 && !needs_rows(filter),
+        List::Values(_, values) => values.len() == 1 && !needs_rows(filter),
         _ => false,
     };
-    let start = if needs_rows(filter) { None } else { starts(filter).into_iter().find(of_one_value) };
-    push_from_start(query, filter, start.as_ref());
+    push_from_start(query, filter, starts(filter).into_iter().find(can_begin).as_ref());
 }
 
-/// Appends ` FROM … AS g WHERE TRUE AND …`: the grains that meet the filter. With a start the first of them are found
-/// without the rest.
+/// The same with all columns of the grains.
+pub(super) fn push_from_rows(query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
+    // Beside the other conditions, the database would look each id up for each grain that meets these.
+    let by_id = starts(filter).into_iter().find(|start| matches!(start.list, List::Ids(_)));
+    push_beginning(query, filter, by_id.as_ref(), true);
+}
+
+/// Appends ` FROM … AS g WHERE TRUE AND …`: the numbers of the grains that meet the filter. With a start the first of them
+/// are found without the rest.
 pub(super) fn push_from_start(query: &mut QueryBuilder<Sqlite>, filter: &Filter, start: Option<&Start>) {
+    push_beginning(query, filter, start, false);
+}
+
+fn push_beginning(query: &mut QueryBuilder<Sqlite>, filter: &Filter, start: Option<&Start>, with_rows: bool) {
     let Some(Start { list, rest }) = start else {
         query.push(" FROM grains AS g WHERE TRUE");
         return push(query, filter, Plan::Enumerate);
     };
     query.push(" FROM (");
     list.push(query);
-    query.push(if needs_rows(rest) {
+    query.push(if with_rows || needs_rows(rest) {
         ") AS found CROSS JOIN grains AS g ON g.number = found.number WHERE TRUE"
     } else {
         ") AS g WHERE TRUE"

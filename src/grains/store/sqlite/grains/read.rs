@@ -176,20 +176,22 @@ pub(super) fn select_facet(facet: Facet, filter: &Filter) -> QueryBuilder<Sqlite
         Facet::Tags if of_all => {
             query.push("SELECT tag AS value, count(*) AS n FROM grain_tags GROUP BY value");
         }
-        Facet::Source => push_values(&mut query, "g.source", "grains AS g", filter),
+        Facet::Source => push_values(&mut query, "g.source", filter),
         Facet::Tags => {
-            push_values(&mut query, "t.tag", "grains AS g JOIN grain_tags AS t ON t.grain = g.number", filter);
+            query.push("SELECT t.tag AS value, count(*) AS n FROM (SELECT g.number");
+            filter::push_from(&mut query, filter);
+            query.push(") AS found CROSS JOIN grain_tags AS t ON t.grain = found.number GROUP BY value");
         }
-        Facet::Space => push_values(&mut query, SERVED_SPACE, "grains AS g", filter),
+        Facet::Space => push_values(&mut query, SERVED_SPACE, filter),
     }
     query.push(") WHERE n > 0 ORDER BY n DESC, value LIMIT ").push_bind(MAX_FACET_VALUES);
     query
 }
 
 /// Appends the values of grains that meet a filter, and how many have each.
-fn push_values(query: &mut QueryBuilder<Sqlite>, value: &str, tables: &str, filter: &Filter) {
-    query.push(format!("SELECT {value} AS value, count(*) AS n FROM {tables} WHERE TRUE"));
-    filter::push(query, filter, Plan::Enumerate);
+fn push_values(query: &mut QueryBuilder<Sqlite>, value: &str, filter: &Filter) {
+    query.push(format!("SELECT {value} AS value, count(*) AS n"));
+    filter::push_from_rows(query, filter);
     query.push(" GROUP BY value");
 }
 

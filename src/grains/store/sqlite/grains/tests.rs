@@ -1,9 +1,9 @@
 //! How the database goes about filters.
 
-use sqlx::{QueryBuilder, Row, Sqlite};
+use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite};
 
 use super::super::super::grain_store::{
-    DeleteStore, OnlyIf, PageRequest, Position, SearchStore, Sort, SortKey, Vectors,
+    DeleteStore, Facet, OnlyIf, PageRequest, Position, ReadStore, SearchStore, Sort, SortKey, Vectors,
 };
 use super::super::{OpenOptions, SqliteStore};
 use super::filter::Start;
@@ -106,6 +106,42 @@ async fn a_search_begins_with_the_condition_that_fewest_grains_meet() {
         let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
         let first = plan.iter().find(|step| step.starts_with("SEARCH") || step.starts_with("SCAN"));
         assert!(first.is_some_and(|step| step.starts_with(&format!("SEARCH {begins}"))), "{filter:?}: {plan:#?}");
+    }
+    store.close().await;
+}
+
+#[tokio::test]
+async fn grains_that_are_named_are_counted_one_by_one_whatever_else_they_must_meet() {
+    let (_folder, store) = store(300).await;
+    let ids = (0..50).map(|n| GrainId::stored(format!("g{n}"))).collect();
+    let named = Filter { ids: Some(ids), ..Filter::default() };
+    let either = Membership { any: vec!["odd".to_owned(), "none".to_owned()], ..Membership::default() };
+    let odd = [AttributeValue::Integer(1), AttributeValue::Integer(2)];
+    for (filter, n_grains) in [
+        (named.clone(), 49),
+        (Filter { tags: either, ..named.clone() }, 25),
+        (Filter { attributes: attribute("list", any_of(&odd)), ..named.clone() }, 34),
+        (Filter { attributes: attribute("n", at_least(40)), ..named.clone() }, 10),
+        (Filter { sources: Some(vec!["s1".to_owned()]), ..named.clone() }, 2),
+    ] {
+        let facets = vec![Facet::Source, Facet::Tags, Facet::Space];
+        let counted = store.count(filter.clone(), facets.clone()).await.expect("counted");
+        assert_eq!(counted.total, n_grains, "{filter:?}");
+        let mut queries: Vec<_> = facets.into_iter().map(|facet| read::select_facet(facet, &filter)).collect();
+        let mut count = QueryBuilder::new("SELECT count(*)");
+        filter::push_from(&mut count, &filter);
+        queries.push(count);
+        for (at, query) in queries.into_iter().enumerate() {
+            let n_values: u64 =
+                counted.facets.get(at).map_or(0, |(_, values)| values.iter().map(|value| value.count).sum());
+            // Each has one source, no space, and two tags.
+            assert_eq!(n_values, [1, 2, 1, 0][at] * n_grains, "{filter:?}");
+            let explained = format!("EXPLAIN QUERY PLAN {}", query.sql().as_str());
+            let rows = sqlx::raw_sql(AssertSqlSafe(explained)).fetch_all(&store.readers).await.expect("explained");
+            let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
+            let begins = plan.iter().any(|step| step.contains("sqlite_autoindex_grains_1 (id=?)"));
+            assert!(begins && !plan.iter().any(|step| step.contains("id=? AND rowid=?")), "{filter:?}: {plan:#?}");
+        }
     }
     store.close().await;
 }
