@@ -18,6 +18,7 @@ RUN --mount=type=secret,id=pip,target=/etc/pip.conf \
 FROM ${BUILD_IMAGE} AS built
 WORKDIR /build
 COPY Cargo.toml Cargo.lock build.rs LICENSE ./
+COPY .cargo .cargo
 COPY benches benches
 COPY migrations migrations
 COPY scripts/sbom scripts/setup scripts/provision.py scripts/

@@ -357,6 +357,18 @@ async fn a_read_that_takes_too_long_is_interrupted_and_the_database_is_not_away_
 }
 
 #[tokio::test]
+async fn each_connection_keeps_pages_of_its_own() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("opened");
+    let options = sqlx::query_scalar("PRAGMA compile_options").fetch_all(&store.readers).await;
+    let options: Vec<String> = options.expect("read");
+    assert!(options.iter().any(|option| option == "ENABLE_FTS5"), "{options:?}");
+    let shared = options.iter().any(|option| option == "ENABLE_MEMORY_MANAGEMENT");
+    assert!(!shared, "`.cargo/config.toml` was not read");
+    store.close().await;
+}
+
+#[tokio::test]
 async fn what_no_caller_waits_for_may_take_its_time_and_ends_when_nobody_wants_it() {
     const GRAINS: i64 = 20_000;
     let (_folder, path) = folder();
