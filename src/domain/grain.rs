@@ -58,7 +58,10 @@ text_type!(GrainId);
 /// The bytes of a time in UTC to the nanosecond.
 const MAX_TIME_BYTES: usize = "2026-01-31T12:00:00.123456789Z".len();
 
-/// When a grain was created elsewhere: it keeps that time when it moves here. Filters read times the same way.
+/// The digits of a second's fraction down to the microsecond.
+const MICROSECOND_DIGITS: usize = 6;
+
+/// When a grain was created elsewhere: it keeps that time when it moves here.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreatedAt {
     text: String,
@@ -69,12 +72,7 @@ impl CreatedAt {
     /// Reads a time in RFC 3339. One in UTC is kept as it is written, but for digits beyond the nanosecond.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
-        // The parser takes any byte between date and time.
-        if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
-            return None;
-        }
-        let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
-        let us = i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok()?;
+        let (time, us) = read_time(text)?;
         let is_kept = text.ends_with('Z') && text.len() <= MAX_TIME_BYTES;
         let text = if is_kept { text.to_owned() } else { time.format(&Rfc3339).ok()? };
         Some(Self { text, us })
@@ -91,6 +89,48 @@ impl CreatedAt {
     pub fn us(&self) -> i64 {
         self.us
     }
+}
+
+/// A time that those of grains are compared with: they are whole microseconds, and it may be finer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeBound {
+    us: i64,
+    is_finer: bool,
+}
+
+impl TimeBound {
+    /// Reads a time in RFC 3339.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (_, us) = read_time(text)?;
+        // In the text: the parser leaves out what is behind the nanosecond, and has none for a leap second.
+        let fraction = text.split_once('.').map_or("", |(_, fraction)| fraction);
+        let mut finer = fraction.bytes().take_while(u8::is_ascii_digit).skip(MICROSECOND_DIGITS);
+        Some(Self { us, is_finer: finer.any(|digit| digit != b'0') })
+    }
+
+    /// The last microsecond that is not after it, since 1970.
+    #[must_use]
+    pub fn floor_us(self) -> i64 {
+        self.us
+    }
+
+    /// The first microsecond that is not before it, since 1970.
+    #[must_use]
+    pub fn ceil_us(self) -> i64 {
+        self.us + i64::from(self.is_finer)
+    }
+}
+
+/// A time in RFC 3339, in UTC, and the microseconds since 1970 that were over by then.
+fn read_time(text: &str) -> Option<(OffsetDateTime, i64)> {
+    // The parser takes any byte between date and time.
+    if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
+        return None;
+    }
+    let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
+    let us = i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok()?;
+    Some((time, us))
 }
 
 /// How a grain came to its vector.
@@ -203,6 +243,27 @@ mod tests {
         }
         // It is in the year 10000 in UTC.
         assert_eq!(read("9999-12-31T23:59:59-01:00"), None);
+    }
+
+    #[test]
+    fn a_bound_finer_than_a_microsecond_is_between_two() {
+        for (text, floor_us, ceil_us) in [
+            ("1970-01-01T00:00:01Z", 1_000_000, 1_000_000),
+            ("1970-01-01T00:00:01.123456Z", 1_123_456, 1_123_456),
+            ("1970-01-01 00:00:01.1234560000Z", 1_123_456, 1_123_456),
+            ("1970-01-01T00:00:01.1234565Z", 1_123_456, 1_123_457),
+            ("1970-01-01T00:00:01.1234560000001Z", 1_123_456, 1_123_457),
+            ("1970-01-01T02:00:01.9999999+02:00", 1_999_999, 2_000_000),
+            ("1969-12-31T23:59:59.9999995Z", -1, 0),
+            ("1969-12-31T23:59:59.9999985Z", -2, -1),
+            ("1972-06-30T23:59:60Z", 78_796_799_999_999, 78_796_799_999_999),
+        ] {
+            let bound = TimeBound::parse(text).expect(text);
+            assert_eq!((bound.floor_us(), bound.ceil_us()), (floor_us, ceil_us), "{text}");
+        }
+        for wrong in ["yesterday", "1970-01-01_00:00:01Z", "9999-12-31T23:59:59-01:00"] {
+            assert_eq!(TimeBound::parse(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]

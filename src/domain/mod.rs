@@ -22,7 +22,7 @@ pub mod vector;
 
 pub use caller::Caller;
 pub use filter::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
-pub use grain::{Content, CreatedAt, Grain, GrainId, GrainIdError, Origin, Provenance, Unproven};
+pub use grain::{Content, CreatedAt, Grain, GrainId, GrainIdError, Origin, Provenance, TimeBound, Unproven};
 pub use hub::{HubFile, HubId, HubNameError, HubRevision, HubSource};
 pub use key::{ApiKey, KeyHash, KeyHashError, KeyName, KeyNameError, NoScopeError, Scope, ScopeError, Scopes};
 pub use model::{

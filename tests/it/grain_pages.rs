@@ -3,6 +3,7 @@
 use std::cell::Cell;
 use std::collections::BTreeSet;
 
+use reqwest::Method;
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
@@ -403,6 +404,31 @@ async fn filters_pick_grains_by_their_times_and_spaces() {
         let text = filter.to_string();
         let found = page(&app, &[("filter", &text), ("sort", "id")]).await;
         assert_eq!(ids(&found).concat(), expected, "{text}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_bound_finer_than_a_microsecond_parts_the_two_beside_it() {
+    let (app, _) = start().await;
+    let line = |id: &str, us: u32| json!({"id": id, "text": id, "created_at": format!("2024-01-01T00:00:00.{us:06}Z")});
+    let lines = format!("{}\n{}", line("a", 123_456), line("b", 123_457));
+    let import = app.request(Method::POST, "/grains/import").header("content-type", "application/x-ndjson");
+    let answer = send(import.body(lines)).await;
+    assert!(answer.text.contains("\"failed\":0"), "{}", answer.text);
+    // After, from, before and up to the bound.
+    for (bound, expected) in [
+        ("2024-01-01T00:00:00.123456Z", ["b", "ab", "", "a"]),
+        ("2024-01-01T00:00:00.1234560Z", ["b", "ab", "", "a"]),
+        ("2024-01-01T00:00:00.1234565Z", ["b", "b", "a", "a"]),
+        ("2024-01-01T01:00:00.1234560001+01:00", ["b", "b", "a", "a"]),
+        ("2024-01-01T00:00:00.123457Z", ["", "b", "a", "ab"]),
+    ] {
+        for (word, expected) in ["gt", "gte", "lt", "lte"].into_iter().zip(expected) {
+            let filter = json!({"created_at": {word: bound}}).to_string();
+            let found = page(&app, &[("filter", &filter), ("sort", "id")]).await;
+            assert_eq!(ids(&found).concat(), expected, "{filter}");
+        }
     }
     app.stop().await;
 }

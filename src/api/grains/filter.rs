@@ -14,7 +14,7 @@ use crate::api::error::{ApiError, Code};
 use crate::api::extract::{required_space, shortened};
 use crate::api::fields::{IS_LIST, Object, optional_object};
 use crate::domain::{
-    AttributeCondition, AttributeValue, CreatedAt, Filter, GrainId, Membership, Range, SpaceCondition,
+    AttributeCondition, AttributeValue, Filter, GrainId, Membership, Range, SpaceCondition, TimeBound,
 };
 use crate::json::AnyValue;
 
@@ -280,16 +280,23 @@ impl ConditionBody {
 
 impl TimesBody {
     fn read(self, field: &str) -> Result<Range<i64>, ApiError> {
-        let time = |text: Option<String>| -> Result<Option<i64>, ApiError> {
+        let bound = |text: Option<String>| -> Result<Option<TimeBound>, ApiError> {
             let read = |text: String| {
-                CreatedAt::parse(&text).map(|time| time.us()).ok_or_else(|| {
+                TimeBound::parse(&text).ok_or_else(|| {
                     let shown: String = text.chars().take(40).collect();
                     refused(field, format!("`filter.{field}`: `{shown}` is not a time such as 2026-01-31T12:00:00Z"))
                 })
             };
             text.map(read).transpose()
         };
-        Ok(Range { gt: time(self.gt)?, gte: time(self.gte)?, lt: time(self.lt)?, lte: time(self.lte)? })
+        // The times of grains are whole microseconds: what is before a finer bound ends with the one below it, and what
+        // is after it begins with the one above.
+        Ok(Range {
+            gt: bound(self.gt)?.map(TimeBound::floor_us),
+            gte: bound(self.gte)?.map(TimeBound::ceil_us),
+            lt: bound(self.lt)?.map(TimeBound::ceil_us),
+            lte: bound(self.lte)?.map(TimeBound::floor_us),
+        })
     }
 }
 
@@ -361,11 +368,19 @@ mod tests {
     }
 
     #[test]
-    fn times_are_read_as_those_of_grains_are_before_1970_too() {
-        let time = "1969-12-31T23:59:59.9999995Z";
-        let filter = read(&format!(r#"{{"created_at": {{"gte": "{time}"}}}}"#)).expect("a filter");
-        assert_eq!(filter.created_us.gte, Some(-1));
-        assert_eq!(filter.created_us.gte, CreatedAt::parse(time).map(|time| time.us()));
+    fn a_bound_between_two_microseconds_parts_them_whatever_it_bounds() {
+        let all = |time: &str| {
+            let times = format!(r#"{{"gt": "{time}", "gte": "{time}", "lt": "{time}", "lte": "{time}"}}"#);
+            let filter = read(&format!(r#"{{"created_at": {times}, "updated_at": {times}}}"#)).expect("a filter");
+            assert_eq!(filter.created_us, filter.updated_us);
+            filter.created_us
+        };
+        let whole = all("1970-01-01T00:00:01.000007Z");
+        assert_eq!([whole.gt, whole.gte, whole.lt, whole.lte], [Some(1_000_007); 4]);
+        for (time, before) in [("1970-01-01T00:00:01.0000075Z", 1_000_007), ("1969-12-31T23:59:59.9999995Z", -1)] {
+            let expected = Range { gt: Some(before), gte: Some(before + 1), lt: Some(before + 1), lte: Some(before) };
+            assert_eq!(all(time), expected, "{time}");
+        }
     }
 
     #[test]
