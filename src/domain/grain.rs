@@ -1,5 +1,7 @@
 //! Grains: small text records, each with the knowledge of what made its vector.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use time::format_description::well_known::Rfc3339;
@@ -55,13 +57,19 @@ impl GrainId {
 
 text_type!(GrainId);
 
-/// The bytes of a time in UTC to the nanosecond.
-const MAX_TIME_BYTES: usize = "2026-01-31T12:00:00.123456789Z".len();
+/// The bytes of a time in UTC to the microsecond.
+const MAX_TIME_BYTES: usize = "2026-01-31T12:00:00.123456Z".len();
+
+/// Where its date ends.
+const DATE_END: usize = "2026-01-31".len();
+
+/// Where the second stands in it.
+const SECOND: Range<usize> = 17..19;
 
 /// The digits of a second's fraction down to the microsecond.
 const MICROSECOND_DIGITS: usize = 6;
 
-/// When a grain was created elsewhere: it keeps that time when it moves here.
+/// When a grain was created elsewhere: it keeps that time when it moves here, to the microsecond.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CreatedAt {
     text: String,
@@ -69,12 +77,26 @@ pub struct CreatedAt {
 }
 
 impl CreatedAt {
-    /// Reads a time in RFC 3339. One in UTC is kept as it is written, but for digits beyond the nanosecond.
+    /// Reads a time in RFC 3339, after the year 0, which readers such as Python's `datetime` do not have. In the form of
+    /// those made here it is kept as it is written: in UTC, with `T` and `Z`, and to the microsecond at most. Any other is
+    /// brought into that form. A leap second, which nothing here counts and such readers refuse, becomes the microsecond
+    /// before it.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let (time, us) = read_time(text)?;
-        let is_kept = text.ends_with('Z') && text.len() <= MAX_TIME_BYTES;
-        let text = if is_kept { text.to_owned() } else { time.format(&Rfc3339).ok()? };
+        if time.year() < 1 {
+            return None;
+        }
+        let is_kept = text.as_bytes().get(DATE_END) == Some(&b'T')
+            && text.ends_with('Z')
+            && text.get(SECOND) != Some("60")
+            && text.len() <= MAX_TIME_BYTES;
+        let text = if is_kept {
+            text.to_owned()
+        } else {
+            let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000).ok()?;
+            time.format(&Rfc3339).ok()?
+        };
         Some(Self { text, us })
     }
 
@@ -125,7 +147,7 @@ impl TimeBound {
 /// A time in RFC 3339, in UTC, and the microseconds since 1970 that were over by then.
 fn read_time(text: &str) -> Option<(OffsetDateTime, i64)> {
     // The parser takes any byte between date and time.
-    if !matches!(text.as_bytes().get(10), Some(b'T' | b't' | b' ')) {
+    if !matches!(text.as_bytes().get(DATE_END), Some(b'T' | b't' | b' ')) {
         return None;
     }
     let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
@@ -228,21 +250,39 @@ mod tests {
     }
 
     #[test]
-    fn times_are_kept_as_they_are_written_and_moved_to_utc() {
+    fn times_are_kept_as_they_are_written_or_brought_into_that_form() {
         let read = |text: &str| CreatedAt::parse(text).map(|time| (time.as_str().to_owned(), time.us()));
         assert_eq!(read("1970-01-01T00:00:01.50Z"), Some(("1970-01-01T00:00:01.50Z".to_owned(), 1_500_000)));
-        assert_eq!(read("1970-01-01T02:00:01+02:00"), Some(("1970-01-01T00:00:01Z".to_owned(), 1_000_000)));
-        assert_eq!(read("1970-01-01 00:00:01Z"), Some(("1970-01-01 00:00:01Z".to_owned(), 1_000_000)));
-        let longest = "1970-01-01T00:00:01.123456789";
-        for digits in [0, 1, 1_000_000] {
-            let written = format!("{longest}{}Z", "0".repeat(digits));
+        for second in ["1970-01-01T02:00:01+02:00", "1970-01-01 00:00:01Z", "1970-01-01t00:00:01z"] {
+            assert_eq!(read(second), Some(("1970-01-01T00:00:01Z".to_owned(), 1_000_000)), "{second}");
+        }
+        // Digits beyond the microsecond are cut, before 1970 too.
+        let longest = "1970-01-01T00:00:01.123456";
+        for digits in [0, 1, 3, 1_000_000] {
+            let written = format!("{longest}{}Z", "7".repeat(digits));
             assert_eq!(read(&written), Some((format!("{longest}Z"), 1_123_456)), "{digits} digits more");
         }
-        for wrong in ["yesterday", "1970-01-01\u{0}00:00:01Z", "1970-01-01_00:00:01Z", ""] {
+        assert_eq!(read("1969-12-31T23:59:59.9999995Z"), Some(("1969-12-31T23:59:59.999999Z".to_owned(), -1)));
+        assert_eq!(read("1970-01-01T00:00:01.0000009Z"), Some(("1970-01-01T00:00:01Z".to_owned(), 1_000_000)));
+        let leap_second = Some(("1972-06-30T23:59:59.999999Z".to_owned(), 78_796_799_999_999));
+        for written in ["1972-06-30T23:59:60Z", "1972-06-30T23:59:60.5Z", "1972-07-01T00:59:60+01:00"] {
+            assert_eq!(read(written), leap_second, "{written}");
+        }
+        for wrong in ["yesterday", "1970-01-01\u{0}00:00:01Z", "1970-01-01_00:00:01Z", "1970-01-01T12:00:60Z", ""] {
             assert_eq!(read(wrong), None, "{wrong:?}");
         }
-        // It is in the year 10000 in UTC.
-        assert_eq!(read("9999-12-31T23:59:59-01:00"), None);
+        // They are of the years 10000, 0 and -1 in UTC.
+        for beyond in [
+            "9999-12-31T23:59:59-01:00",
+            "0000-12-31T23:59:59Z",
+            "0001-01-01T00:59:59+01:00",
+            "0000-01-01T00:00:00+01:00",
+        ] {
+            assert_eq!(read(beyond), None, "{beyond}");
+        }
+        for first in ["0001-01-01T00:00:00Z", "0000-12-31T23:00:00-01:00"] {
+            assert_eq!(read(first).map(|(text, _)| text).as_deref(), Some("0001-01-01T00:00:00Z"), "{first}");
+        }
     }
 
     #[test]

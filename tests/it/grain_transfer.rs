@@ -425,6 +425,34 @@ async fn bad_lines_are_reported_by_number_and_the_others_are_written() {
 }
 
 #[tokio::test]
+async fn a_time_of_creation_is_shown_as_it_is_counted() {
+    let app = start().await;
+    let times = [
+        ("short", "2024-01-01T00:00:00.5Z", Some("2024-01-01T00:00:00.5Z")),
+        ("own", "2024-01-01T00:00:00.123450Z", Some("2024-01-01T00:00:00.123450Z")),
+        ("blank", "2024-01-01 00:00:00.1234567Z", Some("2024-01-01T00:00:00.123456Z")),
+        ("small", "2024-01-01t00:00:00z", Some("2024-01-01T00:00:00Z")),
+        ("leap", "2016-12-31T23:59:60Z", Some("2016-12-31T23:59:59.999999Z")),
+        ("first", "0001-01-01T00:00:00Z", Some("0001-01-01T00:00:00Z")),
+        ("before", "0000-01-01T00:00:00Z", None),
+    ];
+    let sent = times.map(|(id, written, _)| json!({"id": id, "text": id, "created_at": written}));
+    let imported = import(&app, "", lines(sent)).await;
+    let failed: Vec<_> =
+        imported.failed.iter().map(|(line, id, code, _)| (*line, id.as_deref(), code.as_str())).collect();
+    assert_eq!(failed, [(7, Some("before"), "invalid_request")]);
+    assert!(imported.failed[0].3.contains("of the years 1 to 9999"), "{imported:?}");
+    for (id, _, shown) in times {
+        let Some(shown) = shown else { continue };
+        assert_eq!(app.get(&format!("/grains/{id}")).await.ok()["created_at"], shown, "{id}");
+        // No other grain is of this moment.
+        let filter = json!({"created_at": {"gte": shown, "lte": shown}});
+        assert_eq!(app.post("/grains/count", json!({"filter": filter})).await.ok()["count"], 1, "{id}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_line_with_fields_that_would_be_lost_is_refused() {
     let app = start().await;
     let sent = [

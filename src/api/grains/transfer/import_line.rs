@@ -191,7 +191,7 @@ impl LineBody {
             return Err(refused("text", "`text` is missing: a line is a grain, a manifest or the end of an export"));
         };
         let created_at = self.created_at.as_deref().map(|text| {
-            let sentence = "`created_at` is not a time such as 2026-01-31T12:00:00Z";
+            let sentence = "`created_at` is not a time such as 2026-01-31T12:00:00Z, of the years 1 to 9999 in UTC";
             CreatedAt::parse(text).ok_or_else(|| refused("created_at", sentence))
         });
         let created_at = created_at.transpose()?;
