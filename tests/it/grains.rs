@@ -710,6 +710,14 @@ async fn a_request_with_an_idempotency_key_is_carried_out_once() {
     let bad = with_header(&app, Method::POST, "/grains", other, json!({"text": ""})).await;
     refused(&bad, 400, "empty_input", "`text` is empty");
     with_header(&app, Method::POST, "/grains", other, json!({"id": "o", "text": "good"})).await.ok();
+    // Unchanged too, once nothing stands against it any more. Only that answer is kept.
+    let taken = ("idempotency-key", "taken");
+    let send_taken =
+        async || with_header(&app, Method::POST, "/grains", taken, json!({"id": "o", "text": "new"})).await;
+    refused(&send_taken().await, 409, "conflict", "there is a grain `o` already");
+    assert_eq!(app.delete("/grains/o").await.status.as_u16(), 204);
+    let written = send_taken().await;
+    assert_eq!((written.status.as_u16(), written.ok()), (201, send_taken().await.ok()));
     // Of many, each in its order, refusals too.
     let many = ("idempotency-key", "many");
     let mixed = json!({"grains": [{"id": "o", "text": "taken"}, {"text": "new"}]});

@@ -112,8 +112,10 @@ pub struct CreateQuery {
 /// Writes new grains: one, or many in `grains`. Their vectors are computed unless they bring them along.
 ///
 /// Of many, all are written or none; with `partial=true` each for itself. Sent again with the same `Idempotency-Key`
-/// within 24 hours, a request is answered as the first time, and nothing is written twice. With a key, a model that is
-/// not to be had is the error of the whole request, and none of its grains is written: that answer would outlast it.
+/// within 24 hours, a request that was answered 201 or 207 is answered as the first time, and nothing is written twice.
+/// Errors are not kept: after one, the same request is carried out, if nothing stands against it any more. With a key, a
+/// model that is not to be had is the error of the whole request, and none of its grains is written: in a 207 it would be
+/// kept, and outlast its reason.
 #[utoipa::path(
     post, path = "/grains", tag = "grains", operation_id = "create_grains", request_body = CreateBody,
     params(
