@@ -1,18 +1,22 @@
 //! The OpenAPI document: what `routes!` gathers, under this head.
 
+use std::collections::BTreeMap;
+
 use axum::http::Method;
 use utoipa::openapi::path::{Operation, PathItem};
+use utoipa::openapi::schema::Schema;
 use utoipa::openapi::security::{
     ApiKey, ApiKeyValue, HttpAuthScheme, HttpBuilder, SecurityRequirement, SecurityScheme,
 };
 use utoipa::openapi::server::Server;
 use utoipa::openapi::{HeaderBuilder, Ref, RefOr};
-use utoipa::{Modify, OpenApi};
+use utoipa::{Modify, OpenApi, ToSchema};
 
 use super::access::{self, Need};
 use super::embed::RootAnswer;
 use super::error::{OpenAiError, ProblemBody, TeiError};
 use super::forwarded::Asked;
+use super::grains::filter::{FilterBody, MAX_ATTRIBUTES};
 use super::openai::EmbeddingList;
 use super::requests::REQUEST_ID;
 use crate::config::BasePath;
@@ -65,8 +69,8 @@ impl Modify for KeySchemes {
     }
 }
 
-/// Completes what `routes!` gathered: says which scope each operation needs and which header each answer has, and
-/// writes the paths without wildcards, which OpenAPI does not have.
+/// Completes what `routes!` gathered: says which scope each operation needs, which header each answer has, and how many
+/// attributes a filter takes, and writes the paths without wildcards, which OpenAPI does not have.
 #[must_use]
 pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::OpenApi {
     let gathered = std::mem::take(&mut document.paths.paths);
@@ -82,8 +86,19 @@ pub fn complete(mut document: utoipa::openapi::OpenApi) -> utoipa::openapi::Open
         .collect();
     let description = "The request's id, under which the log has it: the caller's own where it sent one";
     let request_id = RefOr::T(HeaderBuilder::new().description(Some(description)).build());
-    document.components.get_or_insert_default().headers.insert(REQUEST_ID.to_string(), request_id);
+    let components = document.components.get_or_insert_default();
+    components.headers.insert(REQUEST_ID.to_string(), request_id);
+    bound_attributes(&mut components.schemas);
     document
+}
+
+/// Says how many attributes a filter takes: `utoipa` has no attribute of a field for that.
+fn bound_attributes(schemas: &mut BTreeMap<String, RefOr<Schema>>) {
+    if let Some(RefOr::T(Schema::Object(filter))) = schemas.get_mut(&*FilterBody::name())
+        && let Some(RefOr::T(Schema::Object(attributes))) = filter.properties.get_mut("attributes")
+    {
+        attributes.max_properties = Some(MAX_ATTRIBUTES);
+    }
 }
 
 /// Every answer has this header, whichever route and layer it comes from.

@@ -18,24 +18,26 @@ use crate::domain::{
 };
 use crate::json::AnyValue;
 
-/// The most values of one condition, and the most attributes of one filter.
+/// The most values of one condition.
 const MAX_VALUES: usize = 1000;
-const MAX_ATTRIBUTES: usize = 20;
+
+/// The most attributes of one filter.
+pub(in crate::api) const MAX_ATTRIBUTES: usize = 20;
 
 /// Which grains are meant: all conditions must hold.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[schema(as = Filter)]
 #[serde(deny_unknown_fields)]
 pub struct FilterBody {
-    /// One of these ids.
+    /// One of these ids; an empty list finds nothing.
     #[schema(max_items = 1000, example = json!(null))]
     ids: Option<Vec<String>>,
-    /// This source, or one of these.
+    /// This source, or one of these; an empty list finds nothing.
     #[schema(value_type = Option<OneOrMany>, example = json!(null))]
     source: Option<OneOrMany>,
     #[schema(value_type = Option<TagsBody>)]
     tags: Option<Tags>,
-    /// Conditions by attribute: a value that it is, or has in its list, or an object of conditions.
+    /// Conditions by attribute, for up to 20 of them: a value that it is, or has in its list, or an object of conditions.
     #[schema(value_type = Option<BTreeMap<String, AttributeBody>>, example = json!({"year": {"gte": 2020}}))]
     attributes: Option<BTreeMap<String, AttributeBody>>,
     #[serde(default, deserialize_with = "optional_object")]
@@ -79,8 +81,8 @@ impl ToSchema for OneOrMany {}
 #[schema(as = TagsCondition)]
 #[serde(deny_unknown_fields)]
 pub struct TagsBody {
-    /// At least one of these.
-    #[schema(max_items = 1000)]
+    /// At least one of these. An empty list is refused.
+    #[schema(max_items = 1000, min_items = 1)]
     any: Option<Vec<String>>,
     /// All of these.
     #[schema(max_items = 1000)]
@@ -178,8 +180,8 @@ pub struct AttributeBody(ConditionBody);
 #[schema(as = AttributeCondition)]
 #[serde(deny_unknown_fields)]
 pub struct ConditionBody {
-    /// At least one of these.
-    #[schema(max_items = 1000)]
+    /// At least one of these. An empty list is refused.
+    #[schema(max_items = 1000, min_items = 1)]
     any: Option<Vec<ValueBody>>,
     /// All of these, for lists.
     #[schema(max_items = 1000)]
@@ -417,6 +419,13 @@ mod tests {
         ] {
             assert!(read(json).is_err(), "{json}");
         }
+        let attributes = |n: usize| {
+            let all: BTreeMap<String, usize> = (0..n).map(|n| (n.to_string(), n)).collect();
+            read(&format!(r#"{{"attributes": {}}}"#, serde_json::to_string(&all).expect("JSON")))
+        };
+        assert_eq!(attributes(MAX_ATTRIBUTES).expect("a filter").attributes.len(), MAX_ATTRIBUTES);
+        let error = attributes(MAX_ATTRIBUTES + 1).expect_err("one too many");
+        assert_eq!(error.message(), "`filter.attributes` has 21; a filter takes 20");
         let many = format!(r#"{{"ids": {}}}"#, serde_json::to_string(&vec!["x"; MAX_VALUES + 1]).expect("JSON"));
         assert!(read(&many).is_err());
     }
