@@ -107,7 +107,7 @@ pub async fn put(
     Ok(written(grains.put(&id, draft, only_if).await?))
 }
 
-/// What to change of a grain.
+/// What to change of a grain. What is absent stays, and what is null, but for `source`.
 #[derive(Clone, Debug, Default, Deserialize, ToSchema)]
 #[schema(as = GrainPatch)]
 #[serde(deny_unknown_fields)]
@@ -119,10 +119,10 @@ pub struct PatchBody {
     #[serde(default, deserialize_with = "source_change")]
     #[schema(value_type = Option<String>, max_length = 1024, example = "encyclopedia")]
     source: SourceChange,
-    /// All tags.
+    /// All tags; an empty list removes them, and null leaves them.
     #[schema(max_items = 100, example = json!(["plants", "grasses"]))]
     tags: Option<Vec<String>>,
-    /// Attributes to set; null removes one. Others stay.
+    /// Attributes to set; one that is null is removed. Others stay. null in place of the object leaves all.
     #[schema(value_type = Option<std::collections::BTreeMap<String, serde_json::Value>>, example = json!({"year": 2025}))]
     attributes: Option<AnyObject>,
     /// The model to embed it with. When absent, another text is embedded with the key's model, or else the active one.
