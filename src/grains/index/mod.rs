@@ -6,7 +6,8 @@
 //! it waits for another thread: callers decide on which thread to search and who may change what when.
 //!
 //! Start at [`SpaceIndex`]. Up to [`QUANTISE_ABOVE`] vectors are all compared (`exact`); above, codes of 4 bits a
-//! dimension find candidates, whose vectors are then compared (`quantised`). Scores are of the vectors either way.
+//! dimension find candidates, whose vectors are then compared (`quantised`). Scores are of the vectors either way. An
+//! index that becomes smaller keeps its codes until it is loaded again, so that it does not go to and fro.
 
 mod dot;
 mod error;
@@ -129,7 +130,8 @@ impl SpaceIndex {
         Ok(Self { options, files, slots, vectors, exact_up_to, is_saved: false, lacks_a_change: false })
     }
 
-    /// The index that [`save`](Self::save) wrote under exactly this identity. The files are read and checked whole.
+    /// The index that [`save`](Self::save) wrote under exactly this identity. The files are read and checked whole. Of so
+    /// few vectors that all are compared no codes are taken over: there were more of them once.
     ///
     /// # Errors
     /// The reason why there is none. Files that are not good are left for [`create`](Self::create) to remove.
@@ -141,6 +143,7 @@ impl SpaceIndex {
         let file = VectorFile::open(&files.vectors, options.dimensions, checksums)
             .map_err(|_| damaged(&files.vectors, "it is missing"))?;
         let wrong = |_| damaged(&files.vectors, "it is cut off, or a checksum is wrong");
+        let codes = codes.filter(|_| numbers.len() > options.quantise_above);
         let vectors = if let Some(mut codes) = codes {
             file.each(|_| ()).map_err(wrong)?;
             let scan = QuantisedScan::read(&mut codes, file, options.dimensions);

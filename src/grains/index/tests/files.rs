@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{Random, index_of, options};
+use super::{Random, brute_force, index_of, numbers, options};
 use crate::domain::space::SpaceId;
 use crate::grains::index::{IndexError, IndexOptions, NotLoaded, Serving, SpaceIndex};
 
@@ -35,6 +35,36 @@ fn a_saved_index_comes_back_the_same() {
             assert_eq!(loaded.nearest(vector, 60).expect("searched"), index.nearest(vector, 60).expect("searched"));
         }
     }
+}
+
+#[test]
+fn an_index_that_has_become_small_is_exact_when_it_is_loaded_again() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let options = options(folder.path(), DIMENSIONS, 30);
+    let vectors = Random(7).clusters(60, 5, DIMENSIONS);
+    let mut index = index_of(&vectors, options.clone());
+    let mut removed = 1..;
+    for n_left in [31, 30] {
+        while index.len() > n_left {
+            index.remove(removed.next().expect("no end")).expect("removed");
+        }
+        assert!(index.size().disk > 0, "it keeps its codes as long as it is not loaded again");
+        index.save().expect("saved");
+        index = SpaceIndex::load(options.clone()).expect("loaded");
+        assert_eq!((index.len(), index.size().disk > 0), (n_left, n_left > 30));
+        let left = || (1..).zip(&vectors).skip(60 - n_left);
+        for vector in &vectors {
+            let nearest = index.nearest(vector, 10).expect("searched");
+            assert_eq!(numbers(&nearest), brute_force(vector, left(), 10));
+        }
+    }
+    // Nothing was changed, and the files go on being good.
+    index.save().expect("saved");
+    index = SpaceIndex::load(options.clone()).expect("loaded");
+    index.put(61, &vectors[0], Serving::Served).expect("put");
+    assert!(index.size().disk > 0, "it goes over to codes again");
+    index.save().expect("saved");
+    assert_eq!(SpaceIndex::load(options).expect("loaded").len(), 31);
 }
 
 #[test]
