@@ -1,11 +1,13 @@
 //! Re-embeddings: grains get vectors in another space, which then takes over, and may be taken back.
 //!
-//! Owns the jobs: what their operators may ask of them (here and in `verbs`), the one task that works on them (`work`, and
-//! `after` what follows a cut-over), and how much of the machine it takes (`pace`). A job's work is a set, the selected
-//! grains that have no current vector in the space, so that nothing but the account of the jobs must survive a restart. The
-//! vectors wait in a space of lower priority; the cut-over, and the way back, change one row (`grains::staging`).
+//! Owns the jobs: what their operators may ask of them (here and in `verbs`), the one task that works on them (`work`; in
+//! `before` what stands against that, and in `after` what follows a cut-over), and how much of the machine it takes
+//! (`pace`). A job's work is a set, the selected grains that have no current vector in the space, so that nothing but the
+//! account of the jobs must survive a restart. The vectors wait in a space of lower priority; the cut-over, and the way
+//! back, change one row (`grains::staging`).
 
 mod after;
+mod before;
 mod error;
 mod pace;
 mod verbs;

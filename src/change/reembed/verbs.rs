@@ -236,60 +236,6 @@ impl Reembeddings {
         self.shutdown.finish("purge a re-embedding", work).await
     }
 
-    /// Whether a job may begin to make vectors. Looked at again if, since it was asked for, another job may have left some
-    /// in its space or have moved what that served; else not, since what it has made itself was selected then.
-    pub(super) async fn check_start(&self, job: &Reembedding) -> Result<(), ReembedError> {
-        let is_later = |other: &Reembedding| other.space == job.space && other.id > job.id;
-        // Into the first space grains move without a cut-over; a way back changes what serves, too.
-        let has_moved_some = |other: &Reembedding| {
-            let may_have = other.done > 0 || other.cut_over_us.is_some();
-            other.id != job.id && may_have && other.changed_us > job.created_us
-        };
-        let may_hold_others = job.done == 0
-            || self.jobs.read().values().any(|Job { record, .. }| is_later(record) || has_moved_some(record));
-        if may_hold_others { self.check_selection(Some(&job.id), &job.space, &job.selection).await } else { Ok(()) }
-    }
-
-    /// Whether a space that takes over for a selection comes to serve no other grains. The job that asks is named
-    /// once it is recorded.
-    async fn check_selection(
-        &self,
-        asker: Option<&ReembeddingId>,
-        space: &SpaceId,
-        selection: &Filter,
-    ) -> Result<(), ReembedError> {
-        if *selection == Filter::default() {
-            return Ok(());
-        }
-        let n_grains = self.grains.count_withheld_beyond(space, selection).await?;
-        if n_grains == 0 {
-            return Ok(());
-        }
-        let left_by = self.who_left(asker, space).await?;
-        Err(ReembedError::Beyond { space: space.clone(), n_grains, asker: asker.cloned(), left_by })
-    }
-
-    /// The newest job whose purge deletes vectors of a space and may be asked for, once the job that asks is cancelled.
-    /// It may be that one.
-    async fn who_left(
-        &self,
-        asker: Option<&ReembeddingId>,
-        space: &SpaceId,
-    ) -> Result<Option<ReembeddingId>, ReembedError> {
-        for ReembeddingStatus { record: job, .. } in self.list() {
-            let has_ended = !job.state.is_open() && job.state != ReembeddingState::RollingBack;
-            let may_be_purged = has_ended || asker == Some(&job.id);
-            if !may_be_purged || job.old_vectors != OldVectors::Kept {
-                continue;
-            }
-            let purge = self.grains.superfluous(&job).await?;
-            if deleted_from(&purge).contains(space) && self.check_unneeded_but_by(asker, &job, &purge).is_ok() {
-                return Ok(Some(job.id));
-            }
-        }
-        Ok(None)
-    }
-
     /// Whether there is no other open job for a space.
     fn check_alone(&self, id: Option<&ReembeddingId>, space: &SpaceId) -> Result<(), ReembedError> {
         let jobs = self.jobs.read();
@@ -321,7 +267,7 @@ impl Reembeddings {
     }
 
     /// As [`Self::check_unneeded`], whatever one job needs.
-    fn check_unneeded_but_by(
+    pub(super) fn check_unneeded_but_by(
         &self,
         but_by: Option<&ReembeddingId>,
         job: &Reembedding,
@@ -423,7 +369,7 @@ impl Reembeddings {
 }
 
 /// The spaces that a purge deletes vectors of.
-fn deleted_from(purge: &Purge) -> &[SpaceId] {
+pub(super) fn deleted_from(purge: &Purge) -> &[SpaceId] {
     match purge {
         Purge::Replaced { spaces, .. } => spaces,
         Purge::Unserved(space) => std::slice::from_ref(space),
