@@ -106,7 +106,8 @@ pub async fn get(State(state): State<AppState>) -> Result<axum::Json<Model>, Api
 
 /// Makes a model the active one. It is loaded first; no request fails because of the change, and it survives a restart.
 ///
-/// Grains stay where they are, and are found with their own models. With `reembed` a job begins that brings them along.
+/// Grains stay where they are, and are found with their own models. With `reembed` a job begins that brings them along; it
+/// is refused (409), and the active model stays, where `POST /reembeddings` would refuse it.
 #[utoipa::path(
     put, path = "/models/active", tag = "models", operation_id = "set_active_model", request_body = ActiveBody,
     responses(

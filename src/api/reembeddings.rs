@@ -158,7 +158,9 @@ pub async fn list(Jobs(jobs): Jobs) -> axum::Json<ReembeddingList> {
 /// earlier job can be rolled back from it or to it.
 ///
 /// With `from` or a `filter` it is refused (409) where its space has vectors of other grains that another space serves:
-/// they would move too.
+/// they would move too. It is refused as well where selected grains would be served from its space before the cut-over,
+/// and after a roll-back still: it cannot go behind the space that serves them, since an earlier job has left vectors
+/// there. The error names the job to purge.
 #[utoipa::path(
     post, path = "/reembeddings", tag = "reembeddings", operation_id = "begin_reembedding",
     request_body = ReembeddingBody,
@@ -356,6 +358,7 @@ impl From<ReembedError> for ApiError {
             | ReembedError::Purging(_)
             | ReembedError::Needed { .. }
             | ReembedError::Beyond { .. }
+            | ReembedError::TooEarly { .. }
             | ReembedError::FirstBefore { .. }
             | ReembedError::TooLate(_)
             | ReembedError::Overtaken { .. }

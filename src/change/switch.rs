@@ -85,7 +85,7 @@ async fn switch_beside_grains(
     models.load_model(name).await?;
     let prepared = match bring {
         Bring::Nothing => None,
-        Bring::Along => Some(reembeddings.prepare(name).await?),
+        Bring::Along => Some(reembeddings.prepare(name, &Filter::default()).await?),
     };
     // Asked before anything is moved: an error would hide from the caller that it was, and that a job has begun.
     let places = places(models, grains).await?;

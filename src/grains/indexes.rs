@@ -140,6 +140,20 @@ impl Indexes {
         index.whole().zip(other.whole()).is_none_or(|(index, other)| index.shares_one(other, &unless_in))
     }
 
+    /// Whether it is known which grains a space has vectors of.
+    ///
+    /// # Errors
+    /// [`GrainError::BrokenIndex`].
+    pub(super) fn check_whole(&self, space: &SpaceId) -> Result<(), GrainError> {
+        let all = self.glance();
+        match all.find(space).map(|index| &index.state) {
+            Some(State::Broken(reason, _)) => {
+                Err(GrainError::BrokenIndex { space: space.clone(), reason: reason.clone() })
+            }
+            Some(State::Whole(_)) | None => Ok(()),
+        }
+    }
+
     /// How often grains have moved from one space to another.
     pub(super) fn n_moves(&self) -> u64 {
         self.glance().n_moves

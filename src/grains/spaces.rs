@@ -3,7 +3,7 @@
 
 use super::error::GrainError;
 use super::service::Grains;
-use crate::domain::{DeclaredSpace, Filter, Reembedding, SpaceId};
+use crate::domain::{DeclaredSpace, Filter, Reembedding, SpaceCondition, SpaceId};
 use crate::models::Declared;
 use crate::models::ledger::SpaceRecord;
 
@@ -87,26 +87,68 @@ impl Grains {
     /// then. The caller holds the gate.
     pub(super) async fn stand_last(&self, space: &SpaceId) -> Result<(), GrainError> {
         let mut order = self.store.space_order().await?;
-        let Some(at) = order.iter().position(|known| known == space) else { return Ok(()) };
         let jobs = self.store.reembeddings().await?;
-        let is_on_way_back = || jobs.iter().any(|job| job.needs_for_its_way_back(space));
-        if at == 0 && (self.indexes.n_served(space) > 0 || is_on_way_back()) {
-            return Ok(());
-        }
-        let before = hiding_for_good(&order[..at], &jobs, space);
-        let behind = &order[at + 1..];
-        let n_passed = behind.iter().take_while(|other| !self.indexes.share_one(space, other, &before)).count();
-        if behind[n_passed..].iter().any(|other| self.indexes.n_served(other) > 0) {
-            tracing::warn!(%space, before = %behind[n_passed], "a re-embedding may serve grains before its cut-over: \
-                its space stays before one that has vectors of grains it serves, or is to serve again after a roll-back. \
-                Purge the job that left these");
-        }
+        let Some((at, n_passed)) = self.way_behind(&order, space, &jobs) else { return Ok(()) };
         if n_passed > 0 {
             order[at..=at + n_passed].rotate_left(1);
             self.store.write_space_order(order.clone()).await?;
             self.indexes.reorder(&order).await;
         }
         Ok(())
+    }
+
+    /// How many selected grains a space would serve as soon as it has vectors of them, and not from its cut-over on:
+    /// those that spaces serve behind which it cannot go (`stand_last`). A roll-back would leave them there.
+    /// Names the first of these spaces, which has the vectors that stand in the way. `None` where there are no such
+    /// grains, and of a space that is to stay the first one, of which that is known.
+    ///
+    /// Without a selection the indexes know it. With one, the grains it selects are counted by their served spaces, and
+    /// that only where such a space serves any.
+    ///
+    /// # Errors
+    /// [`GrainError::BrokenIndex`] while it cannot be told, or the database's.
+    pub async fn count_served_early(
+        &self,
+        space: &SpaceId,
+        selection: &Filter,
+    ) -> Result<Option<(SpaceId, u64)>, GrainError> {
+        let order = self.store.space_order().await?;
+        let jobs = self.store.reembeddings().await?;
+        let Some((at, n_passed)) = self.way_behind(&order, space, &jobs) else { return Ok(None) };
+        let behind = &order[at + n_passed + 1..];
+        if behind.iter().all(|other| self.indexes.n_served(other) == 0) {
+            return Ok(None);
+        }
+        // A broken one counts as if it stood in the way.
+        order.iter().try_for_each(|space| self.indexes.check_whole(space))?;
+        let mut n_grains = 0;
+        for other in behind {
+            let n_served = self.indexes.n_served(other) as u64;
+            let only = Some(SpaceCondition::Is(other.clone()));
+            if n_served == 0 || (selection.space.is_some() && selection.space != only) {
+                continue;
+            }
+            n_grains += if *selection == Filter::default() {
+                n_served
+            } else {
+                let filter = Filter { space: only, ..selection.clone() };
+                self.store.count(filter, Vec::new()).await?.total
+            };
+        }
+        Ok(behind.first().filter(|_| n_grains > 0).map(|first| (first.clone(), n_grains)))
+    }
+
+    /// Where a space stands, and how many of those directly behind it a re-embedding puts it behind; `None` where it has
+    /// no place or stays the first one.
+    fn way_behind(&self, order: &[SpaceId], space: &SpaceId, jobs: &[Reembedding]) -> Option<(usize, usize)> {
+        let at = order.iter().position(|known| known == space)?;
+        let is_on_way_back = || jobs.iter().any(|job| job.needs_for_its_way_back(space));
+        if at == 0 && (self.indexes.n_served(space) > 0 || is_on_way_back()) {
+            return None;
+        }
+        let before = hiding_for_good(&order[..at], jobs, space);
+        let may_pass = |other: &&SpaceId| !self.indexes.share_one(space, other, &before);
+        Some((at, order[at + 1..].iter().take_while(may_pass).count()))
     }
 
     /// How many grains besides the selected ones a space would serve if it came first: it has vectors of them, and

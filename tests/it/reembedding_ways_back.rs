@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, TINY, TestApp, copy_folder, entry_of, test_model, with_tiny};
+use crate::helpers::{Answer, Caller, TINY, TestApp, copy_folder, entry_of, test_model, with_tiny};
 use crate::reembedding_rules::{BROKEN, THIRD, begin_slowly, n_in, write_with};
 use crate::reembeddings::{OTHER, assert_embedded, begin, space_of, verb, wait_for, wait_until, write};
 
@@ -100,6 +100,156 @@ async fn a_way_back_stays_open_beside_a_later_job_into_the_space_that_was_emptie
     assert!(later["reason"].as_str().is_some_and(|reason| reason.contains("what was done is served")), "{later}");
     roll_back(&app, &job).await;
     assert_eq!(n_in(&app, &space_of(&app, TINY).await).await, 299);
+    app.stop().await;
+}
+
+/// Models, and what the ids of grains begin with that are written with them.
+const MAKERS: [(&str, &str); 3] = [("first", TINY), ("second", OTHER), ("third", THIRD)];
+
+/// Writes five grains with each of three models: `first-0`, and so on.
+async fn write_with_each(app: &Caller) {
+    for (prefix, model) in MAKERS {
+        write_with(app, prefix, model, 5).await;
+    }
+}
+
+/// Each grain is served from the space of the model that it was written with.
+async fn assert_each_with_its_own(app: &Caller) {
+    for (prefix, model) in MAKERS {
+        assert_eq!(n_in(app, &space_of(app, model).await).await, 5, "{model}");
+        for n in 0..5 {
+            assert_embedded(app, &format!("{prefix}-{n}"), model).await;
+        }
+    }
+}
+
+async fn purge(app: &Caller, job: &Value) {
+    verb(app, job, "purge").await;
+    wait_for(app, job, |job| job["old_vectors"] == "purged").await;
+}
+
+fn conflict(answer: &Answer) -> String {
+    let (status, code, detail) = answer.problem();
+    assert_eq!((status, code.as_str()), (409, "conflict"), "{detail}");
+    detail
+}
+
+#[tokio::test]
+async fn a_trial_that_could_not_be_rolled_back_for_what_another_has_left_is_refused_until_that_is_purged() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write_with_each(&app).await;
+    let trial = take_over(&app, json!({"to": OTHER})).await;
+    roll_back(&app, &trial).await;
+    assert_each_with_its_own(&app).await;
+
+    // The third space cannot go behind the second one, which has vectors of its grains now, and serves five others.
+    let switch = json!({"name": THIRD, "reembed": true});
+    for answer in [app.post("/reembeddings", json!({"to": THIRD})).await, app.put("/models/active", switch).await] {
+        let detail = conflict(&answer);
+        let way_out = format!("POST /reembeddings/{}/purge", trial["id"].as_str().expect("an id"));
+        assert!(detail.contains("(5)") && detail.contains(&way_out), "{detail}");
+    }
+    assert_eq!(active(&app).await, TINY);
+    let ids = json!(["first-0", "second-0", "second-1"]);
+    let detail = conflict(&app.post("/reembeddings", json!({"to": THIRD, "filter": {"ids": ids}})).await);
+    assert!(detail.contains("(2)"), "{detail}");
+    // What the first space serves comes from before it, and goes back there.
+    let some = take_over(&app, json!({"to": THIRD, "from": space_of(&app, TINY).await})).await;
+    assert_eq!(n_in(&app, &some["space"]).await, 10, "{some}");
+    roll_back(&app, &some).await;
+    assert_each_with_its_own(&app).await;
+
+    purge(&app, &trial).await;
+    let again = take_over(&app, json!({"to": THIRD})).await;
+    assert_eq!((&again["done"], n_in(&app, &again["space"]).await), (&json!(5), 15), "{again}");
+    roll_back(&app, &again).await;
+    assert_each_with_its_own(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_trial_after_another_is_not_refused_where_nothing_is_served_from_what_that_has_left() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD, BROKEN])).await;
+    write_with_each(&app).await;
+    for to in [BROKEN, OTHER] {
+        let trial = take_over(&app, json!({"to": to})).await;
+        assert_eq!(n_in(&app, &trial["space"]).await, 15, "{trial}");
+        roll_back(&app, &trial).await;
+        assert_each_with_its_own(&app).await;
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_trial_is_refused_for_what_is_served_from_behind_the_space_that_it_stays_before_too() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD, BROKEN])).await;
+    let [first, second, third] = MAKERS;
+    for (prefix, model) in [first, second] {
+        write_with(&app, prefix, model, 5).await;
+    }
+    let trial = take_over(&app, json!({"to": BROKEN})).await;
+    roll_back(&app, &trial).await;
+    write_with(&app, third.0, third.1, 5).await;
+    let detail = conflict(&app.post("/reembeddings", json!({"to": OTHER})).await);
+    let way_out = format!("POST /reembeddings/{}/purge", trial["id"].as_str().expect("an id"));
+    assert!(detail.contains("(5)") && detail.contains(&way_out), "{detail}");
+    purge(&app, &trial).await;
+    let job = take_over(&app, json!({"to": OTHER})).await;
+    roll_back(&app, &job).await;
+    assert_each_with_its_own(&app).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_fails_in_its_turn_where_the_one_ahead_has_left_what_its_roll_back_would_stumble_over() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    for (prefix, model, n_grains) in [("first", TINY, 1), ("third", THIRD, 5), ("second", OTHER, 5)] {
+        write_with(&app, prefix, model, n_grains).await;
+    }
+    write(&app, 300).await;
+    let ahead = begin(&app, json!({"to": OTHER, "throttle": 0.02})).await;
+    // With that the grains of the third space have vectors in the second one.
+    wait_for(&app, &ahead, |job| job["done"].as_u64() > Some(5)).await;
+    // It may take over, and then everything is served from its space.
+    let job = begin(&app, json!({"to": THIRD})).await;
+    verb(&app, &ahead, "pause").await;
+    let job = wait_until(&app, &job, "failed").await;
+    let reason = job["reason"].as_str().expect("a reason");
+    let [ahead_id, id] = [&ahead, &job].map(|job| job["id"].as_str().expect("an id"));
+    assert!(reason.contains("(5)") && reason.contains(&format!("`{ahead_id}` come to its end")), "{reason}");
+    assert!(reason.contains(&format!("POST /reembeddings/{id}/resume")), "{reason}");
+    assert_embedded(&app, "second-0", OTHER).await;
+
+    verb(&app, &ahead, "cancel").await;
+    purge(&app, &ahead).await;
+    verb(&app, &job, "resume").await;
+    let job = wait_for(&app, &job, |job| job["state"] == "completed").await;
+    assert_eq!(n_in(&app, &job["space"]).await, 311, "{job}");
+    roll_back(&app, &job).await;
+    for (model, n_grains) in [(TINY, 301), (OTHER, 5), (THIRD, 5)] {
+        assert_eq!(n_in(&app, &space_of(&app, model).await).await, n_grains, "{model}");
+    }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_trial_that_what_a_write_has_left_stands_against_says_how_that_is_deleted() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    for (prefix, model) in [MAKERS[0], MAKERS[2], MAKERS[1]] {
+        write_with(&app, prefix, model, 5).await;
+    }
+    let text = app.get("/grains/third-0").await.ok()["text"].clone();
+    app.patch("/grains/third-0", json!({"text": text, "model": OTHER})).await.ok();
+    assert_embedded(&app, "third-0", THIRD).await;
+    let detail = conflict(&app.post("/reembeddings", json!({"to": THIRD})).await);
+    assert!(detail.contains("(5)") && detail.contains("cancel it or roll it back, and purge it"), "{detail}");
+
+    let all = take_over(&app, json!({"to": OTHER})).await;
+    roll_back(&app, &all).await;
+    purge(&app, &all).await;
+    let job = take_over(&app, json!({"to": THIRD})).await;
+    roll_back(&app, &job).await;
+    assert_each_with_its_own(&app).await;
     app.stop().await;
 }
 

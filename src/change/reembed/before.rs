@@ -1,13 +1,13 @@
 //! What stands against a job before it makes vectors.
 
-use super::error::ReembedError;
+use super::error::{Left, ReembedError};
 use super::verbs::deleted_from;
 use super::{Job, ReembeddingStatus, Reembeddings};
 use crate::domain::{Filter, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 
 impl Reembeddings {
     /// Whether a job may begin to make vectors. Looked at again if, since it was asked for, another job may have left some
-    /// in its space or have moved what that served; else not, since what it has made itself was selected then.
+    /// or have moved what a space served; else not, since what it has made itself was selected then.
     pub(super) async fn check_start(&self, job: &Reembedding) -> Result<(), ReembedError> {
         let is_later = |other: &Reembedding| other.space == job.space && other.id > job.id;
         // Into the first space grains move without a cut-over; a way back changes what serves, too.
@@ -17,7 +17,11 @@ impl Reembeddings {
         };
         let may_hold_others = job.done == 0
             || self.jobs.read().values().any(|Job { record, .. }| is_later(record) || has_moved_some(record));
-        if may_hold_others { self.check_selection(Some(&job.id), &job.space, &job.selection).await } else { Ok(()) }
+        if !may_hold_others {
+            return Ok(());
+        }
+        self.check_selection(Some(&job.id), &job.space, &job.selection).await?;
+        self.check_not_early(Some(&job.id), &job.space, &job.selection).await
     }
 
     /// Whether a space that takes over for a selection comes to serve no other grains. The job that asks is named
@@ -37,6 +41,47 @@ impl Reembeddings {
         }
         let left_by = self.who_left(asker, space).await?;
         Err(ReembedError::Beyond { space: space.clone(), n_grains, asker: asker.cloned(), left_by })
+    }
+
+    /// Whether a job that is asked for now would come to an order of spaces in which what it makes waits for its cut-over.
+    /// While another one is ahead of it, nobody knows: that may move all there is, and it is looked at in the job's turn.
+    pub(super) async fn check_not_early_if_next(
+        &self,
+        space: &SpaceId,
+        selection: &Filter,
+    ) -> Result<(), ReembedError> {
+        let is_ahead = |job: &Job| job.record.state.is_open() && job.record.state.is_at_work();
+        let is_next = !self.jobs.read().values().any(is_ahead);
+        if is_next { self.check_not_early(None, space, selection).await } else { Ok(()) }
+    }
+
+    /// Whether nothing that is made in a space for a selection serves before its cut-over: a roll-back would not bring
+    /// back what another space serves now. The job that asks is named once it is recorded.
+    async fn check_not_early(
+        &self,
+        asker: Option<&ReembeddingId>,
+        space: &SpaceId,
+        selection: &Filter,
+    ) -> Result<(), ReembedError> {
+        let Some((before, n_grains)) = self.grains.count_served_early(space, selection).await? else { return Ok(()) };
+        let left = self.left_in(&before).await?;
+        Err(ReembedError::TooEarly { space: space.clone(), before, n_grains, asker: asker.cloned(), left })
+    }
+
+    /// Who has left vectors in a space that stand in the way of another.
+    async fn left_in(&self, space: &SpaceId) -> Result<Left, ReembedError> {
+        if let Some(id) = self.who_left(None, space).await? {
+            let Reembedding { state, previous_order, .. } = self.record(&id)?;
+            let has_way_back = state == ReembeddingState::Completed && previous_order.is_some();
+            return Ok(if has_way_back { Left::ForWayBack(id) } else { Left::By(id) });
+        }
+        let jobs = self.jobs.read();
+        let may_make_more = |job: &&Reembedding| {
+            let may_go_on = job.state.is_open() || job.state.may_become(ReembeddingState::Queued);
+            job.space == *space && (may_go_on || job.state == ReembeddingState::RollingBack)
+        };
+        let maker = jobs.values().map(|job| &job.record).find(may_make_more);
+        Ok(maker.map_or(Left::ByOthers, |job| Left::ByOpen(job.id.clone())))
     }
 
     /// The newest job whose purge deletes vectors of a space and may be asked for, once the job that asks is cancelled.

@@ -8,6 +8,19 @@ use crate::grains::{GrainError, Refusal};
 use crate::models::ModelError;
 use crate::telemetry::with_causes;
 
+/// Who has left vectors where they stand in the way, which says how they are deleted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// A job whose purge deletes them.
+    By(ReembeddingId),
+    /// One whose purge does, and closes its way back.
+    ForWayBack(ReembeddingId),
+    /// One that has not ended, or may go on.
+    ByOpen(ReembeddingId),
+    /// No job that there is: writes, say.
+    ByOthers,
+}
+
 /// Why something with a re-embedding was not done.
 #[derive(Debug, thiserror::Error)]
 pub enum ReembedError {
@@ -67,6 +80,25 @@ pub enum ReembedError {
         asker: Option<ReembeddingId>,
         /// A job whose purge deletes such vectors, where there is one. It may be the same.
         left_by: Option<ReembeddingId>,
+    },
+    /// Grains would be served from its space before it takes over.
+    #[error(
+        "the space {space} would serve grains before the job has made all of them, and after a roll-back still \
+         ({n_grains}): it cannot go behind the space {before}, which has vectors of grains that {space} serves, or is to \
+         serve after another roll-back{}",
+        out_of_the_way(.left, .before, .asker.as_ref())
+    )]
+    TooEarly {
+        /// The space of the job.
+        space: SpaceId,
+        /// The space that it stays before.
+        before: SpaceId,
+        /// How many.
+        n_grains: u64,
+        /// The job, once it is recorded.
+        asker: Option<ReembeddingId>,
+        /// Who has left the vectors in the space that it stays before.
+        left: Left,
     },
     /// There is nothing to take back.
     #[error(
@@ -160,6 +192,28 @@ fn or_purge(asker: Option<&ReembeddingId>, left_by: Option<&ReembeddingId>) -> S
     }
 }
 
+/// How else a job comes to serve nothing before its time, as the end of a sentence.
+fn out_of_the_way(left: &Left, before: &SpaceId, asker: Option<&ReembeddingId>) -> String {
+    let purge = |id: &ReembeddingId| format!("`POST /reembeddings/{id}/purge`");
+    let way_out = match left {
+        Left::By(id) => format!("delete what the re-embedding `{id}` has left there ({})", purge(id)),
+        Left::ForWayBack(id) => {
+            format!("roll the re-embedding `{id}` back, or purge it, which closes its way back ({})", purge(id))
+        }
+        Left::ByOpen(id) => {
+            format!("let the re-embedding `{id}` come to its end, or cancel it and purge it ({})", purge(id))
+        }
+        Left::ByOthers => format!(
+            "delete those vectors: ask for a job for the model of {before} with neither `filter` nor `from`, cancel it or \
+             roll it back, and purge it"
+        ),
+    };
+    match asker {
+        Some(id) => format!(": {way_out}, and resume this one (`POST /reembeddings/{id}/resume`)"),
+        None => format!(": select others (`from`, `filter`), or {way_out}"),
+    }
+}
+
 /// Whether an inference of a model does not end, which nothing but another process changes.
 pub(super) fn is_stuck(error: &ReembedError) -> bool {
     matches!(of_model(error), Some(ModelError::Stuck { .. }))
@@ -201,7 +255,9 @@ pub(super) fn may_pass(error: &ReembedError) -> bool {
             _ => false,
         },
         ReembedError::Grains(error) => {
-            matches!(error, GrainError::Store(_) | GrainError::Ledger(_) | GrainError::Index(_))
+            // A broken index is made again within a minute.
+            use GrainError as E;
+            matches!(error, E::Store(_) | E::Ledger(_) | E::Index(_) | E::BrokenIndex { .. })
         }
         _ => false,
     }

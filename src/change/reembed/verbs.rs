@@ -38,25 +38,28 @@ impl Reembeddings {
     /// Begins a job: the model is loaded, its space noted, and the rest is done by itself.
     ///
     /// # Errors
-    /// As [`Self::prepare`]; [`ReembedError::Beyond`], a selection whose space is not known, or the database's.
+    /// As [`Self::prepare`]; a selection whose space is not known, or the database's.
     pub async fn begin(&self, request: ReembedRequest) -> Result<ReembeddingStatus, ReembedError> {
         if let Some(SpaceCondition::Is(space)) = &request.selection.space {
             self.grains.check_known(space).await?;
         }
-        let prepared = self.prepare(&request.model).await?;
-        self.check_selection(None, &prepared.lease.facts().fingerprint.space(), &request.selection).await?;
+        let prepared = self.prepare(&request.model, &request.selection).await?;
         self.begin_prepared(request, prepared).await
     }
 
-    /// Looks at everything that may stand against a job for a model, and changes nothing.
+    /// Looks at everything that may stand against a job for a model and the grains it is to select, and changes nothing.
     ///
     /// # Errors
-    /// [`ReembedError::Open`], or a model that cannot be loaded or may not write grains.
-    pub async fn prepare(&self, model: &ModelName) -> Result<Prepared, ReembedError> {
+    /// [`ReembedError::Open`], [`ReembedError::Beyond`], [`ReembedError::TooEarly`], a model that cannot be loaded or may
+    /// not write grains, or the database's.
+    pub async fn prepare(&self, model: &ModelName, selection: &Filter) -> Result<Prepared, ReembedError> {
         let asked_us = now_us();
         let lease = self.models.lease(model).await?;
         lease.check_grain_writes()?;
-        self.check_alone(None, &lease.facts().fingerprint.space())?;
+        let space = lease.facts().fingerprint.space();
+        self.check_alone(None, &space)?;
+        self.check_selection(None, &space, selection).await?;
+        self.check_not_early_if_next(&space, selection).await?;
         Ok(Prepared { lease, asked_us })
     }
 
