@@ -79,6 +79,14 @@ pub enum ServerError {
         /// What is wrong with the certificate.
         source: reqwest::Error,
     },
+    /// The certificate is that of another server.
+    #[error("{base} shows a certificate for another name: write one that it is for into --url")]
+    OtherName {
+        /// The address.
+        base: Url,
+        /// Which names it has.
+        source: reqwest::Error,
+    },
     /// The certificate is one of those that sign others, as `openssl req -x509` makes them, and no server's.
     #[error(
         "{base} shows a certificate of an authority as its own, which is not taken even where it is trusted: make one with \
@@ -131,11 +139,14 @@ impl ServerError {
     /// A request without an answer, or an answer without an end.
     fn of(shown: &Url, source: reqwest::Error) -> Self {
         let base = shown.clone();
-        let (is_connect, of_authority) = (source.is_connect(), refused_certificate(&source).map(is_of_authority));
+        let (is_connect, refused) = (source.is_connect(), refused_certificate(&source).cloned());
         let source = source.without_url();
-        match of_authority {
-            Some(true) => Self::Authority { base, source },
-            Some(false) => Self::Untrusted { base, source },
+        match refused {
+            Some(refused) if is_of_authority(&refused) => Self::Authority { base, source },
+            Some(CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }) => {
+                Self::OtherName { base, source }
+            }
+            Some(_) => Self::Untrusted { base, source },
             None if is_connect => Self::Unreachable { base, source },
             None => Self::Broken { base, source },
         }

@@ -245,6 +245,12 @@ fn a_certificate_that_signed_itself_is_trusted_where_it_is_named_and_no_authorit
         let asked = health(folder.path(), &["--url", &url], &[("SSL_CERT_FILE", named.as_str())]);
         assert_eq!(asked.status.code(), Some(status), "{}", said(&asked));
         assert!(said(&asked).contains(says), "{}", said(&asked));
+        if status == 0 {
+            let by_address = format!("https://127.0.0.1:{port}");
+            let asked = health(folder.path(), &["--url", &by_address], &[("SSL_CERT_FILE", named.as_str())]);
+            assert_eq!(asked.status.code(), Some(1), "it is for `localhost`");
+            assert!(said(&asked).contains("shows a certificate for another name"), "{}", said(&asked));
+        }
         process.stop();
     }
 }
