@@ -106,6 +106,9 @@ impl App {
             None => None,
         };
         warn_of_unknown_models(&keys, &models);
+        let body_memory = Arc::new(BodyMemory::new(config.server.body_memory.max(config.server.max_body)));
+        let bodies = Arc::clone(&body_memory);
+        models.ask_for_memory_of_requests(move || bodies.taken_bytes());
         models.watch_memory();
         upkeep::keep_active_loadable(&shutdown, models.clone());
         upkeep::keep_keys(&shutdown, Arc::clone(&keys));
@@ -116,9 +119,6 @@ impl App {
         upkeep::keep_run_memory(&shutdown);
         upkeep::watch_for_standstills(&shutdown);
         upkeep::watch_clock(&shutdown, clock);
-        let body_memory = Arc::new(BodyMemory::new(config.server.body_memory.max(config.server.max_body)));
-        let bodies = Arc::clone(&body_memory);
-        models.ask_for_other_memory(move || bodies.taken_bytes());
         let state = AppState::from(Shared {
             models,
             keeping,

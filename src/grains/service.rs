@@ -112,7 +112,7 @@ impl Grains {
             gate: Arc::default(),
         };
         let (indexes, anchors) = (Arc::clone(&grains.indexes), Arc::clone(&grains.anchors));
-        grains.models.ask_for_other_memory(move || indexes.memory_bytes() + anchors.memory_bytes());
+        grains.models.ask_for_memory_of_grains(move || indexes.memory_bytes() + anchors.memory_bytes());
         grains.keep_tidy();
         grains.keep_anchors();
         grains

@@ -145,7 +145,7 @@ impl MultiModelManager {
 
     /// Unloads models that nobody used for `models.idle_unload`, and idle ones when memory has grown past the budget.
     /// Forgets deleted ones that have gone. Begins when grains can be asked what they take
-    /// ([`Self::ask_for_other_memory`]): before, it would count as models'.
+    /// ([`Self::ask_for_memory_of_grains`]): before, it would count as models'.
     pub fn watch_memory(&self) {
         let manager = self.clone();
         let soft = self.shutdown.soft().clone();

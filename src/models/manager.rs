@@ -158,10 +158,15 @@ impl MultiModelManager {
         Ok(manager)
     }
 
-    /// Asks this, whenever it looks at the memory of the process, what another part takes of it, in bytes: that is none of
-    /// the models'. It must not wait, for a change of the indexes say.
-    pub fn ask_for_other_memory(&self, taken_bytes: impl Fn() -> u64 + Send + Sync + 'static) {
+    /// Asks this, whenever it looks at the memory of the process, what grains take of it, in bytes: that is none of the
+    /// models'. It must not wait for a change of the indexes.
+    pub fn ask_for_memory_of_grains(&self, taken_bytes: impl Fn() -> u64 + Send + Sync + 'static) {
         self.memory.ask(taken_bytes);
+    }
+
+    /// The same of what requests take.
+    pub fn ask_for_memory_of_requests(&self, taken_bytes: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.memory.ask_of_passing(taken_bytes);
     }
 
     /// The requests that somebody waits for.

@@ -44,6 +44,8 @@ pub(super) struct Memory {
     empty_bytes: u64,
     /// Asked at each look: an import may add hundreds of MiB within seconds, which would count as the models'.
     others: RwLock<Vec<Other>>,
+    /// The same of what is there for a moment only.
+    passing: RwLock<Vec<Other>>,
     /// The least that was in use with the runtime library and without a model, and what libraries took that came since; the
     /// largest number until that is known.
     residue_bytes: AtomicU64,
@@ -151,6 +153,7 @@ impl Memory {
             budget_of,
             empty_bytes: resident_bytes(),
             others: RwLock::default(),
+            passing: RwLock::default(),
             residue_bytes: AtomicU64::new(u64::MAX),
             measured: Mutex::default(),
         };
@@ -163,6 +166,12 @@ impl Memory {
         self.others.write().push(Box::new(other));
     }
 
+    /// The same of what is there for a moment only, as requests are. It lowers no budget: a model that does not fit beside
+    /// it may fit a moment later.
+    pub(super) fn ask_of_passing(&self, other: impl Fn() -> u64 + Send + Sync + 'static) {
+        self.passing.write().push(Box::new(other));
+    }
+
     /// Shows in the metrics what models may take, and take now.
     pub(super) fn show(&self) {
         if let Some(bytes) = self.budget_bytes() {
@@ -171,14 +180,25 @@ impl Memory {
         self.used_bytes();
     }
 
-    /// What others of this process take.
+    /// What others of this process take, but for what is there for a moment.
     fn others_bytes(&self) -> u64 {
-        self.others.read().iter().fold(0_u64, |sum, other| sum.saturating_add(other()))
+        sum_of(&self.others)
     }
 
-    /// What models take now.
+    /// What is in use for a moment, and counts: where the budget is for the process, which must not outgrow the machine.
+    fn momentary_bytes(&self) -> u64 {
+        match self.budget_of {
+            BudgetOf::Models => 0,
+            BudgetOf::Process => sum_of(&self.passing),
+        }
+    }
+
+    /// What models take now, and what counts as theirs.
     pub(super) fn used_bytes(&self) -> u64 {
-        let used = resident_bytes().saturating_sub(self.empty_bytes).saturating_sub(self.others_bytes());
+        let mut used = resident_bytes().saturating_sub(self.empty_bytes).saturating_sub(self.others_bytes());
+        if self.budget_of == BudgetOf::Models {
+            used = used.saturating_sub(sum_of(&self.passing));
+        }
         gauge!(telemetry::MEMORY_USED).set(used as f64);
         used
     }
@@ -186,7 +206,8 @@ impl Memory {
     /// What the process holds now, after what is kept of requests and models that have ended was given back.
     pub(super) fn held(&self) -> Held {
         give_back();
-        let others_bytes = self.others_bytes().saturating_add(run_memory::kept_bytes());
+        let others_bytes = [self.others_bytes(), sum_of(&self.passing), run_memory::kept_bytes()];
+        let others_bytes = others_bytes.into_iter().fold(0, u64::saturating_add);
         Held { resident_bytes: resident_bytes(), others_bytes }
     }
 
@@ -203,7 +224,8 @@ impl Memory {
     pub(super) fn note_residue(&self) {
         // What the allocator keeps of requests that have ended is no residue.
         give_back();
-        self.residue_bytes.fetch_min(self.used_bytes(), Ordering::Relaxed);
+        let lasting_bytes = self.used_bytes().saturating_sub(self.momentary_bytes());
+        self.residue_bytes.fetch_min(lasting_bytes, Ordering::Relaxed);
     }
 
     /// Notes that libraries have come, which stay without a model too.
@@ -212,17 +234,17 @@ impl Memory {
         self.residue_bytes.store(residue.saturating_add(bytes), Ordering::Relaxed);
     }
 
-    /// What is in use beside these: the less of what it was without models, and of what is in use beside what they took when
+    /// What is in use beside these for longer than a moment: the less of what it was without models, and of what is in use beside what they took when
     /// they were loaded. Both may be too much. Requests that ran at the first load count as residue, and a model takes more
     /// than was measured once it has had large batches.
     fn beside_bytes(&self, others: Others) -> u64 {
-        let beside_models = self.used_bytes().saturating_sub(others.grown_bytes);
+        let beside_models = self.used_bytes().saturating_sub(others.grown_bytes).saturating_sub(self.momentary_bytes());
         self.residue_bytes.load(Ordering::Relaxed).min(beside_models)
     }
 
     /// What is left in use when all of these have gone that may go.
     pub(super) fn left_bytes(&self, others: Others) -> u64 {
-        self.beside_bytes(others).saturating_add(others.staying_bytes)
+        self.beside_bytes(others).saturating_add(self.momentary_bytes()).saturating_add(others.staying_bytes)
     }
 
     /// What models may take together; `None` without a limit.
@@ -263,7 +285,8 @@ impl Memory {
         let look = || {
             let beside_bytes = self.beside_bytes(others);
             // Those that are loaded may not have all in memory yet that they will take.
-            let used_bytes = self.used_bytes().max(beside_bytes.saturating_add(others.bytes));
+            let kept_bytes = beside_bytes.saturating_add(self.momentary_bytes()).saturating_add(others.bytes);
+            let used_bytes = self.used_bytes().max(kept_bytes);
             let never_fits = needed_bytes.saturating_add(beside_bytes) > budget_bytes;
             let tried_bytes = if never_fits && may_be_made_anew { expected.bytes } else { needed_bytes };
             (used_bytes.saturating_add(tried_bytes) <= budget_bytes, used_bytes)
@@ -294,6 +317,11 @@ impl Memory {
         give_back();
         self.seems_exceeded()
     }
+}
+
+/// What these say together that they take.
+fn sum_of(others: &RwLock<Vec<Other>>) -> u64 {
+    others.read().iter().fold(0_u64, |sum, other| sum.saturating_add(other()))
 }
 
 /// Gives back what is kept of requests and models that have ended. Takes its time.

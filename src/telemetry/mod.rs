@@ -69,8 +69,8 @@ metric_names! {
     describe_histogram MODEL_LOAD_DURATION = "granary_model_load_duration_seconds": "Seconds a successful load took, by `model`.";
     describe_counter MODEL_EVICTIONS = "granary_model_evictions_total": "Models unloaded although nobody asked for it, by `model` and `reason`: `budget` or `idle`.";
     describe_gauge MODEL_MEMORY = "granary_model_memory_bytes": "Bytes a `model` takes, as measured at its last load.";
-    describe_gauge MEMORY_USED = "granary_models_memory_used_bytes": "Resident bytes of the process over those it has without models, less what indexes, anchors, the embedding cache and bodies of requests take.";
-    describe_gauge MEMORY_BUDGET = "granary_models_memory_budget_bytes": "What models may take together (`models.memory_budget`); with `auto` less what indexes, anchors, the embedding cache and bodies of requests take.";
+    describe_gauge MEMORY_USED = "granary_models_memory_used_bytes": "Resident bytes of the process over those it has without models, less what indexes, anchors and the embedding cache take, and bodies of requests unless `models.memory_budget` is `auto`.";
+    describe_gauge MEMORY_BUDGET = "granary_models_memory_budget_bytes": "What models may take together (`models.memory_budget`); with `auto` less what indexes, anchors and the embedding cache take.";
     describe_gauge MODEL_STATE = "granary_model_state": "1 for the `state` a `model` is in, 0 for the others.";
     describe_gauge MODEL_AILING = "granary_model_ailing": "1 for a `model` that is loaded and does not embed as it did then, by the last look at it, 0 for the others.";
     describe_gauge GRAINS = "granary_grains": "Grains that each `space` serves.";

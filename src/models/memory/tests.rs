@@ -56,6 +56,27 @@ fn what_grains_and_caches_take_is_none_of_the_models_and_out_of_a_share_of_the_m
 }
 
 #[test]
+#[cfg(target_os = "linux")]
+fn what_requests_take_for_a_moment_drives_no_model_out_in_vain_and_refuses_none_for_good() {
+    for budget_of in [BudgetOf::Models, BudgetOf::Process] {
+        let memory = memory(budget_of, 0);
+        let taken = Arc::new(AtomicU64::new(0));
+        let asked = Arc::clone(&taken);
+        memory.ask_of_passing(move || asked.load(Ordering::Relaxed));
+        memory.residue_bytes.store(7, Ordering::Relaxed);
+        assert_eq!(memory.left_bytes(Others::default()), 7);
+        taken.store(1 << 50, Ordering::Relaxed);
+        assert_eq!(memory.budget_bytes(), Some(300 << 20), "{budget_of:?}");
+        let (used_bytes, left_bytes) = (memory.used_bytes(), memory.left_bytes(Others::default()));
+        match budget_of {
+            BudgetOf::Models => assert_eq!((used_bytes, left_bytes), (0, 0)),
+            // The process must not outgrow the machine.
+            BudgetOf::Process => assert!(used_bytes > 0 && left_bytes == 1 << 50, "{left_bytes}"),
+        }
+    }
+}
+
+#[test]
 fn what_cannot_fit_is_refused_with_the_numbers() {
     let memory = memory(BudgetOf::Models, u64::MAX);
     let name = ModelName::parse("m").expect("a name");
