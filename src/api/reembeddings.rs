@@ -160,7 +160,7 @@ pub async fn list(Jobs(jobs): Jobs) -> axum::Json<ReembeddingList> {
 /// With `from` or a `filter` it is refused (409) where its space has vectors of other grains that another space serves:
 /// they would move too. It is refused as well where selected grains would be served from its space before the cut-over,
 /// and after a roll-back still: it cannot go behind the space that serves them, since an earlier job has left vectors
-/// there. The error names the job to purge.
+/// there. The error names the job to purge, where there is one.
 #[utoipa::path(
     post, path = "/reembeddings", tag = "reembeddings", operation_id = "begin_reembedding",
     request_body = ReembeddingBody,

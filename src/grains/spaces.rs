@@ -89,6 +89,10 @@ impl Grains {
         let mut order = self.store.space_order().await?;
         let jobs = self.store.reembeddings().await?;
         let Some((at, n_passed)) = self.way_behind(&order, space, &jobs) else { return Ok(()) };
+        if let Some(before) = order[at + n_passed + 1..].iter().find(|other| self.indexes.n_served(other) > 0) {
+            tracing::warn!(%space, %before, "a re-embedding may serve grains before its cut-over: its space stays before one \
+                that serves some, since a space between them has vectors of grains that it serves itself");
+        }
         if n_passed > 0 {
             order[at..=at + n_passed].rotate_left(1);
             self.store.write_space_order(order.clone()).await?;

@@ -4,6 +4,7 @@ use super::error::{Left, ReembedError};
 use super::verbs::deleted_from;
 use super::{Job, ReembeddingStatus, Reembeddings};
 use crate::domain::{Filter, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
+use crate::grains::GrainError;
 
 impl Reembeddings {
     /// Whether a job may begin to make vectors. Looked at again if, since it was asked for, another job may have left some
@@ -65,15 +66,17 @@ impl Reembeddings {
     ) -> Result<(), ReembedError> {
         let Some((before, n_grains)) = self.grains.count_served_early(space, selection).await? else { return Ok(()) };
         let left = self.left_in(&before).await?;
+        // No call would delete what is there: it is told of when the job begins.
+        if left == Left::ByOthers && self.models.maker_of(&before).await.map_err(GrainError::Ledger)?.is_none() {
+            return Ok(());
+        }
         Err(ReembedError::TooEarly { space: space.clone(), before, n_grains, asker: asker.cloned(), left })
     }
 
     /// Who has left vectors in a space that stand in the way of another.
     async fn left_in(&self, space: &SpaceId) -> Result<Left, ReembedError> {
         if let Some(id) = self.who_left(None, space).await? {
-            let Reembedding { state, previous_order, .. } = self.record(&id)?;
-            let has_way_back = state == ReembeddingState::Completed && previous_order.is_some();
-            return Ok(if has_way_back { Left::ForWayBack(id) } else { Left::By(id) });
+            return Ok(if has_way_back(&self.record(&id)?) { Left::ForWayBack(id) } else { Left::By(id) });
         }
         let jobs = self.jobs.read();
         let may_make_more = |job: &&Reembedding| {
@@ -84,14 +87,16 @@ impl Reembeddings {
         Ok(maker.map_or(Left::ByOthers, |job| Left::ByOpen(job.id.clone())))
     }
 
-    /// The newest job whose purge deletes vectors of a space and may be asked for, once the job that asks is cancelled.
-    /// It may be that one.
+    /// The newest job whose purge deletes vectors of a space and may be asked for, once the job that asks is cancelled: one
+    /// that cannot be rolled back any more, if there is one. It may be the one that asks.
     async fn who_left(
         &self,
         asker: Option<&ReembeddingId>,
         space: &SpaceId,
     ) -> Result<Option<ReembeddingId>, ReembedError> {
-        for ReembeddingStatus { record: job, .. } in self.list() {
+        let jobs = self.list().into_iter().map(|ReembeddingStatus { record, .. }| record);
+        let (with_way_back, others): (Vec<_>, Vec<_>) = jobs.partition(has_way_back);
+        for job in others.into_iter().chain(with_way_back) {
             let has_ended = !job.state.is_open() && job.state != ReembeddingState::RollingBack;
             let may_be_purged = has_ended || asker == Some(&job.id);
             if !may_be_purged || job.old_vectors != OldVectors::Kept {
@@ -104,4 +109,9 @@ impl Reembeddings {
         }
         Ok(None)
     }
+}
+
+/// Whether a job has moved grains that a roll-back would move back.
+fn has_way_back(job: &Reembedding) -> bool {
+    job.state == ReembeddingState::Completed && job.previous_order.is_some()
 }
