@@ -18,6 +18,9 @@ use super::output::printable;
 use crate::config::BindHost;
 use crate::tls::tls;
 
+/// Says whether to ask again, whatever `Retry-After` says.
+const SHOULD_RETRY: &str = "x-should-retry";
+
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The flags that say which server is meant.
@@ -123,10 +126,13 @@ pub enum ServerError {
         /// The status of the answer.
         status: u16,
     },
+    /// It cannot be asked for: these mean something else in an address.
+    #[error("nothing is called `{0}`")]
+    NoName(String),
     /// The server says no.
     #[error("{detail}")]
     Refused {
-        /// The stable word for it.
+        /// The stable word for it, or TEI's.
         code: String,
         /// The sentence.
         detail: String,
@@ -221,6 +227,9 @@ impl Client {
     /// The answer to a request that was not refused.
     async fn send(&self, request: Request) -> Result<reqwest::Response, ServerError> {
         let Request { method, path, query, body, content_type, host } = request;
+        if let Some(name) = path.iter().find(|name| matches!(name.as_str(), "" | "." | "..")) {
+            return Err(ServerError::NoName(name.clone()));
+        }
         let mut url = self.base.clone();
         // It has a host, so it has a path.
         if let Ok(mut parts) = url.path_segments_mut() {
@@ -244,7 +253,9 @@ impl Client {
         if let Some(to) = redirected(&response, &path).filter(|_| status.is_redirection()) {
             return Err(ServerError::Redirected { base: self.shown.to_string(), to });
         }
-        let seconds = response.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()?.parse().ok());
+        let helps = response.headers().get(SHOULD_RETRY).is_none_or(|value| value != "false");
+        let seconds = response.headers().get(RETRY_AFTER).filter(|_| helps);
+        let seconds = seconds.and_then(|value| value.to_str().ok()?.parse().ok());
         let retry_after = seconds.map(Duration::from_secs);
         let text = response.text().await.map_err(|source| ServerError::of(&self.shown, source))?;
         let answer: Value = serde_json::from_str(&text).map_err(|_| self.foreign(status.as_u16()))?;

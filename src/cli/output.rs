@@ -71,7 +71,7 @@ pub(super) fn print(text: &str, out: &mut impl Write) -> Result<(), ProcessError
 /// Prints a part of a verb's answer, and says whether anybody reads on.
 ///
 /// # Errors
-/// As [`print`].
+/// As [`print()`].
 pub(super) fn print_part(text: &str, out: &mut impl Write) -> Result<bool, ProcessError> {
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Ok(()) => Ok(true),

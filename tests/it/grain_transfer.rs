@@ -797,6 +797,7 @@ async fn the_command_line_moves_grains_from_one_server_to_another() {
     assert!(said.contains('2') && said.contains('3') && to.ok(&["count"], "") == "400\n", "{said}");
     assert_eq!(to.ok(&["delete", "--filter", few, "--expect", "2"], ""), "2 deleted\n");
     assert!(refused(&["show", "g1"]).contains("`g1`"));
+    assert_eq!(refused(&["show", ".."]), "granary: nothing is called `..`\n");
     let said = refused(&["delete", "--filter", "{}"]);
     assert!(said.contains("`filter` has no condition"), "{said}");
     assert_eq!(to.ok(&["delete", "--filter", filter], ""), "398 deleted\n");
