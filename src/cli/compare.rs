@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{ProcessError, bar, print_answer, printable, table, text};
+use super::output::{ProcessError, bar, print_answer, printable, table, text, titled};
 use crate::shutdown::Signals;
 
 /// Between two looks at a comparison that has not ended.
@@ -198,11 +198,10 @@ fn summary(result: &Value) -> String {
     let agreement = ["rank-biased overlap".to_owned(), number(&result["rank_biased_overlap"], 3)];
     said += &table(&overlaps.chain([agreement]).collect::<Vec<_>>());
 
-    let titles = ["THRESHOLD", "EQUIVALENT", "SHARE"].map(str::to_owned);
     let thresholds = list("thresholds").iter();
     let thresholds = thresholds.map(|at| [number(&at["from"], 1), number(&at["to"], 3), percent(&at["share"])]);
     said += "\n";
-    said += &table(&std::iter::once(titles).chain(thresholds).collect::<Vec<_>>());
+    said += &titled(["THRESHOLD", "EQUIVALENT", "SHARE"], thresholds);
 
     said += "\nqueries whose answers move most:\n";
     let line = |moved: &Value| format!("  {}  {}\n", number(&moved["rank_biased_overlap"], 3), text(&moved["query"]));

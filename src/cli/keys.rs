@@ -182,10 +182,9 @@ fn listed(configured: &[ApiKey], kept: &[ApiKey]) -> String {
             place.to_owned(),
         ]
     };
-    let titles = ["NAME", "SCOPES", "MODEL", "RATE", "TOKENS", "FROM"].map(str::to_owned);
     let configured = configured.iter().map(|key| row(key, "configuration"));
     let kept = kept.iter().map(|key| row(key, "file"));
-    output::table(&std::iter::once(titles).chain(configured).chain(kept).collect::<Vec<_>>())
+    output::titled(["NAME", "SCOPES", "MODEL", "RATE", "TOKENS", "FROM"], configured.chain(kept))
 }
 
 fn parse_limit(text: &str) -> Result<NonZeroU32, String> {

@@ -40,6 +40,11 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     rows.iter().map(line).collect()
 }
 
+/// The same under a line of titles.
+pub(super) fn titled<const N: usize>(titles: [&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
+    table(&std::iter::once(titles.map(str::to_owned)).chain(rows).collect::<Vec<_>>())
+}
+
 /// A bar on standard error for whoever watches; hidden where that is no terminal.
 pub(super) fn bar(template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{bar, print_answer, printable, table, text};
+use super::output::{bar, print_answer, printable, text, titled};
 
 /// The flags of `granary reembed`.
 #[derive(Clone, Debug, Args)]
@@ -198,8 +198,7 @@ fn listed(jobs: &Value) -> String {
         let [id, to, state] = [&job["id"], &job["to"], &job["state"]].map(|value| text(value).to_owned());
         [id, to, state, format!("{}/{}", job["done"], job["total"])]
     });
-    let titles = ["ID", "TO", "STATE", "DONE"].map(str::to_owned);
-    table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
+    titled(["ID", "TO", "STATE", "DONE"], rows)
 }
 
 fn parse_json(text: &str) -> Result<Value, serde_json::Error> {

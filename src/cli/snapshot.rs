@@ -9,7 +9,7 @@ use reqwest::Method;
 use serde_json::Value;
 
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{self, ProcessError, printable, table, text};
+use super::output::{self, ProcessError, printable, text, titled};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::grains::store::{StoreError, restore};
 
@@ -111,8 +111,7 @@ fn listed(snapshots: &Value) -> String {
             snapshot["size_bytes"].as_u64().map_or_else(|| "-".to_owned(), |n| format!("{} MiB", n.div_ceil(1 << 20)));
         [text(&snapshot["name"]).to_owned(), size, text(&snapshot["created_at"]).to_owned()]
     });
-    let titles = ["NAME", "SIZE", "CREATED"].map(str::to_owned);
-    table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
+    titled(["NAME", "SIZE", "CREATED"], rows)
 }
 
 fn put_in_place(args: RestoreArgs, out: &mut impl Write) -> Result<(), SnapshotCliError> {

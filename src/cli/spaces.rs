@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::client::{Client, Request, ServerArgs};
-use super::output::{self, printable, table, text};
+use super::output::{self, printable, text, titled};
 
 /// The flags of `granary spaces`.
 #[derive(Clone, Debug, Args)]
@@ -63,8 +63,7 @@ fn listed(spaces: &Value) -> String {
         let made_by = if models.is_empty() { text(&space["name"]).to_owned() } else { models.join(", ") };
         [text(&space["id"]).to_owned(), made_by, number("dimensions"), number("grains")]
     });
-    let titles = ["SPACE", "MADE BY", "DIMENSIONS", "GRAINS"].map(str::to_owned);
-    table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
+    titled(["SPACE", "MADE BY", "DIMENSIONS", "GRAINS"], rows)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::Failure;
 use super::client::{Client, Request, ServerArgs, ServerError};
-use super::output::{bar, print_answer, printable, table, text};
+use super::output::{bar, print_answer, printable, text, titled};
 use crate::domain::ModelName;
 
 /// Between two looks at a download that has not begun.
@@ -271,8 +271,7 @@ fn listed(models: &Value) -> String {
             text(&model["space"]).to_owned(),
         ]
     });
-    let titles = ["NAME", "STATE", "DIMENSIONS", "PROVIDER", "MEMORY", "SPACE"].map(str::to_owned);
-    table(&std::iter::once(titles).chain(rows).collect::<Vec<_>>())
+    titled(["NAME", "STATE", "DIMENSIONS", "PROVIDER", "MEMORY", "SPACE"], rows)
 }
 
 #[cfg(test)]
