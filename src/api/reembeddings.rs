@@ -358,7 +358,7 @@ impl From<ReembedError> for ApiError {
             | ReembedError::Purging(_)
             | ReembedError::Needed { .. }
             | ReembedError::Beyond { .. }
-            | ReembedError::TooEarly { .. }
+            | ReembedError::ServedEarly { .. }
             | ReembedError::FirstBefore { .. }
             | ReembedError::TooLate(_)
             | ReembedError::Overtaken { .. }

@@ -13,6 +13,7 @@ pub mod index;
 mod indexes;
 mod merge;
 mod nearest;
+mod places;
 mod refusal;
 pub mod search;
 pub mod service;

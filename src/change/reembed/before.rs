@@ -22,7 +22,7 @@ impl Reembeddings {
             return Ok(());
         }
         self.check_selection(Some(&job.id), &job.space, &job.selection).await?;
-        self.check_not_early(Some(&job.id), &job.space, &job.selection).await
+        self.check_none_served_early(Some(&job.id), &job.space, &job.selection).await
     }
 
     /// Whether a space that takes over for a selection comes to serve no other grains. The job that asks is named
@@ -46,19 +46,19 @@ impl Reembeddings {
 
     /// Whether a job that is asked for now would come to an order of spaces in which what it makes waits for its cut-over.
     /// While another one is ahead of it, nobody knows: that may move all there is, and it is looked at in the job's turn.
-    pub(super) async fn check_not_early_if_next(
+    pub(super) async fn check_none_served_early_if_next(
         &self,
         space: &SpaceId,
         selection: &Filter,
     ) -> Result<(), ReembedError> {
         let is_ahead = |job: &Job| job.record.state.is_open() && job.record.state.is_at_work();
         let is_next = !self.jobs.read().values().any(is_ahead);
-        if is_next { self.check_not_early(None, space, selection).await } else { Ok(()) }
+        if is_next { self.check_none_served_early(None, space, selection).await } else { Ok(()) }
     }
 
     /// Whether nothing that is made in a space for a selection serves before its cut-over: a roll-back would not bring
     /// back what another space serves now. The job that asks is named once it is recorded.
-    async fn check_not_early(
+    async fn check_none_served_early(
         &self,
         asker: Option<&ReembeddingId>,
         space: &SpaceId,
@@ -70,7 +70,7 @@ impl Reembeddings {
         if left == Left::ByOthers && self.models.maker_of(&before).await.map_err(GrainError::Ledger)?.is_none() {
             return Ok(());
         }
-        Err(ReembedError::TooEarly { space: space.clone(), before, n_grains, asker: asker.cloned(), left })
+        Err(ReembedError::ServedEarly { space: space.clone(), before, n_grains, asker: asker.cloned(), left })
     }
 
     /// Who has left vectors in a space that stand in the way of another.

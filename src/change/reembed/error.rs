@@ -88,7 +88,7 @@ pub enum ReembedError {
          serve after another roll-back{}",
         out_of_the_way(.left, .before, .asker.as_ref())
     )]
-    TooEarly {
+    ServedEarly {
         /// The space of the job.
         space: SpaceId,
         /// The space that it stays before.

@@ -50,7 +50,7 @@ impl Reembeddings {
     /// Looks at everything that may stand against a job for a model and the grains it is to select, and changes nothing.
     ///
     /// # Errors
-    /// [`ReembedError::Open`], [`ReembedError::Beyond`], [`ReembedError::TooEarly`], a model that cannot be loaded or may
+    /// [`ReembedError::Open`], [`ReembedError::Beyond`], [`ReembedError::ServedEarly`], a model that cannot be loaded or may
     /// not write grains, or the database's.
     pub async fn prepare(&self, model: &ModelName, selection: &Filter) -> Result<Prepared, ReembedError> {
         let asked_us = now_us();
@@ -59,7 +59,7 @@ impl Reembeddings {
         let space = lease.facts().fingerprint.space();
         self.check_alone(None, &space)?;
         self.check_selection(None, &space, selection).await?;
-        self.check_not_early_if_next(&space, selection).await?;
+        self.check_none_served_early_if_next(&space, selection).await?;
         Ok(Prepared { lease, asked_us })
     }
 
