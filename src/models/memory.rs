@@ -1,11 +1,11 @@
 //! How much memory models take, and which of them must go when another needs it.
 //!
 //! Memory is counted as the process's resident set over its value with no model loaded, because that is what kills a
-//! container, less what others of this process say they take: the indexes and anchors of grains, the embedding cache, and
-//! the bodies of requests.
-//! What a model takes is measured when it is loaded: its weights, and the activations of the canary texts; those of larger
-//! batches only show later. The embedding table is added where it stays in a file until texts look rows of it up. What is
-//! unloaded meanwhile hides a part of what was measured, but for the weights, whose size is known.
+//! container, less what others of this process say they take: the indexes and anchors of grains, the embedding cache,
+//! and, unless the budget is for the whole process, the bodies of requests. What a model takes is measured when it is
+//! loaded: its weights, and the activations of the canary texts; those of larger batches only show later. The embedding
+//! table is added where it stays in a file until texts look rows of it up. What is unloaded meanwhile hides a part of
+//! what was measured, but for the weights, whose size is known.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -234,9 +234,9 @@ impl Memory {
         self.residue_bytes.store(residue.saturating_add(bytes), Ordering::Relaxed);
     }
 
-    /// What is in use beside these for longer than a moment: the less of what it was without models, and of what is in use beside what they took when
-    /// they were loaded. Both may be too much. Requests that ran at the first load count as residue, and a model takes more
-    /// than was measured once it has had large batches.
+    /// What is in use beside these for longer than a moment: the less of what it was without models, and of what is in use
+    /// beside what they took when they were loaded. Both may be too much. Requests that ran at the first load count as
+    /// residue, and a model takes more than was measured once it has had large batches.
     fn beside_bytes(&self, others: Others) -> u64 {
         let beside_models = self.used_bytes().saturating_sub(others.grown_bytes).saturating_sub(self.momentary_bytes());
         self.residue_bytes.load(Ordering::Relaxed).min(beside_models)
