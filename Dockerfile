@@ -1,4 +1,4 @@
-# The container image: `make image` builds it, README.md tells how to run it.
+# The container image: `make image` builds it, docs/deploying.md tells how to run it.
 #
 # BUILD_IMAGE needs Rust, a C compiler and apt; RUNTIME_IMAGE only glibc 2.28 or later with libstdc++. Nothing is run in the
 # latter. Behind mirrors, give pip and cargo their settings as secrets, which stay out of the image:

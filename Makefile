@@ -28,7 +28,7 @@ setup-test: setup # what tests need beyond that: nextest and cargo-deny, models 
 setup-generated: setup-test # what generated clients need beyond that: their generators, type checkers, Node.js, a linter
 	@scripts/setup-generated
 
-test: setup-generated ## every test, the README's requests, the real Python clients, generated requests and clients
+test: setup-generated ## every test, the requests of the documentation, the real Python clients, generated requests and clients
 	$(TOOLS)/cargo-nextest nextest run --locked
 	scripts/check-clients $(DEV_BINARY)
 	scripts/check-schema $(DEV_BINARY) --requests 400
@@ -138,7 +138,7 @@ docs: ## the code's documentation, in target/doc/granary/
 image: ## the container image granary:latest, with docker, podman or buildah
 	scripts/build-image
 
-test-image: ## a container of granary:latest, closed as far as can be, answers the README's requests
+test-image: ## a container of granary:latest, closed as far as can be, answers the documentation's requests
 	scripts/test-image
 
 sbom: ## what the binary is made of (CycloneDX) and all licences, in target/sbom/

@@ -1,4 +1,4 @@
-//! What an operator's bad day does to a server: each fault ends in a state that README's "Operating" names, a sentence in
+//! What an operator's bad day does to a server: each fault ends in a state that docs/operating.md names, a sentence in
 //! the log, and with every grain where it was.
 //!
 //! `CHAOS_SECONDS` stops the server for longer than usual: see `make chaos`.
@@ -321,12 +321,12 @@ async fn a_clock_that_jumps_is_told_of_and_nothing_is_deleted_for_its_age() {
     process.stop();
 }
 
-/// README's table names every fault of this file.
+/// The table of docs/operating.md names every fault of this file.
 #[test]
-fn the_readme_says_what_each_of_these_ends_in() {
-    let readme: &str = include_str!("../../README.md");
+fn the_page_on_operating_says_what_each_of_these_ends_in() {
+    let page: &str = include_str!("../../docs/operating.md");
     for fault in ["SIGSTOP", "model file", "runtime library", "read-only", "Too many open files", "the clock jumps"] {
-        let row = readme.lines().find(|line| line.starts_with("| ") && line.contains(fault));
-        assert!(row.is_some(), "no row of README's table names {fault}");
+        let row = page.lines().find(|line| line.starts_with("| ") && line.contains(fault));
+        assert!(row.is_some(), "no row of the table in docs/operating.md names {fault}");
     }
 }
