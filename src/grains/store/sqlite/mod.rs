@@ -28,6 +28,7 @@ mod tests;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use sqlx::SqlitePool;
@@ -57,6 +58,7 @@ const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
 pub struct SqliteStore {
     path: PathBuf,
     readers: SqlitePool,
+    read_timeout: Duration,
     /// A connection of its own for readiness: a server that is busy reading is not away.
     probe: SqlitePool,
     writer: SqlitePool,

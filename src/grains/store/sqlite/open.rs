@@ -28,8 +28,7 @@ pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a caller waits for a free connection before it is told that there are too many.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a read may hold its connection: in the middle of a statement nobody notices that its caller has left, and a few
-/// of such would keep all others waiting.
+/// How long a read may hold its connection: a few long ones would keep all others waiting.
 const READ_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Instructions of SQLite's machine between two looks at the time: about a millisecond.
@@ -119,18 +118,30 @@ impl SqliteStore {
             })
         });
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
-        Ok(Self { path, readers, probe, writer, log, lock: Mutex::new(Some(lock)), vocabulary: Vocabulary::new() })
+        let (read_timeout, lock, vocabulary) = (options.read_timeout, Mutex::new(Some(lock)), Vocabulary::new());
+        Ok(Self { path, readers, read_timeout, probe, writer, log, lock, vocabulary })
     }
 
-    /// A reader for what no caller waits for: its time is not limited. What it does is interrupted once that which comes
-    /// with it is dropped, so that nothing goes on for nobody.
+    /// A reader for what may take long. What it does is interrupted when its time is over, as that of all readers is, and
+    /// before that once that which comes with it is dropped: in the middle of a statement nobody notices otherwise that its
+    /// caller has left.
+    pub(super) async fn callers_reader(&self) -> Result<(PoolConnection<Sqlite>, Arc<()>), sqlx::Error> {
+        self.reader_for(self.read_timeout).await
+    }
+
+    /// The same for what no caller waits for: its time is not limited.
     pub(super) async fn patient_reader(&self) -> Result<(PoolConnection<Sqlite>, Arc<()>), sqlx::Error> {
+        self.reader_for(Duration::MAX).await
+    }
+
+    async fn reader_for(&self, time: Duration) -> Result<(PoolConnection<Sqlite>, Arc<()>), sqlx::Error> {
         let mut reader = self.readers.acquire().await?;
         let (begun, log, interest) = (Instant::now(), Arc::clone(&self.log), Arc::new(()));
         let wanted = Arc::downgrade(&interest);
         let mut handle = reader.lock_handle().await?;
         handle.set_progress_handler(INSTRUCTIONS_BETWEEN_LOOKS, move || {
-            wanted.strong_count() > 0 && !log.ends(begun.elapsed())
+            let ran = begun.elapsed();
+            wanted.strong_count() > 0 && ran < time && !log.ends(ran)
         });
         drop(handle);
         Ok((reader, interest))

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures::TryStreamExt;
 use sqlx::sqlite::SqliteRow;
-use sqlx::{QueryBuilder, Row, Sqlite, SqliteConnection};
+use sqlx::{Connection, QueryBuilder, Row, Sqlite, SqliteConnection};
 use tokio::time::timeout;
 
 use super::super::super::StoreError;
@@ -91,7 +91,7 @@ impl ReadStore for SqliteStore {
             }
             few = Some(start);
         }
-        let mut reader = self.readers.acquire().await.map_err(&failed)?;
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
         self.page_by(&mut reader, &request, few.as_ref()).await
     }
 
@@ -101,7 +101,8 @@ impl ReadStore for SqliteStore {
         let mut query = QueryBuilder::new("SELECT count(*)");
         filter::push_from(&mut query, &filter);
         // All is counted at one moment: else the values of a facet may make more or less than the total.
-        let mut transaction = self.readers.begin().await.map_err(&failed)?;
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        let mut transaction = reader.begin().await.map_err(&failed)?;
         let total: i64 = query.build_query_scalar().fetch_one(&mut *transaction).await.map_err(&failed)?;
         let mut counted = Vec::with_capacity(facets.len());
         for facet in facets {

@@ -110,8 +110,9 @@ impl SearchStore for SqliteStore {
             filter::push(&mut query, &filter, Plan::Check);
         }
         query.push(" ORDER BY w.rank, w.rowid LIMIT ").push_bind(i64::from(at_most));
-        let rows: Vec<(i64, f64)> =
-            query.build_query_as().fetch_all(&self.readers).await.map_err(self.failed("search for words"))?;
+        let failed = self.failed("search for words");
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        let rows: Vec<(i64, f64)> = query.build_query_as().fetch_all(&mut *reader).await.map_err(&failed)?;
         Ok(rows.into_iter().map(|(number, score)| Scored { number, score }).collect())
     }
 

@@ -369,7 +369,7 @@ async fn each_connection_keeps_pages_of_its_own() {
 }
 
 #[tokio::test]
-async fn what_no_caller_waits_for_may_take_its_time_and_ends_when_nobody_wants_it() {
+async fn what_no_caller_waits_for_may_take_its_time() {
     const GRAINS: i64 = 20_000;
     let (_folder, path) = folder();
     open(&path).await.expect("created").close().await;
@@ -392,11 +392,20 @@ async fn what_no_caller_waits_for_may_take_its_time_and_ends_when_nobody_wants_i
     assert!(store.served_by_maker().await.expect("counted").is_empty());
     assert_eq!(store.sample(2).await.expect("drawn").len(), 2);
 
+    store.close().await;
+}
+
+#[tokio::test]
+async fn nothing_is_read_for_a_caller_who_has_left() {
     let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
-    let read = async {
-        let (mut reader, _interest) = store.patient_reader().await.expect("a reader");
-        sqlx::query_scalar::<_, i64>(endless).fetch_one(&mut *reader).await.expect("it has no end")
-    };
-    tokio::time::timeout(Duration::from_millis(200), read).await.expect_err("it goes on");
-    tokio::time::timeout(Duration::from_secs(10), store.close()).await.expect("it was interrupted");
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    for reader in [store.callers_reader().await, store.patient_reader().await] {
+        let read = async {
+            let (mut reader, _interest) = reader.expect("a reader");
+            sqlx::query_scalar::<_, i64>(endless).fetch_one(&mut *reader).await.expect("it has no end")
+        };
+        tokio::time::timeout(Duration::from_millis(200), read).await.expect_err("it goes on");
+    }
+    tokio::time::timeout(Duration::from_secs(10), store.close()).await.expect("they were interrupted");
 }
