@@ -34,6 +34,9 @@ const LOG_BYTES_OF_ONE_SHARED: u64 = 512;
 /// What it takes at least where it makes the tables: they are in the log and in the file for a moment.
 const SPACE_TO_MAKE: u64 = 1 << 20;
 
+/// The schema version of files that version 0.3 wrote.
+const SCHEMA_OF_0_3: i64 = 1;
+
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -287,10 +290,11 @@ pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreEr
         }
         Some(Ok(FileState::Known { version, latest, .. })) => {
             let upgraded = format!("a copy is kept and it is upgraded to {latest} at the next start");
-            let copied = size_of_file(&path) + size_of_log(&path);
-            // The copy that is kept, and as much for the index of words, in the file and in its log: the upgrade itself may
-            // take more.
-            fine(format!("`{name}` has schema version {version}; {upgraded}"), SPACE_TO_MAKE + 2 * copied)
+            // The copy that is kept, and as much for the index of words, in the file and in its log. The tables of version
+            // 0.3 are written anew, too; a file without vectors whose texts put no spaces between words may take more.
+            let times = if *version == SCHEMA_OF_0_3 { 4 } else { 2 };
+            let needed = SPACE_TO_MAKE + times * (size_of_file(&path) + size_of_log(&path));
+            fine(format!("`{name}` has schema version {version}; {upgraded}"), needed)
         }
         Some(Ok(FileState::InUse { holder })) => {
             let finding = format!("`{name}` is in use by {holder}, so Granary is running already");
