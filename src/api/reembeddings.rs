@@ -270,8 +270,8 @@ pub async fn roll_back(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<
     Ok(axum::Json(ReembeddingObject::of(jobs.roll_back(&id).await?)))
 }
 
-/// Deletes the vectors that a job has made superfluous: after a cut-over the old ones, which closes the way back; else its
-/// own, where they serve nothing and no other job needs them.
+/// Deletes the vectors that a job has made superfluous: after a cut-over the old ones, which closes the way back; else those
+/// in its space that serve nothing and that no other job needs.
 #[utoipa::path(
     post, path = "/reembeddings/{id}/purge", tag = "reembeddings", operation_id = "purge_reembedding",
     params(("id" = String, Path, description = "A job's id")),

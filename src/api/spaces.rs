@@ -93,7 +93,7 @@ pub struct DeclareBody {
     dimensions: u64,
 }
 
-/// Declares a space whose vectors are made elsewhere: they are brought along, and searched by vector only.
+/// Declares a space whose vectors are made elsewhere: they are brought along, and searched by vector. Words find their texts.
 ///
 /// Its id follows from the name and the dimensions, so the same declaration makes the same space on every server.
 #[utoipa::path(

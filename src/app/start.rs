@@ -22,7 +22,8 @@ pub async fn start(config: Config, shutdown: Shutdown, signals: &mut Signals) ->
         signal = signals.recv() => {
             // Nothing is lost, whatever the start was at. Each schema migration is one transaction, and the next start
             // goes on from the version that it finds, as it does with the index of words, which it begins anew; a copy of
-            // the database and a file of a hub get their names when they are whole; indexes that were saved are believed until all of them are ready.
+            // the database and a file of a hub get their names when they are whole; indexes that were saved are believed
+            // until all of them are ready.
             tracing::info!(signal, "stopped before it served; the next start goes on where this one was");
             telemetry::flush_log();
             // With the start still there: it holds the lock of the database, where a thread of SQLite, which nobody can

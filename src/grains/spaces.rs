@@ -7,7 +7,7 @@ use crate::models::Declared;
 use crate::models::ledger::SpaceRecord;
 
 impl Grains {
-    /// Makes a space known that no model makes: vectors of it are brought along, and it is searched by vector only. Says
+    /// Makes a space known that no model makes: vectors of it are brought along, and it is searched by vector. Says
     /// whether it is new.
     ///
     /// # Errors
