@@ -1,6 +1,6 @@
 //! Whose a file is: what takes the place of another file belongs to whoever has that one, and not to root because the
 //! command was run with `sudo`. The server could not open it: a database would not start, and of keys it would go on
-//! with what it has read before.
+//! with what it has read before. Links on the way are followed only where root or this user made them.
 
 use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, fchown};

@@ -1,4 +1,5 @@
-//! Changing the active model, with what that means for the grains there are.
+//! Changing the active model, with what that means for the grains there are. Whatever can fail is asked before anything
+//! moves.
 
 use futures::future::BoxFuture;
 

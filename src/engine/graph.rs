@@ -1,4 +1,4 @@
-//! Where a model's graph and its weights are.
+//! Where a model's graph and its weights are, and which of its numbers bf16 cannot bear, with what takes their place.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,8 @@
 //! Text in, vectors out: tokenizer, queue, micro-batches, ONNX Runtime, pooling.
 //!
 //! Owns what happens to a text between a request and its vector. It never sees HTTP or SQL, and does not know which
-//! models there are. Start at [`encoder`].
+//! models there are. Start at [`encoder`]: behind it, `tokenize` and `turns` make tokens, `queue`, `job` and `batcher` decide
+//! what runs when and by whom, `session` runs it, and `head`, `pooling` and `dense` make the vector.
 
 pub mod batcher;
 pub mod dense;

@@ -2,6 +2,9 @@
 //!
 //! Owns what is stored and how it is found. It refuses to know HTTP, and leaves switching models and re-embedding to
 //! `change`. Start at [`service`], then [`search`] and [`store`].
+//!
+//! `indexes` follow the database, `anchors` make scores comparable, `staging` and `places` move spaces, `transfer` and
+//! `snapshots` carry grains in bulk.
 
 mod anchors;
 mod by_words;

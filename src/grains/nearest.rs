@@ -2,7 +2,7 @@
 //!
 //! The query is made in every space first, which may take a model's load; then all spaces are looked at together. When a
 //! space has begun to serve meanwhile, or grains have moved, the look is taken again: else a grain that moved would be
-//! missed, or found twice.
+//! missed, or found twice. Under a filter it is decided here how deep each index looks.
 
 use std::time::Instant;
 

@@ -1,4 +1,5 @@
-//! From a catalog entry to a model in memory.
+//! From a catalog entry to a model in memory: its files, where a hub's are checked; its settings, the operator's before the
+//! files' before the built-in's; a session that is tried; and its identity.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU32, NonZeroUsize};

@@ -2,6 +2,9 @@
 //!
 //! Owns the catalog, the life of each model, and the proof of what made a vector ([`fingerprint`]). It knows no HTTP
 //! and no SQL: what must survive a restart goes through [`ledger::Ledger`]. Start at [`manager`].
+//!
+//! `loader`, and the readers of files beside it, make a model of a folder, which `hub` may have fetched. `canary`,
+//! `standing`, `probe` and `health` watch a model that is loaded.
 
 pub mod cache;
 pub mod callers;
