@@ -64,15 +64,14 @@ struct AdoptionObject {
     unknown_ids: Vec<String>,
 }
 
-/// Gives vectors their provenance by proof: each is compared with what the model makes of its text, and takes the model's
-/// space where both agree.
+/// Proves which model made vectors of unknown origin: each is compared with what the model makes of its text. Where both
+/// agree, the vector is in the model's space from then on.
 ///
-/// The answer is NDJSON: `{"progress": {"model", "space", "compared", "adopted", "unknown"}}`, and last `{"end": {…}}`
-/// with the same, and in `unknown_ids` the first thousand of the `unknown`: those that do not agree, and stay as they
-/// were. Where it was cut short, `{"error": {"problem": {…}}}` stands in place of `end`, and what was adopted stays so.
-/// Who leaves early keeps what is adopted, and goes on by asking again. While a re-embedding can be rolled back, a space
-/// that it needs for that is joined to no other, and neither is one whose grains would be served from a third space
-/// then: 409.
+/// The answer is NDJSON: lines of `{"progress": {"model", "space", "compared", "adopted", "unknown"}}`, and last
+/// `{"end": {…}}` with the same counts. Its `unknown_ids` has the first thousand of those that do not agree; they stay as
+/// they were. An adoption that was cut short ends with `{"error": {"problem": {…}}}`. What is adopted stays so: ask again to
+/// go on. A space is not joined to another one (409) while a re-embedding needs it to be rolled back, or if its grains would
+/// then be served from a third space.
 #[utoipa::path(
     post, path = "/spaces/adopt", tag = "spaces", operation_id = "adopt_space", request_body = Option<AdoptBody>,
     responses(

@@ -151,16 +151,18 @@ pub async fn list(Jobs(jobs): Jobs) -> axum::Json<ReembeddingList> {
 }
 
 /// Begins a job: the selected grains get vectors of the model, in the background and beside what is served. When all have
-/// them, its space takes over at once. The active model stays what it is.
+/// them, its space takes over in one step. The active model stays what it is.
 ///
-/// Where its space is the first one already, each grain is served from it as soon as it has its vector, and there is
-/// nothing to roll back. A first space that serves nothing goes behind the others before, where there are others and no
-/// earlier job can be rolled back from it or to it.
+/// If the model's space comes first already, as the active model's usually does, each grain is served from it as soon as it
+/// has its vector, and there is nothing to roll back.
 ///
-/// With `from` or a `filter` it is refused (409) where its space has vectors of other grains that another space serves:
-/// they would move too. It is refused as well where selected grains would be served from its space before the cut-over,
-/// and after a roll-back still: it cannot go behind the space that serves them, since an earlier job has left vectors
-/// there. The error names the job to purge, where there is one.
+/// A job is refused (409) if
+///
+/// - another job for the same space is open
+/// - it has `from` or a `filter`, and its space has vectors of other grains that another space serves: they would move too
+/// - an earlier job has left vectors because of which a roll-back would not bring all grains back
+///
+/// The error names the job to purge, where there is one.
 #[utoipa::path(
     post, path = "/reembeddings", tag = "reembeddings", operation_id = "begin_reembedding",
     request_body = ReembeddingBody,
@@ -244,9 +246,9 @@ pub async fn resume(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Ree
     Ok(axum::Json(ReembeddingObject::of(jobs.resume(&id).await?)))
 }
 
-/// Gives a job up. Its vectors serve nothing, and stay until they are purged. While a job is rolled back, that is ended.
+/// Gives a job up. Its vectors serve nothing, and stay until they are purged. While a job is rolling back, this ends that.
 ///
-/// Where the job's space is the first one already, as the active model's usually is, what the job has done is served.
+/// If the job's space came first already, as the active model's usually does, what the job has done is served.
 #[utoipa::path(
     post, path = "/reembeddings/{id}/cancel", tag = "reembeddings", operation_id = "cancel_reembedding",
     params(("id" = String, Path, description = "A job's id")),
@@ -258,9 +260,9 @@ pub async fn cancel(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<Ree
 
 /// Takes a cut-over back: the old space serves again at once.
 ///
-/// Grains written since stay served from the newer space until they have vectors in the old one, which they get in the
-/// background; a cancellation ends that. The active model goes back too if the job's own request changed it. A job whose
-/// space was the first one before cannot be rolled back.
+/// Grains written since are served from the newer space until they have vectors in the old one, which they get in the
+/// background; `…/cancel` ends that. If the job's own request changed the active model, the model before is active again. A
+/// job whose space came first already cannot be rolled back.
 #[utoipa::path(
     post, path = "/reembeddings/{id}/rollback", tag = "reembeddings", operation_id = "roll_back_reembedding",
     params(("id" = String, Path, description = "A job's id")),
@@ -270,8 +272,8 @@ pub async fn roll_back(Jobs(jobs): Jobs, JobId(id): JobId) -> Result<axum::Json<
     Ok(axum::Json(ReembeddingObject::of(jobs.roll_back(&id).await?)))
 }
 
-/// Deletes the vectors that a job has made superfluous: after a cut-over the old ones, which closes the way back; else those
-/// in its space that serve nothing and that no other job needs.
+/// Deletes the vectors that a job has made superfluous: after a cut-over the old ones, so that there is no roll-back any
+/// more; else those in its space that serve nothing and that no other job needs.
 #[utoipa::path(
     post, path = "/reembeddings/{id}/purge", tag = "reembeddings", operation_id = "purge_reembedding",
     params(("id" = String, Path, description = "A job's id")),

@@ -111,11 +111,11 @@ pub struct CreateQuery {
 
 /// Writes new grains: one, or many in `grains`. Their vectors are computed unless they bring them along.
 ///
-/// Of many, all are written or none; with `partial=true` each for itself. Sent again with the same `Idempotency-Key`
-/// within 24 hours, a request that was answered 201 or 207 is answered as the first time, and nothing is written twice.
-/// Errors are not kept: after one, the same request is carried out, if nothing stands against it any more. With a key, a
-/// model that is not to be had is the error of the whole request, and none of its grains is written: in a 207 it would be
-/// kept, and outlast its reason.
+/// All of `grains` are written, or none. With `partial=true` each is written or refused for itself (207).
+///
+/// A request that was answered 201 or 207 may be sent again with the same `Idempotency-Key` within 24 hours: it is answered
+/// as the first time, and nothing is written twice. Errors are not kept: after one, the same request is carried out. With a
+/// key, `partial=true` writes no grain while a model is not available: the 207 would be kept, and outlast that problem.
 #[utoipa::path(
     post, path = "/grains", tag = "grains", operation_id = "create_grains", request_body = CreateBody,
     params(

@@ -253,10 +253,10 @@ pub struct Deleted {
 
 /// Deletes the grains that meet a filter, up to 5,000 of them in one step.
 ///
-/// More are deleted in several steps of 5,000, and others write in between: those go that met the filter at the beginning
-/// and still do when their turn comes, and what has been written since stays. `expected_count` is compared at the beginning.
-/// Should the disk be full or the server end in the middle, the steps that were taken stay so. The error says how many
-/// grains are deleted, and the same request deletes the others.
+/// More are deleted in steps of 5,000, and other writes get their turn in between. A grain is deleted if it met the filter
+/// at the beginning, still meets it, and has not been written since. `expected_count` is compared at the beginning. If the
+/// disk is full or the server stops in the middle, the steps that are done stay done: the error says how many grains are
+/// deleted, and the same request deletes the others.
 #[utoipa::path(
     post, path = "/grains/delete", tag = "grains", operation_id = "delete_grains", request_body = DeleteBody,
     responses((status = 200, description = "They are gone", body = Deleted), NativeErrors, NativeBodyErrors, Conflict, NoRoom)
