@@ -215,13 +215,14 @@ impl Client {
 
     /// Sends a request whose answer is read line by line.
     pub(super) async fn open(&self, request: Request) -> Result<Lines, ServerError> {
+        Ok(Lines { pieces: self.fetch(request).await?, read: Vec::new(), searched: 0 })
+    }
+
+    /// Sends a request whose answer is taken piece by piece, as it comes.
+    pub(super) async fn fetch(&self, request: Request) -> Result<Pieces, ServerError> {
         let response = self.send(request).await?;
-        Ok(Lines {
-            pieces: response.bytes_stream().map(|piece| piece.map(Vec::from)).boxed(),
-            read: Vec::new(),
-            searched: 0,
-            shown: self.shown.clone(),
-        })
+        let stream = response.bytes_stream().map(|piece| piece.map(Vec::from)).boxed();
+        Ok(Pieces { stream, shown: self.shown.clone() })
     }
 
     /// The answer to a request that was not refused.
@@ -370,13 +371,25 @@ impl Request {
     }
 }
 
+/// An answer as it comes.
+pub(super) struct Pieces {
+    stream: BoxStream<'static, reqwest::Result<Vec<u8>>>,
+    shown: Url,
+}
+
+impl Pieces {
+    /// The next piece; `None` after the last. An answer that is shorter than the server said is an error.
+    pub(super) async fn next(&mut self) -> Result<Option<Vec<u8>>, ServerError> {
+        self.stream.next().await.transpose().map_err(|source| ServerError::of(&self.shown, source))
+    }
+}
+
 /// An answer that is read line by line.
 pub(super) struct Lines {
-    pieces: BoxStream<'static, reqwest::Result<Vec<u8>>>,
+    pieces: Pieces,
     read: Vec<u8>,
     /// Bytes of `read` in which no line ends.
     searched: usize,
-    shown: Url,
 }
 
 impl Lines {
@@ -389,11 +402,8 @@ impl Lines {
                 return Ok(Some(std::mem::replace(&mut self.read, rest)));
             }
             self.searched = self.read.len();
-            match self.pieces.next().await {
-                Some(Ok(piece)) => self.read.extend_from_slice(&piece),
-                Some(Err(source)) => return Err(ServerError::of(&self.shown, source)),
-                None => return Ok(None),
-            }
+            let Some(piece) = self.pieces.next().await? else { return Ok(None) };
+            self.read.extend_from_slice(&piece);
         }
     }
 

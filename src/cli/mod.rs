@@ -18,6 +18,7 @@ mod pinned;
 pub mod reembed;
 pub mod snapshot;
 pub mod spaces;
+mod whole_file;
 
 use std::io::Write;
 use std::path::PathBuf;

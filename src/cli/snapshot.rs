@@ -1,15 +1,16 @@
 //! `granary snapshot`: the snapshots of a running server, over HTTP; and `restore`, by which one takes the place of the
 //! database. That opens files only, under the database's lock.
 
-use std::io::Write;
-use std::path::{self, PathBuf};
+use std::io::{self, Write};
+use std::path::{self, Path, PathBuf};
 
 use clap::{Args, Subcommand};
 use reqwest::Method;
 use serde_json::Value;
 
-use super::client::{Client, Request, ServerArgs, ServerError};
+use super::client::{Client, Pieces, Request, ServerArgs, ServerError};
 use super::output::{self, ProcessError, printable, text, titled};
+use super::whole_file::WholeFile;
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
 use crate::grains::store::{StoreError, restore};
 
@@ -26,10 +27,24 @@ enum Verb {
     Create(ServerArgs),
     /// List the snapshots of a running server, the latest first
     List(ServerArgs),
+    /// Fetch a snapshot of a running server into a file
+    Fetch(FetchArgs),
     /// Delete a snapshot of a running server
     Delete(DeleteArgs),
     /// Put a snapshot in place of the database of a server that is stopped; what was there is kept beside it
     Restore(RestoreArgs),
+}
+
+#[derive(Clone, Debug, Args)]
+struct FetchArgs {
+    /// The snapshot's name
+    name: String,
+    /// Where it goes, in place of what is there: a file, which has its name only when it is whole, or `-` for standard
+    /// output
+    file: PathBuf,
+    /// Which server, and the key for it.
+    #[command(flatten)]
+    server: ServerArgs,
 }
 
 #[derive(Clone, Debug, Args)]
@@ -65,6 +80,9 @@ pub enum SnapshotCliError {
     /// The snapshot or the database.
     #[error("nothing was restored")]
     Store(#[from] StoreError),
+    /// The file that a snapshot is fetched into.
+    #[error("the snapshot cannot be written")]
+    File(#[source] io::Error),
     /// The process.
     #[error(transparent)]
     Process(#[from] ProcessError),
@@ -84,6 +102,7 @@ pub fn run(args: SnapshotArgs, out: &mut impl Write) -> Result<(), SnapshotCliEr
             ask(&server, Request::new(Method::POST, &["snapshots"]), named, out)
         }
         Verb::List(server) => ask(&server, Request::get(&["snapshots"]), listed, out),
+        Verb::Fetch(args) => output::runtime()?.block_on(fetch(args, out)),
         Verb::Delete(DeleteArgs { name, server }) => {
             let said = |_: &Value| format!("{name} is deleted\n");
             ask(&server, Request::new(Method::DELETE, &["snapshots", &name]), said, out)
@@ -102,6 +121,24 @@ fn ask(
     let client = Client::new(server)?;
     let answer = output::runtime()?.block_on(client.ask(request))?;
     Ok(output::print(&said(&answer), out)?)
+}
+
+async fn fetch(args: FetchArgs, out: &mut impl Write) -> Result<(), SnapshotCliError> {
+    let FetchArgs { name, file, server } = args;
+    let pieces = Client::new(&server)?.fetch(Request::get(&["snapshots", &name])).await?;
+    if file == Path::new("-") {
+        return copy(pieces, out).await;
+    }
+    let mut file = WholeFile::create(file).map_err(SnapshotCliError::File)?;
+    copy(pieces, &mut file).await?;
+    file.finish().map_err(SnapshotCliError::File)
+}
+
+async fn copy(mut pieces: Pieces, out: &mut impl Write) -> Result<(), SnapshotCliError> {
+    while let Some(piece) = pieces.next().await? {
+        out.write_all(&piece).map_err(SnapshotCliError::File)?;
+    }
+    out.flush().map_err(SnapshotCliError::File)
 }
 
 /// One line a snapshot, under a line of titles.

@@ -88,8 +88,9 @@ async fn a_snapshot_is_listed_fetched_restored_and_deleted() {
 }
 
 #[tokio::test]
-async fn snapshots_are_made_listed_and_deleted_by_command() {
+async fn snapshots_are_made_listed_fetched_and_deleted_by_command() {
     let app = TestApp::start_with(&with_tiny(&[])).await;
+    let here = TempDir::new().expect("a folder");
     let granary = async |arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
         command.arg("snapshot").args(arguments).args(["--url", app.url()]).env_clear();
@@ -103,6 +104,16 @@ async fn snapshots_are_made_listed_and_deleted_by_command() {
     assert_eq!(app.get("/snapshots").await.ok()["snapshots"][0]["name"], name);
     let (_, list) = granary(&["list"]).await;
     assert!(list.starts_with("NAME ") && list.lines().nth(1).is_some_and(|line| line.starts_with(name)), "{list}");
+    let file = here.path().join("copy.db");
+    let copy = file.to_str().expect("UTF-8");
+    assert_eq!(granary(&["fetch", name, copy]).await, (Some(0), String::new()));
+    let answer = client().get(format!("{}/snapshots/{name}", app.url())).send().await.expect("an answer");
+    assert_eq!(fs_err::read(&file).expect("fetched"), answer.bytes().await.expect("a file"));
+    fs_err::write(&file, "an earlier one").expect("written");
+    let (code, said) = granary(&["fetch", "granary-19700101T000000.000Z.db", copy]).await;
+    assert!(code == Some(1) && said.starts_with("granary: there is no snapshot `"), "{said}");
+    assert_eq!(fs_err::read(&file).expect("kept"), b"an earlier one");
+    assert!(!here.path().join("copy.db.part").exists());
     assert_eq!(granary(&["delete", name]).await, (Some(0), format!("{name} is deleted\n")));
     let (code, said) = granary(&["delete", name]).await;
     assert!(code == Some(1) && said.starts_with(&format!("granary: there is no snapshot `{name}`")), "{said}");

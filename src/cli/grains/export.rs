@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 
 use super::super::client::{Client, Lines, Request};
 use super::super::output::printable;
+use super::super::whole_file::WholeFile;
 use super::{ExportArgs, Failure, GrainsError, filter};
-use crate::files::beside;
 
 pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write) -> Result<(), Failure> {
     let include: &[&str] = if args.vectors { &["vector"] } else { &[] };
@@ -18,24 +18,9 @@ pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write)
     if args.file == Path::new("-") {
         return copy(lines, out).await;
     }
-    if !is_replaceable(&args.file) {
-        let mut file = io::BufWriter::new(fs_err::File::create(args.file).map_err(GrainsError::File)?);
-        return copy(lines, &mut file).await;
-    }
-    // Under its own name only when it is whole.
-    let part = beside(&args.file, ".part");
-    let mut file = io::BufWriter::new(fs_err::File::create(&part).map_err(GrainsError::File)?);
+    let mut file = WholeFile::create(args.file).map_err(GrainsError::File)?;
     copy(lines, &mut file).await?;
-    file.into_inner().map_err(|error| GrainsError::File(error.into_error()))?.sync_all().map_err(GrainsError::File)?;
-    Ok(fs_err::rename(part, args.file).map_err(GrainsError::File)?)
-}
-
-/// Whether another file may take the place of what is there. A link, a pipe or a device is written to instead: it stays.
-fn is_replaceable(path: &Path) -> bool {
-    match fs_err::symlink_metadata(path) {
-        Ok(found) => found.is_file(),
-        Err(error) => error.kind() == io::ErrorKind::NotFound,
-    }
+    Ok(file.finish().map_err(GrainsError::File)?)
 }
 
 /// Writes the lines of an export, whose last must be its end.
