@@ -1,6 +1,7 @@
 //! Models that are disabled, registered, deleted and evicted.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
@@ -143,6 +144,9 @@ async fn a_model_is_registered_survives_a_kill_and_is_deleted() {
     let answer = post("/models", json!({"name": "Mine", "path": "mine", "aliases": ["also"], "pooling": null})).await;
     assert_eq!((answer.status.as_u16(), answer.header("location")), (201, "/models/Mine"));
     assert_eq!(answer.ok()["origin"], "registered");
+    let mut register = Command::new(env!("CARGO_BIN_EXE_granary"));
+    register.args(["models", "register", "by-command", "mine", "--url", &url]).env_clear();
+    assert_eq!(String::from_utf8_lossy(&register.output().expect("it runs").stdout), "by-command is unloaded\n");
     let vectors = vectors_of(&post("/models/also/embed", json!({"inputs": "hello"})).await.ok());
     let again = post("/models", json!({"name": "mine", "path": "mine"})).await.problem();
     assert_eq!((again.0, again.1.as_str()), (409, "conflict"));

@@ -562,14 +562,15 @@ async fn the_command_moves_grains_and_says_how_far_it_is() {
     let app = TestApp::start_with(&with_tiny(&[OTHER, "tiny-broken-token"])).await;
     write(&app, 20).await;
     app.put("/grains/1", json!({"text": "one ~ that fails"})).await.ok();
-    let granary = async |arguments: &[&str]| {
+    let of = async |group: &str, arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
-        command.arg("reembed").args(arguments).args(["--url", app.url()]).env_clear();
+        command.arg(group).args(arguments).args(["--url", app.url()]).env_clear();
         // The server is in this process: waiting for the command must not hold it.
         let output = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic").expect("it runs");
         let [out, error] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).expect("UTF-8"));
         (output.status.success(), out, error)
     };
+    let granary = async |arguments: &[&str]| of("reembed", arguments).await;
     let (succeeded, out, error) =
         granary(&["begin", OTHER, "--watch", "--filter", r#"{"ids": ["0", "1", "2"]}"#]).await;
     assert!(succeeded && out.contains("(to tiny-cls) is completed"), "{out}{error}");
@@ -589,5 +590,15 @@ async fn the_command_moves_grains_and_says_how_far_it_is() {
     assert!(succeeded && out.starts_with("1  "), "{out}");
     let (succeeded, _, error) = granary(&["pause", "nobody"]).await;
     assert!(!succeeded && error.contains("there is no re-embedding `nobody`"), "{error}");
+
+    let (succeeded, out, error) = of("models", &["activate", OTHER]).await;
+    let elsewhere = "20 grains are in other spaces: `granary reembed begin tiny-cls` brings them along\n";
+    assert!(succeeded && out == format!("tiny-cls is active; before it was tiny\n{elsewhere}"), "{out}{error}");
+    of("models", &["activate", "tiny"]).await;
+    let (succeeded, out, error) = of("models", &["activate", OTHER, "--reembed"]).await;
+    assert!(succeeded && out.starts_with("tiny-cls is active; before it was tiny\nthe re-embedding "), "{out}{error}");
+    let id = out.lines().nth(1).and_then(|line| line.split(' ').nth(2)).expect("an id").to_owned();
+    let (succeeded, out, error) = granary(&["watch", &id]).await;
+    assert!(succeeded && out.contains("is completed"), "{out}{error}");
     app.stop().await;
 }

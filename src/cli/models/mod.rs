@@ -51,10 +51,20 @@ pub enum ModelsVerb {
         #[arg(long)]
         disable: bool,
     },
+    /// Register a model whose files are in the server's models directory; later runs know it too
+    Register {
+        /// The name that requests are to call it by
+        name: String,
+        /// Its folder or .onnx file, relative to the models directory
+        path: String,
+    },
     /// Make a model the one that requests without a model use
     Activate {
         /// A model's name or alias, or `auto`: the one that suits the server's machine best
         model: String,
+        /// Have the grains follow, in the background: `granary reembed` follows the job and takes it back
+        #[arg(long)]
+        reembed: bool,
     },
     /// Accept that a model makes another space since its files or settings changed
     Accept {
@@ -134,9 +144,10 @@ async fn carry_out(client: &Client, verb: ModelsVerb) -> Result<String, Failure>
         ModelsVerb::Unload { model, disable } => {
             said(&post(&["models", &model, "unload"], json!({"disable": disable})).await?)
         }
-        ModelsVerb::Activate { model } => {
-            let switch = client.ask(Request::json(Method::PUT, &["models", "active"], &json!({"name": model}))).await?;
-            format!("{} is active; before it was {}\n", text(&switch["name"]), text(&switch["previous"]))
+        ModelsVerb::Register { name, path } => said(&post(&["models"], json!({"name": name, "path": path})).await?),
+        ModelsVerb::Activate { model, reembed } => {
+            let body = json!({"name": model, "reembed": reembed});
+            switched(&client.ask(Request::json(Method::PUT, &["models", "active"], &body)).await?)
         }
         ModelsVerb::Accept { model, numerics } => {
             let accepted = post(&["models", &model, "accept"], json!({"numerics": numerics})).await?;
@@ -251,6 +262,23 @@ async fn register(client: &Client, args: &PullArgs) -> Result<String, Failure> {
     let entry = json!({"name": name, "repository": args.model, "revision": args.revision, "file": args.file});
     client.ask(Request::json(Method::POST, &["models"], &entry)).await?;
     Ok(name)
+}
+
+/// What a switch did, and how the grains that are elsewhere come along.
+fn switched(switch: &Value) -> String {
+    let name = text(&switch["name"]);
+    let said = format!("{name} is active; before it was {}\n", text(&switch["previous"]));
+    let job = &switch["reembedding"];
+    if job.is_object() {
+        let id = text(&job["id"]);
+        return said + &format!("the re-embedding {id} has begun: `granary reembed watch {id}` follows it\n");
+    }
+    match switch["grains_elsewhere"].as_u64() {
+        None | Some(0) => said,
+        Some(n) => {
+            said + &format!("{n} grains are in other spaces: `granary reembed begin {name}` brings them along\n")
+        }
+    }
 }
 
 fn said(model: &Value) -> String {
