@@ -107,10 +107,10 @@ impl SqliteStore {
         let (mut known, uncounted) = self.vocabulary.known(&words);
         if !uncounted.is_empty() {
             let failed = self.failed("count the grains that have a word");
-            // None is ever given the number of another, so that there are at most so many.
-            let greatest = sqlx::query_scalar("SELECT max(number) FROM grains").fetch_one(&self.readers).await;
-            let greatest: Option<i64> = greatest.map_err(&failed)?;
-            known.n_grains = count(greatest.unwrap_or_default());
+            if known.n_grains == 0 {
+                let all = sqlx::query_scalar("SELECT count(*) FROM grains").fetch_one(&self.readers).await;
+                known.n_grains = count(all.map_err(&failed)?);
+            }
             let counts = self.count_words(&uncounted).await.map_err(failed)?;
             self.vocabulary.note(known.n_grains, &counts);
             known.words.extend(counts);
