@@ -24,7 +24,7 @@ text_type!(ReembeddingId);
 /// | from | to |
 /// |---|---|
 /// | `queued` | `running`, `paused`, `cancelled`, `failed` |
-/// | `running` | `queued` (the process stopped), `paused`, `cancelled`, `failed`, `cutting_over`, `completed_with_failures` |
+/// | `running` | `paused`, `cancelled`, `failed`, `cutting_over`, `completed_with_failures` |
 /// | `cutting_over` | `running` (a write came in between), `completed`, `paused`, `cancelled`, `failed` |
 /// | `paused` | `queued`, `cancelled` |
 /// | `completed` | `rolling_back` |
@@ -78,10 +78,9 @@ impl ReembeddingState {
         use ReembeddingState as S;
         match self {
             S::Queued => matches!(next, S::Running | S::Paused | S::Cancelled | S::Failed),
-            S::Running => matches!(
-                next,
-                S::Queued | S::Paused | S::Cancelled | S::Failed | S::CuttingOver | S::CompletedWithFailures
-            ),
+            S::Running => {
+                matches!(next, S::Paused | S::Cancelled | S::Failed | S::CuttingOver | S::CompletedWithFailures)
+            }
             S::CuttingOver => matches!(next, S::Running | S::Completed | S::Paused | S::Cancelled | S::Failed),
             S::Paused => matches!(next, S::Queued | S::Cancelled),
             S::Completed => next == S::RollingBack,

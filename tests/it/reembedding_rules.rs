@@ -323,6 +323,8 @@ async fn there_is_one_job_for_a_space_when_an_earlier_one_is_resumed_too() {
     write_with(&app, "more", TINY, 300).await;
     let second = begin_slowly(&app, BROKEN).await;
     assert!(refused(&app, &first, "resume").await.contains(id(&second)));
+    wait_until(&app, &second, "running").await;
+    assert!(refused(&app, &second, "resume").await.contains("is running"));
     verb(&app, &second, "cancel").await;
     verb(&app, &first, "resume").await;
     wait_for(&app, &first, |job| job["state"] == "completed").await;
