@@ -323,6 +323,15 @@ impl MultiModelManager {
         self.lease_entry(&entry, Eagerness::Request).await
     }
 
+    /// The same at once after a failed load, as an operator's word has it: no pause has to be over.
+    ///
+    /// # Errors
+    /// As [`Self::lease`].
+    pub async fn lease_by_hand(&self, name: &ModelName) -> Result<Lease, ModelError> {
+        let entry = self.entry(name)?;
+        self.lease_entry(&entry, Eagerness::ByHand).await
+    }
+
     /// Embeds with the named model.
     ///
     /// # Errors

@@ -420,3 +420,41 @@ async fn a_way_back_that_comes_to_an_end_says_of_the_model_before_too_what_becam
     assert!(reason.contains("brings along what that space serves"), "{reason}");
     app.stop().await;
 }
+
+#[tokio::test]
+async fn nothing_goes_back_to_a_space_that_serves_nothing() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER, THIRD])).await;
+    write(&app, 5).await;
+    take_over(&app, json!({"to": THIRD, "from": "unknown"})).await;
+    let job = switch(&app, OTHER).await;
+    app.post("/grains", json!({"id": "late", "text": "written in the new space"})).await.ok();
+
+    // The model before is known no more.
+    let others = [OTHER, THIRD].map(entry_of).concat();
+    let app = app.restart_with(&format!("[ai]\nmodel_name = \"{OTHER}\"\n{others}")).await;
+    roll_back(&app, &job).await;
+    assert_embedded(&app, "late", OTHER).await;
+    assert_eq!(n_in(&app, &space_of(&app, THIRD).await).await, 0);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_job_that_failed_for_its_model_goes_on_as_soon_as_that_is_repaired() {
+    let files = TempDir::new().expect("a folder");
+    copy_folder(&test_model(OTHER), files.path());
+    let own = format!("[[ai.additional_models]]\nname = \"mine\"\npath = \"{}\"\n", files.path().display());
+    let app = TestApp::start_with(&(with_tiny(&[]) + &own)).await;
+    write(&app, 100).await;
+    let job = begin_slowly(&app, "mine").await;
+    verb(&app, &job, "pause").await;
+    app.post("/models/mine/unload", json!({})).await.ok();
+    let [tokenizer, away] = ["tokenizer.json", "away.json"].map(|name| files.path().join(name));
+    fs_err::rename(&tokenizer, &away).expect("taken away");
+    verb(&app, &job, "resume").await;
+    let failed = wait_until(&app, &job, "failed").await;
+
+    fs_err::rename(&away, &tokenizer).expect("brought back");
+    verb(&app, &job, "resume").await;
+    wait_for(&app, &job, |job| job["done"].as_u64() > failed["done"].as_u64()).await;
+    app.stop().await;
+}

@@ -96,7 +96,8 @@ impl Reembeddings {
         )
     }
 
-    /// Where grains go back to: the space of the model that was active before, or else the one that serves most grains.
+    /// Where grains go back to: the space of the model that was active before, or else the one that serves most grains, if
+    /// any serves some.
     async fn way_back(&self, job: &Reembedding, before: &[&SpaceId]) -> Result<Option<(ModelName, SpaceId)>, Stopped> {
         let active = job.previous_model.clone().unwrap_or_else(|| self.models.active());
         let mut makers = Vec::new();
@@ -107,7 +108,8 @@ impl Reembeddings {
         }
         let served = self.grains.served_by_space().await?;
         let n_served = |space: &SpaceId| served.iter().find(|(of, _)| of == space).map_or(0, |(_, n_grains)| *n_grains);
-        Ok(makers.into_iter().min_by_key(|(model, space)| (*model != active, Reverse(n_served(space)))))
+        let candidates = makers.into_iter().filter(|(model, space)| *model == active || n_served(space) > 0);
+        Ok(candidates.min_by_key(|(model, space)| (*model != active, Reverse(n_served(space)))))
     }
 
     /// Brings grains back, and answers how many the model could not embed.
