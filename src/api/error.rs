@@ -159,10 +159,10 @@ impl ApiError {
                     error: OpenAiErrorBody {
                         message,
                         kind: self.code.openai_type().to_owned(),
-                        param: self
-                            .param
-                            .as_deref()
-                            .map(|param| if param == "inputs" { "input" } else { param }.to_owned()),
+                        param: self.param.as_deref().map(|param| match param.strip_prefix("inputs") {
+                            Some(place) => format!("input{place}"),
+                            None => param.to_owned(),
+                        }),
                         code: Some(self.code.as_str().to_owned()),
                     },
                 };
@@ -258,9 +258,13 @@ impl From<EngineError> for ApiError {
     fn from(error: EngineError) -> Self {
         let message = with_causes(&error);
         match error {
-            EngineError::InputTooLong { .. } => Self::new(Code::InputTooLong, message).with_param("inputs"),
+            EngineError::InputTooLong { index, .. } => {
+                Self::new(Code::InputTooLong, message).with_param(format!("inputs[{index}]"))
+            }
             EngineError::TooManyTokens { .. } => Self::new(Code::TooManyTokens, message),
-            EngineError::TokenOutOfVocabulary { .. } => Self::new(Code::TokenIds, message).with_param("inputs"),
+            EngineError::TokenOutOfVocabulary { index, .. } => {
+                Self::new(Code::TokenIds, message).with_param(format!("inputs[{index}]"))
+            }
             EngineError::NotDecodable { .. } => Self::new(Code::TokenIds, message).with_param("ids"),
             EngineError::Tokenize { .. } => Self::invalid("inputs", message),
             EngineError::Overloaded { retry_after, .. } => {
