@@ -168,8 +168,7 @@ pub enum FacetWord {
 pub struct CountBody {
     #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
-    /// What to count by besides.
-    #[schema(max_items = 3)]
+    /// What to count by besides. A word that stands there twice counts once.
     #[serde(default, deserialize_with = "optional_words")]
     facets: Option<Vec<FacetWord>>,
 }
