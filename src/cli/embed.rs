@@ -107,7 +107,7 @@ impl EmbedError {
 /// Prints a line of JSON for each text, as in an export of grains: with its vector, the model and the space.
 ///
 /// # Errors
-/// [`EmbedError`], and what the server refused, in its own words. The vectors of the texts before are printed.
+/// [`EmbedError`], and what the server refused, in its own words. The vectors of the batches before are printed.
 pub fn run(args: EmbedArgs, out: &mut impl Write) -> Result<(), Failure> {
     let client = Client::new(&args.server)?;
     let runtime = output::runtime()?;

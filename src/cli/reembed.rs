@@ -171,7 +171,13 @@ async fn watch(client: &Client, id: &str) -> Result<String, Failure> {
     match text(&job["state"]) {
         "completed" | "rolled_back" => Ok(said(&job)),
         state => {
-            let hint = (state == "paused").then(|| format!("`granary reembed resume {id}` lets it go on"));
+            let hint = match state {
+                "paused" => Some(format!("`granary reembed resume {id}` lets it go on")),
+                "queued" | "running" | "cutting_over" | "rolling_back" => {
+                    Some("the server stops, and the job goes on when it has started again".to_owned())
+                }
+                _ => None,
+            };
             let reason = job["reason"].as_str().map(str::to_owned).or(hint);
             let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
             Err(ReembedCliError::Ended { state: printable(state), reason: printable(&reason) }.into())
