@@ -37,8 +37,8 @@ struct Options {
     /// Vectors to use instead: little-endian f32, `[n][dimensions]`. The last of them are the queries
     #[arg(long, value_name = "FILE")]
     vectors: Option<PathBuf>,
-    /// Where the index's files go
-    #[arg(long, value_name = "FOLDER", default_value = "target/bench-index")]
+    /// In which folder the index's files get one of their own, which is deleted at the end
+    #[arg(long, value_name = "FOLDER", default_value = "target")]
     folder: PathBuf,
     /// What cargo passes to every benchmark
     #[arg(long, hide = true)]
@@ -59,9 +59,14 @@ impl Options {
 fn main() -> ExitCode {
     let options = Options::parse();
     println!("{}", Origin::here().line());
-    let done = run(&options);
-    let removed = fs_err::remove_dir_all(&options.folder);
-    support::exit_code(done.and(removed.map_err(Failure::from)))
+    support::exit_code(run_in_scratch(options))
+}
+
+fn run_in_scratch(options: Options) -> Result<(), Failure> {
+    let scratch = tempfile::Builder::new().prefix("bench-index").tempdir_in(&options.folder)?;
+    let done = run(&Options { folder: scratch.path().to_owned(), ..options });
+    scratch.close()?;
+    done
 }
 
 fn run(options: &Options) -> Result<(), Failure> {
