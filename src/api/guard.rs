@@ -6,6 +6,8 @@
 //! would need one, and the server may have any name. Behind a trusted proxy the host is the one that the proxy was
 //! asked for.
 
+use std::net::Ipv4Addr;
+
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};
@@ -17,8 +19,8 @@ use super::forwarded::Asked;
 use super::state::AppState;
 use crate::config::{AllowedHost, Origin};
 
-/// The names of this machine that are always served.
-const LOCAL_HOSTS: [&str; 3] = ["localhost", "127.0.0.1", "[::1]"];
+/// The names of this machine that are always served, besides its loopback addresses of IPv4.
+const LOCAL_HOSTS: [&str; 2] = ["localhost", "[::1]"];
 
 /// The hosts that are served.
 #[derive(Debug)]
@@ -64,8 +66,8 @@ impl HostGuard {
             return Err(ApiError::new(
                 Code::Misdirected,
                 format!(
-                    "this server is not `{}`: it answers as localhost, 127.0.0.1 and [::1], and as the names in \
-                     `server.allowed_hosts`",
+                    "this server is not `{}`: it answers as localhost, 127.0.0.1 and other loopback addresses, and as the \
+                     names in `server.allowed_hosts`",
                     host.chars().take(100).collect::<String>()
                 ),
             ));
@@ -86,6 +88,7 @@ impl HostGuard {
 
     fn serves(&self, host: &str) -> bool {
         LOCAL_HOSTS.iter().any(|local| local.eq_ignore_ascii_case(host))
+            || host.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
             || self.allowed.iter().any(|allowed| allowed.matches(host))
     }
 }
@@ -151,16 +154,30 @@ mod tests {
 
     #[test]
     fn own_names_are_served_with_any_port() {
-        for host in ["localhost", "LOCALHOST:8080", "127.0.0.1:1", "[::1]:8080", "[::1]", "granary.example.org:443"] {
+        for host in [
+            "localhost",
+            "LOCALHOST:8080",
+            "127.0.0.1:1",
+            "127.8.8.8",
+            "[::1]:8080",
+            "[::1]",
+            "granary.example.org:443",
+        ] {
             assert_eq!(check(Some(host), None), Ok(()), "{host}");
         }
     }
 
     #[test]
     fn foreign_names_are_not() {
-        for host in
-            ["evil.example", "localhost.evil.example", "127.0.0.1.evil.example:8080", "", "::1", "a:b@localhost"]
-        {
+        for host in [
+            "evil.example",
+            "localhost.evil.example",
+            "127.0.0.1.evil.example:8080",
+            "128.0.0.1",
+            "",
+            "::1",
+            "a:b@localhost",
+        ] {
             assert_eq!(check(Some(host), None), Err(Code::Misdirected), "{host}");
         }
         assert_eq!(check(None, None), Err(Code::Misdirected));
