@@ -274,6 +274,11 @@ impl From<EngineError> for ApiError {
                 tracing::warn!("{message}");
                 Self::new(Code::MemoryBudget, message).with_param("inputs")
             }
+            // The model's, whose numbers no other request would change.
+            EngineError::NotANumber { .. } => {
+                tracing::error!("{message}");
+                Self::new(Code::ModelFailed, message).with_param("inputs").never_retry()
+            }
             EngineError::Closed => Self::new(Code::ModelLoading, message).with_retry_after(Duration::from_secs(1)),
             _ => {
                 tracing::error!("{message}");

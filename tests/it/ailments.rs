@@ -161,7 +161,9 @@ async fn a_loaded_model_that_does_not_embed_is_shown_and_not_ready_until_it_embe
     weights.spoil();
     for model in ["kept", "gone"] {
         wait_until_shown(&app, model, "1").await;
-        assert_eq!(app.post(&format!("/models/{model}/embed"), json!({"inputs": "a"})).await.status, 500);
+        let (status, _, sentence) =
+            app.post(&format!("/models/{model}/embed"), json!({"inputs": "a"})).await.tei_error();
+        assert!(status == 424 && sentence.contains("holds NaN"), "{sentence}");
         let (status, kind, sentence) = app.get(&format!("/models/{model}/health")).await.tei_error();
         assert_eq!((status, kind.as_str()), (503, "Unhealthy"));
         assert!(sentence.contains(&format!("`{model}` is loaded and does not embed")), "{sentence}");
