@@ -27,10 +27,17 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Clone, Debug, Args)]
 pub struct ServerArgs {
     /// The server's address
-    #[arg(long, global = true, env = "GRANARY_URL", hide_env_values = true, default_value = "http://127.0.0.1:8080")]
+    #[arg(
+        long,
+        global = true,
+        env = "GRANARY_URL",
+        hide_env_values = true,
+        default_value = "http://127.0.0.1:8080",
+        help_heading = "Which server"
+    )]
     pub url: String,
     /// The file whose first line is the API key to send. On the command line itself, others could see the key
-    #[arg(long, global = true, value_name = "PATH", env = "GRANARY_API_KEY_FILE")]
+    #[arg(long, global = true, value_name = "PATH", env = "GRANARY_API_KEY_FILE", help_heading = "Which server")]
     pub api_key_file: Option<PathBuf>,
 }
 

@@ -63,7 +63,7 @@ pub enum Verb {
     Doctor(DoctorArgs),
     /// Ask a running server whether it is ready; the exit status says it too
     Health(health::HealthArgs),
-    /// List, pull, load, switch and delete the models of a running server
+    /// List, pull, register, load, switch and delete the models of a running server
     Models(models::ModelsArgs),
     /// Embed texts with a model of a running server: a line of JSON for each
     Embed(embed::EmbedArgs),
@@ -77,7 +77,7 @@ pub enum Verb {
     Reembed(reembed::ReembedArgs),
     /// List the spaces of a running server, and what made their vectors, and declare one
     Spaces(spaces::SpacesArgs),
-    /// Make, list and delete snapshots of a running server, and restore one to a server that is stopped
+    /// Make, list, fetch and delete snapshots of a running server, and restore one to a server that is stopped
     Snapshot(snapshot::SnapshotArgs),
     /// Print the OpenAPI document as JSON
     Openapi,

@@ -38,7 +38,7 @@ pub enum GrainsVerb {
     Export(ExportArgs),
     /// Find grains by meaning and by words
     Search(SearchArgs),
-    /// Give vectors whose model nobody wrote down their space, by proof; or join a space to a model's
+    /// Prove which model made vectors of unknown origin, or join a space to a model's
     Adopt(AdoptArgs),
     /// Print grains as JSON, one a line
     Show {
