@@ -129,11 +129,13 @@ async fn fetch(args: FetchArgs, out: &mut impl Write) -> Result<(), SnapshotCliE
     if file == Path::new("-") {
         return copy(pieces, out).await;
     }
-    let mut file = WholeFile::create(file).map_err(SnapshotCliError::File)?;
+    // As the database itself: for its owner alone.
+    let mut file = WholeFile::create(file, 0o600).map_err(SnapshotCliError::File)?;
     copy(pieces, &mut file).await?;
     file.finish().map_err(SnapshotCliError::File)
 }
 
+/// Half a snapshot is none: whoever stops reading is told so.
 async fn copy(mut pieces: Pieces, out: &mut impl Write) -> Result<(), SnapshotCliError> {
     while let Some(piece) = pieces.next().await? {
         out.write_all(&piece).map_err(SnapshotCliError::File)?;

@@ -1,27 +1,37 @@
 //! A file that an answer is written into, and that gets its name only when it is whole.
 
 use std::io::{self, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use fs_err::File;
+use tempfile::TempPath;
 
-use crate::files::beside;
-
-/// A file that is being written. Dropped before [`finish`](Self::finish), it stays as `FILE.part`.
+/// A file that is being written, under a name of its own. Dropped before [`finish`](Self::finish), nothing of it stays.
 pub(super) struct WholeFile {
     file: io::BufWriter<File>,
     /// From which name to which. A link, a pipe or a device is written to as it is, and stays.
-    renamed: Option<(PathBuf, PathBuf)>,
+    renamed: Option<(TempPath, PathBuf)>,
 }
 
 impl WholeFile {
-    /// Begins a file that is to be at `path`, in place of what is there.
-    pub(super) fn create(path: PathBuf) -> io::Result<Self> {
+    /// Begins a file that is to be at `path`, in place of what is there, with the mode that the process's mask leaves of
+    /// this one.
+    pub(super) fn create(path: PathBuf, mode: u32) -> io::Result<Self> {
         if !is_replaceable(&path) {
             return Ok(Self { file: io::BufWriter::new(File::create(path)?), renamed: None });
         }
-        let part = beside(&path, ".part");
-        Ok(Self { file: io::BufWriter::new(File::create(&part)?), renamed: Some((part, path)) })
+        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let named = tempfile::Builder::new()
+            .suffix(".part")
+            .permissions(PermissionsExt::from_mode(mode))
+            .tempfile_in(folder)
+            .map_err(|error| {
+                io::Error::new(error.kind(), format!("no file can be made in `{}`: {error}", folder.display()))
+            })?;
+        let (file, part) = named.into_parts();
+        let file = File::from_parts(file, part.to_path_buf());
+        Ok(Self { file: io::BufWriter::new(file), renamed: Some((part, path)) })
     }
 
     /// Gives the file its name, once what it holds is on disk.
@@ -29,7 +39,7 @@ impl WholeFile {
         self.file.flush()?;
         let Some((part, path)) = self.renamed else { return Ok(()) };
         self.file.get_ref().sync_all()?;
-        fs_err::rename(part, path)
+        part.persist(path).map_err(|refused| refused.error)
     }
 }
 

@@ -109,11 +109,12 @@ async fn snapshots_are_made_listed_fetched_and_deleted_by_command() {
     assert_eq!(granary(&["fetch", name, copy]).await, (Some(0), String::new()));
     let answer = client().get(format!("{}/snapshots/{name}", app.url())).send().await.expect("an answer");
     assert_eq!(fs_err::read(&file).expect("fetched"), answer.bytes().await.expect("a file"));
+    assert_eq!(fs_err::metadata(&file).expect("fetched").permissions().mode() & 0o777, 0o600);
     fs_err::write(&file, "an earlier one").expect("written");
     let (code, said) = granary(&["fetch", "granary-19700101T000000.000Z.db", copy]).await;
     assert!(code == Some(1) && said.starts_with("granary: there is no snapshot `"), "{said}");
     assert_eq!(fs_err::read(&file).expect("kept"), b"an earlier one");
-    assert!(!here.path().join("copy.db.part").exists());
+    assert_eq!(names_in(here.path()), ["copy.db"], "nothing of the other stays");
     assert_eq!(granary(&["delete", name]).await, (Some(0), format!("{name} is deleted\n")));
     let (code, said) = granary(&["delete", name]).await;
     assert!(code == Some(1) && said.starts_with(&format!("granary: there is no snapshot `{name}`")), "{said}");

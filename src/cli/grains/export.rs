@@ -18,9 +18,13 @@ pub(super) async fn run(client: &Client, args: ExportArgs, out: &mut impl Write)
     if args.file == Path::new("-") {
         return copy(lines, out).await;
     }
-    let mut file = WholeFile::create(args.file).map_err(GrainsError::File)?;
+    let mut file = WholeFile::create(args.file, 0o666).map_err(GrainsError::File)?;
     copy(lines, &mut file).await?;
-    Ok(file.finish().map_err(GrainsError::File)?)
+    match file.finish() {
+        // A pipe that nobody reads any more.
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        finished => Ok(finished.map_err(GrainsError::File)?),
+    }
 }
 
 /// Writes the lines of an export, whose last must be its end.
