@@ -238,6 +238,10 @@ async fn words_that_most_grains_have_are_left_out_beside_others() {
     assert_eq!(ids(&lexical("the").await).len(), 960, "it is all there is");
     assert_eq!(ids(&lexical("the unheard-of").await).len(), 960);
     assert_eq!(ids(&lexical("an item7").await).len(), 241, "a fifth has it");
+    // More have come since all were counted.
+    let many: Vec<_> = (0..1_300).map(|n| json!({"text": if n % 2 == 0 { "beta" } else { "gamma" }})).collect();
+    app.post("/grains", json!({"grains": many})).await.ok();
+    assert_eq!(ids(&lexical("beta item7").await).len(), 651, "a quarter has it");
     app.put("/grains/0", json!({"text": "猫が寝る。猫は走る。"})).await.ok();
     assert_eq!(ids(&lexical("猫 item7").await).len(), 2);
     let page = (0..200).map(|n| format!("unheard{n}")).chain(["item8".to_owned()]).collect::<Vec<_>>();

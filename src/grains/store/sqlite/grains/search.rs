@@ -68,7 +68,8 @@ impl SqliteStore {
         filter::push_from_start(&mut query, filter, Some(&start));
         query.push(" LIMIT ").push_bind(FEW + 1).push(")");
         let failed = self.failed("see whether few grains meet a filter");
-        let n: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(failed)?;
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        let n: i64 = query.build_query_scalar().fetch_one(&mut *reader).await.map_err(failed)?;
         Ok(Some(start).filter(|_| n <= FEW))
     }
 }
@@ -83,7 +84,8 @@ impl SearchStore for SqliteStore {
         filter::push_from_start(&mut query, &filter, start.as_ref());
         query.push(" LIMIT ").push_bind(i64::from(at_most)).push(")");
         let failed = self.failed("find grains by a filter");
-        let list: Option<String> = query.build_query_scalar().fetch_one(&self.readers).await.map_err(failed)?;
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        let list: Option<String> = query.build_query_scalar().fetch_one(&mut *reader).await.map_err(failed)?;
         let numbers = list.as_deref().unwrap_or_default().split(',').filter(|number| !number.is_empty());
         numbers.map(str::parse).collect::<Result<_, _>>().map_err(|source: std::num::ParseIntError| {
             self.malformed("a number of a grain (table `grains`)", source.into())

@@ -36,23 +36,31 @@ pub(in super::super) struct Vocabulary(Mutex<Counted>);
 #[derive(Debug)]
 struct Counted {
     since: Instant,
-    n_grains: u64,
+    all: Option<All>,
     words: HashMap<Asked, u64>,
+}
+
+/// How many grains there are, and the greatest of their numbers: none is ever given the number of another, so that no more
+/// have come since than that has grown by.
+#[derive(Clone, Copy, Debug)]
+struct All {
+    n_grains: u64,
+    greatest: u64,
 }
 
 impl Vocabulary {
     /// Nothing is counted yet.
     pub(in super::super) fn new() -> Self {
-        Self(Mutex::new(Counted { since: Instant::now(), n_grains: 0, words: HashMap::new() }))
+        Self(Mutex::new(Counted { since: Instant::now(), all: None, words: HashMap::new() }))
     }
 
     /// What is known of these words, and which of them must be counted first.
     fn known<'a>(&self, words: &'a [Asked]) -> (Known, Vec<&'a Asked>) {
         let mut counted = self.0.lock();
         if counted.since.elapsed() > COUNTED_FOR || counted.words.len() > MOST_KEPT {
-            *counted = Counted { since: Instant::now(), n_grains: 0, words: HashMap::new() };
+            *counted = Counted { since: Instant::now(), all: None, words: HashMap::new() };
         }
-        let mut known = Known { n_grains: counted.n_grains, words: HashMap::new() };
+        let mut known = Known { all: counted.all, words: HashMap::new() };
         let mut uncounted = Vec::new();
         for word in words {
             match counted.words.get(word) {
@@ -66,9 +74,9 @@ impl Vocabulary {
     }
 
     /// Notes of these words in how many grains they are.
-    fn note(&self, n_grains: u64, counts: &HashMap<Asked, u64>) {
+    fn note(&self, all: All, counts: &HashMap<Asked, u64>) {
         let mut counted = self.0.lock();
-        counted.n_grains = n_grains;
+        counted.all = Some(all);
         let kept = counts.iter().filter(|(word, _)| word.term.len() <= LONGEST_KEPT);
         counted.words.extend(kept.map(|(word, n)| (word.clone(), *n)));
     }
@@ -76,7 +84,7 @@ impl Vocabulary {
 
 /// In how many grains the words of one query are. Its own: those that are kept may be forgotten meanwhile.
 struct Known {
-    n_grains: u64,
+    all: Option<All>,
     words: HashMap<Asked, u64>,
 }
 
@@ -84,7 +92,7 @@ impl Known {
     /// The words that tell most of what is looked for.
     fn choose(&self, words: Vec<Asked>) -> Vec<Asked> {
         let known = words.into_iter().map(|word| (self.words.get(&word).copied().unwrap_or_default(), word));
-        choose(known.collect(), self.n_grains)
+        choose(known.collect(), self.all.map_or(0, |all| all.n_grains))
     }
 }
 
@@ -107,15 +115,24 @@ impl SqliteStore {
         let (mut known, uncounted) = self.vocabulary.known(&words);
         if !uncounted.is_empty() {
             let failed = self.failed("count the grains that have a word");
-            if known.n_grains == 0 {
-                let all = sqlx::query_scalar("SELECT count(*) FROM grains").fetch_one(&self.readers).await;
-                known.n_grains = count(all.map_err(&failed)?);
-            }
+            let all = self.count_all(known.all).await.map_err(&failed)?;
             let counts = self.count_words(&uncounted).await.map_err(failed)?;
-            self.vocabulary.note(known.n_grains, &counts);
+            self.vocabulary.note(all, &counts);
+            known.all = Some(all);
             known.words.extend(counts);
         }
         Ok(known.choose(words))
+    }
+
+    /// How many grains there are: counted, or at most so many since an earlier count, which reads an entry for each grain.
+    async fn count_all(&self, earlier: Option<All>) -> Result<All, sqlx::Error> {
+        let greatest = sqlx::query_scalar("SELECT max(number) FROM grains").fetch_one(&self.readers).await?;
+        let greatest = count(Option::<i64>::unwrap_or_default(greatest));
+        let n_grains = match earlier {
+            Some(All { n_grains, greatest: before }) => n_grains + greatest.saturating_sub(before),
+            None => count(sqlx::query_scalar("SELECT count(*) FROM grains").fetch_one(&self.readers).await?),
+        };
+        Ok(All { n_grains, greatest })
     }
 
     /// In how many grains words are, or those that begin with them where these are asked for.
@@ -124,17 +141,18 @@ impl SqliteStore {
         let mut counts: HashMap<Asked, u64> = words.iter().map(|word| ((*word).clone(), 0)).collect();
         let (beginnings, whole): (Vec<&Asked>, Vec<&Asked>) = words.iter().partition(|word| word.is_beginning);
         let terms: Vec<&str> = whole.iter().map(|word| word.term.as_str()).collect();
+        let (mut reader, _interest) = self.callers_reader().await?;
         let found: Vec<(String, i64)> =
             sqlx::query_as("SELECT term, doc FROM grain_vocabulary WHERE term IN (SELECT value FROM json_each(?))")
                 .bind(json_text(&terms))
-                .fetch_all(&self.readers)
+                .fetch_all(&mut *reader)
                 .await?;
         counts.extend(found.into_iter().map(|(term, n)| (Asked { term, is_beginning: false }, count(n))));
         // A grain may have several words that begin alike.
         for word in beginnings {
             let n: i64 = sqlx::query_scalar("SELECT count(*) FROM grain_words WHERE grain_words MATCH ?")
                 .bind(quoted(std::slice::from_ref(word)))
-                .fetch_one(&self.readers)
+                .fetch_one(&mut *reader)
                 .await?;
             counts.insert(word.clone(), count(n));
         }
@@ -166,6 +184,8 @@ mod tests {
         assert_eq!((chosen.len(), chosen[0].as_str(), chosen[31].as_str()), (MAX_WORDS, "word1", "word32"));
     }
 
+    const ALL: All = All { n_grains: 2_000, greatest: 2_000 };
+
     fn whole(term: &str) -> Asked {
         Asked { term: term.to_owned(), is_beginning: false }
     }
@@ -182,9 +202,9 @@ mod tests {
     fn words_are_counted_once_a_while() {
         let vocabulary = Vocabulary::new();
         assert_eq!(uncounted(&vocabulary, "a b"), ["a", "b"]);
-        vocabulary.note(2_000, &counts(&[("a", 2_000), ("b", 0)]));
+        vocabulary.note(ALL, &counts(&[("a", 2_000), ("b", 0)]));
         assert!(uncounted(&vocabulary, "a b").is_empty(), "a word that is nowhere is known too");
-        vocabulary.note(2_000, &counts(&[("c", 1), ("猫", 1)]));
+        vocabulary.note(ALL, &counts(&[("c", 1), ("猫", 1)]));
         let words = asked("a C");
         let (known, _) = vocabulary.known(&words);
         assert_eq!(uncounted(&vocabulary, "猫 a"), ["猫"], "what begins with it is more");
@@ -198,7 +218,7 @@ mod tests {
     fn what_is_longer_than_words_are_is_counted_each_time() {
         let (vocabulary, longest) = (Vocabulary::new(), "a".repeat(LONGEST_KEPT));
         let beyond = longest.clone() + "a";
-        vocabulary.note(2_000, &counts(&[(longest.as_str(), 1), (beyond.as_str(), 1)]));
+        vocabulary.note(ALL, &counts(&[(longest.as_str(), 1), (beyond.as_str(), 1)]));
         assert!(uncounted(&vocabulary, &longest).is_empty());
         assert_eq!(uncounted(&vocabulary, &beyond), [beyond.as_str()]);
         assert_eq!(vocabulary.0.lock().words.len(), 1);
