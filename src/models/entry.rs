@@ -267,6 +267,15 @@ impl Entry {
         }
     }
 
+    /// Ends the pause after a failed load.
+    pub(super) fn end_pause(&self, now: Instant) {
+        self.state.send_if_modified(|state| {
+            let State::Failed(failure) = state else { return false };
+            failure.retry_at = failure.retry_at.min(now);
+            true
+        });
+    }
+
     /// What calls a claimed download off; `None` when none is under way.
     pub(super) fn download_cancel(&self) -> Option<CancellationToken> {
         match &*self.state.borrow() {

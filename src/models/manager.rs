@@ -323,13 +323,11 @@ impl MultiModelManager {
         self.lease_entry(&entry, Eagerness::Request).await
     }
 
-    /// The same at once after a failed load, as an operator's word has it: no pause has to be over.
-    ///
-    /// # Errors
-    /// As [`Self::lease`].
-    pub async fn lease_by_hand(&self, name: &ModelName) -> Result<Lease, ModelError> {
-        let entry = self.entry(name)?;
-        self.lease_entry(&entry, Eagerness::ByHand).await
+    /// Has the next request try a model whose load has failed, whatever is left of the pause.
+    pub fn end_pause(&self, name: &ModelName) {
+        if let Ok(entry) = self.entry(name) {
+            entry.end_pause(Instant::now());
+        }
     }
 
     /// Embeds with the named model.

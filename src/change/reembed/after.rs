@@ -54,7 +54,9 @@ impl Reembeddings {
                 }
             }
             None if before.is_empty() => {}
-            None => reasons.push("no model makes a space before any more: what was written since stays".to_owned()),
+            None => reasons.push(
+                "no model makes a space before that serves grains any more: what was written since stays".to_owned(),
+            ),
         }
         let step = move |job: &mut Reembedding| {
             move_to(job, ReembeddingState::RolledBack, "rolled back")?;

@@ -124,12 +124,6 @@ impl Reembeddings {
     /// As [`Self::pause`]; [`ReembedError::Purging`], or [`ReembedError::Open`] when there is another job for the space by
     /// now.
     pub async fn resume(&self, id: &ReembeddingId) -> Result<ReembeddingStatus, ReembedError> {
-        let Reembedding { state, model, .. } = self.record(id)?;
-        if state == ReembeddingState::Failed {
-            // What was repaired is looked at now, and not when the pause after a failed load is over. Should it fail again,
-            // the job does, and says why.
-            drop(self.models.lease_by_hand(&model).await);
-        }
         let jobs = self.clone();
         let resume = move |job: &mut Reembedding| {
             move_to(job, ReembeddingState::Queued, "resumed")?;
@@ -138,7 +132,10 @@ impl Reembeddings {
             }
             // It makes vectors anew, which can be purged too.
             job.old_vectors = OldVectors::Kept;
-            jobs.check_alone(Some(&job.id), &job.space)
+            jobs.check_alone(Some(&job.id), &job.space)?;
+            // What was repaired is looked at now, and not when the pause after a failed load is over.
+            jobs.models.end_pause(&job.model);
+            Ok(())
         };
         self.step(id, "resumed", resume).await
     }
