@@ -6,8 +6,6 @@
 //! would need one, and the server may have any name. Behind a trusted proxy the host is the one that the proxy was
 //! asked for.
 
-use std::net::Ipv4Addr;
-
 use axum::extract::{Request, State};
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, Uri, header};
@@ -17,10 +15,7 @@ use axum::response::{IntoResponse, Response};
 use super::error::{ApiError, Code};
 use super::forwarded::Asked;
 use super::state::AppState;
-use crate::config::{AllowedHost, Origin};
-
-/// The names of this machine that are always served, besides its loopback addresses of IPv4.
-const LOCAL_HOSTS: [&str; 2] = ["localhost", "[::1]"];
+use crate::config::{AllowedHost, BindHost, Origin};
 
 /// The hosts that are served.
 #[derive(Debug)]
@@ -66,8 +61,8 @@ impl HostGuard {
             return Err(ApiError::new(
                 Code::Misdirected,
                 format!(
-                    "this server is not `{}`: it answers as localhost, 127.0.0.1 and other loopback addresses, and as the \
-                     names in `server.allowed_hosts`",
+                    "this server is not `{}`: it answers as localhost and loopback addresses, and as the names \
+                     in `server.allowed_hosts`",
                     host.chars().take(100).collect::<String>()
                 ),
             ));
@@ -87,8 +82,9 @@ impl HostGuard {
     }
 
     fn serves(&self, host: &str) -> bool {
-        LOCAL_HOSTS.iter().any(|local| local.eq_ignore_ascii_case(host))
-            || host.parse().is_ok_and(|address: Ipv4Addr| address.is_loopback())
+        // An address of IPv6 stands in brackets here.
+        let is_written_well = !host.contains(':') || host.starts_with('[');
+        is_written_well && host.parse().is_ok_and(|host: BindHost| host.is_loopback())
             || self.allowed.iter().any(|allowed| allowed.matches(host))
     }
 }
