@@ -63,6 +63,7 @@ fn main() -> ExitCode {
 }
 
 fn run_in_scratch(options: Options) -> Result<(), Failure> {
+    fs_err::create_dir_all(&options.folder)?;
     let scratch = tempfile::Builder::new().prefix("bench-index").tempdir_in(&options.folder)?;
     let done = run(&Options { folder: scratch.path().to_owned(), ..options });
     scratch.close()?;

@@ -274,10 +274,10 @@ impl From<EngineError> for ApiError {
                 tracing::warn!("{message}");
                 Self::new(Code::MemoryBudget, message).with_param("inputs")
             }
-            // The model's, whose numbers no other request would change.
-            EngineError::NotANumber { .. } => {
+            // The model makes it of this text each time.
+            EngineError::NotANumber { index, .. } => {
                 tracing::error!("{message}");
-                Self::new(Code::ModelFailed, message).with_param("inputs").never_retry()
+                Self::new(Code::ModelFailed, message).with_param(format!("inputs[{index}]")).never_retry()
             }
             EngineError::Closed => Self::new(Code::ModelLoading, message).with_retry_after(Duration::from_secs(1)),
             _ => {

@@ -174,7 +174,7 @@ async fn watch(client: &Client, id: &str) -> Result<String, Failure> {
             let hint = match state {
                 "paused" => Some(format!("`granary reembed resume {id}` lets it go on")),
                 "queued" | "running" | "cutting_over" | "rolling_back" => {
-                    Some("the server stops, and the job goes on when it has started again".to_owned())
+                    Some(format!("the server has ended the watch, and the job goes on: `granary reembed watch {id}`"))
                 }
                 _ => None,
             };

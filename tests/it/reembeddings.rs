@@ -592,7 +592,7 @@ async fn the_command_moves_grains_and_says_how_far_it_is() {
     assert!(!succeeded && error.contains("there is no re-embedding `nobody`"), "{error}");
 
     let (succeeded, out, error) = of("models", &["activate", OTHER]).await;
-    let elsewhere = "20 grains are in other spaces: `granary reembed begin tiny-cls` brings them along\n";
+    let elsewhere = "grains in other spaces: 20. `granary reembed begin tiny-cls` brings them along\n";
     assert!(succeeded && out == format!("tiny-cls is active; before it was tiny\n{elsewhere}"), "{out}{error}");
     of("models", &["activate", "tiny"]).await;
     let (succeeded, out, error) = of("models", &["activate", OTHER, "--reembed"]).await;

@@ -269,16 +269,13 @@ fn switched(switch: &Value) -> String {
     let name = text(&switch["name"]);
     let said = format!("{name} is active; before it was {}\n", text(&switch["previous"]));
     let job = &switch["reembedding"];
-    if job.is_object() {
-        let id = text(&job["id"]);
-        return said + &format!("the re-embedding {id} has begun: `granary reembed watch {id}` follows it\n");
-    }
-    match switch["grains_elsewhere"].as_u64() {
-        None | Some(0) => said,
-        Some(n) => {
-            said + &format!("{n} grains are in other spaces: `granary reembed begin {name}` brings them along\n")
-        }
-    }
+    let id = text(&job["id"]);
+    let follows = match switch["grains_elsewhere"].as_u64().unwrap_or_default() {
+        _ if job.is_object() => format!("the re-embedding {id} has begun: `granary reembed watch {id}` follows it\n"),
+        0 => String::new(),
+        n => format!("grains in other spaces: {n}. `granary reembed begin {name}` brings them along\n"),
+    };
+    printable(&(said + &follows))
 }
 
 fn said(model: &Value) -> String {
