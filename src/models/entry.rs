@@ -11,9 +11,9 @@ use super::error::ModelError;
 use super::health::{Ailment, Health};
 use super::hub::Progress;
 use super::lifecycle::{Failure, FailureKind, IllegalMove, Phase};
-use super::loaded::{Lease, LoadedFacts, LoadedModel};
+use super::loaded::{Lease, LoadedModel};
 use super::probe::PROBE_EVERY;
-use super::standing::Standing;
+use super::status::ModelStatus;
 use crate::domain::{ModelInfo, ModelSource};
 use crate::telemetry;
 
@@ -83,35 +83,6 @@ pub(super) enum Eagerness {
     Request,
     /// An operator's word: tried at once.
     ByHand,
-}
-
-/// A model's state at one moment.
-#[derive(Clone, Debug)]
-pub struct ModelStatus {
-    /// What the catalog says.
-    pub info: Arc<ModelInfo>,
-    /// Where it is in its life.
-    pub phase: Phase,
-    /// How far its files are here, while they are being fetched.
-    pub download: Option<Progress>,
-    /// Why its last load failed, while it is tried again too: until a load succeeds, or the model is unloaded.
-    pub failure: Option<Failure>,
-    /// What is known since it was loaded.
-    pub loaded: Option<Arc<LoadedFacts>>,
-    /// How its vectors stand to what is recorded of its space; `None` until it is loaded.
-    pub standing: Option<Standing>,
-    /// What is wrong with it although it is in memory, by the last look at it; while it is being unloaded too.
-    pub ailment: Option<Ailment>,
-    /// Whether only an operator can load it.
-    pub disabled: bool,
-}
-
-impl ModelStatus {
-    /// Whether it can be loaded without a download.
-    #[must_use]
-    pub fn is_here(&self) -> bool {
-        self.loaded.is_some() || !matches!(self.info.source, ModelSource::Hub(_))
-    }
 }
 
 impl Entry {

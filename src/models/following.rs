@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
-use super::entry::{Changes, Entry, ModelStatus};
+use super::entry::{Changes, Entry};
 use super::error::ModelError;
 use super::manager::MultiModelManager;
+use super::status::ModelStatus;
 use crate::domain::ModelName;
 
 /// A model's states: the one it is in, then each that follows, to one that lasts. States that pass quickly may be left

@@ -16,7 +16,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::callers::Callers;
 use super::catalog::Catalog;
-use super::entry::{Eagerness, Entry, ModelStatus, Next, NextUnload};
+use super::entry::{Eagerness, Entry, Next, NextUnload};
 use super::error::ModelError;
 use super::hardware::Selector;
 use super::interactive::Interactive;
@@ -27,6 +27,7 @@ use super::loader::Loader;
 use super::loading::hand_over;
 use super::memory::{BudgetOf, Memory};
 use super::starting::starting_model;
+use super::status::ModelStatus;
 use crate::config::ModelChoice;
 use crate::domain::{ModelInfo, ModelName};
 use crate::shutdown::Shutdown;
@@ -437,14 +438,6 @@ impl MultiModelManager {
         while entry.is_waited_for() {
             tokio::time::sleep(LOOK_FOR_WAITERS_EVERY).await;
         }
-    }
-}
-
-impl ModelStatus {
-    /// Whether it is in memory and answers.
-    #[must_use]
-    pub fn is_ready(&self) -> bool {
-        self.phase == Phase::Ready
     }
 }
 

@@ -4,11 +4,12 @@ use std::path::{Component, Path};
 use std::sync::Arc;
 
 use super::catalog::{add_hub_alias, new_model};
-use super::entry::{Entry, ModelStatus};
+use super::entry::Entry;
 use super::error::{LoadError, ModelError};
 use super::files;
 use super::manager::MultiModelManager;
 use super::spaces::GrainsOf;
+use super::status::ModelStatus;
 use crate::config::AdditionalModel;
 use crate::domain::{ModelName, ModelOrigin};
 use crate::shutdown::blocking;

@@ -4,13 +4,14 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::canary;
-use super::entry::{Eagerness, Entry, ModelStatus};
+use super::entry::{Eagerness, Entry};
 use super::error::ModelError;
 use super::health::stuck;
 use super::ledger::{LedgerError, MadeGrains, SpaceRecord};
 use super::loaded::LoadedModel;
 use super::manager::MultiModelManager;
 use super::standing::Standing;
+use super::status::ModelStatus;
 use crate::domain::{ModelName, SpaceId};
 use crate::engine::EngineError;
 
