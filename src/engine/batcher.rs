@@ -99,37 +99,28 @@ impl Batcher {
         }
     }
 
+    /// Refuses what [`Self::submit`] would refuse for a job of so many tokens while the queue is as it is now.
+    ///
+    /// # Errors
+    /// [`EngineError::Overloaded`] when the queue is full, [`EngineError::Closed`] when the model is going away.
+    pub fn check_room(&self, n_tokens: usize, priority: Priority) -> Result<(), EngineError> {
+        self.make_room(&mut self.state.lock(), n_tokens, line_of(n_tokens, priority))
+    }
+
     /// Queues a job of at least one text.
     ///
     /// # Errors
     /// [`EngineError::TooManyTokens`], [`EngineError::Overloaded`] when the queue is full, [`EngineError::Closed`] when the model is going away.
     pub fn submit(&self, texts: Vec<Tokens>, finish: Finish, priority: Priority) -> Result<JobHandle, EngineError> {
         let n_tokens: usize = texts.iter().map(|text| text.ids.len()).sum();
-        let line = match priority {
-            Priority::Background | Priority::Internal => Line::Background,
-            Priority::Interactive if n_tokens <= QUERY_TOKENS => Line::Queries,
-            Priority::Interactive => Line::Requests,
-        };
+        let line = line_of(n_tokens, priority);
         if priority != Priority::Internal && n_tokens > self.limits.max_request_tokens {
             let (n_tokens, max_request_tokens) = (TokenCount::Exactly(n_tokens), self.limits.max_request_tokens);
             return Err(EngineError::TooManyTokens { n_tokens, max_request_tokens });
         }
         let (job, handle) = Job::new(texts, finish);
         let mut state = self.state.lock();
-        if state.closed {
-            return Err(EngineError::Closed);
-        }
-        let n_before = state.queue.n_texts();
-        state.queue.drop_abandoned();
-        self.show(&state.queue, n_before);
-        if !state.queue.has_room(n_tokens, line, &self.limits) {
-            return Err(EngineError::Overloaded {
-                queued_tokens: state.queue.n_tokens(),
-                max_queue_tokens: self.limits.max_queue_tokens,
-                max_background_tokens: self.limits.max_background_tokens(),
-                retry_after: state.time_to_half(),
-            });
-        }
+        self.make_room(&mut state, n_tokens, line)?;
         let n_before = state.queue.n_texts();
         state.queue.push(job, line);
         self.show(&state.queue, n_before);
@@ -140,6 +131,25 @@ impl Batcher {
             self.bulk_work.notify_one();
         }
         Ok(handle)
+    }
+
+    /// Drops what nobody waits for any more, and refuses a job for which there is no room even so.
+    fn make_room(&self, state: &mut State, n_tokens: usize, line: Line) -> Result<(), EngineError> {
+        if state.closed {
+            return Err(EngineError::Closed);
+        }
+        let n_before = state.queue.n_texts();
+        state.queue.drop_abandoned();
+        self.show(&state.queue, n_before);
+        if state.queue.has_room(n_tokens, line, &self.limits) {
+            return Ok(());
+        }
+        Err(EngineError::Overloaded {
+            queued_tokens: state.queue.n_tokens(),
+            max_queue_tokens: self.limits.max_queue_tokens,
+            max_background_tokens: self.limits.max_background_tokens(),
+            retry_after: state.time_to_half(),
+        })
     }
 
     /// Waits for work that is this lane's and takes a batch; `None` when the queue is closed and has none: what is left
@@ -231,6 +241,14 @@ impl Batcher {
         self.state.lock().closed = true;
         self.bulk_work.notify_all();
         self.query_work.notify_all();
+    }
+}
+
+fn line_of(n_tokens: usize, priority: Priority) -> Line {
+    match priority {
+        Priority::Background | Priority::Internal => Line::Background,
+        Priority::Interactive if n_tokens <= QUERY_TOKENS => Line::Queries,
+        Priority::Interactive => Line::Requests,
     }
 }
 
@@ -356,6 +374,18 @@ mod tests {
         drop(first);
         assert!(submit(&batcher, &[200]).is_ok());
         assert_eq!(batcher.state.lock().queue.n_tokens(), 200);
+    }
+
+    #[test]
+    fn room_is_known_before_there_is_a_job() {
+        let batcher = Batcher::new(LIMITS, &[Lane::Bulk], "m");
+        let room = |n_tokens| batcher.check_room(n_tokens, Priority::Interactive);
+        assert!(room(5_000).is_ok(), "an empty queue takes a job of any size");
+        let _first = submit(&batcher, &[100; 19]).expect("room");
+        assert!(room(100).is_ok());
+        assert!(matches!(room(101), Err(EngineError::Overloaded { queued_tokens: 1_900, .. })));
+        batcher.close();
+        assert!(matches!(room(1), Err(EngineError::Closed)));
     }
 
     #[test]

@@ -36,6 +36,9 @@ const BULK_NICENESS: i32 = 3;
 /// A text as long as so many full batches takes seconds, beside which the pages of new memory for the next one count little.
 const LONG_BATCHES: usize = 4;
 
+/// Texts with more characters for each token are rare: in English it is four or five, in other scripts fewer.
+const MANY_CHARS_PER_TOKEN: usize = 6;
+
 /// Everything needed to open a model.
 #[derive(Clone, Debug)]
 pub struct EncoderSpec {
@@ -279,6 +282,7 @@ impl Encoder {
     pub async fn encode(&self, request: EncodeRequest) -> Result<Encoded, EngineError> {
         let started = Instant::now();
         let (finish, priority) = (request.finish, request.priority);
+        self.batcher.check_room(request.low_n_tokens(self.tokenizer.max_tokens()), priority)?;
         let texts = self.tokenize(request).await?;
         let tokenization_time = started.elapsed();
         if let Some(trace) = Trace::current() {
@@ -310,6 +314,16 @@ impl Encoder {
 }
 
 impl EncodeRequest {
+    /// About the fewest tokens that it can have. When a queue is full, telling so without tokenizing leaves that time to
+    /// the requests in it.
+    fn low_n_tokens(&self, max_tokens: usize) -> usize {
+        let n_tokens = |input: &Input| match input {
+            Input::Text(text) => text.chars().count() / MANY_CHARS_PER_TOKEN,
+            Input::Tokens(ids) => ids.len(),
+        };
+        self.inputs.iter().map(|input| n_tokens(input).clamp(1, max_tokens)).sum()
+    }
+
     /// How many bytes are tokenized: each text is with the prompt before it.
     fn n_bytes(&self) -> usize {
         let prompt_bytes = self.prompt.as_ref().map_or(0, String::len);
@@ -439,18 +453,30 @@ impl Worker {
 mod tests {
     use super::*;
 
+    fn request(inputs: &[Input], prompt: Option<&str>) -> EncodeRequest {
+        EncodeRequest {
+            inputs: inputs.to_vec(),
+            prompt: prompt.map(str::to_owned),
+            over_long: OverLong::Refuse,
+            finish: Finish { dimensions: 1, normalize: false },
+            priority: Priority::Interactive,
+        }
+    }
+
     #[test]
     fn the_prompt_counts_before_each_of_the_texts() {
-        let n_bytes = |prompt: Option<&str>| {
-            let request = EncodeRequest {
-                inputs: ["a", "bc"].map(|text| Input::Text(text.to_owned())).to_vec(),
-                prompt: prompt.map(str::to_owned),
-                over_long: OverLong::Refuse,
-                finish: Finish { dimensions: 1, normalize: false },
-                priority: Priority::Interactive,
-            };
-            request.n_bytes()
-        };
+        let inputs = ["a", "bc"].map(|text| Input::Text(text.to_owned()));
+        let n_bytes = |prompt| request(&inputs, prompt).n_bytes();
         assert_eq!((n_bytes(None), n_bytes(Some("query: "))), (3, 17));
+    }
+
+    #[test]
+    fn tokens_are_estimated_low_by_characters() {
+        let low = |input: Input| request(&[input], None).low_n_tokens(256);
+        assert_eq!(low(Input::Text("a".into())), 1);
+        assert_eq!(low(Input::Text("words ".repeat(100))), 100);
+        assert_eq!(low(Input::Text("слова ".repeat(100))), 100, "whatever bytes a character has");
+        assert_eq!(low(Input::Text("words ".repeat(1_000))), 256, "the rest is cut");
+        assert_eq!(low(Input::Tokens(vec![7; 12])), 12);
     }
 }

@@ -444,10 +444,23 @@ async fn unknown_paths_and_methods_are_answered_in_json() {
     app.stop().await;
 }
 
+const SHORT_QUEUE: &str = "[engine]\nmax_batch_tokens = 64\nmax_queue_tokens = 256\nworkers = 1\n";
+
+#[tokio::test]
+async fn a_full_queue_refuses_without_reading_the_texts() {
+    let app = TestApp::start_with(SHORT_QUEUE).await;
+    let ask = async || app.post("/embed", json!({"inputs": [[u32::MAX]]})).await.tei_error().1;
+    assert_eq!(ask().await, "Tokenizer");
+    tokio::select! {
+        _ = app.post("/embed", json!({"inputs": vec![vec![2023; 200]; 32]})) => panic!("no id was refused unread"),
+        () = async { while ask().await != "Overloaded" {} } => {}
+    }
+    app.stop().await;
+}
+
 #[tokio::test]
 async fn a_full_queue_refuses_with_a_time_and_no_accepted_request_is_lost() {
-    let toml = format!("[engine]\nmax_batch_tokens = 64\nmax_queue_tokens = 256\nworkers = 1\n{}", with_tiny(&[]));
-    let app = TestApp::start_with(&toml).await;
+    let app = TestApp::start_with(&format!("{SHORT_QUEUE}{}", with_tiny(&[]))).await;
     let texts: Vec<String> = (0..64).map(|n| format!("{n} {}", "words ".repeat(100))).collect();
     let answers = futures::future::join_all((0..32).map(|_| app.post("/embed", json!({"inputs": texts})))).await;
     let (accepted, refused): (Vec<_>, Vec<_>) = answers.iter().partition(|answer| answer.status.is_success());
