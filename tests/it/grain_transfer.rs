@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::helpers::{Answer, Caller, Process, TINY, TestApp, client, folder_with, send, vector_of, with_tiny};
+use crate::helpers::{Answer, Caller, Process, TINY, TestApp, client, cosine, folder_with, send, vector_of, with_tiny};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -334,6 +334,24 @@ async fn a_taken_id_is_an_error_or_skipped_or_replaced() {
         let (status, _, detail) = send(request.body("")).await.problem();
         assert!(status == 422 && detail.contains(param), "{detail}");
     }
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_edited_text_does_not_take_over_the_vector_of_the_old_one() {
+    let app = start().await;
+    let old = "Wheat is a grass.";
+    app.post("/grains", json!({"id": "a", "text": old})).await.ok();
+    let edited = export(&app, json!({"include": ["vector"]})).await.replace(old, "Barley is one too.");
+    let imported = import(&app, "?on_conflict=replace", edited).await;
+    let (_, _, code, detail) = &imported.failed[0];
+    assert!(code == "invalid_request" && detail.contains("leave out `vector`"), "{imported:?}");
+    assert_eq!(app.get("/grains/a").await.ok()["text"], old);
+    let edited = export(&app, json!({})).await.replace(old, "Barley is one too.");
+    import(&app, "?on_conflict=replace", edited).await.assert_whole([1, 0, 1, 0, 0, 0]);
+    let made = app.post("/embed", json!({"inputs": "Barley is one too."})).await.ok();
+    let grain = app.get("/grains/a?include=vector").await.ok();
+    assert!(cosine(&vector_of(&made[0]), &vector_of(&grain["vector"])) > 0.9999, "{grain}");
     app.stop().await;
 }
 

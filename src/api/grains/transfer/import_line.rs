@@ -7,6 +7,7 @@ use futures::{Stream, StreamExt};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
+use sha2::{Digest, Sha256};
 
 use super::super::ndjson::{LineReader, RawLine};
 use super::super::refused;
@@ -14,6 +15,7 @@ use super::super::wire::DraftBody;
 use crate::api::error::{ApiError, Code};
 use crate::api::extract::{is_list, parse, shortened};
 use crate::api::fields::{Object, first_set, optional_object};
+use crate::domain::space::hex_digits;
 use crate::domain::{CreatedAt, Origin, Provenance};
 use crate::grains::transfer::{ImportEntry, ImportGrain, ImportLine, ImportSpace, ReadingEnded, UnknownVectors};
 use crate::grains::{Refusal, RefusalKind};
@@ -135,11 +137,11 @@ struct MetaBody {
     origin: Option<String>,
     tokens: Option<u32>,
     truncated: Option<bool>,
-    /// What follows from the vector and the text is not read.
+    /// What follows from the vector is not read.
     #[allow(dead_code, reason = "no other field may stand in `meta`")]
     embedding_dimensions: Option<IgnoredAny>,
-    #[allow(dead_code, reason = "no other field may stand in `meta`")]
-    content_sha256: Option<IgnoredAny>,
+    /// Of the text that the vector was made of.
+    content_sha256: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -208,6 +210,12 @@ impl LineBody {
             (Some(_), None) if unknown_vectors == UnknownVectors::Reembed => (None, None),
             both => both,
         };
+        // Whoever edits the texts of an export would pair them with the vectors of the old ones.
+        if vector.is_some() && meta.content_sha256.is_some_and(|sum| sum != hex_digits(&Sha256::digest(&text))) {
+            let sentence = "`meta.content_sha256` is of another text than `text`, and so is the vector: leave out `vector` \
+                            to have the text embedded";
+            return Err(refused("meta.content_sha256", sentence));
+        }
         let body = DraftBody {
             id: None,
             text,
