@@ -37,7 +37,7 @@ pub struct ReembeddingBody {
     from: Option<String>,
     #[serde(default, deserialize_with = "optional_object")]
     filter: Option<FilterBody>,
-    /// The share of the time that the job may work: above 0, at most 1, which is also what is meant when absent.
+    /// The share of the time that the job may work: 0.01 to 1, which is also what is meant when absent.
     #[schema(minimum = 0.01, maximum = 1, example = 1.0)]
     throttle: Option<f64>,
 }

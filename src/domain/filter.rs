@@ -10,8 +10,8 @@ use super::space::SpaceId;
 pub struct Filter {
     /// Its id is one of these.
     pub ids: Option<Vec<GrainId>>,
-    /// Its source is one of these.
-    pub sources: Option<Vec<String>>,
+    /// Its source is one of these; `None` is one that has none.
+    pub sources: Option<Vec<Option<String>>>,
     /// Its tags.
     pub tags: Membership<String>,
     /// Its attributes, each by name.

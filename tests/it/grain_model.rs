@@ -132,11 +132,8 @@ impl Checked {
         match self.chance.below(10) {
             0 => Condition { filter: json!({}), holds: Box::new(|_, _| true) },
             1 => {
-                let source = *self.chance.pick(&SOURCES);
-                Condition {
-                    filter: json!({"source": source}),
-                    holds: Box::new(move |_, kept| kept.source == Some(source)),
-                }
+                let source = self.source();
+                Condition { filter: json!({"source": [source]}), holds: Box::new(move |_, kept| kept.source == source) }
             }
             2 => {
                 let tag = *self.chance.pick(&TAGS);

@@ -32,7 +32,7 @@ pub struct FilterBody {
     /// One of these ids; an empty list finds nothing.
     #[schema(max_items = 1000, example = json!(null))]
     ids: Option<Vec<String>>,
-    /// This source, or one of these; an empty list finds nothing.
+    /// This source, or one of these; null within the list stands for grains without a source. An empty list finds nothing.
     #[schema(value_type = Option<OneOrMany>, example = json!(null))]
     source: Option<OneOrMany>,
     #[schema(value_type = Option<TagsBody>)]
@@ -49,9 +49,9 @@ pub struct FilterBody {
     space: Option<String>,
 }
 
-/// One string or several.
+/// One string, or a list of strings and null.
 #[derive(Clone, Debug)]
-pub struct OneOrMany(Vec<String>);
+pub struct OneOrMany(Vec<Option<String>>);
 
 impl<'de> Deserialize<'de> for OneOrMany {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
@@ -59,10 +59,10 @@ impl<'de> Deserialize<'de> for OneOrMany {
         #[serde(untagged, expecting = "expected a string or a list of strings")]
         enum Word {
             One(String),
-            Many(Vec<String>),
+            Many(Vec<Option<String>>),
         }
         Ok(match Word::deserialize(deserializer)? {
-            Word::One(one) => Self(vec![one]),
+            Word::One(one) => Self(vec![Some(one)]),
             Word::Many(many) => Self(many),
         })
     }
@@ -70,7 +70,7 @@ impl<'de> Deserialize<'de> for OneOrMany {
 
 impl PartialSchema for OneOrMany {
     fn schema() -> RefOr<Schema> {
-        Schema::from(OneOfBuilder::new().item(String::schema()).item(Vec::<String>::schema())).into()
+        Schema::from(OneOfBuilder::new().item(String::schema()).item(Vec::<Option<String>>::schema())).into()
     }
 }
 
@@ -358,7 +358,7 @@ mod tests {
         )
         .expect("a filter");
         assert_eq!(filter.ids, Some(vec![GrainId::stored("a b".into())]));
-        assert_eq!(filter.sources, Some(vec!["s".to_owned()]));
+        assert_eq!(filter.sources, Some(vec![Some("s".to_owned())]));
         assert_eq!((filter.tags.any, filter.tags.none), (vec!["x".to_owned()], vec!["y".to_owned()]));
         assert_eq!(filter.created_us.gte, Some(1_000_000));
         assert_eq!(filter.space, Some(SpaceCondition::Unknown));

@@ -77,8 +77,12 @@ pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan
         push_list(query, ids.iter().map(|id| id.as_str().to_owned()));
     }
     if let Some(sources) = &filter.sources {
-        query.push(" AND ").push(plan.column("g.source"));
-        push_list(query, sources.iter().cloned());
+        query.push(" AND (").push(plan.column("g.source"));
+        push_list(query, sources.iter().flatten().cloned());
+        if sources.contains(&None) {
+            query.push(" OR g.source IS NULL");
+        }
+        query.push(")");
     }
     let conditions = Conditions { query, plan };
     conditions.tags(&filter.tags);
@@ -155,7 +159,8 @@ pub(super) fn starts(filter: &Filter) -> Vec<Start> {
     let mut starts = Vec::new();
     starts.extend(Start::of(filter, |rest| rest.tags.all.pop().map(|tag| List::Tags(vec![tag]))));
     starts.extend(Start::of(filter, |rest| taken(&mut rest.tags.any).map(List::Tags)));
-    starts.extend(Start::of(filter, |rest| rest.sources.take().map(List::Sources)));
+    // The index of sources does not have the grains without one.
+    starts.extend(Start::of(filter, |rest| rest.sources.take()?.into_iter().collect::<Option<_>>().map(List::Sources)));
     starts.extend(Start::of(filter, |rest| taken_range(&mut rest.created_us).map(List::Created)));
     starts.extend(Start::of(filter, |rest| taken_range(&mut rest.updated_us).map(List::Updated)));
     for (at, (name, _)) in filter.attributes.iter().enumerate().take(LOOKUPS) {

@@ -13,7 +13,7 @@ use crate::domain::{AttributeCondition, AttributeValue, Filter, GrainId, Members
 const GRAINS: &str = "
     WITH RECURSIVE numbers (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM numbers WHERE i < ?)
     INSERT INTO grains (id, text, source, tags, attributes, created_at, updated_at, created_us, updated_us)
-    SELECT 'g' || i, 'text', 's' || (i % 30), json_array(CASE i % 2 WHEN 1 THEN 'odd' ELSE 'even' END, 'all'),
+    SELECT 'g' || i, 'text', nullif('s' || (i % 30), 's0'), json_array(CASE i % 2 WHEN 1 THEN 'odd' ELSE 'even' END, 'all'),
            json_object('n', i, 'list', json_array(i % 5, i % 4, 'x')), '', '', i, i % 7
     FROM numbers";
 
@@ -59,13 +59,15 @@ async fn wherever_a_search_begins_it_finds_the_same_grains() {
     let (_folder, store) = store(300).await;
     let early = Range { lt: Some(100), ..Range::default() };
     let mixed = [AttributeValue::Integer(1), AttributeValue::Integer(2), AttributeValue::Text("x".to_owned())];
-    let sources = Some(vec!["s1".to_owned(), "s2".to_owned()]);
+    let sources = Some(["s1", "s2"].map(|source| Some(source.to_owned())).to_vec());
+    let nameless = Some(vec![Some("s1".to_owned()), None]);
     let either = Membership { any: vec!["odd".to_owned(), "all".to_owned()], ..Membership::default() };
     for (filter, n_starts, n_grains) in [
         (Filter { attributes: attribute("list", any_of(&mixed)), ..Filter::default() }, 1, 300),
         (Filter { attributes: attribute("list", any_of(&mixed[..2])), ..tagged("odd") }, 2, 105),
         (Filter { attributes: attribute("list", at_least(3)), created_us: early, ..tagged("odd") }, 3, 35),
         (Filter { sources: sources.clone(), tags: either, ..Filter::default() }, 2, 20),
+        (Filter { sources: nameless, ..tagged("all") }, 1, 20),
         (Filter { sources, updated_us: Range { gt: Some(3), ..Range::default() }, ..tagged("all") }, 3, 9),
         (Filter { ids: Some(vec![GrainId::stored("g7".to_owned())]), ..tagged("odd") }, 1, 1),
     ] {
@@ -95,7 +97,7 @@ async fn a_search_begins_with_the_condition_that_fewest_grains_meet() {
         (Filter { attributes: attribute("n", any_of(&two)), ..tagged("odd") }, "grain_attributes"),
         (Filter { created_us: late, ..tagged("odd") }, "grains USING COVERING INDEX grains_by_created"),
         (
-            Filter { sources: Some(vec!["s1".to_owned()]), ..tagged("odd") },
+            Filter { sources: Some(vec![Some("s1".to_owned())]), ..tagged("odd") },
             "grains USING COVERING INDEX grains_by_source",
         ),
     ] {
@@ -122,7 +124,7 @@ async fn grains_that_are_named_are_counted_one_by_one_whatever_else_they_must_me
         (Filter { tags: either, ..named.clone() }, 25),
         (Filter { attributes: attribute("list", any_of(&odd)), ..named.clone() }, 34),
         (Filter { attributes: attribute("n", at_least(40)), ..named.clone() }, 10),
-        (Filter { sources: Some(vec!["s1".to_owned()]), ..named.clone() }, 2),
+        (Filter { sources: Some(vec![Some("s1".to_owned())]), ..named.clone() }, 2),
     ] {
         let facets = vec![Facet::Source, Facet::Tags, Facet::Space];
         let counted = store.count(filter.clone(), facets.clone()).await.expect("counted");
@@ -180,7 +182,7 @@ async fn pages_of_few_grains_and_of_many_are_the_same() {
     for filter in [
         tagged("odd"),
         Filter { attributes: of_list, ..tagged("odd") },
-        Filter { sources: Some(vec!["s1".to_owned(), "s2".to_owned()]), ..tagged("all") },
+        Filter { sources: Some(vec![Some("s1".to_owned()), Some("s2".to_owned())]), ..tagged("all") },
         Filter { updated_us: range.clone(), ..Filter::default() },
         Filter { updated_us: range, created_us: Range { gt: Some(100), ..Range::default() }, ..tagged("even") },
     ] {
@@ -226,7 +228,7 @@ async fn a_page_of_many_grains_is_read_in_its_order() {
         let mut steps = plan.iter().filter(|step| step.contains(" g USING")).peekable();
         assert!(steps.peek().is_some() && steps.all(|step| step.contains("INDEX grains_by_created")), "{plan:#?}");
     }
-    let few = Filter { sources: Some(vec!["s1".to_owned()]), ..many };
+    let few = Filter { sources: Some(vec![Some("s1".to_owned())]), ..many };
     assert!(store.start_of_few(&few).await.expect("counted").is_some());
     assert!(store.start_of_few(&Filter::default()).await.expect("counted").is_none());
     store.close().await;
