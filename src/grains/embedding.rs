@@ -250,7 +250,7 @@ impl Grains {
         for text in texts {
             match self.embed_in_background(lease, vec![text]).await {
                 Ok(made) => vectors.extend(made.into_iter().map(Ok)),
-                Err(error) if error.is_of_a_text() => vectors.push(Err(error)),
+                Err(error) if error.is_of_a_text() => vectors.push(Err(said_of_text(error, lease.name()))),
                 Err(error) => return Err(error),
             }
         }
@@ -286,7 +286,8 @@ impl Grains {
             // One that has moved would bear out its own vectors, and refuse those of the space.
             lease.check_grain_writes()?;
             let kind = TextKind { input_type: InputType::Document, priority };
-            let made = self.embed_texts(&lease, vec![text.to_owned()], kind).await?;
+            let made = self.embed_texts(&lease, vec![text.to_owned()], kind).await;
+            let made = made.map_err(|error| said_of_text(error, &name))?;
             let made = made.into_iter().next().ok_or_else(|| GrainError::NoMaker(space.clone()))?;
             let cosine = cosine(&vector, &made.vector);
             if made.provenance.space != space || cosine < LEAST_COSINE {
@@ -331,6 +332,11 @@ fn of_one_text(error: GrainError, model: &ModelName) -> Result<(usize, GrainErro
         }
         error => Err(error),
     }
+}
+
+/// The same error in the words of grains, when it is of the text that was sent alone.
+fn said_of_text(error: GrainError, model: &ModelName) -> GrainError {
+    of_one_text(error, model).map_or_else(|error| error, |(_, said)| said)
 }
 
 fn is_of_runtime(error: &GrainError) -> bool {

@@ -57,6 +57,7 @@ impl Grains {
             order[at..=at + n_passed].rotate_left(1);
             self.store.write_space_order(order.clone()).await?;
             self.indexes.reorder(&order).await;
+            self.anchors.look_again();
         }
         Ok(())
     }

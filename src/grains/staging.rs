@@ -255,6 +255,7 @@ impl Grains {
             job.cut_over_us = Some(job.changed_us);
             grains.store.record_with_order(job.clone(), order.clone()).await?;
             grains.indexes.reorder(&order).await;
+            grains.anchors.look_again();
             grains.end_staging();
             grains.indexes.measure();
             Ok(CutOver::Done(Box::new(job), began.elapsed()))
@@ -289,6 +290,7 @@ impl Grains {
             job.changed_us = now_us();
             grains.store.record_with_order(job.clone(), order.clone()).await?;
             grains.indexes.reorder(&order).await;
+            grains.anchors.look_again();
             grains.staging.note_moved();
             grains.indexes.measure();
             Ok(Some(job))

@@ -827,6 +827,9 @@ async fn a_text_longer_than_the_model_takes_is_kept_whole_and_marked() {
     let answer = app.post("/grains", json!({"text": text})).await;
     refused(&answer, 422, "input_too_long", "has 402 tokens");
     assert!(answer.problem().2.contains("takes 128") && !answer.problem().2.contains("inputs"), "{}", answer.text);
+    let (vector, space) = (vector_of_grain(&app, "long").await, &grain["meta"]["space"]);
+    let verified = json!({"text": text, "vector": vector, "space": space, "verify": true});
+    refused(&app.post("/grains", verified).await, 422, "input_too_long", "`text` has 402 tokens; `tiny` takes 128");
     let answer = app.post("/grains/search", json!({"query": text})).await;
     refused(&answer, 422, "input_too_long", "`query` has 402 tokens; `tiny` takes 128");
     assert_eq!(count(&app).await, 1);

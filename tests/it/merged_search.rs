@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, TINY, TestApp, cosine, vectors_of, with_tiny};
+use crate::helpers::{Caller, TINY, TestApp, cosine, entry_of, vectors_of, with_tiny};
+use crate::reembeddings::{begin, wait_until};
 
 /// Another model of the same size, whose vectors are not normalised.
 const OTHER: &str = "tiny-cls";
@@ -248,6 +249,21 @@ async fn a_third_space_gets_its_anchors_while_the_others_keep_theirs() {
 }
 
 #[tokio::test]
+async fn anchors_are_made_as_soon_as_a_job_has_some_grains_served_by_another_space() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    let grain =
+        |n: usize| json!({"id": n.to_string(), "text": text_of(n), "tags": if n < 100 { ["first"] } else { ["rest"] }});
+    app.post("/grains", json!({"grains": (0..240).map(grain).collect::<Vec<_>>()})).await.ok();
+    let job = begin(&app, json!({"to": OTHER, "filter": {"tags": {"any": ["first"]}}})).await;
+    wait_until(&app, &job, "completed").await;
+    let cut_over = Instant::now();
+    let found = search_until(&app, "bread", "anchors").await;
+    assert_eq!(hits(&found).len(), 240);
+    assert!(cut_over.elapsed() < Duration::from_secs(20), "nobody told that there is something to do");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_model_that_cannot_be_had_does_not_keep_anchors_from_the_others() {
     let third = "tiny-max";
     let app = TestApp::start_with(&with_tiny(&[OTHER, third])).await;
@@ -260,6 +276,18 @@ async fn a_model_that_cannot_be_had_does_not_keep_anchors_from_the_others() {
     assert_eq!(hits(&found).len(), 240);
     let spaces = found["spaces"].as_array().expect("spaces");
     assert_eq!(spaces.iter().filter(|space| space["searched"] == true).count(), 2, "{spaces:?}");
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn many_texts_that_a_model_does_not_take_do_not_keep_anchors_from_the_others() {
+    let short = format!("{}max_tokens = 32\n", entry_of(OTHER));
+    let app = TestApp::start_with(&format!("{}{short}[engine]\nauto_truncate = false\n", with_tiny(&[]))).await;
+    let long = |n: usize| json!({"id": format!("long-{n}"), "text": text_of(n).repeat(4), "model": TINY});
+    app.post("/grains", json!({"grains": (0..200).map(long).collect::<Vec<_>>()})).await.ok();
+    write(&app, 0..240).await;
+    let found = search_until(&app, "bread", "anchors").await;
+    assert_eq!(hits(&found).len(), 440);
     app.stop().await;
 }
 

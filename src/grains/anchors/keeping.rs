@@ -16,7 +16,9 @@ use super::super::service::Grains;
 use super::super::store::{Anchor, NewAnchor, NewVector, Numbered};
 use super::N_ANCHORS;
 use crate::domain::{Filter, ModelName, SpaceId};
+use crate::engine::EngineError;
 use crate::models::{Lease, ModelError};
+use crate::shutdown::blocking;
 use crate::telemetry::with_causes;
 
 /// Grains that get their vectors in all spaces before the next ones do.
@@ -132,9 +134,7 @@ impl Grains {
         }
         self.anchors.measure(sample.len(), &spaces);
         let anchors = Arc::clone(&self.anchors);
-        if let Err(error) = tokio::task::spawn_blocking(move || anchors.fit()).await {
-            tracing::error!(%error, "the anchors were not fitted");
-        }
+        blocking(move || anchors.fit()).await;
         Ok(renewal)
     }
 
@@ -218,8 +218,8 @@ impl Grains {
                     return Ok(anchors);
                 }
                 Err(error) => {
-                    let at = at_fault(&error).filter(|at| *at < grains.len() && unfit.len() < MOST_UNFIT);
-                    let Some(at) = at else {
+                    let may_go_on = is_of_tokens(&error) || unfit.len() < MOST_UNFIT;
+                    let Some(at) = at_fault(&error).filter(|at| *at < grains.len() && may_go_on) else {
                         self.anchors.note_unfit(&unfit);
                         return Err(error);
                     };
@@ -266,6 +266,12 @@ async fn pause_after(renewal: impl Future<Output = Result<Renewal, GrainError>>,
         Err(_) => tracing::error!("the renewal of anchors was cut off by a panic, and is tried again later"),
     }
     (pause * 2).min(LONGEST_PAUSE)
+}
+
+/// Whether the model was not even run, and is not to blame however many texts there are.
+fn is_of_tokens(error: &GrainError) -> bool {
+    let GrainError::Model(ModelError::Engine(error)) = error else { return false };
+    matches!(error, EngineError::InputTooLong { .. } | EngineError::Tokenize { .. })
 }
 
 /// The text that cannot be embedded, when it is one that is at fault.

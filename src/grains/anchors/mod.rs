@@ -140,6 +140,11 @@ impl Anchors {
         }
     }
 
+    /// Notes that other spaces serve grains than before, which may lack anchors.
+    pub(super) fn look_again(&self) {
+        self.changed.notify_one();
+    }
+
     /// Forgets grains that were deleted, or have another text. The caller holds the gate.
     pub(super) fn forget(&self, numbers: &[i64]) {
         let mut state = self.state.write();
