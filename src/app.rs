@@ -75,7 +75,7 @@ impl App {
         if keys.are_needed() {
             tracing::info!(n_keys = keys.count(), "requests need a key");
         }
-        let timeouts = Arc::new(timeouts(&config)?);
+        let timeouts = timeouts(&config)?;
         let tls = tls(&config)?;
         let metrics = telemetry::install_metrics()?;
         let traces = traces(&config)?;
@@ -135,8 +135,8 @@ impl App {
                 cores,
             },
             access: Access::new(keys, config.auth.open.clone()),
-            guard: Arc::new(HostGuard::new(config.server.allowed_hosts.clone(), config.server.cors_origins.clone())),
-            proxies: Arc::new(Proxies::new(config.server.trusted_proxies.clone())),
+            guard: HostGuard::new(config.server.allowed_hosts.clone(), config.server.cors_origins.clone()),
+            proxies: Proxies::new(config.server.trusted_proxies.clone()),
             leaving: shutdown.leaving().clone(),
             given_up: shutdown.hard().clone(),
             metrics,
@@ -173,7 +173,12 @@ impl App {
     pub async fn run(self, listener: TcpListener) -> Result<(), AppError> {
         let serving = Serving { router: self.router(), limits: self.connections, tls: self.tls.clone() };
         let serve = connections::serve(listener, serving, self.shutdown.clone());
-        let server = self.shutdown.spawn("http", serve);
+        // A process that serves nobody is no use: however serving ends, the shutdown begins.
+        let begin = self.shutdown.soft().clone().drop_guard();
+        let server = self.shutdown.spawn("http", async move {
+            let _begin = begin;
+            serve.await;
+        });
         self.shutdown.soft().cancelled().await;
         let deadline = Instant::now() + self.shutdown_timeout;
         match self.shutdown.drain(self.shutdown_timeout).await {

@@ -51,7 +51,7 @@ pub struct Shared {
     /// What a request may cost.
     pub limits: Limits,
     /// How long a request may take.
-    pub timeouts: Arc<Timeouts>,
+    pub timeouts: Timeouts,
     /// Places for requests that are answered at the same time.
     pub places: Arc<Semaphore>,
     /// Memory for their bodies.
@@ -61,9 +61,9 @@ pub struct Shared {
     /// Who may do what.
     pub access: Access,
     /// Which hosts and pages may be served without keys.
-    pub guard: Arc<HostGuard>,
+    pub guard: HostGuard,
     /// Which proxies are believed.
-    pub proxies: Arc<Proxies>,
+    pub proxies: Proxies,
     /// Cancelled when the server is about to stop, and others should be asked.
     pub leaving: CancellationToken,
     /// Cancelled when the server gives up what runs, requests included.

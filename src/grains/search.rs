@@ -180,7 +180,7 @@ impl Grains {
     /// A vector that is none of its space, an unknown space, a query that is too long for a model, a full queue, or the
     /// database. A space whose model is not to be had is reported, not an error.
     pub async fn search(&self, request: SearchRequest) -> Result<SearchResult, GrainError> {
-        part("search").named("granary.mode", request.mode.as_str()).around(self.find(request)).await
+        part("search").named("granary.mode", request.mode.as_str()).around(Box::pin(self.find(request))).await
     }
 
     async fn find(&self, request: SearchRequest) -> Result<SearchResult, GrainError> {

@@ -215,8 +215,12 @@ impl Hub {
             pinned
         } else {
             let files = download_new(&mut download, source, &listing).await?;
-            cache.write_ref(&source.revision, &listing.commit)?;
-            self.lock.record(LockedModel { source: source.clone(), commit: listing.commit.clone(), files })?
+            let (lock, cache, source, commit) = (self.lock.clone(), cache.clone(), source.clone(), listing.commit);
+            blocking(move || {
+                cache.write_ref(&source.revision, &commit)?;
+                lock.record(LockedModel { source, commit, files })
+            })
+            .await?
         };
         let hub = self.clone();
         blocking(move || hub.finished(&cache, locked)).await

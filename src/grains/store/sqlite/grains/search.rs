@@ -121,8 +121,10 @@ impl SearchStore for SqliteStore {
     async fn words_of(&self, query: String, numbers: Vec<i64>) -> Result<Vec<Scored>, StoreError> {
         let _shown = shown("words_of");
         let Some(words) = quoted(&self.words_to_find(&query).await?) else { return Ok(Vec::new()) };
-        let rows = sqlx::query_as(SCORED).bind(words).bind(json_text(&numbers)).fetch_all(&self.readers);
-        let rows: Vec<(i64, f64)> = rows.await.map_err(self.failed("score grains by words"))?;
+        let failed = self.failed("score grains by words");
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        let rows = sqlx::query_as(SCORED).bind(words).bind(json_text(&numbers)).fetch_all(&mut *reader);
+        let rows: Vec<(i64, f64)> = rows.await.map_err(failed)?;
         Ok(rows.into_iter().map(|(number, score)| Scored { number, score }).collect())
     }
 
@@ -130,10 +132,12 @@ impl SearchStore for SqliteStore {
         let _shown = shown("with_each_word");
         let (failed, numbers) = (self.failed("see which grains have a word"), json_text(&numbers));
         let mut by_word: Vec<Vec<i64>> = Vec::new();
-        for word in self.words_to_find(&query).await? {
+        let words = self.words_to_find(&query).await?;
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        for word in words {
             let having = sqlx::query_scalar(if word.is_beginning { HAVING_BEGINNING } else { HAVING });
             let having = having.bind(numbers.as_str()).bind(quoted(&[word]));
-            by_word.push(having.fetch_all(&self.readers).await.map_err(&failed)?);
+            by_word.push(having.fetch_all(&mut *reader).await.map_err(&failed)?);
         }
         Ok(by_word)
     }
