@@ -138,9 +138,9 @@ async fn soon<T>(answer: impl Future<Output = T>, signals: &mut Signals) -> Opti
 /// The page of a comparison that has ended.
 async fn report(client: &Client, id: &str) -> Result<Vec<u8>, ServerError> {
     let mut page = Vec::new();
-    let mut lines = client.open(Request::get(&["comparisons", id, "report"])).await?;
-    while let Some(line) = lines.next().await? {
-        page.extend(line);
+    let mut pieces = client.fetch(Request::get(&["comparisons", id, "report"])).await?;
+    while let Some(piece) = pieces.next().await? {
+        page.extend(piece);
     }
     Ok(page)
 }

@@ -57,22 +57,15 @@ impl Grains {
         let among = |at, error| if n_drafts == 1 { error } else { GrainError::Among { at, source: Box::new(error) } };
         let mut planned = self.plan_new(drafts);
         self.refuse_taken(&mut planned).await?;
+        let is_whole = atomicity == Atomicity::AllOrNothing;
+        if let Some((at, error)) = take_first(&mut planned, |_| is_whole) {
+            return Err(among(at, error));
+        }
         for _ in 0..TRIES {
-            if atomicity == Atomicity::AllOrNothing
-                && let Some(at) = planned.iter().position(Result::is_err)
-                && let Err(error) = planned.swap_remove(at)
-            {
-                return Err(among(at, error));
-            }
             let (changes, makers) = self.embed(&mut planned, atomicity, Priority::Interactive).await?;
-            if atomicity == Atomicity::AllOrNothing && planned.iter().any(Result::is_err) {
-                continue;
-            }
-            // Kept with the answer, it would outlast what it is about.
-            if token.is_some()
-                && let Some(at) = planned.iter().position(|plan| plan.as_ref().is_err_and(GrainError::may_pass))
-                && let Err(error) = planned.swap_remove(at)
-            {
+            // What may pass would be kept with the answer, and outlast what it is about.
+            let ends_all = |error: &GrainError| is_whole || token.is_some() && error.may_pass();
+            if let Some((at, error)) = take_first(&mut planned, ends_all) {
                 return Err(among(at, error));
             }
             let refused: Vec<Option<Refusal>> =
@@ -94,7 +87,7 @@ impl Grains {
                 Committed::Answered(receipt) => return answered(token.as_ref(), &receipt),
                 Committed::Applied(applied) => {
                     let stale = applied.iter().position(|applied| matches!(applied, Applied::Stale(_)));
-                    if let (Atomicity::AllOrNothing, Some(at)) = (atomicity, stale) {
+                    if let (true, Some(at)) = (is_whole, stale) {
                         return Err(among(at, GrainError::Exists(ids[at].clone())));
                     }
                     return Ok(created(refused, &ids, &applied));
@@ -341,6 +334,15 @@ fn answered(token: Option<&Token>, receipt: &Receipt) -> Result<Vec<Outcome>, Gr
 }
 
 /// Refuses to change single attributes where the others cannot be read: they would be lost.
+/// Takes the first error that is so out of grains of which none will be written then.
+fn take_first(
+    planned: &mut Vec<Result<Planned, GrainError>>,
+    is_so: impl Fn(&GrainError) -> bool,
+) -> Option<(usize, GrainError)> {
+    let at = planned.iter().position(|plan| plan.as_ref().is_err_and(&is_so))?;
+    Some((at, planned.swap_remove(at).err()?))
+}
+
 fn refuse_unreadable(grain: &Grain) -> Result<(), GrainError> {
     let Grain { id, content, raw_meta, .. } = grain;
     // What has a number or a nesting that is beyond any value is an object all the same.
