@@ -58,6 +58,14 @@ pub enum GrainError {
     /// Others changed the grain again and again.
     #[error("`{0}` was changed by others at each of several tries: try again")]
     Contended(GrainId),
+    /// Each try was made with a model that was the active one no more at its end.
+    #[error(
+        "the model of the vectors was changed at each of several tries, and the active one is `{active}` now: try again"
+    )]
+    ModelKeepsMoving {
+        /// The active one.
+        active: ModelName,
+    },
     /// Another number of grains meets a filter than the caller expects.
     #[error("{found} grains meet the filter, not the {expected} of `expected_count`: nothing was deleted")]
     Count {
@@ -312,6 +320,7 @@ impl GrainError {
             | Self::Taken(_)
             | Self::Twice(_)
             | Self::Contended(_)
+            | Self::ModelKeepsMoving { .. }
             | Self::Count { .. }
             | Self::DeclaredOtherwise { .. }
             | Self::OnWayBack { .. }

@@ -18,7 +18,6 @@ use super::store::{
 use super::vector::checked;
 use crate::domain::{Filter, Grain, GrainId, Provenance};
 use crate::engine::Priority;
-use crate::models::ModelError;
 
 /// How often a write is tried again when others change the same grain, or the model, meanwhile.
 pub(super) const TRIES: usize = 5;
@@ -295,11 +294,7 @@ impl Grains {
     }
 
     pub(super) fn model_keeps_moving(&self) -> GrainError {
-        let name = self.models.active();
-        GrainError::Model(ModelError::Conflict(format!(
-            "the model of the vectors was changed at each of {TRIES} tries, and the active one is `{name}` now: try \
-             again"
-        )))
+        GrainError::ModelKeepsMoving { active: self.models.active() }
     }
 }
 

@@ -144,6 +144,9 @@ impl From<GrainError> for ApiError {
             GrainError::TooManyImports => {
                 Self::new(Code::Overloaded, message).with_retry_after(Duration::from_secs(10))
             }
+            GrainError::Contended(_) | GrainError::ModelKeepsMoving { .. } => {
+                Self::of_refusal(&error.refusal()).with_retry_after(Duration::from_secs(1))
+            }
             GrainError::Model(error) => error.into(),
             GrainError::Ledger(error) => error.into(),
             GrainError::Store(error) => error.into(),
