@@ -338,6 +338,26 @@ async fn a_taken_id_is_an_error_or_skipped_or_replaced() {
 }
 
 #[tokio::test]
+async fn an_export_that_is_read_slowly_is_whole_though_the_server_stops() {
+    let app = start().await;
+    let space = app.post("/models/tiny/load", json!({})).await.ok()["space"].clone();
+    // More than the system takes in for somebody who does not read.
+    let grain = json!({"text": "many words ".repeat(10_000), "vector": vec![1.0; 32], "space": space});
+    for _ in 0..25 {
+        app.post("/grains", json!({"grains": vec![&grain; 8]})).await.ok();
+    }
+    let exported = app.request(Method::POST, "/grains/export").json(&json!({"include": ["vector"]}));
+    let mut exported = exported.send().await.expect("an answer");
+    let mut read = exported.chunk().await.expect("a piece").expect("some").to_vec();
+    let ((), rest) = tokio::join!(app.stop(), async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        exported.bytes().await.expect("the rest")
+    });
+    read.extend_from_slice(&rest);
+    assert!(read.ends_with(b"\n{\"end\":{\"grains\":200}}\n"), "it ends after {} bytes", read.len());
+}
+
+#[tokio::test]
 async fn an_edited_text_does_not_take_over_the_vector_of_the_old_one() {
     let app = start().await;
     let old = "Wheat is a grass.";

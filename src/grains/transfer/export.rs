@@ -54,7 +54,7 @@ enum Next {
 impl Grains {
     /// Reads out the grains that meet a filter, oldest first: the spaces they are served from, before these, the grains,
     /// the end. A grain that is written meanwhile may come too, or not. The stream ends without its last item after an
-    /// error, and when the server stops.
+    /// error.
     ///
     /// # Errors
     /// When not even the first page can be read.
@@ -71,7 +71,7 @@ impl Grains {
             next: Next::Spaces(first),
             n_grains: 0,
         };
-        let items = futures::stream::unfold(export, async |mut export| {
+        Ok(futures::stream::unfold(export, async |mut export| {
             while export.ready.is_empty() {
                 if let Err(error) = export.read_on().await? {
                     export.next = Next::Nothing;
@@ -80,8 +80,7 @@ impl Grains {
             }
             let item = export.ready.pop_front()?;
             Some((Ok(item), export))
-        });
-        Ok(futures::StreamExt::take_until(items, self.shutdown.soft().clone().cancelled_owned()))
+        }))
     }
 }
 
