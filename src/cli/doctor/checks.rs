@@ -154,12 +154,27 @@ fn size_of_log(database: &Path) -> u64 {
     size_of_file(&beside(&real_path(database).unwrap_or_else(|_| database.to_owned()), "-wal"))
 }
 
-/// That the disk of a database has less room than a start takes of it.
-fn full_disk(path: &Path, needed_bytes: u64) -> Option<String> {
+/// What is free on the disk of a database; `None` where that is not known.
+fn free_for_database(path: &Path) -> Option<u64> {
     let file = real_path(path).unwrap_or_else(|_| path.to_owned());
-    let free = free_bytes(nearest(file.parent()?)?).ok().filter(|free| *free < needed_bytes)?;
-    let [free, needed] = [free, needed_bytes].map(|bytes| ByteSize(bytes).display().iec());
-    Some(format!("the disk of `{}` has {free} free, and a start takes {needed}", path.display()))
+    free_bytes(nearest(file.parent()?)?).ok()
+}
+
+/// A database that can be opened: whether its disk has the room that a start takes of it, and some more.
+fn with_room(path: &Path, finding: String, needed_bytes: u64) -> Check {
+    const SUBJECT: &str = "database";
+    let free = free_for_database(path).unwrap_or(u64::MAX);
+    let [shown, needed] = [free, needed_bytes].map(|bytes| ByteSize(bytes).display().iec());
+    if free < needed_bytes {
+        let finding = format!("the disk of `{}` has {shown} free, and a start takes {needed}", path.display());
+        return Check::new(SUBJECT, Verdict::Problem, finding)
+            .with_way_out("make room, or set another `grains.database_url`");
+    }
+    if free < LITTLE_SPACE {
+        return Check::new(SUBJECT, Verdict::Note, format!("{finding}, and its disk has {shown} free"))
+            .with_way_out("make room: on a full disk nothing is written");
+    }
+    Check::new(SUBJECT, Verdict::Ok, finding)
 }
 
 /// Whether strangers are kept out.
@@ -268,13 +283,10 @@ pub(super) fn database(config: &Config, state: Option<&Result<FileState, StoreEr
     const SUBJECT: &str = "database";
     let path = config.database_path();
     let name = path.display();
-    let fine = |finding: String, needed_bytes: u64| match (closed_database(&path), full_disk(&path, needed_bytes)) {
-        (None, None) => Check::new(SUBJECT, Verdict::Ok, finding),
-        (Some(closed), _) => Check::new(SUBJECT, Verdict::Problem, closed)
+    let fine = |finding: String, needed_bytes: u64| match closed_database(&path) {
+        None => with_room(&path, finding, needed_bytes),
+        Some(closed) => Check::new(SUBJECT, Verdict::Problem, closed)
             .with_way_out("give it to the user that runs the server, or set another `grains.database_url`"),
-        (None, Some(full)) => {
-            Check::new(SUBJECT, Verdict::Problem, full).with_way_out("make room, or set another `grains.database_url`")
-        }
     };
     match state {
         None => Check::new(
