@@ -5,6 +5,7 @@ use std::process::{Command, Output};
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::helpers::{Process, TestApp, folder_with, key_entry, secret, with_keys, with_tiny};
 
@@ -70,6 +71,29 @@ async fn a_server_that_is_not_ready_says_why() {
     }
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("`tiny` cannot be loaded"), "{}", said(&output));
+}
+
+#[tokio::test]
+async fn a_database_that_is_moved_away_is_written_no_more_until_it_is_back() {
+    let folder = folder_with("");
+    let (database, elsewhere) = (folder.path().join("granary.db"), folder.path().join("elsewhere.db"));
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    let write = async |id: &str| app.post("/grains", json!({"id": id, "text": "hello"})).await;
+    write("before").await.ok();
+    fs_err::rename(&database, &elsewhere).expect("moved");
+    for other in [None, Some(b"another file")] {
+        if let Some(bytes) = other {
+            fs_err::write(&database, bytes).expect("written");
+        }
+        let (status, code, _) = write("meanwhile").await.problem();
+        assert_eq!((status, code.as_str()), (503, "store_unavailable"));
+        assert_eq!(app.get("/health/ready").await.status.as_u16(), 503);
+    }
+    assert_eq!(app.get("/grains/before").await.ok()["text"], "hello");
+    fs_err::rename(&elsewhere, &database).expect("moved back");
+    write("after").await.ok();
+    assert_eq!(app.get("/health/ready").await.status.as_u16(), 200);
+    app.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -95,6 +95,15 @@ pub enum StoreError {
         /// What SQLite said.
         source: sqlx::Error,
     },
+    /// Another file, or none, is where the one that is open was.
+    #[error(
+        "`{path}` was moved, replaced or deleted while it was in use, and nothing is written any more: move it back, or stop \
+         the server, which begins with the file that is there then"
+    )]
+    Replaced {
+        /// Where it was.
+        path: PathBuf,
+    },
     /// A program that does not respect the lock, such as Granary 0.3 or the `sqlite3` shell, works on the file.
     #[error("another program is working on `{path}`, so it was not possible to {doing}: stop that program")]
     Busy {
@@ -150,7 +159,10 @@ pub enum StoreError {
         mode: String,
     },
     /// The file system refused.
-    #[error("it was not possible to {doing} for `{path}`: check that this user may read and write it and its folder")]
+    #[error(
+        "it was not possible to {doing} for `{path}`: check that this user may read and write it and its folder, and that \
+         file descriptors are left (`ulimit -n`)"
+    )]
     Files {
         /// The database.
         path: PathBuf,

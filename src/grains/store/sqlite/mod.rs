@@ -26,13 +26,15 @@ mod view;
 #[cfg(test)]
 mod tests;
 
+use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
+use sqlx::{Sqlite, SqlitePool, Transaction};
 
 use self::grains::Vocabulary;
 use self::lock::StoreLock;
@@ -57,6 +59,8 @@ const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
+    /// What is open: the file's device and number.
+    file: (u64, u64),
     readers: SqlitePool,
     read_timeout: Duration,
     /// A connection of its own for readiness: a server that is busy reading is not away.
@@ -76,6 +80,7 @@ impl SqliteStore {
 
     /// Answers when the database can be read, for readiness.
     pub async fn check(&self) -> Result<(), StoreError> {
+        self.check_file()?;
         // A constant would be answered without the file.
         sqlx::query_scalar::<_, i64>("SELECT max(version) FROM schema_version")
             .fetch_one(&self.probe)
@@ -93,6 +98,25 @@ impl SqliteStore {
         // Last, because the last connection to close is the one that empties the log.
         self.writer.close().await;
         self.lock.lock().take();
+    }
+
+    /// Begins to write.
+    async fn begin(
+        &self,
+        failed: impl Fn(sqlx::Error) -> StoreError,
+    ) -> Result<Transaction<'static, Sqlite>, StoreError> {
+        self.check_file()?;
+        self.writer.begin().await.map_err(failed)
+    }
+
+    /// Refuses a file that was moved, replaced or deleted: SQLite goes on with the one that is open, and nobody would find
+    /// what is written to it.
+    fn check_file(&self) -> Result<(), StoreError> {
+        let is_another = match fs_err::metadata(&self.path) {
+            Ok(found) => (found.dev(), found.ino()) != self.file,
+            Err(error) => error.kind() == ErrorKind::NotFound,
+        };
+        if is_another { Err(StoreError::Replaced { path: self.path.clone() }) } else { Ok(()) }
     }
 
     /// An error of SQLite while doing that.

@@ -1,6 +1,7 @@
 //! From a path to a [`SqliteStore`]: the file, the steps in their order, the connections.
 
 use std::num::NonZeroU32;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -118,8 +119,11 @@ impl SqliteStore {
             })
         });
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
+        let found =
+            fs_err::metadata(&path).map_err(|source| StoreError::files("look at the database", &path, source))?;
+        let file = (found.dev(), found.ino());
         let (read_timeout, lock, vocabulary) = (options.read_timeout, Mutex::new(Some(lock)), Vocabulary::new());
-        Ok(Self { path, readers, read_timeout, probe, writer, log, lock, vocabulary })
+        Ok(Self { path, file, readers, read_timeout, probe, writer, log, lock, vocabulary })
     }
 
     /// A reader for what may take long. What it does is interrupted when its time is over, as that of all readers is, and
@@ -230,6 +234,8 @@ fn pool(connections: u32) -> SqlitePoolOptions {
         .min_connections(1)
         .max_connections(connections)
         .acquire_timeout(ACQUIRE_TIMEOUT)
+        // It would be said of every caller who reads an export slowly.
+        .acquire_slow_threshold(Duration::MAX)
         .idle_timeout(None)
         .max_lifetime(None)
         .after_release(|connection, _| Box::pin(is_between_transactions(connection)))

@@ -29,7 +29,7 @@ impl ReembeddingStore for SqliteStore {
         active: Option<ModelName>,
     ) -> Result<Result<(), ReembeddingId>, StoreError> {
         let failed = self.failed("record a re-embedding");
-        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        let mut transaction = self.begin(&failed).await?;
         let of_space: Vec<(String, String)> = sqlx::query_as("SELECT id, state FROM reembeddings WHERE space = ?")
             .bind(job.space.as_str())
             .fetch_all(&mut *transaction)
