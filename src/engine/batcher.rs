@@ -99,11 +99,15 @@ impl Batcher {
         }
     }
 
-    /// Refuses what [`Self::submit`] would refuse for a job of so many tokens while the queue is as it is now.
+    /// Refuses a job of so many tokens for which [`Self::submit`] would have no room now.
     ///
     /// # Errors
     /// [`EngineError::Overloaded`] when the queue is full, [`EngineError::Closed`] when the model is going away.
     pub fn check_room(&self, n_tokens: usize, priority: Priority) -> Result<(), EngineError> {
+        // Too many for a request are refused for that, however full the queue is.
+        if priority != Priority::Internal && n_tokens > self.limits.max_request_tokens {
+            return Ok(());
+        }
         self.make_room(&mut self.state.lock(), n_tokens, line_of(n_tokens, priority))
     }
 
@@ -384,6 +388,7 @@ mod tests {
         let _first = submit(&batcher, &[100; 19]).expect("room");
         assert!(room(100).is_ok());
         assert!(matches!(room(101), Err(EngineError::Overloaded { queued_tokens: 1_900, .. })));
+        assert!(room(LIMITS.max_request_tokens + 1).is_ok(), "not the queue's to refuse");
         batcher.close();
         assert!(matches!(room(1), Err(EngineError::Closed)));
     }
