@@ -18,7 +18,7 @@ use super::state::AppState;
 use crate::grains::{Snapshot, SnapshotError, SnapshotName};
 use crate::telemetry::with_causes;
 
-/// A snapshot is sent in pieces of so many bytes: with small ones, fetching it takes most of a core.
+/// A snapshot is read in pieces of so many bytes: with small ones, fetching it takes most of a core.
 const PIECE_BYTES: usize = 256 << 10;
 
 /// A whole copy of the database.

@@ -58,6 +58,9 @@ pub enum GrainError {
     /// Others changed the grain again and again.
     #[error("`{0}` was changed by others at each of several tries: try again")]
     Contended(GrainId),
+    /// An export that a stop cuts short.
+    #[error("the server is stopping, and these are not all grains: export them again when it is back")]
+    Stopping,
     /// Each try was made with a model that was the active one no more at its end.
     #[error(
         "the model of the vectors was changed at each of several tries, and the active one is `{active}` now: try again"
@@ -354,7 +357,9 @@ impl GrainError {
             | Self::Undeclared(_)
             | Self::Cut { .. }
             | Self::Unverified { .. } => RefusalKind::Invalid,
-            Self::TooManyImports | Self::BrokenIndex { .. } | Self::Receipt(_) => RefusalKind::Unavailable,
+            Self::Stopping | Self::TooManyImports | Self::BrokenIndex { .. } | Self::Receipt(_) => {
+                RefusalKind::Unavailable
+            }
         };
         Refusal { kind, message: with_causes(self) }
     }

@@ -182,7 +182,7 @@ pub enum ConflictWord {
          `error` (when absent), `skip`, or `replace`, which writes only what differs and leaves the stored grain its time \
          of creation"),
         ("reembed" = Option<bool>, Query, description = "Embed the text of a line whose vector is in a space that is not \
-         known here, instead of refusing the line"),
+         known here, or of another text, instead of refusing the line"),
     ),
     request_body(content = Ndjson, content_type = "application/x-ndjson", description = "One grain a line"),
     responses(

@@ -54,7 +54,7 @@ enum Next {
 impl Grains {
     /// Reads out the grains that meet a filter, oldest first: the spaces they are served from, before these, the grains,
     /// the end. A grain that is written meanwhile may come too, or not. The stream ends without its last item after an
-    /// error.
+    /// error, such as that the server stops.
     ///
     /// # Errors
     /// When not even the first page can be read.
@@ -72,6 +72,10 @@ impl Grains {
             n_grains: 0,
         };
         Ok(futures::stream::unfold(export, async |mut export| {
+            if export.is_cut_by_a_stop() {
+                (export.next, export.ready) = (Next::Nothing, VecDeque::new());
+                return Some((Err(GrainError::Stopping), export));
+            }
             while export.ready.is_empty() {
                 if let Err(error) = export.read_on().await? {
                     export.next = Next::Nothing;
@@ -85,6 +89,11 @@ impl Grains {
 }
 
 impl Export {
+    fn is_cut_by_a_stop(&self) -> bool {
+        let is_over = matches!(self.next, Next::Nothing) && self.ready.is_empty();
+        !is_over && self.grains.shutdown.soft().is_cancelled()
+    }
+
     /// Makes the next items ready; `None` after the last.
     async fn read_on(&mut self) -> Option<Result<(), GrainError>> {
         match std::mem::replace(&mut self.next, Next::Nothing) {

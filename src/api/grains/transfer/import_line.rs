@@ -211,11 +211,16 @@ impl LineBody {
             both => both,
         };
         // Whoever edits the texts of an export would pair them with the vectors of the old ones.
-        if vector.is_some() && meta.content_sha256.is_some_and(|sum| sum != hex_digits(&Sha256::digest(&text))) {
-            let sentence = "`meta.content_sha256` is of another text than `text`, and so is the vector: leave out `vector` \
-                            to have the text embedded";
-            return Err(refused("meta.content_sha256", sentence));
-        }
+        let is_edited = meta.content_sha256.is_some_and(|sum| sum != hex_digits(&Sha256::digest(&text)));
+        let (vector, space) = match unknown_vectors {
+            UnknownVectors::Reembed if is_edited => (None, None),
+            UnknownVectors::Refuse if is_edited && vector.is_some() => {
+                let sentence = "`meta.content_sha256` is of another text than `text`, and so may `vector` be: leave out \
+                                `vector`, or ask for `reembed=true`, to have the text embedded";
+                return Err(refused("meta.content_sha256", sentence));
+            }
+            UnknownVectors::Reembed | UnknownVectors::Refuse => (vector, space),
+        };
         let body = DraftBody {
             id: None,
             text,
