@@ -328,7 +328,6 @@ fn answered(token: Option<&Token>, receipt: &Receipt) -> Result<Vec<Outcome>, Gr
     }
 }
 
-/// Refuses to change single attributes where the others cannot be read: they would be lost.
 /// Takes the first error that is so out of grains of which none will be written then.
 fn take_first(
     planned: &mut Vec<Result<Planned, GrainError>>,
@@ -338,6 +337,7 @@ fn take_first(
     Some((at, planned.swap_remove(at).err()?))
 }
 
+/// Refuses to change single attributes where the others cannot be read: they would be lost.
 fn refuse_unreadable(grain: &Grain) -> Result<(), GrainError> {
     let Grain { id, content, raw_meta, .. } = grain;
     // What has a number or a nesting that is beyond any value is an object all the same.

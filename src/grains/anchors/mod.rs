@@ -228,6 +228,10 @@ impl Anchors {
 
     fn note_unfit(&self, numbers: &[i64]) {
         self.state.write().unfit.extend(numbers);
+        // Others are sampled in their place.
+        if !numbers.is_empty() {
+            self.changed.notify_one();
+        }
     }
 
     /// Waits until something happened that may change the sample, but not longer than that.
