@@ -87,12 +87,35 @@ async fn a_database_that_is_moved_away_is_written_no_more_until_it_is_back() {
         }
         let (status, code, _) = write("meanwhile").await.problem();
         assert_eq!((status, code.as_str()), (503, "store_unavailable"));
+        let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 3})).await;
+        assert_eq!(declared.status.as_u16(), 503, "{}", declared.text);
+        assert_eq!(app.post("/snapshots", json!({})).await.status.as_u16(), 503);
         assert_eq!(app.get("/health/ready").await.status.as_u16(), 503);
     }
     assert_eq!(app.get("/grains/before").await.ok()["text"], "hello");
     fs_err::rename(&elsewhere, &database).expect("moved back");
     write("after").await.ok();
     assert_eq!(app.get("/health/ready").await.status.as_u16(), 200);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn a_database_that_took_the_place_of_another_does_not_get_its_log() {
+    let with_grain = async |id: &str| {
+        let app = TestApp::start_with(&with_tiny(&[])).await;
+        app.post("/grains", json!({"id": id, "text": "hello"})).await.ok();
+        app
+    };
+    let other = with_grain("other").await.stop_and_keep().await;
+    let folder = with_grain("own").await.stop_and_keep().await;
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    app.post("/grains", json!({"id": "logged", "text": "hello"})).await.ok();
+    fs_err::rename(other.path().join("granary.db"), &database).expect("replaced");
+    let folder = app.stop_and_keep().await;
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    assert_eq!(app.get("/grains/other").await.ok()["text"], "hello");
+    assert_eq!(app.post("/grains/count", json!({})).await.ok()["count"], 1);
     app.stop().await;
 }
 

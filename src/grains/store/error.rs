@@ -97,8 +97,8 @@ pub enum StoreError {
     },
     /// Another file, or none, is where the one that is open was.
     #[error(
-        "`{path}` was moved, replaced or deleted while it was in use, and nothing is written any more: move it back, or stop \
-         the server, which begins with the file that is there then"
+        "`{path}` was moved, replaced or deleted while it was in use, and nothing is written any more: move it back before \
+         the server stops, for its last changes are in `{path}-wal`; of one that is gone, export the grains first"
     )]
     Replaced {
         /// Where it was.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use async_trait::async_trait;
-use sqlx::{FromRow, QueryBuilder, Sqlite};
+use sqlx::{FromRow, QueryBuilder, Sqlite, SqlitePool};
 
 use super::super::StoreError;
 use super::SqliteStore;
@@ -57,7 +57,7 @@ impl Ledger for SqliteStore {
         let json =
             serde_json::to_string(entry).map_err(|source| LedgerError { action: "written", source: source.into() })?;
         let failed = self.writing("register a model");
-        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        let mut transaction = self.ledger_writer()?.begin().await.map_err(&failed)?;
         let put = sqlx::query(
             "INSERT OR REPLACE INTO registered_models (name, entry, registered_at) \
              VALUES (?, ?, strftime('%Y-%m-%dT%H:%M:%SZ', 'now'))",
@@ -70,7 +70,7 @@ impl Ledger for SqliteStore {
 
     async fn forget_registration(&self, name: &ModelName) -> Result<(), LedgerError> {
         let failed = self.writing("delete a registered model");
-        let mut transaction = self.writer.begin().await.map_err(&failed)?;
+        let mut transaction = self.ledger_writer()?.begin().await.map_err(&failed)?;
         for statement in [
             "DELETE FROM registered_models WHERE name = ?",
             "DELETE FROM disabled_models WHERE name = ?",
@@ -156,7 +156,7 @@ impl Ledger for SqliteStore {
         .bind(&record.manifest)
         .bind(record.dimensions)
         .bind(&record.declared_name)
-        .execute(&self.writer)
+        .execute(self.ledger_writer()?)
         .await
         .map_err(&failed)?;
         if inserted.rows_affected() > 0 {
@@ -164,7 +164,7 @@ impl Ledger for SqliteStore {
         }
         let found: u32 = sqlx::query_scalar("SELECT dimensions FROM spaces WHERE declared_name = ?")
             .bind(space.name())
-            .fetch_one(&self.writer)
+            .fetch_one(self.ledger_writer()?)
             .await
             .map_err(&failed)?;
         Ok(if found == record.dimensions { Declared::Known } else { Declared::Otherwise(found) })
@@ -243,7 +243,7 @@ struct SpaceRow {
 impl SqliteStore {
     /// Runs one statement that changes the ledger. Committed, and with `synchronous=FULL` on disk, when it returns.
     async fn run(&self, doing: &'static str, statement: Statement<'_>) -> Result<(), LedgerError> {
-        statement.execute(&self.writer).await.map(drop).map_err(self.writing(doing))
+        statement.execute(self.ledger_writer()?).await.map(drop).map_err(self.writing(doing))
     }
 
     async fn count_by_maker(&self, mut query: QueryBuilder<Sqlite>) -> Result<Vec<MadeGrains>, LedgerError> {
@@ -280,6 +280,11 @@ impl SqliteStore {
     fn reading(&self, doing: &'static str) -> impl Fn(sqlx::Error) -> LedgerError + '_ {
         let failed = self.failed(doing);
         move |source| unreadable(failed(source))
+    }
+
+    /// As [`Self::writer`], for the ledger.
+    fn ledger_writer(&self) -> Result<&SqlitePool, LedgerError> {
+        self.writer().map_err(|source| LedgerError { action: "written", source: source.into() })
     }
 
     /// An error of SQLite while the ledger is written.

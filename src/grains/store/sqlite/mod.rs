@@ -33,13 +33,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
-use sqlx::{Sqlite, SqlitePool, Transaction};
 
 use self::grains::Vocabulary;
 use self::lock::StoreLock;
 use self::log::Log;
 use super::StoreError;
+use crate::files::beside;
 
 pub use self::inspect::{Contents, FileState};
 pub use self::log::LogBounds;
@@ -59,8 +60,7 @@ const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
-    /// What is open: the file's device and number.
-    file: (u64, u64),
+    file: OpenFile,
     readers: SqlitePool,
     read_timeout: Duration,
     /// A connection of its own for readiness: a server that is busy reading is not away.
@@ -69,6 +69,26 @@ pub struct SqliteStore {
     log: Arc<Log>,
     lock: Mutex<Option<StoreLock>>,
     vocabulary: Vocabulary,
+}
+
+/// Which file is open, whatever is at its path by now: its device and its number there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct OpenFile(u64, u64);
+
+impl OpenFile {
+    fn at(path: &Path) -> std::io::Result<Self> {
+        fs_err::metadata(path).map(|found| Self(found.dev(), found.ino()))
+    }
+
+    /// Refuses a path at which another file is, or none.
+    fn refuse_another(self, path: &Path) -> Result<(), StoreError> {
+        match Self::at(path) {
+            Ok(found) if found == self => Ok(()),
+            // Whoever may not look knows nothing.
+            Err(error) if error.kind() != ErrorKind::NotFound => Ok(()),
+            Ok(_) | Err(_) => Err(StoreError::Replaced { path: path.to_owned() }),
+        }
+    }
 }
 
 impl SqliteStore {
@@ -80,7 +100,7 @@ impl SqliteStore {
 
     /// Answers when the database can be read, for readiness.
     pub async fn check(&self) -> Result<(), StoreError> {
-        self.check_file()?;
+        self.file.refuse_another(&self.path)?;
         // A constant would be answered without the file.
         sqlx::query_scalar::<_, i64>("SELECT max(version) FROM schema_version")
             .fetch_one(&self.probe)
@@ -97,26 +117,28 @@ impl SqliteStore {
         self.probe.close().await;
         // Last, because the last connection to close is the one that empties the log.
         self.writer.close().await;
+        self.set_foreign_log_aside();
         self.lock.lock().take();
     }
 
-    /// Begins to write.
-    async fn begin(
-        &self,
-        failed: impl Fn(sqlx::Error) -> StoreError,
-    ) -> Result<Transaction<'static, Sqlite>, StoreError> {
-        self.check_file()?;
-        self.writer.begin().await.map_err(failed)
+    /// What writes, unless another file is where this one was: SQLite goes on with the one that is open, and nobody would
+    /// find what is written to it.
+    fn writer(&self) -> Result<&SqlitePool, StoreError> {
+        self.file.refuse_another(&self.path)?;
+        Ok(&self.writer)
     }
 
-    /// Refuses a file that was moved, replaced or deleted: SQLite goes on with the one that is open, and nobody would find
-    /// what is written to it.
-    fn check_file(&self) -> Result<(), StoreError> {
-        let is_another = match fs_err::metadata(&self.path) {
-            Ok(found) => (found.dev(), found.ino()) != self.file,
-            Err(error) => error.kind() == ErrorKind::NotFound,
-        };
-        if is_another { Err(StoreError::Replaced { path: self.path.clone() }) } else { Ok(()) }
+    /// SQLite leaves the log of a file that was replaced under its name, where it would be taken for the other file's.
+    fn set_foreign_log_aside(&self) {
+        let log = beside(&self.path, "-wal");
+        if self.file.refuse_another(&self.path).is_ok() || !self.path.exists() || !log.exists() {
+            return;
+        }
+        let aside = beside(&self.path, "-wal.of-another");
+        match fs_err::rename(&log, &aside) {
+            Ok(()) => tracing::warn!(log = %aside.display(), "the log of the database that was replaced is set aside"),
+            Err(error) => tracing::error!("the log of the database that was replaced spoils the other one: {error}"),
+        }
     }
 
     /// An error of SQLite while doing that.

@@ -1,7 +1,6 @@
 //! From a path to a [`SqliteStore`]: the file, the steps in their order, the connections.
 
 use std::num::NonZeroU32;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +12,6 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool};
 
 use super::super::StoreError;
-use super::SqliteStore;
 use super::grains::Vocabulary;
 use super::lock::StoreLock;
 use super::log::{Log, LogBounds};
@@ -21,6 +19,7 @@ use super::recognise::recognise;
 use super::restore::RESTORING;
 use super::upgrade::upgrade;
 use super::view::{has_hot_journal, has_log};
+use super::{OpenFile, SqliteStore};
 use crate::files::beside;
 
 /// How long a statement waits for a program outside Granary, a backup tool say, to let go of the file.
@@ -99,11 +98,20 @@ impl SqliteStore {
         upgraded?;
         closed.map_err(|source| StoreError::sql("finish the upgrade", &path, source))?;
 
+        let file = OpenFile::at(&path).map_err(|source| StoreError::files("look at the database", &path, source))?;
         // Should a statement of a reader ever try to write, it fails instead of fighting the writer for the lock.
         let (time, log) = (options.read_timeout, Arc::new(Log::of(&path, options.log)));
         let (for_new, for_idle, for_writer) = (Arc::clone(&log), Arc::clone(&log), Arc::clone(&log));
+        let opened = path.clone();
         let readers = pool(options.readers.get())
-            .after_connect(move |connection, _| Box::pin(begin_read(connection, time, Arc::clone(&for_new))))
+            .after_connect(move |connection, _| {
+                // Opened when there are more reads than before, it would be of whatever is at the path now.
+                let (log, is_same) = (Arc::clone(&for_new), file.refuse_another(&opened));
+                Box::pin(async move {
+                    is_same.map_err(|error| sqlx::Error::Configuration(error.into()))?;
+                    begin_read(connection, time, log).await
+                })
+            })
             .before_acquire(move |connection, _| {
                 let log = Arc::clone(&for_idle);
                 Box::pin(async move { begin_read(connection, time, log).await.map(|()| true) })
@@ -119,9 +127,6 @@ impl SqliteStore {
             })
         });
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
-        let found =
-            fs_err::metadata(&path).map_err(|source| StoreError::files("look at the database", &path, source))?;
-        let file = (found.dev(), found.ino());
         let (read_timeout, lock, vocabulary) = (options.read_timeout, Mutex::new(Some(lock)), Vocabulary::new());
         Ok(Self { path, file, readers, read_timeout, probe, writer, log, lock, vocabulary })
     }

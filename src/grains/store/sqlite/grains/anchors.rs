@@ -32,7 +32,7 @@ impl AnchorStore for SqliteStore {
 
     async fn copy_to_anchors(&self, space: &SpaceId, numbers: Vec<i64>) -> Result<Vec<Anchor>, StoreError> {
         let failed = self.failed("copy vectors to anchors");
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         sqlx::query(
             "INSERT OR REPLACE INTO anchors (grain, space, text_version, vector) \
              SELECT e.grain, e.space, e.text_version, e.vector FROM json_each(?) AS place \
@@ -54,7 +54,7 @@ impl AnchorStore for SqliteStore {
 
     async fn add_anchors(&self, made: Vec<NewAnchor>) -> Result<Vec<Anchor>, StoreError> {
         let failed = self.failed("write anchors");
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         let mut written = Vec::with_capacity(made.len());
         for NewAnchor { anchor, version } in made {
             let done = sqlx::query(
@@ -84,7 +84,7 @@ impl AnchorStore for SqliteStore {
         )
         .bind(json_text(&numbers))
         .bind(json_text(&spaces))
-        .execute(&self.writer)
+        .execute(self.writer()?)
         .await
         .map(drop)
         .map_err(self.failed("remove anchors"))

@@ -21,7 +21,7 @@ impl DeleteStore for SqliteStore {
     async fn delete(&self, filter: Filter, only_if: OnlyIf) -> Result<Result<Deletion, u64>, StoreError> {
         let _shown = shown("delete");
         let failed = self.failed("delete grains");
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         let mut query = QueryBuilder::new("SELECT g.number, g.version FROM grains AS g WHERE TRUE");
         filter::push(&mut query, &filter, Plan::Enumerate);
         let found: Vec<(i64, i64)> = query.build_query_as().fetch_all(&mut *transaction).await.map_err(&failed)?;
@@ -47,7 +47,7 @@ impl DeleteStore for SqliteStore {
         let _shown = shown("delete");
         let failed = self.failed("delete grains");
         let step = step_of(&mut left);
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         // What was written since has another version.
         let mut query = QueryBuilder::new("SELECT g.number FROM json_each(");
         query.push_bind(json_text(&step));
@@ -64,7 +64,7 @@ impl DeleteStore for SqliteStore {
     async fn forget_receipts(&self, before_us: i64) -> Result<(), StoreError> {
         sqlx::query("DELETE FROM idempotency_keys WHERE recorded_us < ?")
             .bind(before_us)
-            .execute(&self.writer)
+            .execute(self.writer()?)
             .await
             .map(drop)
             .map_err(self.failed("forget earlier answers"))

@@ -18,7 +18,7 @@ use crate::domain::{Filter, Reembedding, ReembeddingId, SpaceId};
 impl StagingStore for SqliteStore {
     async fn record_with_order(&self, job: Reembedding, order: Vec<SpaceId>) -> Result<(), StoreError> {
         let failed = self.failed("record where a re-embedding is");
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         write_order(&mut transaction, &order).await.map_err(&failed)?;
         update_of(&job).execute(&mut *transaction).await.map_err(&failed)?;
         transaction.commit().await.map_err(failed)
@@ -38,7 +38,7 @@ impl StagingStore for SqliteStore {
     async fn write_made(&self, made: Made) -> Result<Vec<i64>, StoreError> {
         let failed = self.failed("write vectors in another space");
         let Made { job, vectors } = made;
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         let made = vectors.iter().filter_map(|(_, made)| made.as_ref().ok());
         let spaces = made.map(|vector| vector.provenance.space.to_string()).collect();
         order_spaces(&mut transaction, spaces).await.map_err(&failed)?;
@@ -82,7 +82,7 @@ impl StagingStore for SqliteStore {
 
     async fn purge(&self, purge: Purge, after: i64, limit: u32) -> Result<Option<Purged>, StoreError> {
         let failed = self.failed("delete superfluous vectors");
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         let space = match &purge {
             Purge::Replaced { kept, .. } => kept,
             Purge::Unserved(space) => space,

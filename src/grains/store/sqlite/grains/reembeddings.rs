@@ -29,7 +29,7 @@ impl ReembeddingStore for SqliteStore {
         active: Option<ModelName>,
     ) -> Result<Result<(), ReembeddingId>, StoreError> {
         let failed = self.failed("record a re-embedding");
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         let of_space: Vec<(String, String)> = sqlx::query_as("SELECT id, state FROM reembeddings WHERE space = ?")
             .bind(job.space.as_str())
             .fetch_all(&mut *transaction)
@@ -77,7 +77,7 @@ impl ReembeddingStore for SqliteStore {
 
     async fn record_reembedding(&self, job: Reembedding) -> Result<(), StoreError> {
         let failed = self.failed("record where a re-embedding is");
-        update_of(&job).execute(&self.writer).await.map(drop).map_err(failed)
+        update_of(&job).execute(self.writer()?).await.map(drop).map_err(failed)
     }
 
     async fn lacking(&self, lacking: Lacking, after: i64, limit: u32) -> Result<Vec<Unembedded>, StoreError> {
@@ -118,7 +118,7 @@ impl ReembeddingStore for SqliteStore {
     async fn forget_failures(&self, id: &ReembeddingId) -> Result<(), StoreError> {
         sqlx::query("DELETE FROM reembedding_failures WHERE reembedding = ?")
             .bind(id.as_str())
-            .execute(&self.writer)
+            .execute(self.writer()?)
             .await
             .map(drop)
             .map_err(self.failed("forget what a re-embedding could not embed"))

@@ -40,7 +40,7 @@ impl VectorStore for SqliteStore {
 
     async fn write_space_order(&self, order: Vec<SpaceId>) -> Result<(), StoreError> {
         let failed = self.failed("write the order of spaces");
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         write_order(&mut transaction, &order).await.map_err(&failed)?;
         transaction.commit().await.map_err(failed)
     }
@@ -96,7 +96,7 @@ impl VectorStore for SqliteStore {
         order: Option<Vec<SpaceId>>,
     ) -> Result<Vec<(Written, NewVector)>, StoreError> {
         let failed = self.failed("adopt vectors");
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         if let Some(order) = order {
             write_order(&mut transaction, &order).await.map_err(&failed)?;
         }
@@ -141,7 +141,7 @@ impl VectorStore for SqliteStore {
         let (database, epoch) = sqlx::query_as(
             "UPDATE identity SET epoch = lower(hex(randomblob(16))) WHERE only = 1 RETURNING database, epoch",
         )
-        .fetch_one(&self.writer)
+        .fetch_one(self.writer()?)
         .await
         .map_err(self.failed("begin a new epoch"))?;
         Ok(Identity { database, epoch })

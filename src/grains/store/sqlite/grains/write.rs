@@ -38,7 +38,7 @@ impl WriteStore for SqliteStore {
         let failed = self.failed("write grains");
         let Batch { mut changes, atomicity, makers, receipt } = batch;
         // A lone reader of the write-ahead log would not be upgraded to a writer while others commit; there are none.
-        let mut transaction = self.begin(&failed).await?;
+        let mut transaction = self.writer()?.begin().await.map_err(&failed)?;
         if !have_stayed(&mut transaction, &makers).await.map_err(&failed)? {
             return Ok(Committed::ModelMoved);
         }
