@@ -112,7 +112,11 @@ async fn a_database_that_took_the_place_of_another_does_not_get_its_log() {
     let app = TestApp::start_in(folder, &with_tiny(&[])).await;
     app.post("/grains", json!({"id": "logged", "text": "hello"})).await.ok();
     fs_err::rename(other.path().join("granary.db"), &database).expect("replaced");
+    // More at a time than there are readers: each new one would open the other file, and not stay.
+    let reads = futures::future::join_all((0..8).map(|_| app.get("/grains/logged"))).await;
+    assert!(reads.iter().any(|answer| answer.status.is_success()), "{reads:?}");
     let folder = app.stop_and_keep().await;
+    assert!(folder.path().join("granary.db-wal.of-another.1").exists(), "the log is lost");
     let app = TestApp::start_in(folder, &with_tiny(&[])).await;
     assert_eq!(app.get("/grains/other").await.ok()["text"], "hello");
     assert_eq!(app.post("/grains/count", json!({})).await.ok()["count"], 1);

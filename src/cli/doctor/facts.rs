@@ -230,9 +230,10 @@ fn kept(config: &Config) -> Vec<Kept> {
 
 /// What upgrades and restores have left beside a database: it stays until somebody deletes it, or the next restore does.
 fn left_beside(database: &Path) -> Vec<(&'static str, PathBuf)> {
-    const LEFT: [(&str, &str); 3] = [
+    const LEFT: [(&str, &str); 4] = [
         (".before-v", "copy before an upgrade"),
         (".replaced.", "database before a restore"),
+        ("-wal.of-another.", "log of a database that was replaced"),
         (".restoring", "copy of a restore that was cut off or goes on"),
     ];
     let database = real_path(database).unwrap_or_else(|_| database.to_owned());

@@ -74,7 +74,8 @@ pub struct ImportArgs {
     /// What becomes of a line whose id is taken
     #[arg(long, value_enum, default_value_t = Conflict::Error)]
     pub on_conflict: Conflict,
-    /// Embed the texts whose vectors are in a space that the server does not know, instead of refusing them
+    /// Embed the texts whose vectors are in a space that the server does not know, or of another text, instead of refusing
+    /// them
     #[arg(long)]
     pub reembed: bool,
 }

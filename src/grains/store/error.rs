@@ -97,8 +97,9 @@ pub enum StoreError {
     },
     /// Another file, or none, is where the one that is open was.
     #[error(
-        "`{path}` was moved, replaced or deleted while it was in use, and nothing is written any more: move it back before \
-         the server stops, for its last changes are in `{path}-wal`; of one that is gone, export the grains first"
+        "`{path}` was moved, replaced or deleted while it was in use, and nothing is written any more: move it back, or stop \
+         the server to begin with the file that is there now. Unless it ends with status 0, move `{path}-wal` away before \
+         the next start: it is the other file's"
     )]
     Replaced {
         /// Where it was.

@@ -90,7 +90,7 @@ impl Grains {
 
 impl Export {
     fn is_cut_by_a_stop(&self) -> bool {
-        let is_over = matches!(self.next, Next::Nothing) && self.ready.is_empty();
+        let is_over = matches!(self.next, Next::End | Next::Nothing) && self.ready.is_empty();
         !is_over && self.grains.shutdown.soft().is_cancelled()
     }
 

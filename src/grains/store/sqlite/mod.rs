@@ -61,6 +61,8 @@ const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
 pub struct SqliteStore {
     path: PathBuf,
     file: OpenFile,
+    /// Its log, which is there as long as a connection is.
+    log_file: Option<OpenFile>,
     readers: SqlitePool,
     read_timeout: Duration,
     /// A connection of its own for readiness: a server that is busy reading is not away.
@@ -131,10 +133,12 @@ impl SqliteStore {
     /// SQLite leaves the log of a file that was replaced under its name, where it would be taken for the other file's.
     fn set_foreign_log_aside(&self) {
         let log = beside(&self.path, "-wal");
-        if self.file.refuse_another(&self.path).is_ok() || !self.path.exists() || !log.exists() {
+        let is_ours = self.log_file.is_some_and(|ours| OpenFile::at(&log).is_ok_and(|found| found == ours));
+        if !is_ours || !self.path.exists() || self.file.refuse_another(&self.path).is_ok() {
             return;
         }
-        let aside = beside(&self.path, "-wal.of-another");
+        let names = (1..).map(|n| beside(&self.path, &format!("-wal.of-another.{n}")));
+        let Some(aside) = names.into_iter().find(|name| !name.exists()) else { return };
         match fs_err::rename(&log, &aside) {
             Ok(()) => tracing::warn!(log = %aside.display(), "the log of the database that was replaced is set aside"),
             Err(error) => tracing::error!("the log of the database that was replaced spoils the other one: {error}"),

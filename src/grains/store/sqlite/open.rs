@@ -116,7 +116,7 @@ impl SqliteStore {
                 let log = Arc::clone(&for_idle);
                 Box::pin(async move { begin_read(connection, time, log).await.map(|()| true) })
             });
-        let reading = connect_options(&path).pragma("query_only", "ON");
+        let reading = options_without_a_look(&path).pragma("query_only", "ON");
         let readers = open_pool(readers, &path, reading.clone()).await?;
         let probe = open_pool(pool(1), &path, reading).await?;
         let writer = pool(1).before_acquire(move |connection, _| {
@@ -128,7 +128,8 @@ impl SqliteStore {
         });
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
         let (read_timeout, lock, vocabulary) = (options.read_timeout, Mutex::new(Some(lock)), Vocabulary::new());
-        Ok(Self { path, file, readers, read_timeout, probe, writer, log, lock, vocabulary })
+        let log_file = OpenFile::at(&beside(&path, "-wal")).ok();
+        Ok(Self { path, file, log_file, readers, read_timeout, probe, writer, log, lock, vocabulary })
     }
 
     /// A reader for what may take long. What it does is interrupted when its time is over, as that of all readers is, and
@@ -215,12 +216,17 @@ pub(super) fn is_database_path(path: &Path) -> Result<bool, StoreError> {
     }
 }
 
-/// What every connection has in common. The journal mode is a property of the file: `upgrade` sees to it once.
+/// What connections that write have in common. The journal mode is a property of the file: `upgrade` sees to it once.
 pub(super) fn connect_options(path: &Path) -> SqliteConnectOptions {
+    options_without_a_look(path).synchronous(SqliteSynchronous::Full)
+}
+
+/// What every connection has in common. None of it has SQLite look into the file, as `synchronous` does: a connection to
+/// another file than the one that is open would take this one's log for its own, and write it into that file.
+fn options_without_a_look(path: &Path) -> SqliteConnectOptions {
     SqliteConnectOptions::new()
         .filename(path)
         .foreign_keys(true)
-        .synchronous(SqliteSynchronous::Full)
         .busy_timeout(BUSY_TIMEOUT)
         .pragma("journal_size_limit", LOG_SIZE_LIMIT_BYTES.to_string())
         .thread_name(|id| format!("sqlite-{id}"))
