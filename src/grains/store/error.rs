@@ -99,7 +99,7 @@ pub enum StoreError {
     #[error(
         "`{path}` was moved, replaced or deleted while it was in use, and nothing is written any more: move it back, or stop \
          the server to begin with the file that is there now. Unless it ends with status 0, move `{path}-wal` away before \
-         the next start: it is the other file's"
+         the next start: it is the old file's"
     )]
     Replaced {
         /// Where it was.

@@ -73,7 +73,7 @@ impl GrainStore for SqliteStore {
         let refused = |source| StoreError::files(SNAPSHOT, target, source);
         discard(&partial).map_err(refused)?;
         let _reading = self.log.pass().await;
-        self.file.refuse_another(&self.path)?;
+        self.files.database.refuse_another(&self.path)?;
         // A reader would do, but readers may not write, and to them this is writing.
         let mut connection = connect(&self.path).await?;
         interrupt_at(&mut connection, stop.clone()).await.map_err(self.failed(SNAPSHOT))?;

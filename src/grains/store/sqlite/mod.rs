@@ -9,7 +9,8 @@
 //!    each in a transaction of its own, and makes the index of words anew where its words were cut by other rules.
 //!
 //! The migrations are in `migrations/sqlite`, forward only, frozen once landed. `ledger` is what the models remember,
-//! `grains` what the product is for. `log` keeps the write-ahead log in bounds.
+//! `grains` what the product is for. `log` keeps the write-ahead log in bounds, and `replaced` notices that another file is
+//! where the open one was.
 
 mod copy;
 mod grains;
@@ -19,6 +20,7 @@ mod lock;
 mod log;
 mod open;
 mod recognise;
+mod replaced;
 mod restore;
 mod upgrade;
 mod view;
@@ -26,8 +28,6 @@ mod view;
 #[cfg(test)]
 mod tests;
 
-use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -39,8 +39,8 @@ use sqlx::migrate::Migrator;
 use self::grains::Vocabulary;
 use self::lock::StoreLock;
 use self::log::Log;
+use self::replaced::OpenFiles;
 use super::StoreError;
-use crate::files::beside;
 
 pub use self::inspect::{Contents, FileState};
 pub use self::log::LogBounds;
@@ -60,9 +60,7 @@ const MIGRATIONS_TABLE: &str = "_sqlx_migrations";
 #[derive(Debug)]
 pub struct SqliteStore {
     path: PathBuf,
-    file: OpenFile,
-    /// Its log, which is there as long as a connection is.
-    log_file: Option<OpenFile>,
+    files: OpenFiles,
     readers: SqlitePool,
     read_timeout: Duration,
     /// A connection of its own for readiness: a server that is busy reading is not away.
@@ -71,26 +69,6 @@ pub struct SqliteStore {
     log: Arc<Log>,
     lock: Mutex<Option<StoreLock>>,
     vocabulary: Vocabulary,
-}
-
-/// Which file is open, whatever is at its path by now: its device and its number there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct OpenFile(u64, u64);
-
-impl OpenFile {
-    fn at(path: &Path) -> std::io::Result<Self> {
-        fs_err::metadata(path).map(|found| Self(found.dev(), found.ino()))
-    }
-
-    /// Refuses a path at which another file is, or none.
-    fn refuse_another(self, path: &Path) -> Result<(), StoreError> {
-        match Self::at(path) {
-            Ok(found) if found == self => Ok(()),
-            // Whoever may not look knows nothing.
-            Err(error) if error.kind() != ErrorKind::NotFound => Ok(()),
-            Ok(_) | Err(_) => Err(StoreError::Replaced { path: path.to_owned() }),
-        }
-    }
 }
 
 impl SqliteStore {
@@ -102,7 +80,7 @@ impl SqliteStore {
 
     /// Answers when the database can be read, for readiness.
     pub async fn check(&self) -> Result<(), StoreError> {
-        self.file.refuse_another(&self.path)?;
+        self.files.database.refuse_another(&self.path)?;
         // A constant would be answered without the file.
         sqlx::query_scalar::<_, i64>("SELECT max(version) FROM schema_version")
             .fetch_one(&self.probe)
@@ -119,30 +97,15 @@ impl SqliteStore {
         self.probe.close().await;
         // Last, because the last connection to close is the one that empties the log.
         self.writer.close().await;
-        self.set_foreign_log_aside();
+        self.files.set_foreign_log_aside(&self.path);
         self.lock.lock().take();
     }
 
     /// What writes, unless another file is where this one was: SQLite goes on with the one that is open, and nobody would
     /// find what is written to it.
     fn writer(&self) -> Result<&SqlitePool, StoreError> {
-        self.file.refuse_another(&self.path)?;
+        self.files.database.refuse_another(&self.path)?;
         Ok(&self.writer)
-    }
-
-    /// SQLite leaves the log of a file that was replaced under its name, where it would be taken for the other file's.
-    fn set_foreign_log_aside(&self) {
-        let log = beside(&self.path, "-wal");
-        let is_ours = self.log_file.is_some_and(|ours| OpenFile::at(&log).is_ok_and(|found| found == ours));
-        if !is_ours || !self.path.exists() || self.file.refuse_another(&self.path).is_ok() {
-            return;
-        }
-        let names = (1..).map(|n| beside(&self.path, &format!("-wal.of-another.{n}")));
-        let Some(aside) = names.into_iter().find(|name| !name.exists()) else { return };
-        match fs_err::rename(&log, &aside) {
-            Ok(()) => tracing::warn!(log = %aside.display(), "the log of the database that was replaced is set aside"),
-            Err(error) => tracing::error!("the log of the database that was replaced spoils the other one: {error}"),
-        }
     }
 
     /// An error of SQLite while doing that.

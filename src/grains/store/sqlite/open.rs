@@ -12,14 +12,15 @@ use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool};
 
 use super::super::StoreError;
+use super::SqliteStore;
 use super::grains::Vocabulary;
 use super::lock::StoreLock;
 use super::log::{Log, LogBounds};
 use super::recognise::recognise;
+use super::replaced::{OpenFile, OpenFiles};
 use super::restore::RESTORING;
 use super::upgrade::upgrade;
 use super::view::{has_hot_journal, has_log};
-use super::{OpenFile, SqliteStore};
 use crate::files::beside;
 
 /// How long a statement waits for a program outside Granary, a backup tool say, to let go of the file.
@@ -128,8 +129,8 @@ impl SqliteStore {
         });
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
         let (read_timeout, lock, vocabulary) = (options.read_timeout, Mutex::new(Some(lock)), Vocabulary::new());
-        let log_file = OpenFile::at(&beside(&path, "-wal")).ok();
-        Ok(Self { path, file, log_file, readers, read_timeout, probe, writer, log, lock, vocabulary })
+        let files = OpenFiles::with_log(file, &path);
+        Ok(Self { path, files, readers, read_timeout, probe, writer, log, lock, vocabulary })
     }
 
     /// A reader for what may take long. What it does is interrupted when its time is over, as that of all readers is, and
