@@ -4,11 +4,14 @@
 //! to the batch; which end of a text is cut stays what it says, unless another file of the model does. Cutting happens here,
 //! where it can be counted.
 
+mod cut;
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 
 use tokenizers::{AddedToken, Encoding, Tokenizer, TruncationDirection};
 
+use self::cut::{MOST_RUN_BYTES, end_of_beginning, start_of_end};
 use super::error::{Cause, EngineError, TokenCount};
 use crate::domain::{ExtraToken, TruncationSide};
 
@@ -27,16 +30,7 @@ const BYTES_PER_TOKEN: usize = 64;
 /// The bytes of a part, whatever is looked for, but for a run at its cut. Each may be a token, and a token takes some
 /// hundred bytes of memory.
 const LEAST_PART_BYTES: usize = 8 << 10;
-const MOST_PART_BYTES: usize = 128 << 10;
-
-/// The longest piece of text that makes a run, where it stands again and again: two characters of four bytes. Tokens of a
-/// run follow from where it begins or ends, so that a cut within it would move them all. A part takes in what goes on of
-/// the run at its cut, unless that is more than `MOST_PART_BYTES`: then its tokens may be others than in the whole text.
-const MOST_PIECE_BYTES: usize = 8;
-
-/// A shorter run has no more tokens than may be others anyhow. A run is cut off with so many bytes beside it, for they
-/// may share a token with its first or last ones.
-const LEAST_RUN_BYTES: usize = 256;
+const MOST_PART_BYTES: usize = MOST_RUN_BYTES;
 
 /// So many tokens at either end of a part may be others than in the whole text: those of a word that was cut in two.
 /// The longest that tokenizers split has 100 characters.
@@ -356,45 +350,6 @@ struct Part<'a> {
     encoding: Option<Encoding>,
 }
 
-/// Where the beginning of a text ends that has at most so many bytes, and at least half as many: before the last space
-/// between words that is there, if one is. It is longer where that would be within a run. The text has more bytes.
-fn end_of_beginning(text: &str, n_bytes: usize) -> usize {
-    let (middle, end) = (text.floor_char_boundary(n_bytes / 2), text.floor_char_boundary(n_bytes));
-    let end = text[middle..end].rfind(char::is_whitespace).map_or(end, |at| middle + at);
-    let (before, behind) = text.as_bytes().split_at(end);
-    let run = &before[before.len() - LEAST_RUN_BYTES..];
-    let Some(piece) = period(run).map(|n_bytes| &run[run.len() - n_bytes..]) else { return end };
-    let end_of_run = text.ceil_char_boundary(end + n_more_of_run(behind.iter().zip(piece.iter().cycle())));
-    let end = text.ceil_char_boundary(text.len().min(end_of_run + LEAST_RUN_BYTES));
-    text[end_of_run..end].find(char::is_whitespace).map_or(end, |at| end_of_run + at)
-}
-
-/// Where the end of such a text starts, in the same way: with the first space.
-fn start_of_end(text: &str, n_bytes: usize) -> usize {
-    let start = text.ceil_char_boundary(text.len() - n_bytes);
-    let middle = text.ceil_char_boundary(text.len() - n_bytes / 2);
-    let start = text[start..middle].find(char::is_whitespace).map_or(start, |at| start + at);
-    let (before, behind) = text.as_bytes().split_at(start);
-    let run = &behind[..LEAST_RUN_BYTES];
-    let Some(piece) = period(run).map(|n_bytes| &run[..n_bytes]) else { return start };
-    let n_more = n_more_of_run(before.iter().rev().zip(piece.iter().rev().cycle()));
-    let start_of_run = text.floor_char_boundary(start - n_more);
-    let start = text.floor_char_boundary(start_of_run.saturating_sub(LEAST_RUN_BYTES));
-    text[start..start_of_run].rfind(char::is_whitespace).map_or(start, |at| start + at)
-}
-
-/// The length of the shortest piece that stands again and again in these bytes, if one does.
-fn period(bytes: &[u8]) -> Option<usize> {
-    (1..=MOST_PIECE_BYTES).find(|n_bytes| bytes[*n_bytes..] == bytes[..bytes.len() - n_bytes])
-}
-
-/// How many bytes a run goes on for beyond a cut, by those that are there and those it would have; none of one that goes on
-/// for too long.
-fn n_more_of_run<'a>(beyond: impl Iterator<Item = (&'a u8, &'a u8)>) -> usize {
-    let n_more = beyond.take(MOST_PART_BYTES + 1).take_while(|(found, expected)| found == expected).count();
-    if n_more > MOST_PART_BYTES { 0 } else { n_more }
-}
-
 /// What the library makes of a file that somebody else wrote. On some malformed ones it panics.
 fn unless_it_panics<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, Cause> {
     catch_unwind(AssertUnwindSafe(work))
@@ -492,18 +447,5 @@ mod tests {
         let of_all = first(ids(&tokenizer, &text));
         assert_ne!(first(ids(&tokenizer, &text[..PART_BYTES])), of_all, "the cut decides");
         assert_eq!(cut(&tokenizer, &text, TruncationSide::Right), of_all);
-    }
-
-    #[test]
-    fn a_part_takes_in_a_run_up_to_a_bound() {
-        let smiles = "🙂".repeat(5_000);
-        assert_eq!((end_of_beginning(&smiles, PART_BYTES), start_of_end(&smiles, PART_BYTES)), (smiles.len(), 0));
-        let endless = "a".repeat(1 << 20);
-        let n_bytes = PART_BYTES + LEAST_RUN_BYTES;
-        assert_eq!(end_of_beginning(&endless, PART_BYTES), n_bytes);
-        assert_eq!(start_of_end(&endless, PART_BYTES), endless.len() - n_bytes);
-        let words = "no run of any piece, ".repeat(1_000);
-        assert!(end_of_beginning(&words, PART_BYTES) <= PART_BYTES);
-        assert!(start_of_end(&words, PART_BYTES) >= words.len() - PART_BYTES);
     }
 }
