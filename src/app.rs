@@ -228,7 +228,10 @@ fn traces(config: &Config) -> Result<Option<Traces>, TracesError> {
 }
 
 /// The models, with those loaded that the configuration wants at the start.
-async fn models(
+///
+/// # Errors
+/// [`AppError`], of the database or of a model with `auto_load`.
+pub(crate) async fn models(
     config: &Config,
     cores: usize,
     catalog: Catalog,

@@ -8,7 +8,8 @@ use rustix::process::getuid;
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    MINILM, Process, SmallDisk, client, data_dir, entry_of, folder_with, key_entry, secret, send, with_keys, with_tiny,
+    MINILM, Process, SmallDisk, client, copy_folder, data_dir, entry_of, folder_with, key_entry, secret, send,
+    test_model, with_keys, with_tiny,
 };
 use crate::tls;
 
@@ -75,6 +76,7 @@ fn where_serving_works_it_says_so_and_leaves_nothing_behind() {
         "ok       runtime library: ONNX Runtime 1.",
         "`granary.db` will be made",
         "active model: `all-MiniLM-L6-v2`, by `ai.model_name`: its files are there",
+        "ok       loading: `all-MiniLM-L6-v2` was loaded in ",
         "1. all-MiniLM-L6-v2",
         "that models may take",
         "not trained for embeddings",
@@ -200,6 +202,43 @@ fn models_without_files_and_a_foreign_database_are_problems() {
     assert_eq!(fs_err::read(folder.path().join("granary.db")).expect("left"), b"not a database at all");
     assert_eq!(names_in(folder.path()).len(), 2, "{:?}", names_in(folder.path()));
     assert_eq!(report["auto"], MINILM, "what can be had comes first");
+}
+
+/// Only a load finds it.
+#[test]
+fn the_tokenizer_of_another_model_is_a_problem() {
+    let folder = folder_with("");
+    let foreign = folder.path().join("foreign");
+    copy_folder(&test_model("tiny-cls"), &foreign);
+    fs_err::copy(data_dir().join("models").join(MINILM).join("tokenizer.json"), foreign.join("tokenizer.json"))
+        .expect("copied");
+    let entry = "[[ai.additional_models]]\nname = 'foreign'\nauto_load = true\n";
+    let entry = format!("{entry}path = '{}'\n", foreign.display());
+    for (active, verdicts) in [("foreign", &["problem"][..]), (MINILM, &["ok", "problem"])] {
+        let toml = format!("[ai]\nmodel_name = '{active}'\n{entry}");
+        fs_err::write(folder.path().join("granary.toml"), toml).expect("written");
+        let report = report(folder.path(), &installed());
+        assert_eq!((&report["works"], &check(&report, "active model")["verdict"]), (&json!(false), &json!("ok")));
+        let checks = report["checks"].as_array().expect("checks");
+        let loads: Vec<&Value> = checks.iter().filter(|check| check["subject"] == "loading").collect();
+        let found: Vec<&str> = loads.iter().map(|check| check["verdict"].as_str().expect("a verdict")).collect();
+        assert_eq!(found, verdicts, "{report}");
+        let said = loads[loads.len() - 1]["finding"].as_str().expect("a finding");
+        assert!(said.starts_with("`foreign` cannot be loaded: ") && said.contains("does not belong"), "{said}");
+    }
+}
+
+/// `ai.embedding_dim` is of `ai.model_name`, whichever model is active by now.
+#[tokio::test]
+async fn a_model_that_is_active_in_place_of_the_configured_one_is_loaded_as_a_start_does() {
+    let folder = folder_with(&with_tiny(&["tiny-dense"]).replace("[ai]", "[ai]\nembedding_dim = 32"));
+    let (mut process, url) = Process::serve(folder.path(), &[]);
+    send(client().put(format!("{url}/models/active")).json(&json!({"name": "tiny-dense"}))).await.ok();
+    process.signal(rustix::process::Signal::TERM);
+    assert_eq!(process.wait().code(), Some(0), "{}", process.log());
+    let report = report(folder.path(), &installed());
+    let loading = check(&report, "loading")["finding"].as_str().expect("a finding");
+    assert!(report["works"] == true && loading.starts_with("`tiny-dense` was loaded in "), "{report}");
 }
 
 #[test]

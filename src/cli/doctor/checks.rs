@@ -69,7 +69,7 @@ pub(super) struct Check {
 }
 
 impl Check {
-    fn new(subject: &'static str, verdict: Verdict, finding: impl Into<String>) -> Self {
+    pub(super) fn new(subject: &'static str, verdict: Verdict, finding: impl Into<String>) -> Self {
         Self { subject, verdict, finding: finding.into(), way_out: None }
     }
 
@@ -264,6 +264,12 @@ pub(super) fn port(config: &Config, state: Option<&Result<FileState, StoreError>
     Some(Check::new(SUBJECT, verdict, finding).with_way_out(way_out))
 }
 
+/// Whether somebody listens on the port.
+pub(super) fn port_is_taken(config: &Config) -> bool {
+    let bound = (config.server.host.as_str(), config.server.port).to_socket_addrs().and_then(bind_one_of);
+    bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+}
+
 /// Binds to the first of these that can be had, as a start does. It does not listen: nobody is to find a server there.
 fn bind_one_of(addresses: impl Iterator<Item = SocketAddr>) -> io::Result<SocketAddr> {
     let mut refused = io::Error::from(io::ErrorKind::AddrNotAvailable);
@@ -354,19 +360,33 @@ pub(super) fn indexes(folder: &Path, contents: &Contents) -> Vec<Check> {
     contents.spaces.iter().map(check).collect()
 }
 
+/// The model that would be active, and by what.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Active<'a> {
+    pub(super) model: &'a Ranked,
+    origin: &'static str,
+}
+
+impl<'a> Active<'a> {
+    /// Of the catalog's models; `None` when there are none.
+    pub(super) fn of(config: &Config, remembered: Option<&str>, selection: &'a Selection) -> Option<Self> {
+        let ranked = &selection.ranked;
+        let called = |name: &str| ranked.iter().find(|model| model.model.as_str().eq_ignore_ascii_case(name));
+        let configured = config.ai.model_name.named().map(ModelName::as_str);
+        let (model, origin) = match (remembered.and_then(called), configured) {
+            (Some(model), _) => (Some(model), "which the database remembers"),
+            (None, Some(name)) => (called(name), "by `ai.model_name`"),
+            // Where all are disabled, one of them is active.
+            (None, None) => (selection.best().or(ranked.first()), "which `ai.model_name = \"auto\"` would choose"),
+        };
+        model.map(|model| Self { model, origin })
+    }
+}
+
 /// Whether the model that would be active has its files, and fits.
-pub(super) fn active_model(config: &Config, remembered: Option<&str>, selection: &Selection) -> Check {
+pub(super) fn active_model(config: &Config, active: Option<Active<'_>>, machine: &Machine) -> Check {
     const SUBJECT: &str = "active model";
-    let ranked = &selection.ranked;
-    let called = |name: &str| ranked.iter().find(|model| model.model.as_str().eq_ignore_ascii_case(name));
-    let configured = config.ai.model_name.named().map(ModelName::as_str);
-    let (model, origin) = match (remembered.and_then(called), configured) {
-        (Some(model), _) => (Some(model), "which the database remembers"),
-        (None, Some(name)) => (called(name), "by `ai.model_name`"),
-        // Where all are disabled, one of them is active.
-        (None, None) => (selection.best().or(ranked.first()), "which `ai.model_name = \"auto\"` would choose"),
-    };
-    let Some(model) = model else {
+    let Some(Active { model, origin }) = active else {
         return Check::new(SUBJECT, Verdict::Problem, "there are no models");
     };
     let name = &model.model;
@@ -383,12 +403,12 @@ pub(super) fn active_model(config: &Config, remembered: Option<&str>, selection:
     }
     if !model.fits {
         let finding = format!("`{name}`, {origin}: {}", reason(1));
-        if let Some(budget) = budget_in_the_way(config, model, &selection.machine) {
+        if let Some(budget) = budget_in_the_way(config, model, machine) {
             let way_out =
                 format!("raise `models.memory_budget`, which is {}, or take a smaller model", budget.display().iec());
             return Check::new(SUBJECT, Verdict::Problem, finding).with_way_out(way_out);
         }
-        let never_fits = is_too_large_for(&selection.machine, config, model);
+        let never_fits = is_too_large_for(machine, config, model);
         return Check::new(SUBJECT, if never_fits { Verdict::Problem } else { Verdict::Note }, finding)
             .with_way_out("give the process more memory, or take a smaller model");
     }
@@ -460,7 +480,8 @@ mod tests {
             };
             let machine = Machine { memory: Some(memory), ..Machine::probe() };
             let selection = Selection { machine, runtime: Err(String::new()), ranked: vec![ranked] };
-            assert_eq!(active_model(&config, None, &selection).verdict, verdict, "{memory:?}");
+            let active = Active::of(&config, None, &selection);
+            assert_eq!(active_model(&config, active, &selection.machine).verdict, verdict, "{memory:?}");
         }
     }
 }

@@ -1,10 +1,12 @@
 //! `granary doctor`: would serving work on this machine, and if not, what to do; and what a bug report needs.
 //!
-//! Opens files, and for a moment the port, on which it does not listen: no model, and no network but to resolve
-//! `server.host`. It changes nothing, and leaves nothing behind.
+//! Opens files, and for a moment the port, on which it does not listen, and loads the models that a start loads, unless a
+//! server seems to run, which has them in memory. It uses no network but to resolve `server.host`, changes nothing, and
+//! leaves nothing behind.
 
 mod checks;
 mod facts;
+mod trial;
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -13,16 +15,17 @@ use bytesize::ByteSize;
 use clap::Args;
 use serde::Serialize;
 
-use self::checks::{Check, Verdict};
+use self::checks::{Active, Check, Verdict};
 use self::facts::Facts;
 use super::output::{self, ProcessError};
 use crate::app::{self, AppError};
 use crate::config::{Config, ConfigError, ConfigSources, Overrides};
-use crate::domain::ModelName;
+use crate::domain::{ModelInfo, ModelName, ModelSource};
 use crate::engine::CpuFeature;
-use crate::grains::store::FileState;
-use crate::models::Selector;
+use crate::grains::store::{FileState, StoreError};
 use crate::models::hardware::{self, Machine, Ranked};
+use crate::models::hub::Hub;
+use crate::models::{Catalog, Selector};
 
 /// The flags of `granary doctor`.
 #[derive(Clone, Debug, Default, Args)]
@@ -137,8 +140,15 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         model.disabled = disabled.iter().any(|name| model.model.as_str().eq_ignore_ascii_case(name));
         model.available &= !model.disabled;
     }
-    checks.push(checks::active_model(config, remembered, &selection));
+    let active = Active::of(config, remembered, &selection);
+    checks.push(checks::active_model(config, active, &selection.machine));
     checks.extend(checks::loaded_at_start(config, &selection.ranked));
+    if selection.runtime.is_ok() && !seems_to_run(config, database.as_ref()) {
+        let names = names_to_load(config, active, &selection.ranked);
+        let names: Vec<ModelName> = names.filter(|name| is_here(name, &catalog, &selector.hub)).cloned().collect();
+        let active = active.map(|active| &active.model.model);
+        checks.extend(output::runtime()?.block_on(trial::load(config, active, &names))?);
+    }
     Ok(Report {
         works: checks.iter().all(|check| check.verdict != Verdict::Problem),
         facts,
@@ -147,6 +157,39 @@ fn examine(config: &Config) -> Result<Report, DoctorError> {
         checks,
         models: selection.ranked,
     })
+}
+
+/// Whether a server has these models in memory already, and a second copy of them might be more than there is room for.
+fn seems_to_run(config: &Config, database: Option<&Result<FileState, StoreError>>) -> bool {
+    match database {
+        Some(Ok(state)) => matches!(state, FileState::InUse { .. }),
+        // Nothing else tells.
+        Some(Err(_)) | None => checks::port_is_taken(config),
+    }
+}
+
+/// The models that a start loads, the active one first, as far as nothing is known to stand in the way of that.
+fn names_to_load<'a>(
+    config: &Config,
+    active: Option<Active<'a>>,
+    ranked: &'a [Ranked],
+) -> impl Iterator<Item = &'a ModelName> {
+    let with_auto_load = config.ai.additional_models.iter().filter(|entry| entry.auto_load);
+    let with_auto_load: Vec<&Ranked> =
+        with_auto_load.filter_map(|entry| ranked.iter().find(|model| model.model == entry.name)).collect();
+    let active = active.map(|active| active.model);
+    let others =
+        with_auto_load.into_iter().filter(move |model| active.is_none_or(|active| active.model != model.model));
+    active.into_iter().chain(others).filter(|model| model.available && model.fits).map(|model| &model.model)
+}
+
+/// Whether a model can be loaded without a download.
+fn is_here(name: &ModelName, catalog: &Catalog, hub: &Hub) -> bool {
+    let is_local = |info: &ModelInfo| match &info.source {
+        ModelSource::Hub(source) => matches!(hub.local(source), Ok(Some(_))),
+        _ => true,
+    };
+    catalog.iter().find(|info| info.name == *name).is_some_and(is_local)
 }
 
 impl Report {
