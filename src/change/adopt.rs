@@ -340,8 +340,9 @@ async fn embed(grains: &Grains, lease: &Lease, found: &[Candidate]) -> Result<Ve
     let texts = found.iter().map(|candidate| candidate.numbered.grain.content.text.clone()).collect();
     let made = grains.embed_each(lease, texts).await?;
     let noted = |(candidate, made): (&Candidate, Result<NewVector, GrainError>)| {
-        let id = &candidate.numbered.grain.id;
-        made.inspect_err(|error| tracing::warn!(%id, "a grain's vector cannot be proved: {}", with_causes(error))).ok()
+        // An id of version 0.3 may be anything, and only a text is escaped in the log.
+        let id = candidate.numbered.grain.id.as_str();
+        made.inspect_err(|error| tracing::warn!(id, "a grain's vector cannot be proved: {}", with_causes(error))).ok()
     };
     Ok(found.iter().zip(made).map(noted).collect())
 }

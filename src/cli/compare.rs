@@ -11,10 +11,11 @@ use serde_json::{Value, json};
 use super::Failure;
 use super::client::{Client, Request, ServerArgs, ServerError};
 use super::output::{ProcessError, bar, print_answer, printable, table, text, titled};
+use super::whole_file::WholeFile;
 use crate::shutdown::Signals;
 
 /// Between two looks at a comparison that has not ended.
-const LOOK_AGAIN: Duration = Duration::from_millis(200);
+const LOOK_AGAIN: Duration = Duration::from_millis(500);
 
 /// How long the server may take to answer who was interrupted.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -81,7 +82,7 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Failure
     let queries: Option<Vec<String>> = queries.as_ref().map(lines);
     let body = json!({"from": args.from, "to": args.to, "sample": args.sample, "queries": queries, "k": args.k});
     // Made before there is anything to lose. An earlier report stays until there is a new one.
-    let to_write = |path: PathBuf| fs_err::OpenOptions::new().write(true).create(true).truncate(false).open(path);
+    let to_write = |path: PathBuf| WholeFile::create(fs_err::canonicalize(&path).unwrap_or(path), 0o666);
     let page = args.html.map(to_write).transpose().map_err(CompareCliError::File)?;
     // Listened for before there is anything to cancel: none can slip through.
     let mut signals = Signals::listen().map_err(ProcessError::Start)?;
@@ -98,8 +99,9 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Failure
     let id = text(&begun["id"]);
     let finish = async {
         let found = follow(client, id).await?;
-        if let Some(page) = page {
-            replace(page, &report(client, id).await?).map_err(CompareCliError::File)?;
+        if let Some(mut page) = page {
+            let report = patiently(async || report(client, id).await).await?;
+            page.write_all(&report).and_then(|()| page.finish()).map_err(CompareCliError::File)?;
         }
         Ok::<_, Failure>(printable(&summary(&found["result"])))
     };
@@ -107,14 +109,6 @@ async fn carry_out(client: &Client, args: CompareArgs) -> Result<String, Failure
         said = finish => said,
         _ = signals.recv() => Err(cancel(client, id, &mut signals).await),
     }
-}
-
-/// Writes a report in place of what a file has; a pipe or a device has nothing.
-fn replace(mut page: fs_err::File, report: &[u8]) -> io::Result<()> {
-    if page.metadata()?.is_file() {
-        page.set_len(0)?;
-    }
-    page.write_all(report)
 }
 
 /// Cancels a comparison, and says what came of it.
@@ -145,11 +139,21 @@ async fn report(client: &Client, id: &str) -> Result<Vec<u8>, ServerError> {
     Ok(page)
 }
 
+/// Asks again where the server says when: the rate of the key may be used up.
+async fn patiently<T>(ask: impl AsyncFn() -> Result<T, ServerError>) -> Result<T, ServerError> {
+    loop {
+        match ask().await {
+            Err(ServerError::Refused { retry_after: Some(pause), .. }) => tokio::time::sleep(pause).await,
+            asked => return asked,
+        }
+    }
+}
+
 /// Waits for the comparison's end, with a bar for whoever watches.
 async fn follow(client: &Client, id: &str) -> Result<Value, Failure> {
     let bar = bar("{msg} {wide_bar} {pos}/{len} texts {eta}");
     loop {
-        let comparison = client.ask(Request::get(&["comparisons", id])).await?;
+        let comparison = patiently(async || client.ask(Request::get(&["comparisons", id])).await).await?;
         match text(&comparison["state"]) {
             "completed" => {
                 bar.finish_and_clear();
