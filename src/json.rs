@@ -104,22 +104,43 @@ const LIST_BYTES: usize = 300;
 /// A string besides its characters, or a key.
 const STRING_BYTES: usize = 80;
 
-/// Any other value: four of these bytes where it is one of a vector's numbers, and four times as many in a document of
-/// any shape.
-const VALUE_BYTES: usize = 16;
+/// Any other value, in a document of any shape.
+const VALUE_BYTES: usize = size_of::<Value>();
+
+/// One of a vector's numbers: four of these bytes, and room for more.
+const NUMBER_BYTES: usize = 16;
 
 /// About as many bytes as a JSON document takes of memory once it is read, besides its own length: `[[],[],…]` takes a
-/// hundred times as much. What is no JSON is counted all the same.
+/// hundred times as much. What is no JSON is counted all the same. A vector is what stands as `vector` in the document
+/// itself, or in an object of its list `grains`: no document of any shape begins there.
 #[must_use]
 pub fn parsed_bytes(json: &[u8]) -> usize {
-    let (mut n_lists, mut n_strings, mut n_values) = (0, 0, 0);
+    counted(json, Nesting::default())
+}
+
+/// The same of JSON that has no vectors, whatever it calls so.
+#[must_use]
+pub fn parsed_bytes_of_any_shape(json: &[u8]) -> usize {
+    counted(json, Nesting { depth: WITHOUT_VECTORS, ..Nesting::default() })
+}
+
+fn counted(json: &[u8], mut nesting: Nesting) -> usize {
+    let (mut n_lists, mut n_strings, mut n_values, mut n_numbers) = (0, 0, 0, 0);
     let mut rest = json.iter();
     while let Some(byte) = rest.next() {
         match byte {
-            b'[' | b'{' => n_lists += 1,
-            b',' => n_values += 1,
+            b'[' | b'{' => {
+                n_lists += 1;
+                nesting.open(*byte == b'[');
+            }
+            b']' | b'}' => nesting.close(),
+            b',' => {
+                nesting.after = Key::Other;
+                *if nesting.is_in_vector() { &mut n_numbers } else { &mut n_values } += 1;
+            }
             b'"' => {
                 n_strings += 1;
+                let text = rest.as_slice();
                 while let Some(byte) = rest.next() {
                     match byte {
                         b'"' => break,
@@ -128,11 +149,71 @@ pub fn parsed_bytes(json: &[u8]) -> usize {
                         _ => {}
                     }
                 }
+                nesting.after = if text.starts_with(b"vector\"") {
+                    Key::Vector
+                } else if text.starts_with(b"grains\"") {
+                    Key::Grains
+                } else {
+                    Key::Other
+                };
             }
-            _ => {}
+            b':' | b' ' | b'\t' | b'\n' | b'\r' => {}
+            _ => nesting.after = Key::Other,
         }
     }
-    n_lists * LIST_BYTES + n_strings * STRING_BYTES + n_values * VALUE_BYTES
+    n_lists * LIST_BYTES + n_strings * STRING_BYTES + n_values * VALUE_BYTES + n_numbers * NUMBER_BYTES
+}
+
+/// So deep no vector begins.
+const WITHOUT_VECTORS: usize = 8;
+
+/// Where in a document a byte stands.
+#[derive(Default)]
+struct Nesting {
+    /// Lists and objects around it.
+    depth: usize,
+    /// Whether what is at depth 2, or was last, is a list called `grains`, and what is at depth 3 an object.
+    is_in_grains: [bool; 2],
+    /// The last string, where nothing but a colon has come since.
+    after: Key,
+    /// How deep the vector is in which it stands.
+    vector: Option<usize>,
+}
+
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Key {
+    Vector,
+    Grains,
+    #[default]
+    Other,
+}
+
+impl Nesting {
+    fn open(&mut self, is_list: bool) {
+        self.depth += 1;
+        let after = std::mem::take(&mut self.after);
+        match self.depth {
+            2 => self.is_in_grains[0] = is_list && after == Key::Grains,
+            3 => self.is_in_grains[1] = !is_list,
+            _ => {}
+        }
+        let is_expected = self.depth == 2 || (self.depth == 4 && self.is_in_grains == [true, true]);
+        if is_list && after == Key::Vector && is_expected && self.vector.is_none() {
+            self.vector = Some(self.depth);
+        }
+    }
+
+    fn close(&mut self) {
+        if self.is_in_vector() {
+            self.vector = None;
+        }
+        self.depth = self.depth.saturating_sub(1);
+        self.after = Key::Other;
+    }
+
+    fn is_in_vector(&self) -> bool {
+        self.vector == Some(self.depth)
+    }
 }
 
 #[cfg(test)]
@@ -179,7 +260,47 @@ mod tests {
     }
 
     #[test]
-    fn a_document_takes_no_more_than_is_counted_of_lists() {
+    fn only_vectors_where_grains_and_searches_have_them_are_counted_as_such() {
+        let numbers = "0,".repeat(9);
+        for (json, lists, strings) in [
+            (format!(r#"{{"vector": [{numbers}0]}}"#), 2, 1),
+            (format!(r#"{{"grains": [{{"vector" :[{numbers}0]}}]}}"#), 4, 2),
+        ] {
+            let expected = lists * LIST_BYTES + strings * STRING_BYTES + 9 * NUMBER_BYTES;
+            assert_eq!(parsed_bytes(json.as_bytes()), expected, "{json}");
+        }
+        for json in [
+            format!("[{numbers}0]"),
+            format!(r#"{{"a": [{numbers}0]}}"#),
+            format!(r#"{{"a": {{"vector": [{numbers}0]}}}}"#),
+            format!(r#"{{"a": {{"b": {{"vector": [{numbers}0]}}}}}}"#),
+            format!(r#"{{"a": {{"b": [{{"vector": [{numbers}0]}}]}}}}"#),
+            format!(r#"{{"vector": {{"b": [{numbers}0]}}}}"#),
+            format!(r#"{{"inputs": [{{"vector": [{numbers}0]}}]}}"#),
+            format!(r#"{{"grains": {{"vector": [{numbers}0]}}}}"#),
+            format!(r#"{{"grains": [[{{"vector": [{numbers}0]}}]]}}"#),
+            format!(r#"{{"vector": [[{numbers}0]]}}"#),
+            format!(r#"{{"vector": 0, "a": [{numbers}0]}}"#),
+            format!(r#"{{"grains": [{{"a": "vector"}}, [{numbers}0]]}}"#),
+        ] {
+            assert!(parsed_bytes(json.as_bytes()) >= 9 * VALUE_BYTES, "{json}");
+        }
+        let attributes = format!(r#"{{"vector": [{numbers}0]}}"#);
+        assert!(parsed_bytes_of_any_shape(attributes.as_bytes()) >= 9 * VALUE_BYTES);
+        let two = format!(
+            r#"{{"grains": [{{"vector": [{numbers}0], "attributes": {{"a": [{numbers}0]}}}}, {{"vector": [0]}}]}}"#
+        );
+        let n_other = 2 + 9;
+        let expected = 8 * LIST_BYTES + 5 * STRING_BYTES + 9 * NUMBER_BYTES + n_other * VALUE_BYTES;
+        assert_eq!(parsed_bytes(two.as_bytes()), expected);
+    }
+
+    #[test]
+    fn a_document_takes_no_more_than_is_counted() {
+        let numbers = format!("[{}0]", "0,".repeat(1_000));
+        let value: Value = serde_json::from_str(&numbers).expect("JSON");
+        let taken = value.as_array().expect("a list").capacity() * size_of::<Value>();
+        assert!(taken <= parsed_bytes(numbers.as_bytes()) * 3 / 2, "{taken} bytes of numbers");
         let nested = format!("[{}0]", "[0],".repeat(1_000));
         let value: serde_json::Value = serde_json::from_str(&nested).expect("JSON");
         let lists = value.as_array().expect("a list");

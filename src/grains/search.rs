@@ -36,7 +36,7 @@ pub(super) const FUSION_DEPTH: usize = 200;
 /// as deep as candidates reach under a broad filter: for more hits, all that meets it is read.
 const DEPTHS: [usize; 5] = [50, FUSION_DEPTH, 1_000, WIDEST_LOOK / LOOK_PER_HIT, MAX_DEPTH];
 
-/// The most bytes of text in one answer of several hits.
+/// The most memory for the texts and attributes in one answer of several hits.
 const MAX_ANSWER_BYTES: u64 = 32 << 20;
 
 /// What is searched for.
@@ -309,7 +309,7 @@ impl Grains {
             return Ok(());
         }
         let message = format!(
-            "the {} hits have {} of text together, and an answer has {} at most: ask for fewer, and for the next ones \
+            "the {} hits take {} of memory together, and those of an answer take {} at most: ask for fewer, and for the next ones \
              with `offset`",
             numbers.len(),
             ByteSize::b(n_bytes),

@@ -382,7 +382,7 @@ async fn an_answer_of_too_much_text_is_refused_and_its_words_are_shown_at_once()
     let body = |limit: usize| json!({"query": "zq", "mode": "lexical", "limit": limit, "highlights": true});
     let (status, code, sentence) = app.post("/grains/search", body(100)).await.problem();
     assert_eq!((status, code.as_str()), (422, "invalid_request"));
-    assert!(sentence.contains("34 hits have 33.6 MiB") && sentence.contains("32.0 MiB at most"), "{sentence}");
+    assert!(sentence.contains("34 hits take 33.6 MiB") && sentence.contains("32.0 MiB at most"), "{sentence}");
     let found = search(&app, body(10)).await;
     let highlights: Vec<&str> =
         found["hits"].as_array().expect("hits").iter().map(|hit| hit["highlight"].as_str().expect("shown")).collect();
@@ -392,8 +392,21 @@ async fn an_answer_of_too_much_text_is_refused_and_its_words_are_shown_at_once()
     // Texts are as long as they were when shorter ones are allowed.
     let app = app.restart_with(&format!("{}[grains]\nmax_text = \"1KiB\"\n", with_tiny(&[]))).await;
     let (status, _, sentence) = app.post("/grains/search", body(100)).await.problem();
-    assert!(status == 422 && sentence.contains("34 hits have 33.6 MiB"), "{status}: {sentence}");
+    assert!(status == 422 && sentence.contains("34 hits take 33.6 MiB"), "{status}: {sentence}");
     assert_eq!(ids(&search(&app, body(1)).await).len(), 1);
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn attributes_count_in_an_answer_for_what_they_become() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    let attributes = json!({"a": vec![0; 15_000]});
+    let grains: Vec<Value> = (0..40).map(|_| json!({"text": "zq", "attributes": attributes})).collect();
+    app.post("/grains", json!({"grains": grains})).await.ok();
+    let body = |limit: usize| json!({"query": "zq", "mode": "lexical", "limit": limit});
+    let (status, _, sentence) = app.post("/grains/search", body(40)).await.problem();
+    assert!(status == 422 && sentence.contains("the 40 hits take 42."), "{status}: {sentence}");
+    assert_eq!(ids(&search(&app, body(30)).await).len(), 30);
     app.stop().await;
 }
 

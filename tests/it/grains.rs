@@ -231,7 +231,7 @@ async fn a_page_of_long_old_metadata_ends_early_and_an_answer_of_too_much_is_ref
     assert_eq!(page["grains"][3]["meta"]["raw"].as_str().map(str::len), Some(raw.len()));
     let app = app.restart_with(&format!("{}[grains]\nmax_text = \"8 MiB\"\n", with_tiny(&[]))).await;
     let search = json!({"query": "old text", "mode": "lexical"});
-    refused(&app.post("/grains/search", search).await, 422, "invalid_request", "7 hits have 35.0 MiB");
+    refused(&app.post("/grains/search", search).await, 422, "invalid_request", "7 hits take 35.0 MiB");
     app.stop().await;
 }
 

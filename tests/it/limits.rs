@@ -420,7 +420,10 @@ async fn bodies_share_the_memory_that_there_is() {
 async fn what_a_body_becomes_counts_too() {
     let app = serve("max_body = \"1MiB\"\nbody_memory = \"1MiB\"").await;
     let lists = |n: usize| format!("[{}[0]]", "[0],".repeat(n));
+    let numbers = format!("[{}0]", "0,".repeat(20_000));
     for (path, body) in [
+        ("/grains/count", format!("{{\"filter\": {{\"attributes\": {{\"a\": {numbers}}}}}}}")),
+        ("/grains", format!("{{\"text\": \"x\", \"attributes\": {{\"a\": {numbers}}}}}")),
         ("/decode", format!("{{\"ids\": {}}}", lists(10_000))),
         ("/grains/count", format!("{{\"filter\": {{\"attributes\": {{\"a\": {}}}}}}}", lists(10_000))),
         ("/grains", format!("{{\"text\": \"x\", \"attributes\": {{\"a\": {}}}}}", lists(10_000))),

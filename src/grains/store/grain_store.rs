@@ -43,7 +43,7 @@ pub trait ReadStore: Send + Sync {
     /// How many grains meet the filter, and how they are distributed over each facet's values.
     async fn count(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError>;
 
-    /// Bytes of the texts and attributes of these grains.
+    /// Bytes that the texts and attributes of these grains take, about.
     async fn size(&self, numbers: Vec<i64>) -> Result<u64, StoreError>;
 
     /// The answer of an earlier write that carried this key, unless it was recorded before that time, in microseconds

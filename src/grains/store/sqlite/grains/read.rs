@@ -18,7 +18,7 @@ use super::filter::{self, Plan, SERVED_SPACE, Start};
 use super::rows::{push_select, select_grains, select_grains_and, vector_of};
 use super::{count, json_text, shown};
 use crate::domain::{Content, Filter, Grain, GrainId};
-use crate::json::parsed_bytes;
+use crate::json::parsed_bytes_of_any_shape;
 
 /// Bytes of texts and metadata after which a page ends, however many grains it may have.
 const PAGE_BYTES: usize = 16 << 20;
@@ -31,6 +31,9 @@ const IN_ORDER_FOR: Duration = Duration::from_secs(1);
 
 /// The most values that are counted of a facet.
 const MAX_FACET_VALUES: i64 = 100;
+
+/// Bytes of attributes that are not worth reading to learn what they take of memory.
+const SMALL_ATTRIBUTES: i64 = 1 << 10;
 
 #[async_trait]
 impl ReadStore for SqliteStore {
@@ -62,18 +65,25 @@ impl ReadStore for SqliteStore {
 
     async fn size(&self, numbers: Vec<i64>) -> Result<u64, StoreError> {
         let _shown = shown("size");
-        let n_bytes: Option<i64> = sqlx::query_scalar(
-            "SELECT sum(octet_length(id) + octet_length(text) + coalesce(octet_length(source), 0) + octet_length(tags) \
+        let failed = self.failed("measure grains");
+        let json = json_text(&numbers);
+        let mut rows = sqlx::query_as::<_, (i64, Option<String>)>(
+            "SELECT octet_length(id) + octet_length(text) + coalesce(octet_length(source), 0) + octet_length(tags) \
              + octet_length(attributes) + octet_length(created_at) + octet_length(updated_at) \
              + CASE WHEN json_valid(old_meta) AND json_type(old_meta) = 'object' THEN 0 \
-               ELSE coalesce(octet_length(old_meta), 0) END) FROM grains \
+               ELSE coalesce(octet_length(old_meta), 0) END, \
+             CASE WHEN octet_length(attributes) > ? THEN attributes END FROM grains \
              WHERE number IN (SELECT value FROM json_each(?))",
         )
-        .bind(json_text(&numbers))
-        .fetch_one(&self.readers)
-        .await
-        .map_err(self.failed("measure grains"))?;
-        Ok(count(n_bytes.unwrap_or_default()))
+        .bind(SMALL_ATTRIBUTES)
+        .bind(&json)
+        .fetch(&self.readers);
+        let mut size = 0;
+        while let Some((n_bytes, attributes)) = rows.try_next().await.map_err(&failed)? {
+            size += count(n_bytes)
+                + attributes.map_or(0, |attributes| parsed_bytes_of_any_shape(attributes.as_bytes()) as u64);
+        }
+        Ok(size)
     }
 
     async fn page(&self, request: PageRequest) -> Result<Page, StoreError> {
@@ -151,7 +161,8 @@ impl SqliteStore {
             }
             let numbered = self.grain_of(&row)?;
             let attributes: &str = row.try_get("attributes").map_err(&failed)?;
-            n_bytes += text_bytes(&numbered.grain) + attributes.len() + parsed_bytes(attributes.as_bytes());
+            n_bytes +=
+                text_bytes(&numbered.grain) + attributes.len() + parsed_bytes_of_any_shape(attributes.as_bytes());
             if vectors == Vectors::Included {
                 page.vectors.extend(vector_in(&row).map_err(&failed)?.map(|vector| (numbered.number, vector)));
             }
