@@ -82,13 +82,14 @@ impl BodyShare {
     /// # Errors
     /// When there is none, or when all that there is would not do.
     pub(super) fn take(&self, n_bytes: usize) -> Result<(), NoMemory> {
-        let size = self.memory.size;
+        // What is taken is counted in 32 bits.
+        let size = self.memory.size.min(ByteSize::b(u32::MAX.into()));
         let mut taken = self.taken.lock();
         let n_together = taken.as_ref().map_or(0, OwnedSemaphorePermit::num_permits).saturating_add(n_bytes);
         let n_bytes = u32::try_from(n_bytes).ok().filter(|_| n_together as u64 <= size.as_u64());
         let n_bytes = n_bytes.ok_or(NoMemory::Ever(size))?;
         let more = Arc::clone(&self.memory.free_bytes).try_acquire_many_owned(n_bytes);
-        let more = more.map_err(|_| NoMemory::Now(size))?;
+        let more = more.map_err(|_| NoMemory::Now(self.memory.size))?;
         match &mut *taken {
             Some(taken) => taken.merge(more),
             taken => *taken = Some(more),
@@ -137,5 +138,13 @@ mod tests {
         let third = share();
         assert_eq!(read("12345", third.clone()).await.expect("there is room again"), "12345");
         assert_eq!(third.take(1), Err(NoMemory::Ever(ByteSize::b(5))));
+    }
+
+    #[test]
+    fn no_body_takes_more_than_32_bits_count() {
+        let share = BodyShare::new(Arc::new(BodyMemory::new(ByteSize::gib(8))));
+        let most = u32::MAX as usize;
+        assert_eq!(share.take(most), Ok(()));
+        assert_eq!(share.take(1), Err(NoMemory::Ever(ByteSize::b(most as u64))));
     }
 }

@@ -134,7 +134,7 @@ impl ApiError {
     }
 
     /// The database's error. What makes room on its disk is not the time.
-    fn of_database(refusal: &Refusal) -> Self {
+    pub(super) fn of_database(refusal: &Refusal) -> Self {
         let error = Self::of_refusal(refusal);
         if refusal.kind == RefusalKind::DiskFull { error } else { error.with_retry_after(Duration::from_secs(5)) }
     }
@@ -349,12 +349,14 @@ pub struct OpenAiErrorBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::grains::GrainError;
 
     #[test]
     fn a_database_that_is_busy_is_not_away() {
         let busy = || StoreError::Overloaded { path: "data/granary.db".into(), doing: "search for words" };
         let ledger = LedgerError { action: "read", source: busy().into() };
-        for error in [ApiError::from(busy()), ApiError::from(ledger)] {
+        let halfway = GrainError::Halfway { deleted: 5_000, found: 7_000, source: busy() };
+        for error in [ApiError::from(busy()), ApiError::from(ledger), ApiError::from(halfway)] {
             assert_eq!((error.code(), error.retry_after), (Code::Overloaded, Some(Duration::from_secs(5))));
             assert!(!error.message().contains("granary.db"), "{}", error.message());
         }

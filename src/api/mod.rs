@@ -52,7 +52,7 @@ mod vectors;
 use std::sync::Arc;
 
 use axum::extract::DefaultBodyLimit;
-use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::http::{HeaderValue, Method, Uri, header};
 use axum::middleware::{from_fn, from_fn_with_state, map_response};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
@@ -173,7 +173,7 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
 const DOCS_POLICY: &str = "frame-ancestors 'none'";
 
 /// The document, with the address under which the caller knows the server, and a page that shows it. The page's own answer
-/// to an unknown file is an empty one.
+/// to an unknown file is an empty one, and to a name that is not UTF-8 plain text.
 fn docs(document: utoipa::openapi::OpenApi, base: &BasePath) -> Router<AppState> {
     let (document, base) = (Arc::new(document), base.clone());
     let document = get(async move |asked: Option<Extension<Asked>>| {
@@ -185,7 +185,7 @@ fn docs(document: utoipa::openapi::OpenApi, base: &BasePath) -> Router<AppState>
     let config = Config::new(["../openapi.json"]).validator_url("none");
     let page = Router::from(SwaggerUi::new("/docs").config(config));
     let page = page.layer(map_response(async |mut response: Response| {
-        if response.status() == StatusCode::NOT_FOUND {
+        if response.status().is_client_error() {
             return nothing_here().into_response();
         }
         response.headers_mut().insert(header::CONTENT_SECURITY_POLICY, HeaderValue::from_static(DOCS_POLICY));

@@ -56,6 +56,7 @@ async fn no_path_leads_to_a_file() {
         "/docs/%2e%2e/Cargo.toml",
         "/docs/..%2f..%2fCargo.toml",
         "/docs//etc/passwd",
+        "/docs/%ff",
         "/snapshots/../granary.db",
         "/snapshots/..%2fgranary.db",
         "/snapshots/%2e%2e%2fgranary.db",

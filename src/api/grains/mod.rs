@@ -147,6 +147,7 @@ impl From<GrainError> for ApiError {
             GrainError::Contended(_) | GrainError::ModelKeepsMoving { .. } => {
                 Self::of_refusal(&error.refusal()).with_retry_after(Duration::from_secs(1))
             }
+            GrainError::Halfway { .. } => Self::of_database(&error.refusal()),
             GrainError::Model(error) => error.into(),
             GrainError::Ledger(error) => error.into(),
             GrainError::Store(error) => error.into(),
