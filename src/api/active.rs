@@ -43,8 +43,10 @@ pub struct SwitchAnswer {
     /// Where the grains are served from.
     places: Vec<PlaceObject>,
     /// The call that brings the rest along; null when there is no rest, or when it has begun.
+    #[schema(required)]
     bring_along: Option<Call>,
     /// The re-embedding that `reembed` has begun.
+    #[schema(required)]
     reembedding: Option<ReembeddingObject>,
 }
 
@@ -53,8 +55,10 @@ pub struct SwitchAnswer {
 #[schema(as = Place)]
 pub struct PlaceObject {
     /// The space; null for grains that have no vector whose space is known.
+    #[schema(required)]
     space: Option<String>,
     /// The model that makes it.
+    #[schema(required)]
     model: Option<String>,
     grains: u64,
 }

@@ -62,6 +62,7 @@ pub struct ComparedModel {
     texts_per_second: f64,
     tokens_per_second: f64,
     /// Mean reciprocal rank of the grain that a query was drawn from; null for a caller's queries.
+    #[schema(required)]
     own_grain_mrr: Option<f64>,
 }
 
@@ -95,6 +96,7 @@ pub struct FoundGrain {
     /// The cosine.
     score: f64,
     /// Its rank in the other model's answer, from 1; null where it is not in it.
+    #[schema(required)]
     other_rank: Option<usize>,
 }
 

@@ -66,6 +66,7 @@ pub struct ComparisonObject {
     /// Texts to embed; 0 before that is known.
     total: u64,
     /// Why it failed.
+    #[schema(required)]
     reason: Option<String>,
     /// What was found, once it is completed; left out of the list.
     #[serde(skip_serializing_if = "Option::is_none")]

@@ -341,8 +341,10 @@ pub struct OpenAiErrorBody {
     #[serde(rename = "type")]
     kind: String,
     /// The field at fault.
+    #[schema(required)]
     param: Option<String>,
     /// A stable word to match on.
+    #[schema(required)]
     code: Option<String>,
 }
 

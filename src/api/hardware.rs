@@ -16,7 +16,7 @@ pub struct Hardware {
     machine: HardwareMachine,
     runtime: HardwareRuntime,
     /// The model that `PUT /models/active` with `auto` would take; null when all are disabled.
-    #[schema(example = "all-MiniLM-L6-v2")]
+    #[schema(required, example = "all-MiniLM-L6-v2")]
     auto: Option<String>,
     /// The active model.
     active: String,
@@ -30,6 +30,7 @@ pub struct HardwareMachine {
     #[schema(example = "x86_64")]
     architecture: String,
     /// What its maker calls the processor; null where the kernel does not say.
+    #[schema(required)]
     cpu: Option<String>,
     /// Instruction sets that decide how fast models run.
     #[schema(example = json!(["avx2", "avx512f", "amx_bf16"]))]
@@ -37,8 +38,10 @@ pub struct HardwareMachine {
     /// Threads that can run at once, within affinity, control groups and `engine.cores`.
     cores: usize,
     /// The quota of the control groups, in cores' worth of time; null without one.
+    #[schema(required)]
     cpu_quota: Option<f64>,
     /// Null where the kernel does not say.
+    #[schema(required)]
     memory: Option<HardwareMemory>,
     gpus: Vec<HardwareGpu>,
 }
@@ -62,8 +65,9 @@ pub struct HardwareGpu {
     memory_bytes: u64,
     free_bytes: u64,
     /// The version of its driver.
+    #[schema(required)]
     driver: Option<String>,
-    #[schema(example = "9.0")]
+    #[schema(required, example = "9.0")]
     compute_capability: Option<String>,
 }
 
@@ -71,10 +75,12 @@ pub struct HardwareGpu {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct HardwareRuntime {
     /// Null when it cannot be used.
+    #[schema(required)]
     version: Option<String>,
     /// The providers it was built with, of those that Granary knows.
     providers: Vec<String>,
     /// Why it cannot be used.
+    #[schema(required)]
     failure: Option<String>,
 }
 
@@ -87,10 +93,12 @@ pub struct RankedModel {
     /// Whether it fits in the memory that models may take.
     fits: bool,
     /// What it is expected to take once it serves; of the GPU's memory where that executes it.
+    #[schema(required)]
     expected_memory_bytes: Option<u64>,
     /// What would execute it.
     provider: String,
     /// How fast it is expected to run in bulk, within a factor of two or so.
+    #[schema(required)]
     tokens_per_second: Option<u64>,
     /// The greater the better; it means nothing beyond the order.
     score: u32,

@@ -20,6 +20,7 @@ pub struct Info {
     #[schema(example = "sentence-transformers/all-MiniLM-L6-v2")]
     model_id: String,
     /// The commit of the hub repository; null for a model of local files.
+    #[schema(required)]
     model_sha: Option<String>,
     /// `float32` or `bfloat16`.
     model_dtype: String,
@@ -37,7 +38,9 @@ pub struct Info {
     auto_truncate: bool,
     tokenization_workers: usize,
     version: String,
+    #[schema(required)]
     sha: Option<String>,
+    #[schema(required)]
     docker_label: Option<String>,
 }
 

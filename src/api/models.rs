@@ -33,42 +33,58 @@ pub struct Model {
     /// Whether requests may not load it; `…/load` enables it.
     disabled: bool,
     /// The length of its vectors; before the first load, what is expected.
+    #[schema(required)]
     dimensions: Option<u32>,
     /// Shorter lengths it was trained to be cut to.
     matryoshka_dims: Vec<u32>,
     /// Tokens a text keeps, special tokens included.
+    #[schema(required)]
     max_tokens: Option<u32>,
     /// `mean`, `mean_sqrt_len`, `cls`, `last_token`, `max`, or null when its graph pools by itself or it is not known yet.
+    #[schema(required)]
     pooling: Option<String>,
     /// Whether its own vectors have length 1.
+    #[schema(required)]
     normalize: Option<bool>,
     prompts: ModelPrompts,
     /// The space of its vectors as it is configured; null until it is loaded.
+    #[schema(required)]
     space: Option<String>,
     /// The SHA-256 of everything that makes this space; null until it is loaded.
+    #[schema(required)]
     fingerprint: Option<String>,
     /// Where on a hub it comes from; null for a model of local files.
+    #[schema(required)]
     hub: Option<ModelHub>,
     /// How far its files are here, while it is `downloading`.
+    #[schema(required)]
     download: Option<ModelDownload>,
     /// Whether grains may be written with it; null until it is loaded.
+    #[schema(required)]
     grain_writes: Option<GrainWrites>,
     /// What executes it; null until it is loaded.
+    #[schema(required)]
     provider: Option<ModelProvider>,
     /// The size of its weight files in bytes; before the first load, what is expected.
+    #[schema(required)]
     size_bytes: Option<u64>,
     /// Bytes it takes in memory, by what was measured when it was last loaded in this run.
+    #[schema(required)]
     memory_bytes: Option<u64>,
     /// How long its load took.
+    #[schema(required)]
     load_ms: Option<u64>,
     /// Why its last load failed; null once one has succeeded, or the model was unloaded.
+    #[schema(required)]
     failure: Option<ModelFailure>,
 }
 
 /// Texts that a model puts before others.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ModelPrompts {
+    #[schema(required)]
     query: Option<String>,
+    #[schema(required)]
     document: Option<String>,
 }
 
@@ -82,6 +98,7 @@ pub struct ModelProvider {
     /// Why it was chosen; where another one was wanted, why that one does not run the model and what is lost.
     reason: String,
     /// The provider that was asked for or chosen first, where another one executes the model; else null.
+    #[schema(required)]
     wanted: Option<String>,
 }
 
@@ -94,6 +111,7 @@ pub struct ModelHub {
     /// The ONNX file in the repository.
     file: String,
     /// The commit it is pinned to; null until it is loaded.
+    #[schema(required)]
     commit: Option<String>,
 }
 
@@ -113,6 +131,7 @@ pub struct ModelDownload {
 pub struct GrainWrites {
     allowed: bool,
     /// What stands against it, and the way out.
+    #[schema(required)]
     reason: Option<String>,
 }
 

@@ -44,6 +44,7 @@ pub struct Ready {
     /// Its state: a model that is unloaded or loading is ready to be used, unless its last load failed.
     model_state: String,
     /// Whether grains may be written with it; null until it is loaded.
+    #[schema(required)]
     grain_writes: Option<GrainWrites>,
 }
 

@@ -55,6 +55,7 @@ pub struct ReembeddingObject {
     /// `rolling_back` or `rolled_back`.
     state: String,
     /// Why, where that needs words.
+    #[schema(required)]
     reason: Option<String>,
     /// Grains that got their vectors.
     done: u64,
@@ -63,20 +64,25 @@ pub struct ReembeddingObject {
     /// Grains that could not be embedded: `GET /reembeddings/{id}/failures` says why.
     failed: u64,
     /// Grains a second lately, while it runs.
+    #[schema(required)]
     rate: Option<f64>,
     /// Seconds until it is done at that rate.
+    #[schema(required)]
     eta_s: Option<f64>,
     /// The share of the time that it may work.
     throttle: f64,
     /// The active model that the same request replaced: a roll-back makes it active again.
+    #[schema(required)]
     previous: Option<String>,
     /// RFC 3339, UTC, as all times here.
     created_at: String,
     /// When its state last changed.
     changed_at: String,
     /// When the new space began to serve.
+    #[schema(required)]
     cut_over_at: Option<String>,
     /// Until when it can be rolled back; null where there is nothing to roll back.
+    #[schema(required)]
     rollback_until: Option<String>,
     /// Whether the vectors that it makes superfluous are there: `kept`, `purging` or `purged`.
     old_vectors: String,

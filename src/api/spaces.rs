@@ -24,6 +24,7 @@ pub struct SpaceObject {
     /// The SHA-256 of the manifest.
     fingerprint: String,
     /// The name it was declared under; null for a model's space.
+    #[schema(required)]
     name: Option<String>,
     /// The length of its vectors.
     dimensions: u32,
@@ -31,6 +32,7 @@ pub struct SpaceObject {
     #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
     manifest: serde_json::Value,
     /// Provider, precision and runtime library that its canary texts were first embedded with; null for a declared space.
+    #[schema(required)]
     numeric_class: Option<String>,
     /// The loaded models whose own space it is.
     models: Vec<String>,

@@ -91,8 +91,10 @@ pub struct Token {
     text: String,
     special: bool,
     /// Where it starts in the text, in characters; text-embeddings-inference 1.9.3 counts bytes.
+    #[schema(required)]
     start: Option<usize>,
     /// Where it ends in the text, in characters; text-embeddings-inference 1.9.3 counts bytes.
+    #[schema(required)]
     stop: Option<usize>,
 }
 

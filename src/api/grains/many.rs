@@ -39,6 +39,7 @@ pub struct PageQuery {
 pub struct Grains {
     grains: Vec<GrainObject>,
     /// The `cursor` of the next page; null when this is the last.
+    #[schema(required)]
     next: Option<String>,
 }
 
@@ -195,6 +196,7 @@ pub struct Facets {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct FacetCount {
     /// null: without one.
+    #[schema(required)]
     value: Option<String>,
     count: u64,
 }

@@ -86,6 +86,7 @@ pub struct HitObject {
     /// The cosine in its space, or BM25 for a grain that was found by its words only.
     raw_score: f64,
     /// The space it was found in; null for its words only.
+    #[schema(required)]
     space: Option<String>,
     /// A part of the text with the query's words between `<mark>` and `</mark>`. The text itself is not escaped.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -98,6 +99,7 @@ pub struct HitObject {
 pub struct SpaceObject {
     space: String,
     /// The model that embedded the query.
+    #[schema(required)]
     model: Option<String>,
     /// False where it could not be. True also where the filter leaves out all that it serves.
     searched: bool,

@@ -36,6 +36,7 @@ pub struct GrainObject {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 #[schema(as = GrainMeta)]
 pub struct MetaObject {
+    #[schema(required)]
     source: Option<String>,
     tags: Vec<String>,
     #[schema(value_type = std::collections::BTreeMap<String, serde_json::Value>)]
@@ -44,15 +45,21 @@ pub struct MetaObject {
     #[serde(skip_serializing_if = "Option::is_none")]
     raw: Option<String>,
     /// The model that made its vector; null when nobody knows.
+    #[schema(required)]
     embedding_model: Option<String>,
+    #[schema(required)]
     embedding_dimensions: Option<u32>,
     /// The space its vector is in; null when nobody knows, or there is none.
+    #[schema(required)]
     space: Option<String>,
     /// `computed`, `supplied` or `adopted`: how it came to its vector.
+    #[schema(required)]
     origin: Option<String>,
     /// Tokens its vector was made of.
+    #[schema(required)]
     tokens: Option<u32>,
     /// Whether the model took less than the whole text.
+    #[schema(required)]
     truncated: Option<bool>,
     /// SHA-256 of the text.
     content_sha256: String,
