@@ -8,13 +8,16 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use opentelemetry::context::FutureExt;
 use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::task::JoinHandle;
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::Instrument;
@@ -192,6 +195,27 @@ impl Shutdown {
         self.tasks.spawn(task.instrument(tracing::info_span!("task", task = name)))
     }
 
+    /// Does work in a task, at once and then once in each period, until the soft token is cancelled. A turn that has begun
+    /// by then goes on to its end. A panic ends its own turn alone.
+    pub fn every<F>(&self, name: &'static str, period: Duration, mut work: impl FnMut() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let soft = self.soft.clone();
+        self.spawn(name, async move {
+            let mut ticks = tokio::time::interval(period);
+            // Turns that were missed would come all at once.
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            while soft.run_until_cancelled(ticks.tick()).await.is_some() {
+                // What makes the future may panic, too.
+                let turn = AssertUnwindSafe(async { work().await });
+                if turn.catch_unwind().await.is_err() {
+                    tracing::error!("the task `{name}` was cut off by a panic, and goes on at its next turn");
+                }
+            }
+        });
+    }
+
     /// Runs a future as a task in the span of its caller, which no drain waits for and no token ends: the end of the process
     /// may cut it short at any point.
     pub fn spawn_unawaited<F>(&self, future: F) -> JoinHandle<F::Output>
@@ -334,6 +358,7 @@ impl Drop for Named {
 #[cfg(test)]
 mod tests {
     use std::future::pending;
+    use std::sync::atomic::{AtomicUsize, Ordering};
 
     use super::*;
 
@@ -377,6 +402,23 @@ mod tests {
         assert_eq!(shutdown.drain(LONG).await, Drained::Completely);
         assert!(task.await.expect_err("a panic").is_panic());
         assert_eq!(shutdown.running.names(), Vec::<&str>::new());
+    }
+
+    #[tokio::test]
+    async fn work_goes_on_after_a_panic_and_until_the_stop() {
+        let (shutdown, n_turns) = (Shutdown::new(), Arc::new(AtomicUsize::new(0)));
+        let (counted, stopping) = (Arc::clone(&n_turns), shutdown.clone());
+        shutdown.every("upkeep", Duration::from_millis(1), move || {
+            let (turn, stopping) = (counted.fetch_add(1, Ordering::SeqCst), stopping.clone());
+            assert_ne!(turn, 0, "on purpose");
+            async move {
+                assert_ne!(turn, 1, "on purpose, too");
+                stopping.begin();
+            }
+        });
+        until(shutdown.soft()).await;
+        assert_eq!(shutdown.drain(LONG).await, Drained::Completely);
+        assert_eq!(n_turns.load(Ordering::SeqCst), 3);
     }
 
     /// One after the other: a signal reaches all that listen in the process.

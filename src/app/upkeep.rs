@@ -11,7 +11,7 @@ use crate::clock::Clock;
 use crate::engine::run_memory;
 use crate::models::MultiModelManager;
 use crate::models::lifecycle::Phase;
-use crate::shutdown::Shutdown;
+use crate::shutdown::{Shutdown, blocking};
 use crate::telemetry;
 
 /// How often histograms are folded: between two folds the recorder keeps every observation.
@@ -36,13 +36,13 @@ const RETRY_ACTIVE: Duration = Duration::from_secs(1);
 /// failed load is tried again when it has cooled down, since a server that is not ready gets no request that would.
 pub(super) fn keep_active_loadable(shutdown: &Shutdown, models: MultiModelManager) {
     let soft = shutdown.soft().clone();
-    shutdown.spawn("preload", async move {
-        let mut every = tokio::time::interval(RETRY_ACTIVE);
-        let mut first = true;
-        while soft.run_until_cancelled(every.tick()).await.is_some() {
+    let mut first = true;
+    shutdown.every("preload", RETRY_ACTIVE, move || {
+        let (models, soft, is_first) = (models.clone(), soft.clone(), std::mem::take(&mut first));
+        async move {
             let active = models.active();
             let has_failed = models.status(&active).is_ok_and(|status| status.phase == Phase::Failed);
-            if std::mem::take(&mut first) || has_failed {
+            if is_first || has_failed {
                 // Requests get the reason of a failure, and the log has it already. The stop must not wait for a load because
                 // of this task alone.
                 let _ = soft.run_until_cancelled(models.lease(&active)).await;
@@ -67,17 +67,8 @@ pub(super) fn keep_run_memory(shutdown: &Shutdown) {
 }
 
 /// Looks at something again and again, off the async threads.
-fn look_again(shutdown: &Shutdown, what: &'static str, pause: Duration, look: impl Fn() + Clone + Send + 'static) {
-    let (soft, blocking) = (shutdown.soft().clone(), shutdown.clone());
-    shutdown.spawn(what, async move {
-        let mut every = tokio::time::interval(pause);
-        every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        while soft.run_until_cancelled(every.tick()).await.is_some() {
-            if let Err(panic) = blocking.spawn_blocking(what, look.clone()).await {
-                tracing::error!("a bug: the {what} could not be looked at: {panic}");
-            }
-        }
-    });
+fn look_again(shutdown: &Shutdown, what: &'static str, period: Duration, look: impl Fn() + Clone + Send + 'static) {
+    shutdown.every(what, period, move || blocking(look.clone()));
 }
 
 /// Tells of a clock that was set.

@@ -5,11 +5,9 @@
 //! has changed nothing. Embedding happens before the gate: nobody waits there for a model.
 
 use std::collections::HashMap;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use futures::FutureExt;
 use tokio::sync::{Mutex, OwnedMutexGuard, Semaphore};
 use tokio_util::sync::CancellationToken;
 
@@ -397,9 +395,10 @@ impl Grains {
     }
 
     fn keep_tidy(&self) {
-        let (grains, soft) = (self.clone(), self.shutdown.soft().clone());
-        self.shutdown.spawn("grain upkeep", async move {
-            each(UPKEEP, &soft, || grains.tidy()).await;
+        let grains = self.clone();
+        self.shutdown.every("grain upkeep", UPKEEP, move || {
+            let grains = grains.clone();
+            async move { grains.tidy().await }
         });
     }
 
@@ -421,33 +420,5 @@ impl Grains {
             self.indexes.repair(self.store.as_ref()).await;
         }
         self.indexes.measure();
-    }
-}
-
-/// Does work now and after each period, until the token is cancelled. A panic ends it for this time alone.
-async fn each<F: Future<Output = ()>>(period: Duration, until: &CancellationToken, work: impl Fn() -> F) {
-    let mut every = tokio::time::interval(period);
-    while until.run_until_cancelled(every.tick()).await.is_some() {
-        if AssertUnwindSafe(work()).catch_unwind().await.is_err() {
-            tracing::error!("the upkeep of grains was cut off by a panic, and is tried again in its turn");
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn a_panic_in_the_upkeep_does_not_end_it() {
-        let (n_times, until) = (AtomicUsize::new(0), CancellationToken::new());
-        let work = || async {
-            assert!(n_times.fetch_add(1, Ordering::SeqCst) > 0, "on purpose");
-            until.cancel();
-        };
-        let ended = tokio::time::timeout(Duration::from_secs(10), each(Duration::from_millis(1), &until, work)).await;
-        assert!(ended.is_ok() && n_times.into_inner() > 1, "it goes on");
     }
 }

@@ -148,10 +148,9 @@ impl MultiModelManager {
     /// ([`Self::ask_for_memory_of_grains`]): before, it would count as models'.
     pub fn watch_memory(&self) {
         let manager = self.clone();
-        let soft = self.shutdown.soft().clone();
-        self.shutdown.spawn("memory", async move {
-            let mut every = tokio::time::interval(WATCH_EVERY);
-            while soft.run_until_cancelled(every.tick()).await.is_some() {
+        self.shutdown.every("memory", WATCH_EVERY, move || {
+            let manager = manager.clone();
+            async move {
                 manager.leaving.write().retain(|entry| !entry.has_gone());
                 manager.memory.show();
                 manager.unload_idle().await;

@@ -27,16 +27,11 @@ impl MultiModelManager {
     /// Probes every loaded model from time to time. Each was probed when it was loaded, by its canaries.
     pub(super) fn probe_loaded(&self) {
         let manager = self.clone();
-        let soft = self.shutdown.soft().clone();
-        self.shutdown.spawn("probe", async move {
-            let mut every = tokio::time::interval(PROBE_EVERY);
-            // Looks that were missed say nothing when they come all at once.
-            every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-            while soft.run_until_cancelled(every.tick()).await.is_some() {
-                for entry in manager.every_entry() {
-                    manager.look(&entry);
-                }
+        self.shutdown.every("probe", PROBE_EVERY, move || {
+            for entry in manager.every_entry() {
+                manager.look(&entry);
             }
+            std::future::ready(())
         });
     }
 
