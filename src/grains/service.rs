@@ -1,8 +1,8 @@
 //! Grains as the rest of the process uses them: read, written, deleted, counted.
 //!
 //! Everything that changes grains passes one gate, so that a commit and what it means for the indexes are one step for
-//! everybody else, and goes on when its caller leaves. Who leaves while a write, a deletion or an adoption waits there
-//! has changed nothing. Embedding happens before the gate: nobody waits there for a model.
+//! everybody else, and goes on when its caller leaves. Who leaves while that waits there has changed nothing. Embedding
+//! happens before the gate: nobody waits there for a model.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -347,11 +347,13 @@ impl Grains {
     }
 
     /// Does what changes grains, with the gate held to the end; else as [`Self::with_gate`].
-    async fn behind_gate<T: Send + 'static>(
+    pub(super) async fn behind_gate<T: Send + 'static>(
         &self,
         name: &'static str,
         work: impl Future<Output = Result<T, GrainError>> + Send + 'static,
     ) -> Result<T, GrainError> {
+        // Else each future around it would have room for it.
+        let work = Box::pin(work);
         let held = move |gate: OwnedMutexGuard<()>| async move {
             let _gate = gate;
             work.await

@@ -117,13 +117,12 @@ impl Grains {
     pub async fn begin_staging(&self, target: Target) -> Result<(), GrainError> {
         let grains = self.clone();
         let work = async move {
-            // No write is between its commit and its note.
-            let _gate = grains.gate.lock().await;
             grains.stand_last(&target.space).await?;
             grains.staging.begin(target);
             Ok(())
         };
-        self.shutdown.finish("begin to stage", work).await
+        // No write is between its commit and its note.
+        self.behind_gate("begin to stage", work).await
     }
 
     /// Writes make no vectors for a re-embedding any more.
@@ -196,13 +195,12 @@ impl Grains {
     /// The database's: then none was written.
     pub async fn write_made(&self, made: Made) -> Result<u64, GrainError> {
         let grains = self.clone();
+        let mut vectors: HashMap<i64, NewVector> = made
+            .vectors
+            .iter()
+            .filter_map(|(grain, vector)| Some((grain.number, vector.as_ref().ok()?.clone())))
+            .collect();
         let work = async move {
-            let mut vectors: HashMap<i64, NewVector> = made
-                .vectors
-                .iter()
-                .filter_map(|(grain, vector)| Some((grain.number, vector.as_ref().ok()?.clone())))
-                .collect();
-            let _gate = grains.gate.lock().await;
             let written = grains.store.write_made(made).await?;
             let spaces = vectors.values().map(|vector| &vector.provenance.space);
             grains.indexes.learn(grains.store.as_ref(), spaces).await;
@@ -214,7 +212,7 @@ impl Grains {
             grains.indexes.measure();
             Ok(written.len() as u64)
         };
-        self.shutdown.finish("write vectors", work).await
+        self.behind_gate("write vectors", work).await
     }
 
     /// Makes the space of a re-embedding the first one, if every selected grain has a vector there.
@@ -225,7 +223,6 @@ impl Grains {
         let grains = self.clone();
         let work = async move {
             let mut job = job;
-            let _gate = grains.gate.lock().await;
             let began = Instant::now();
             let (missed, has_moved) = grains.staging.left();
             if has_moved {
@@ -260,7 +257,7 @@ impl Grains {
             grains.indexes.measure();
             Ok(CutOver::Done(Box::new(job), began.elapsed()))
         };
-        self.shutdown.finish("cut over", work).await
+        self.behind_gate("cut over", work).await
     }
 
     /// Puts the space of a re-embedding behind those again that it has passed at the cut-over. These stay as they stand
@@ -273,7 +270,6 @@ impl Grains {
         let grains = self.clone();
         let work = async move {
             let mut job = job;
-            let _gate = grains.gate.lock().await;
             let mut order = grains.store.space_order().await?;
             if order.first() != Some(&job.space) {
                 return Ok(None);
@@ -295,7 +291,7 @@ impl Grains {
             grains.indexes.measure();
             Ok(Some(job))
         };
-        self.shutdown.finish("roll back", work).await
+        self.behind_gate("roll back", work).await
     }
 
     /// Deletes superfluous vectors of the next grains after a number. Answers the last grain that was looked at; `None`
@@ -306,7 +302,6 @@ impl Grains {
     pub async fn purge(&self, purge: Purge, after: i64, limit: u32) -> Result<Option<i64>, GrainError> {
         let grains = self.clone();
         let work = async move {
-            let _gate = grains.gate.lock().await;
             let Some(purged) = grains.store.purge(purge, after, limit).await? else { return Ok(None) };
             let mut by_space: HashMap<SpaceId, Vec<i64>> = HashMap::new();
             for (space, number) in purged.vectors {
@@ -318,7 +313,7 @@ impl Grains {
             grains.indexes.measure();
             Ok(Some(purged.last))
         };
-        self.shutdown.finish("purge vectors", work).await
+        self.behind_gate("purge vectors", work).await
     }
 
     /// The account of re-embeddings. It reaches nothing that takes the gate: no vectors, and not the order of spaces.

@@ -155,11 +155,10 @@ impl Grains {
             }
             let (grains, space) = (self.clone(), space.clone());
             let work = async move {
-                let _gate = grains.gate.lock().await;
                 grains.anchors.put(grains.store.copy_to_anchors(&space, lacking).await?);
-                Ok::<(), GrainError>(())
+                Ok(())
             };
-            self.shutdown.finish("copy anchors", work).await?;
+            self.behind_gate("copy anchors", work).await?;
         }
         Ok(())
     }
@@ -191,11 +190,10 @@ impl Grains {
         }
         let grains = self.clone();
         let work = async move {
-            let _gate = grains.gate.lock().await;
             grains.anchors.put(grains.store.add_anchors(made).await?);
-            Ok::<(), GrainError>(())
+            Ok(())
         };
-        self.shutdown.finish("write anchors", work).await?;
+        self.behind_gate("write anchors", work).await?;
         Ok(lost)
     }
 
@@ -248,12 +246,11 @@ impl Grains {
         }
         let (grains, sample, spaces) = (self.clone(), sample.to_vec(), spaces.to_vec());
         let work = async move {
-            let _gate = grains.gate.lock().await;
             grains.store.keep_anchors(sample.clone(), spaces.clone()).await?;
             grains.anchors.keep(&sample, &spaces);
-            Ok::<(), GrainError>(())
+            Ok(())
         };
-        self.shutdown.finish("retire anchors", work).await
+        self.behind_gate("retire anchors", work).await
     }
 }
 
