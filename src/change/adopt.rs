@@ -241,18 +241,10 @@ impl Work {
     /// What the model makes of the texts. While its queue is full, or it is being unloaded or loaded, this waits.
     async fn make(&self, found: &[Candidate]) -> Result<Vec<Option<NewVector>>, AdoptError> {
         loop {
-            let error = match self.try_to_make(found).await {
-                Ok(made) => return Ok(made),
-                Err(error) => error,
-            };
-            let pause = match &error {
-                AdoptError::Model(error) => error.pause_before_retry(),
-                AdoptError::Grains(error) => error.pause_before_retry(),
-                _ => None,
-            };
-            match pause {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None => return Err(error),
+            match self.try_to_make(found).await {
+                Err(AdoptError::Model(error)) => error.wait_out().await?,
+                Err(AdoptError::Grains(error)) => error.wait_out().await?,
+                ended => return ended,
             }
         }
     }

@@ -273,6 +273,17 @@ impl GrainError {
         }
     }
 
+    /// As of the model whose error it is.
+    ///
+    /// # Errors
+    /// The error itself, at once, when it will not pass by itself.
+    pub async fn wait_out(self) -> Result<(), Self> {
+        match self {
+            Self::Model(error) => error.wait_out().await.map_err(Self::Model),
+            error => Err(error),
+        }
+    }
+
     /// Whether nothing is wrong with what is written: a model or the database is not to be had, and may be later.
     #[must_use]
     pub fn may_pass(&self) -> bool {

@@ -178,11 +178,21 @@ impl ModelError {
     #[must_use]
     pub fn pause_before_retry(&self) -> Option<Duration> {
         match self {
-            // Whoever gets this has waited for the load already.
-            Self::Loading { .. } => Some(Duration::from_millis(100)),
+            // Whoever gets one of these has waited already.
+            Self::Loading { .. } | Self::Draining { .. } => Some(Duration::from_millis(100)),
             Self::Engine(error) => error.pause_before_retry(),
             _ => None,
         }
+    }
+
+    /// Waits for [`Self::pause_before_retry`], after which work in the background asks again.
+    ///
+    /// # Errors
+    /// The error itself, at once, when it will not pass by itself.
+    pub async fn wait_out(self) -> Result<(), Self> {
+        let pause = self.pause_before_retry().ok_or(self)?;
+        tokio::time::sleep(pause).await;
+        Ok(())
     }
 }
 
@@ -243,6 +253,14 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+
+    #[tokio::test]
+    async fn work_in_the_background_waits_while_a_model_comes_or_goes() {
+        let (name, waited) = (ModelName::parse("tiny").expect("a name"), Duration::ZERO);
+        assert!(ModelError::Loading { name: name.clone(), waited }.wait_out().await.is_ok());
+        assert!(ModelError::Draining { name: name.clone(), waited }.wait_out().await.is_ok());
+        assert!(ModelError::Disabled { name }.wait_out().await.is_err());
+    }
 
     #[test]
     fn a_load_that_found_no_memory_may_find_some_later() {

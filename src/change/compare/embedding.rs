@@ -141,15 +141,15 @@ impl Work<'_> {
             };
             let began = Instant::now();
             let work = Box::pin(async { lease.encoder().encode(request).await.map_err(ModelError::Engine) });
-            let pause = match self.models.unless_stuck(self.name, work).await {
+            let error = match self.models.unless_stuck(self.name, work).await {
                 Ok(encoded) => {
                     self.progress.done.fetch_add(texts.len() as u64, Ordering::Relaxed);
                     return Ok((encoded, began.elapsed()));
                 }
-                Err(error) => error.pause_before_retry().ok_or(error)?,
+                Err(error) => error,
             };
             drop(lease);
-            tokio::time::sleep(pause).await;
+            error.wait_out().await?;
         }
     }
 }
@@ -158,8 +158,8 @@ impl Work<'_> {
 async fn lease(models: &MultiModelManager, name: &ModelName) -> Result<Lease, ModelError> {
     loop {
         match models.lease(name).await {
-            Err(ModelError::Loading { .. } | ModelError::Draining { .. }) => {}
-            ended => return ended,
+            Ok(lease) => return Ok(lease),
+            Err(error) => error.wait_out().await?,
         }
     }
 }

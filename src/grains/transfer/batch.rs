@@ -235,10 +235,10 @@ impl Writer {
                 Ok(changed) => return Ok(changed.map_err(|_| Fate::Unchanged)),
                 Err(error) => error,
             };
-            match error.pause_before_retry() {
-                Some(pause) => tokio::time::sleep(pause).await,
-                None if is_of_database(&error) || is_of_active_model(&error, &draft) => return Err(error),
-                None => return refused(error),
+            match error.wait_out().await {
+                Ok(()) => {}
+                Err(error) if is_of_database(&error) || is_of_active_model(&error, &draft) => return Err(error),
+                Err(error) => return refused(error),
             }
         }
     }
@@ -255,9 +255,10 @@ impl Writer {
         // A model that was never loaded has not shown its space yet.
         let models = &self.grains.models;
         for name in made_by.into_iter().filter_map(|word| models.resolve(Some(word)).ok()).chain([models.active()]) {
-            while let Err(error) = models.lease(&name).await.map_err(GrainError::Model) {
-                let Some(pause) = error.pause_before_retry() else { break };
-                tokio::time::sleep(pause).await;
+            while let Err(error) = models.lease(&name).await {
+                if error.wait_out().await.is_err() {
+                    break;
+                }
             }
             if self.grains.ledger.space(space).await?.is_some() {
                 return Ok(true);
@@ -281,10 +282,7 @@ impl Writer {
                     (group.changes, group.makers) = (changes, makers);
                     return Ok(());
                 }
-                Err(error) => match error.pause_before_retry() {
-                    Some(pause) => tokio::time::sleep(pause).await,
-                    None => return Err(error),
-                },
+                Err(error) => error.wait_out().await?,
             }
         }
     }
