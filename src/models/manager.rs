@@ -318,7 +318,8 @@ impl MultiModelManager {
     /// Holds a model for a request, loading it when needed.
     ///
     /// # Errors
-    /// [`ModelError::NotFound`], [`ModelError::Failed`], [`ModelError::Loading`] or [`ModelError::Stopping`].
+    /// [`ModelError::NotFound`], [`ModelError::Disabled`], [`ModelError::Failed`], [`ModelError::Loading`] or
+    /// [`ModelError::Stopping`].
     pub async fn lease(&self, name: &ModelName) -> Result<Lease, ModelError> {
         let entry = self.entry(name)?;
         self.lease_entry(&entry, Eagerness::Request).await
