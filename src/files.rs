@@ -1,4 +1,4 @@
-//! Files that need not be there, files named after others, and disks that are full.
+//! Files that need not be there, files named after others, the folders they are in, and disks that are full.
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind};
@@ -29,6 +29,20 @@ pub fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);
     name.into()
+}
+
+/// The folder that a file is in: the current one for a name alone.
+#[must_use]
+pub fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Makes a created or renamed file's name durable, which syncing the file alone does not.
+///
+/// # Errors
+/// The file system's.
+pub fn sync_folder_of(path: &Path) -> io::Result<()> {
+    fs_err::File::open(folder_of(path))?.sync_all()
 }
 
 /// Whether what could not be written could be, were there more room.

@@ -6,6 +6,8 @@ use std::io::{self, ErrorKind};
 use std::os::unix::fs::{MetadataExt, fchown};
 use std::path::{Path, PathBuf};
 
+use crate::files::folder_of;
+
 /// The most links that lead from one to the next, as for the system: where there are more, the file cannot be opened.
 const MAX_LINKS: usize = 40;
 
@@ -43,9 +45,8 @@ pub fn behind_links(file: &Path) -> io::Result<PathBuf> {
 pub fn hand_over(file: &fs_err::File, old: &Path) -> io::Result<()> {
     let owner = match fs_err::metadata(old) {
         Err(error) if error.kind() == ErrorKind::NotFound => {
-            let folder = old.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
             // Whoever is not root keeps what they make in a folder of somebody else's.
-            let _ = give(file, &fs_err::metadata(folder)?);
+            let _ = give(file, &fs_err::metadata(folder_of(old))?);
             return Ok(());
         }
         found => found?,

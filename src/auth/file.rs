@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::access_list;
 use crate::domain::{ApiKey, KeyName};
-use crate::files::{beside, if_there, remove_if_there};
+use crate::files::{beside, folder_of, if_there, remove_if_there, sync_folder_of};
 use crate::ownership::{behind_links, hand_over};
 
 const HEAD: &str = "# The API keys of Granary, as hashes: `granary keys add`, `list` and `remove` write and read this file.\n\
@@ -214,8 +214,7 @@ impl KeyFile {
     fn change(&self, edit: impl FnOnce(&mut Vec<ApiKey>) -> Result<(), KeyFileError>) -> Result<(), KeyFileError> {
         let unwritable = |source: io::Error| KeyFileError::Unwritable { path: self.0.clone(), source };
         let path = behind_links(&self.0).map_err(unwritable)?;
-        let folder = path.parent().filter(|parent| *parent != Path::new("")).unwrap_or(Path::new("."));
-        fs_err::create_dir_all(folder).map_err(unwritable)?;
+        fs_err::create_dir_all(folder_of(&path)).map_err(unwritable)?;
         let lock = open_lock(&path).map_err(unwritable)?;
         lock.lock().map_err(unwritable)?;
 
@@ -232,7 +231,7 @@ impl KeyFile {
             .and_then(|()| file.write_all(text.as_bytes()))
             .and_then(|()| file.sync_all())
             .and_then(|()| fs_err::rename(&new, &path).map_err(with_way_out))
-            .and_then(|()| fs_err::File::open(folder)?.sync_all())
+            .and_then(|()| sync_folder_of(&path))
             .map_err(|error| {
                 // The error that matters is the first one.
                 let _ = fs_err::remove_file(&new);

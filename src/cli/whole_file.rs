@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use fs_err::File;
 use tempfile::TempPath;
 
+use crate::files::folder_of;
+
 /// A file that is being written, under a name of its own. Dropped before [`finish`](Self::finish), nothing of it stays.
 pub(super) struct WholeFile {
     file: io::BufWriter<File>,
@@ -21,7 +23,7 @@ impl WholeFile {
         if !is_replaceable(&path) {
             return Ok(Self { file: io::BufWriter::new(File::create(path)?), renamed: None });
         }
-        let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let folder = folder_of(&path);
         let named = tempfile::Builder::new()
             .suffix(".part")
             .permissions(PermissionsExt::from_mode(mode))

@@ -8,7 +8,7 @@ use crate::helpers::repository;
 const ARROWS: [&str; 6] = ["api", "change", "grains", "models", "engine", "domain"];
 
 /// Used by all but `domain`, which knows nobody; they use nothing, but that `config` and `auth` speak the words of `domain`,
-/// `auth` uses `files` and `ownership`, and `telemetry` uses `tls`.
+/// `auth` uses `files` and `ownership`, `ownership` uses `files`, and `telemetry` uses `tls`.
 const LEAVES: [&str; 10] =
     ["config", "telemetry", "shutdown", "clock", "auth", "allocator", "json", "files", "ownership", "tls"];
 
@@ -111,6 +111,7 @@ fn what_follows_the_arrows_passes() {
         ("engine/session.rs", "use ort::session::Session; use tokio::sync::oneshot; use crate::telemetry;"),
         ("config/mod.rs", "use crate::domain::Pooling; use super::config; fn f() { std::env::vars_os() }"),
         ("auth/file.rs", "use crate::domain::ApiKey; use crate::{files, ownership::hand_over};"),
+        ("ownership.rs", "use crate::files::folder_of;"),
         ("telemetry/collector.rs", "use crate::tls::tls;"),
         ("domain/space.rs", "use super::model::ModelName; use crate::domain::model;"),
         ("app.rs", "use crate::{api, grains, config}; use axum::Router; use super::telemetry;"),
@@ -163,6 +164,7 @@ fn may_use(home: &str, target: &str) -> bool {
         "app" => is_placed(target) && target != "cli",
         "auth" => ["domain", "files", "ownership"].contains(&target),
         "config" => target == "domain",
+        "ownership" => target == "files",
         "telemetry" => target == "tls",
         "domain" => false,
         _ => {

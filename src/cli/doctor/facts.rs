@@ -12,7 +12,7 @@ use serde::Serialize;
 
 use crate::app;
 use crate::config::Config;
-use crate::files::beside;
+use crate::files::{beside, folder_of};
 use crate::grains::store::real_path;
 use crate::models::hub::HubSettings;
 
@@ -237,9 +237,8 @@ fn left_beside(database: &Path) -> Vec<(&'static str, PathBuf)> {
         (".restoring", "copy of a restore that was cut off or goes on"),
     ];
     let database = real_path(database).unwrap_or_else(|_| database.to_owned());
-    let folder = database.parent().filter(|folder| *folder != Path::new("")).unwrap_or(Path::new("."));
     let Some(stem) = database.file_name().and_then(OsStr::to_str) else { return Vec::new() };
-    let entries = fs_err::read_dir(folder).into_iter().flatten().flatten();
+    let entries = fs_err::read_dir(folder_of(&database)).into_iter().flatten().flatten();
     let mut left: Vec<_> = entries
         .filter_map(|entry| {
             let name = entry.file_name();

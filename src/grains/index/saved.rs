@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{IndexError, NotLoaded};
 use crate::domain::space::SpaceId;
-use crate::files::{if_there, remove_if_there};
+use crate::files::{if_there, remove_if_there, sync_folder_of};
 
 /// The first bytes of the file; the digit counts versions of the format.
 const MAGIC: &[u8; 16] = b"granary index 1\n";
@@ -94,7 +94,7 @@ impl Files {
         let written = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&self.temporary);
         let written = written.and_then(|file| write_all(file, header, tables, codes));
         written.map_err(|error| IndexError::files("save the index", &self.temporary, error))?;
-        let renamed = fs_err::rename(&self.temporary, &self.index).and_then(|()| File::open(&self.folder)?.sync_all());
+        let renamed = fs_err::rename(&self.temporary, &self.index).and_then(|()| sync_folder_of(&self.index));
         renamed.map_err(|error| IndexError::files("save the index", &self.index, error))
     }
 

@@ -15,7 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::domain::space::hex_digits;
 use crate::domain::{HubId, HubRevision};
-use crate::files::{if_there, remove_if_there};
+use crate::files::{folder_of, if_there, remove_if_there, sync_folder_of};
 
 /// Makes the names of temporary files differ within the process.
 static N_TEMPORARY: AtomicU64 = AtomicU64::new(0);
@@ -120,8 +120,7 @@ fn beside(path: &Path, what: &str) -> PathBuf {
 
 /// Replaces a file so that, whatever happens, it is the old one or the new one.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs_err::create_dir_all(folder)?;
+    fs_err::create_dir_all(folder_of(path))?;
     let temporary = beside(path, "new");
     let write = || {
         fs_err::write(&temporary, content)?;
@@ -133,7 +132,7 @@ pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
         let _ = remove_if_there(&temporary);
         return Err(error);
     }
-    fs_err::File::open(folder)?.sync_all()
+    sync_folder_of(path)
 }
 
 /// The SHA-256 of a file's content, in small hexadecimal digits.
@@ -163,9 +162,7 @@ pub(crate) fn free_bytes(folder: &Path) -> io::Result<u64> {
 /// Opens, or makes, a file whose lock stands for something, and tries to take that lock; `None` when another has it. It
 /// is free again when the file is closed, however the process ends.
 pub(super) fn try_lock(path: &Path) -> io::Result<Option<fs_err::File>> {
-    if let Some(folder) = path.parent() {
-        fs_err::create_dir_all(folder)?;
-    }
+    fs_err::create_dir_all(folder_of(path))?;
     let file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
     match flock(file.file(), FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Some(file)),

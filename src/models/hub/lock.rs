@@ -11,7 +11,7 @@ use super::cache::{lock_folder, write_atomically};
 use super::error::HubError;
 use crate::domain::hub::is_inside;
 use crate::domain::{HubRevision, HubSource};
-use crate::files::if_there;
+use crate::files::{folder_of, if_there};
 
 const HEAD: &str =
     "# Written by Granary: the commit and the SHA-256 of every file of the models that were downloaded. A model stays
@@ -57,8 +57,7 @@ impl LockFile {
 
     /// Adds an entry, unless another process has done so by now: whose entry stands is returned.
     pub(super) fn record(&self, model: LockedModel) -> Result<LockedModel, HubError> {
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let _guard = lock_folder(folder)?;
+        let _guard = lock_folder(folder_of(&self.path))?;
         let mut content = self.read()?;
         if let Some(known) = content.models.iter().find(|known| known.source == model.source) {
             return Ok(known.clone());

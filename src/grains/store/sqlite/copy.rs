@@ -11,9 +11,9 @@ use tokio_util::sync::CancellationToken;
 use super::super::StoreError;
 use super::super::grain_store::GrainStore;
 use super::SqliteStore;
-use super::open::{connect, sync_folder_of};
+use super::open::connect;
 use super::view::JOURNAL;
-use crate::files::{beside, remove_if_there};
+use crate::files::{beside, remove_if_there, sync_folder_of};
 use crate::shutdown::blocking;
 
 const SNAPSHOT: &str = "write a snapshot of the database";

@@ -21,7 +21,7 @@ use super::replaced::{OpenFile, OpenFiles};
 use super::restore::RESTORING;
 use super::upgrade::upgrade;
 use super::view::{has_hot_journal, has_log};
-use crate::files::beside;
+use crate::files::{beside, folder_of, sync_folder_of};
 
 /// How long a statement waits for a program outside Granary, a backup tool say, to let go of the file.
 pub(super) const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -162,9 +162,7 @@ impl SqliteStore {
 /// The file's absolute path without symbolic links, so that one file has one lock whatever it is called by.
 fn find_or_create(path: &Path) -> Result<PathBuf, StoreError> {
     let refused = |doing| move |source| StoreError::files(doing, path, source);
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs_err::create_dir_all(folder).map_err(refused("create the folder"))?;
-    }
+    fs_err::create_dir_all(folder_of(path)).map_err(refused("create the folder"))?;
     let path = real_path(path)?;
     if !is_database_path(&path)? {
         check_absent(&path)?;
@@ -291,10 +289,4 @@ async fn begin_read(connection: &mut SqliteConnection, time: Duration, log: Arc<
 async fn can_write(connection: &mut SqliteConnection) -> Result<bool, sqlx::Error> {
     // Takes the lock of writers and gives it back: it says no to a connection that only reads, and writes nothing.
     Ok(sqlx::raw_sql("BEGIN IMMEDIATE; ROLLBACK").execute(connection).await.is_ok())
-}
-
-/// Makes a created or renamed file's name durable, which syncing the file alone does not.
-pub(super) fn sync_folder_of(path: &Path) -> std::io::Result<()> {
-    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    fs_err::File::open(folder)?.sync_all()
 }

@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use super::super::StoreError;
 use super::copy::{discard, write_copy};
 use super::lock::StoreLock;
-use super::open::{is_database_path, real_path, sync_folder_of};
+use super::open::{is_database_path, real_path};
 use super::recognise::{Recognised, recognise, refuse_other_files};
 use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
-use crate::files::beside;
+use crate::files::{beside, folder_of, sync_folder_of};
 use crate::ownership::{behind_links, hand_over};
 
 /// What the name of the database has appended for the copy of a snapshot until that takes its place. While there is no
@@ -47,9 +47,7 @@ pub async fn restore(database: &Path, snapshot: &Path) -> Result<Option<PathBuf>
     if is_same_file(snapshot, database).is_ok_and(|is_same| is_same) {
         return Err(no_snapshot(snapshot, "the database itself"));
     }
-    if let Some(folder) = database.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        fs_err::create_dir_all(folder).map_err(|source| StoreError::files(DOING, database, source))?;
-    }
+    fs_err::create_dir_all(folder_of(database)).map_err(|source| StoreError::files(DOING, database, source))?;
     let _lock = StoreLock::acquire(database)?;
     let lock_of_snapshot = lock_to_copy(snapshot)?;
     let replaced = replace(database, snapshot).await;
