@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use fs_err::File;
 use tempfile::TempPath;
 
-use crate::files::folder_of;
+use crate::files::{folder_of, sync_folder_of};
 
 /// A file that is being written, under a name of its own. Dropped before [`finish`](Self::finish), nothing of it stays.
 pub(super) struct WholeFile {
@@ -36,12 +36,15 @@ impl WholeFile {
         Ok(Self { file: io::BufWriter::new(file), renamed: Some((part, path)) })
     }
 
-    /// Gives the file its name, once what it holds is on disk.
+    /// Gives the file its name, once what it holds is on disk; and has the name there too, where that can be.
     pub(super) fn finish(mut self) -> io::Result<()> {
         self.file.flush()?;
         let Some((part, path)) = self.renamed else { return Ok(()) };
         self.file.get_ref().sync_all()?;
-        part.persist(path).map_err(|refused| refused.error)
+        part.persist(&path).map_err(|refused| refused.error)?;
+        // The file is whole without, and not every file system does this.
+        let _ = sync_folder_of(&path);
+        Ok(())
     }
 }
 
