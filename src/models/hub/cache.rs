@@ -99,7 +99,7 @@ impl RepositoryCache {
             return Ok(());
         }
         let whole = fs_err::canonicalize(&entry)?;
-        let temporary = beside(&entry, "link");
+        let temporary = temporary_beside(&entry, "link");
         remove_if_there(&temporary)?;
         fs_err::hard_link(&whole, &temporary)?;
         fs_err::rename(&temporary, &entry)
@@ -112,7 +112,7 @@ fn is_unsupported(error: &io::Error) -> bool {
 }
 
 /// A name that no other process or task uses, in the same folder.
-fn beside(path: &Path, what: &str) -> PathBuf {
+fn temporary_beside(path: &Path, what: &str) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     let (process, number) = (std::process::id(), N_TEMPORARY.fetch_add(1, Ordering::Relaxed));
     path.with_file_name(format!(".{name}.{process}-{number}.{what}"))
@@ -121,7 +121,7 @@ fn beside(path: &Path, what: &str) -> PathBuf {
 /// Replaces a file so that, whatever happens, it is the old one or the new one.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> io::Result<()> {
     fs_err::create_dir_all(folder_of(path))?;
-    let temporary = beside(path, "new");
+    let temporary = temporary_beside(path, "new");
     let write = || {
         fs_err::write(&temporary, content)?;
         fs_err::File::open(&temporary)?.sync_all()?;
