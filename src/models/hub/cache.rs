@@ -4,13 +4,12 @@
 //! `snapshots/<commit>/…`, whose entries are relative symbolic links to blobs. ONNX Runtime refuses weights that lie
 //! outside the model's folder once links are followed, so weights become hard links: see [`RepositoryCache::settle`].
 
+use std::fs::TryLockError;
 use std::io::{self, Read};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use rustix::fs::{FlockOperation, flock};
-use rustix::io::Errno;
 use sha2::{Digest, Sha256};
 
 use crate::domain::space::hex_digits;
@@ -164,10 +163,11 @@ pub(crate) fn free_bytes(folder: &Path) -> io::Result<u64> {
 pub(super) fn try_lock(path: &Path) -> io::Result<Option<fs_err::File>> {
     fs_err::create_dir_all(folder_of(path))?;
     let file = fs_err::OpenOptions::new().create(true).append(true).open(path)?;
-    match flock(file.file(), FlockOperation::NonBlockingLockExclusive) {
+    match file.try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(Errno::WOULDBLOCK | Errno::INTR) => Ok(None),
-        Err(error) => Err(error.into()),
+        Err(TryLockError::WouldBlock) => Ok(None),
+        Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+        Err(TryLockError::Error(error)) => Err(error),
     }
 }
 
@@ -175,7 +175,7 @@ pub(super) fn try_lock(path: &Path) -> io::Result<Option<fs_err::File>> {
 pub(super) fn lock_folder(folder: &Path) -> io::Result<fs_err::File> {
     fs_err::create_dir_all(folder)?;
     let file = fs_err::File::open(folder)?;
-    flock(file.file(), FlockOperation::LockExclusive)?;
+    file.lock()?;
     Ok(file)
 }
 
