@@ -12,6 +12,7 @@ use fs_err::os::unix::fs::OpenOptionsExt;
 use time::OffsetDateTime;
 
 use super::super::StoreError;
+use super::replaced::FileId;
 use crate::clock::rfc3339;
 use crate::files::beside;
 use crate::ownership::hand_over;
@@ -41,7 +42,7 @@ impl StoreLock {
             refuse_if_taken(file.try_lock(), &mut file, database)?;
             // A process that withdrew may have unlinked this very file between the two calls above: a lock on a file
             // without a name would keep nobody out.
-            if is_still_at(&file, &path) {
+            if FileId::of(&file).is_ok_and(|held| held.is_at(&path)) {
                 if matches!(origin, Origin::Created) {
                     // Where root restores, the server must be able to open it. Who cannot give it away may be that server.
                     let _ = hand_over(&file, database);
@@ -130,13 +131,6 @@ fn open_or_create(path: &Path) -> std::io::Result<(fs_err::File, Origin)> {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
-    }
-}
-
-fn is_still_at(file: &fs_err::File, path: &Path) -> bool {
-    match (file.metadata(), fs_err::metadata(path)) {
-        (Ok(held), Ok(named)) => (held.dev(), held.ino()) == (named.dev(), named.ino()),
-        _ => false,
     }
 }
 

@@ -17,7 +17,7 @@ use super::grains::Vocabulary;
 use super::lock::StoreLock;
 use super::log::{Log, LogBounds};
 use super::recognise::recognise;
-use super::replaced::{OpenFile, OpenFiles};
+use super::replaced::{FileId, OpenFiles};
 use super::restore::RESTORING;
 use super::upgrade::upgrade;
 use super::view::{has_hot_journal, has_log};
@@ -99,7 +99,7 @@ impl SqliteStore {
         upgraded?;
         closed.map_err(|source| StoreError::sql("finish the upgrade", &path, source))?;
 
-        let file = OpenFile::at(&path).map_err(|source| StoreError::files("look at the database", &path, source))?;
+        let file = FileId::at(&path).map_err(|source| StoreError::files("look at the database", &path, source))?;
         // Should a statement of a reader ever try to write, it fails instead of fighting the writer for the lock.
         let (time, log) = (options.read_timeout, Arc::new(Log::of(&path, options.log)));
         let (for_new, for_idle, for_writer) = (Arc::clone(&log), Arc::clone(&log), Arc::clone(&log));

@@ -8,6 +8,7 @@ use super::copy::{discard, write_copy};
 use super::lock::StoreLock;
 use super::open::{is_database_path, real_path};
 use super::recognise::{Recognised, recognise, refuse_other_files};
+use super::replaced::FileId;
 use super::view::{JOURNAL, LOG, View, has_hot_journal, has_log};
 use crate::files::{beside, folder_of, sync_folder_of};
 use crate::ownership::{behind_links, hand_over};
@@ -118,8 +119,7 @@ fn no_snapshot(path: &Path, found: &str) -> StoreError {
 
 /// Whether two paths, whatever links they go by, lead to one file.
 fn is_same_file(one: &Path, other: &Path) -> std::io::Result<bool> {
-    let (one, other) = (fs_err::metadata(one)?, fs_err::metadata(other)?);
-    Ok((one.dev(), one.ino()) == (other.dev(), other.ino()))
+    Ok(FileId::at(one)? == FileId::at(other)?)
 }
 
 /// Gives a database another name, with what SQLite keeps beside it; `None` when there was none, but for what an earlier
