@@ -295,8 +295,12 @@ impl ModelInfo {
     /// Whether a caller's word (a name or an alias, case ignored) means this model.
     #[must_use]
     pub fn answers_to(&self, word: &str) -> bool {
-        self.name.as_str().eq_ignore_ascii_case(word)
-            || self.aliases.iter().any(|alias| alias.eq_ignore_ascii_case(word))
+        self.words().any(|own| own.eq_ignore_ascii_case(word))
+    }
+
+    /// What callers may call it: its name, then its aliases.
+    pub fn words(&self) -> impl Iterator<Item = &str> {
+        std::iter::once(self.name.as_str()).chain(self.aliases.iter().map(String::as_str))
     }
 }
 

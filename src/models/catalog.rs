@@ -158,24 +158,21 @@ impl Catalog {
             known.provider = entry.provider;
             known.configured = entry.encoder_settings();
             known.aliases.extend(entry.aliases.iter().cloned());
-            add_hub_alias(&mut known, |word| self.models.iter().any(|other| other.answers_to(word)));
+            add_hub_alias(&mut known, |word| self.meaning_of(word).is_some());
             self.models[at] = known;
             return Ok(());
         }
         let model = new_model(entry, models_dir, ModelOrigin::Configured);
-        let mut model = model.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?;
-        add_hub_alias(&mut model, |word| self.models.iter().any(|other| other.answers_to(word)));
-        self.models.push(model);
+        self.push(model.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?);
         Ok(())
     }
 
     /// Adds a model that was registered in an earlier run; what the configuration says by now wins.
     pub fn add_registered(&mut self, entry: &AdditionalModel, models_dir: &Path) -> Result<(), CatalogError> {
         let model = new_model(entry, models_dir, ModelOrigin::Registered);
-        let mut model = model.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?;
-        let words = std::iter::once(model.name.as_str()).chain(model.aliases.iter().map(String::as_str));
-        for word in words {
-            if let Some(other) = self.models.iter().find(|other| other.answers_to(word)) {
+        let model = model.ok_or_else(|| CatalogError::NoPath(entry.name.clone()))?;
+        for word in model.words() {
+            if let Some(other) = self.meaning_of(word) {
                 return Err(CatalogError::Ambiguous {
                     key: MODELS_KEY,
                     alias: word.to_owned(),
@@ -184,9 +181,19 @@ impl Catalog {
                 });
             }
         }
-        add_hub_alias(&mut model, |word| self.models.iter().any(|other| other.answers_to(word)));
-        self.models.push(model);
+        self.push(model);
         Ok(())
+    }
+
+    /// Adds a model that has no place yet.
+    fn push(&mut self, mut model: ModelInfo) {
+        add_hub_alias(&mut model, |word| self.meaning_of(word).is_some());
+        self.models.push(model);
+    }
+
+    /// The model that a caller's word means so far.
+    fn meaning_of(&self, word: &str) -> Option<&ModelInfo> {
+        self.models.iter().find(|model| model.answers_to(word))
     }
 
     fn named(&mut self, key: &str, name: &ModelName) -> Result<&mut ModelInfo, CatalogError> {

@@ -61,7 +61,7 @@ impl MultiModelManager {
         let sentence = "`path` and `repository` are missing: say with one of them where the files are";
         let info = new_model(&entry, &self.models_dir, ModelOrigin::Registered);
         let mut info = info.ok_or_else(|| ModelError::Invalid(sentence.to_owned()))?;
-        for word in std::iter::once(info.name.as_str()).chain(info.aliases.iter().map(String::as_str)) {
+        for word in info.words() {
             if let Ok(taken_by) = self.resolve(Some(word)) {
                 return Err(ModelError::Conflict(format!("`{word}` already means the model `{taken_by}`")));
             }
