@@ -12,14 +12,14 @@ use utoipa::{IntoResponses, ToSchema};
 
 use super::error::{ApiError, Code, ProblemBody};
 use super::events::{self, EventStream};
-use super::extract::{Json, required_space};
+use super::extract::Json;
 use super::fields::optional_object;
-use super::grains::filter::FilterBody;
+use super::grains::filter::{FilterBody, space_condition};
 use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, UnknownModel};
 use super::state::AppState;
 use crate::change::{ReembedError, ReembedRequest, ReembeddingStatus, Reembeddings};
 use crate::clock;
-use crate::domain::{Filter, Reembedding, ReembeddingFailure, ReembeddingId, SpaceCondition};
+use crate::domain::{Filter, Reembedding, ReembeddingFailure, ReembeddingId};
 use crate::telemetry::with_causes;
 
 /// Failures that are shown of a job.
@@ -302,10 +302,7 @@ impl ReembeddingBody {
             if selection.space.is_some() {
                 return Err(ApiError::invalid("from", "`from` and `filter.space` say the same: send one of them"));
             }
-            selection.space = Some(match from.as_str() {
-                "unknown" => SpaceCondition::Unknown,
-                space => SpaceCondition::Is(required_space("from", space)?),
-            });
+            selection.space = Some(space_condition("from", from)?);
         }
         Ok((selection, throttle))
     }

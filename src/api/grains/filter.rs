@@ -245,11 +245,7 @@ impl FilterBody {
             attributes: conditions(attributes)?,
             created_us: self.created_at.unwrap_or_default().read("created_at")?,
             updated_us: self.updated_at.unwrap_or_default().read("updated_at")?,
-            space: match self.space.as_deref() {
-                None => None,
-                Some("unknown") => Some(SpaceCondition::Unknown),
-                Some(id) => Some(SpaceCondition::Is(required_space("filter.space", id)?)),
-            },
+            space: self.space.as_deref().map(|word| space_condition("filter.space", word)).transpose()?,
         })
     }
 
@@ -299,6 +295,17 @@ impl TimesBody {
             lt: bound(self.lt)?.map(TimeBound::ceil_us),
             lte: bound(self.lte)?.map(TimeBound::floor_us),
         })
+    }
+}
+
+/// The grains that a field means by the id of the space that serves them, or by `unknown`.
+///
+/// # Errors
+/// When it is neither.
+pub(in crate::api) fn space_condition(field: &str, word: &str) -> Result<SpaceCondition, ApiError> {
+    match word {
+        "unknown" => Ok(SpaceCondition::Unknown),
+        id => required_space(field, id).map(SpaceCondition::Is),
     }
 }
 
