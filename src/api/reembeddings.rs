@@ -7,7 +7,6 @@ use axum::response::IntoResponse;
 use axum::response::sse::Event;
 use futures::StreamExt;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use utoipa::{IntoResponses, ToSchema};
 
 use super::error::{ApiError, Code, ProblemBody};
@@ -19,6 +18,7 @@ use super::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom, Unknown
 use super::state::AppState;
 use crate::change::{ReembedError, ReembedRequest, ReembeddingStatus, Reembeddings};
 use crate::clock;
+use crate::domain::grain::time_of_us;
 use crate::domain::{Filter, Reembedding, ReembeddingFailure, ReembeddingId};
 use crate::telemetry::with_causes;
 
@@ -349,8 +349,7 @@ fn location(job: &ReembeddingObject) -> HeaderMap {
 
 /// A time in microseconds since 1970.
 fn rfc3339(us: i64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000);
-    time.map(clock::rfc3339).unwrap_or_default()
+    time_of_us(us).map(clock::rfc3339).unwrap_or_default()
 }
 
 impl From<ReembedError> for ApiError {

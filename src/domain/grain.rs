@@ -91,12 +91,7 @@ impl CreatedAt {
             && text.ends_with('Z')
             && text.get(SECOND) != Some("60")
             && text.len() <= MAX_TIME_BYTES;
-        let text = if is_kept {
-            text.to_owned()
-        } else {
-            let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000).ok()?;
-            time.format(&Rfc3339).ok()?
-        };
+        let text = if is_kept { text.to_owned() } else { time_of_us(us)?.format(&Rfc3339).ok()? };
         Some(Self { text, us })
     }
 
@@ -153,6 +148,12 @@ fn read_time(text: &str) -> Option<(OffsetDateTime, i64)> {
     let time = OffsetDateTime::parse(text, &Rfc3339).ok()?.checked_to_offset(UtcOffset::UTC)?;
     let us = i64::try_from(time.unix_timestamp_nanos().div_euclid(1000)).ok()?;
     Some((time, us))
+}
+
+/// The time so many microseconds after the beginning of 1970; `None` beyond the years that `time` has.
+#[must_use]
+pub fn time_of_us(us: i64) -> Option<OffsetDateTime> {
+    OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000).ok()
 }
 
 /// How a grain came to its vector.

@@ -4,7 +4,6 @@ use std::collections::{BTreeSet, HashSet};
 
 use async_trait::async_trait;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
-use time::OffsetDateTime;
 use time::format_description::FormatItem;
 use time::macros::format_description;
 
@@ -18,6 +17,7 @@ use super::filter;
 use super::insert::{insert, put_vector};
 use super::rows::select_grains;
 use super::{count, index_of_words, json_text, shown};
+use crate::domain::grain::time_of_us;
 use crate::domain::{Filter, ReembeddingState};
 use crate::json::AnyObject;
 
@@ -325,6 +325,5 @@ const STORED_TIME: &[FormatItem<'_>] =
 
 /// A time as it is stored.
 pub(super) fn stored_time(us: i64) -> String {
-    let time = OffsetDateTime::from_unix_timestamp_nanos(i128::from(us) * 1000);
-    time.ok().and_then(|time| time.format(STORED_TIME).ok()).unwrap_or_default()
+    time_of_us(us).and_then(|time| time.format(STORED_TIME).ok()).unwrap_or_default()
 }
