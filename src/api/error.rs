@@ -163,7 +163,7 @@ impl ApiError {
                             Some(place) => format!("input{place}"),
                             None => param.to_owned(),
                         }),
-                        code: Some(self.code.as_str().to_owned()),
+                        code: self.code.as_str(),
                     },
                 };
                 json(status, "application/json", serde_json::to_vec(&body))
@@ -344,8 +344,7 @@ pub struct OpenAiErrorBody {
     #[schema(required)]
     param: Option<String>,
     /// A stable word to match on.
-    #[schema(required)]
-    code: Option<String>,
+    code: &'static str,
 }
 
 #[cfg(test)]
