@@ -9,9 +9,9 @@ use serde::de::{self, Deserializer};
 use serde::{Deserialize, Serialize, Serializer};
 use sha2::{Digest, Sha256};
 
+use super::hex::hex_digits;
 use super::model::ModelName;
 use super::slug::{MAX_SLUG_BYTES, is_slug};
-use super::space::hex_digits;
 use super::text::{text_type, words};
 
 /// How the hash of a key begins.

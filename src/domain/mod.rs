@@ -7,6 +7,7 @@
 pub mod caller;
 pub mod filter;
 pub mod grain;
+mod hex;
 pub mod hub;
 pub mod key;
 pub mod model;
@@ -23,6 +24,7 @@ pub mod vector;
 pub use caller::Caller;
 pub use filter::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
 pub use grain::{Content, CreatedAt, Grain, GrainId, GrainIdError, Origin, Provenance, TimeBound, Unproven};
+pub use hex::hex_digits;
 pub use hub::{HubFile, HubId, HubNameError, HubRevision, HubSource};
 pub use key::{ApiKey, KeyHash, KeyHashError, KeyName, KeyNameError, NoScopeError, Scope, ScopeError, Scopes};
 pub use model::{

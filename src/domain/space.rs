@@ -7,6 +7,7 @@
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 
+use super::hex::hex_digits;
 use super::model::{Pooling, Prompts, TruncationSide};
 use super::module::HashedModule;
 use super::slug::{MAX_SLUG_BYTES, is_slug};
@@ -214,13 +215,6 @@ impl DeclaredSpace {
     pub fn fingerprint(&self) -> Fingerprint {
         Fingerprint::of_canonical(&self.canonical())
     }
-}
-
-/// Bytes as lower-case hex.
-#[must_use]
-pub fn hex_digits(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]).map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 
 #[cfg(test)]

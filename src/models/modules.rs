@@ -12,8 +12,7 @@ use sha2::{Digest, Sha256};
 
 use super::folder::{FolderError, read_json};
 use super::pooling_file::read_pooling;
-use crate::domain::space::hex_digits;
-use crate::domain::{Activation, DenseShape, HashedModule, Pooling};
+use crate::domain::{Activation, DenseShape, HashedModule, Pooling, hex_digits};
 use crate::engine::{Dense, Module};
 
 /// The file of a dense layer's weights.

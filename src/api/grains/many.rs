@@ -15,8 +15,7 @@ use crate::api::error::{ApiError, ProblemBody};
 use crate::api::extract::{Json, OptionalJson, QueryRejected, query_error};
 use crate::api::fields::{object, optional_object, optional_words};
 use crate::api::responses::{Conflict, NativeBodyErrors, NativeErrors, NoRoom};
-use crate::domain::Filter;
-use crate::domain::space::hex_digits;
+use crate::domain::{Filter, hex_digits};
 use crate::grains::store::{Facet, Numbered, PageRequest, Position, Sort, SortKey};
 
 const DEFAULT_LIMIT: u32 = 100;

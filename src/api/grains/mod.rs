@@ -24,8 +24,7 @@ use utoipa::IntoResponses;
 use self::wire::GrainObject;
 use super::error::{ApiError, Code, ProblemBody};
 use super::state::AppState;
-use crate::domain::GrainId;
-use crate::domain::space::hex_digits;
+use crate::domain::{GrainId, hex_digits};
 use crate::grains::{GrainError, Grains, Precondition, PutIf, Refusal, RefusalKind};
 use crate::telemetry::with_causes;
 

@@ -8,8 +8,7 @@ use utoipa::ToSchema;
 use super::refused;
 use crate::api::error::ApiError;
 use crate::api::extract::{UsualModel, required_space};
-use crate::domain::space::hex_digits;
-use crate::domain::{Content, Grain};
+use crate::domain::{Content, Grain, hex_digits};
 use crate::grains::{Draft, SuppliedVector};
 use crate::json::AnyObject;
 

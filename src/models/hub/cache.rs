@@ -12,8 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use sha2::{Digest, Sha256};
 
-use crate::domain::space::hex_digits;
-use crate::domain::{HubId, HubRevision};
+use crate::domain::{HubId, HubRevision, hex_digits};
 use crate::files::{folder_of, if_there, remove_if_there, sync_folder_of};
 
 /// Makes the names of temporary files differ within the process.

@@ -13,7 +13,7 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::response::Response;
 use futures::{StreamExt, stream};
-use granary::domain::space::hex_digits;
+use granary::domain::hex_digits;
 use parking_lot::Mutex;
 use reqwest::{Method, StatusCode};
 use serde_json::json;
