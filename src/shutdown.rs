@@ -47,9 +47,12 @@ pub struct Signals {
     interrupt: Signal,
     /// `None` where the process is to outlive its terminal.
     hangup: Option<Signal>,
-    /// The one that was answered last, and when.
-    last: Option<(&'static str, Instant)>,
+    last: LastSignal,
 }
+
+/// The signal that was answered last, and when.
+#[derive(Debug, Default)]
+struct LastSignal(Option<(&'static str, Instant)>);
 
 impl Signals {
     /// Listens from here on. A signal that comes while nobody waits for one is kept.
@@ -62,17 +65,14 @@ impl Signals {
     pub fn listen() -> std::io::Result<Self> {
         let hangup = (!is_ignored(libc::SIGHUP)).then(|| signal(SignalKind::hangup())).transpose()?;
         let (terminate, interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        Ok(Self { terminate, interrupt, hangup, last: None })
+        Ok(Self { terminate, interrupt, hangup, last: LastSignal::default() })
     }
 
     /// Waits for the next signal that is another than the last one, and answers its name. Who gives up waiting loses none.
     pub async fn recv(&mut self) -> &'static str {
         loop {
             let name = self.next().await;
-            let is_the_same =
-                |(last, at): (&str, Instant)| at.elapsed() < ONE_SIGNAL && (name == "SIGINT") == (last == "SIGINT");
-            if !self.last.is_some_and(is_the_same) {
-                self.last = Some((name, Instant::now()));
+            if self.last.is_another(name, Instant::now()) {
                 return name;
             }
         }
@@ -91,6 +91,19 @@ impl Signals {
             _ = interrupt.recv() => "SIGINT",
             _ = hung_up => "SIGHUP",
         }
+    }
+}
+
+impl LastSignal {
+    /// Whether a signal that comes now is another one than the last, which it then becomes.
+    fn is_another(&mut self, name: &'static str, now: Instant) -> bool {
+        let is_the_same = self.0.is_some_and(|(last, at)| {
+            now.saturating_duration_since(at) < ONE_SIGNAL && (name == "SIGINT") == (last == "SIGINT")
+        });
+        if !is_the_same {
+            self.0 = Some((name, now));
+        }
+        !is_the_same
     }
 }
 
@@ -428,7 +441,6 @@ mod tests {
         who_leaves_takes_work_until_a_second_signal().await;
         who_leaves_takes_work_until_the_time_is_over().await;
         a_signal_counts_that_came_before_it_was_followed().await;
-        what_comes_at_once_is_one_signal_unless_somebody_interrupts().await;
     }
 
     fn follow(shutdown: &Shutdown, leaving: Duration) {
@@ -486,20 +498,17 @@ mod tests {
         until(shutdown.soft()).await;
     }
 
-    async fn what_comes_at_once_is_one_signal_unless_somebody_interrupts() {
-        use rustix::process::Signal;
-
-        let mut signals = Signals::listen().expect("handlers");
-        raise();
-        assert_eq!(signals.recv().await, "SIGTERM");
-        raise();
-        raise_other(Signal::HUP);
-        let further = tokio::time::timeout(ONE_SIGNAL / 4, signals.recv()).await;
-        assert!(further.is_err(), "{further:?}");
-        raise_other(Signal::INT);
-        assert_eq!(signals.recv().await, "SIGINT");
-        tokio::time::sleep(ONE_SIGNAL).await;
-        raise_other(Signal::INT);
-        assert_eq!(signals.recv().await, "SIGINT");
+    #[test]
+    fn what_comes_at_once_is_one_signal_unless_somebody_interrupts() {
+        let (mut last, start) = (LastSignal::default(), Instant::now());
+        let after = |ms| start + Duration::from_millis(ms);
+        assert!(last.is_another("SIGTERM", start));
+        assert!(!last.is_another("SIGTERM", after(1)));
+        assert!(!last.is_another("SIGHUP", after(199)));
+        assert!(last.is_another("SIGTERM", after(200)), "what was one with the first prolongs nothing");
+        assert!(last.is_another("SIGINT", after(201)));
+        assert!(!last.is_another("SIGINT", after(400)));
+        assert!(last.is_another("SIGINT", after(401)));
+        assert!(last.is_another("SIGHUP", after(402)));
     }
 }
