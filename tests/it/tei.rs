@@ -86,6 +86,44 @@ async fn long_texts_are_cut_at_the_asked_end_and_the_answer_says_which() {
 }
 
 #[tokio::test]
+async fn refusing_long_texts_can_be_the_default_and_each_request_may_still_have_them_cut() {
+    let app = TestApp::start_with(&format!("{}[engine]\nauto_truncate = false\n", with_tiny(&[]))).await;
+    assert_eq!(app.get("/info").await.ok()["auto_truncate"], false);
+    let long = "long ".repeat(500);
+    // The fields of sentences stand in `parameters`; what stands elsewhere is ignored.
+    let body = |inputs: &Value, cut: Value| json!({"inputs": inputs, "truncate": cut, "parameters": {"truncate": cut}});
+    let pair = json!({"source_sentence": "short", "sentences": ["short", long]});
+    for (path, inputs, said, places) in [
+        ("/embed", json!(long), "`inputs[0]` has ", "1; 0"),
+        ("/models/tiny/embed", json!(["short", long]), "`inputs[1]` has ", "1; 1"),
+        ("/", json!(long), "`inputs[0]` has ", "1; 0"),
+        ("/similarity", pair, "`inputs.sentences[1]` has ", "1; 2"),
+    ] {
+        for silent in [json!({"inputs": inputs}), body(&inputs, Value::Null)] {
+            let (status, kind, sentence) = app.post(path, silent).await.tei_error();
+            assert_eq!((status, kind.as_str()), (422, "Validation"), "{path}: {sentence}");
+            assert!(sentence.starts_with(said) && sentence.contains("takes 128"), "{path}: {sentence}");
+        }
+        let answer = app.post(path, body(&inputs, json!(true))).await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-truncated")), (200, places), "{path}: {}", answer.text);
+    }
+    for path in ["/v1/embeddings", "/embeddings", "/models/tiny/v1/embeddings"] {
+        for silent in [json!({"input": ["short", long]}), json!({"input": ["short", long], "truncate": null})] {
+            let refused = app.post(path, silent).await;
+            let (status, code, sentence) = refused.openai_error();
+            assert_eq!((status, code.as_str()), (400, "input_too_long"), "{path}: {sentence}");
+            assert_eq!(refused.json()["error"]["param"], "input[1]", "{path}: {sentence}");
+        }
+        for truncate in [json!(true), json!("END")] {
+            let answer = app.post(path, json!({"input": ["short", long], "truncate": truncate})).await;
+            assert_eq!((answer.status.as_u16(), answer.header("x-truncated")), (200, "1; 1"), "{path}: {truncate}");
+        }
+    }
+    app.post("/embed", json!({"inputs": "short"})).await.ok();
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn a_model_whose_files_have_the_beginning_cut_does_so_unless_a_request_says_otherwise() {
     let [by_config, by_tokenizer] = [(); 2].map(|()| {
         let folder = TempDir::new().expect("a folder");
