@@ -51,71 +51,86 @@ pub fn is_of_another_kind(path: &str) -> bool {
     matches!(segments.as_slice(), [route] | ["models", _, route] | ["models", _, _, route] if of_route(route))
 }
 
-/// What kind of error it is. The name is stable: clients match on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Code {
-    /// The body is not JSON.
-    MalformedJson,
-    /// There is nothing to embed.
-    EmptyInput,
-    /// A field is missing, of the wrong type, or out of its range.
-    InvalidRequest,
-    /// More inputs than a request may have.
-    TooManyInputs,
-    /// More tokens than a request may have.
-    TooManyTokens,
-    /// A text is longer than the model takes and may not be cut.
-    InputTooLong,
-    /// Token ids where text is needed, or ids of another vocabulary.
-    TokenIds,
-    /// A vector length that the model does not offer.
-    Dimensions,
-    /// No key, or none that is known.
-    Unauthorized,
-    /// The key does not allow it, or the page that sent the request has no business here.
-    Forbidden,
-    /// What is asked contradicts what there is.
-    Conflict,
-    /// No such model.
-    ModelNotFound,
-    /// No such grain.
-    GrainNotFound,
-    /// No such path.
-    NotFound,
-    /// The `Host` is not this server's.
-    Misdirected,
-    /// The path has other methods.
-    MethodNotAllowed,
-    /// The vectors would be in another space than the expected one.
-    SpaceMismatch,
-    /// The grain is in another version than the caller has seen.
-    VersionMismatch,
-    /// The body is over the limit.
-    BodyTooLarge,
-    /// The body stopped coming.
-    SlowBody,
-    /// The body is not declared as JSON.
-    ContentType,
-    /// No model here can do it.
-    Unsupported,
-    /// The queue is full, there are too many requests at once, or the rate of the key is used up.
-    Overloaded,
-    /// The model is still loading or being unloaded, or the server is stopping.
-    ModelLoading,
-    /// The operator has disabled the model.
-    ModelDisabled,
-    /// The model cannot be loaded.
-    ModelFailed,
-    /// The model does not fit beside the others.
-    MemoryBudget,
-    /// There is no room on the disk.
-    DiskFull,
-    /// The database does not answer.
-    StoreUnavailable,
-    /// The request took longer than the server allows.
-    Timeout,
-    /// A bug.
-    Internal,
+/// An enum of codes, and the list that none of them can be missing from.
+macro_rules! codes {
+    ($(#[$of_all:meta])* pub enum $name:ident { $($(#[$of_one:meta])* $code:ident,)* }) => {
+        $(#[$of_all])*
+        pub enum $name {
+            $($(#[$of_one])* $code,)*
+        }
+
+        #[cfg(test)]
+        const ALL: &[$name] = &[$($name::$code),*];
+    };
+}
+
+codes! {
+    /// What kind of error it is. The name is stable: clients match on it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Code {
+        /// The body is not JSON.
+        MalformedJson,
+        /// There is nothing to embed.
+        EmptyInput,
+        /// A field is missing, of the wrong type, or out of its range.
+        InvalidRequest,
+        /// More inputs than a request may have.
+        TooManyInputs,
+        /// More tokens than a request may have.
+        TooManyTokens,
+        /// A text is longer than the model takes and may not be cut.
+        InputTooLong,
+        /// Token ids where text is needed, or ids of another vocabulary.
+        TokenIds,
+        /// A vector length that the model does not offer.
+        Dimensions,
+        /// No key, or none that is known.
+        Unauthorized,
+        /// The key does not allow it, or the page that sent the request has no business here.
+        Forbidden,
+        /// What is asked contradicts what there is.
+        Conflict,
+        /// No such model.
+        ModelNotFound,
+        /// No such grain.
+        GrainNotFound,
+        /// No such path.
+        NotFound,
+        /// The `Host` is not this server's.
+        Misdirected,
+        /// The path has other methods.
+        MethodNotAllowed,
+        /// The vectors would be in another space than the expected one.
+        SpaceMismatch,
+        /// The grain is in another version than the caller has seen.
+        VersionMismatch,
+        /// The body is over the limit.
+        BodyTooLarge,
+        /// The body stopped coming.
+        SlowBody,
+        /// The body is not declared as JSON.
+        ContentType,
+        /// No model here can do it.
+        Unsupported,
+        /// The queue is full, there are too many requests at once, or the rate of the key is used up.
+        Overloaded,
+        /// The model is still loading or being unloaded, or the server is stopping.
+        ModelLoading,
+        /// The operator has disabled the model.
+        ModelDisabled,
+        /// The model cannot be loaded.
+        ModelFailed,
+        /// The model does not fit beside the others.
+        MemoryBudget,
+        /// There is no room on the disk.
+        DiskFull,
+        /// The database does not answer.
+        StoreUnavailable,
+        /// The request took longer than the server allows.
+        Timeout,
+        /// A bug.
+        Internal,
+    }
 }
 
 /// What clients are told by of an error.
@@ -247,6 +262,52 @@ mod tests {
             ["/v1/nope", "/embeddings", "/models/m/embeddings", "/models/m/v1/embeddings", "/models/m/v1/models"]
         {
             assert_eq!(family(Method::GET, path), Family::OpenAi, "{path}");
+        }
+    }
+
+    /// The rows of docs/errors.md, one for each of their words: the status, the word and the `error_type`.
+    fn documented() -> Vec<(u16, &'static str, &'static str)> {
+        let (_, section) = include_str!("../../docs/errors.md").split_once("\n## All errors\n").expect("the section");
+        let (table, _) = section.split_once("\n## ").expect("the next section");
+        let mut documented = Vec::new();
+        for row in table.lines().filter(|line| line.starts_with("| ")).skip(1) {
+            let cells: Vec<&str> = row.trim_matches('|').split('|').map(str::trim).collect();
+            let [status, words, _, _, kind] = cells[..] else { panic!("not five cells: {row}") };
+            let status = status.parse().unwrap_or_else(|_| panic!("no status: {row}"));
+            let words = words.split('`').skip(1).step_by(2);
+            documented.extend(words.map(|word| (status, word, kind.trim_matches('`'))));
+        }
+        documented
+    }
+
+    #[test]
+    fn the_table_of_errors_has_each_code_once_with_its_status_and_its_error_type() {
+        let mut expected = Vec::new();
+        for &code in ALL {
+            let of_tei = |method| {
+                let (status, kind) = code.of_tei(&method);
+                (status.as_u16(), code.as_str(), kind)
+            };
+            let (asked, posted) = (of_tei(Method::GET), of_tei(Method::POST));
+            // None of TEI's routes answers these.
+            let is_native = matches!(code, Code::Conflict | Code::GrainNotFound | Code::VersionMismatch);
+            expected.push(if is_native { (asked.0, asked.1, "–") } else { asked });
+            if posted != asked {
+                expected.push(posted);
+            }
+        }
+        let mut documented = documented();
+        assert!(documented.is_sorted_by_key(|(status, ..)| *status), "in the order of the status: {documented:?}");
+        expected.sort_unstable();
+        documented.sort_unstable();
+        assert_eq!(documented, expected);
+    }
+
+    #[test]
+    fn openais_routes_answer_400_wherever_others_answer_422() {
+        for &code in ALL {
+            let (own, openais) = (code.status(Family::Native).as_u16(), code.status(Family::OpenAi).as_u16());
+            assert_eq!(openais, if own == 422 { 400 } else { own }, "{code:?}");
         }
     }
 
