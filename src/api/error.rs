@@ -350,7 +350,32 @@ pub struct OpenAiErrorBody {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::ModelName;
     use crate::grains::GrainError;
+
+    #[test]
+    fn who_waited_for_a_model_in_vain_is_told_when_to_try_again() {
+        let name = || ModelName::parse("tiny").expect("a name");
+        let (waited, retry_after) = (Duration::from_secs(30), Duration::from_millis(12_300));
+        let failed = |permanent| {
+            let (reason, kind) = (String::new(), FailureKind::Model);
+            ModelError::Failed { name: name(), reason, retry_after, permanent, kind }
+        };
+        for (error, code, seconds) in [
+            (ModelError::Loading { name: name(), waited }, Code::ModelLoading, Some("5")),
+            (ModelError::Draining { name: name(), waited }, Code::ModelLoading, Some("5")),
+            (ModelError::Stopping { name: name() }, Code::ModelLoading, Some("5")),
+            (ModelError::Engine(EngineError::Closed), Code::ModelLoading, Some("1")),
+            (failed(false), Code::ModelFailed, Some("13")),
+            (failed(true), Code::ModelFailed, None),
+        ] {
+            let error = ApiError::from(error);
+            assert_eq!(error.code(), code, "{error:?}");
+            let response = error.clone().into_rendered(Family::Native, &Method::POST);
+            let header = response.headers().get(header::RETRY_AFTER);
+            assert_eq!(header.map(|value| value.to_str().expect("ASCII")), seconds, "{error:?}");
+        }
+    }
 
     #[test]
     fn a_database_that_is_busy_is_not_away() {

@@ -263,7 +263,9 @@ async fn a_comparison_is_cancelled_and_the_next_has_its_turn() {
         waiting.push(begin(&app, json!({"to": TINY})).await);
     }
     assert_eq!(app.get(&waiting[0]).await.ok()["state"], "queued");
-    let (status, code, detail) = app.post("/comparisons", json!({"to": TINY})).await.problem();
+    let refused = app.post("/comparisons", json!({"to": TINY})).await;
+    assert_eq!(refused.header("retry-after"), "30");
+    let (status, code, detail) = refused.problem();
     assert_eq!((status, code.as_str()), (409, "conflict"));
     assert!(detail.starts_with("20 comparisons wait or run already"), "{detail}");
 

@@ -858,7 +858,9 @@ async fn so_many_imports_run_at_once_and_no_more() {
         running.push(answer);
     }
     let refused = app.request(Method::POST, "/grains/import").header("content-type", NDJSON).body("{}");
-    let (status, code, sentence) = send(refused).await.problem();
+    let refused = send(refused).await;
+    assert_eq!(refused.header("retry-after"), "10");
+    let (status, code, sentence) = refused.problem();
     assert_eq!((status, code.as_str()), (429, "overloaded"));
     assert!(sentence.contains("4 imports are running"), "{sentence}");
     drop(running);

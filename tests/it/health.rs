@@ -85,7 +85,9 @@ async fn a_database_that_is_moved_away_is_written_no_more_until_it_is_back() {
         if let Some(bytes) = other {
             fs_err::write(&database, bytes).expect("written");
         }
-        let (status, code, _) = write("meanwhile").await.problem();
+        let refused = write("meanwhile").await;
+        assert_eq!(refused.header("retry-after"), "5");
+        let (status, code, _) = refused.problem();
         assert_eq!((status, code.as_str()), (503, "store_unavailable"));
         let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 3})).await;
         assert_eq!(declared.status.as_u16(), 503, "{}", declared.text);

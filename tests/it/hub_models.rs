@@ -292,6 +292,7 @@ async fn a_stop_calls_a_download_off_and_begins_no_other() {
         process.signal(Signal::TERM);
     };
     let (refused, ()) = tokio::join!(load, stop);
+    assert_eq!(refused.header("retry-after"), "5");
     let (status, code, sentence) = refused.problem();
     assert_eq!((status, code.as_str()), (503, "model_loading"));
     assert!(sentence.contains("the server is stopping"), "{sentence}");

@@ -168,7 +168,9 @@ async fn the_time_for_a_load_begins_when_the_last_request_has_left_the_model() {
         let embed = app.post("/models/tiny-cls/embed", json!({"inputs": "hello"}));
         let release = async {
             // An order has one time for all, since who gives it may be the one who holds the model.
-            let refused = order(&app, "/models/tiny-cls/load").await.problem();
+            let refused = order(&app, "/models/tiny-cls/load").await;
+            assert_eq!(refused.header("retry-after"), "5");
+            let refused = refused.problem();
             assert_eq!((refused.0, refused.1.as_str()), (503, "model_loading"), "{}", refused.2);
             assert!(refused.2.starts_with("`tiny-cls` is still being unloaded after 2.0 s"), "{}", refused.2);
             // The other request was sent before the order. Not for long: the switch waits for the lock 5 s at most.
