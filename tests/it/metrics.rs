@@ -25,6 +25,13 @@ impl Server {
         Self { url, _process: process, _folder: folder }
     }
 
+    /// The same with grains.
+    fn start_with_grains(toml: &str) -> Self {
+        let folder = folder_with(toml);
+        let (process, url) = Process::serve(folder.path(), &[]);
+        Self { url, _process: process, _folder: folder }
+    }
+
     async fn post(&self, path: &str, body: Value) -> Answer {
         send(client().post(format!("{}{path}", self.url)).json(&body)).await
     }
@@ -228,6 +235,37 @@ async fn granarys_own_metrics_tell_models_and_routes_apart() {
         let name = line.split(' ').nth(2).expect("a name");
         assert!(metrics.text.contains(&format!("# HELP {name} ")), "{name} has no help");
     }
+}
+
+#[tokio::test]
+async fn grains_and_searches_are_measured_apart_from_requests_to_embed() {
+    let server = Server::start_with_grains(&with_tiny(&[]));
+    for id in ["a", "b"] {
+        server.post("/grains", json!({"id": id, "text": "wheat"})).await.ok();
+    }
+    for mode in ["dense", "lexical", "hybrid", "hybrid"] {
+        server.post("/grains/search", json!({"query": "wheat", "mode": mode})).await.ok();
+    }
+    assert_eq!(send(client().delete(format!("{}/grains/a", server.url))).await.status, 204);
+    let metrics = server.metrics().await;
+    metrics.assert(&[
+        ("granary_grain_write_duration_seconds_count{kind=\"write\"}", 2.0),
+        ("granary_grain_write_duration_seconds_count{kind=\"delete\"}", 1.0),
+        ("granary_search_duration_seconds_count{mode=\"dense\"}", 1.0),
+        ("granary_search_duration_seconds_count{mode=\"lexical\"}", 1.0),
+        ("granary_search_duration_seconds_count{mode=\"hybrid\"}", 2.0),
+        ("granary_embed_duration_seconds_count{model=\"tiny\"}", 0.0),
+    ]);
+    // A batch is one whoever asks; all else that TEI counts is of requests to embed.
+    let counted = metrics.samples.iter().filter(|(it, _)| it.starts_with("te_") && !it.starts_with("te_batch_next_"));
+    assert!(counted.clone().all(|(_, value)| *value == 0.0), "{:?}", counted.collect::<Vec<_>>());
+
+    server.post("/embed", json!({"inputs": "wheat"})).await.ok();
+    server.metrics().await.assert(&[
+        ("granary_embed_duration_seconds_count{model=\"tiny\"}", 1.0),
+        ("te_request_count{method=\"single\"}", 1.0),
+        ("te_embed_success", 1.0),
+    ]);
 }
 
 #[tokio::test]
