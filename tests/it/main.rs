@@ -55,6 +55,7 @@ mod providers;
 mod proxies;
 mod reembedding_crash;
 mod reembedding_load;
+mod reembedding_progress;
 mod reembedding_rules;
 mod reembedding_selections;
 mod reembedding_ways_back;
