@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use tempfile::TempDir;
 use tokio_util::sync::CancellationToken;
 
-use crate::helpers::{Failing, REPOSITORY, SmallDisk, StandInHub, TINY, etag, sha256, test_model};
+use crate::helpers::{Failing, REPOSITORY, SmallDisk, StandInHub, StandInProxy, TINY, etag, sha256, test_model};
 
 const WEIGHTS: &str = "onnx/model.onnx_data";
 
@@ -261,6 +261,49 @@ async fn hub_tokens_stay_with_the_hub() {
     let (own, elsewhere): (Vec<_>, Vec<_>) = seen.iter().partition(|seen| seen.host.starts_with("127.0.0.1"));
     assert!(own.iter().all(|seen| seen.authorization.as_deref() == Some("Bearer hf_secret")));
     assert!(elsewhere.len() >= 2 && elsewhere.iter().all(|seen| seen.authorization.is_none()), "{elsewhere:?}");
+}
+
+#[tokio::test]
+async fn hub_downloads_go_through_the_proxy_that_the_variables_name() {
+    let hub = StandInHub::start(files()).await;
+    let proxy = StandInProxy::start(&hub.url).await;
+    // Nobody but the proxy knows this host.
+    for variable in ["http_proxy", "ALL_PROXY", "all_proxy"] {
+        let place = Place::new();
+        obtain(&place.hub("http://hub.invalid", &[(variable, proxy.url.as_str())])).await.expect(variable);
+        let asked = proxy.take_asked();
+        let first = asked.first().expect("it was asked");
+        assert!(first.starts_with("GET http://hub.invalid/api/models/granary/tiny/"), "{variable}: {asked:?}");
+    }
+    for variable in ["HTTPS_PROXY", "https_proxy", "ALL_PROXY"] {
+        let place = Place::new();
+        refusal(&place.hub("https://hub.invalid", &[(variable, proxy.url.as_str())])).await;
+        let asked = proxy.take_asked();
+        let is_tunnel = |line: &String| line.starts_with("CONNECT hub.invalid:443 ");
+        assert!(!asked.is_empty() && asked.iter().all(is_tunnel), "{variable}: {asked:?}");
+    }
+}
+
+#[tokio::test]
+async fn hub_hosts_that_are_excepted_are_asked_without_a_proxy() {
+    let hub = StandInHub::start(files()).await;
+    let proxy = StandInProxy::start(&hub.url).await;
+    let named = ("http_proxy", proxy.url.as_str());
+    for variables in [
+        [named, ("NO_PROXY", "127.0.0.1,localhost")],
+        [named, ("no_proxy", "localhost, 127.0.0.0/8")],
+        // Under CGI it can be a request's header: no tool reads it.
+        [("HTTP_PROXY", proxy.url.as_str()), ("NO_PROXY", "")],
+    ] {
+        let place = Place::new();
+        obtain(&place.hub(&hub.url, &variables)).await.expect("downloaded");
+        assert_eq!(proxy.take_asked(), Vec::<String>::new(), "{variables:?}");
+    }
+    // The weights come from `localhost`.
+    let place = Place::new();
+    obtain(&place.hub(&hub.url, &[named, ("NO_PROXY", "127.0.0.1")])).await.expect("downloaded");
+    let asked = proxy.take_asked();
+    assert!(!asked.is_empty() && asked.iter().all(|line| line.contains(" http://localhost:")), "{asked:?}");
 }
 
 #[tokio::test]

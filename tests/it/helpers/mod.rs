@@ -3,6 +3,7 @@
 mod chance;
 mod collector;
 mod disk;
+mod forward_proxy;
 mod hub;
 mod keys;
 mod process;
@@ -18,6 +19,7 @@ use tempfile::TempDir;
 pub use chance::Chance;
 pub use collector::{Mood, SeenSpan, StandInCollector};
 pub use disk::SmallDisk;
+pub use forward_proxy::StandInProxy;
 pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use keys::{key_entry, secret, with_keys};
 pub use process::Process;
