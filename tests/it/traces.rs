@@ -185,6 +185,28 @@ async fn a_malformed_parent_counts_for_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn traces_bring_the_headers_of_the_variable_and_use_no_proxy() {
+    let collector = StandInCollector::start().await;
+    let folder = folder_with(&format!("{}{}", telemetry(&collector.url, ""), with_tiny(&[])));
+    let data_dir = data_dir().display().to_string();
+    // Nobody listens on the first port.
+    let proxies = ["HTTP_PROXY", "http_proxy", "ALL_PROXY", "all_proxy"].map(|name| (name, "http://127.0.0.1:1"));
+    let variables = [
+        ("GRANARY_MODELS__DATA_DIR", data_dir.as_str()),
+        ("GRANARY_GRAINS__DATABASE_URL", "sqlite:granary.db"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-tenant=farm,authorization=Bearer%20of-the-collector"),
+    ];
+    let (process, url) = Process::serve_with(folder.path(), &[], &[&variables[..], &proxies[..]].concat());
+    embed(&Caller::of(url), &traceparent(1, Flags::Sampled)).await.ok();
+    process.stop();
+    assert!(!of_trace(&collector.spans(), &trace_id(1)).is_empty(), "{:?}", collector.spans());
+    for headers in collector.headers() {
+        assert_eq!(headers["x-tenant"], "farm");
+        assert_eq!(headers["authorization"], "Bearer of-the-collector");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_not_sampled_is_not_sent() {
     let collector = StandInCollector::start().await;
     let folder = folder_with(&format!("{}{}", telemetry(&collector.url, "trace_share = 0.0"), with_tiny(&[])));

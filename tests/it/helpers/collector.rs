@@ -51,6 +51,7 @@ pub struct SeenSpan {
 struct Shared {
     mood: Mutex<Mood>,
     spans: Mutex<Vec<SeenSpan>>,
+    headers: Mutex<Vec<HeaderMap>>,
 }
 
 /// A running collector; it ends with the test.
@@ -79,6 +80,11 @@ impl StandInCollector {
     pub fn spans(&self) -> Vec<SeenSpan> {
         self.shared.spans.lock().clone()
     }
+
+    /// The headers of each request that was taken so far.
+    pub fn headers(&self) -> Vec<HeaderMap> {
+        self.shared.headers.lock().clone()
+    }
 }
 
 impl Drop for StandInCollector {
@@ -95,6 +101,7 @@ async fn take(State(shared): State<Arc<Shared>>, headers: HeaderMap, body: Bytes
         Mood::Hangs => std::future::pending().await,
     }
     assert_eq!(headers[CONTENT_TYPE], "application/x-protobuf");
+    shared.headers.lock().push(headers);
     let request = ExportTraceServiceRequest::decode(body).expect("a request of OTLP");
     for spans in request.resource_spans {
         let resource = texts(&spans.resource.expect("who sends it").attributes);
