@@ -136,7 +136,10 @@ async fn a_server_whose_health_needs_a_key_gets_one() {
     let without = health(folder.path(), &["--url", &url], &[]);
     assert_eq!(without.status.code(), Some(1));
     assert!(said(&without).contains("--api-key-file"), "{}", said(&without));
-    let with = health(folder.path(), &["--url", &url, "--api-key-file", file.to_str().expect("UTF-8")], &[]);
+    let file = file.to_str().expect("UTF-8");
+    let with = health(folder.path(), &["--url", &url, "--api-key-file", file], &[]);
+    assert_eq!(with.status.code(), Some(0), "{}", said(&with));
+    let with = health(folder.path(), &["--url", &url], &[("GRANARY_API_KEY_FILE", file)]);
     assert_eq!(with.status.code(), Some(0), "{}", said(&with));
 }
 

@@ -706,17 +706,26 @@ async fn a_key_that_somebody_chose_is_configured_by_its_hash() {
 async fn the_client_verbs_send_the_key_of_a_file() {
     let folder = folder_with(&format!("{}{}", with_keys(&[key_entry("ops", &["admin"], "")]), with_tiny(&[])));
     let (process, url) = Process::serve(folder.path(), &[]);
-    let run = |arguments: &[&str]| {
+    let run_with = |variables: &[(&str, &str)], arguments: &[&str]| {
         let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
         command.current_dir(folder.path()).args(arguments).args(["--url", &url]).env_clear();
-        command.output().expect("it runs")
+        command.envs(variables.iter().copied()).output().expect("it runs")
     };
+    let run = |arguments: &[&str]| run_with(&[], arguments);
     fs_err::write(folder.path().join("good"), format!("{}\n", secret("ops"))).expect("written");
     fs_err::write(folder.path().join("wrong"), secret("nobody")).expect("written");
     fs_err::write(folder.path().join("empty"), "\n").expect("written");
     let listed = run(&["models", "list", "--api-key-file", "good"]);
     assert!(String::from_utf8_lossy(&listed.stdout).contains("tiny*"), "{listed:?}");
     assert!(run(&["grains", "count", "--api-key-file", "good"]).status.success());
+    for (file, arguments, is_taken) in [
+        ("good", &["models", "list"][..], true),
+        ("wrong", &["models", "list"], false),
+        ("wrong", &["models", "list", "--api-key-file", "good"], true),
+    ] {
+        let output = run_with(&[("GRANARY_API_KEY_FILE", file)], arguments);
+        assert_eq!(output.status.success(), is_taken, "{file}: {output:?}");
+    }
     for (arguments, says) in [
         (&["models", "list"][..], "this server needs a key"),
         (&["embed", "wheat"], "this server needs a key"),
