@@ -198,6 +198,11 @@ impl Reembeddings {
         Ok(futures::stream::unfold((changes, None), move |(mut changes, shown)| {
             let (jobs, id) = (jobs.clone(), id.clone());
             async move {
+                let soft = jobs.shutdown.soft();
+                // A change that came while the last one was shown is not shown at once either.
+                if shown.as_ref().is_some_and(|status: &ReembeddingStatus| goes_on(&status.record)) {
+                    soft.run_until_cancelled(tokio::time::sleep(SHOWN_EVERY)).await?;
+                }
                 loop {
                     // From here on a change is noticed, also one that comes while this one is shown.
                     changes.borrow_and_update();
@@ -208,9 +213,7 @@ impl Reembeddings {
                     if !goes_on(&status.record) {
                         return None;
                     }
-                    let soft = jobs.shutdown.soft();
                     soft.run_until_cancelled(changes.changed()).await?.ok()?;
-                    soft.run_until_cancelled(tokio::time::sleep(SHOWN_EVERY)).await?;
                 }
             }
         }))
