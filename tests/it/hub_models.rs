@@ -10,8 +10,8 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::helpers::{
-    Failing, Process, REPOSITORY, StandInHub, TINY, client, files_of, own_data_dir, send, sha256, test_model,
-    vectors_of, with_tiny,
+    Failing, Process, REPOSITORY, StandInHub, StandInProxy, TINY, client, files_of, own_data_dir, send, sha256,
+    test_model, vectors_of, with_tiny,
 };
 
 const COMMIT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -198,6 +198,18 @@ async fn a_file_that_comes_wrong_is_not_fetched_again_at_once_but_by_hand() {
     assert_eq!(hub.sent_bytes(), files_of(TINY)[file].len(), "it was sent once");
     hub.fail(Failing::default());
     assert_eq!(send(client().post(format!("{url}/models/pulled/load"))).await.ok()["state"], "ready");
+}
+
+#[tokio::test]
+async fn a_server_downloads_through_the_proxy_that_its_variables_name() {
+    let (hub, folder) = (hub().await, folder());
+    let proxy = StandInProxy::start(&hub.url).await;
+    // Nobody but the proxy knows this host.
+    let (_process, url) = serve(folder.path(), "http://hub.invalid", &[("http_proxy", proxy.url.as_str())]);
+    register(&url, register_body()).await;
+    assert_eq!(send(client().post(format!("{url}/models/pulled/load"))).await.ok()["state"], "ready");
+    let asked = proxy.take_asked();
+    assert!(asked.iter().any(|line| line.starts_with("GET http://hub.invalid/api/models/")), "{asked:?}");
 }
 
 #[tokio::test]
