@@ -39,6 +39,17 @@ async fn write(app: &Caller, numbers: std::ops::Range<usize>) {
     app.post("/grains", json!({"grains": grains})).await.ok();
 }
 
+/// Replaces grains by what lines say of them.
+async fn import(app: &Caller, lines: &[String]) {
+    let import = app
+        .request(reqwest::Method::POST, "/grains/import?on_conflict=replace")
+        .header("content-type", "application/x-ndjson")
+        .body(lines.join("\n"));
+    let imported = crate::helpers::send(import).await;
+    assert!(imported.status.is_success(), "{}", imported.text);
+    assert!(imported.text.contains(&format!("\"replaced\":{}", lines.len())), "{}", imported.text);
+}
+
 async fn search(app: &Caller, query: &str) -> Value {
     app.post("/grains/search", json!({"query": query, "mode": "dense", "limit": 1000})).await.ok()
 }
@@ -184,12 +195,7 @@ async fn anchors_of_edited_texts_are_made_anew_and_outlive_the_process() {
     // All of them at once: none is left that counts.
     let grain = |n: usize| json!({"id": n.to_string(), "text": format!("{} again", text_of(n)), "model": model_of(n)});
     let lines: Vec<String> = (0..240).map(|n| grain(n).to_string()).collect();
-    let import = app
-        .request(reqwest::Method::POST, "/grains/import?on_conflict=replace")
-        .header("content-type", "application/x-ndjson")
-        .body(lines.join("\n"));
-    let imported = crate::helpers::send(import).await;
-    assert!(imported.status.is_success(), "{}", imported.text);
+    import(&app, &lines).await;
     let found = search_until(&app, "bread", "anchors").await;
     assert_eq!(hits(&found).len(), 240);
 
@@ -201,6 +207,35 @@ async fn anchors_of_edited_texts_are_made_anew_and_outlive_the_process() {
     let found = search(&app, "bread").await;
     assert_eq!((hits(&found).len(), &found["merged"]), (240, &json!("anchors")), "at the first search");
     app.stop().await;
+}
+
+#[tokio::test]
+async fn anchors_are_made_anew_of_vectors_that_were_replaced_under_the_same_texts() {
+    let app = TestApp::start_with(&with_tiny(&[OTHER])).await;
+    write(&app, 0..240).await;
+    search_until(&app, "bread", "anchors").await;
+    let space = app.get("/grains/1").await.ok()["meta"]["space"].clone();
+    let texts: Vec<String> = (0..240).map(text_of).collect();
+    let vectors = app.post("/embed", json!({"inputs": texts})).await.ok();
+    // Each has the vector of another text now.
+    let line = |n: usize| json!({"id": n.to_string(), "text": texts[n], "space": space, "vector": vectors[239 - n]});
+    let of_tiny = (0..240).filter(|n| model_of(*n) == TINY);
+    let lines: Vec<String> = of_tiny.map(|n| line(n).to_string()).collect();
+    import(&app, &lines).await;
+    search_until(&app, "bread", "anchors").await;
+
+    let folder = app.stop_and_keep().await;
+    let url = format!("sqlite:{}?mode=ro", folder.path().join("granary.db").display());
+    let pool = sqlx::SqlitePool::connect(&url).await.expect("the database");
+    let (n_anchors, n_others): (i64, i64) = sqlx::query_as(
+        "SELECT count(*), count(*) FILTER (WHERE a.vector <> e.vector) FROM anchors AS a \
+         JOIN embeddings AS e ON e.grain = a.grain AND e.space = a.space",
+    )
+    .fetch_one(&pool)
+    .await
+    .expect("anchors");
+    pool.close().await;
+    assert!(n_anchors >= 200 && n_others == 0, "{n_others} of {n_anchors} have the vectors of before");
 }
 
 #[tokio::test]

@@ -23,10 +23,14 @@ use super::merge::MIN_ANCHORS;
 use super::store::{Anchor, GrainStore, NewVector, Scored, TextFate, lot};
 use super::vector::unit;
 use crate::domain::SpaceId;
+use crate::domain::vector::cosine;
 use crate::telemetry;
 
 /// The most anchors. With 500 the merged ranking was some two points worse.
 pub(super) const N_ANCHORS: usize = 2_000;
+
+/// The least cosine of vectors of one text that differ by rounding alone.
+const SAME_COSINE: f64 = 0.999;
 
 /// Every anchor of the process.
 pub struct Anchors {
@@ -45,6 +49,8 @@ struct State {
     unfit: HashSet<i64>,
     /// From the first space to the second, as far as that has been fitted.
     translations: HashMap<(SpaceId, SpaceId), Fitted>,
+    /// How often an anchor's vector was replaced under its text.
+    n_replaced: u64,
 }
 
 impl State {
@@ -57,9 +63,9 @@ impl State {
     }
 }
 
-/// A translation, and of which anchors it was made: those that have changed since make no great difference.
+/// A translation, and of which anchors it was made: those that have come or gone since make no great difference.
 struct Fitted {
-    mark: (usize, i64),
+    mark: (usize, i64, u64),
     translation: Option<Arc<Translation>>,
 }
 
@@ -112,7 +118,7 @@ impl Anchors {
                 let common = state.common(here, there);
                 // The same for the same anchors, and in all likelihood for no others.
                 let sum = common.iter().fold(0, |sum: i64, (number, ..)| sum.wrapping_add(lot(*number)));
-                let mark = (common.len(), sum);
+                let mark = (common.len(), sum, state.n_replaced);
                 let is_fitted = state.translations.get(&pair).is_some_and(|fitted| fitted.mark == mark);
                 if here == there || common.len() < MIN_ANCHORS || is_fitted {
                     continue;
@@ -129,8 +135,10 @@ impl Anchors {
 
     /// Notes what was committed of a grain: what became of its text, and the vectors it got. The caller holds the gate.
     pub(super) fn apply(&self, number: i64, text: TextFate, vectors: &[NewVector]) {
-        if text == TextFate::Replaced {
-            self.forget(&[number]);
+        match text {
+            TextFate::New => {}
+            TextFate::Kept => self.forget_replaced(number, vectors),
+            TextFate::Replaced => self.forget(&[number]),
         }
         let state = self.state.read();
         let is_drawn = text != TextFate::Kept && state.bound.is_none_or(|bound| lot(number) <= bound);
@@ -157,6 +165,24 @@ impl Anchors {
         }
         if was_anchor {
             self.changed.notify_one();
+        }
+    }
+
+    /// Forgets the anchors of a grain in the spaces where it got other vectors of the same text, and what was fitted to
+    /// them: one alone makes no great difference, but an import may bring others for all of them. One that is the same but
+    /// for rounding, as an adoption has it, stays.
+    fn forget_replaced(&self, number: i64, vectors: &[NewVector]) {
+        for NewVector { provenance, vector } in vectors {
+            let (mut state, space) = (self.state.write(), &provenance.space);
+            let Some(anchors) = state.spaces.get_mut(space) else { continue };
+            let is_another = |anchor: &Vec<f32>| cosine(anchor, vector) < SAME_COSINE;
+            if anchors.get(&number).is_some_and(is_another) {
+                anchors.remove(&number);
+                // What is being fitted now has the mark of before, and is fitted again.
+                state.n_replaced += 1;
+                state.translations.retain(|(here, there), _| here != space && there != space);
+                self.changed.notify_one();
+            }
         }
     }
 
@@ -256,6 +282,7 @@ impl Anchors {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::{Origin, Provenance};
 
     fn space(n: u64) -> SpaceId {
         SpaceId::parse(&format!("{n:016x}")).expect("an id")
@@ -316,6 +343,33 @@ mod tests {
         assert_ne!(mark(), fitted);
         all.keep(&[1], &[space(2)]);
         assert!(all.state.read().translations.is_empty());
+    }
+
+    #[test]
+    fn a_vector_that_replaces_another_of_the_same_text_takes_the_anchor_and_what_was_fitted_to_it_away() {
+        let all = anchors(&[(1, 1), (1, 2), (2, 1), (2, 2)]);
+        for (here, there) in [(1, 2), (2, 1), (2, 3)] {
+            let fitted = Fitted { mark: (0, 0, 0), translation: None };
+            all.state.write().translations.insert((space(here), space(there)), fitted);
+        }
+        let new = |n: u64| NewVector {
+            provenance: Provenance {
+                space: space(n),
+                model: None,
+                dimensions: 2,
+                origin: Origin::Supplied,
+                n_tokens: None,
+                truncated: None,
+            },
+            vector: vec![4.0, 3.0],
+        };
+        all.apply(3, TextFate::Kept, &[new(1)]);
+        assert_eq!((all.state.read().n_replaced, all.state.read().translations.len()), (0, 3), "it is no anchor");
+        all.apply(1, TextFate::Kept, &[new(1)]);
+        assert_eq!((all.lacking(&[1, 2], &space(1)), all.lacking(&[1, 2], &space(2))), (vec![1], Vec::new()));
+        let state = all.state.read();
+        assert_eq!(state.translations.keys().collect::<Vec<_>>(), [&(space(2), space(3))]);
+        assert_eq!(state.n_replaced, 1, "what was fitted meanwhile has another mark");
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! Anchors in SQLite.
 
 use async_trait::async_trait;
+use sqlx::{Sqlite, Transaction};
 
 use super::super::super::StoreError;
 use super::super::super::anchor_store::{Anchor, AnchorStore, NewAnchor, lot_in_sql};
@@ -89,6 +90,20 @@ impl AnchorStore for SqliteStore {
         .map(drop)
         .map_err(self.failed("remove anchors"))
     }
+}
+
+/// Removes the anchor that a grain has in a space, which may be a copy of a vector that is replaced there.
+pub(super) async fn forget_anchor(
+    transaction: &mut Transaction<'_, Sqlite>,
+    number: i64,
+    space: &SpaceId,
+) -> Result<(), sqlx::Error> {
+    sqlx::query("DELETE FROM anchors WHERE grain = ? AND space = ?")
+        .bind(number)
+        .bind(space.as_str())
+        .execute(&mut **transaction)
+        .await
+        .map(drop)
 }
 
 impl SqliteStore {

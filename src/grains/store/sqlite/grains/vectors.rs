@@ -9,6 +9,7 @@ use super::super::super::grain_store::{
     Identity, NewVector, Numbered, ProvenVector, TextFate, VectorBatch, VectorStore, Written,
 };
 use super::super::SqliteStore;
+use super::anchors::forget_anchor;
 use super::filter::{SERVED, SERVED_SPACE};
 use super::insert::put_vector;
 use super::rows::{select_grains, select_grains_and, vector_of};
@@ -113,6 +114,7 @@ impl VectorStore for SqliteStore {
                     .map_err(&failed)?;
             let Some(text_version) = text_version else { continue };
             put_vector(&mut transaction, &vector, number, text_version).await.map_err(&failed)?;
+            forget_anchor(&mut transaction, number, &vector.provenance.space).await.map_err(&failed)?;
             let done = match from {
                 None => sqlx::query("UPDATE grains SET old_vector = NULL WHERE number = ?").bind(number),
                 Some(space) => sqlx::query("DELETE FROM embeddings WHERE grain = ? AND space = ?")

@@ -13,6 +13,7 @@ use super::super::super::grain_store::{
     Written,
 };
 use super::super::SqliteStore;
+use super::anchors::forget_anchor;
 use super::filter;
 use super::insert::{insert, put_vector};
 use super::rows::select_grains;
@@ -257,6 +258,7 @@ async fn update(
     }
     if let Some(vector) = &change.vector {
         put_vector(transaction, vector, found.number, text_version).await?;
+        forget_anchor(transaction, found.number, &vector.provenance.space).await?;
     }
     Ok(text_version)
 }

@@ -9,8 +9,8 @@ use crate::domain::{
     ReembeddingState, SpaceId,
 };
 use crate::grains::store::{
-    Applied, Atomicity, Batch, Change, Committed, DeleteStore, Expected, Facet, Makers, NewVector, Numbered, OnlyIf,
-    ReadStore, ReembeddingStore, SearchStore, Staged, StagingStore, VectorStore, WriteStore,
+    AnchorStore, Applied, Atomicity, Batch, Change, Committed, DeleteStore, Expected, Facet, Makers, NewVector,
+    Numbered, OnlyIf, ReadStore, ReembeddingStore, SearchStore, Staged, StagingStore, VectorStore, WriteStore,
 };
 use crate::models::ledger::Ledger;
 
@@ -106,6 +106,30 @@ async fn nothing_is_written_with_a_model_whose_grains_are_in_another_space_by_no
     store.forget_registration(&model).await.expect("forgotten");
     assert!(!write("d", &new, made_in(&new)).await, "the model was deleted");
     assert_eq!(store.numbers(Filter::default(), 10).await.expect("read").len(), 3);
+    store.close().await;
+}
+
+#[tokio::test]
+async fn a_vector_that_replaces_another_of_the_same_text_takes_the_anchor_away() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let [space, other] = spaces(&store).await;
+    let number = write(&store, Expected::Absent, "wheat").await.expect("there is none").number;
+    // Puts a vector, and answers in which of the spaces there is an anchor then.
+    let put = async |version: u64, space: &SpaceId, vector: Vec<f32>| {
+        let vector = Some(NewVector { vector, ..vector_in(space) });
+        let change = Change { vector, ..change("g", Expected::Version { number, version }, "wheat") };
+        let committed = commit(&store, change, Makers::default()).await;
+        assert!(matches!(committed, Committed::Applied(_)), "{committed:?}");
+        let anchors = store.anchors().await.expect("read");
+        anchors.into_iter().map(|anchor| anchor.space).collect::<Vec<_>>()
+    };
+    let copy = async || store.copy_to_anchors(&space, vec![number]).await.expect("copied");
+    put(1, &space, vec![1.0, 0.0]).await;
+    assert_eq!(copy().await.len(), 1);
+    assert_eq!(put(2, &other, vec![1.0, 0.0]).await, std::slice::from_ref(&space), "of another space");
+    assert!(put(3, &space, vec![0.0, 1.0]).await.is_empty());
+    assert_eq!(copy().await.first().map(|anchor| anchor.vector.clone()), Some(vec![0.0, 1.0]));
     store.close().await;
 }
 
