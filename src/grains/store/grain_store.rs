@@ -194,7 +194,8 @@ pub struct Change {
 pub struct Staged {
     /// The vector.
     pub vector: NewVector,
-    /// It is written if the grain meets this, and the job has not ended without taking over.
+    /// It is written if the grain meets this and has no vector of its text in the space yet, and the job has not ended
+    /// without taking over.
     pub selection: Arc<Filter>,
 }
 

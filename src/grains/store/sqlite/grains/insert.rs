@@ -88,6 +88,29 @@ pub(super) async fn put_vector(
     put_vectors(transaction, &[NewEmbedding { number, text_version, vector }]).await
 }
 
+/// As [`put_vector`], unless the grain has another text by now or a vector of this one in the space. Answers whether it
+/// was written.
+pub(super) async fn put_unless_late(
+    transaction: &mut Transaction<'_, Sqlite>,
+    vector: &NewVector,
+    number: i64,
+    text_version: i64,
+) -> Result<bool, sqlx::Error> {
+    let is_wanted: Option<i64> = sqlx::query_scalar(
+        "SELECT 1 FROM grains AS g WHERE g.number = ? AND g.text_version = ? AND NOT EXISTS \
+         (SELECT 1 FROM embeddings AS e WHERE e.grain = g.number AND e.space = ? AND e.text_version = g.text_version)",
+    )
+    .bind(number)
+    .bind(text_version)
+    .bind(vector.provenance.space.as_str())
+    .fetch_optional(&mut **transaction)
+    .await?;
+    if is_wanted.is_some() {
+        put_vector(transaction, vector, number, text_version).await?;
+    }
+    Ok(is_wanted.is_some())
+}
+
 async fn put_vectors(
     transaction: &mut Transaction<'_, Sqlite>,
     vectors: &[NewEmbedding<'_>],

@@ -4,11 +4,10 @@ use async_trait::async_trait;
 use sqlx::{QueryBuilder, Sqlite, Transaction};
 
 use super::super::super::StoreError;
-use super::super::super::grain_store::NewVector;
 use super::super::super::reembedding_store::{Made, Purge, Purged, StagingStore, Unembedded};
 use super::super::SqliteStore;
 use super::filter::{self, SERVED, SERVED_SPACE};
-use super::insert::put_vector;
+use super::insert::put_unless_late;
 use super::reembeddings::{push_numbers, update_of};
 use super::write::{order_spaces, write_order};
 use super::{count, json_text};
@@ -47,9 +46,10 @@ impl StagingStore for SqliteStore {
         for (grain, made) in vectors {
             match (made, &job) {
                 (Ok(vector), _) => {
-                    embedded.push(grain.number);
-                    if put_unless_late(&mut transaction, &grain, &vector).await.map_err(&failed)? {
-                        written.push(grain.number);
+                    let Unembedded { number, text_version, .. } = grain;
+                    embedded.push(number);
+                    if put_unless_late(&mut transaction, &vector, number, text_version).await.map_err(&failed)? {
+                        written.push(number);
                     }
                 }
                 (Err(reason), Some(job)) => {
@@ -133,27 +133,6 @@ pub(super) fn select_count_of_withheld_beyond(space: &SpaceId, filter: &Filter) 
     filter::push_from(&mut query, filter);
     query.push(")");
     query
-}
-
-/// Writes a vector, unless the grain has another text by now or a vector in the space.
-async fn put_unless_late(
-    transaction: &mut Transaction<'_, Sqlite>,
-    grain: &Unembedded,
-    vector: &NewVector,
-) -> Result<bool, sqlx::Error> {
-    let is_wanted: Option<i64> = sqlx::query_scalar(
-        "SELECT 1 FROM grains AS g WHERE g.number = ? AND g.text_version = ? AND NOT EXISTS \
-         (SELECT 1 FROM embeddings AS e WHERE e.grain = g.number AND e.space = ? AND e.text_version = g.text_version)",
-    )
-    .bind(grain.number)
-    .bind(grain.text_version)
-    .bind(vector.provenance.space.as_str())
-    .fetch_optional(&mut **transaction)
-    .await?;
-    if is_wanted.is_some() {
-        put_vector(transaction, vector, grain.number, grain.text_version).await?;
-    }
-    Ok(is_wanted.is_some())
 }
 
 async fn put_failure(

@@ -15,7 +15,7 @@ use super::super::super::grain_store::{
 use super::super::SqliteStore;
 use super::anchors::forget_anchor;
 use super::filter;
-use super::insert::{insert, put_vector};
+use super::insert::{insert, put_unless_late, put_vector};
 use super::rows::select_grains;
 use super::{count, index_of_words, json_text, shown};
 use crate::domain::grain::time_of_us;
@@ -165,8 +165,9 @@ impl SqliteStore {
         };
         let staged = match staged {
             Some(Staged { vector, selection }) if self.meets(transaction, &selection, number).await? => {
-                put_vector(transaction, &vector, number, text_version).await.map_err(&failed)?;
-                Some(vector)
+                // One that is there already may be the caller's own, and may serve.
+                let is_written = put_unless_late(transaction, &vector, number, text_version).await.map_err(&failed)?;
+                is_written.then_some(vector)
             }
             _ => None,
         };

@@ -192,6 +192,33 @@ async fn a_vector_for_a_job_that_was_given_up_is_not_written_and_one_for_a_job_t
 }
 
 #[tokio::test]
+async fn a_vector_for_a_job_takes_the_place_of_none_of_the_same_text() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let [served, target] = spaces(&store).await;
+    let added = store.add_reembedding(job_into(&target), None).await.expect("recorded");
+    assert_eq!(added, Ok(()));
+    let own = NewVector { vector: vec![0.0, 1.0], ..vector_in(&target) };
+    commit(&store, Change { vector: Some(own), ..change("g", Expected::Absent, "wheat") }, Makers::default()).await;
+    let number = store.numbers(Filter::default(), 1).await.expect("read")[0];
+    // Whether the vector for the job was written, and what the grain has in its space then.
+    let write = async |version: u64, text: &str| {
+        let staged = Staged { vector: vector_in(&target), selection: Arc::default() };
+        let expected = Expected::Version { number, version };
+        let change = Change { vector: Some(vector_in(&served)), staged: Some(staged), ..change("g", expected, text) };
+        let Committed::Applied(applied) = commit(&store, change, Makers::default()).await else {
+            panic!("not applied")
+        };
+        let [Applied::Written(written)] = &applied[..] else { panic!("{applied:?}") };
+        let stored = store.vector_in(number, &target).await.expect("read");
+        (written.staged.is_some(), stored.map(|stored| stored.vector))
+    };
+    assert_eq!(write(1, "wheat").await, (false, Some(vec![0.0, 1.0])), "the caller's own");
+    assert_eq!(write(2, "barley").await, (true, Some(vec![1.0, 0.0])), "of another text");
+    store.close().await;
+}
+
+#[tokio::test]
 async fn the_values_of_a_facet_make_the_total_while_grains_are_written() {
     let (_folder, path) = folder();
     let store = open(&path).await.expect("created");
