@@ -57,7 +57,7 @@ struct AdoptionObject {
     compared: u64,
     /// Those that agree, and are in the space now.
     adopted: u64,
-    /// Those that do not, and stay as they were.
+    /// Those that do not, and stay as they were; and those whose grain was changed or deleted meanwhile.
     unknown: u64,
     /// The ids of these at the end: the first thousand.
     #[serde(skip_serializing_if = "Vec::is_empty")]

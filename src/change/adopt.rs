@@ -4,12 +4,14 @@
 //! vector is compared with what that model makes of its text, and takes the model's space only where both agree. The
 //! same comparison joins a space to that of a model, when a file of the same weights was exported anew, say.
 
+use std::collections::HashSet;
+
 use futures::StreamExt;
 use futures::stream::BoxStream;
 use tokio::sync::mpsc;
 
 use crate::domain::vector::cosine;
-use crate::domain::{ModelName, Origin, Provenance, SpaceId};
+use crate::domain::{GrainId, ModelName, Origin, Provenance, SpaceId};
 use crate::grains::store::{NewVector, Numbered, ProvenVector};
 use crate::grains::{GrainError, Grains};
 use crate::models::standing::LEAST_COSINE;
@@ -52,7 +54,7 @@ pub struct AdoptionCount {
     pub compared: u64,
     /// Those that agree, and are in the model's space now.
     pub adopted: u64,
-    /// Those that do not, and stay as they were.
+    /// Those that do not, and stay as they were; and those whose grain was changed or deleted meanwhile.
     pub unknown: u64,
     /// Ids of these at the end, at most a thousand.
     pub unknown_ids: Vec<String>,
@@ -213,29 +215,36 @@ impl Work {
         let found = candidates(&self.grains, self.from.as_ref(), after, BATCH).await?;
         let Some(last) = found.last().map(|candidate| candidate.numbered.number) else { return Ok(None) };
         let made = self.make(&found).await?;
-        let mut proven = Vec::new();
+        let (mut proven, mut agreeing) = (Vec::new(), Vec::new());
         for (candidate, made) in found.into_iter().zip(made) {
-            self.count.compared += 1;
-            let Candidate { numbered, vector } = candidate;
+            let Candidate { numbered: Numbered { number, grain }, vector } = candidate;
             let threshold = least_cosine(self.from.as_ref());
             let agreed = vector.zip(made).filter(|(vector, made)| agrees(vector, &made.vector, threshold));
             if let Some((vector, made)) = agreed {
                 let provenance = Provenance { origin: Origin::Adopted, ..made.provenance };
-                proven.push(ProvenVector {
-                    number: numbered.number,
-                    version: numbered.grain.version,
-                    from: self.from.clone(),
-                    vector: NewVector { provenance, vector },
-                });
+                let vector = NewVector { provenance, vector };
+                proven.push(ProvenVector { number, version: grain.version, from: self.from.clone(), vector });
+                agreeing.push((number, grain.id));
             } else {
-                self.count.unknown += 1;
-                if self.unknown_ids.len() < MAX_NAMED {
-                    self.unknown_ids.push(numbered.grain.id.to_string());
-                }
+                self.note_unknown(&grain.id);
             }
         }
-        self.count.adopted += self.grains.adopt(proven).await?;
+        let adopted: HashSet<i64> = self.grains.adopt(proven).await?.into_iter().collect();
+        self.count.compared += adopted.len() as u64;
+        self.count.adopted += adopted.len() as u64;
+        // What was compared is not what is stored any more.
+        for (_, id) in agreeing.iter().filter(|(number, _)| !adopted.contains(number)) {
+            self.note_unknown(id);
+        }
         Ok(Some(last))
+    }
+
+    fn note_unknown(&mut self, id: &GrainId) {
+        self.count.compared += 1;
+        self.count.unknown += 1;
+        if self.unknown_ids.len() < MAX_NAMED {
+            self.unknown_ids.push(id.to_string());
+        }
     }
 
     /// What the model makes of the texts. While its queue is full, or it is being unloaded or loaded, this waits.

@@ -271,11 +271,12 @@ impl Grains {
         Ok(self.store.grains(numbers, Filter::default()).await?)
     }
 
-    /// Gives vectors their provenance, and answers how many got it.
+    /// Gives vectors their provenance, and answers the numbers of the grains whose vector got it: those that are still in
+    /// the version that was compared.
     ///
     /// # Errors
     /// As [`Self::check_joinable`] and [`Self::order_for_join`] of the space that they were in: then none did.
-    pub async fn adopt(&self, proven: Vec<ProvenVector>) -> Result<u64, GrainError> {
+    pub async fn adopt(&self, proven: Vec<ProvenVector>) -> Result<Vec<i64>, GrainError> {
         let grains = self.clone();
         let work = async move {
             let join = |first: &ProvenVector| Some((first.from.clone()?, first.vector.provenance.space.clone()));
@@ -303,7 +304,7 @@ impl Grains {
                 grains.indexes.remove_from(from, &numbers).await;
             }
             grains.indexes.measure();
-            Ok(numbers.len() as u64)
+            Ok(numbers)
         };
         self.behind_gate("adopt vectors", work).await
     }

@@ -180,6 +180,43 @@ async fn a_space_is_joined_to_a_models_where_texts_agree() {
 }
 
 #[tokio::test]
+async fn a_grain_that_is_changed_while_it_is_compared_counts_as_unknown_and_is_adopted_the_next_time() {
+    let folder = TempDir::new().expect("a folder");
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &with_tiny(&[])).await;
+    let declared = app.post("/spaces", json!({"name": "elsewhere", "dimensions": 32})).await.ok();
+    let texts = ["wheat", "barley", "rye"];
+    let vectors = app.post("/embed", json!({"inputs": texts})).await.ok();
+    for (n, text) in texts.iter().enumerate() {
+        let grain = json!({"id": text, "text": text, "space": declared["id"], "vector": vectors[n]});
+        app.post("/grains", grain).await.ok();
+    }
+    // With the first of them that is adopted, the last one gets another version.
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    let trigger = "CREATE TRIGGER meanwhile AFTER INSERT ON embeddings BEGIN \
+                   UPDATE grains SET version = version + 1 WHERE id = 'rye'; END";
+    sqlx::query(trigger).execute(&mut outsider).await.expect("created");
+    let body = json!({"from": declared["id"], "model": "tiny"});
+    let lines = adopt(&app, body.clone()).await;
+    let end = &lines.last().expect("an end")["end"];
+    assert_eq!((&end["compared"], &end["adopted"], &end["unknown"]), (&json!(3), &json!(2), &json!(1)), "{end}");
+    assert_eq!((&end["unknown_ids"], served_from(&app, "rye").await), (&json!(["rye"]), declared["id"].clone()));
+
+    sqlx::query("DROP TRIGGER meanwhile").execute(&mut outsider).await.expect("dropped");
+    outsider.close().await.expect("closed");
+    let lines = adopt(&app, body).await;
+    let end = &lines.last().expect("an end")["end"];
+    assert_eq!((&end["compared"], &end["adopted"], &end["unknown"]), (&json!(1), &json!(1), &json!(0)), "{end}");
+    assert_eq!(served_from(&app, "rye").await, end["space"]);
+    app.stop().await;
+}
+
+/// The space that a grain is served from.
+async fn served_from(app: &TestApp, id: &str) -> Value {
+    app.get(&format!("/grains/{id}")).await.ok()["meta"]["space"].clone()
+}
+
+#[tokio::test]
 async fn what_is_joined_to_a_new_space_is_not_served_from_one_that_was_rolled_back() {
     let app = TestApp::start_with(&with_tiny(&["tiny-cls"])).await;
     let declared = declared_with_wheat(&app).await;
