@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::{ModelName, ReembeddingId, ReembeddingState, SpaceId};
+use crate::domain::{ModelName, OldVectors, Reembedding, ReembeddingId, ReembeddingState, SpaceId};
 use crate::grains::store::StoreError;
 use crate::grains::{GrainError, Refusal};
 use crate::models::ModelError;
@@ -175,6 +175,24 @@ impl ReembedError {
             Self::Model(ModelError::Ledger(error)) => Refusal::for_callers_of_ledger(error).message,
             _ => with_causes(self),
         }
+    }
+}
+
+/// How many errors that may pass a job has met in a row.
+#[derive(Default)]
+pub(super) struct Errors {
+    met_by: Option<ReembeddingId>,
+    n: u32,
+}
+
+impl Errors {
+    /// Those of the job that has its turn; none where the last were another's. A purge meets none that count: where it is
+    /// put off again and again, the job that it comes in between keeps its own.
+    pub(super) fn of(&mut self, job: &Reembedding) -> &mut u32 {
+        if job.old_vectors != OldVectors::Purging && self.met_by.as_ref() != Some(&job.id) {
+            *self = Self { met_by: Some(job.id.clone()), n: 0 };
+        }
+        &mut self.n
     }
 }
 

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use futures::FutureExt;
 
 use super::after::GIVEN_UP;
-use super::error::{ReembedError, cooldown, is_of_load, is_stuck, may_pass};
+use super::error::{Errors, ReembedError, cooldown, is_of_load, is_stuck, may_pass};
 use super::pace::Pace;
 use super::verbs::{move_to, refused};
 use super::{Job, Reembeddings};
@@ -69,25 +69,27 @@ impl Reembeddings {
     pub(super) fn work_on(&self) {
         let (jobs, soft) = (self.clone(), self.shutdown.soft().clone());
         self.shutdown.spawn("re-embeddings", async move {
-            let mut n_errors = 0;
+            let mut errors = Errors::default();
             loop {
                 tokio::select! {
                     biased;
                     () = soft.cancelled() => return,
-                    () = jobs.work(&mut n_errors) => {}
+                    () = jobs.work(&mut errors) => {}
                 }
             }
         });
     }
 
     /// Works on the next job, or waits for one.
-    async fn work(&self, n_errors: &mut u32) {
+    async fn work(&self, errors: &mut Errors) {
         let Some(record) = self.next_job() else {
+            // One that was held begins anew when it comes back.
+            *errors = Errors::default();
             // What woke it may have come before it waited: the notification is kept. What was put off wakes nobody.
             let _ = tokio::time::timeout(UPKEEP, self.wake.notified()).await;
             return;
         };
-        let id = record.id.clone();
+        let (id, n_errors) = (record.id.clone(), errors.of(&record));
         // A panic that went on would end the work on every job.
         let done = or_panicked(Box::pin(self.work_at(&record, n_errors))).await;
         self.grains.end_staging();

@@ -95,6 +95,19 @@ fn what_may_pass_does_not_end_a_way_back() {
     assert_eq!(cooldown(&failed(false)), Duration::from_hours(1), "no load sooner than a request's");
 }
 
+#[test]
+fn errors_in_a_row_are_counted_for_each_job_anew() {
+    let [(_, first), (_, second)] = ["1", "2"].map(|id| job(id, ReembeddingState::Running, None));
+    let mut errors = Errors::default();
+    *errors.of(&first.record) = TRIES;
+    assert_eq!(*errors.of(&first.record), TRIES, "it goes on waiting");
+    let purging = Reembedding { old_vectors: OldVectors::Purging, ..second.record.clone() };
+    errors.of(&purging);
+    assert_eq!(*errors.of(&first.record), TRIES, "a purge came in between");
+    assert_eq!(*errors.of(&second.record), 0);
+    assert_eq!(*errors.of(&first.record), 0);
+}
+
 #[tokio::test]
 async fn a_panic_ends_the_work_that_it_came_from_and_no_other() {
     fn cut_off() -> Result<(), Stopped> {
