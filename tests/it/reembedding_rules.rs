@@ -632,6 +632,24 @@ async fn a_way_back_says_how_many_grains_could_not_be_embedded() {
 }
 
 #[tokio::test]
+async fn what_a_job_could_not_embed_is_known_until_it_is_purged() {
+    let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
+    write(&app, 5).await;
+    app.post("/grains", json!({"id": "bad", "text": "it ~ cannot be embedded"})).await.ok();
+    let job = begin(&app, json!({"to": BROKEN})).await;
+    wait_until(&app, &job, "completed_with_failures").await;
+    let path = format!("/reembeddings/{}/failures", id(&job));
+    let ended = app.get(&format!("/reembeddings/{}", id(&job))).await.ok();
+    assert_eq!((&ended["failed"], &app.get(&path).await.ok()["total"]), (&json!(1), &json!(1)), "{ended}");
+    verb(&app, &job, "purge").await;
+    let purged = wait_for(&app, &job, |job| job["old_vectors"] == "purged").await;
+    assert_eq!((&purged["failed"], &app.get(&path).await.ok()["total"]), (&json!(0), &json!(0)), "{purged}");
+    let reason = purged["reason"].as_str().expect("a reason");
+    assert!(reason.contains("the purge has forgotten which") && !reason.contains("/failures"), "{reason}");
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn what_a_job_has_made_again_after_a_purge_can_be_purged_too() {
     let app = TestApp::start_with(&with_tiny(&[BROKEN])).await;
     write(&app, 5).await;

@@ -20,6 +20,10 @@ use crate::telemetry::with_causes;
 /// Grains whose superfluous vectors are deleted at once.
 const PURGED_AT_ONCE: u32 = 1_000;
 
+/// What is said of a purged job some of whose grains could not be embedded: nobody knows any more which.
+const FORGOTTEN: &str = "some grains could not be embedded, so that nothing was cut over, and the purge has forgotten which: resume \
+                         the job to try again";
+
 /// What is said of a purge that was given up begins with this.
 pub(super) const GIVEN_UP: &str = "the purge was given up: ";
 
@@ -159,8 +163,14 @@ impl Reembeddings {
         while let Some(last) = self.grains.purge(purge.clone(), after, PURGED_AT_ONCE).await? {
             after = last;
         }
+        // With its vectors goes what is known of those that it could not make.
+        self.grains.account().forget_failures(&job.id).await?;
+        self.change(&job.id, |job| job.n_failed = 0);
         let step = |job: &mut Reembedding| {
             job.old_vectors = OldVectors::Purged;
+            if job.state == ReembeddingState::CompletedWithFailures {
+                job.reason = Some(FORGOTTEN.to_owned());
+            }
             Ok(())
         };
         self.try_step(&job.id, step).await?;
