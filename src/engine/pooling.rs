@@ -33,7 +33,8 @@ pub fn pool(tokens: &[f32], row_dimensions: usize, n_tokens: usize, pooling: Poo
             out.copy_from_slice(row(0));
             for index in 1..n_tokens {
                 for (max, value) in out.iter_mut().zip(row(index)) {
-                    *max = max.max(*value);
+                    // `max` would take the other number in the place of one that is none, and nobody would see it.
+                    *max = if max.is_nan() || value.is_nan() { f32::NAN } else { max.max(*value) };
                 }
             }
         }
@@ -65,6 +66,19 @@ mod tests {
         assert_eq!(pooled(Pooling::Mean, 1), [3.0]);
         let root = 3.0_f32.sqrt();
         assert_eq!(pooled(Pooling::MeanSqrtLen, 2), [9.0 * (1.0 / root), 6.0 * (1.0 / root)]);
+    }
+
+    #[test]
+    fn no_pooling_hides_what_is_no_number() {
+        for place in 0..3 {
+            let mut tokens = TOKENS;
+            tokens[2 * place] = f32::NAN;
+            for pooling in [Pooling::Mean, Pooling::MeanSqrtLen, Pooling::Max] {
+                let mut out = [0.0; 2];
+                pool(&tokens, 2, 3, pooling, &mut out);
+                assert!(out[0].is_nan() && out[1].is_finite(), "{pooling:?} of {tokens:?}: {out:?}");
+            }
+        }
     }
 
     proptest! {
