@@ -99,8 +99,8 @@ fn is_public_v6(address: Ipv6Addr) -> bool {
         [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
             is_public_v4(inner(high, low))
         }
-        // Unspecified, loopback, and the outdated form of carrying IPv4.
-        [0, 0, 0, 0, 0, 0, _, _] => false,
+        // Unspecified, loopback, and the outdated form of carrying IPv4; and what a network translates for itself (RFC 8215).
+        [0, 0, 0, 0, 0, 0, _, _] | [0x64, 0xff9b, 1, ..] => false,
         _ => !(address.is_unique_local() || address.is_unicast_link_local() || address.is_multicast()),
     }
 }
@@ -134,6 +134,8 @@ mod tests {
             "ff02::1",
             "::ffff:10.0.0.1",
             "64:ff9b::a00:1",
+            "64:ff9b:1::808:808",
+            "64:ff9b:1:ffff::1",
             "2002:a00:1::1",
         ] {
             assert!(!is_public(text.parse().expect(text)), "{text}");
