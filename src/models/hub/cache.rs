@@ -2,7 +2,7 @@
 //!
 //! `models--organisation--name/` holds `blobs/<etag>` (contents), `refs/<revision>` (a commit each) and
 //! `snapshots/<commit>/…`, whose entries are relative symbolic links to blobs. ONNX Runtime refuses weights that lie
-//! outside the model's folder once links are followed, so weights become hard links: see [`RepositoryCache::settle`].
+//! outside the model's folder once links are followed, so they become hard links: see [`RepositoryCache::settle`].
 
 use std::fs::TryLockError;
 use std::io::{self, Read};

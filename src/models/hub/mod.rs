@@ -231,9 +231,14 @@ impl Hub {
     }
 
     fn finished(&self, cache: &RepositoryCache, locked: LockedModel) -> Result<HubModel, HubError> {
-        // What the runtime opens beside the ONNX file: it follows no link out of the folder.
-        let is_weights = |path: &&String| !has_extension(path, "json") && path.as_str() != locked.source.file.as_str();
-        for path in locked.files.keys().filter(is_weights) {
+        // What the runtime opens beside the ONNX file: it follows no link out of the folder. Of other files a link is as good,
+        // and a cache that cannot be written, or has no hard links, holds them all the same.
+        let is_external_data = |path: &&String| {
+            !has_extension(path, "json")
+                && path.as_str() != locked.source.file.as_str()
+                && !needs::is_of_module(path, &locked.files)
+        };
+        for path in locked.files.keys().filter(is_external_data) {
             cache.settle(&locked.commit, path)?;
         }
         let folder = cache.snapshot(&locked.commit);
@@ -347,4 +352,45 @@ async fn blocking<T: Send + 'static>(
     let span = Span::current();
     let task = tokio::task::spawn_blocking(move || span.in_scope(work));
     task.await.map_err(|ended| HubError::Cache(std::io::Error::other(ended)))?
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    #[test]
+    fn only_what_the_runtime_opens_beside_the_graph_becomes_a_hard_link() {
+        let root = tempfile::TempDir::new().expect("a folder");
+        let source: HubSource = serde_json::from_str(r#"{"repository": "a/b"}"#).expect("a source");
+        let cache_dir = root.path().display().to_string();
+        let settings = HubSettings::from_variables(&|name: &str| (name == "HF_HUB_CACHE").then(|| cache_dir.clone()));
+        let hub = Hub::new(settings.expect("a folder is enough"), root.path().join("models.lock"));
+        let cache = hub.cache(&source.repository);
+        fs_err::create_dir_all(cache.blobs()).expect("made");
+        let links = [
+            ("onnx/model.onnx", true),
+            ("onnx/model.onnx_data", false),
+            ("onnx/model.safetensors", false),
+            ("tokenizer.json", true),
+            ("2_Dense/config.json", true),
+            ("2_Dense/model.safetensors", true),
+        ];
+        for (number, (path, _)) in links.iter().enumerate() {
+            let (blob, entry) = (cache.blob(&number.to_string()), cache.snapshot(COMMIT).join(path));
+            fs_err::write(&blob, path).expect("written");
+            fs_err::create_dir_all(entry.parent().expect("a folder")).expect("made");
+            symlink(blob, entry).expect("linked");
+        }
+        let files = links.iter().map(|(path, _)| ((*path).to_owned(), String::new())).collect();
+        let locked = LockedModel { source: source.clone(), commit: COMMIT.to_owned(), files };
+        hub.lock.record(locked).expect("written");
+        let model = hub.local(&source).expect("readable").expect("all files are here");
+        for (path, stays_a_link) in links {
+            assert_eq!(model.folder.join(path).is_symlink(), stays_a_link, "{path}");
+        }
+    }
 }

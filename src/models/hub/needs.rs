@@ -1,5 +1,6 @@
 //! Which files of a repository a model needs: not the other formats and precisions that stand beside it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -14,6 +15,9 @@ use crate::models::onnx_file;
 pub(super) const TOKENIZER: &str = "tokenizer.json";
 
 const MODULES: &str = "modules.json";
+
+/// The file of a module's weights, in the module's folder.
+const MODULE_WEIGHTS: &str = "model.safetensors";
 
 /// What decides how a model is used, where the repository has it.
 pub(super) fn descriptions<'a>() -> impl Iterator<Item = &'a str> {
@@ -65,6 +69,12 @@ pub(super) fn files_of_modules(
     Ok(files.into_iter().filter(|file| file.required || is_there(&file.path)).map(|file| file.path).collect())
 }
 
+/// Whether a file of these is the weights of a module: they stand beside its `config.json`, and are no part of the graph.
+pub(super) fn is_of_module(path: &str, files: &BTreeMap<String, String>) -> bool {
+    let folder = path.strip_suffix(MODULE_WEIGHTS).and_then(|folder| folder.strip_suffix('/'));
+    folder.is_some_and(|folder| files.contains_key(&format!("{folder}/config.json")))
+}
+
 /// The files that the modules listed in `modules.json` keep in folders of their own.
 fn module_files(modules: &[u8], source: &HubSource) -> Result<Vec<ModuleFile>, HubError> {
     #[derive(Deserialize)]
@@ -92,7 +102,7 @@ fn module_files(modules: &[u8], source: &HubSource) -> Result<Vec<ModuleFile>, H
         let is_dense = kind.ends_with("Dense");
         let required = is_dense || kind.ends_with("Pooling");
         files.push(ModuleFile { path: format!("{path}/config.json"), required });
-        files.extend(is_dense.then(|| ModuleFile { path: format!("{path}/model.safetensors"), required }));
+        files.extend(is_dense.then(|| ModuleFile { path: format!("{path}/{MODULE_WEIGHTS}"), required }));
     }
     Ok(files)
 }
