@@ -290,8 +290,14 @@ mod tests {
 
     #[test]
     fn room_in_memory_is_soon_looked_for_again() {
-        let others_stay = true;
-        let refusal = DoesNotFit { needed_bytes: 1, is_estimate: true, used_bytes: 2, budget_bytes: 2, others_stay };
+        let refusal = DoesNotFit {
+            needed_bytes: 1,
+            is_estimate: true,
+            used_bytes: 2,
+            budget_bytes: 2,
+            others_stay: true,
+            is_doubtful: false,
+        };
         let after = |usual: u64| LoadError::from(refusal.clone()).cooldown(Duration::from_secs(usual), None).as_secs();
         assert_eq!([0, 2, 30].map(after), [0, 2, 5]);
     }

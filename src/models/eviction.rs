@@ -82,8 +82,14 @@ impl MultiModelManager {
         let budget_bytes = self.memory.budget_bytes().unwrap_or(u64::MAX);
         if needed_bytes > budget_bytes && self.look_at_memory(Memory::is_exceeded).await {
             // The estimate was too low.
-            let used_bytes = self.memory.left_bytes(self.in_memory());
-            return Err(DoesNotFit { needed_bytes, is_estimate: false, used_bytes, budget_bytes, others_stay: false });
+            return Err(DoesNotFit {
+                needed_bytes,
+                is_estimate: false,
+                used_bytes: self.memory.left_bytes(self.in_memory()),
+                budget_bytes,
+                others_stay: false,
+                is_doubtful: self.memory.is_doubtful(&kept.info.name),
+            });
         }
         while self.look_at_memory(Memory::is_exceeded).await && self.evict_one(kept).await {}
         Ok(())

@@ -64,7 +64,13 @@ struct Measured {
 }
 
 impl Measured {
-    /// Whether a model may be loaded to see whether it takes less now: at once after the first time that it was too much.
+    /// Whether it was more than the budget for the first time in a row. It may be too much: what a loaded model takes for its
+    /// first large batches counts as that of the one that is loaded meanwhile.
+    fn is_doubtful(&self) -> bool {
+        self.n_over == 1
+    }
+
+    /// Whether a model may be loaded to see whether it takes less now.
     fn may_be_made_anew(&self) -> bool {
         // Up to about an hour.
         let n_pauses = (1_u32 << self.n_over.min(8)) / 4;
@@ -130,13 +136,15 @@ pub struct DoesNotFit {
     pub budget_bytes: u64,
     /// Whether other models are in memory that do not go to make room.
     pub others_stay: bool,
+    /// Whether what it takes was too much for the first time, and is measured once more.
+    pub is_doubtful: bool,
 }
 
 impl DoesNotFit {
     /// Whether it would not fit into an empty process either.
     #[must_use]
     pub fn is_permanent(&self) -> bool {
-        self.needed_bytes > self.budget_bytes
+        self.needed_bytes > self.budget_bytes && !self.is_doubtful
     }
 }
 
@@ -275,11 +283,13 @@ impl Memory {
     /// Whether a model fits beside what is in use: by what was measured of weights of that size, or else by what is
     /// expected. A measurement by which it would never fit again, beside what is in use without any model, is made anew
     /// where the expectation fits: the process may have grown by something else meanwhile. It drives nobody out for that, or
-    /// it would each time that somebody asks, and is not loaded for that at each retry.
+    /// it would each time that somebody asks, and is not loaded for that at each retry. A doubtful measurement counts as none,
+    /// so that others may go once for the next one.
     pub(super) fn check(&self, name: &ModelName, expected: Expected, others: Others) -> Result<(), DoesNotFit> {
         let Some(budget_bytes) = self.budget_bytes() else { return Ok(()) };
         let measured = self.measured.lock().get(name).copied();
-        let measured = measured.filter(|measured| measured.weights_bytes == expected.weights_bytes);
+        let counts = |measured: &Measured| measured.weights_bytes == expected.weights_bytes && !measured.is_doubtful();
+        let measured = measured.filter(counts);
         let needed_bytes = measured.map_or(expected.bytes, |measured| measured.bytes);
         let may_be_made_anew = measured.is_some_and(|measured| measured.may_be_made_anew());
         let look = || {
@@ -301,7 +311,12 @@ impl Memory {
             return Ok(());
         }
         let (is_estimate, others_stay) = (measured.is_none(), others.n_staying > 0);
-        Err(DoesNotFit { needed_bytes, is_estimate, used_bytes, budget_bytes, others_stay })
+        Err(DoesNotFit { needed_bytes, is_estimate, used_bytes, budget_bytes, others_stay, is_doubtful: false })
+    }
+
+    /// Whether what a model took when it was last loaded is to be measured once more before it counts.
+    pub(super) fn is_doubtful(&self, name: &ModelName) -> bool {
+        self.measured.lock().get(name).is_some_and(Measured::is_doubtful)
     }
 
     /// Whether models take more than they may at first sight: the allocator may keep some of it of requests.

@@ -102,6 +102,7 @@ fn who_could_go_is_named_only_where_somebody_stays() {
         used_bytes: 150 << 20,
         budget_bytes: memory.budget_bytes().expect("there is one"),
         others_stay: false,
+        is_doubtful: false,
     };
     assert!(refusal.to_string().contains(". Raise the budget"), "{refusal}");
     let refusal = DoesNotFit { others_stay: true, ..refusal };
@@ -155,7 +156,11 @@ fn what_was_measured_is_of_one_models_files() {
 fn a_measurement_that_would_forbid_a_model_for_good_is_made_anew_where_it_is_expected_to_fit() {
     let memory = memory(BudgetOf::Models, u64::MAX);
     let name = ModelName::parse("m").expect("a name");
-    memory.record(&name, 90 << 20, 400 << 20);
+    for _ in 0..2 {
+        memory.record(&name, 90 << 20, 400 << 20);
+    }
+    let minute_ago = Instant::now().checked_sub(MEASURED_AGAIN_AFTER).expect("the clock has run as long");
+    memory.measured.lock().get_mut(&name).expect("it was measured").at = minute_ago;
     let check = |bytes, of_others| {
         let expected = Expected { weights_bytes: 90 << 20, bytes, ..Expected::default() };
         memory.check(&name, expected, Others { bytes: of_others, ..Others::default() })
@@ -165,7 +170,28 @@ fn a_measurement_that_would_forbid_a_model_for_good_is_made_anew_where_it_is_exp
     for (bytes, of_others) in [(301 << 20, 0), (200 << 20, 101 << 20)] {
         let refusal = check(bytes, of_others).expect_err("it does not fit");
         assert_eq!((refusal.needed_bytes, refusal.is_estimate), (400 << 20, false));
+        assert!(refusal.is_permanent());
     }
+}
+
+#[test]
+fn a_measurement_that_is_too_much_for_the_first_time_counts_as_none() {
+    let memory = memory(BudgetOf::Models, u64::MAX);
+    let name = ModelName::parse("m").expect("a name");
+    let expected = Expected { weights_bytes: 90 << 20, bytes: 200 << 20, ..Expected::default() };
+    let refusal = || {
+        let others = Others { n_models: 1, bytes: 101 << 20, ..Others::default() };
+        memory.check(&name, expected, others).expect_err("it does not fit beside another")
+    };
+    let before = refusal();
+    memory.record(&name, expected.weights_bytes, 400 << 20);
+    assert!(memory.is_doubtful(&name));
+    // By that room is made for it, as it was before.
+    assert_eq!((refusal(), before.is_permanent()), (before.clone(), false));
+    let over = DoesNotFit { needed_bytes: 400 << 20, is_estimate: false, ..before };
+    assert!(over.is_permanent() && !DoesNotFit { is_doubtful: true, ..over }.is_permanent());
+    memory.record(&name, expected.weights_bytes, 400 << 20);
+    assert!(!memory.is_doubtful(&name) && refusal().is_permanent(), "it is the same again");
 }
 
 #[test]
