@@ -171,16 +171,16 @@ impl Encoder {
                 ))
             })?),
         };
-        let trial = |ids: &[u32]| {
+        let trial = |ids: &[u32], blame: &dyn Fn(Cause) -> EngineError| {
             let mut batch = PaddedBatch::default();
             batch.fill(std::iter::once(ids), options.batch.width(ids.len()));
-            session.run(&batch, |output| output.dimensions)
+            let run = session.run(&batch, |output| output.dimensions);
+            run.map_err(|source| EngineError::of_open(&spec.graph.onnx, source, blame))
         };
         let highest_id = tokenizer.highest_id();
         // The lowest id first: when that runs and the highest does not, the tokenizer is the one to blame.
-        let dimensions =
-            trial(&[0, 0]).map_err(|source| unsupported(format!("a trial run of two tokens failed: {source}")))?;
-        trial(&[0, highest_id]).map_err(|source| mismatch(format!("fails on the last of them ({source})")))?;
+        let dimensions = trial(&[0, 0], &|source| unsupported(format!("a trial run of two tokens failed: {source}")))?;
+        trial(&[0, highest_id], &|source| mismatch(format!("fails on the last of them ({source})")))?;
         check_size(&output, dimensions, spec.hidden_size, module_sizes.map(|(taken, _)| taken)).map_err(unsupported)?;
         let head = Head { pooling, modules: Arc::clone(&spec.modules) };
         let pads = options.batch.max_batch_texts > 1 || options.batch.width_step > 1;

@@ -1,7 +1,7 @@
 //! What can go wrong between a text and its vector.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// An error of a library, kept for its message and its chain.
@@ -72,6 +72,17 @@ pub enum EngineError {
     /// The runtime refuses the model file.
     #[error("`{}` cannot be opened as an ONNX model", path.display())]
     OpenSession {
+        /// The `.onnx` file.
+        path: PathBuf,
+        /// What the runtime said.
+        source: Cause,
+    },
+    /// No memory was left to open the model, or to try it.
+    #[error(
+        "no memory is left to open `{}`: load it again when the server has less to do, or give the server more memory",
+        path.display()
+    )]
+    NoMemoryToOpen {
         /// The `.onnx` file.
         path: PathBuf,
         /// What the runtime said.
@@ -229,6 +240,12 @@ fn in_words(id: u32) -> String {
     }
 }
 
+/// Whether the runtime says that it found no memory. It has no code for that: these are the words of its own provider, CUDA's
+/// and OpenVINO's.
+fn is_want_of_memory(said: &str) -> bool {
+    ["bad_alloc", "Failed to allocate", "out of memory"].iter().any(|words| said.contains(words))
+}
+
 /// How long to wait before a model is asked again that has no room now.
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -237,12 +254,21 @@ impl EngineError {
     /// Of a run that failed, whose first input has that place in the request.
     #[must_use]
     pub fn of_run(index: usize, source: Cause) -> Self {
-        // The runtime has no code for a want of memory: these are the words of its own provider, CUDA's and OpenVINO's.
-        let said = source.to_string();
-        if ["bad_alloc", "Failed to allocate", "out of memory"].iter().any(|words| said.contains(words)) {
+        if is_want_of_memory(&source.to_string()) {
             Self::NoMemory { index, source }
         } else {
             Self::Inference { index, source }
+        }
+    }
+
+    /// Of the `.onnx` file that does not open, or fails when it is tried. `otherwise` says what that means where no memory is
+    /// wanting.
+    #[must_use]
+    pub fn of_open(path: &Path, source: Cause, otherwise: impl FnOnce(Cause) -> Self) -> Self {
+        if is_want_of_memory(&source.to_string()) {
+            Self::NoMemoryToOpen { path: path.to_owned(), source }
+        } else {
+            otherwise(source)
         }
     }
 

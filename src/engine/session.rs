@@ -191,7 +191,8 @@ impl EncoderSession {
     /// Opens a graph.
     ///
     /// # Errors
-    /// [`EngineError::ProviderMissing`], [`EngineError::OpenSession`] or [`EngineError::UnsupportedGraph`].
+    /// [`EngineError::ProviderMissing`], [`EngineError::OpenSession`], [`EngineError::NoMemoryToOpen`] or
+    /// [`EngineError::UnsupportedGraph`].
     pub fn open(
         runtime: &Runtime,
         files: &GraphFiles,
@@ -205,7 +206,8 @@ impl EncoderSession {
             });
         }
         let path = &files.onnx;
-        let refused = |source| EngineError::OpenSession { path: path.clone(), source };
+        let not_onnx = |source| EngineError::OpenSession { path: path.clone(), source };
+        let refused = |source| EngineError::of_open(path, source, not_onnx);
         // A GPU has its own copy of them.
         let apart = files.apart.as_ref().filter(|_| !options.provider.is_gpu());
         let weights = apart.map_or(files.external_data.as_slice(), |apart| std::slice::from_ref(&apart.weights));

@@ -203,7 +203,9 @@ impl LoadError {
         match self {
             Self::Files(FolderError::Read(_))
             | Self::Changed(_)
-            | Self::Engine(EngineError::Start { .. } | EngineError::NoMemory { .. })
+            | Self::Engine(
+                EngineError::Start { .. } | EngineError::NoMemory { .. } | EngineError::NoMemoryToOpen { .. },
+            )
             | Self::NotDownloaded(_)
             | Self::Panicked(_) => false,
             Self::Memory(refusal) => refusal.is_permanent(),
@@ -231,7 +233,9 @@ impl LoadError {
     #[must_use]
     pub fn kind(&self) -> FailureKind {
         match self {
-            Self::Memory(_) | Self::Engine(EngineError::NoMemory { .. }) => FailureKind::Memory,
+            Self::Memory(_) | Self::Engine(EngineError::NoMemory { .. } | EngineError::NoMemoryToOpen { .. }) => {
+                FailureKind::Memory
+            }
             Self::Hub(HubError::DiskFull { .. } | HubError::NoRoom(_)) => FailureKind::Disk,
             Self::Files(_)
             | Self::Changed(_)
@@ -250,6 +254,7 @@ fn seconds(duration: &Duration) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
     use std::time::Instant;
 
     use super::*;
@@ -268,6 +273,15 @@ mod tests {
         assert!(!failed.is_permanent() && failed.kind() == FailureKind::Memory);
         let failed = LoadError::from(EngineError::of_run(0, "Invalid input name".into()));
         assert!(failed.is_permanent() && failed.kind() == FailureKind::Model);
+        for (said, is_permanent, kind) in [
+            ("CUDA failure 2: out of memory", false, FailureKind::Memory),
+            ("std::bad_alloc", false, FailureKind::Memory),
+            ("Protobuf parsing failed", true, FailureKind::Model),
+        ] {
+            let otherwise = |source| EngineError::OpenSession { path: "model.onnx".into(), source };
+            let failed = LoadError::from(EngineError::of_open(Path::new("model.onnx"), said.into(), otherwise));
+            assert_eq!((failed.is_permanent(), failed.kind()), (is_permanent, kind), "{failed}");
+        }
     }
 
     #[test]

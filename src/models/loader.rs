@@ -359,11 +359,15 @@ fn has_query_lane(setting: QueryLaneSetting, provider: Provider, weights_bytes: 
     }
 }
 
-/// Whether another provider might open the model. Trial runs that fail count as an unsupported graph.
+/// Whether another provider might open the model. Trial runs that fail count as an unsupported graph. Where a GPU has no
+/// memory left, the machine may have some.
 fn may_be_the_providers_fault(error: &EngineError) -> bool {
     matches!(
         error,
-        EngineError::OpenSession { .. } | EngineError::ProviderMissing { .. } | EngineError::UnsupportedGraph { .. }
+        EngineError::OpenSession { .. }
+            | EngineError::NoMemoryToOpen { .. }
+            | EngineError::ProviderMissing { .. }
+            | EngineError::UnsupportedGraph { .. }
     )
 }
 

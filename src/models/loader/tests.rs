@@ -154,3 +154,10 @@ fn what_is_said_of_workers_counts_and_a_models_own_entry_first() {
     }
     assert_eq!(bulk_threads(Provider::Cpu, 3, 64), 62);
 }
+
+#[test]
+fn where_one_provider_finds_no_memory_the_next_one_is_tried() {
+    let otherwise = |source| EngineError::Inference { index: 0, source };
+    let no_memory = EngineError::of_open(Path::new("model.onnx"), "CUDA failure 2: out of memory".into(), otherwise);
+    assert!(may_be_the_providers_fault(&no_memory), "{no_memory}");
+}
