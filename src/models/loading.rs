@@ -22,6 +22,7 @@ use super::manager::MultiModelManager;
 use super::memory::{Expected, Held, Memory, give_back};
 use super::standing::Standing;
 use crate::domain::{ModelName, ModelSource};
+use crate::engine::Runtime;
 use crate::shutdown::blocking;
 use crate::telemetry::{self, with_causes};
 
@@ -86,7 +87,7 @@ impl MultiModelManager {
         }
     }
 
-    /// Gives a claimed load up that begins with a download, when the server is stopping and would call it off. Says whether
+    /// Gives a claimed load up that begins with a download, when the server is stopping and has called one off. Says whether
     /// it did: who waits would else claim the next one, and so on.
     pub(super) fn gives_up_at_once(&self, entry: &Entry) -> bool {
         let is_too_late = self.shutdown.soft().is_cancelled() && entry.download_cancel().is_some();
@@ -114,18 +115,29 @@ impl MultiModelManager {
                 entry.show_download(progress);
             }
         };
-        let library = self.loader.runtime_library.clone();
+        let (library, hub, asked) = (self.loader.runtime_library.clone(), self.loader.hub.clone(), source.clone());
         let fetch = async {
-            // Where set-up was never run, nothing that comes could be loaded, and what to do is not the hub's to say.
-            blocking(move || crate::engine::Runtime::locate(&library)).await?;
-            self.loader.hub.obtain(source, &show, &cancel).await.map_err(LoadError::from)
+            let look = move || {
+                // Where set-up was never run, nothing that comes could be loaded, and what to do is not the hub's to say.
+                Runtime::locate(&library)?;
+                hub.local(&asked).map_err(LoadError::from)
+            };
+            // As the load of a model of a folder, one whose files are here goes on while the server is stopping.
+            if blocking(look).await?.is_some() {
+                return Ok(());
+            }
+            tokio::select! {
+                biased;
+                () = self.shutdown.soft().cancelled() => Err(LoadError::from(HubError::Cancelled)),
+                obtained = self.loader.hub.obtain(source, &show, &cancel) => obtained.map(drop).map_err(LoadError::from),
+            }
         };
         let obtained = tokio::select! {
-            () = self.shutdown.soft().cancelled() => Err(LoadError::from(HubError::Cancelled)),
+            () = cancel.cancelled() => Err(LoadError::from(HubError::Cancelled)),
             obtained = fetch => obtained,
         };
         match obtained {
-            Ok(_) => {
+            Ok(()) => {
                 let goes_on = entry.finish_download();
                 if goes_on == Ok(false) {
                     tracing::info!(model = %name, "the download was given up when it had ended; what has come is kept");

@@ -381,6 +381,7 @@ impl MultiModelManager {
         // Who gives an order may hold the model, and the drain would wait for that: an order has one time for all.
         let waits_for_drains = eagerness == Eagerness::Request;
         let mut eagerness = eagerness;
+        let mut has_tried = false;
         loop {
             let mut changes = entry.watch();
             match entry.lease_or_claim_load(eagerness, since, Instant::now()) {
@@ -396,9 +397,15 @@ impl MultiModelManager {
                 }
                 Next::Disabled => return Err(ModelError::Disabled { name: name.clone() }),
                 Next::Deleted => return Err(self.not_found(name.as_str())),
-                Next::Load if self.gives_up_at_once(entry) => return Err(ModelError::Stopping { name: name.clone() }),
+                // One try shows whether its files are here.
+                Next::Load if has_tried && self.gives_up_at_once(entry) => {
+                    return Err(ModelError::Stopping { name: name.clone() });
+                }
                 // Owned by the tracker and not by this request: others wait for it when this one has gone.
-                Next::Load => self.begin_load(entry),
+                Next::Load => {
+                    has_tried = true;
+                    self.begin_load(entry);
+                }
                 Next::Wait => {}
             }
             // By hand means one try now, not a try at each failure.

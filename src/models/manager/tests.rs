@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::config::Config;
-use crate::domain::SpaceId;
+use crate::domain::{ModelSource, SpaceId};
 use crate::engine::CpuFeatures;
 use crate::models::hub::{Hub, HubSettings};
 use crate::models::ledger::VolatileLedger;
@@ -10,8 +10,14 @@ use crate::models::lifecycle::{Failure, FailureKind};
 
 /// The built-in models, none of which can be loaded.
 async fn manager() -> MultiModelManager {
+    manager_in(Path::new("")).await
+}
+
+/// The same, with a runtime library `library`, the cache `hub` and the list `models.lock` in a folder.
+async fn manager_in(folder: &Path) -> MultiModelManager {
     let config = Config::default();
-    let hub = HubSettings::from_variables(&|name: &str| (name == "HF_HUB_CACHE").then(|| "hub".to_owned()));
+    let cache_dir = folder.join("hub").display().to_string();
+    let hub = HubSettings::from_variables(&|name: &str| (name == "HF_HUB_CACHE").then(|| cache_dir.clone()));
     let parts = ManagerParts {
         catalog: Catalog::from_config(&config.ai, &config.models).expect("the default is valid"),
         models_dir: PathBuf::new(),
@@ -20,11 +26,11 @@ async fn manager() -> MultiModelManager {
         budget_of: BudgetOf::Models,
         first_active: config.ai.model_name.clone(),
         loader: Loader {
-            runtime_library: PathBuf::new(),
+            runtime_library: folder.join("library"),
             engine: config.engine.clone(),
             features: CpuFeatures::default(),
             cores: 1,
-            hub: Hub::new(hub.expect("a folder is enough"), PathBuf::new()),
+            hub: Hub::new(hub.expect("a folder is enough"), folder.join("models.lock")),
             cache: None,
             interactive: Arc::default(),
         },
@@ -75,6 +81,42 @@ async fn a_stuck_model_is_disabled_though_it_cannot_be_unloaded() {
     assert!(refusal.contains("cannot be unloaded") && refusal.contains("It is disabled from now on"), "{refusal}");
     assert!(matches!(manager.lease(&name).await, Err(ModelError::Disabled { .. })));
     assert_eq!(recorded_as_disabled(&manager).await, [name]);
+}
+
+#[tokio::test]
+async fn a_stop_goes_on_with_what_is_here_of_a_hub_and_begins_no_download() {
+    let folder = tempfile::TempDir::new().expect("a folder");
+    let write = |path: String, content: &str| {
+        let path = folder.path().join(path);
+        fs_err::create_dir_all(path.parent().expect("a folder")).expect("made");
+        fs_err::write(path, content).expect("written");
+    };
+    write("library".to_owned(), "");
+    let commit = "a".repeat(40);
+    for file in ["onnx/model.onnx", "tokenizer.json"] {
+        write(format!("hub/models--a--here/snapshots/{commit}/{file}"), "no model");
+    }
+    let lock = format!(
+        r#"[[model]]
+        repository = "a/here"
+        revision = "main"
+        file = "onnx/model.onnx"
+        commit = "{commit}"
+        files = {{ "onnx/model.onnx" = "", "tokenizer.json" = "" }}"#
+    );
+    write("models.lock".to_owned(), &lock);
+    let manager = manager_in(folder.path()).await;
+    manager.shutdown.begin();
+    let known = manager.status(&manager.active()).expect("it is known").info;
+    let lease = async |repository: &str| {
+        let source = serde_json::from_value(serde_json::json!({"repository": repository})).expect("a source");
+        let entry = Arc::new(Entry::new(ModelInfo { source: ModelSource::Hub(source), ..ModelInfo::clone(&known) }));
+        manager.lease_entry(&entry, Eagerness::Request).await.map(drop)
+    };
+    let here = lease("a/here").await;
+    assert!(matches!(here, Err(ModelError::Failed { .. })), "its load was tried, and it is no model: {here:?}");
+    let elsewhere = lease("a/elsewhere").await;
+    assert!(matches!(elsewhere, Err(ModelError::Stopping { .. })), "{elsewhere:?}");
 }
 
 #[tokio::test]
