@@ -276,7 +276,11 @@ impl MultiModelManager {
     pub async fn unload_model(&self, name: &ModelName) -> Result<ModelStatus, ModelError> {
         let entry = self.entry(name)?;
         entry.check_unload()?;
-        self.unload_entry(&entry).await;
+        let (manager, leaving) = (self.clone(), Arc::clone(&entry));
+        // A stop unloads every model by itself: it need not wait for this where the caller does not.
+        let unload = self.shutdown.spawn_unawaited(async move { manager.unload_entry(&leaving).await });
+        // Whatever came of it is in the entry.
+        let _ = unload.await;
         entry.check_unload()?;
         Ok(entry.status())
     }

@@ -84,6 +84,30 @@ async fn a_stuck_model_is_disabled_though_it_cannot_be_unloaded() {
 }
 
 #[tokio::test]
+async fn an_unload_of_a_model_that_is_loading_goes_on_when_its_caller_leaves() {
+    let manager = manager().await;
+    let name = manager.active();
+    let entry = manager.entry(&name).expect("it is known");
+    let now = Instant::now();
+    assert!(matches!(entry.lease_or_claim_load(Eagerness::ByHand, now, now), Next::Load));
+    if entry.download_cancel().is_some() {
+        assert_eq!(entry.finish_download(), Ok(true));
+    }
+    let mut unload = Box::pin(manager.unload_model(&name));
+    assert!(futures::poll!(unload.as_mut()).is_pending());
+    drop(unload);
+    let (reason, kind) = ("no".to_owned(), FailureKind::Model);
+    let failure = Failure { reason, kind, failed_at: now, retry_at: now, permanent: true };
+    entry.finish_load(Err(failure)).expect("it was loading");
+    let forgotten = async {
+        while entry.status().phase != Phase::Unloaded {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_mins(1), forgotten).await.expect("its failure is forgotten");
+}
+
+#[tokio::test]
 async fn a_stop_goes_on_with_what_is_here_of_a_hub_and_begins_no_download() {
     let folder = tempfile::TempDir::new().expect("a folder");
     let write = |path: String, content: &str| {
