@@ -63,6 +63,7 @@ impl MultiModelManager {
         let outcome = if result.is_ok() { "loaded" } else { "failed" };
         counter!(telemetry::MODEL_LOADS, "model" => label, "outcome" => outcome).increment(1);
         report(entry.finish_load(result.map(announce).map_err(|error| self.failure(entry, &error))), name);
+        self.compare_ready(entry).await;
         hand_over(entry).await;
     }
 

@@ -14,6 +14,7 @@ use super::standing::Standing;
 use super::status::ModelStatus;
 use crate::domain::{ModelName, SpaceId};
 use crate::engine::EngineError;
+use crate::telemetry::with_causes;
 
 /// What an operator accepts of a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -64,6 +65,19 @@ impl Readiness {
             Some(standing) if standing.makes_its_space() => Self::Loaded,
             Some(_) => Self::Moved,
         }
+    }
+}
+
+/// Compares a loaded model with what is recorded of its space, and says what is new of that.
+fn note_drift(model: &LoadedModel, record: &SpaceRecord) {
+    let drift = canary::compare(record, &model.canaries, &model.facts.numeric_class);
+    let mut standing = model.standing.write();
+    if standing.drift == drift {
+        return;
+    }
+    standing.drift = drift;
+    if let Some(refusal) = standing.refusal(&model.name).filter(|_| standing.drift.is_some()) {
+        tracing::warn!(model = %model.name, "no grains can be written with the model: {refusal}");
     }
 }
 
@@ -192,18 +206,43 @@ impl MultiModelManager {
     /// Compares the loaded models of a space with what is recorded of it from now on, and forgets what was kept of it before.
     fn compare_loaded(&self, record: &SpaceRecord) {
         for model in self.every_entry().iter().filter_map(|entry| entry.loaded()) {
-            if model.facts.fingerprint != record.fingerprint {
-                continue;
-            }
-            let drift = canary::compare(record, &model.canaries, &model.facts.numeric_class);
-            let mut standing = model.standing.write();
-            standing.drift = drift;
-            if let Some(refusal) = standing.refusal(&model.name).filter(|_| standing.drift.is_some()) {
-                tracing::warn!(model = %model.name, "no grains can be written with the model: {refusal}");
+            if model.facts.fingerprint == record.fingerprint {
+                note_drift(&model, record);
             }
         }
         if let Some(cache) = &self.loader.cache {
             cache.empty();
+        }
+    }
+
+    /// Compares a model that has just become ready with what is recorded of its space by now: who accepted other numbers while
+    /// it was loading has compared only those that were ready.
+    pub(super) async fn compare_ready(&self, entry: &Entry) {
+        let Some(facts) = entry.status().loaded else { return };
+        let space = facts.fingerprint.space();
+        let mut compared: Option<Option<Vec<u32>>> = None;
+        loop {
+            let recorded = self.ledger.space(&space).await;
+            // Held only as long as nothing is waited for: it may be unloaded meanwhile.
+            let Some(model) = entry.loaded() else { return };
+            match recorded {
+                Ok(recorded) => {
+                    // As bits: what is no number equals nothing.
+                    let bits = recorded.as_ref().map(|record| record.canaries.iter().map(|n| n.to_bits()).collect());
+                    // Other numbers may have been accepted between the look before and its comparison.
+                    if compared.replace(bits.clone()) == Some(bits) {
+                        return;
+                    }
+                    if let Some(record) = &recorded {
+                        note_drift(&model, record);
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(model = %model.name, "{}", with_causes(&error));
+                    model.standing.write().unknown = Some(error.to_string());
+                    return;
+                }
+            }
         }
     }
 
