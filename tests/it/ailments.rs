@@ -5,16 +5,13 @@
 //! Loaded models are looked at every 30 s, and each look that is waited for takes as long.
 
 use std::path::Path;
-use std::time::{Duration, Instant};
 
 use fs_err::os::unix::fs::FileExt;
 use fs_err::{File, OpenOptions};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, Process, TINY, copy_folder, cosine, folder_with, test_model, with_tiny};
-
-const PATIENCE: Duration = Duration::from_mins(2);
+use crate::helpers::{Caller, Process, TINY, copy_folder, cosine, folder_with, test_model, until, with_tiny};
 
 /// The file of a model's weights, which a loaded model has mapped.
 struct Weights {
@@ -61,11 +58,7 @@ async fn shown(app: &Caller, model: &str) -> String {
 }
 
 async fn wait_until_shown(app: &Caller, model: &str, value: &str) {
-    let began = Instant::now();
-    while shown(app, model).await != value {
-        assert!(began.elapsed() < PATIENCE, "it is never {value} of {model}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until(&format!("it is {value} of {model}"), async || shown(app, model).await == value).await;
 }
 
 /// A model whose weights the runtime maps, to be written into.

@@ -6,14 +6,14 @@
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::helpers::{
-    Caller, Process, TINY, copy_folder, cosine, data_dir, folder_with, number_from_env, test_model, vectors_of,
+    Caller, Process, TINY, copy_folder, cosine, data_dir, folder_with, number_from_env, test_model, until, vectors_of,
     with_tiny,
 };
 use crate::reembeddings::{begin, verb, wait_until};
@@ -228,11 +228,7 @@ async fn a_model_that_is_loaded_while_the_database_cannot_be_written_writes_by_i
     drop(read_only);
 
     // Models are looked at every 30 s.
-    let began = Instant::now();
-    while app.post("/grains", grain.clone()).await.status == 409 {
-        assert!(began.elapsed() < Duration::from_mins(2), "it never writes again");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until("it writes again", async || app.post("/grains", grain.clone()).await.status != 409).await;
     assert_all_there(&app, &["before", "meanwhile"]).await;
     let log = process.stop();
     assert!(log.contains("it is known again that the model makes its space"), "{log}");

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::helpers::{
     Caller, Failing, MINILM, Process, REPOSITORY, StandInHub, TINY, TestApp, entry_of, files_of, own_data_dir,
-    repository, with_tiny,
+    repository, until_seen, with_tiny,
 };
 
 /// How long a comparison of some hundred texts may take on the slowest machine.
@@ -299,14 +299,9 @@ async fn a_comparison_is_cancelled_and_the_next_has_its_turn() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_granary"));
     let command = command.args(["compare", "--url", app.url(), TINY, "slow"]).stderr(Stdio::piped());
     let child = command.spawn().expect("it runs");
-    let path = loop {
-        let all = app.get("/comparisons").await.ok();
-        let latest = &list(&all["comparisons"])[0];
-        if latest["to"] == "slow" {
-            break format!("/comparisons/{}", latest["id"].as_str().expect("an id"));
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    };
+    let latest = async || app.get("/comparisons").await.ok()["comparisons"][0].clone();
+    let latest = until_seen("the command begins one", latest, |latest: &Value| latest["to"] == "slow").await;
+    let path = format!("/comparisons/{}", latest["id"].as_str().expect("an id"));
     kill_process(Pid::from_child(&child), Signal::INT).expect("a signal");
     let output =
         tokio::task::spawn_blocking(move || child.wait_with_output().expect("an end")).await.expect("no panic");

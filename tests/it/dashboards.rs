@@ -3,17 +3,14 @@
 //! Names and labels are read out of the expressions, so that a panel that is added is checked too.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::{Duration, Instant};
 
 use granary::telemetry::TLS_CERTIFICATE_EXPIRES;
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    Caller, Process, TINY, entry_of, folder_with, key_entry, repository, secret, with_keys, with_tiny,
+    Answer, Caller, Process, TINY, entry_of, folder_with, key_entry, repository, secret, until_seen, with_keys,
+    with_tiny,
 };
-
-/// How long the server may take to measure what it measures every second.
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// Prometheus adds these to every series of a target.
 const LABELS_OF_TARGETS: [&str; 2] = ["instance", "job"];
@@ -282,18 +279,12 @@ async fn after_traffic(url: &str) -> String {
     app.post(&format!("/models/{TINY}/unload"), json!({"disable": true})).await.ok();
     assert_eq!(app.get("/health/ready").await.status, 503);
     let scraper = app.with_key(&secret("prometheus"));
-    let started = Instant::now();
-    loop {
-        let answer = scraper.get("/metrics").await;
+    let is_whole = |answer: &Answer| {
         assert_eq!(answer.status, 200, "{}", answer.text);
         // What the server measures by itself, every second or so.
-        let by_itself = ["granary_grains{", "granary_index_bytes{", "granary_anchors{"];
-        if by_itself.iter().all(|name| answer.text.contains(name)) {
-            return answer.text;
-        }
-        assert!(started.elapsed() < PATIENCE, "not all of {by_itself:?} is shown:\n{}", answer.text);
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+        ["granary_grains{", "granary_index_bytes{", "granary_anchors{"].iter().all(|name| answer.text.contains(name))
+    };
+    until_seen("all of it is shown", async || scraper.get("/metrics").await, is_whole).await.text
 }
 
 #[test]

@@ -3,19 +3,15 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    Caller, Chance, MINILM, Process, TINY, TestApp, cosine, entry_of, folder_with, send, vectors_of, with_tiny,
+    Caller, Chance, MINILM, Process, TINY, TestApp, cosine, entry_of, folder_with, send, until, vectors_of, with_tiny,
 };
 use crate::search_pages::assert_pages;
-
-/// How long the server may take for what it does every minute.
-const PATIENCE: Duration = Duration::from_mins(2);
 
 /// Some grains that mean different things, in few words of each other.
 const TEXTS: [(&str, &str); 7] = [
@@ -804,11 +800,8 @@ async fn more_than_ten_thousand_grains_are_found_through_codes_under_every_filte
     assert!(found["spaces"][0]["reason"].as_str().expect("a reason").contains("index"), "{found}");
     assert_eq!(ids(&search(&app, json!({"query": "t", "mode": "lexical", "limit": 10})).await).len(), 10);
     // Within a minute the index is made again, and each search until then is answered without it.
-    let broken_at = Instant::now();
-    while search(&app, by_vector.clone()).await["spaces"][0]["searched"] == false {
-        assert!(broken_at.elapsed() < PATIENCE, "the index is not made again");
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
+    let is_searched = async || search(&app, by_vector.clone()).await["spaces"][0]["searched"] == true;
+    until("the index is made again", is_searched).await;
     check(&app, &vectors).await;
     // More than go in one step.
     let n_south = vectors.iter().filter(|(_, vector)| south(vector)).count();

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
-use futures::{StreamExt, stream};
+use futures::stream;
 use reqwest::{Body, Method};
 use serde_json::{Value, json};
 use sqlx::sqlite::SqliteConnectOptions;
@@ -13,7 +13,9 @@ use tempfile::TempDir;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 
-use crate::helpers::{Answer, Caller, Process, TINY, TestApp, client, cosine, folder_with, send, vector_of, with_tiny};
+use crate::helpers::{
+    Answer, Caller, Process, TINY, TestApp, client, cosine, folder_with, send, until, until_seen, vector_of, with_tiny,
+};
 
 const NDJSON: &str = "application/x-ndjson";
 
@@ -569,9 +571,7 @@ async fn lines_whose_vectors_are_verified_wait_for_a_model_that_is_loading() {
     let other = "tiny-cls";
     let app = TestApp::start_with(&format!("[models]\nload_timeout = \"1ms\"\n{}", with_tiny(&[other]))).await;
     let reach = async |state: &str| {
-        while app.get("/models/tiny-cls").await.ok()["state"] != state {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until(&format!("it is {state}"), async || app.get("/models/tiny-cls").await.ok()["state"] == state).await;
     };
     // It goes on loading when the caller's time is over.
     app.post("/models/tiny-cls/load", json!({})).await;
@@ -598,9 +598,7 @@ async fn a_database_that_fails_at_a_line_with_a_model_of_its_own_stops_the_impor
     stored["verify"] = json!(false);
     app.post("/grains", stored).await.ok();
     app.post("/models/tiny-cls/unload", json!({})).await.ok();
-    while app.get("/models/tiny-cls").await.ok()["state"] != "unloaded" {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("it is unloaded", async || app.get("/models/tiny-cls").await.ok()["state"] == "unloaded").await;
     // Which model makes the space is not to be found out any more.
     let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
     let rename = "ALTER TABLE accepted_spaces RENAME TO elsewhere";
@@ -621,20 +619,21 @@ async fn a_body_may_be_larger_than_other_bodies_and_goes_on_where_it_was_cut() {
     assert!(whole.len() > 100 << 10);
     // The connection breaks in the middle of a line, once something of what came before is written.
     let half = whole[..whole.len() / 2 + 7].to_owned();
-    let asker = Caller::clone(&app);
-    let pieces = stream::iter([Ok(half)]).chain(stream::once(async move {
-        while count(&asker).await == 0 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-        Err(std::io::Error::other("cut"))
-    }));
+    let (sender, receiver) = futures::channel::mpsc::unbounded::<Result<String, std::io::Error>>();
     let request = app.request(Method::POST, "/grains/import").header("content-type", NDJSON);
-    let cut = request.body(Body::wrap_stream(pieces)).send().await;
-    let cut = match cut {
-        Ok(response) => response.text().await.is_err(),
-        Err(_) => true,
+    let sent = async {
+        match request.body(Body::wrap_stream(receiver)).send().await {
+            Ok(response) => response.text().await.is_err(),
+            Err(_) => true,
+        }
     };
-    assert!(cut, "the client's own connection broke");
+    let cut = async {
+        sender.unbounded_send(Ok(half)).expect("sent");
+        until("something is written", async || count(&app).await > 0).await;
+        sender.unbounded_send(Err(std::io::Error::other("cut"))).expect("sent");
+    };
+    let (is_cut, ()) = futures::join!(sent, cut);
+    assert!(is_cut, "the client's own connection broke");
     // What had arrived is written, or not, as far as the server was when its caller had gone.
     let (mut n_written, mut n_same) = (0, 0);
     while n_same < 30 {
@@ -683,9 +682,7 @@ async fn lines_that_come_slowly_are_written_while_the_body_goes_on() {
     let answer = send(request.body(Body::wrap_stream(receiver)));
     let writer = async {
         sender.unbounded_send(Ok(lines(numbered(0..3)))).expect("sent");
-        while count(&app).await < 3 {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        until("the first lines are written", async || count(&app).await == 3).await;
         sender.unbounded_send(Ok(lines(numbered(3..4)))).expect("sent");
         drop(sender);
     };
@@ -703,9 +700,7 @@ async fn a_server_that_stops_ends_its_imports_in_order() {
     let answer = send(request.body(Body::wrap_stream(receiver)));
     let stop = async {
         sender.unbounded_send(Ok(lines(numbered(0..300)))).expect("sent");
-        while count(&app).await < 256 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("the first lines are written", async || count(&app).await >= 256).await;
         app.stop().await;
         drop(sender);
     };
@@ -729,9 +724,7 @@ async fn who_sends_all_first_is_told_that_the_server_stops() {
         format!("{:x}\r\n{lines}\r\n", lines.len())
     };
     connection.write_all(chunk(0..300).as_bytes()).await.expect("sent");
-    while count(&app).await < 256 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until("the first lines are written", async || count(&app).await >= 256).await;
     let rest = async {
         // The import has ended by then.
         tokio::time::sleep(Duration::from_millis(500)).await;
@@ -866,11 +859,8 @@ async fn so_many_imports_run_at_once_and_no_more() {
     drop(running);
     let line = json!({"id": "a", "text": "hello"}).to_string();
     let again = || app.request(Method::POST, "/grains/import").header("content-type", NDJSON).body(line.clone());
-    let mut answer = send(again()).await;
-    while answer.status == 429 {
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        answer = send(again()).await;
-    }
+    let is_taken = |answer: &Answer| answer.status != 429;
+    let answer = until_seen("there is room for one more", async || send(again()).await, is_taken).await;
     Imported::of(&answer).assert_whole([1, 1, 0, 0, 0, 0]);
     app.stop().await;
 }

@@ -2,14 +2,11 @@
 
 use std::path::Path;
 use std::process::{Command, Output};
-use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 use serde_json::json;
 
-use crate::helpers::{Process, TestApp, folder_with, key_entry, secret, with_keys, with_tiny};
-
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::helpers::{Process, TestApp, folder_with, key_entry, secret, until_seen, with_keys, with_tiny};
 
 /// Asks from this folder, with nothing but these variables.
 pub fn health(folder: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Output {
@@ -62,13 +59,8 @@ async fn a_server_that_is_not_ready_says_why() {
     let app = TestApp::start_with(&broken).await;
     let folder = folder_with("");
     // The active model is loaded in the background, and fails.
-    let started = Instant::now();
-    let mut output = health(folder.path(), &["--url", app.url()], &[]);
-    while output.status.success() {
-        assert!(started.elapsed() < PATIENCE, "it stays ready");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-        output = health(folder.path(), &["--url", app.url()], &[]);
-    }
+    let look = async || health(folder.path(), &["--url", app.url()], &[]);
+    let output = until_seen("it is not ready", look, |output: &Output| !output.status.success()).await;
     assert_eq!(output.status.code(), Some(1));
     assert!(said(&output).contains("`tiny` cannot be loaded"), "{}", said(&output));
 }

@@ -11,7 +11,7 @@ use tempfile::TempDir;
 
 use crate::helpers::{
     Failing, Process, REPOSITORY, StandInHub, StandInProxy, TINY, client, files_of, own_data_dir, send, sha256,
-    test_model, vectors_of, with_tiny,
+    test_model, until, until_seen, vectors_of, with_tiny,
 };
 
 const COMMIT: &str = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
@@ -163,10 +163,8 @@ async fn a_download_is_followed_called_off_and_goes_on() {
     register(&url, register_body()).await;
     let load = send(client().post(format!("{url}/models/pulled/load")));
     let follow = async {
-        while model(&url, "pulled").await["download"].is_null() {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        let shown = model(&url, "pulled").await;
+        let is_shown = |model: &Value| !model["download"].is_null();
+        let shown = until_seen("the download is shown", async || model(&url, "pulled").await, is_shown).await;
         assert_eq!(shown["state"], "downloading");
         assert!(shown["download"]["total_bytes"].as_u64() > Some(0), "{shown}");
         // A request that waits for it begins it anew, as for any model that is unloaded.
@@ -236,9 +234,8 @@ async fn a_kill_in_the_middle_of_a_download_costs_nothing_but_the_time() {
     register(&url, register_body()).await;
     let load = client().post(format!("{url}/models/pulled/load")).send();
     let kill = async {
-        while model(&url, "pulled").await["download"]["done_bytes"].as_u64() < Some(1 << 20) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        let n_done = async || model(&url, "pulled").await["download"]["done_bytes"].as_u64();
+        until("a quarter of it is there", async || n_done().await >= Some(1 << 20)).await;
         process.signal(Signal::KILL);
     };
     let (answer, ()) = tokio::join!(load, kill);
@@ -298,9 +295,7 @@ async fn a_stop_calls_a_download_off_and_begins_no_other() {
     register(&url, register_body()).await;
     let load = send(client().post(format!("{url}/models/pulled/load")));
     let stop = async {
-        while model(&url, "pulled").await["state"] != "downloading" {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
+        until("it is downloaded", async || model(&url, "pulled").await["state"] == "downloading").await;
         process.signal(Signal::TERM);
     };
     let (refused, ()) = tokio::join!(load, stop);

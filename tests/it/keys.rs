@@ -5,7 +5,6 @@ use std::io::Write;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
 
 use granary::api::access::{Need, listed};
 use granary::domain::Scope;
@@ -14,11 +13,10 @@ use reqwest::{Body, Method};
 use serde_json::{Value, json};
 
 use crate::helpers::{
-    Answer, Caller, Process, TINY, TestApp, entry_of, folder_with, key_entry, secret, send, with_keys, with_tiny,
+    Answer, Caller, Process, TINY, TestApp, entry_of, folder_with, key_entry, secret, send, until_seen, with_keys,
+    with_tiny,
 };
 use crate::openapi::{Operation, assert_error};
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A server with one key for each scope, of the scope's name, and one for all but it: `not-embed`, say.
 async fn app_with_all_scopes() -> TestApp {
@@ -449,15 +447,8 @@ fn said(folder: &Path, arguments: &[&str]) -> String {
 
 /// Asks until the answer has this status.
 async fn until(caller: &Caller, path: &str, status: u16) {
-    let started = Instant::now();
-    loop {
-        let answer = caller.get(path).await;
-        if answer.status == status {
-            return;
-        }
-        assert!(started.elapsed() < PATIENCE, "{path}: still {} instead of {status}", answer.status);
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    let what = format!("{path} is answered {status}");
+    until_seen(&what, async || caller.get(path).await, |answer: &Answer| answer.status == status).await;
 }
 
 #[test]

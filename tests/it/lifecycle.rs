@@ -11,11 +11,10 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::helpers::{
-    Caller, MINILM, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, vectors_of, with_tiny,
+    Caller, MINILM, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, until, until_seen,
+    vectors_of, with_tiny,
 };
 use crate::{reembedding_rules, reembeddings};
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 /// A file in whose place is a FIFO: who reads it waits until it is let go.
 struct HeldFile {
@@ -34,16 +33,10 @@ impl HeldFile {
     /// Waits for who reads it, and gives it what was there.
     async fn let_go(self) {
         let content = fs_err::read(&self.aside).expect("what was there");
-        let began = Instant::now();
-        let other_end = loop {
-            match open(&self.path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty()) {
-                Err(Errno::NXIO) => {
-                    assert!(began.elapsed() < PATIENCE, "nobody reads `{}`", self.path.display());
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-                opened => break opened.expect("a FIFO"),
-            }
-        };
+        let what = format!("somebody reads `{}`", self.path.display());
+        let look = async || open(&self.path, OFlags::WRONLY | OFlags::NONBLOCK, Mode::empty());
+        let opened = until_seen(&what, look, |opened: &Result<_, Errno>| !matches!(opened, Err(Errno::NXIO))).await;
+        let other_end = opened.expect("a FIFO");
         // Who opens it from here on has the file again.
         fs_err::rename(&self.aside, &self.path).expect("moved back");
         assert_eq!(write(other_end, &content), Ok(content.len()), "it fits into the FIFO");
@@ -75,11 +68,7 @@ async fn at_each_reading(path: &Path, act: impl Fn()) {
 }
 
 async fn wait_until_logged(process: &Process, text: &str) {
-    let began = Instant::now();
-    while !process.log().contains(text) {
-        assert!(began.elapsed() < PATIENCE, "no `{text}` in:\n{}", process.log());
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until_seen(&format!("it says `{text}`"), async || process.log(), |log: &String| log.contains(text)).await;
 }
 
 async fn order(app: &TestApp, path: &str) -> Value {
@@ -209,12 +198,9 @@ async fn a_model_that_is_deleted_while_it_loads_leaves_nothing_to_the_next_of_it
 
 /// Begins to load a model, and leaves when it is at it or waits for its turn.
 async fn load_and_leave(process: &Process, app: &Caller, name: &str) {
-    let is_loading = async {
-        while app.get(&format!("/models/{name}")).await.ok()["state"] != "loading" {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    let path = format!("/models/{name}/load");
+    let model = format!("/models/{name}");
+    let is_loading = until("it is loading", async || app.get(&model).await.ok()["state"] == "loading");
+    let path = format!("{model}/load");
     tokio::select! {
         answer = app.post(&path, json!({})) => panic!("it does not take long: {}", answer.text),
         () = is_loading => {}
@@ -276,11 +262,8 @@ async fn a_model_that_is_deleted_while_it_waits_for_its_turn_is_not_loaded() {
     assert_eq!(post("/models", json!({"name": "waits", "path": "mine"})).await.status, 201);
     wait_until_logged(&process, "loading a model model=tiny").await;
     let delete = async {
-        let began = Instant::now();
-        while send(client().get(format!("{url}/models/waits"))).await.ok()["state"] != "loading" {
-            assert!(began.elapsed() < PATIENCE, "its load is not begun");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        let model = async || send(client().get(format!("{url}/models/waits"))).await.ok();
+        until("its load is begun", async || model().await["state"] == "loading").await;
         assert_eq!(send(client().delete(format!("{url}/models/waits"))).await.status, 204);
         held.let_go().await;
     };
@@ -361,11 +344,7 @@ async fn idle_models_are_unloaded_and_pinned_ones_stay() {
     let app = TestApp::start_with(&toml).await;
     order(&app, "/models/tiny/load").await;
     order(&app, "/models/tiny-cls/load").await;
-    let started = std::time::Instant::now();
-    while app.get("/models/tiny").await.ok()["state"] != "unloaded" {
-        assert!(started.elapsed().as_secs() < 20, "it is never unloaded");
-        tokio::time::sleep(std::time::Duration::from_millis(50)).await;
-    }
+    until("it is unloaded", async || app.get("/models/tiny").await.ok()["state"] == "unloaded").await;
     assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "ready");
     let counted = "granary_model_evictions_total{model=\"tiny\",reason=\"idle\"}";
     assert!(app.get("/metrics").await.text.contains(counted));
@@ -381,11 +360,7 @@ async fn a_model_is_not_idle_before_its_load_has_ended() {
     tokio::time::sleep(Duration::from_secs(6)).await;
     // It goes on loading when the caller's time is over, so no request takes it.
     app.post("/models/tiny-cls/load", json!({})).await;
-    let started = std::time::Instant::now();
-    while app.get("/models/tiny-cls").await.ok()["state"] != "ready" {
-        assert!(started.elapsed().as_secs() < 20, "it is never loaded");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("it is loaded", async || app.get("/models/tiny-cls").await.ok()["state"] == "ready").await;
     // Idle models are looked for twice in a second.
     tokio::time::sleep(Duration::from_millis(1200)).await;
     assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "ready");

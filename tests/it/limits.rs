@@ -16,13 +16,17 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use crate::helpers::{Process, TestApp, crowd, folder_with, send, with_tiny};
+use crate::helpers::{Answer, Process, TestApp, crowd, folder_with, send, until, until_seen, with_tiny};
 
 const ASK: &str = "GET /health/live HTTP/1.1\r\nhost: localhost\r\n\r\n";
 const BODY: &str = r#"{"inputs": "hello"}"#;
 
 async fn serve(limits: &str) -> TestApp {
     TestApp::start_with(&format!("[server]\n{limits}\n{}", with_tiny(&[]))).await
+}
+
+async fn is_full(app: &TestApp) -> bool {
+    app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS
 }
 
 /// A connection of which every byte is in the test's hand.
@@ -123,9 +127,7 @@ impl Multiplexed {
 
     /// Waits until the server has said that it takes no more requests here.
     async fn until_refused(&self) {
-        while self.requests.clone().ready().await.is_ok() {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        until("the connection takes no new requests", async || self.requests.clone().ready().await.is_err()).await;
     }
 }
 
@@ -372,9 +374,7 @@ async fn requests_beyond_the_limit_are_told_to_come_again() {
     let mut request = Raw::open(&app).await;
     request.begin().await;
     drop(request);
-    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
-        tokio::task::yield_now().await;
-    }
+    until("its place is given back", async || !is_full(&app).await).await;
     app.get("/models").await.ok();
     app.stop().await;
 }
@@ -391,12 +391,8 @@ async fn bodies_share_the_memory_that_there_is() {
         ))
         .await;
     let large = json!({"inputs": "a ".repeat(5_000), "truncate": true});
-    let mut refused = app.post("/embed", large.clone()).await;
-    while refused.status != StatusCode::TOO_MANY_REQUESTS {
-        // Not all of it has come.
-        tokio::task::yield_now().await;
-        refused = app.post("/embed", large.clone()).await;
-    }
+    let is_refused = |answer: &Answer| answer.status == StatusCode::TOO_MANY_REQUESTS;
+    let refused = until_seen("all of it has come", async || app.post("/embed", large.clone()).await, is_refused).await;
     assert_eq!(refused.header("retry-after"), "1");
     let (_, kind, message) = refused.tei_error();
     assert_eq!(kind, "Overloaded");
@@ -409,10 +405,8 @@ async fn bodies_share_the_memory_that_there_is() {
     assert_eq!(import.send().await.expect("an answer").status(), StatusCode::OK, "imports are read line by line");
     // Who leaves in the middle takes nothing along.
     drop(unfinished);
-    while app.post("/embed", large.clone()).await.status == StatusCode::TOO_MANY_REQUESTS {
-        tokio::task::yield_now().await;
-    }
-    app.post("/embed", large).await.ok();
+    let is_taken = |answer: &Answer| !is_refused(answer);
+    until_seen("there is room again", async || app.post("/embed", large.clone()).await, is_taken).await.ok();
     app.stop().await;
 }
 
@@ -627,12 +621,8 @@ async fn an_answer_that_nobody_takes_is_given_up() {
         let mut unread = Raw::open(&app).await;
         unread.send(&format!("{request} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 0\r\n\r\n")).await;
         unread.read_until("HTTP/1.1 200").await;
-        assert_eq!(app.get("/models").await.status, StatusCode::TOO_MANY_REQUESTS, "{request}");
-        let began = std::time::Instant::now();
-        while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
-            assert!(began.elapsed() < Duration::from_mins(1), "{request}: its place is never given back");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+        assert!(is_full(&app).await, "{request}");
+        until(&format!("the place of {request} is given back"), async || !is_full(&app).await).await;
         let mut rest = Vec::new();
         let _ = unread.0.read_to_end(&mut rest).await;
         assert!(!rest.ends_with(end.as_bytes()), "{request}: it was sent to its end");
@@ -678,13 +668,11 @@ async fn an_answer_over_http2_holds_its_place_until_it_is_taken() {
     let mut answer = connection.get(&app, "/grains/a").await;
     assert_eq!(answer.data().await.expect("not the end").expect("data").len(), 1);
     for _ in 0..10 {
-        assert_eq!(app.get("/models").await.status, StatusCode::TOO_MANY_REQUESTS);
+        assert!(is_full(&app).await);
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     drop((answer, connection));
-    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
-        tokio::task::yield_now().await;
-    }
+    until("its place is given back", async || !is_full(&app).await).await;
     app.stop().await;
 }
 
@@ -716,14 +704,13 @@ async fn pings_do_not_keep_an_answer_that_nobody_takes() {
     app.post("/grains", json!({"id": "a", "text": "hello"})).await.ok();
     let mut connection = Multiplexed::open(&app, 0).await;
     let _answer = connection.get(&app, "/grains/a").await;
-    assert_eq!(app.get("/models").await.status, StatusCode::TOO_MANY_REQUESTS);
-    let began = std::time::Instant::now();
-    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
-        assert!(began.elapsed() < Duration::from_mins(1), "its place is never given back");
+    assert!(is_full(&app).await);
+    let is_given_back = async || {
         // An error says that the connection is closed.
         let _ = connection.pings.ping(Ping::opaque()).await;
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        !is_full(&app).await
+    };
+    until("its place is given back", is_given_back).await;
     app.stop().await;
 }
 
@@ -736,13 +723,12 @@ async fn other_answers_do_not_keep_one_that_nobody_takes_nor_are_they_cut_off() 
     let mut unread = connection.get(&app, "/grains/a").await;
     let mut other = connection.get(&app, "/grains/a").await;
     let mut taken = Vec::new();
-    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
+    while is_full(&app).await {
         taken.extend(take(&mut other).await.expect("its place is given back before the other answer ends"));
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     // What was given up keeps its stream, and there are so many: the next request goes to another connection.
-    let told = tokio::time::timeout(Duration::from_mins(1), connection.until_refused()).await;
-    assert!(told.is_ok(), "the connection takes new requests");
+    connection.until_refused().await;
     // Whoever takes it now is told that it is not whole.
     let error = loop {
         match unread.data().await.expect("not the end") {
@@ -765,15 +751,14 @@ async fn what_is_left_of_an_answer_that_was_given_up_does_not_hold_up_a_stop() {
     app.post("/grains", json!({"id": "a", "text": "many words ".repeat(50_000)})).await.ok();
     let mut connection = Multiplexed::open(&app, 32 << 10).await;
     let unread = connection.get(&app, "/grains/a").await;
-    let began = std::time::Instant::now();
-    while app.get("/models").await.status == StatusCode::TOO_MANY_REQUESTS {
-        assert!(began.elapsed() < Duration::from_mins(1), "its place is never given back");
+    let is_given_back = async || {
         // Others share the connection, so that it is kept; once the answer is given up it takes none.
         if let Ok(mut other) = connection.try_get(&app, "/health/live").await {
             other.data().await.expect("not the end").expect("data");
         }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+        !is_full(&app).await
+    };
+    until("its place is given back", is_given_back).await;
     app.stop().await;
     drop((unread, connection));
 }

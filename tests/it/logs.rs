@@ -3,15 +3,12 @@
 use std::collections::BTreeMap;
 use std::io::Write;
 use std::net::TcpStream;
-use std::time::{Duration, Instant};
 
 use reqwest::{Method, RequestBuilder};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, MINILM, Process, folder_with, key_entry, secret, send, with_keys, with_tiny};
-
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::helpers::{Caller, MINILM, Process, folder_with, key_entry, secret, send, until, with_keys, with_tiny};
 
 /// The lines that carry the id of a request.
 fn lines_of_requests(log: &str) -> BTreeMap<String, Vec<Value>> {
@@ -90,11 +87,8 @@ async fn a_caller_who_leaves_has_a_line_too() {
         body.len()
     )
     .expect("sent");
-    let started = Instant::now();
-    while !app.get("/metrics").await.text.contains("te_request_count{method=\"batch\"} 1") {
-        assert!(started.elapsed() < PATIENCE, "the request never arrived");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let counted = "te_request_count{method=\"batch\"} 1";
+    until("the request has arrived", async || app.get("/metrics").await.text.contains(counted)).await;
     drop(leaver);
     process.wait_for("\"leaver\"");
     let lines = lines_of_requests(&process.stop());

@@ -9,12 +9,10 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, MINILM, Process, TINY, cosine, folder_with, send, vectors_of, with_tiny};
+use crate::helpers::{Caller, MINILM, Process, TINY, cosine, folder_with, send, until, vectors_of, with_tiny};
 
 /// What a process may keep beyond a tenth: pools of the allocator that a first cycle need not have filled.
 const SLACK_BYTES: u64 = 8 << 20;
-
-const PATIENCE: Duration = Duration::from_mins(1);
 
 struct Server {
     process: Process,
@@ -226,11 +224,7 @@ async fn a_load_waits_for_the_memory_of_a_model_that_was_deleted() {
         shown.any(|line| !line.ends_with(" 0"))
     };
     let change = async {
-        let began = Instant::now();
-        while !is_waited_for().await {
-            assert!(began.elapsed() < PATIENCE, "nobody uses it");
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+        until("somebody uses it", is_waited_for).await;
         assert_eq!(server.app.delete("/models/leaver").await.status, 204);
         server.post(&format!("/models/{comes}/load"), json!({})).await
     };

@@ -5,14 +5,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, TINY, TestApp, cosine, entry_of, vectors_of, with_tiny};
+use crate::helpers::{Caller, TINY, TestApp, cosine, entry_of, until_seen, vectors_of, with_tiny};
 use crate::reembeddings::{begin, wait_until};
 
 /// Another model of the same size, whose vectors are not normalised.
 const OTHER: &str = "tiny-cls";
-
-/// Long enough for a machine that does much else.
-const PATIENCE: Duration = Duration::from_mins(2);
 
 /// What the rounding of a provider may change of a score.
 const TOLERANCE: f64 = 2e-3;
@@ -56,15 +53,8 @@ async fn search(app: &Caller, query: &str) -> Value {
 
 /// Searches until the hits are merged that way.
 async fn search_until(app: &Caller, query: &str, merged: &str) -> Value {
-    let began = Instant::now();
-    loop {
-        let found = search(app, query).await;
-        if found["merged"] == merged {
-            return found;
-        }
-        assert!(began.elapsed() < PATIENCE, "still merged by {}", found["merged"]);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    let what = format!("hits are merged by {merged}");
+    until_seen(&what, async || search(app, query).await, |found: &Value| found["merged"] == merged).await
 }
 
 fn hits(found: &Value) -> &[Value] {
@@ -141,16 +131,8 @@ async fn scores_of_two_spaces_are_put_on_the_scale_of_the_greater_one() {
         let high = below(number(hit, "raw_score") + TOLERANCE).min(299);
         (scales[1][low] - TOLERANCE..=scales[1][high] + TOLERANCE).contains(&number(hit, "score"))
     };
-    let began = Instant::now();
-    let found = loop {
-        let found = search(&app, &query).await;
-        let off: Vec<&Value> = hits(&found).iter().filter(|hit| hit["space"] == small && !is_on_scale(hit)).collect();
-        if off.is_empty() {
-            break found;
-        }
-        assert!(began.elapsed() < PATIENCE, "{} scores are off the scale, as that of {}", off.len(), off[0]);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    };
+    let is_right = |found: &Value| hits(found).iter().all(|hit| hit["space"] != small || is_on_scale(hit));
+    let found = until_seen("no score is off the scale", async || search(&app, &query).await, is_right).await;
     // The text itself is the best in either space, wherever it is.
     assert_eq!(id(&hits(&found)[0]), "141");
     assert_eq!(id(&hits(&search(&app, &text_of(142)).await)[0]), "142");

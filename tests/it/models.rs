@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{TINY, TestApp, cosine, send, vectors_of, with_tiny};
+use crate::helpers::{TINY, TestApp, cosine, send, until, vectors_of, with_tiny};
 
 async fn state(app: &TestApp, name: &str) -> String {
     let model = app.get(&format!("/models/{name}")).await.ok();
@@ -204,12 +204,7 @@ async fn a_model_is_disabled_and_enabled_to_the_end_though_its_caller_has_left()
         // The server learns that nobody waits for the answer any more.
         tokio::time::sleep(Duration::from_millis(200)).await;
         sqlx::raw_sql("ROLLBACK").execute(&mut outsider).await.expect("released");
-        let done = async {
-            while app.get("/models/tiny-cls").await.ok()["disabled"] != is_disabled {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(Duration::from_secs(30), done).await.expect("it goes on");
+        until("it goes on", async || app.get("/models/tiny-cls").await.ok()["disabled"] == is_disabled).await;
     }
     outsider.close().await.expect("closed");
     let app = app.restart_with(&toml).await;

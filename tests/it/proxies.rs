@@ -7,16 +7,15 @@ mod slow;
 mod smuggling;
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use futures::{Stream, StreamExt};
 use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, Kind, Process, Proxy, folder_with, key_entry, secret, send, with_keys, with_tiny};
-
-const PATIENCE: Duration = Duration::from_mins(2);
+use crate::helpers::{
+    Caller, Kind, PATIENCE, Process, Proxy, folder_with, key_entry, secret, send, until, with_keys, with_tiny,
+};
 
 /// A server behind a proxy.
 struct Behind {
@@ -195,12 +194,7 @@ async fn a_proxys_own_log_has_no_query_and_no_key() {
         let path = "/grains?limit=7&filter=%7B%22source%22:%22confidential%22%7D";
         let request = Caller::of(behind.proxy.url()).request(Method::GET, path);
         send(request.header("x-api-key", secret("ops"))).await.ok();
-        let until_logged = async {
-            while !behind.proxy.log().contains("/grains") {
-                tokio::time::sleep(Duration::from_millis(10)).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, until_logged).await.expect("a line");
+        until("there is a line", async || behind.proxy.log().contains("/grains")).await;
         let log = behind.proxy.log();
         assert!(!log.contains("confidential") && !log.contains(&secret("ops")), "{kind:?}:\n{log}");
         behind.process.stop();

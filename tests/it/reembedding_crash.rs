@@ -15,6 +15,7 @@ use sqlx::{ConnectOptions, Connection};
 use crate::helpers::{
     Caller, Chance, Process, TINY, cosine, folder_with, number_from_env, send, vector_of, vectors_of, with_tiny,
 };
+use crate::reembeddings::PATIENCE;
 
 const OTHER: &str = "tiny-cls";
 
@@ -26,10 +27,6 @@ const THROTTLE: f64 = 0.05;
 
 /// Texts that a job embeds at once.
 const BATCH: u64 = 64;
-
-/// How long a job may take that is done in a second on an idle machine. A throttled one rests for up to 99 times as long
-/// as a batch took, a stall of the machine included.
-const PATIENCE: Duration = Duration::from_mins(10);
 
 async fn newest(app: &Caller) -> Option<Value> {
     app.get("/reembeddings").await.ok()["reembeddings"].as_array().expect("jobs").first().cloned()

@@ -7,7 +7,7 @@ use std::time::Duration;
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, TINY, TestApp, crowd, entry_of, send, with_tiny};
+use crate::helpers::{Caller, TINY, TestApp, crowd, entry_of, send, until, until_seen, with_tiny};
 use crate::reembeddings::{
     OTHER, PATIENCE, assert_embedded, begin, found, refused, served, space_of, verb, wait_for, wait_until, write,
 };
@@ -420,9 +420,7 @@ async fn a_full_queue_delays_a_job_and_does_not_fail_it() {
     let refusals = Cell::new(0);
     let crowd = crowd(&app, 8, &body, &refusals);
     let work = async {
-        while refusals.get() == 0 {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
+        until("the queue is full", async || refusals.get() > 0).await;
         let job = begin(&app, json!({"to": OTHER})).await;
         wait_until(&app, &job, "completed").await
     };
@@ -541,26 +539,15 @@ async fn a_switch_begins_its_job_though_its_caller_has_left() {
     let path = format!("/models/{OTHER}");
     assert_eq!(app.get(&path).await.ok()["state"], "unloaded");
     let switch = app.put("/models/active", json!({"name": OTHER, "reembed": true}));
-    let begun = async {
-        while app.get(&path).await.ok()["state"] == "unloaded" {
-            tokio::time::sleep(Duration::from_millis(1)).await;
-        }
-    };
+    let begun = until("its model is being loaded", async || app.get(&path).await.ok()["state"] != "unloaded");
     // Who is not polled any more has left, in all likelihood while the model is loading.
     tokio::select! {
         _ = switch => {}
         () = begun => {}
     }
-    let both = async {
-        loop {
-            let jobs = app.get("/reembeddings").await.ok()["reembeddings"].clone();
-            if app.get("/models/active").await.ok()["name"] == OTHER && jobs[0]["state"] == "completed" {
-                return jobs;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    let jobs = tokio::time::timeout(PATIENCE, both).await.expect("the switch and its job");
+    until("the other model is active", async || app.get("/models/active").await.ok()["name"] == OTHER).await;
+    let jobs = async || app.get("/reembeddings").await.ok()["reembeddings"].clone();
+    let jobs = until_seen("its job ends", jobs, |jobs: &Value| jobs[0]["state"] == "completed").await;
     assert_eq!((jobs.as_array().map(Vec::len), &jobs[0]["previous"]), (Some(1), &json!(TINY)), "{jobs}");
     app.stop().await;
 }

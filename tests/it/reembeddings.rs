@@ -10,7 +10,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, TestApp, cosine, send, vector_of, vectors_of, with_tiny};
+use crate::helpers::{Caller, TestApp, cosine, send, until, vector_of, vectors_of, with_tiny};
 
 /// How long a job may take that is done in a second on an idle machine. A throttled one rests for up to 99 times as long
 /// as a batch took, a stall of the machine included.
@@ -420,11 +420,8 @@ async fn a_job_waits_while_it_is_not_known_whether_its_model_makes_its_space() {
     app.post(&format!("/models/{OTHER}/unload"), json!({})).await.ok();
     verb(&app, &job, "resume").await;
     // The job loads the model, which cannot be recorded to make its space.
-    let began = Instant::now();
-    while app.get(&format!("/models/{OTHER}")).await.ok()["grain_writes"]["allowed"] != false {
-        assert!(began.elapsed() < PATIENCE, "the job does not load its model");
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    let model = async || app.get(&format!("/models/{OTHER}")).await.ok();
+    until("the job loads its model", async || model().await["grain_writes"]["allowed"] == false).await;
 
     sqlx::query("DROP TRIGGER cut_off").execute(&mut outsider).await.expect("dropped");
     outsider.close().await.expect("closed");

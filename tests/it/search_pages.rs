@@ -1,21 +1,17 @@
 //! Pages of a search are parts of one ranking: while nothing is written no hit comes twice, and none is left out.
 
 use std::collections::HashSet;
-use std::time::{Duration, Instant};
 
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::helpers::{Caller, Chance, TINY, TestApp, send, with_tiny};
+use crate::helpers::{Caller, Chance, TINY, TestApp, send, until, with_tiny};
 
 /// The most hits of one answer.
 const LONGEST_PAGE: usize = 1_000;
 
 /// The hits of each page where there are many.
 const SHORT_PAGE: usize = 50;
-
-/// Long enough for a machine that does much else.
-const PATIENCE: Duration = Duration::from_mins(2);
 
 /// A configuration with which a query has the same vector for each page, to the last bit, whatever it is batched with.
 fn with_tiny_and_a_cache(others: &[&str]) -> String {
@@ -121,22 +117,21 @@ async fn pages_of_two_spaces_are_parts_of_one_ranking() {
     app.post("/grains", json!({"grains": (0..450).map(grain).collect::<Vec<_>>()})).await.ok();
     let dense = json!({"query": "oats", "mode": "dense"});
     let hybrid = json!({"query": "oats"});
-    let began = Instant::now();
-    loop {
+    let are_one_ranking = async || {
         let before = search(&app, &dense, 0, LONGEST_PAGE).await;
         let pages = [(&dense, both_ways(&app, &dense).await), (&hybrid, both_ways(&app, &hybrid).await)];
         let after = search(&app, &dense, 0, LONGEST_PAGE).await;
         // While anchors are made, each new one changes the ranking.
-        if before["merged"] == "anchors" && before["hits"] == after["hits"] {
+        let is_settled = before["merged"] == "anchors" && before["hits"] == after["hits"];
+        if is_settled {
             for (body, (whole, paged)) in &pages {
                 assert_one_ranking(whole, paged, body);
                 assert_eq!(paged.len(), 450);
             }
-            break;
         }
-        assert!(began.elapsed() < PATIENCE, "merged by {}", before["merged"]);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        is_settled
+    };
+    until("all anchors are made", are_one_ranking).await;
     app.stop().await;
 }
 

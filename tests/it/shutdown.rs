@@ -3,16 +3,14 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{CWD, Mode, mkfifoat};
 use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{Process, client, folder_with, send, with_tiny};
-
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::helpers::{Process, client, folder_with, send, until, with_tiny};
 
 const BODY: &str = r#"{"inputs": "hello"}"#;
 
@@ -219,11 +217,7 @@ async fn a_second_signal_ends_the_saving_of_the_indexes() {
     process.signal(Signal::TERM);
     // They are written first.
     let vectors = index_file(folder.path(), &space, "vectors");
-    let since = Instant::now();
-    while !vectors.exists() {
-        assert!(since.elapsed() < PATIENCE, "it saves nothing:\n{}", process.log());
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    until("it saves the indexes", async || vectors.exists()).await;
     process.signal(Signal::INT);
     assert_eq!(process.wait().code(), Some(1), "{}", process.log());
     let log = process.log();

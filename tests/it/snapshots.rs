@@ -4,16 +4,13 @@ use std::collections::BTreeSet;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
 use serde_json::json;
 use sqlx::sqlite::{SqliteConnectOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{Process, TestApp, client, data_dir, send, with_tiny};
-
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::helpers::{Process, TestApp, client, data_dir, send, until, with_tiny};
 
 /// 128 MiB of rows, for a copy that takes some tenths of a second.
 const PADDING: [&str; 2] = [
@@ -47,12 +44,8 @@ fn names_in(snapshots: &Path) -> Vec<String> {
 
 /// Waits until a snapshot is being written.
 async fn until_one_is_begun(snapshots: &Path) {
-    let until_begun = async {
-        while !names_in(snapshots).iter().any(|name| name.ends_with(".partial")) {
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, until_begun).await.expect("a snapshot is begun");
+    let is_begun = async || names_in(snapshots).iter().any(|name| name.ends_with(".partial"));
+    until("a snapshot is begun", is_begun).await;
 }
 
 #[tokio::test]
@@ -172,12 +165,7 @@ async fn a_snapshot_goes_on_when_its_caller_leaves() {
         () = until_one_is_begun(&snapshots) => {}
     }
     assert_eq!(send(app.request(reqwest::Method::POST, "/snapshots")).await.problem().0, 409, "the first one goes on");
-    let until_listed = async {
-        while app.get("/snapshots").await.ok()["snapshots"] == json!([]) {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-    };
-    tokio::time::timeout(PATIENCE, until_listed).await.expect("the snapshot is whole");
+    until("the snapshot is whole", async || app.get("/snapshots").await.ok()["snapshots"] != json!([])).await;
     app.stop().await;
 }
 

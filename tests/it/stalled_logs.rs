@@ -9,9 +9,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, Process, folder_with, with_tiny};
-
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::helpers::{Caller, PATIENCE, Process, folder_with, with_tiny};
 
 /// Much longer than the end waits for whoever reads the log.
 const SOON: Duration = Duration::from_secs(10);

@@ -2,7 +2,6 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use granary::telemetry::with_causes;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedKey, IsCa, KeyPair};
@@ -16,10 +15,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
 use crate::health::{health, said};
-use crate::helpers::{Process, TestApp, client, folder_with, with_tiny};
-
-/// How long a changed file may take to be seen, on a busy machine.
-const PATIENCE: Duration = Duration::from_mins(1);
+use crate::helpers::{Process, TestApp, client, folder_with, until, with_tiny};
 
 /// A certificate for `localhost` that trusts nobody but itself.
 fn certificate() -> CertifiedKey<KeyPair> {
@@ -142,11 +138,7 @@ async fn a_renewed_certificate_is_served_and_a_bad_one_is_not() {
     let new = certificate();
     write(files.path(), &new);
     process.wait_for("a new certificate is served");
-    let began = Instant::now();
-    while trusting(&new).get(&url).send().await.is_err() {
-        assert!(began.elapsed() < PATIENCE, "the new certificate is not served:\n{}", process.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    until("the new certificate is served", async || trusting(&new).get(&url).send().await.is_ok()).await;
     assert!(trusting(&old).get(&url).send().await.is_err());
     // Who is connected stays so.
     assert!(kept.get(&url).send().await.is_ok());
@@ -173,17 +165,12 @@ async fn the_log_and_a_metric_tell_of_a_certificate_that_ends() {
         format!("https://localhost:{port}/metrics"),
         format!("granary_tls_certificate_expires_timestamp_seconds {}\n", end.unix_timestamp()),
     );
-    let began = Instant::now();
-    loop {
+    let is_shown = async || {
         // Until the new one is served, there is no connection.
-        if let Ok(answer) = trusting(&far).get(&url).send().await
-            && answer.text().await.expect("metrics").contains(&metric)
-        {
-            break;
-        }
-        assert!(began.elapsed() < PATIENCE, "no {metric}:\n{}", process.log());
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+        let Ok(answer) = trusting(&far).get(&url).send().await else { return false };
+        answer.text().await.expect("metrics").contains(&metric)
+    };
+    until(&format!("there is {metric}"), is_shown).await;
     let log = process.stop();
     for told in ["expires soon", "has expired"] {
         assert_eq!((before.matches(told).count(), log.matches(told).count()), (1, 1), "{told}:\n{log}");

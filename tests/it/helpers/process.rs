@@ -9,9 +9,7 @@ use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::{FDTarget, MMapPath, MemoryMap};
 use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, prlimit};
 
-use super::data_dir;
-
-const PATIENCE: Duration = Duration::from_mins(1);
+use super::{PATIENCE, data_dir};
 
 /// A process that was started, with its standard error kept in a file.
 pub struct Process {

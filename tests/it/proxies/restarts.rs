@@ -8,9 +8,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, Kind, Process, Proxy, folder_with, with_tiny};
-
-const PATIENCE: Duration = Duration::from_mins(2);
+use crate::helpers::{Caller, Kind, Process, Proxy, folder_with, until, with_tiny};
 
 /// Between two requests of a caller.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -74,12 +72,7 @@ impl Seen {
     /// Waits for so many answers more.
     async fn more_answers(&self, n_answers: usize) {
         let wanted = self.n_answers.get() + n_answers;
-        let waiting = async {
-            while self.n_answers.get() < wanted {
-                tokio::time::sleep(PAUSE).await;
-            }
-        };
-        tokio::time::timeout(PATIENCE, waiting).await.expect("answers go on");
+        until("answers go on", async || self.n_answers.get() >= wanted).await;
     }
 }
 

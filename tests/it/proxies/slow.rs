@@ -9,7 +9,7 @@ use serde_json::json;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
-use crate::helpers::{Caller, Process, folder_with, with_tiny};
+use crate::helpers::{Caller, Process, folder_with, until, until_seen, with_tiny};
 
 const N_CONNECTIONS: usize = 10_000;
 
@@ -21,8 +21,6 @@ const N_AT_ONCE: usize = 256;
 
 /// The time of a head, in which everything but the end is measured.
 const HEADER_TIMEOUT: Duration = Duration::from_mins(1);
-
-const PATIENCE: Duration = Duration::from_mins(3);
 
 /// Requests of which the slowest in twenty counts.
 const N_REQUESTS: usize = 400;
@@ -98,9 +96,7 @@ async fn ten_thousand_dripping_heads_hold_nobody_up() {
     let opened = Instant::now();
     let opening = futures::stream::iter((0..N_CONNECTIONS).map(|_| begin_head(address)));
     let mut connections: Vec<TcpStream> = opening.buffer_unordered(N_AT_ONCE).collect().await;
-    while process.n_open_files() < files + N_CONNECTIONS as u64 {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    until("the server has them", async || process.n_open_files() >= files + N_CONNECTIONS as u64).await;
     let beside = tokio::select! {
         beside = p95(&app) => beside,
         () = drip(&mut connections) => unreachable!("it does not end"),
@@ -116,11 +112,7 @@ async fn ten_thousand_dripping_heads_hold_nobody_up() {
     assert!(per_connection <= MOST_BYTES_PER_CONNECTION, "{per_connection} bytes for each");
 
     // The server closes them when their time is over, whatever drips; here they stay open.
-    let started = Instant::now();
-    while process.n_open_files() > files + 10 {
-        assert!(started.elapsed() < PATIENCE, "{} files are open, {files} before", process.n_open_files());
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until_seen("they are closed", async || process.n_open_files(), |n_files: &u64| *n_files <= files + 10).await;
     drop(connections);
     p95(&app).await;
     let left = process.rss_bytes().saturating_sub(bytes);
