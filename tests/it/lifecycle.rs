@@ -8,11 +8,13 @@ use rustix::fs::{CWD, Mode, OFlags, mkfifoat, open};
 use rustix::io::{Errno, write};
 use rustix::process::Signal;
 use serde_json::{Value, json};
+use sqlx::sqlite::SqliteConnectOptions;
+use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
 use crate::helpers::{
-    Caller, MINILM, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, until, until_seen,
-    vectors_of, with_tiny,
+    Caller, Process, TINY, TestApp, client, copy_folder, own_data_dir, send, test_model, until, until_seen, vectors_of,
+    with_tiny,
 };
 use crate::{reembedding_rules, reembeddings};
 
@@ -73,6 +75,12 @@ async fn wait_until_logged(process: &Process, text: &str) {
 
 async fn order(app: &TestApp, path: &str) -> Value {
     app.post(path, json!({})).await.ok()
+}
+
+/// Waits until a model has been unloaded because nobody used it.
+async fn until_idle(app: &TestApp, model: &str) {
+    let counted = format!("granary_model_evictions_total{{model=\"{model}\",reason=\"idle\"}}");
+    until("it is found idle", async || app.get("/metrics").await.text.contains(&counted)).await;
 }
 
 /// A data directory of its own, with `tiny` and a model folder `mine` in it.
@@ -344,50 +352,57 @@ async fn idle_models_are_unloaded_and_pinned_ones_stay() {
     let app = TestApp::start_with(&toml).await;
     order(&app, "/models/tiny/load").await;
     order(&app, "/models/tiny-cls/load").await;
+    until_idle(&app, TINY).await;
     until("it is unloaded", async || app.get("/models/tiny").await.ok()["state"] == "unloaded").await;
     assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "ready");
-    let counted = "granary_model_evictions_total{model=\"tiny\",reason=\"idle\"}";
-    assert!(app.get("/metrics").await.text.contains(counted));
     app.post("/embed", json!({"inputs": "a"})).await.ok();
     app.stop().await;
 }
 
 #[tokio::test]
 async fn a_model_is_not_idle_before_its_load_has_ended() {
-    let models = "[models]\nidle_unload = \"5s\"\nload_timeout = \"1ms\"\n";
+    let models = "[models]\nidle_unload = \"3s\"\nload_timeout = \"1ms\"\n";
     let app = TestApp::start_with(&format!("{models}{}", with_tiny(&["tiny-cls"]))).await;
     // For longer than a model may be idle, nobody has wanted this one.
-    tokio::time::sleep(Duration::from_secs(6)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let began = Instant::now();
     // It goes on loading when the caller's time is over, so no request takes it.
     app.post("/models/tiny-cls/load", json!({})).await;
-    until("it is loaded", async || app.get("/models/tiny-cls").await.ok()["state"] == "ready").await;
-    // Idle models are looked for twice in a second.
-    tokio::time::sleep(Duration::from_millis(1200)).await;
-    assert_eq!(app.get("/models/tiny-cls").await.ok()["state"], "ready");
+    // Idle models are looked for twice in a second: one that was idle already would be found sooner.
+    until_idle(&app, "tiny-cls").await;
+    assert!(began.elapsed() >= Duration::from_secs(3), "it was idle {:?} after its load began", began.elapsed());
     app.stop().await;
 }
 
 #[tokio::test]
 async fn a_model_is_not_idle_before_its_last_request_has_ended() {
-    // With one core, a request need not be large to take long.
-    let settings = "[models]\nidle_unload = \"3s\"\n[engine]\nquery_lane = \"off\"\ncores = 1\n";
-    let app = TestApp::start_with(&format!("{settings}{}", with_tiny(&[]))).await;
-    let mut n_texts = 32;
-    loop {
-        order(&app, &format!("/models/{MINILM}/load")).await;
-        let texts: Vec<String> = (0..n_texts).map(|number| format!("{number} {}", "word ".repeat(300))).collect();
-        let began = Instant::now();
-        app.post(&format!("/models/{MINILM}/embed"), json!({"inputs": texts})).await.ok();
-        // It has begun longer ago than a model may be idle.
-        if began.elapsed() > Duration::from_secs(3) {
-            break;
-        }
-        n_texts *= 2;
-        assert!(n_texts <= 2048, "no request takes long enough");
+    let toml = with_tiny(&["tiny-max"]);
+    let app = TestApp::start_with(&toml).await;
+    // Once their spaces are recorded, loads write nothing into the database.
+    for name in [TINY, "tiny-max"] {
+        order(&app, &format!("/models/{name}/load")).await;
     }
-    // Idle models are looked for twice in a second.
-    tokio::time::sleep(Duration::from_millis(800)).await;
-    assert_eq!(app.get(&format!("/models/{MINILM}")).await.ok()["state"], "ready");
+    let folder = app.stop_and_keep().await;
+    let database = folder.path().join("granary.db");
+    let app = TestApp::start_in(folder, &format!("[models]\nidle_unload = \"1s\"\n{toml}")).await;
+    // A switch has the model until it is recorded, and that waits for who has locked the database.
+    let mut outsider = SqliteConnectOptions::new().filename(&database).connect().await.expect("a connection");
+    sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut outsider).await.expect("locked");
+    let switch = app.put("/models/active", json!({"name": "tiny-max"}));
+    let release = async {
+        until("it is loaded", async || app.get("/models/tiny-max").await.ok()["state"] == "ready").await;
+        // Longer than a model may be idle, and not for long: the switch waits for the lock 5 s at most.
+        tokio::time::sleep(Duration::from_millis(1_500)).await;
+        let released = Instant::now();
+        sqlx::raw_sql("ROLLBACK").execute(&mut outsider).await.expect("released");
+        released
+    };
+    let (switched, released) = tokio::join!(switch, release);
+    assert_eq!(switched.ok()["name"], "tiny-max");
+    // Idle models are looked for twice in a second: one that was idle already would be found sooner.
+    until_idle(&app, "tiny-max").await;
+    assert!(released.elapsed() >= Duration::from_secs(1), "it was idle {:?} after its use", released.elapsed());
+    outsider.close().await.expect("closed");
     app.stop().await;
 }
 
