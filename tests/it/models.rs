@@ -8,7 +8,7 @@ use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{ConnectOptions, Connection};
 use tempfile::TempDir;
 
-use crate::helpers::{TINY, TestApp, cosine, send, until, vectors_of, with_tiny};
+use crate::helpers::{Answer, TINY, TestApp, cosine, let_pass, send, until, vectors_of, with_tiny};
 
 async fn state(app: &TestApp, name: &str) -> String {
     let model = app.get(&format!("/models/{name}")).await.ok();
@@ -16,8 +16,16 @@ async fn state(app: &TestApp, name: &str) -> String {
 }
 
 /// Posts nothing.
-async fn order(app: &TestApp, path: &str) -> crate::helpers::Answer {
+async fn order(app: &TestApp, path: &str) -> Answer {
     send(app.request(Method::POST, path)).await
+}
+
+/// Asks, and leaves when the server has had the time to answer; says whether it did.
+async fn is_answered(app: &TestApp, request: impl Future<Output = Answer>) -> bool {
+    tokio::select! {
+        _ = request => true,
+        () = let_pass(app, Duration::from_millis(150)) => false,
+    }
 }
 
 #[tokio::test]
@@ -142,8 +150,7 @@ async fn begin_to_unload(app: &TestApp, name: &str) {
     let path = format!("/models/{name}/unload");
     for _ in 0..20 {
         // One that is answered came before the model was held. One that is not goes on when its caller leaves.
-        let answered = tokio::time::timeout(Duration::from_millis(300), order(app, &path)).await.is_ok();
-        if !answered && state(app, name).await == "draining" {
+        if !is_answered(app, order(app, &path)).await && state(app, name).await == "draining" {
             return;
         }
     }
@@ -174,7 +181,7 @@ async fn the_time_for_a_load_begins_when_the_last_request_has_left_the_model() {
             assert_eq!((refused.0, refused.1.as_str()), (503, "model_loading"), "{}", refused.2);
             assert!(refused.2.starts_with("`tiny-cls` is still being unloaded after 2.0 s"), "{}", refused.2);
             // The other request was sent before the order. Not for long: the switch waits for the lock 5 s at most.
-            tokio::time::sleep(Duration::from_millis(200)).await;
+            let_pass(&app, Duration::from_millis(100)).await;
             assert_eq!(state(&app, "tiny-cls").await, "draining");
             sqlx::raw_sql("ROLLBACK").execute(&mut outsider).await.expect("released");
         };
@@ -198,11 +205,10 @@ async fn a_model_is_disabled_and_enabled_to_the_end_though_its_caller_has_left()
     for (verb, body, is_disabled) in [("unload", json!({"disable": true}), true), ("load", json!({}), false)] {
         sqlx::raw_sql("BEGIN IMMEDIATE").execute(&mut outsider).await.expect("locked");
         let path = format!("/models/tiny-cls/{verb}");
-        let asked = app.post(&path, body);
-        let answered = tokio::time::timeout(Duration::from_millis(300), asked).await.is_ok();
+        let answered = is_answered(&app, app.post(&path, body)).await;
         assert!(!answered, "{verb} is recorded, and that waits for who has locked the database");
         // The server learns that nobody waits for the answer any more.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        let_pass(&app, Duration::from_millis(150)).await;
         sqlx::raw_sql("ROLLBACK").execute(&mut outsider).await.expect("released");
         until("it goes on", async || app.get("/models/tiny-cls").await.ok()["disabled"] == is_disabled).await;
     }

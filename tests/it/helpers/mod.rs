@@ -23,7 +23,7 @@ pub use disk::SmallDisk;
 pub use forward_proxy::StandInProxy;
 pub use hub::{Failing, REPOSITORY, StandInHub, etag, files_of, sha256};
 pub use keys::{key_entry, secret, with_keys};
-pub use patience::{PATIENCE, until, until_seen};
+pub use patience::{PATIENCE, let_pass, until, until_seen};
 pub use process::Process;
 pub use proxy::{Kind, Proxy};
 pub use server::{Answer, Caller, TestApp, client, crowd, send};

@@ -3,8 +3,18 @@
 use std::fmt::Debug;
 use std::time::{Duration, Instant};
 
+use super::Caller;
+
 /// How long anything may take that is waited for, on a machine that does much else.
 pub const PATIENCE: Duration = Duration::from_mins(2);
+
+/// Lets at least so much time pass in which the server works: while it stands still on a busy machine, none passes.
+pub async fn let_pass(app: &Caller, time: Duration) {
+    for _ in 0..time.as_millis() / 10 {
+        app.get("/health/live").await;
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
 
 /// Looks again and again until it is so. What is waited for is a sentence: "the model is unloaded".
 pub async fn until(what: &str, is_so: impl AsyncFnMut() -> bool) {
