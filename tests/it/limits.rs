@@ -213,13 +213,13 @@ async fn what_is_left_of_a_refused_request_is_not_waited_for_long() {
 
 #[tokio::test]
 async fn what_is_left_of_a_refused_request_is_no_head() {
-    let app = serve("header_timeout = \"1s\"").await;
+    let app = serve("header_timeout = \"400ms\"").await;
     let mut raw = Raw::open(&app).await;
     raw.send("POST /nothing HTTP/1.1\r\nhost: localhost\r\ncontent-length: 2\r\n\r\n").await;
     raw.read_until("HTTP/1.1 404").await;
     raw.send("x").await;
-    // Longer than a head may take, and shorter than what is left is waited for.
-    tokio::time::sleep(Duration::from_millis(1_400)).await;
+    // Longer than a head may take, and by far shorter than what is left is waited for, which is 2 s.
+    tokio::time::sleep(Duration::from_millis(600)).await;
     raw.send(&format!("x{ASK}")).await;
     raw.read_until("HTTP/1.1 200").await;
     drop(raw);
@@ -716,7 +716,8 @@ async fn pings_do_not_keep_an_answer_that_nobody_takes() {
 
 #[tokio::test]
 async fn other_answers_do_not_keep_one_that_nobody_takes_nor_are_they_cut_off() {
-    let app = serve("header_timeout = \"1s\"\nbody_timeout = \"1s\"\nmax_concurrent_requests = 2").await;
+    // So long that a slow machine takes something of the other answer within it, which takes longer as a whole.
+    let app = serve("header_timeout = \"1s\"\nbody_timeout = \"4s\"\nmax_concurrent_requests = 2").await;
     let text = "many words ".repeat(50_000);
     app.post("/grains", json!({"id": "a", "text": text})).await.ok();
     let mut connection = Multiplexed::open(&app, 32 << 10).await;
@@ -725,7 +726,7 @@ async fn other_answers_do_not_keep_one_that_nobody_takes_nor_are_they_cut_off() 
     let mut taken = Vec::new();
     while is_full(&app).await {
         taken.extend(take(&mut other).await.expect("its place is given back before the other answer ends"));
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        tokio::time::sleep(Duration::from_millis(200)).await;
     }
     // What was given up keeps its stream, and there are so many: the next request goes to another connection.
     connection.until_refused().await;

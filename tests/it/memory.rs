@@ -9,7 +9,9 @@ use reqwest::Method;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::helpers::{Caller, MINILM, Process, TINY, cosine, folder_with, send, until, vectors_of, with_tiny};
+use crate::helpers::{
+    Caller, MINILM, Process, TINY, cosine, folder_with, let_pass, send, until, vectors_of, with_tiny,
+};
 
 /// What a process may keep beyond a tenth: pools of the allocator that a first cycle need not have filled.
 const SLACK_BYTES: u64 = 8 << 20;
@@ -37,9 +39,9 @@ impl Server {
         vectors_of(&self.post(&format!("/models/{model}/embed"), json!({"inputs": texts})).await)
     }
 
-    /// What models take, by the server's own measure, once it has looked again.
+    /// What models take, by the server's own measure, once it has looked again: it does so twice in a second.
     async fn used_bytes(&self) -> f64 {
-        tokio::time::sleep(Duration::from_secs(1)).await;
+        let_pass(&self.app, Duration::from_secs(1)).await;
         self.app.metric("granary_models_memory_used_bytes").await
     }
 }
@@ -96,12 +98,10 @@ async fn what_grains_take_is_not_there_for_models_as_soon_as_they_are_written() 
     // So few vectors take nothing on disk.
     let taken = server.app.metric("granary_index_bytes").await;
     assert!(taken > 0.0);
-    // Grains look after their own affairs once a minute, which is too late.
     let began = Instant::now();
-    while before - budget_bytes().await < taken {
-        assert!(began.elapsed() < Duration::from_secs(20), "{before} bytes before the index took {taken}");
-        tokio::time::sleep(Duration::from_millis(100)).await;
-    }
+    until("what the index takes is not there", async || before - budget_bytes().await >= taken).await;
+    // Grains look after their own affairs once a minute, which is too late.
+    assert!(began.elapsed() < Duration::from_secs(40), "it took {:?}", began.elapsed());
 }
 
 /// Nothing that a body brings along is kept for a sentence about it.
