@@ -236,12 +236,15 @@ async fn a_load_waits_for_the_memory_of_a_model_that_was_deleted() {
 async fn a_model_costs_its_weights_at_least_whatever_is_unloaded_while_it_loads() {
     let server = Server::start("", &entries());
     server.post(&format!("/models/{}/load", THREE[0]), json!({})).await;
+    let path = format!("/models/{}", THREE[1]);
     let unload = async {
-        tokio::time::sleep(Duration::from_millis(100)).await;
+        until("its load is begun", async || server.app.get(&path).await.ok()["state"] != "unloaded").await;
+        // Soon it has looked at what there was before.
+        let_pass(&server.app, Duration::from_millis(30)).await;
         server.post(&format!("/models/{}/unload", THREE[0]), json!({})).await
     };
-    let path = format!("/models/{}/load", THREE[1]);
-    let (loaded, _) = tokio::join!(server.post(&path, json!({})), unload);
+    let load = format!("{path}/load");
+    let (loaded, _) = tokio::join!(server.post(&load, json!({})), unload);
     let (taken, weights) = (loaded["memory_bytes"].as_u64(), loaded["size_bytes"].as_u64());
     assert!(weights.is_some() && taken >= weights, "{loaded}");
 }
