@@ -10,7 +10,7 @@ use rustix::process::Signal;
 use serde_json::json;
 use tempfile::TempDir;
 
-use crate::helpers::{Process, client, folder_with, send, until, with_tiny};
+use crate::helpers::{Process, TINY, client, folder_with, send, until, with_tiny};
 
 const BODY: &str = r#"{"inputs": "hello"}"#;
 
@@ -191,13 +191,16 @@ fn the_time_to_finish_is_bounded() {
     assert!(log.contains("granary: stopped, but not in order: http"), "{log}");
 }
 
-/// A server with one grain, in its folder; and the space of the grain.
-async fn serve_a_grain() -> (TempDir, Process, String) {
-    // Loaded before the indexes are opened, which the log says.
-    let folder = folder_with(&format!("{}auto_load = true\n", with_tiny(&[])));
+/// A server with a grain in each of two spaces, in its folder; and the second space.
+async fn serve_two_spaces() -> (TempDir, Process, String) {
+    let folder = folder_with(&with_tiny(&["tiny-cls"]));
     let (process, url) = Process::serve(folder.path(), &[]);
-    let grain = send(client().post(format!("{url}/grains")).json(&json!({"text": "hello"}))).await.ok();
-    let space = grain["meta"]["space"].as_str().expect("a space").to_owned();
+    let write = async |model: &str| {
+        let grain = json!({"text": "hello", "model": model});
+        send(client().post(format!("{url}/grains")).json(&grain)).await.ok()["meta"]["space"].clone()
+    };
+    write(TINY).await;
+    let space = write("tiny-cls").await.as_str().expect("a space").to_owned();
     (folder, process, space)
 }
 
@@ -212,7 +215,7 @@ fn make_fifo(path: &Path) {
 
 #[tokio::test]
 async fn a_second_signal_ends_the_saving_of_the_indexes() {
-    let (folder, mut process, space) = serve_a_grain().await;
+    let (folder, mut process, space) = serve_two_spaces().await;
     make_fifo(&index_file(folder.path(), &space, "index.tmp"));
     process.signal(Signal::TERM);
     // They are written first.
@@ -224,28 +227,29 @@ async fn a_second_signal_ends_the_saving_of_the_indexes() {
     assert!(log.contains("granary: stopped, but not in order: saving the indexes still running"), "{log}");
 
     let (process, url) = Process::serve(folder.path(), &[]);
-    assert_eq!(send(client().post(format!("{url}/grains/count")).json(&json!({}))).await.ok()["count"], 1);
+    assert_eq!(send(client().post(format!("{url}/grains/count")).json(&json!({}))).await.ok()["count"], 2);
     process.stop();
 }
 
 #[tokio::test]
 async fn a_signal_while_an_index_is_read_ends_the_start_and_the_next_one_reads_it() {
-    let (folder, process, space) = serve_a_grain().await;
+    let (folder, process, space) = serve_two_spaces().await;
     process.stop();
     let (saved, aside) = (index_file(folder.path(), &space, "index"), folder.path().join("aside"));
     fs_err::rename(&saved, &aside).expect("moved");
     make_fifo(&saved);
     let mut process = Process::start_server(folder.path(), &[]);
-    process.wait_for("the model is ready");
-    // Nothing says that it has come to the index. Sooner, the signal would prove less.
-    std::thread::sleep(Duration::from_millis(300));
+    // One is read after the other, and this is the second.
+    process.wait_for("the index of a space is ready");
     process.signal(Signal::TERM);
     assert_eq!(process.wait().code(), Some(0), "{}", process.log());
     let log = process.log();
-    assert!(log.contains("stopped before it served") && !log.contains("the index of a space is ready"), "{log}");
+    assert!(log.contains("stopped before it served"), "{log}");
+    assert_eq!(log.matches("the index of a space is ready").count(), 1, "{log}");
 
     fs_err::rename(&aside, &saved).expect("moved back");
     let (process, _) = Process::serve(folder.path(), &[]);
     let log = process.stop();
-    assert!(log.contains("n_vectors=1") && !log.contains("a saved index is not used"), "{log}");
+    assert_eq!(log.matches("n_vectors=1").count(), 2, "{log}");
+    assert!(!log.contains("a saved index is not used"), "{log}");
 }
