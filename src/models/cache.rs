@@ -1,10 +1,10 @@
 //! Vectors of texts that were embedded before, for query workloads that repeat.
 //!
 //! Off unless `models.embedding_cache` gives it bytes. A vector is kept under a hash of everything that decides it: the
-//! space, the prompt and the text. So models that share a space share its vectors, and a model whose files change does
-//! not answer with old ones. One whose files were written over while it was loaded makes vectors that are not of its
-//! space: where that is seen, all are forgotten, and so they are where other numbers are accepted as a space's. Texts
-//! themselves are not kept.
+//! space, how it is rounded, the prompt and the text. So models that share a space and a provider share its vectors, and a
+//! model whose files or provider change does not answer with old ones. One whose files were written over while it was
+//! loaded makes vectors that are not of its space: where that is seen, all are forgotten, and so they are where other
+//! numbers are accepted as a space's. Texts themselves are not kept.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -44,6 +44,14 @@ impl Weighter<Key, Arc<Known>> for ByBytes {
     }
 }
 
+/// What decides a vector besides prompt and text.
+#[derive(Clone, Copy)]
+pub(super) struct MadeBy<'a> {
+    pub(super) space: &'a SpaceId,
+    /// What rounds it: provider, precision and runtime.
+    pub(super) numeric_class: &'a str,
+}
+
 /// A cache of vectors, bounded in bytes and shared by all models.
 pub struct EmbeddingCache {
     known: Cache<Key, Arc<Known>, ByBytes>,
@@ -72,7 +80,7 @@ impl EmbeddingCache {
         gauge!(telemetry::CACHE_BYTES).set(self.known.weight() as f64);
     }
 
-    /// Encodes a request whose vectors are in `space`, taking from the cache what it has.
+    /// Encodes a request, taking from the cache what it has.
     ///
     /// # Errors
     /// Those of [`Encoder::encode`], with the places of the inputs in the whole request.
@@ -80,12 +88,12 @@ impl EmbeddingCache {
         &self,
         encoder: &Encoder,
         model: &ModelName,
-        space: &SpaceId,
+        made: MadeBy<'_>,
         request: EncodeRequest,
     ) -> Result<Encoded, ModelError> {
         let n_emptied = self.n_emptied.load(Ordering::SeqCst);
         let keys: Vec<Option<Key>> =
-            request.inputs.iter().map(|input| key_of(space, request.prompt.as_deref(), input)).collect();
+            request.inputs.iter().map(|input| key_of(made, request.prompt.as_deref(), input)).collect();
         let mut found: Vec<Option<Arc<Known>>> = keys.iter().map(|key| self.find(key.as_ref()?, &request)).collect();
         let missing: Vec<usize> = (0..found.len()).filter(|index| found[*index].is_none()).collect();
         let label = model.to_string();
@@ -137,11 +145,13 @@ impl EmbeddingCache {
 }
 
 /// Token ids are not looked up: who sends them has computed more than a hash already.
-fn key_of(space: &SpaceId, prompt: Option<&str>, input: &Input) -> Option<Key> {
+fn key_of(made: MadeBy<'_>, prompt: Option<&str>, input: &Input) -> Option<Key> {
     let Input::Text(text) = input else { return None };
     let prompt = prompt.unwrap_or_default();
     let mut hasher = Sha256::new();
-    hasher.update(space.as_str());
+    hasher.update(made.space.as_str());
+    hasher.update(made.numeric_class.len().to_le_bytes());
+    hasher.update(made.numeric_class);
     // Its length keeps a prompt's end apart from a text's beginning.
     hasher.update(prompt.len().to_le_bytes());
     hasher.update(prompt);

@@ -8,7 +8,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use super::cache::EmbeddingCache;
+use super::cache::{EmbeddingCache, MadeBy};
 use super::counts::Counts;
 use super::error::ModelError;
 use super::fingerprint::{ModelIdentity, SpaceChoice};
@@ -264,7 +264,10 @@ impl Lease {
         // the space was recorded, adds nothing.
         let makes_its_space = || !self.model.health.has_moved() && self.standing().read().makes_its_space();
         match self.model.cache.as_ref().filter(|_| makes_its_space()) {
-            Some(cache) => cache.encode(self.encoder(), self.name(), space, request).await,
+            Some(cache) => {
+                let made = MadeBy { space, numeric_class: &self.model.facts.numeric_class };
+                cache.encode(self.encoder(), self.name(), made, request).await
+            }
             None => Ok(self.encoder().encode(request).await?),
         }
     }

@@ -266,6 +266,27 @@ async fn a_model_whose_numbers_moved_shares_no_vectors_with_others_of_its_space_
     assert_eq!(looked_up(&app, "twin").await, (1, 0));
 }
 
+#[tokio::test]
+async fn models_of_one_space_share_what_is_kept_only_where_it_is_rounded_alike() {
+    let own = OwnModel::new();
+    let path = own.0.path().display();
+    let entry = |name: &str, provider: &str| {
+        format!("[[ai.additional_models]]\nname = \"{name}\"\npath = \"{path}\"\nprovider = \"{provider}\"\n")
+    };
+    let entries = format!("{}{}", entry("exact", "cpu"), entry("fast", "openvino"));
+    let folder = folder_with(&format!("{}{entries}[models]\nembedding_cache = \"1MiB\"\n", with_tiny(&[])));
+    let (_process, url) = Process::serve(folder.path(), &[]);
+    let app = Caller::of(url);
+    let mut providers = Vec::new();
+    for name in ["exact", "fast"] {
+        app.post("/embed", json!({"inputs": "hello", "model": name})).await.ok();
+        providers.push(app.get(&format!("/models/{name}")).await.ok()["provider"]["name"].clone());
+    }
+    // Where there is no OpenVINO, both run on the CPU's.
+    let expected = if providers[0] == providers[1] { (1, 0) } else { (0, 1) };
+    assert_eq!(looked_up(&app, "fast").await, expected, "{providers:?}");
+}
+
 /// Makes a space the one that grains of `tiny-cls` are written to, behind the back of the server.
 async fn accept_unseen(database: &Path, space: &str) {
     let mut connection = SqliteConnectOptions::new().filename(database).connect().await.expect("open");
