@@ -42,7 +42,8 @@ pub struct GraphOutput {
     pub kind: OutputKind,
 }
 
-/// The output to read: by its usual name, else the one whose last dimension is the hidden size.
+/// The output to read: by its usual name, else the one whose last dimension is the hidden size, of tokens first where their
+/// pooling is known.
 pub(super) fn choose_output(outputs: &[Outlet], wanted: WantedOutput) -> Result<GraphOutput, String> {
     let found = |name: &str, kind| {
         outputs.iter().any(|output| output.name() == name).then(|| GraphOutput { name: name.to_owned(), kind })
@@ -63,7 +64,9 @@ pub(super) fn choose_output(outputs: &[Outlet], wanted: WantedOutput) -> Result<
             TOKEN_OUTPUTS[1]
         )
     })?;
-    outputs.iter().find_map(|output| by_shape(output, hidden_size)).ok_or_else(|| {
+    let of_shape = || outputs.iter().filter_map(|output| by_shape(output, hidden_size));
+    let of_tokens = of_shape().find(|output| wanted.pooling_is_known && output.kind == OutputKind::Tokens);
+    of_tokens.or_else(|| of_shape().next()).ok_or_else(|| {
         format!("its outputs are {}, and none has vectors of the hidden size {hidden_size}", listed.join(", "))
     })
 }
