@@ -108,6 +108,9 @@ pub(super) struct SentenceConfig {
     processor_kwargs: Option<BTreeMap<String, Value>>,
     /// The same as older releases wrote it. It counts where both are there.
     tokenizer_args: Option<BTreeMap<String, Value>>,
+    /// The most tokens of a query, and of a document, where they are others than of any text.
+    query_length: Option<Value>,
+    document_length: Option<Value>,
 }
 
 impl SentenceConfig {
@@ -126,6 +129,12 @@ impl SentenceConfig {
     /// Whether something in it is for the tokenizer to do.
     pub(super) fn sets_the_tokenizer(&self) -> bool {
         self.do_lower_case == Some(true) || self.processing_kwargs.is_some() || self.loaded_with().1.is_some()
+    }
+
+    /// A length that texts of one kind alone are cut to, which is not followed.
+    pub(super) fn own_length(&self) -> Option<&'static str> {
+        let lengths = [("query_length", &self.query_length), ("document_length", &self.document_length)];
+        lengths.into_iter().find(|(_, length)| length.is_some()).map(|(key, _)| key)
     }
 
     /// A setting of the tokenizer that makes other tokens of a text and is not followed, and the key that it is below.

@@ -311,6 +311,13 @@ fn read_sentence_config(
     let mut paths = places.flat_map(|place| SENTENCE_CONFIGS.map(|name| place.join(name)));
     let Some(path) = paths.find(|path| path.is_file()) else { return Ok(SentenceConfig::default()) };
     let sentence: SentenceConfig = read_json(&path)?.unwrap_or_default();
+    if let Some(key) = sentence.own_length() {
+        let reason = format!(
+            "its `{key}` cuts texts of one kind alone, and Granary cuts all alike. Take it out if no text is longer, or the model \
+             is to see more of it, in a folder of your own where it is a hub's"
+        );
+        return Err(FolderError::Misfit { path, reason });
+    }
     if !sentence.sets_the_tokenizer() {
         return Ok(sentence);
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::descriptions::Architecture;
 use crate::domain::{ExtraToken, TruncationSide};
@@ -108,6 +108,15 @@ pub(super) struct TokenizerConfig {
     add_eos_token: Option<Value>,
     bos_token: Option<Value>,
     eos_token: Option<Value>,
+    unk_token: Option<Value>,
+    sep_token: Option<Value>,
+    pad_token: Option<Value>,
+    cls_token: Option<Value>,
+    mask_token: Option<Value>,
+    /// A list.
+    additional_special_tokens: Option<Value>,
+    /// A list, or an object of names.
+    extra_special_tokens: Option<Value>,
     do_lower_case: Option<Value>,
     strip_accents: Option<Value>,
     tokenize_chinese_chars: Option<Value>,
@@ -284,8 +293,42 @@ impl TokenizerConfig {
         let known = file.added_tokens.iter().filter_map(|token| ListedToken::deserialize(token).ok());
         let known: Vec<ExtraToken> = known.map(|token| alike(&token.into_extra())).collect();
         let listed = self.added_tokens_decoder.iter().flat_map(BTreeMap::values);
-        let extra = listed.filter(|token| !token.content.is_empty()).map(|token| token.clone().into_extra());
-        extra.filter(|token| !known.contains(&alike(token))).collect()
+        let listed: Vec<ExtraToken> =
+            listed.filter(|token| !token.content.is_empty()).map(|token| token.clone().into_extra()).collect();
+        // Of those that are only named, it adds what neither file lists.
+        let mut named: Vec<ExtraToken> = Vec::new();
+        for token in self.special_tokens() {
+            if !known.iter().chain(&listed).chain(&named).any(|other| other.content == token.content) {
+                named.push(token);
+            }
+        }
+        let extra = listed.into_iter().filter(|token| !known.contains(&alike(token)));
+        extra.chain(named).collect()
+    }
+
+    /// The special tokens that it names.
+    fn special_tokens(&self) -> Vec<ExtraToken> {
+        let single = [
+            &self.bos_token,
+            &self.eos_token,
+            &self.unk_token,
+            &self.sep_token,
+            &self.pad_token,
+            &self.cls_token,
+            &self.mask_token,
+        ];
+        let several = [&self.additional_special_tokens, &self.extra_special_tokens].into_iter().flatten();
+        let several = several.flat_map(|tokens| match tokens {
+            Value::Array(tokens) => tokens.iter().collect(),
+            Value::Object(tokens) => tokens.values().collect(),
+            _ => Vec::new(),
+        });
+        let tokens = single.into_iter().flatten().chain(several).filter_map(|token| match token {
+            Value::String(content) => ListedToken::deserialize(json!({"content": content})).ok(),
+            token => ListedToken::deserialize(token).ok(),
+        });
+        let special = |token: ListedToken| ListedToken { special: true, ..token }.into_extra();
+        tokens.filter(|token| !token.content.is_empty()).map(special).collect()
     }
 
     /// The tokens that each text gets besides its own whatever `tokenizer.json` says, each behind the name of the flag that

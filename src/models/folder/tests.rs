@@ -378,6 +378,8 @@ fn what_the_tokenizer_is_handed_is_followed_or_refused() {
         (r#""tokenizer_args": {"truncation_side": "middle"}"#, "`tokenizer_args` hands"),
         (r#""tokenizer_args": {"model_max_length": "long"}"#, "`model_max_length: \"long\"`"),
         (r#""tokenizer_args": {"strip_accents": false}"#, "`strip_accents: false`"),
+        (r#""query_length": 8"#, "`query_length`"),
+        (r#""query_length": null, "document_length": 64"#, "`document_length`"),
     ] {
         let refusal = read(settings).expect_err(settings).to_string();
         assert!(refusal.contains("sentence_bert_config.json") && refusal.contains(said), "{refusal}");
@@ -418,6 +420,28 @@ fn tokens_that_only_the_configuration_lists_are_added_in_the_order_of_their_ids(
         let refusal = extra(malformed).expect_err("transformers fails on it").to_string();
         assert!(refusal.contains("tokenizer_config.json"), "{refusal}");
     }
+}
+
+#[test]
+fn special_tokens_that_the_configuration_names_alone_are_added_behind_those_that_it_lists() {
+    let tokenizer = r#"{"added_tokens": [{"id": 0, "content": "[CLS]", "special": true, "normalized": false}], "model": {"vocab": {"[MASK]": 1}}}"#;
+    let config = r#"{
+        "added_tokens_decoder": {"9": {"content": "<a>", "special": true}},
+        "cls_token": "[CLS]", "mask_token": "[MASK]", "pad_token": null, "bos_token": "",
+        "sep_token": {"content": "[SEP]", "lstrip": true, "normalized": true},
+        "additional_special_tokens": ["<a>", "<b>"],
+        "extra_special_tokens": {"image_token": "<image>", "again": "[MASK]"}}"#;
+    let read = read_from(&[("tokenizer_config.json", config), ("tokenizer.json", tokenizer)]).expect("well formed");
+    let token = |content: &str| ExtraToken {
+        content: content.to_owned(),
+        single_word: false,
+        lstrip: false,
+        rstrip: false,
+        normalized: false,
+        special: true,
+    };
+    let sep = ExtraToken { lstrip: true, normalized: true, ..token("[SEP]") };
+    assert_eq!(read.extra_tokens, [token("<a>"), sep, token("[MASK]"), token("<b>"), token("<image>")]);
 }
 
 #[test]
