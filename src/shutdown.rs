@@ -16,10 +16,10 @@ use futures::FutureExt as _;
 use opentelemetry::context::FutureExt;
 use parking_lot::Mutex;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use tracing::Instrument;
 
 /// Signals of one kind that come within this time are one: `timeout`, say, sends it to the process, and at once to its
@@ -134,8 +134,8 @@ pub async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stat
     output_of(tokio::task::spawn_blocking(move || span.in_scope(work))).await
 }
 
-async fn output_of<T>(task: JoinHandle<T>) -> T {
-    // Nobody aborts a task; the runtime ends only with the process.
+async fn output_of<T>(task: impl Future<Output = Result<T, JoinError>>) -> T {
+    // Nobody aborts a task that is waited for; the runtime ends only with the process.
     task.await.unwrap_or_else(|ended| std::panic::resume_unwind(ended.into_panic()))
 }
 
@@ -245,6 +245,15 @@ impl Shutdown {
         F: Future<Output: Send + 'static> + Send + 'static,
     {
         output_of(self.spawn(name, future.with_current_context())).await
+    }
+
+    /// Runs a future as a task that gets on whether or not its caller is polled. It ends when the caller leaves; else as
+    /// [`Self::finish`].
+    pub async fn carry_on<F>(&self, name: &'static str, future: F) -> F::Output
+    where
+        F: Future<Output: Send + 'static> + Send + 'static,
+    {
+        output_of(AbortOnDropHandle::new(self.spawn(name, future.with_current_context()))).await
     }
 
     /// Runs blocking work off the async threads, inside the span of its caller.
@@ -415,6 +424,15 @@ mod tests {
         assert_eq!(shutdown.drain(LONG).await, Drained::Completely);
         assert!(task.await.expect_err("a panic").is_panic());
         assert_eq!(shutdown.running.names(), Vec::<&str>::new());
+    }
+
+    #[tokio::test]
+    async fn work_that_is_carried_on_ends_when_its_caller_leaves() {
+        let shutdown = Shutdown::new();
+        assert_eq!(shutdown.carry_on("reading", async { 1 }).await, 1);
+        let caller = tokio::time::timeout(Duration::from_millis(1), shutdown.carry_on("reading", pending::<()>()));
+        assert!(caller.await.is_err());
+        assert_eq!(shutdown.drain(LONG).await, Drained::Completely);
     }
 
     #[tokio::test]

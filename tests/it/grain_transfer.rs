@@ -864,3 +864,28 @@ async fn so_many_imports_run_at_once_and_no_more() {
     Imported::of(&answer).assert_whole([1, 1, 0, 0, 0, 0]);
     app.stop().await;
 }
+
+/// Who does not read keeps an answer where it is, and no connection to the database.
+#[tokio::test]
+async fn exports_that_nobody_reads_leave_the_database_to_others() {
+    let app = TestApp::start_with(&with_tiny(&[])).await;
+    // Pages of these are short, so that they come to stand still at the beginning of one.
+    let attributes = json!({"a": vec![0; 15_000]});
+    for _ in 0..12 {
+        let grains: Vec<Value> = (0..50).map(|_| json!({"text": "zq", "attributes": attributes})).collect();
+        app.post("/grains", json!({"grains": grains})).await.ok();
+    }
+    let mut unread = Vec::new();
+    for _ in 0..12 {
+        let answer = app.request(Method::POST, "/grains/export").send().await.expect("an answer begins");
+        assert_eq!(answer.status(), 200);
+        unread.push(answer);
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    for _ in 0..5 {
+        app.get("/grains?limit=1").await.ok();
+    }
+    app.post("/grains", json!({"text": "hello"})).await.ok();
+    drop(unread);
+    app.stop().await;
+}

@@ -1,6 +1,10 @@
 //! Reading grains out, page by page.
+//!
+//! Nothing goes on with an answer while its caller takes nothing of it. So what is read from the database is read in a task:
+//! else a few callers who wait would keep all its connections.
 
 use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
 
 use futures::Stream;
 
@@ -12,6 +16,9 @@ use crate::models::ledger::SpaceRecord;
 
 /// Grains of a page. A text may be long, so there are not too many.
 const PAGE: u32 = 200;
+
+/// What reads for an export.
+const TASK: &str = "export";
 
 /// What is read out.
 #[derive(Clone, Debug, Default)]
@@ -103,17 +110,23 @@ impl Export {
                 Some(Ok(()))
             }
             Next::Spaces(first) => Some(self.begin(first).await),
-            Next::Page(after) => Some(match self.grains.page(page_request(&self.request, Some(after))).await {
-                Ok(page) => self.add(page).await,
-                Err(error) => Err(error),
-            }),
+            Next::Page(after) => {
+                let (grains, request) = (self.grains.clone(), page_request(&self.request, Some(after)));
+                let page = self.grains.shutdown.carry_on(TASK, async move { grains.page(request).await }).await;
+                Some(match page {
+                    Ok(page) => self.add(page).await,
+                    Err(error) => Err(error),
+                })
+            }
         }
     }
 
     async fn begin(&mut self, first: Page) -> Result<(), GrainError> {
         // Which spaces serve some of the grains would take as long to find as these: they come before their first one.
         if self.request.filter.is_empty() {
-            for (space, _) in self.grains.served_by_space().await?.into_iter().filter(|(_, n_grains)| *n_grains > 0) {
+            let grains = self.grains.clone();
+            let served = self.grains.shutdown.carry_on(TASK, async move { grains.served_by_space().await }).await?;
+            for (space, _) in served.into_iter().filter(|(_, n_grains)| *n_grains > 0) {
                 self.introduce(&space).await?;
             }
         }
@@ -135,11 +148,12 @@ impl Export {
 
     /// Writes a space's manifest before the first grain of it.
     async fn introduce(&mut self, space: &SpaceId) -> Result<(), GrainError> {
-        if self.known.insert(space.clone())
-            && let Some(record) = self.grains.ledger.space(space).await?
-        {
-            self.ready.push_back(ExportItem::Space(Box::new(record)));
+        if !self.known.insert(space.clone()) {
+            return Ok(());
         }
+        let (ledger, space) = (Arc::clone(&self.grains.ledger), space.clone());
+        let record = self.grains.shutdown.carry_on(TASK, async move { ledger.space(&space).await }).await?;
+        self.ready.extend(record.map(|record| ExportItem::Space(Box::new(record))));
         Ok(())
     }
 }
