@@ -18,6 +18,10 @@ use super::responses::{TeiBodyErrors, TeiErrors};
 use super::state::AppState;
 use crate::engine::{EngineError, TokenCount, TokenDetail, in_place_or_turns};
 
+/// The most tokens of all texts together that `/tokenize` shows: each takes some hundred bytes, and more in the answer than
+/// in the text.
+const MAX_SHOWN_TOKENS: usize = 1 << 17;
+
 /// One text or several.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged, expecting = "expected a text or a list of texts")]
@@ -141,7 +145,7 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
     for (index, text) in texts.iter().enumerate() {
         state.limits.check_text(text, || format!("inputs[{index}]"))?;
     }
-    let max_request_tokens = state.engine.max_request_tokens;
+    let max_request_tokens = state.engine.max_request_tokens.min(MAX_SHOWN_TOKENS);
     let prompt = prompt::choice(body.prompt_name, body.input_type)?;
     let name = state.models.resolve(body.model.as_deref())?;
     let lease = state.models.lease(&name).await?;
@@ -162,7 +166,15 @@ async fn tokens_of(state: AppState, body: TokenizeBody) -> Result<axum::Json<Vec
         check_tokens(n_tokens, max_request_tokens)?;
         Ok(details.into_iter().map(Token::from).collect())
     };
-    Ok(axum::Json(in_place_or_turns(texts, n_bytes, String::len, tokens_of).await?))
+    let shown = in_place_or_turns(texts, n_bytes, String::len, tokens_of).await;
+    shown.map(axum::Json).map_err(|error| match error {
+        EngineError::TooManyTokens { n_tokens, max_request_tokens: MAX_SHOWN_TOKENS } => {
+            let sentence =
+                format!("the texts have {n_tokens} tokens together; at most {MAX_SHOWN_TOKENS} are shown at a time");
+            ApiError::new(Code::TooManyTokens, sentence)
+        }
+        error => error.into(),
+    })
 }
 
 /// Turns token ids back into text.
