@@ -112,7 +112,8 @@ const NUMBER_BYTES: usize = 16;
 
 /// About as many bytes as a JSON document takes of memory once it is read, besides its own length: `[[],[],…]` takes a
 /// hundred times as much. What is no JSON is counted all the same. A vector is what stands as `vector` in the document
-/// itself, or in an object of its list `grains`: no document of any shape begins there.
+/// itself, or in an object of its list `grains`: no document of any shape begins there, but that of a registration, which
+/// only an operator sends.
 #[must_use]
 pub fn parsed_bytes(json: &[u8]) -> usize {
     counted(json, Nesting::default())
