@@ -19,6 +19,7 @@ pub use self::error::AppError;
 pub use self::start::start;
 use crate::api;
 use crate::api::access::Access;
+use crate::api::answer_memory::AnswerMemory;
 use crate::api::body_memory::BodyMemory;
 use crate::api::connections::{self, ConnectionLimits, Serving, Tls, TlsFiles};
 use crate::api::forwarded::Proxies;
@@ -107,8 +108,9 @@ impl App {
         };
         warn_of_unknown_models(&keys, &models);
         let body_memory = Arc::new(BodyMemory::new(config.server.body_memory.max(config.server.max_body)));
-        let bodies = Arc::clone(&body_memory);
-        models.ask_for_memory_of_requests(move || bodies.taken_bytes());
+        let answer_memory = Arc::new(AnswerMemory::new(config.server.answer_memory));
+        let (bodies, answers) = (Arc::clone(&body_memory), Arc::clone(&answer_memory));
+        models.ask_for_memory_of_requests(move || bodies.taken_bytes() + answers.taken_bytes());
         models.watch_memory();
         upkeep::keep_active_loadable(&shutdown, models.clone());
         upkeep::keep_keys(&shutdown, Arc::clone(&keys));
@@ -128,6 +130,7 @@ impl App {
             timeouts,
             places: Arc::new(Semaphore::new(config.server.max_concurrent_requests)),
             body_memory,
+            answer_memory,
             engine: EngineFacts {
                 max_batch_tokens: config.engine.max_batch_tokens,
                 max_batch_texts: config.engine.max_batch_texts,

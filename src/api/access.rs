@@ -166,6 +166,12 @@ pub fn is_probe(request: &Request) -> bool {
     matches!(pattern.and_then(|pattern| listed(request.method(), pattern)), Some(HEALTH | METRICS))
 }
 
+/// Whether a request may change something, so that it must not be taken for one that did nothing.
+#[must_use]
+pub fn may_change_something(request: &Request) -> bool {
+    !request.method().is_safe() && matches!(need_of(request), Some(WRITE | ADMIN))
+}
+
 /// The keys, and what is answered without one.
 #[derive(Clone, Debug)]
 pub struct Access {

@@ -201,9 +201,9 @@ impl IntoResponse for ApiError {
 pub async fn render(request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let family = Family::of(&method, request.uri().path());
-    let (mut response, is_counted) = measured::noting(next.run(request)).await;
+    let (mut response, is_open) = measured::noting(next.run(request)).await;
     let Some(error) = response.extensions_mut().remove::<ApiError>() else { return response };
-    if is_counted {
+    if is_open {
         measured::count_failure(error.code);
     }
     let code = error.code;

@@ -26,22 +26,22 @@ pub struct Answer {
 }
 
 tokio::task_local! {
-    /// Whether the request that this task answers was counted.
-    static IS_COUNTED: Cell<bool>;
+    /// Whether the request that this task answers was counted, and not yet as a success.
+    static IS_OPEN: Cell<bool>;
 }
 
-/// Waits for the answer to a request, and says whether the request was counted: its failure then is, too, wherever it
-/// comes from. Whoever is refused before, at a path or with a body that nobody reads, is in neither number.
+/// Waits for the answer to a request, and says whether the request was counted and is no success: its failure then counts,
+/// too, wherever it comes from. Whoever is refused before, at a path or with a body that nobody reads, is in neither number.
 pub async fn noting<T>(answer: impl Future<Output = T>) -> (T, bool) {
-    let noted = async { (answer.await, IS_COUNTED.with(Cell::get)) };
-    IS_COUNTED.scope(Cell::new(false), noted).await
+    let noted = async { (answer.await, IS_OPEN.with(Cell::get)) };
+    IS_OPEN.scope(Cell::new(false), noted).await
 }
 
 /// Counts a request to embed, before anything in it is checked.
 pub fn count(shape: Shape) {
     counter!(telemetry::TE_REQUEST_COUNT, "method" => method_of(shape)).increment(1);
     // Without a task that asks nobody would know.
-    let _ = IS_COUNTED.try_with(|is_counted| is_counted.set(true));
+    let _ = IS_OPEN.try_with(|is_open| is_open.set(true));
 }
 
 /// Counts the failure of a request that was counted.
@@ -75,6 +75,7 @@ pub async fn embed(
     let embedded = state.models.embed_with_model(request, &name).await?;
 
     counter!(telemetry::TE_REQUEST_SUCCESS, "method" => method_of(shape)).increment(1);
+    let _ = IS_OPEN.try_with(|is_open| is_open.set(false));
     record(&embedded, started.elapsed());
     let headers = headers(&embedded, n_characters, started.elapsed());
     Ok(Answer { embedded, headers })

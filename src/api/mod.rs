@@ -6,6 +6,7 @@
 pub mod access;
 pub mod active;
 pub mod adoption;
+pub mod answer_memory;
 pub mod base;
 pub mod bodies;
 pub mod body_memory;
@@ -155,6 +156,7 @@ pub fn router(state: AppState, base: &BasePath) -> Router {
         from_fn_with_state(state.clone(), guard::refuse_foreign),
         from_fn_with_state(state.clone(), access::check),
         from_fn_with_state(state.clone(), requests::limit_number),
+        from_fn_with_state(state.clone(), answer_memory::bound),
         from_fn_with_state(state.clone(), body_memory::share),
         from_fn_with_state(state.clone(), timeouts::limit),
         from_fn_with_state(state.clone(), callers::note),

@@ -10,6 +10,7 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::access::Access;
+use super::answer_memory::AnswerMemory;
 use super::body_memory::BodyMemory;
 use super::error::{ApiError, Code};
 use super::forwarded::Proxies;
@@ -56,6 +57,8 @@ pub struct Shared {
     pub places: Arc<Semaphore>,
     /// Memory for their bodies.
     pub body_memory: Arc<BodyMemory>,
+    /// Memory for answers that are made and not yet sent.
+    pub answer_memory: Arc<AnswerMemory>,
     /// What `/info` says of the engine.
     pub engine: EngineFacts,
     /// Who may do what.

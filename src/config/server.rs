@@ -60,6 +60,9 @@ pub struct ServerConfig {
     /// `max_body`.
     #[serde(with = "spelling::size")]
     pub body_memory: ByteSize,
+    /// Memory for answers that are made and not yet sent.
+    #[serde(with = "spelling::size")]
+    pub answer_memory: ByteSize,
     /// The most texts in one request.
     pub max_inputs: usize,
     /// The most bytes of one text, but for those of grains.
@@ -101,6 +104,7 @@ impl ServerConfig {
         [
             outside("server.max_body", &self.max_body, &MAX_BODY, |size| spelling::size::spell(*size)),
             outside("server.body_memory", &self.body_memory, &BODY_MEMORY, |size| spelling::size::spell(*size)),
+            outside("server.answer_memory", &self.answer_memory, &BODY_MEMORY, |size| spelling::size::spell(*size)),
             outside("server.max_inputs", &self.max_inputs, &MAX_INPUTS, ToString::to_string),
             outside("server.max_text", &self.max_text, &MAX_TEXT, |size| spelling::size::spell(*size)),
             outside("server.max_connections", &self.max_connections, &MAX_CONNECTIONS, ToString::to_string),

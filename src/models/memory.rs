@@ -2,10 +2,10 @@
 //!
 //! Memory is counted as the process's resident set over its value with no model loaded, because that is what kills a
 //! container, less what others of this process say they take: the indexes and anchors of grains, the embedding cache,
-//! and, unless the budget is for the whole process, the bodies of requests. What a model takes is measured when it is
-//! loaded: its weights, and the activations of the canary texts; those of larger batches only show later. The embedding
-//! table is added where it stays in a file until texts look rows of it up. What is unloaded meanwhile hides a part of
-//! what was measured, but for the weights, whose size is known.
+//! and, unless the budget is for the whole process, the bodies of requests and answers. What a model takes is measured
+//! when it is loaded: its weights, and the activations of the canary texts; those of larger batches only show later. The
+//! embedding table is added where it stays in a file until texts look rows of it up. What is unloaded meanwhile hides a
+//! part of what was measured, but for the weights, whose size is known.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};

@@ -44,7 +44,7 @@ macro_rules! metric_names {
 
 metric_names! {
     describe_counter TE_REQUEST_COUNT = "te_request_count": "Requests to embed of which the body could be read, by `method`: `single` or `batch`.";
-    describe_counter TE_REQUEST_SUCCESS = "te_request_success": "Requests to embed that were answered, by `method`.";
+    describe_counter TE_REQUEST_SUCCESS = "te_request_success": "Requests to embed whose texts were embedded, by `method`.";
     describe_counter TE_REQUEST_FAILURE = "te_request_failure": "Requests of `te_request_count` that were refused or failed, by the reason in `err`.";
     describe_counter TE_EMBED_COUNT = "te_embed_count": "Texts that were to be embedded.";
     describe_counter TE_EMBED_SUCCESS = "te_embed_success": "Texts that were embedded.";
@@ -69,7 +69,7 @@ metric_names! {
     describe_histogram MODEL_LOAD_DURATION = "granary_model_load_duration_seconds": "Seconds a successful load took, by `model`.";
     describe_counter MODEL_EVICTIONS = "granary_model_evictions_total": "Models unloaded although nobody asked for it, by `model` and `reason`: `budget` or `idle`.";
     describe_gauge MODEL_MEMORY = "granary_model_memory_bytes": "Bytes a `model` takes, as measured at its last load.";
-    describe_gauge MEMORY_USED = "granary_models_memory_used_bytes": "Resident bytes of the process over those it has without models, less what indexes, anchors and the embedding cache take, and bodies of requests unless `models.memory_budget` is `auto`.";
+    describe_gauge MEMORY_USED = "granary_models_memory_used_bytes": "Resident bytes of the process over those it has without models, less what indexes, anchors and the embedding cache take, and bodies of requests and answers unless `models.memory_budget` is `auto`.";
     describe_gauge MEMORY_BUDGET = "granary_models_memory_budget_bytes": "What models may take together (`models.memory_budget`); with `auto` less what indexes, anchors and the embedding cache take.";
     describe_gauge MODEL_STATE = "granary_model_state": "1 for the `state` a `model` is in, 0 for the others.";
     describe_gauge MODEL_AILING = "granary_model_ailing": "1 for a `model` that is loaded and does not embed as it did then, by the last look at it, 0 for the others.";

@@ -434,6 +434,44 @@ async fn what_a_body_becomes_counts_too() {
     app.stop().await;
 }
 
+#[tokio::test]
+async fn answers_that_are_not_yet_taken_share_the_memory_that_there_is() {
+    let app = serve("answer_memory = \"600KiB\"").await;
+    let text = "many words ".repeat(50_000);
+    app.post("/grains", json!({"id": "a", "text": text})).await.ok();
+    let mut connection = Multiplexed::open(&app, 1).await;
+    let untaken = connection.get(&app, "/grains/a").await;
+    let refused = app.get("/grains/a").await;
+    assert_eq!(refused.header("retry-after"), "1");
+    let (status, code, message) = refused.problem();
+    assert_eq!((status, code.as_str()), (429, "overloaded"));
+    assert!(message.contains("`server.answer_memory`"), "{message}");
+    // What was done is told.
+    let patched = app.patch("/grains/a", json!({"tags": ["b"]})).await.ok();
+    assert_eq!(patched["text"], text);
+    app.post("/embed", json!({"inputs": "hello"})).await.ok();
+    // What is withheld has been embedded.
+    let (_, kind, _) = app.post("/embed", json!({"inputs": vec!["hello"; 500]})).await.tei_error();
+    assert_eq!(kind, "Overloaded");
+    assert_eq!((app.metric("te_request_success").await, app.metric("te_request_failure").await), (2.0, 0.0));
+    drop((untaken, connection));
+    until("there is room again", async || app.get("/grains/a").await.status == StatusCode::OK).await;
+    app.stop().await;
+}
+
+#[tokio::test]
+async fn an_answer_that_is_larger_than_the_memory_for_all_is_sent_alone() {
+    let app = serve("answer_memory = \"1KiB\"").await;
+    let text = "many words ".repeat(50_000);
+    app.post("/grains", json!({"id": "a", "text": text})).await.ok();
+    assert_eq!(app.get("/grains/a").await.ok()["text"], text);
+    let mut connection = Multiplexed::open(&app, 1).await;
+    let untaken = connection.get(&app, "/grains/a").await;
+    assert_eq!(app.get("/grains/a").await.status, StatusCode::TOO_MANY_REQUESTS);
+    drop((untaken, connection));
+    app.stop().await;
+}
+
 /// A token takes some hundred bytes of memory, and every byte of a text may be one.
 #[tokio::test]
 async fn a_text_of_by_far_too_many_tokens_is_refused_before_all_of_it_is_read() {
