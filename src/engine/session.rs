@@ -234,7 +234,8 @@ impl EncoderSession {
         let unsupported = |reason| EngineError::UnsupportedGraph { path: path.clone(), reason };
         let listed = session.inputs().iter().map(|input| (input.name(), input.dtype()));
         let inputs = GraphInputs::of(listed).map_err(unsupported)?;
-        let output = choose_output(session.outputs(), wanted).map_err(unsupported)?;
+        let outputs: Vec<_> = session.outputs().iter().map(|output| (output.name(), output.dtype())).collect();
+        let output = choose_output(&outputs, wanted).map_err(unsupported)?;
         let output_name = CString::new(output.name.as_str()).map_err(|error| refused(error.into()))?;
         Ok(Self { session, inputs, output, output_name })
     }
