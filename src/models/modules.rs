@@ -451,6 +451,8 @@ mod tests {
             (r#"{"pooling_mode_mean_sqrt_len_tokens": true}"#, Some(Pooling::MeanSqrtLen)),
             (r#"{"pooling_mode": "lasttoken", "include_prompt": false}"#, Some(Pooling::LastToken)),
             (r#"{"pooling_mode": null, "pooling_mode_cls_token": true}"#, Some(Pooling::Cls)),
+            (r#"{"pooling_mode_mean_tokens": 0, "pooling_mode_cls_token": 1}"#, Some(Pooling::Cls)),
+            (r#"{"pooling_mode_mean_tokens": "", "pooling_mode_max_tokens": "yes"}"#, Some(Pooling::Max)),
             ("{}", Some(Pooling::Mean)),
             (r#"{"word_embedding_dimension": 32, "pooling_mode_mean_tokens": false}"#, Some(Pooling::Mean)),
         ] {

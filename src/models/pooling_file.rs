@@ -42,7 +42,7 @@ const POOLING_FLAGS: [(&str, &str); 6] = [
 /// file. What the operator has set stands for one that Granary does not have.
 pub(super) fn read_pooling(path: &Path, configured: Option<Pooling>) -> Result<Option<Pooling>, FolderError> {
     let Some(config) = read_json::<PoolingConfig>(path)? else { return Ok(None) };
-    let is_set = |flag: &str| config.flags.get(flag) == Some(&serde_json::Value::Bool(true));
+    let is_set = |flag: &str| config.flags.get(flag).is_some_and(is_true_in_python);
     let flagged: Vec<&str> = POOLING_FLAGS.iter().filter(|(flag, _)| is_set(flag)).map(|(_, word)| *word).collect();
     let mode = match config.pooling_mode {
         Some(Mode::One(word)) => word,
@@ -65,4 +65,18 @@ pub(super) fn read_pooling(path: &Path, configured: Option<Pooling>) -> Result<O
         return unless_set(FolderError::Unsupported { path: path.to_owned(), what });
     }
     Ok(Some(pooling))
+}
+
+/// What sentence-transformers takes for true: a flag may be a number.
+fn is_true_in_python(flag: &serde_json::Value) -> bool {
+    use serde_json::Value;
+
+    match flag {
+        Value::Null => false,
+        Value::Bool(flag) => *flag,
+        Value::Number(number) => number.as_f64() != Some(0.0),
+        Value::String(text) => !text.is_empty(),
+        Value::Array(items) => !items.is_empty(),
+        Value::Object(fields) => !fields.is_empty(),
+    }
 }
