@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 use sqlx::{QueryBuilder, Sqlite};
 
 use super::json_text;
-use crate::domain::{AttributeCondition, AttributeValue, Filter, GrainId, Membership, Range, SpaceCondition};
+use crate::domain::{AttributeCondition, AttributeValue, Filter, Membership, Range, SpaceCondition};
 
 /// A column of the row of `embeddings` that a grain `g` is served by. The order of spaces is one short JSON array.
 macro_rules! served {
@@ -53,21 +53,21 @@ impl Plan {
     }
 }
 
-/// A condition whose index lists the grains that meet it, and what else these must meet.
-pub(super) struct Start {
-    list: List,
-    rest: Filter,
-}
-
-/// Grains that an index lists.
-enum List {
-    Ids(Vec<GrainId>),
-    Sources(Vec<String>),
-    Tags(Vec<String>),
-    Values(String, Vec<AttributeValue>),
-    Within(String, Range<AttributeValue>),
-    Created(Range<i64>),
-    Updated(Range<i64>),
+/// A condition of a filter whose index lists the grains that meet it. It only says where in the filter it stands: a copy of
+/// it and of the rest, for each condition, would be ten times the filter, which may have thousands of values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Start {
+    Ids,
+    Sources,
+    /// The last of the tags that must all be there.
+    Tag,
+    AnyTag,
+    Created,
+    Updated,
+    /// The last of the values that must all be there, of the attribute at this place.
+    Value(usize),
+    AnyValue(usize),
+    Within(usize),
 }
 
 /// Appends ` AND …` for each condition on the grain `g`.
@@ -106,72 +106,76 @@ pub(super) fn push(query: &mut QueryBuilder<Sqlite>, filter: &Filter, plan: Plan
 /// one tag or one value must be there, its index is where the database begins; and where no condition asks for more than a
 /// number, the grains themselves are not read.
 pub(super) fn push_from(query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
-    let can_begin = |start: &Start| match &start.list {
-        List::Ids(_) => true,
-        List::Tags(tags) => tags.len() == 1 && !needs_rows(filter),
-        List::Values(_, values) => values.len() == 1 && !needs_rows(filter),
+    let can_begin = |start: &Start| match *start {
+        Start::Ids => true,
+        Start::Tag | Start::Value(_) => !needs_rows(filter),
+        Start::AnyTag => filter.tags.any.len() == 1 && !needs_rows(filter),
+        Start::AnyValue(at) => filter.attributes[at].1.members.any.len() == 1 && !needs_rows(filter),
         _ => false,
     };
-    push_from_start(query, filter, starts(filter).into_iter().find(can_begin).as_ref());
+    push_from_start(query, filter, starts(filter).into_iter().find(can_begin));
 }
 
 /// The same with all columns of the grains.
 pub(super) fn push_from_rows(query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
     // Beside the other conditions, the database would look each id up for each grain that meets these.
-    let by_id = starts(filter).into_iter().find(|start| matches!(start.list, List::Ids(_)));
-    push_beginning(query, filter, by_id.as_ref(), true);
+    let by_id = filter.ids.is_some().then_some(Start::Ids);
+    push_beginning(query, filter, by_id, true);
 }
 
 /// Appends ` FROM … AS g WHERE TRUE AND …`: the numbers of the grains that meet the filter. With a start the first of them
 /// are found without the rest.
-pub(super) fn push_from_start(query: &mut QueryBuilder<Sqlite>, filter: &Filter, start: Option<&Start>) {
+pub(super) fn push_from_start(query: &mut QueryBuilder<Sqlite>, filter: &Filter, start: Option<Start>) {
     push_beginning(query, filter, start, false);
 }
 
-fn push_beginning(query: &mut QueryBuilder<Sqlite>, filter: &Filter, start: Option<&Start>, with_rows: bool) {
-    let Some(Start { list, rest }) = start else {
+fn push_beginning(query: &mut QueryBuilder<Sqlite>, filter: &Filter, start: Option<Start>, with_rows: bool) {
+    let Some(start) = start else {
         query.push(" FROM grains AS g WHERE TRUE");
         return push(query, filter, Plan::Enumerate);
     };
+    let rest = start.rest(filter);
     query.push(" FROM (");
-    list.push(query);
-    query.push(if with_rows || needs_rows(rest) {
+    start.push(query, filter);
+    query.push(if with_rows || needs_rows(&rest) {
         ") AS found CROSS JOIN grains AS g ON g.number = found.number WHERE TRUE"
     } else {
         ") AS g WHERE TRUE"
     });
-    push(query, rest, Plan::Check);
+    push(query, &rest, Plan::Check);
 }
 
 /// Appends an expression: how many grains a start lists, up to that many.
-pub(super) fn push_length(query: &mut QueryBuilder<Sqlite>, start: &Start, at_most: i64) {
+pub(super) fn push_length(query: &mut QueryBuilder<Sqlite>, filter: &Filter, start: Start, at_most: i64) {
     query.push("(SELECT count(*) FROM (");
-    start.list.push(query);
+    start.push(query, filter);
     query.push(" LIMIT ").push_bind(at_most).push("))");
 }
 
 /// The conditions that the database can begin with, some of them. There are few ids in a filter: beside them no other
 /// condition is worth a look.
 pub(super) fn starts(filter: &Filter) -> Vec<Start> {
-    if let Some(start) = Start::of(filter, |rest| rest.ids.take().map(List::Ids)) {
-        return vec![start];
+    let Filter { ids, sources, tags, attributes, created_us, updated_us, space: _ } = filter;
+    if ids.is_some() {
+        return vec![Start::Ids];
     }
-    let mut starts = Vec::new();
-    starts.extend(Start::of(filter, |rest| rest.tags.all.pop().map(|tag| List::Tags(vec![tag]))));
-    starts.extend(Start::of(filter, |rest| taken(&mut rest.tags.any).map(List::Tags)));
     // The index of sources does not have the grains without one.
-    starts.extend(Start::of(filter, |rest| rest.sources.take()?.into_iter().collect::<Option<_>>().map(List::Sources)));
-    starts.extend(Start::of(filter, |rest| taken_range(&mut rest.created_us).map(List::Created)));
-    starts.extend(Start::of(filter, |rest| taken_range(&mut rest.updated_us).map(List::Updated)));
-    for (at, (name, _)) in filter.attributes.iter().enumerate().take(LOOKUPS) {
-        let values = |values| List::Values(name.clone(), values);
-        let within = |range| List::Within(name.clone(), range);
-        let value = |value| values(vec![value]);
-        starts.extend(Start::of(filter, |rest| rest.attributes[at].1.members.all.pop().map(value)));
-        starts.extend(Start::of(filter, |rest| taken(&mut rest.attributes[at].1.members.any).map(values)));
-        starts.extend(Start::of(filter, |rest| taken_range(&mut rest.attributes[at].1.range).map(within)));
+    let has_sources = sources.as_ref().is_some_and(|sources| sources.iter().all(Option::is_some));
+    let mut conditions = vec![
+        (Start::Tag, !tags.all.is_empty()),
+        (Start::AnyTag, !tags.any.is_empty()),
+        (Start::Sources, has_sources),
+        (Start::Created, !created_us.is_empty()),
+        (Start::Updated, !updated_us.is_empty()),
+    ];
+    for (at, (_, AttributeCondition { members, range, .. })) in attributes.iter().enumerate().take(LOOKUPS) {
+        conditions.extend([
+            (Start::Value(at), !members.all.is_empty()),
+            (Start::AnyValue(at), !members.any.is_empty()),
+            (Start::Within(at), !range.is_empty()),
+        ]);
     }
-    starts
+    conditions.into_iter().filter(|(_, is_there)| *is_there).map(|(start, _)| start).collect()
 }
 
 /// Appends ` FROM … AS g WHERE TRUE AND …`: those of the numbers whose grains meet the filter, with their place as `g.key`.
@@ -197,65 +201,81 @@ fn needs_rows(filter: &Filter) -> bool {
     of_grain || of_time || attributes.iter().any(|(_, condition)| condition.exists.is_some())
 }
 
-/// All of some values, taken out, when there are any.
-fn taken<T>(values: &mut Vec<T>) -> Option<Vec<T>> {
-    Some(std::mem::take(values)).filter(|values| !values.is_empty())
-}
-
-/// Bounds, taken out, when there are any.
-fn taken_range<T>(range: &mut Range<T>) -> Option<Range<T>> {
-    Some(std::mem::take(range)).filter(|range| !range.is_empty())
-}
-
 impl Start {
-    /// The condition that is taken out of the filter, if there is one, and the rest.
-    fn of(filter: &Filter, take: impl FnOnce(&mut Filter) -> Option<List>) -> Option<Self> {
+    /// The filter without this condition.
+    fn rest(self, filter: &Filter) -> Filter {
         let mut rest = filter.clone();
-        take(&mut rest).map(|list| Self { list, rest })
-    }
-}
-
-impl List {
-    /// Appends `SELECT … AS number FROM …`: each grain once.
-    fn push(&self, query: &mut QueryBuilder<Sqlite>) {
         match self {
-            Self::Ids(ids) => {
+            Self::Ids => rest.ids = None,
+            Self::Sources => rest.sources = None,
+            Self::Tag => drop(rest.tags.all.pop()),
+            Self::AnyTag => rest.tags.any.clear(),
+            Self::Created => rest.created_us = Range::default(),
+            Self::Updated => rest.updated_us = Range::default(),
+            Self::Value(at) => drop(rest.attributes[at].1.members.all.pop()),
+            Self::AnyValue(at) => rest.attributes[at].1.members.any.clear(),
+            Self::Within(at) => rest.attributes[at].1.range = Range::default(),
+        }
+        rest
+    }
+
+    /// Appends `SELECT … AS number FROM …`: each grain once.
+    fn push(self, query: &mut QueryBuilder<Sqlite>, filter: &Filter) {
+        match self {
+            Self::Ids => {
                 query.push("SELECT number FROM grains WHERE id");
-                push_list(query, ids.iter().map(|id| id.as_str().to_owned()));
+                push_list(query, filter.ids.iter().flatten().map(|id| id.as_str().to_owned()));
             }
-            Self::Sources(sources) => {
+            Self::Sources => {
                 query.push("SELECT number FROM grains WHERE source");
-                push_list(query, sources.iter().cloned());
+                push_list(query, filter.sources.iter().flatten().flatten().cloned());
             }
-            Self::Tags(tags) => match tags.as_slice() {
-                [tag] => {
-                    query.push("SELECT grain AS number FROM grain_tags WHERE tag = ").push_bind(tag.clone());
-                }
-                tags => {
-                    query.push("SELECT DISTINCT grain AS number FROM grain_tags WHERE tag");
-                    push_list(query, tags.iter().cloned());
-                }
-            },
-            Self::Values(name, values) => {
-                query.push(if values.len() == 1 { "SELECT" } else { "SELECT DISTINCT" });
-                query.push(" grain AS number FROM grain_attributes WHERE name = ").push_bind(name.clone());
-                push_values(query, values, Plan::Enumerate);
+            Self::Tag => push_tagged(query, last(&filter.tags.all)),
+            Self::AnyTag => push_tagged(query, &filter.tags.any),
+            Self::Created => {
+                query.push("SELECT number FROM grains WHERE TRUE");
+                push_range(query, "created_us", &filter.created_us);
             }
-            Self::Within(name, range) => {
+            Self::Updated => {
+                query.push("SELECT number FROM grains WHERE TRUE");
+                push_range(query, "updated_us", &filter.updated_us);
+            }
+            Self::Value(at) => {
+                let (name, condition) = &filter.attributes[at];
+                push_having(query, name, last(&condition.members.all));
+            }
+            Self::AnyValue(at) => {
+                let (name, condition) = &filter.attributes[at];
+                push_having(query, name, &condition.members.any);
+            }
+            Self::Within(at) => {
+                let (name, condition) = &filter.attributes[at];
                 query.push("SELECT DISTINCT grain AS number FROM grain_attributes WHERE name = ");
                 query.push_bind(name.clone());
-                push_attribute_range(query, range);
-            }
-            Self::Created(range) => {
-                query.push("SELECT number FROM grains WHERE TRUE");
-                push_range(query, "created_us", range);
-            }
-            Self::Updated(range) => {
-                query.push("SELECT number FROM grains WHERE TRUE");
-                push_range(query, "updated_us", range);
+                push_attribute_range(query, &condition.range);
             }
         }
     }
+}
+
+/// The last of some values, alone.
+fn last<T>(values: &[T]) -> &[T] {
+    &values[values.len().saturating_sub(1)..]
+}
+
+fn push_tagged(query: &mut QueryBuilder<Sqlite>, tags: &[String]) {
+    if let [tag] = tags {
+        query.push("SELECT grain AS number FROM grain_tags WHERE tag = ").push_bind(tag.clone());
+    } else {
+        query.push("SELECT DISTINCT grain AS number FROM grain_tags WHERE tag");
+        push_list(query, tags.iter().cloned());
+    }
+}
+
+fn push_having(query: &mut QueryBuilder<Sqlite>, name: &str, values: &[AttributeValue]) {
+    query.push(if values.len() == 1 { "SELECT" } else { "SELECT DISTINCT" });
+    query.push(" grain AS number FROM grain_attributes WHERE name = ").push_bind(name.to_owned());
+    push_values(query, values, Plan::Enumerate);
 }
 
 struct Conditions<'a> {

@@ -102,7 +102,7 @@ impl ReadStore for SqliteStore {
             few = Some(start);
         }
         let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
-        self.page_by(&mut reader, &request, few.as_ref()).await
+        self.page_by(&mut reader, &request, few).await
     }
 
     async fn count(&self, filter: Filter, facets: Vec<Facet>) -> Result<Counted, StoreError> {
@@ -146,7 +146,7 @@ impl SqliteStore {
         &self,
         reader: &mut SqliteConnection,
         request: &PageRequest,
-        few: Option<&Start>,
+        few: Option<Start>,
     ) -> Result<Page, StoreError> {
         let PageRequest { sort, limit, vectors, .. } = *request;
         let failed = self.failed("list grains");
@@ -229,7 +229,7 @@ enum Behind {
 }
 
 /// The grains of a page, and one more: it tells whether there is another page.
-pub(super) fn page_query(request: &PageRequest, few: Option<&Start>) -> QueryBuilder<Sqlite> {
+pub(super) fn page_query(request: &PageRequest, few: Option<Start>) -> QueryBuilder<Sqlite> {
     let PageRequest { filter, sort, after, limit, vectors } = request;
     let column = match sort.key {
         SortKey::Created => "g.created_us",

@@ -52,7 +52,7 @@ impl SqliteStore {
         let mut query = QueryBuilder::new("SELECT ");
         for (at, start) in starts.iter().enumerate() {
             query.push(if at == 0 { "" } else { ", " });
-            filter::push_length(&mut query, start, MOST_COUNTED);
+            filter::push_length(&mut query, filter, *start, MOST_COUNTED);
         }
         let failed = self.failed("look for the narrowest condition");
         let row = query.build().fetch_one(&self.readers).await.map_err(&failed)?;
@@ -65,7 +65,7 @@ impl SqliteStore {
     pub(super) async fn start_of_few(&self, filter: &Filter) -> Result<Option<Start>, StoreError> {
         let Some(start) = self.narrowest(filter).await? else { return Ok(None) };
         let mut query = QueryBuilder::new("SELECT count(*) FROM (SELECT g.number");
-        filter::push_from_start(&mut query, filter, Some(&start));
+        filter::push_from_start(&mut query, filter, Some(start));
         query.push(" LIMIT ").push_bind(FEW + 1).push(")");
         let failed = self.failed("see whether few grains meet a filter");
         let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
@@ -81,7 +81,7 @@ impl SearchStore for SqliteStore {
         let start = self.narrowest(&filter).await?;
         // One row: a hundred thousand of them would take longer than the search.
         let mut query = QueryBuilder::new("SELECT group_concat(number) FROM (SELECT g.number");
-        filter::push_from_start(&mut query, &filter, start.as_ref());
+        filter::push_from_start(&mut query, &filter, start);
         query.push(" LIMIT ").push_bind(i64::from(at_most)).push(")");
         let failed = self.failed("find grains by a filter");
         let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
