@@ -354,11 +354,12 @@ fn begin_absent_attribute(query: &mut QueryBuilder<Sqlite>, name: &str) {
     query.push_bind(name.to_owned());
 }
 
-/// Tied to the grain, the subquery is looked up for each candidate; else it is one list for all of them.
+/// Tied to the grain, the subquery is looked up for each candidate, where the first row is enough: a grain may have a
+/// thousand values of which another would do, too. Else it is one list for all of them.
 fn end_of_lookup(query: &mut QueryBuilder<Sqlite>, plan: Plan) {
     query.push(match plan {
         Plan::Enumerate => ")",
-        Plan::Check | Plan::InOrderOf(_) => " AND grain = g.number)",
+        Plan::Check | Plan::InOrderOf(_) => " AND grain = g.number LIMIT 1)",
     });
 }
 

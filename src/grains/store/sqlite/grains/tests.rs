@@ -1,5 +1,8 @@
 //! How the database goes about filters.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite};
 
 use super::super::super::grain_store::{
@@ -112,6 +115,48 @@ async fn a_search_begins_with_the_condition_that_fewest_grains_meet() {
         let plan: Vec<String> = rows.iter().map(|row| row.get("detail")).collect();
         let first = plan.iter().find(|step| step.starts_with("SEARCH") || step.starts_with("SCAN"));
         assert!(first.is_some_and(|step| step.starts_with(&format!("SEARCH {begins}"))), "{filter:?}: {plan:#?}");
+    }
+    store.close().await;
+}
+
+/// How many instructions of SQLite's machine it takes to see that these grains meet a filter.
+async fn instructions(store: &SqliteStore, filter: &Filter, numbers: &[i64]) -> u64 {
+    let mut query = QueryBuilder::new("SELECT g.number");
+    filter::push_from_numbers(&mut query, filter, numbers);
+    let n = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&n);
+    let mut reader = store.readers.acquire().await.expect("a reader");
+    let mut handle = reader.lock_handle().await.expect("idle");
+    handle.set_progress_handler(1, move || {
+        counted.fetch_add(1, Ordering::Relaxed);
+        true
+    });
+    drop(handle);
+    let met: Vec<i64> = query.build_query_scalar().fetch_all(&mut *reader).await.expect("checked");
+    assert_eq!(met, numbers);
+    n.load(Ordering::Relaxed)
+}
+
+#[tokio::test]
+async fn a_grain_of_many_values_is_looked_at_until_one_of_them_will_do() {
+    const GRAINS: i64 = 20;
+    const VALUES: i64 = 500;
+    let (_folder, store) = store(GRAINS).await;
+    let values: Vec<i64> = (0..VALUES).collect();
+    let update = sqlx::query("UPDATE grains SET attributes = json_object('many', json(?)), tags = ?");
+    let tags: Vec<String> = values.iter().map(ToString::to_string).collect();
+    update.bind(json_text(&values)).bind(json_text(&tags)).execute(&store.writer).await.expect("written");
+    let numbers: Vec<i64> = (1..=GRAINS).collect();
+    let wanted: Vec<AttributeValue> = values.into_iter().map(AttributeValue::Integer).collect();
+    for filter in [
+        Filter { attributes: attribute("many", any_of(&wanted)), ..Filter::default() },
+        Filter { attributes: attribute("many", at_least(0)), ..Filter::default() },
+        Filter { tags: Membership { any: tags, ..Membership::default() }, ..Filter::default() },
+    ] {
+        // What is wanted is listed once, however many grains there are.
+        let one = instructions(&store, &filter, &numbers[..1]).await;
+        let all = instructions(&store, &filter, &numbers).await;
+        assert!(all < one + (GRAINS * VALUES).unsigned_abs(), "{one} for one, {all} for all");
     }
     store.close().await;
 }
