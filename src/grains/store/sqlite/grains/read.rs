@@ -59,7 +59,9 @@ impl ReadStore for SqliteStore {
         let mut query = select_grains();
         query.push(" WHERE g.number IN (SELECT value FROM json_each(").push_bind(json_text(&numbers)).push("))");
         filter::push(&mut query, &filter, Plan::Check);
-        let rows = query.build().fetch_all(&self.readers).await.map_err(self.failed("read grains"))?;
+        let failed = self.failed("read grains");
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        let rows = query.build().fetch_all(&mut *reader).await.map_err(failed)?;
         rows.iter().map(|row| self.grain_of(row)).collect()
     }
 

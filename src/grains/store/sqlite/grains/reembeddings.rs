@@ -103,14 +103,14 @@ impl ReembeddingStore for SqliteStore {
     ) -> Result<(Vec<ReembeddingFailure>, u64), StoreError> {
         let failed = self.failed("read what a re-embedding could not embed");
         let selection = self.selection_of(id).await?;
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
         let mut query = QueryBuilder::new("SELECT count(*)");
         push_failed(&mut query, id, &selection);
-        let total: i64 = query.build_query_scalar().fetch_one(&self.readers).await.map_err(&failed)?;
+        let total: i64 = query.build_query_scalar().fetch_one(&mut *reader).await.map_err(&failed)?;
         let mut query = QueryBuilder::new("SELECT g.id, f.reason, f.tries");
         push_failed(&mut query, id, &selection);
         query.push(" ORDER BY f.grain LIMIT ").push_bind(i64::from(at_most));
-        let rows: Vec<(String, String, u32)> =
-            query.build_query_as().fetch_all(&self.readers).await.map_err(&failed)?;
+        let rows: Vec<(String, String, u32)> = query.build_query_as().fetch_all(&mut *reader).await.map_err(&failed)?;
         let failure = |(grain, reason, tries)| ReembeddingFailure { grain: GrainId::stored(grain), reason, tries };
         Ok((rows.into_iter().map(failure).collect(), count(total)))
     }

@@ -55,7 +55,8 @@ impl SqliteStore {
             filter::push_length(&mut query, filter, *start, MOST_COUNTED);
         }
         let failed = self.failed("look for the narrowest condition");
-        let row = query.build().fetch_one(&self.readers).await.map_err(&failed)?;
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        let row = query.build().fetch_one(&mut *reader).await.map_err(&failed)?;
         let lengths = (0..starts.len()).map(|at| row.try_get::<i64, _>(at)).collect::<Result<Vec<_>, _>>();
         let narrowest = starts.into_iter().zip(lengths.map_err(failed)?).min_by_key(|(_, n)| *n);
         Ok(narrowest.map(|(start, _)| start))
@@ -97,7 +98,10 @@ impl SearchStore for SqliteStore {
         let mut query = QueryBuilder::new("SELECT g.number");
         filter::push_from_numbers(&mut query, &filter, &numbers);
         query.push(" ORDER BY g.key");
-        query.build_query_scalar().fetch_all(&self.readers).await.map_err(self.failed("check grains by a filter"))
+        let failed = self.failed("check grains by a filter");
+        let (mut reader, _interest) = self.callers_reader().await.map_err(&failed)?;
+        let passing = query.build_query_scalar().fetch_all(&mut *reader).await;
+        passing.map_err(failed)
     }
 
     async fn with_words(&self, query: String, filter: Filter, at_most: u32) -> Result<Vec<Scored>, StoreError> {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use sqlx::{AssertSqlSafe, QueryBuilder, Row, Sqlite};
 
@@ -159,6 +160,23 @@ async fn a_grain_of_many_values_is_looked_at_until_one_of_them_will_do() {
         assert!(all < one + (GRAINS * VALUES).unsigned_abs(), "{one} for one, {all} for all");
     }
     store.close().await;
+}
+
+#[tokio::test]
+async fn no_grain_is_checked_for_a_caller_who_has_left() {
+    let (_folder, store) = store(1).await;
+    let values: Vec<i64> = (0..1_000).collect();
+    let update = sqlx::query("UPDATE grains SET attributes = json_object('many', json(?))");
+    update.bind(json_text(&values)).execute(&store.writer).await.expect("written");
+    // Each of them is looked up each time the grain is: half a millisecond.
+    let all = values.into_iter().map(AttributeValue::Integer).collect();
+    let members = Membership { all, ..Membership::default() };
+    let condition = AttributeCondition { members, ..AttributeCondition::default() };
+    let filter = Filter { attributes: attribute("many", condition), ..Filter::default() };
+    assert_eq!(store.passing(filter.clone(), vec![1; 3]).await.expect("checked"), [1; 3]);
+    let checked = store.passing(filter, vec![1; 500_000]);
+    tokio::time::timeout(Duration::from_millis(200), checked).await.expect_err("it takes minutes");
+    tokio::time::timeout(Duration::from_secs(10), store.close()).await.expect("it was interrupted");
 }
 
 #[tokio::test]
