@@ -3,7 +3,8 @@
 use std::collections::HashSet;
 
 use super::error::GrainError;
-use super::merge::{WordHits, n_telling};
+use super::merge::{WordHits, best_first, n_telling};
+use super::nearest::Passing;
 use super::search::FUSION_DEPTH;
 use super::service::Grains;
 use super::store::{Scored, StoreError};
@@ -51,16 +52,25 @@ impl Grains {
         filter: &Filter,
         at_most: usize,
         nearest: Option<Vec<i64>>,
-        n_passing: Option<usize>,
+        passing: Option<&Passing>,
     ) -> Result<Words, GrainError> {
         // One more says whether the last has equals that are left out.
-        let n_asked = u32::try_from(at_most + usize::from(nearest.is_some())).unwrap_or(u32::MAX);
-        let hits = self.store.with_words(text.to_owned(), filter.clone(), n_asked).await?;
+        let n_asked = at_most + usize::from(nearest.is_some());
+        let hits = if let Some(Passing::Few(few)) = passing {
+            // Else all that has the words, a large part of the store maybe, would be checked by the filter.
+            let mut hits = self.store.words_of(text.to_owned(), few.clone()).await?;
+            hits.sort_unstable_by(best_first);
+            hits.truncate(n_asked);
+            hits
+        } else {
+            let n_asked = u32::try_from(n_asked).unwrap_or(u32::MAX);
+            self.store.with_words(text.to_owned(), filter.clone(), n_asked).await?
+        };
         let Some(mut numbers) = nearest else {
             let n = hits.len();
             return Ok(Words { hits, n_telling: n, n_first: 0 });
         };
-        let (hits, n_telling) = self.telling_first(hits, text, filter, n_passing).await?;
+        let (hits, n_telling) = self.telling_first(hits, text, filter, passing).await?;
         let words = Words { hits, n_telling, n_first: 0 };
         if n_telling <= FUSION_DEPTH || words.hits[FUSION_DEPTH - 1].score > words.hits[FUSION_DEPTH].score {
             return Ok(words);
@@ -82,14 +92,14 @@ impl Grains {
         hits: Vec<Scored>,
         text: &str,
         filter: &Filter,
-        n_passing: Option<usize>,
+        passing: Option<&Passing>,
     ) -> Result<(Vec<Scored>, usize), GrainError> {
         let n = n_telling(&hits);
         // So many may be cut off, and nobody knows how many there are; and they must count on every page, or on none.
         if n == hits.len() || hits.len() >= FUSION_DEPTH {
             return Ok((hits, n));
         }
-        let telling = match self.telling(&hits, text, filter, n_passing).await {
+        let telling = match self.telling(&hits, text, filter, passing).await {
             Ok(telling) if !telling.is_empty() => telling,
             // All is found by now, if in a worse order.
             Ok(_) | Err(StoreError::TooSlow { .. }) => return Ok((hits, n)),
@@ -109,13 +119,13 @@ impl Grains {
         hits: &[Scored],
         text: &str,
         filter: &Filter,
-        n_passing: Option<usize>,
+        passing: Option<&Passing>,
     ) -> Result<HashSet<i64>, StoreError> {
         let numbers = hits.iter().map(|hit| hit.number).collect();
         let having = self.store.with_each_word(text.to_owned(), numbers).await?;
         let at_most = u32::try_from(2 * hits.len()).unwrap_or(u32::MAX);
-        let n_passing = match n_passing {
-            Some(n) => n,
+        let n_passing = match passing {
+            Some(passing) => passing.n(),
             None => self.store.numbers(filter.clone(), at_most).await?.len(),
         };
         Ok(having.into_iter().filter(|having| 2 * having.len() <= n_passing).flatten().collect())

@@ -217,7 +217,8 @@ fn fuse(rankings: &[Ranking<'_>]) -> Vec<Scored> {
     fused
 }
 
-fn best_first(a: &Scored, b: &Scored) -> std::cmp::Ordering {
+/// The order of what was found: of equals, the first written first.
+pub(super) fn best_first(a: &Scored, b: &Scored) -> std::cmp::Ordering {
     b.score.total_cmp(&a.score).then(a.number.cmp(&b.number))
 }
 

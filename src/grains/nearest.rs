@@ -75,8 +75,27 @@ fn of_query(error: GrainError, model: &ModelName) -> GrainError {
 struct Look {
     /// Whether it saw every space that serves, and no grain moved since it began.
     is_settled: bool,
-    /// How many grains meet the filter, where they were counted.
-    n_passing: Option<usize>,
+    /// Which grains meet the filter, where that was looked up.
+    passing: Option<Passing>,
+}
+
+/// Which grains meet a filter.
+#[derive(Clone, Debug)]
+pub(super) enum Passing {
+    /// These, so few that all of them are compared.
+    Few(Vec<i64>),
+    /// More than that.
+    Many,
+}
+
+impl Passing {
+    /// How many these are, at least.
+    pub(super) fn n(&self) -> usize {
+        match self {
+            Self::Few(numbers) => numbers.len(),
+            Self::Many => EXACT_UNDER_FILTER as usize + 1,
+        }
+    }
 }
 
 /// Which grains are compared.
@@ -87,15 +106,15 @@ enum Among {
 }
 
 impl Grains {
-    /// The nearest grains in each space that is to be searched, to each of these depths; and where it was counted, how many
-    /// meet the filter, up to one more than all of which would be compared.
+    /// The nearest grains in each space that is to be searched, to each of these depths; and which meet the filter, where
+    /// that was looked up.
     pub(super) async fn search_spaces(
         &self,
         request: &SearchRequest,
         depths: &[usize],
         spent: &mut Spent,
-    ) -> Result<(Vec<SpaceSearch>, Option<usize>), GrainError> {
-        let mut n_passing = None;
+    ) -> Result<(Vec<SpaceSearch>, Option<Passing>), GrainError> {
+        let mut passing = None;
         let mut searches: Vec<SpaceSearch> = Vec::new();
         for look in 1.. {
             let began = Instant::now();
@@ -107,13 +126,13 @@ impl Grains {
             spent.embedding += began.elapsed();
             let began = Instant::now();
             let seen = part("nearest").around(self.find_nearest(&mut searches, request, depths)).await?;
-            n_passing = seen.n_passing;
+            passing = seen.passing;
             spent.vectors += began.elapsed();
             if seen.is_settled || look == LOOKS {
                 break;
             }
         }
-        Ok((searches, n_passing))
+        Ok((searches, passing))
     }
 
     /// The spaces that are to be searched.
@@ -177,8 +196,8 @@ impl Grains {
         // The index has nothing but what the space serves.
         let filter = Filter { space: None, ..request.filter.clone() };
         let few = self.few(&filter).await?;
-        let is_counted = !filter.is_empty() && request.filter.space.is_none();
-        let n_passing = is_counted.then(|| few.as_ref().map_or(EXACT_UNDER_FILTER as usize + 1, Vec::len));
+        let is_looked_up = !filter.is_empty() && request.filter.space.is_none();
+        let passing = is_looked_up.then(|| few.clone().map_or(Passing::Many, Passing::Few));
         let mut plans = Vec::with_capacity(depths.len());
         for depth in depths {
             let among = match &few {
@@ -227,11 +246,11 @@ impl Grains {
         let is_for_all = matches!(request.query, Query::Text(_)) && request.filter.space.is_none();
         let knows = |space: &SpaceId| searches.iter().any(|search| search.space == *space);
         let is_settled = (!is_for_all || serving.iter().all(knows)) && (!checks_moves || n_moves == n_moves_now);
-        Ok(Look { is_settled, n_passing })
+        Ok(Look { is_settled, passing })
     }
 
     /// The grains under a filter that leaves so few that all of them are compared, in order.
-    async fn few(&self, filter: &Filter) -> Result<Option<Vec<i64>>, GrainError> {
+    pub(super) async fn few(&self, filter: &Filter) -> Result<Option<Vec<i64>>, GrainError> {
         if filter.is_empty() {
             return Ok(None);
         }

@@ -190,10 +190,10 @@ impl Grains {
         let min_score = request.min_score.unwrap_or(f64::NEG_INFINITY);
         let depths = depths_to(wanted, request.mode);
         let (mut found, mut lists, mut spaces) = (Vec::new(), Vec::new(), Vec::new());
-        let mut n_passing = None;
+        let mut passing = None;
         if request.mode != Mode::Lexical {
-            let (searches, counted) = self.search_spaces(&request, &depths, &mut spent).await?;
-            n_passing = counted;
+            let (searches, looked_up) = self.search_spaces(&request, &depths, &mut spent).await?;
+            passing = looked_up;
             let is_alone = searches.len() < 2;
             for SpaceSearch { space, model, query, nearest } in searches {
                 let reason = query.as_ref().err().or(nearest.as_ref().err()).cloned();
@@ -220,7 +220,7 @@ impl Grains {
             let nearest = lists.iter().filter_map(|lists| lists.as_slice().first()).flat_map(|first| &first.hits);
             let nearest = (!found.is_empty()).then(|| nearest.map(|hit| hit.number).collect());
             let at_most = depths.last().copied().unwrap_or(MAX_DEPTH);
-            words = Some(self.find_words(text, &request.filter, at_most, nearest, n_passing).await?);
+            words = Some(self.find_words(text, &request.filter, at_most, nearest, passing.as_ref()).await?);
             spent.words = began.elapsed();
         }
         let guess =
