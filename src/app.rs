@@ -119,6 +119,7 @@ impl App {
         }
         upkeep::keep_metrics(&shutdown, metrics.clone());
         upkeep::keep_run_memory(&shutdown);
+        upkeep::keep_request_memory(&shutdown, Arc::clone(&body_memory), Arc::clone(&answer_memory));
         upkeep::watch_for_standstills(&shutdown);
         upkeep::watch_clock(&shutdown, clock);
         let state = AppState::from(Shared {

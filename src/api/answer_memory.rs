@@ -13,6 +13,8 @@ use http_body::Body as _;
 
 use super::access;
 use super::bodies::Held;
+use super::body_memory::MANY_BYTES;
+use super::crowd::Crowd;
 use super::error::{ApiError, Code};
 use super::state::AppState;
 
@@ -23,6 +25,8 @@ const MAX_UNCOUNTED_BYTES: u64 = 64 << 10;
 pub struct AnswerMemory {
     size: ByteSize,
     taken_bytes: AtomicU64,
+    /// Its bytes that are taken.
+    crowd: Crowd,
 }
 
 /// What one answer takes of it. It is free again when this is dropped.
@@ -35,7 +39,7 @@ impl AnswerMemory {
     /// So much.
     #[must_use]
     pub fn new(size: ByteSize) -> Self {
-        Self { size, taken_bytes: AtomicU64::new(0) }
+        Self { size, taken_bytes: AtomicU64::new(0), crowd: Crowd::of(MANY_BYTES) }
     }
 
     /// What answers take, in bytes. It may be more than there is.
@@ -44,8 +48,14 @@ impl AnswerMemory {
         self.taken_bytes.load(Ordering::Relaxed)
     }
 
+    /// Gives the system back what large answers have left behind.
+    pub async fn give_back(&self) {
+        self.crowd.went(self.taken_bytes()).await;
+    }
+
     fn take(self: &Arc<Self>, n_bytes: u64) -> Taken {
         self.taken_bytes.fetch_add(n_bytes, Ordering::Relaxed);
+        self.crowd.came(self.taken_bytes());
         Taken { memory: Arc::clone(self), n_bytes }
     }
 
@@ -56,6 +66,7 @@ impl AnswerMemory {
             (taken == 0 || together <= self.size.as_u64()).then_some(together)
         };
         self.taken_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, with_it).ok()?;
+        self.crowd.came(self.taken_bytes());
         Some(Taken { memory: Arc::clone(self), n_bytes })
     }
 }

@@ -13,12 +13,18 @@ use futures::StreamExt;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::crowd::Crowd;
 use super::error::{ApiError, Code};
 use super::state::AppState;
+
+/// So many bytes leave behind what is worth giving back.
+pub(super) const MANY_BYTES: u64 = 32 << 20;
 
 /// Memory for the bodies of all requests together.
 pub struct BodyMemory {
     size: ByteSize,
+    /// Its bytes that are taken.
+    crowd: Crowd,
     free_bytes: Arc<Semaphore>,
 }
 
@@ -51,13 +57,18 @@ impl BodyMemory {
     #[must_use]
     pub fn new(size: ByteSize) -> Self {
         let n_bytes = usize::try_from(size.as_u64()).unwrap_or(usize::MAX).min(Semaphore::MAX_PERMITS);
-        Self { size, free_bytes: Arc::new(Semaphore::new(n_bytes)) }
+        Self { size, crowd: Crowd::of(MANY_BYTES), free_bytes: Arc::new(Semaphore::new(n_bytes)) }
     }
 
     /// What requests have taken of it, in bytes.
     #[must_use]
     pub fn taken_bytes(&self) -> u64 {
         self.size.as_u64().saturating_sub(self.free_bytes.available_permits() as u64)
+    }
+
+    /// Gives the system back what large bodies have left behind.
+    pub async fn give_back(&self) {
+        self.crowd.went(self.taken_bytes()).await;
     }
 }
 
@@ -94,6 +105,7 @@ impl BodyShare {
             Some(taken) => taken.merge(more),
             taken => *taken = Some(more),
         }
+        self.memory.crowd.came(self.memory.taken_bytes());
         Ok(())
     }
 }

@@ -7,7 +7,6 @@
 
 mod accept;
 mod activity;
-mod crowd;
 pub mod files;
 mod rest;
 mod tls;
@@ -33,9 +32,9 @@ use tokio_util::task::TaskTracker;
 
 use self::accept::{Accepted, Door};
 use self::activity::{Activity, Answer, Arriving, Begun, MAX_PIECE_BYTES, Silence, Watched};
-use self::crowd::Crowd;
 use self::rest::Rest;
 pub use self::tls::{Ending, Tls, TlsError, TlsFiles};
+use super::crowd::Crowd;
 use super::forwarded::Peer;
 use crate::shutdown::Shutdown;
 
@@ -45,6 +44,9 @@ const MAX_HEAD_BYTES: u32 = 64 << 10;
 /// The most requests at once on one HTTP/2 connection. Each holds a place of `server.max_concurrent_requests`: with
 /// hyper's 200 a handful of connections would have all of them.
 const MAX_STREAMS: u32 = 64;
+
+/// So many connections at once take some 20 MiB.
+const CROWD: u64 = 1_000;
 
 /// How long connections are still taken that the system has accepted on the server's behalf when it stops: requests may
 /// have come on them.
@@ -82,16 +84,16 @@ pub struct Serving {
 pub async fn serve(listener: TcpListener, serving: Serving, shutdown: Shutdown) {
     let connections = TaskTracker::new();
     let mut door = Door::new(listener, serving.limits.max_connections);
-    let crowd = Arc::new(Crowd::default());
+    let crowd = Arc::new(Crowd::of(CROWD));
     let take = |accepted: Accepted| {
         let (serving, shutdown) = (serving.clone(), shutdown.clone());
         let (tracker, its_crowd) = (connections.clone(), Arc::clone(&crowd));
         connections.spawn(async move {
             welcome(accepted.stream, accepted.peer, serving, shutdown).await;
             drop(accepted.place);
-            its_crowd.went(tracker.len() - 1).await;
+            its_crowd.went(tracker.len() as u64 - 1).await;
         });
-        crowd.came(connections.len());
+        crowd.came(connections.len() as u64);
     };
     while let Some(accepted) = shutdown.soft().run_until_cancelled(door.next()).await {
         take(accepted);

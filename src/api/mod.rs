@@ -16,6 +16,7 @@ pub mod comparison;
 pub mod comparisons;
 pub mod connections;
 mod cors;
+mod crowd;
 pub mod embed;
 pub mod error;
 pub mod events;

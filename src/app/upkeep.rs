@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use metrics_exporter_prometheus::PrometheusHandle;
 
+use crate::api::answer_memory::AnswerMemory;
+use crate::api::body_memory::BodyMemory;
 use crate::api::connections::Tls;
 use crate::auth::Keys;
 use crate::clock::Clock;
@@ -26,7 +28,7 @@ const REFRESH_TLS: Duration = Duration::from_secs(2);
 /// How often the clock is looked at.
 const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
 
-/// How often memory is given back that no text took meanwhile.
+/// How often memory is given back that no text, body or answer needs any more.
 const GIVE_BACK: Duration = Duration::from_secs(30);
 
 /// How often a failed load of the active model is looked at.
@@ -64,6 +66,17 @@ pub(super) fn keep_tls(shutdown: &Shutdown, tls: Arc<Tls>) {
 /// Gives back what long texts took. Who sends one may be about to send more.
 pub(super) fn keep_run_memory(shutdown: &Shutdown) {
     look_again(shutdown, "memory of long texts", GIVE_BACK, run_memory::give_back_unused);
+}
+
+/// Gives back what large bodies and answers took.
+pub(super) fn keep_request_memory(shutdown: &Shutdown, bodies: Arc<BodyMemory>, answers: Arc<AnswerMemory>) {
+    shutdown.every("memory of requests", GIVE_BACK, move || {
+        let (bodies, answers) = (Arc::clone(&bodies), Arc::clone(&answers));
+        async move {
+            bodies.give_back().await;
+            answers.give_back().await;
+        }
+    });
 }
 
 /// Looks at something again and again, off the async threads.
