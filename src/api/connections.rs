@@ -48,6 +48,11 @@ const MAX_STREAMS: u32 = 64;
 /// So many connections at once take some 20 MiB.
 const CROWD: u64 = 1_000;
 
+/// The system takes no more of an answer while so much of what it has taken waits to be sent. Left alone, it takes megabytes,
+/// and then nothing for as long as a slow caller needs for a third of them: as if nobody took anything.
+#[cfg(target_os = "linux")]
+const MAX_UNSENT_BYTES: u32 = 128 << 10;
+
 /// How long connections are still taken that the system has accepted on the server's behalf when it stops: requests may
 /// have come on them.
 const LAST_ACCEPTS: Duration = Duration::from_millis(50);
@@ -114,6 +119,10 @@ async fn welcome(stream: TcpStream, peer: IpAddr, serving: Serving, shutdown: Sh
     // Small answers must not wait for the acknowledgement of the last ones.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "a connection keeps Nagle's algorithm");
+    }
+    #[cfg(target_os = "linux")]
+    if let Err(error) = socket2::SockRef::from(&stream).set_tcp_notsent_lowat(MAX_UNSENT_BYTES) {
+        tracing::debug!(%error, "a connection shows late that its answer is taken");
     }
     let Some(tls) = tls else { return carry(stream, peer, router, limits, shutdown).await };
     let shaken = shutdown.soft().run_until_cancelled(tls.shake_hands(stream, limits.header_timeout)).await;

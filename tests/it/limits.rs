@@ -669,6 +669,25 @@ async fn an_answer_that_nobody_takes_is_given_up() {
 }
 
 #[tokio::test]
+async fn an_answer_that_is_taken_slowly_is_not_given_up() {
+    let app = serve("body_timeout = \"2s\"").await;
+    // More than the system takes in for somebody who does not read.
+    let text = "many words ".repeat(50_000);
+    for n in 0..20 {
+        app.post("/grains", json!({"id": n.to_string(), "text": text})).await.ok();
+    }
+    let mut slow = Raw::open(&app).await;
+    slow.send("GET /grains HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+    let mut piece = vec![0; 100 << 10];
+    for _ in 0..25 {
+        slow.0.read_exact(&mut piece).await.expect("it goes on");
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+    assert!(slow.read_to_end().await.ends_with('}'));
+    app.stop().await;
+}
+
+#[tokio::test]
 async fn an_import_goes_on_while_its_caller_sends_and_reads_nothing_yet() {
     // So long that a slow machine sends something within it.
     let app = serve("header_timeout = \"1s\"\nbody_timeout = \"2s\"").await;

@@ -40,15 +40,15 @@ struct State {
     offered: BTreeMap<u64, Offered>,
     /// Requests whose bodies are still read.
     arriving: BTreeSet<u64>,
-    /// When a part of any of them was last asked for or taken.
+    /// When a part of any of them was last offered, which over HTTP/2 says that it was asked for.
     moved: Instant,
     n_begun: u64,
     is_http2: bool,
 }
 
 struct Offered {
-    /// When a part of it was last asked for or taken. What an HTTP/2 connection sends may be another answer, or one to a
-    /// ping: there, only what is asked for counts.
+    /// When a part of it was last taken. What an HTTP/2 connection sends may be another answer, or one to a ping: there,
+    /// what is asked for counts instead.
     moved: Instant,
     answer: Weak<Mutex<Option<Untaken>>>,
 }
@@ -160,9 +160,12 @@ impl Activity {
 }
 
 impl Begun {
-    /// A part of the answer is there.
+    /// A part of the answer is there. Over HTTP/2 somebody has asked for it then; else hyper may only have had room for it.
     fn offer(&self, answer: &Weak<Mutex<Option<Untaken>>>) {
         let mut state = self.activity.state.lock();
+        if !state.is_http2 && state.offered.contains_key(&self.number) {
+            return;
+        }
         state.moved = Instant::now();
         let offered = Offered { moved: state.moved, answer: Weak::clone(answer) };
         state.offered.insert(self.number, offered);
@@ -253,6 +256,20 @@ mod tests {
         assert!(matches!(activity.silence(), Some(Silence::Between(_))));
     }
 
+    #[test]
+    fn over_http1_an_answer_moves_when_its_bytes_go() {
+        let activity = Arc::new(Activity::new(Instant::now()));
+        let begun = activity.begin(Version::HTTP_11);
+        begun.offer(&Weak::new());
+        let offered = activity.silence();
+        let_time_pass();
+        // Hyper has room for another piece, whoever takes them.
+        begun.offer(&Weak::new());
+        assert_eq!(activity.silence(), offered);
+        activity.bytes_went();
+        assert_ne!(activity.silence(), offered);
+    }
+
     #[tokio::test]
     async fn what_nobody_takes_is_given_up_and_the_rest_goes_on() {
         let activity = Arc::new(Activity::new(Instant::now()));
@@ -321,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn an_answer_goes_in_pieces_and_each_is_progress() {
+    async fn an_answer_goes_in_pieces_and_over_http2_each_is_progress() {
         for version in [Version::HTTP_11, Version::HTTP_2] {
             let mut left: Bytes = (0..=u8::MAX).cycle().take(2 * MAX_PIECE_BYTES + 1).collect();
             let activity = Arc::new(Activity::new(Instant::now()));
@@ -332,7 +349,8 @@ mod tests {
                 let Some(Silence::Unread(since)) = activity.silence() else { panic!("it is unread") };
                 let_time_pass();
                 assert_eq!(next_data(&mut answer).await, left.split_to(length));
-                assert!(matches!(activity.silence(), Some(Silence::Unread(later)) if later > since));
+                let has_moved = matches!(activity.silence(), Some(Silence::Unread(later)) if later > since);
+                assert_eq!(has_moved, version == Version::HTTP_2);
             }
             assert!(answer.is_end_stream());
             assert_eq!(answer.size_hint().exact(), Some(0));
