@@ -35,6 +35,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use sqlx::SqlitePool;
 use sqlx::migrate::Migrator;
+use tokio::sync::Semaphore;
 
 use self::grains::Vocabulary;
 use self::lock::StoreLock;
@@ -62,6 +63,8 @@ pub struct SqliteStore {
     path: PathBuf,
     files: OpenFiles,
     readers: SqlitePool,
+    /// Places for reads that may take long: fewer than there are readers.
+    long_reads: Arc<Semaphore>,
     read_timeout: Duration,
     /// A connection of its own for readiness: a server that is busy reading is not away.
     probe: SqlitePool,

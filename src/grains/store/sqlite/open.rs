@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use sqlx::pool::PoolConnection;
 use sqlx::sqlite::{SqliteConnectOptions, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{ConnectOptions, Connection, Sqlite, SqliteConnection, SqlitePool};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::super::StoreError;
 use super::SqliteStore;
@@ -43,6 +44,9 @@ const MIN_READERS: NonZeroU32 = NonZeroU32::new(4).expect("four is not zero");
 
 /// The same at most: each has a thread and a cache of pages.
 const MAX_READERS: NonZeroU32 = NonZeroU32::new(32).expect("thirty-two is not zero");
+
+/// Somebody's interest in a long read, and its place among those. When all clones are dropped, the read is interrupted.
+pub(super) type Interest = Arc<OwnedSemaphorePermit>;
 
 /// Which file to open, and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,24 +134,31 @@ impl SqliteStore {
         let writer = open_pool(writer, &path, connect_options(&path)).await?;
         let (read_timeout, lock, vocabulary) = (options.read_timeout, Mutex::new(Some(lock)), Vocabulary::new());
         let files = OpenFiles::with_log(file, &path);
-        Ok(Self { path, files, readers, read_timeout, probe, writer, log, lock, vocabulary })
+        let n_long_reads = options.readers.get().saturating_sub(1).max(1);
+        let long_reads = Arc::new(Semaphore::new(n_long_reads as usize));
+        Ok(Self { path, files, readers, long_reads, read_timeout, probe, writer, log, lock, vocabulary })
     }
 
-    /// A reader for what may take long. What it does is interrupted when its time is over, as that of all readers is, and
-    /// before that once that which comes with it is dropped: in the middle of a statement nobody notices otherwise that its
-    /// caller has left.
-    pub(super) async fn callers_reader(&self) -> Result<(PoolConnection<Sqlite>, Arc<()>), sqlx::Error> {
+    /// A reader for what may take long; one reader is always left to what does not. What it does is interrupted when its time
+    /// is over, as that of all readers is, and before that once that which comes with it is dropped: in the middle of a
+    /// statement nobody notices otherwise that its caller has left.
+    pub(super) async fn callers_reader(&self) -> Result<(PoolConnection<Sqlite>, Interest), sqlx::Error> {
         self.reader_for(self.read_timeout).await
     }
 
     /// The same for what no caller waits for: its time is not limited.
-    pub(super) async fn patient_reader(&self) -> Result<(PoolConnection<Sqlite>, Arc<()>), sqlx::Error> {
+    pub(super) async fn patient_reader(&self) -> Result<(PoolConnection<Sqlite>, Interest), sqlx::Error> {
         self.reader_for(Duration::MAX).await
     }
 
-    async fn reader_for(&self, time: Duration) -> Result<(PoolConnection<Sqlite>, Arc<()>), sqlx::Error> {
-        let mut reader = self.readers.acquire().await?;
-        let (begun, log, interest) = (Instant::now(), Arc::clone(&self.log), Arc::new(()));
+    async fn reader_for(&self, time: Duration) -> Result<(PoolConnection<Sqlite>, Interest), sqlx::Error> {
+        let acquired = async {
+            let turn = Arc::clone(&self.long_reads).acquire_owned().await.map_err(|_| sqlx::Error::PoolClosed)?;
+            Ok::<_, sqlx::Error>((turn, self.readers.acquire().await?))
+        };
+        let acquired = tokio::time::timeout(ACQUIRE_TIMEOUT, acquired).await;
+        let (turn, mut reader) = acquired.map_err(|_| sqlx::Error::PoolTimedOut)??;
+        let (begun, log, interest) = (Instant::now(), Arc::clone(&self.log), Arc::new(turn));
         let wanted = Arc::downgrade(&interest);
         let mut handle = reader.lock_handle().await?;
         handle.set_progress_handler(INSTRUCTIONS_BETWEEN_LOOKS, move || {

@@ -126,11 +126,12 @@ impl SqliteStore {
 
     /// How many grains there are: counted, or at most so many since an earlier count, which reads an entry for each grain.
     async fn count_all(&self, earlier: Option<All>) -> Result<All, sqlx::Error> {
-        let greatest = sqlx::query_scalar("SELECT max(number) FROM grains").fetch_one(&self.readers).await?;
+        let (mut reader, _interest) = self.callers_reader().await?;
+        let greatest = sqlx::query_scalar("SELECT max(number) FROM grains").fetch_one(&mut *reader).await?;
         let greatest = count(Option::<i64>::unwrap_or_default(greatest));
         let n_grains = match earlier {
             Some(All { n_grains, greatest: before }) => n_grains + greatest.saturating_sub(before),
-            None => count(sqlx::query_scalar("SELECT count(*) FROM grains").fetch_one(&self.readers).await?),
+            None => count(sqlx::query_scalar("SELECT count(*) FROM grains").fetch_one(&mut *reader).await?),
         };
         Ok(All { n_grains, greatest })
     }

@@ -396,6 +396,20 @@ async fn what_no_caller_waits_for_may_take_its_time() {
 }
 
 #[tokio::test]
+async fn long_reads_leave_a_reader_to_short_ones() {
+    let (_folder, path) = folder();
+    let store = open(&path).await.expect("created");
+    let mut long = Vec::new();
+    while let Ok(reader) = tokio::time::timeout(Duration::from_millis(200), store.callers_reader()).await {
+        long.push(reader.expect("a reader"));
+    }
+    assert_eq!(long.len() + 1, OpenOptions::at(&path).readers.get() as usize);
+    assert!(store.spaces().await.expect("read beside them").is_empty());
+    drop(long);
+    store.close().await;
+}
+
+#[tokio::test]
 async fn nothing_is_read_for_a_caller_who_has_left() {
     let endless = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
     let (_folder, path) = folder();
