@@ -8,8 +8,9 @@ use super::service::Grains;
 use super::store::{Atomicity, Change, Expected, Makers, NewVector};
 use super::vector::{check, checked};
 use crate::domain::vector::cosine;
-use crate::domain::{Content, CreatedAt, GrainId, InputType, ModelName, Origin, PromptChoice, Provenance};
+use crate::domain::{Content, CreatedAt, GrainId, InputType, ModelName, Origin, PromptChoice, Provenance, SpaceId};
 use crate::engine::{EngineError, Input, Priority};
+use crate::models::ledger::SpaceRecord;
 use crate::models::standing::LEAST_COSINE;
 use crate::models::{EmbedRequest, Lease, ModelError, Truncation};
 
@@ -257,6 +258,22 @@ impl Grains {
         Ok(vectors)
     }
 
+    /// What is recorded of the space of a vector that was brought along. Where nothing is, and the active model was never
+    /// loaded, the space may be its own: it is loaded first, as it is for texts.
+    pub(super) async fn known_space(&self, space: &SpaceId) -> Result<SpaceRecord, GrainError> {
+        if let Some(record) = self.ledger.space(space).await? {
+            return Ok(record);
+        }
+        let active = self.models.active();
+        if self.ledger.accepted_space(&active).await?.is_none() {
+            match self.models.lease(&active).await {
+                Ok(_) | Err(ModelError::Disabled { .. } | ModelError::Failed { permanent: true, .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        self.ledger.space(space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))
+    }
+
     /// What is stored of a vector that was brought along, verified if that is asked for.
     pub(super) async fn take_supplied(
         &self,
@@ -266,7 +283,7 @@ impl Grains {
         priority: Priority,
     ) -> Result<NewVector, GrainError> {
         let SuppliedVector { space, vector, verify, known } = supplied;
-        let record = self.ledger.space(&space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
+        let record = self.known_space(&space).await?;
         // What an export says of a vector is of that very vector, so it stays as it is, whatever its length.
         let vector = match &known {
             Some(_) => check(&vector, record.dimensions).map(|()| vector)?,

@@ -155,6 +155,8 @@ impl Grains {
                 | GrainError::TooLong { .. }
                 | GrainError::Model(ModelError::Engine(EngineError::Overloaded { .. }))),
             ) => return Err(error),
+            // There is nothing else to search with.
+            Err(error) if matches!(query, Query::Vector { .. }) => return Err(error),
             Err(error) => (None, Err(error.refusal().message)),
         };
         Ok(SpaceSearch { space, model, query, nearest: Ok(Vec::new()) })
@@ -165,7 +167,7 @@ impl Grains {
         let text = match query {
             Query::Text(text) => text.clone(),
             Query::Vector { vector, .. } => {
-                let record = self.ledger.space(space).await?.ok_or_else(|| GrainError::UnknownSpace(space.clone()))?;
+                let record = self.known_space(space).await?;
                 return Ok((None, checked(vector, record.dimensions)?));
             }
         };
@@ -250,7 +252,7 @@ impl Grains {
     }
 
     /// The grains under a filter that leaves so few that all of them are compared, in order.
-    pub(super) async fn few(&self, filter: &Filter) -> Result<Option<Vec<i64>>, GrainError> {
+    async fn few(&self, filter: &Filter) -> Result<Option<Vec<i64>>, GrainError> {
         if filter.is_empty() {
             return Ok(None);
         }

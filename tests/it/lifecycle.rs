@@ -261,6 +261,23 @@ async fn a_load_that_nobody_waits_for_and_that_ends_in_time_is_no_disorder() {
 }
 
 #[tokio::test]
+async fn a_vector_in_the_space_of_the_active_model_waits_for_its_first_load() {
+    let elsewhere = TestApp::start_with(&with_tiny(&[])).await;
+    let space = elsewhere.post("/models/tiny/load", json!({})).await.ok()["space"].clone();
+    elsewhere.stop().await;
+    let folder = with_mine();
+    let held = HeldFile::hold(folder.path().join("models/tiny/config.json"));
+    let (process, url) = serve(folder.path());
+    let app = Caller::of(url);
+    wait_until_logged(&process, "loading a model model=tiny").await;
+    let mut vector = vec![0.0; 32];
+    vector[0] = 1.0;
+    let write = app.post("/grains", json!({"id": "a", "text": "hello", "vector": vector, "space": space}));
+    let (written, ()) = tokio::join!(write, held.let_go());
+    written.ok();
+}
+
+#[tokio::test]
 async fn a_model_that_is_deleted_while_it_waits_for_its_turn_is_not_loaded() {
     let folder = with_mine();
     // The active model has its turn as soon as the server serves.
